@@ -1,0 +1,150 @@
+"""One geometry per example, and how each kind of array follows it: images, maps of labels, boxes.
+
+What a depth or a normal map does beyond moving its pixels (division by the zoom, mirrored x axis) its task knows.
+Photometric changes live in `must.data.augment`.
+"""
+
+import numpy as np
+
+from must.core.types import Geometry
+
+FILL = (124, 116, 104)  # mean colour of natural images, so that padding has no edge of its own
+
+
+def whole_image(source_size: tuple[int, int], size: tuple[int, int], *, keep_aspect: bool = True) -> Geometry:
+    """The whole original in the frame: padded right and below when `keep_aspect`, else stretched; sizes (height, width)."""
+    scale = (size[0] / source_size[0], size[1] / source_size[1])
+    if keep_aspect:
+        scale = (min(scale), min(scale))
+    return Geometry(source_size, size, scale, (0.0, 0.0))
+
+
+def draw(
+    rng: np.random.Generator,
+    source_size: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    zoom: tuple[float, float] = (1.0, 1.0),
+    shift: float = 0.0,
+    flip: bool = True,
+    keep_aspect: bool = True,
+) -> Geometry:
+    """A random crop or padding with scale jitter and mirroring.
+
+    Args:
+      rng: source of all randomness.
+      source_size: (height, width) of the original, pixels.
+      size: (height, width) of the network's frame, pixels.
+      zoom: range of the magnification, drawn log-uniformly; above 1 crops, below 1 pads.
+      shift: largest extra displacement as a fraction of the frame, drawn uniformly in whole network pixels.
+      flip: mirror left to right with probability 1/2.
+      keep_aspect: same scale in both directions.
+    """
+    base = whole_image(source_size, size, keep_aspect=keep_aspect)
+    magnification = float(np.exp(rng.uniform(np.log(zoom[0]), np.log(zoom[1]))))
+    scale = (base.scale[0] * magnification, base.scale[1] * magnification)
+    offset = []
+    for axis in range(2):
+        slack = size[axis] - source_size[axis] * scale[axis]  # negative: the image is larger than the frame
+        extra = round(shift * size[axis])
+        # Whole network pixels, so that an unscaled image is copied and not resampled.
+        offset.append(float(round(rng.uniform(min(0.0, slack), max(0.0, slack))) + rng.integers(-extra, extra + 1)))
+    return Geometry(source_size, size, scale, tuple(offset), bool(flip and rng.random() < 0.5), magnification)
+
+
+def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int, int] = FILL) -> np.ndarray:
+    """The picture in the network's frame, antialiased; uint8 [H, W, 3] -> uint8 [h, w, 3]."""
+    height, width = geometry.size
+    if geometry.scale == (1.0, 1.0) and all(o == round(o) for o in geometry.offset):
+        return transform_map(image, geometry, fill)
+    from PIL import Image
+
+    out = np.empty((height, width, 3), np.uint8)
+    out[:] = fill
+    # The part of the frame that the image covers, and the part of the image that lands there.
+    spans = []
+    for axis in range(2):
+        low = max(0, round(geometry.offset[axis]))
+        high = min(geometry.size[axis], round(geometry.offset[axis] + geometry.source_size[axis] * geometry.scale[axis]))
+        begin = (low - geometry.offset[axis]) / geometry.scale[axis]
+        end = (high - geometry.offset[axis]) / geometry.scale[axis]
+        spans.append((low, high, max(0.0, begin), min(float(geometry.source_size[axis]), end)))
+    (top, bottom, y0, y1), (left, right, x0, x1) = spans
+    if bottom > top and right > left:
+        picture = Image.fromarray(image).resize((right - left, bottom - top), Image.BILINEAR, box=(x0, y0, x1, y1))
+        out[top:bottom, left:right] = np.asarray(picture)
+    return np.ascontiguousarray(out[:, ::-1]) if geometry.flip else out
+
+
+def transform_map(array: np.ndarray, geometry: Geometry, fill) -> np.ndarray:
+    """A map of labels in the network's frame, nearest neighbour.
+
+    Args:
+      array: [Hm, Wm, ...]; it covers the original evenly and may have fewer pixels.
+      geometry: where the original lands.
+      fill: value outside the original.
+
+    Returns:
+      [h, w, ...], same type.
+    """
+    rows, row_inside = _sources(geometry, 0, array.shape[0], geometry.size[0], mirrored=False)
+    columns, column_inside = _sources(geometry, 1, array.shape[1], geometry.size[1], mirrored=geometry.flip)
+    out = array[rows][:, columns]
+    if not (row_inside.all() and column_inside.all()):
+        out[~(row_inside[:, None] & column_inside[None, :])] = fill
+    return out
+
+
+def restore_map(array: np.ndarray, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
+    """A map in the network's frame, [h, w, ...], back over the whole original as [shape[0], shape[1], ...], nearest."""
+    indices = []
+    for axis in range(2):
+        centers = (np.arange(shape[axis]) + 0.5) * geometry.source_size[axis] / shape[axis]
+        position = centers * geometry.scale[axis] + geometry.offset[axis]
+        if axis == 1 and geometry.flip:
+            position = geometry.size[1] - position
+        position = position * array.shape[axis] / geometry.size[axis]
+        indices.append(np.clip(np.floor(position).astype(np.int64), 0, array.shape[axis] - 1))
+    return array[indices[0]][:, indices[1]]
+
+
+def transform_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes in the network's frame, clipped to it.
+
+    Args:
+      boxes: [N, 4], x0 y0 x1 y1, pixels of the original.
+      geometry: where the original lands.
+
+    Returns:
+      float32 [N, 4] in network pixels, and the fraction of each box's area that stayed inside the frame, [N].
+    """
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    (sy, sx), (oy, ox) = geometry.scale, geometry.offset
+    x0, y0, x1, y1 = boxes[:, 0] * sx + ox, boxes[:, 1] * sy + oy, boxes[:, 2] * sx + ox, boxes[:, 3] * sy + oy
+    if geometry.flip:
+        x0, x1 = geometry.size[1] - x1, geometry.size[1] - x0
+    moved = np.stack([x0, y0, x1, y1], -1).astype(np.float32)
+    limit = np.array([geometry.size[1], geometry.size[0]] * 2, np.float32)
+    clipped = np.clip(moved, 0, limit)
+    area = np.prod(moved[:, 2:] - moved[:, :2], -1)
+    return clipped, np.prod(clipped[:, 2:] - clipped[:, :2], -1) / np.maximum(area, 1e-9)
+
+
+def restore_boxes(boxes: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Boxes [N, 4] of the network's frame in pixels of the original, clipped to it; float32."""
+    x0, y0, x1, y1 = np.asarray(boxes, np.float32).reshape(-1, 4).T
+    if geometry.flip:
+        x0, x1 = geometry.size[1] - x1, geometry.size[1] - x0
+    (sy, sx), (oy, ox) = geometry.scale, geometry.offset
+    out = np.stack([(x0 - ox) / sx, (y0 - oy) / sy, (x1 - ox) / sx, (y1 - oy) / sy], -1)
+    return np.clip(out, 0, np.array([geometry.source_size[1], geometry.source_size[0]] * 2)).astype(np.float32)
+
+
+def _sources(geometry: Geometry, axis: int, pixels: int, length: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+    """For each position along one axis of the frame: the map's pixel there, clipped, and whether it is inside."""
+    centers = np.arange(length) + 0.5
+    if mirrored:
+        centers = length - centers
+    position = (centers - geometry.offset[axis]) / geometry.scale[axis] * pixels / geometry.source_size[axis]
+    index = np.floor(position).astype(np.int64)
+    return np.clip(index, 0, pixels - 1), (index >= 0) & (index < pixels)

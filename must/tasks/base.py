@@ -1,0 +1,103 @@
+"""What a task is: a frozen dataclass whose fields are its hyper-parameters and whose methods are pure.
+
+A new task is one new file with one subclass; nothing else has to know it. A configuration names it by the class's
+import path ("my_project.edges:EdgeMap") or, for the tasks that come with `must`, by its file name ("depth").
+"""
+
+import dataclasses
+import importlib
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The verbs of a task; B is the batch, record and network form of a label are explained in `must.core.types`.
+
+    A label's way:    record --transform--> network form --target--> target --loss(outputs, .)--> per-example terms
+    A teacher's way:  outputs --predict--> network form --restore--> record
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]]  # the first one is the headline
+
+    def head(self) -> Any:
+        """A flax module: `Features` -> outputs (any pytree with leading axis B)."""
+        raise NotImplementedError
+
+    def label_spec(self) -> dict[str, ArraySpec]:
+        """The fields of a label in record form."""
+        raise NotImplementedError
+
+    def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields of one example's label in network form, without B; `size` is (height, width) in pixels."""
+        raise NotImplementedError
+
+    def transform(self, label: Label, geometry: Geometry) -> Label:
+        """Record form -> network form under one drawn geometry; host NumPy.
+
+        Raises:
+          ValueError: the label cannot be right (a box outside its image, an id outside the label space, ...); the
+            message says what, the caller adds the record's id.
+        """
+        raise NotImplementedError
+
+    def restore(self, label: Label, geometry: Geometry) -> Label:
+        """Network form of one example -> record form in the frame of the original image; host NumPy."""
+        raise NotImplementedError
+
+    def target(self, label: Label, policy: Policy) -> Any:
+        """Network form, leading axis B -> what the loss reads, fixed shapes; jnp, traceable."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, target: Any) -> dict[str, PerExample]:
+        """Named per-example terms, values and norms [B]; never reduced over B."""
+        raise NotImplementedError
+
+    def predict(self, outputs: Any) -> Label:
+        """Outputs -> label in network form with scores, leading axis B; jnp, traceable."""
+        raise NotImplementedError
+
+    def mirror(self, outputs: Any) -> Any:
+        """Outputs on left-right mirrored images, brought back to the frame of the originals; leading axis B."""
+        raise NotImplementedError
+
+    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
+        """Both in network form, leading axis B -> rows [B, ...] that `summarize` needs; jnp, traceable."""
+        raise NotImplementedError
+
+    def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
+        """Rows of any number of examples, [N, ...] -> {metric name: value in its unit}; host NumPy.
+
+        Rows are concatenated over batches and devices; resampling them gives bootstrap intervals over images.
+        """
+        raise NotImplementedError
+
+    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
+        """A picture of one label in network form: uint8 [H, W, 3] -> uint8 [H, W, 3]; for truth, teacher and student."""
+        raise NotImplementedError
+
+    def blank(self, size: tuple[int, int]) -> Label:
+        """A label in network form that stands where none is known; it always travels with weight 0."""
+        return {name: np.zeros(spec.shape, spec.dtype) for name, spec in self.network_spec(size).items()}
+
+
+def build(kind: str, **hyper_parameters: Any) -> Task:
+    """Makes a task from its name ("depth") or import path ("package.module:Class") and its hyper-parameters.
+
+    Raises:
+      UserError: no such task, or an unknown hyper-parameter.
+    """
+    module_name, _, class_name = kind.partition(":")
+    try:
+        module = importlib.import_module(module_name if class_name else f"must.tasks.{kind}")
+        cls = getattr(module, class_name or "".join(part.capitalize() for part in kind.split("_")))
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"task kind {kind!r}: {error}") from None
+    try:
+        return cls(**hyper_parameters)
+    except TypeError as error:
+        raise UserError(f"task kind {kind!r}: {error}") from None
