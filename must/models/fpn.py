@@ -1,0 +1,57 @@
+"""Feature pyramid network (Lin et al. 2017) with the extra coarse levels of RetinaNet."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from must.core.types import Array, Features
+
+
+def enlarge(x: Array, factor: int, size: tuple[int, int]) -> Array:
+    """Nearest-neighbour enlargement, cut to `size`: [B, h, w, C] -> [B, *size, C]; size <= (h, w) * factor."""
+    for axis in (1, 2):
+        if factor > 1:
+            x = jnp.repeat(x, factor, axis)
+    return x[:, : size[0], : size[1]]
+
+
+class FPN(nn.Module):
+    """Backbone levels -> levels of equal width, each informed by all coarser ones.
+
+    Take only strides at which the map stays at least 4x4: 3x3 convolutions on smaller ones are slow on CPU and see
+    little but their padding. (8, 16, 32, 64, 128) wants 512 px; (4, 8, 16) fits 64 px.
+
+    Attributes:
+      channels: of every level.
+      strides: levels to return, each twice the one before; those that the backbone lacks must be coarser than all of
+        its own, and come from the next finer level by 3x3 convolutions of stride 2.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    channels: int = 256
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Features:
+        """`Features` -> `Features`; the pooled vector passes through."""
+        shared = [s for s in self.strides if s in features.pyramid]
+        steps = zip(self.strides, self.strides[1:], strict=False)
+        if shared != list(self.strides[: len(shared)]) or not shared or any(b != 2 * a for a, b in steps):
+            raise ValueError(f"pyramid of strides {self.strides} from a backbone of strides {tuple(features.pyramid)}")
+        top, merged = None, {}
+        for stride in reversed(shared):
+            lateral = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name=f"lateral{stride}")(
+                features.pyramid[stride].astype(self.dtype)
+            )
+            top = lateral if top is None else lateral + enlarge(top, 2, lateral.shape[1:3])
+            merged[stride] = top
+        pyramid = {stride: self._conv(1, f"output{stride}")(merged[stride]) for stride in shared}
+        for stride in self.strides[len(shared) :]:
+            finer = pyramid[stride // 2]
+            pyramid[stride] = self._conv(2, f"output{stride}")(finer if stride // 2 in shared else nn.relu(finer))
+        return Features(pyramid, features.pooled)
+
+    def _conv(self, stride: int, name: str) -> nn.Module:
+        return nn.Conv(self.channels, (3, 3), (stride, stride), padding=1, dtype=self.dtype, name=name)

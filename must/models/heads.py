@@ -1,0 +1,170 @@
+"""The layers between features and outputs; a task picks one of them in `Task.head`.
+
+Every head is called as head(features, train=..., image_size=(height, width)); the image size in pixels is static.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from must.core.types import Array, Features
+from must.models.fpn import enlarge
+from must.models.resnet import Norm, he_normal
+
+
+class ClassHead(nn.Module):
+    """Pooled features -> logits.
+
+    Attributes:
+      classes: C.
+      dropout: rate on the pooled features while training.
+    """
+
+    classes: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> Array:
+        """-> float32 [B, C]."""
+        x = nn.Dropout(self.dropout, deterministic=not train)(features.pooled)
+        return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="logits")(x)
+
+
+def depth_to_space(x: Array, factor: int) -> Array:
+    """[B, h, w, factor * factor * C], channels ordered (row, column, c) -> [B, h * factor, w * factor, C]."""
+    if factor == 1:
+        return x
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, factor, factor, channels // factor**2).swapaxes(2, 3)
+    return x.reshape(batch, height * factor, width * factor, -1)
+
+
+def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:
+    """All levels brought to one stride and summed: coarser ones repeated, finer ones averaged.
+
+    Raises:
+      ValueError: levels of unequal width (a neck makes them equal).
+    """
+    if len({level.shape[-1] for level in pyramid.values()}) > 1:
+        raise ValueError("a pixel head sums the levels of a pyramid: they need equal channels")
+    total = None
+    for level_stride in sorted(pyramid, reverse=True):  # from coarse to fine, so that one enlargement serves all above it
+        level = pyramid[level_stride]
+        if level_stride < stride:
+            ratio = stride // level_stride
+            level = nn.avg_pool(level, (ratio, ratio), (ratio, ratio), "SAME", count_include_pad=False)
+            level_stride = stride
+        if total is not None:
+            level = level + enlarge(total, above // level_stride, level.shape[1:3])
+        total, above = level, level_stride
+    return total, above
+
+
+class DenseHead(nn.Module):
+    """MuST's pixel head (Ghiasi et al. 2021, section 3.2): levels summed, 3x3 convolutions, a linear layer.
+
+    Attributes:
+      channels_out: C.
+      stride: at which the convolutions run.
+      width: channels of the convolutions.
+      depth: number of convolutions.
+      shuffle: r; the linear layer predicts r x r sub-pixels, so that the output has stride `stride` / r.
+      norm: "batch", "group" or "none" after every convolution.
+      axis_name: see `must.models.resnet.Norm`.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    channels_out: int
+    stride: int = 4
+    width: int = 128
+    depth: int = 3
+    shuffle: int = 1
+    norm: str = "batch"
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> Array:
+        """-> float32 [B, ceil(height * r / stride), ceil(width * r / stride), C]."""
+        x, found = sum_levels(features.pyramid, self.stride)
+        size = tuple(math.ceil(n / self.stride) for n in image_size)
+        x = enlarge(x, found // self.stride, size).astype(self.dtype)
+        for i in range(self.depth):
+            x = nn.Conv(
+                self.width, (3, 3), padding=1, use_bias=self.norm == "none", kernel_init=he_normal, dtype=self.dtype,
+                name=f"conv{i + 1}",
+            )(x)  # fmt: skip
+            x = nn.relu(Norm(self.norm, self.axis_name, dtype=self.dtype, name=f"norm{i + 1}")(x, train=train))
+        x = nn.Dense(self.channels_out * self.shuffle**2, dtype=self.dtype, name="linear")(x)
+        x = depth_to_space(x.astype(jnp.float32), self.shuffle)
+        height, width = (math.ceil(n * self.shuffle / self.stride) for n in image_size)
+        return x[:, :height, :width]
+
+
+class DetectionHead(nn.Module):
+    """One-stage, anchor-free detection (FCOS, Tian et al. 2019): two towers whose weights all levels share.
+
+    Attributes:
+      classes: C.
+      width: channels of the towers.
+      depth: 3x3 convolutions per tower.
+      prior: initial probability of "an object here", as in RetinaNet.
+      norm: "group" or "none"; batch statistics of different levels do not mix.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    classes: int
+    width: int = 256
+    depth: int = 4
+    prior: float = 0.01
+    norm: str = "group"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> dict[str, Array]:
+        """Levels concatenated from fine to coarse, row-major in each; a level has ceil(size / stride) rows and columns.
+
+        Returns:
+          quality: float32 [B, L], logits.
+          class: float32 [B, L, C], logits.
+          distances: float32 [B, L, 4] > 0, from the point to the left, top, right and bottom sides, pixels.
+        """
+        class_tower = self._tower("class")
+        box_tower = self._tower("box")
+        small = nn.initializers.normal(0.01)
+        quality_bias = nn.initializers.constant(-math.log((1 - self.prior) / self.prior))
+        predict_class = nn.Conv(self.classes, (3, 3), padding=1, kernel_init=small, dtype=self.dtype, name="class")
+        # One convolution for the box and its quality: 4 + 1 channels.
+        predict_box = nn.Conv(5, (3, 3), padding=1, kernel_init=small, dtype=self.dtype, name="box")
+        parts = {"quality": [], "class": [], "distances": []}
+        for stride, level in sorted(features.pyramid.items()):
+            level = level.astype(self.dtype)
+            logits = predict_class(class_tower(level)).astype(jnp.float32)
+            box = predict_box(box_tower(level)).astype(jnp.float32)
+            offset = self.param(f"quality_bias{stride}", quality_bias, ())
+            scale = self.param(f"scale{stride}", nn.initializers.ones, ())
+            batch = level.shape[0]
+            parts["class"].append(logits.reshape(batch, -1, self.classes))
+            parts["quality"].append(box[..., 4].reshape(batch, -1) + offset)
+            # softplus(2) = 2.1 strides: the middle of the range of sizes that a level answers for.
+            parts["distances"].append(stride * nn.softplus(scale * (box[..., :4].reshape(batch, -1, 4) + 2.0)))
+        return {name: jnp.concatenate(levels, 1) for name, levels in parts.items()}
+
+    def _tower(self, name: str):
+        convolutions = [
+            nn.Conv(
+                self.width, (3, 3), padding=1, use_bias=self.norm == "none", kernel_init=he_normal, dtype=self.dtype,
+                name=f"{name}_conv{i + 1}",
+            )  # fmt: skip
+            for i in range(self.depth)
+        ]
+        norms = [Norm(self.norm, dtype=self.dtype, name=f"{name}_norm{i + 1}") for i in range(self.depth)]
+
+        def apply(x: Array) -> Array:
+            for convolution, norm in zip(convolutions, norms, strict=True):
+                x = nn.relu(norm(convolution(x), train=False))
+            return x
+
+        return apply

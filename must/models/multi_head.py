@@ -1,0 +1,73 @@
+"""One backbone, one neck, one head per task, sealed as a `Model`; outside this room nobody sees flax."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from must.core.types import Array, Features, Model, PyTree
+
+MEAN = (123.675, 116.28, 103.53)  # of ImageNet, RGB, 0..255
+STD = (58.395, 57.12, 57.375)
+
+
+class MultiHead(nn.Module):
+    """Images -> {task: outputs}. Parameters are named backbone, neck and heads_<task>.
+
+    Attributes:
+      backbone: (float [B, H, W, 3], train=) -> `Features`.
+      neck: (`Features`, train=) -> `Features`, or None.
+      heads: {task: (`Features`, train=, image_size=) -> outputs}.
+    """
+
+    backbone: nn.Module
+    neck: nn.Module | None
+    heads: dict[str, nn.Module]
+
+    def __call__(self, inputs: Array, *, train: bool) -> tuple[dict[str, Array], Features]:
+        """uint8 [B, H, W, 3] -> outputs of every head, and the features that they read."""
+        image = (inputs.astype(jnp.float32) - jnp.array(MEAN)) / jnp.array(STD)
+        features = self.backbone(image, train=train)
+        if self.neck is not None:
+            features = self.neck(features, train=train)
+        outputs = {
+            task: head(features, train=train, image_size=tuple(inputs.shape[1:3])) for task, head in self.heads.items()
+        }
+        return outputs, features
+
+
+def multi_head(backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.Module]) -> Model:
+    """Joins the parts into two pure functions; see `must.core.types.Model`.
+
+    `apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False)` returns (outputs, model_state);
+    with features: (outputs, model_state, `Features` as the heads read them). `key` feeds dropout. Without `train`
+    model_state comes back as it was given.
+    """
+
+    def module(axis_name: str | None) -> MultiHead:
+        parts = (_synchronised(part, axis_name) for part in (backbone, neck))
+        return MultiHead(*parts, {task: _synchronised(head, axis_name) for task, head in heads.items()})
+
+    @jax.jit
+    def init(key: Array, inputs: Array) -> PyTree:
+        return module(None).init({"params": key}, inputs[:1], train=False)
+
+    def apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False):
+        state = {name: value for name, value in variables.items() if name != "params"}
+        rngs = {} if key is None else {"dropout": key}
+        mutable = list(state) if train else False
+        result = module(axis_name).apply(variables, inputs, train=train, rngs=rngs, mutable=mutable)
+        (outputs, features), state = result if train else (result, state)
+        return (outputs, state, features) if with_features else (outputs, state)
+
+    return Model(init, apply)
+
+
+def _synchronised(part: nn.Module | None, axis_name: str | None) -> nn.Module | None:
+    """The same module with its batch statistics taken over `axis_name`, if it has any."""
+    return part.clone(axis_name=axis_name) if hasattr(part, "axis_name") else part
+
+
+def parameter_count(params: PyTree) -> int:
+    """Number of scalars in all leaves."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

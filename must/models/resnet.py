@@ -1,0 +1,201 @@
+"""Residual networks (He et al. 2016) of any depth and width, with the normalisation layer that the other models share.
+
+Paddings are explicit and symmetric, as in torchvision, so that released weights mean the same here.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from must.core.types import Array, Features
+
+BLOCKS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+BOTTLENECK_FROM = 50  # this depth and deeper use three-layer blocks, four times as wide at their ends
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Norm(nn.Module):
+    """Batch or group normalisation behind one call.
+
+    Attributes:
+      kind: "batch"; "group": up to 32 groups, as many as divide the channels; or "none".
+      axis_name: devices over which batch statistics are averaged while training.
+      momentum: of the running batch statistics.
+      zero: start with scale 0, so that a residual branch starts as nothing.
+      dtype: of the output.
+    """
+
+    kind: str = "batch"
+    axis_name: str | None = None
+    momentum: float = 0.9
+    zero: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """[..., C] -> [..., C]; while training, "batch" writes the collection "batch_stats"."""
+        if self.kind == "none":
+            return x
+        scale_init = nn.initializers.zeros if self.zero else nn.initializers.ones
+        if self.kind == "group":
+            channels = x.shape[-1]
+            groups = max(n for n in range(1, min(32, channels) + 1) if channels % n == 0)
+            return nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, scale_init=scale_init, name="group")(x)
+        if self.kind != "batch":
+            raise ValueError(f"norm {self.kind!r}: 'batch', 'group' or 'none'")
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=1e-5,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+            scale_init=scale_init,
+            name="batch",
+        )(x)
+
+
+def max_pool(x: Array) -> Array:
+    """3x3 maximum at stride 2 with -inf around the map: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+
+    Maxima of slices: on CPU the gradient of a windowed reduction is several times slower.
+    """
+    for axis in (1, 2):
+        out = -(-x.shape[axis] // 2)
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (1, 2 * out - x.shape[axis])
+        padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+        # Pairs (2i - 1, 2i) of the map; the window's third element is the first one of the next pair.
+        pairs = padded[(slice(None),) * axis + (slice(0, 2 * out),)]
+        pairs = pairs.reshape(*x.shape[:axis], out, 2, *x.shape[axis + 1 :])
+        last = padded[(slice(None),) * axis + (slice(2, 2 * out + 1, 2),)]
+        x = jnp.maximum(pairs.max(axis + 1), last)
+    return x
+
+
+class Block(nn.Module):
+    """One residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with the stride in the 3x3.
+
+    Attributes:
+      width: channels inside; at the end `width`, or 4 * `width` for a bottleneck.
+      stride: of the block.
+      bottleneck: three layers instead of two.
+      norm: kind of normalisation, see `Norm`.
+      momentum, axis_name: see `Norm`.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    width: int
+    stride: int = 1
+    bottleneck: bool = False
+    norm: str = "batch"
+    momentum: float = 0.9
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """[B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), C_out]."""
+        out = self.width * (4 if self.bottleneck else 1)
+        if self.bottleneck:
+            layers = ((self.width, 1, 1), (self.width, 3, self.stride), (out, 1, 1))
+        else:
+            layers = ((self.width, 3, self.stride), (out, 3, 1))
+        y = x
+        for i, (channels, kernel, stride) in enumerate(layers):
+            last = i == len(layers) - 1
+            y = self._conv(channels, kernel, stride, f"conv{i + 1}")(y)
+            y = self._norm(f"norm{i + 1}", zero=last)(y, train=train)
+            y = y if last else nn.relu(y)
+        if x.shape != y.shape:
+            x = self._conv(out, 1, self.stride, "conv_skip")(x)
+            x = self._norm("norm_skip")(x, train=train)
+        return nn.relu(x + y)
+
+    def _conv(self, channels: int, kernel: int, stride: int, name: str) -> nn.Module:
+        return nn.Conv(
+            channels,
+            (kernel, kernel),
+            (stride, stride),
+            padding=kernel // 2,
+            use_bias=False,
+            kernel_init=he_normal,
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def _norm(self, name: str, zero: bool = False) -> nn.Module:
+        return Norm(self.norm, self.axis_name, self.momentum, zero, self.dtype, name=name)
+
+
+class ResNet(nn.Module):
+    """Image -> pyramid.
+
+    The stages sit at strides 4, 8, 16, 32 with stem "imagenet" (7x7 stride 2, then 3x3 max pool) and at 2, 4, 8, 16
+    with stem "small" (3x3 stride 2). For pictures of 64 px take "small": 3x3 convolutions on maps of 2x2 pixels are
+    slow, on CPU by two orders of magnitude, and see little but their padding.
+
+    Attributes:
+      depth: 10, 18, 34 (two layers a block), 50, 101, 152 (bottlenecks, stride in the 3x3).
+      width: channels of the first stage (inside its blocks); every stage doubles them.
+      norm: "batch" or "group".
+      stem: "imagenet" or "small".
+      stages: how many of the four stages there are.
+      momentum: of the running batch statistics.
+      axis_name: devices over which batch statistics are averaged while training.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    depth: int = 18
+    width: int = 64
+    norm: str = "batch"
+    stem: str = "imagenet"
+    stages: int = 4
+    momentum: float = 0.9
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Features:
+        """Normalised float [B, H, W, 3] -> a level after every stage; `pooled` is the mean of the last one."""
+        if self.depth not in BLOCKS or self.stem not in ("imagenet", "small") or not 1 <= self.stages <= 4:
+            raise ValueError(f"no ResNet of depth {self.depth}, stem {self.stem!r}, {self.stages} stages")
+        kernel = 7 if self.stem == "imagenet" else 3
+        x = nn.Conv(
+            self.width,
+            (kernel, kernel),
+            (2, 2),
+            padding=kernel // 2,
+            use_bias=False,
+            kernel_init=he_normal,
+            dtype=self.dtype,
+            name="stem",
+        )(x.astype(self.dtype))
+        x = Norm(self.norm, self.axis_name, self.momentum, dtype=self.dtype, name="stem_norm")(x, train=train)
+        x = nn.relu(x)
+        stride = 2
+        if self.stem == "imagenet":
+            x, stride = max_pool(x), 4
+        pyramid = {}
+        for stage in range(self.stages):
+            for i in range(BLOCKS[self.depth][stage]):
+                x = Block(
+                    self.width * 2**stage,
+                    2 if stage > 0 and i == 0 else 1,
+                    self.depth >= BOTTLENECK_FROM,
+                    self.norm,
+                    self.momentum,
+                    self.axis_name,
+                    self.dtype,
+                    name=f"stage{stage + 1}_block{i + 1}",
+                )(x, train=train)
+            pyramid[stride * 2**stage] = x
+        return Features(pyramid, x.astype(jnp.float32).mean((1, 2)))
