@@ -1,0 +1,196 @@
+"""Box arithmetic: overlap, the grid of prediction points, suppression, matching. All jnp, jit-able, any leading axes.
+
+A box is x0 y0 x1 y1 in pixels, (0, 0) the outer corner of the first pixel, x1 and y1 exclusive.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from must.core.types import Array
+
+_EPS = 1e-9
+
+
+def area(boxes: Array) -> Array:
+    """Area of boxes [..., 4] in square pixels, [...]; 0 for a reversed box."""
+    sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def intersection(a: Array, b: Array) -> Array:
+    """Common area of each box of a [..., N, 4] with each of b [..., M, 4]: [..., N, M]."""
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    width = jnp.minimum(a[..., 2], b[..., 2]) - jnp.maximum(a[..., 0], b[..., 0])
+    height = jnp.minimum(a[..., 3], b[..., 3]) - jnp.maximum(a[..., 1], b[..., 1])
+    return jnp.maximum(width, 0.0) * jnp.maximum(height, 0.0)
+
+
+def iou(a: Array, b: Array) -> Array:
+    """Intersection over union of each box of a [..., N, 4] with each of b [..., M, 4]: [..., N, M], 0 for empty boxes."""
+    common = intersection(a, b)
+    union = area(a)[..., :, None] + area(b)[..., None, :] - common
+    return common / jnp.maximum(union, _EPS)
+
+
+def overlaps(a: Array, b: Array) -> tuple[Array, Array]:
+    """IoU and generalized IoU of a [..., 4] with b [..., 4], element by element: [...], [...].
+
+    GIoU = IoU - (hull - union) / hull, in [-1, 1], with hull the smallest box around both (Rezatofighi et al. 2019).
+    Values and gradients are finite for empty and reversed boxes.
+    """
+    sides = jnp.maximum(jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2]), 0.0)
+    common = sides[..., 0] * sides[..., 1]
+    union = area(a) + area(b) - common
+    # A reversed corner may stick out of the other box, so the hull takes all four corners.
+    low = jnp.minimum(jnp.minimum(a[..., :2], a[..., 2:]), jnp.minimum(b[..., :2], b[..., 2:]))
+    high = jnp.maximum(jnp.maximum(a[..., :2], a[..., 2:]), jnp.maximum(b[..., :2], b[..., 2:]))
+    hull = (high - low)[..., 0] * (high - low)[..., 1]
+    ratio = common / jnp.maximum(union, _EPS)
+    return ratio, ratio - (hull - union) / jnp.maximum(hull, _EPS)
+
+
+def point_grid(image_size: tuple[int, int], strides: tuple[int, ...]) -> np.ndarray:
+    """Where a pyramid of feature maps predicts: levels in the order of `strides`, rows then columns within a level.
+
+    Args:
+      image_size: (height, width), pixels.
+      strides: pixels between neighbours; level s has ceil(height / s) x ceil(width / s) points.
+
+    Returns:
+      float32 [L, 3]: x, y of the cell's centre in pixels, and the stride.
+    """
+    levels = []
+    for stride in strides:
+        rows, columns = (-(-side // stride) for side in image_size)
+        y, x = np.mgrid[:rows, :columns]
+        levels.append(np.stack([(x + 0.5) * stride, (y + 0.5) * stride, np.full(x.shape, stride)], -1).reshape(-1, 3))
+    return np.concatenate(levels).astype(np.float32)
+
+
+def from_distances(points: Array, distances: Array) -> Array:
+    """Boxes [..., 4] from points [..., 2 or more] (x, y first) and distances to left, top, right, bottom [..., 4]."""
+    x, y = points[..., 0], points[..., 1]
+    left, top, right, bottom = jnp.moveaxis(distances, -1, 0)
+    return jnp.stack([x - left, y - top, x + right, y + bottom], -1)
+
+
+def greedy_keep(overlap: Array, threshold: float) -> Array:
+    """Greedy suppression, exactly: an item goes when an earlier item that stays overlaps it by more than the threshold.
+
+    Starts from "all stay" and repeats the rule for all items at once until nothing changes. Item i is settled after i
+    rounds at most, and after as many rounds as the longest chain of suppressions in practice: a handful, where the
+    textbook loop takes one round per item.
+
+    Args:
+      overlap: [..., N, N], items in order of falling score.
+      threshold: overlaps above it suppress.
+
+    Returns:
+      bool [..., N].
+    """
+    count = overlap.shape[-1]
+    earlier = jnp.triu(jnp.ones((count, count), bool), 1)  # [j, i]: j before i
+    suppresses = (overlap > threshold) & earlier
+
+    def again(carry):
+        keep, _ = carry
+        new = ~jnp.any(suppresses & keep[..., :, None], axis=-2)
+        return new, jnp.any(new != keep)
+
+    keep = jnp.ones(overlap.shape[:-1], bool)
+    return jax.lax.while_loop(lambda carry: carry[1], again, (keep, jnp.array(True)))[0]
+
+
+def non_maximum_suppression(boxes: Array, classes: Array, scores: Array, *, threshold: float, count: int):
+    """Class-wise greedy non-maximum suppression with a fixed number of results.
+
+    Args:
+      boxes: [..., N, 4], in order of falling score.
+      classes: int [..., N].
+      scores: [..., N]; items at 0 or below are never returned and suppress nothing.
+      threshold: IoU above which the lower score goes.
+      count: results, K.
+
+    Returns:
+      Indices int32 [..., K] by falling score, and which of them are real, bool [..., K].
+    """
+    present = scores > 0
+    together = present[..., :, None] & present[..., None, :] & (classes[..., :, None] == classes[..., None, :])
+    keep = greedy_keep(jnp.where(together, iou(boxes, boxes), 0.0), threshold) & present
+    ranked, indices = jax.lax.top_k(jnp.where(keep, scores, -jnp.inf), min(count, scores.shape[-1]))
+    return indices, jnp.isfinite(ranked)
+
+
+def assign_points(
+    points: Array, boxes: Array, present: Array, *, strides: tuple[int, ...], scale: float, radius: float
+) -> tuple[Array, Array]:
+    """Which box each prediction point of one image learns: centre sampling on the level of the box's size.
+
+    A box belongs to the level whose `scale * stride` is nearest to the root of its area (in ratio). There it takes the
+    points inside itself within `radius` strides of its centre (FCOS, Tian et al. 2019), and always the point nearest to
+    its centre, inside or not, so that no box goes without. Where boxes compete, a nearest point goes first, then the
+    smaller box, then the earlier one.
+
+    Args:
+      points: [L, 3], see `point_grid`.
+      boxes: [M, 4], inside the image.
+      present: bool [M]; other boxes take no part.
+      strides: levels of the grid.
+      scale: root area of the boxes of a level, in strides.
+      radius: half side of the sampled square, in strides.
+
+    Returns:
+      Index of the box, int32 [L] (0 where none), and whether there is one, bool [L].
+    """
+    count = boxes.shape[0]
+    size = area(boxes)
+    misfit = jnp.abs(0.5 * jnp.log(jnp.maximum(size, _EPS))[:, None] - jnp.log(scale * jnp.array(strides, jnp.float32)))
+    level = jnp.array(strides, jnp.float32)[misfit.argmin(-1)]
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    reach = jnp.minimum(half, radius * level[:, None])
+    corner = jnp.floor(center / level[:, None]) * level[:, None]  # of the cell that the centre is in
+
+    order = jnp.argsort(jnp.where(present, size, jnp.inf))
+    rank = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))
+    x, y, stride = points.T
+    near = (jnp.abs(x - center[:, :1]) < reach[:, :1]) & (jnp.abs(y - center[:, 1:]) < reach[:, 1:])
+    nearest = (x - stride / 2 == corner[:, :1]) & (y - stride / 2 == corner[:, 1:])
+    # One integer per claim, so that a single minimum over the boxes settles all contests.
+    claim = jnp.where(nearest, 0, jnp.where(near, count, 2 * count)) + rank[:, None]
+    claim = jnp.where(present[:, None] & (stride == level[:, None]), claim, 2 * count).min(0)
+    return order[claim % count].astype(jnp.int32), claim < 2 * count
+
+
+def match(found: dict[str, Array], truth: dict[str, Array], thresholds: Array) -> tuple[Array, Array]:
+    """COCO's matching in one image: by falling score, each detection takes the free true box that it overlaps most.
+
+    True crowds take any number of detections, by the share of the detection that they cover, where no other true box
+    matches; what falls to a crowd counts neither as hit nor as miss.
+
+    Args:
+      found: boxes [D, 4], classes [D], valid [D], in order of falling score.
+      truth: boxes [M, 4], classes [M], valid [M], crowd [M].
+      thresholds: least IoU of a match, [T].
+
+    Returns:
+      hit and ignored, bool [D, T]; both False where the detection is a miss or not valid.
+    """
+    crowd = truth["crowd"]
+    comparable = (found["classes"][:, None] == truth["classes"]) & found["valid"][:, None] & truth["valid"]
+    common = intersection(found["boxes"], truth["boxes"])
+    share = common / jnp.maximum(area(found["boxes"]), _EPS)[:, None]
+    overlap = jnp.where(crowd, share, iou(found["boxes"], truth["boxes"]))
+    overlap = jnp.where(comparable, overlap, -1.0)
+    bounds = jnp.asarray(thresholds, jnp.float32)[:, None]
+
+    def one(taken, overlap):  # bool [T, M], [M]
+        free = (overlap >= bounds) & (crowd | ~taken)
+        # A crowd only where nothing else matches; of equals the last, as COCO does.
+        rank = jnp.where(free, jnp.where(crowd, overlap, overlap + 2.0), -1.0)[:, ::-1]
+        chosen = jnp.arange(crowd.shape[0]) == crowd.shape[0] - 1 - rank.argmax(-1)[:, None]
+        chosen &= free
+        return taken | chosen, (jnp.any(chosen & ~crowd, -1), jnp.any(chosen & crowd, -1))
+
+    _, (hit, ignored) = jax.lax.scan(one, jnp.zeros((bounds.shape[0], crowd.shape[0]), bool), overlap)
+    return hit, ignored

@@ -1,0 +1,367 @@
+"""Object detection: boxes with a class and a score, from one dense stage.
+
+At each point of a feature pyramid the network says one class-agnostic quality q, class logits z and the distances to
+the four sides of a box; the score of class c is sigmoid(q) * softmax(z)_c. One quality plus class probabilities learns
+boxes and classes from few images, where one heat map per class learns only boxes.
+"""
+
+import dataclasses
+from functools import partial
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from must.core import boxes as bx
+from must.core.types import Array, ArraySpec, Features, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.data import geometry as geo
+from must.tasks.base import Task
+
+_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
+_RECALLS = np.linspace(0.0, 1.0, 101)  # where the precision is read
+_MIN_VISIBLE = 0.25  # of a cut box's area; with less the object is no longer recognisable, so it is ignored
+_COLOURS = np.array(
+    [(230, 25, 75), (60, 180, 75), (255, 225, 25), (67, 99, 216), (245, 130, 49), (145, 30, 180), (70, 240, 240),
+     (240, 50, 230), (188, 246, 12), (250, 190, 190), (0, 128, 128), (230, 190, 255)]
+)  # fmt: skip
+
+
+class PointHead(nn.Module):
+    """A dense head whose outputs also say where its points are: "points" [B, L, 3] (x, y, stride), "size" [B, 2]."""
+
+    head: nn.Module
+    strides: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> dict[str, Array]:
+        missing = set(self.strides) - set(features.pyramid)
+        if missing:
+            raise ValueError(f"detection reads strides {self.strides}; the neck gives {tuple(features.pyramid)}")
+        features = features._replace(pyramid={stride: features.pyramid[stride] for stride in self.strides})
+        outputs = self.head(features, train=train, image_size=image_size)
+        batch = outputs["quality"].shape[0]
+        points = bx.point_grid(image_size, self.strides)
+        return {
+            **outputs,
+            "points": jnp.broadcast_to(jnp.asarray(points), (batch, *points.shape)),
+            "size": jnp.broadcast_to(jnp.asarray(image_size, jnp.float32), (batch, 2)),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection(Task):
+    """Boxes of `classes`.
+
+    Attributes:
+      classes: names, in the order of the ids.
+      strides: levels of the pyramid that predict, fine to coarse, pixels.
+      width: channels of the head's towers.
+      depth: convolutions of each tower.
+      max_boxes: boxes of one label in network form; more are dropped, lowest score first.
+      max_detections: boxes of one prediction.
+      candidates: predictions of one image that go into suppression.
+      nms_iou: of two boxes of one class that overlap by more, the one with the lower score goes.
+      score_floor: predictions below it are not reported and not stored.
+      min_size: boxes with a shorter side are ignored in the network's frame, pixels.
+      scale: root area of the boxes that a level learns, in strides.
+      radius: points within this many strides of a box's centre learn it.
+      gamma: exponent of the focal factor.
+    """
+
+    classes: tuple[str, ...]
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    width: int = 256
+    depth: int = 4
+    max_boxes: int = 100
+    max_detections: int = 100
+    candidates: int = 200
+    nms_iou: float = 0.6
+    score_floor: float = 0.05
+    min_size: float = 2.0
+    scale: float = 4.0
+    radius: float = 1.5
+    gamma: float = 2.0
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("AP", "", True),
+        Metric("AP50", "", True),
+        Metric("AP75", "", True),
+        Metric("AR100", "", True),
+    )
+    terms: ClassVar[tuple[str, ...]] = ("score", "class", "box")
+
+    def __post_init__(self):
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "strides", tuple(self.strides))
+        if not self.classes:
+            raise UserError("detection: no classes")
+        if list(self.strides) != sorted(set(self.strides)):
+            raise UserError(f"detection: strides {self.strides} are not rising")
+
+    def head(self) -> nn.Module:
+        from must.models.heads import DetectionHead
+
+        return PointHead(DetectionHead(len(self.classes), width=self.width, depth=self.depth), self.strides)
+
+    def label_spec(self) -> dict[str, ArraySpec]:
+        return {
+            "boxes": ArraySpec((None, 4), "float32", doc="x0 y0 x1 y1, pixels of the original; x1, y1 exclusive"),
+            "classes": ArraySpec((None,), "uint16", doc="class ids"),
+            "scores": ArraySpec((None,), "float16", doc="1 for ground truth"),
+            "crowd": ArraySpec((None,), "bool", doc="a region that holds uncounted objects"),
+            "unknown": ArraySpec((None,), "uint16", doc="ids of the classes that this source does not annotate"),
+        }
+
+    def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        return self._spec(self.max_boxes)
+
+    def _spec(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            "boxes": jax.ShapeDtypeStruct((count, 4), np.float32),
+            "classes": jax.ShapeDtypeStruct((count,), np.int32),
+            "scores": jax.ShapeDtypeStruct((count,), np.float32),
+            "valid": jax.ShapeDtypeStruct((count,), np.bool_),
+            "crowd": jax.ShapeDtypeStruct((count,), np.bool_),
+            "known": jax.ShapeDtypeStruct((len(self.classes),), np.bool_),
+        }
+
+    def transform(self, label: Label, geometry: Geometry) -> Label:
+        """As the base class says; a box of which little is left in the frame becomes a crowd, which is ignored."""
+        fields = self._checked(label, geometry)
+        boxes, visible = geo.transform_boxes(fields["boxes"], geometry)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        crowd = fields["crowd"] | (visible < _MIN_VISIBLE) | (sides.min(-1, initial=np.inf) < self.min_size)
+        seen = np.flatnonzero((sides > 0).all(-1))
+        seen = seen[np.lexsort((-fields["scores"][seen], crowd[seen]))][: self.max_boxes]
+        out = {name: np.zeros(spec.shape, spec.dtype) for name, spec in self._spec(self.max_boxes).items()}
+        for name, value in {**fields, "boxes": boxes, "crowd": crowd}.items():
+            if name != "unknown":
+                out[name][: len(seen)] = value[seen]
+        out["valid"][: len(seen)] = True
+        out["known"][:] = True
+        out["known"][fields["unknown"]] = False
+        return out
+
+    def _checked(self, label: Label, geometry: Geometry) -> Label:
+        """The fields with computing types, or ValueError."""
+        boxes = np.asarray(label["boxes"], np.float32).reshape(-1, 4)
+        fields = {
+            "boxes": boxes,
+            "classes": np.asarray(label["classes"], np.int64).reshape(-1),
+            "scores": np.asarray(label["scores"], np.float32).reshape(-1),
+            "crowd": np.asarray(label["crowd"], bool).reshape(-1),
+            "unknown": np.asarray(label["unknown"], np.int64).reshape(-1),
+        }
+        lengths = {name: len(value) for name, value in fields.items() if name != "unknown"}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"fields of unequal length: {lengths}")
+        height, width = geometry.source_size
+        limit = np.array([width, height, width, height], np.float32)
+        bad = ~np.isfinite(boxes).all(-1)
+        bad |= (boxes[:, 2:] < boxes[:, :2]).any(-1) | (boxes < -1).any(-1) | (boxes > limit + 1).any(-1)
+        if bad.any():
+            box = boxes[np.flatnonzero(bad)[0]].tolist()
+            raise ValueError(f"box {box} is reversed or outside its image of {width} x {height} pixels")
+        ids = np.concatenate([fields["classes"], fields["unknown"]])
+        if ((ids < 0) | (ids >= len(self.classes))).any():
+            raise ValueError(f"class id {ids.max()} with {len(self.classes)} classes")
+        if not ((fields["scores"] >= 0) & (fields["scores"] <= 1)).all():
+            raise ValueError("a score outside 0..1")
+        return fields
+
+    def restore(self, label: Label, geometry: Geometry) -> Label:
+        """As the base class says; boxes below the score floor or wholly in the padding are left out."""
+        boxes = geo.restore_boxes(label["boxes"], geometry)
+        keep = np.asarray(label["valid"]) & (np.asarray(label["scores"]) >= self.score_floor)
+        keep &= (boxes[:, 2:] > boxes[:, :2]).all(-1)
+        spec = self.label_spec()
+        fields = {name: np.asarray(label[name])[keep] for name in ("classes", "scores", "crowd")}
+        fields |= {"boxes": boxes[keep], "unknown": np.flatnonzero(~np.asarray(label["known"]))}
+        return {name: fields[name].astype(spec[name].dtype) for name in spec}
+
+    def target(self, label: Label, policy: Policy) -> dict[str, Array]:
+        """Boxes [B, M, 4], classes [B, M], known [B, C]; positive and ignored [B, M] by the policy, else absent."""
+        valid = label["valid"]
+        classes = jnp.where(valid, label["classes"], 0)
+        positive, negative = (
+            # Ground truth, with score 1, is always taken.
+            jnp.minimum(jnp.broadcast_to(jnp.asarray(bound, jnp.float32), (len(self.classes),)), 1.0)[classes]
+            for bound in policy
+        )
+        taken = label["scores"] >= positive
+        return {
+            "boxes": jnp.where(valid[..., None], label["boxes"], 0.0),
+            "classes": classes,
+            "positive": valid & ~label["crowd"] & taken,
+            "ignored": valid & (label["scores"] >= negative) & (label["crowd"] | ~taken),
+            "known": label["known"],
+        }
+
+    def loss(self, outputs: dict[str, Array], target: dict[str, Array]) -> dict[str, PerExample]:
+        """Terms "score", "class" and "box", each a sum over points with the number of positive points as norm.
+
+        score: |t - p|^gamma BCE(p, t) with t the IoU of the predicted box with its own at positives, 0 elsewhere
+            (quality focal loss, Li et al. 2020, eq. 4; proper: lowest at p = t). p is the probability of any known
+            class; points inside an ignored box are left out.
+        class: cross-entropy at positives.   box: 1 - GIoU at positives.
+        """
+        quality, logits, distances, points = (
+            outputs[name].astype(jnp.float32) for name in ("quality", "class", "distances", "points")
+        )
+        assign = partial(bx.assign_points, strides=self.strides, scale=self.scale, radius=self.radius)
+        index, positive = jax.vmap(assign)(points, target["boxes"], target["positive"])
+        boxes = jnp.take_along_axis(target["boxes"], index[..., None], 1)
+        classes = jnp.take_along_axis(target["classes"], index, 1)
+        iou, giou = bx.overlaps(bx.from_distances(points, distances), boxes)
+        aim = jax.lax.stop_gradient(jnp.where(positive, iou, 0.0))
+
+        log_class = jax.nn.log_softmax(logits)
+        # At a positive the class is settled, so its score speaks of the quality alone.
+        counted = target["known"][:, None, :] | positive[..., None]
+        log_p, log_not_p = _log_known(quality, log_class, counted)
+        score = jnp.abs(aim - jnp.exp(log_p)) ** self.gamma * -(aim * log_p + (1.0 - aim) * log_not_p)
+        ignored = _inside_any(points, target["boxes"], target["ignored"]) & ~positive
+        log_likelihood = jnp.take_along_axis(log_class, classes[..., None], -1)[..., 0]
+        norm = positive.sum(-1).astype(jnp.float32)
+        return {
+            "score": PerExample(jnp.where(ignored, 0.0, score).sum(-1), norm),
+            "class": PerExample(jnp.where(positive, -log_likelihood, 0.0).sum(-1), norm),
+            "box": PerExample(jnp.where(positive, 1.0 - giou, 0.0).sum(-1), norm),
+        }
+
+    def predict(self, outputs: dict[str, Array]) -> Label:
+        """The `max_detections` best boxes after class-wise suppression, by falling score; every class is known."""
+        quality, logits = outputs["quality"].astype(jnp.float32), outputs["class"].astype(jnp.float32)
+        count = logits.shape[-1]
+        quality = jax.nn.sigmoid(quality)
+        best, where = jax.lax.top_k(quality, min(self.candidates, quality.shape[-1]))
+        scores = best[..., None] * jax.nn.softmax(_take(logits, where))
+        scores, flat = jax.lax.top_k(scores.reshape(len(scores), -1), min(self.candidates, where.shape[-1] * count))
+        classes, where = flat % count, jnp.take_along_axis(where, flat // count, 1)
+        boxes = bx.from_distances(_take(outputs["points"], where), _take(outputs["distances"], where))
+        boxes = jnp.clip(boxes.astype(jnp.float32), 0.0, outputs["size"][:, None, jnp.array([1, 0, 1, 0])])
+        scores = jnp.where((scores >= self.score_floor) & (bx.area(boxes) > 0), scores, 0.0)
+        index, valid = bx.non_maximum_suppression(
+            boxes, classes, scores, threshold=self.nms_iou, count=self.max_detections
+        )  # fmt: skip
+        found = {"boxes": _take(boxes, index), "classes": jnp.take_along_axis(classes, index, 1)}
+        found["scores"] = jnp.take_along_axis(scores, index, 1)
+        missing = self.max_detections - index.shape[1]
+        found = {name: jnp.where(_expand(valid, value), value, 0) for name, value in found.items()} | {"valid": valid}
+        found = {name: jnp.pad(v, [(0, 0), (0, missing)] + [(0, 0)] * (v.ndim - 2)) for name, v in found.items()}
+        found["crowd"] = jnp.zeros_like(found["valid"])
+        found["known"] = jnp.ones((len(scores), count), bool)
+        return found
+
+    def mirror(self, outputs: dict[str, Array]) -> dict[str, Array]:
+        """As the base class says; exact also where the width is no multiple of the stride and the grid overhangs."""
+        points, distances = outputs["points"], outputs["distances"]
+        x, stride = points[..., 0], points[..., 2]
+        extent = jnp.max(jnp.where(stride[:, :, None] == stride[:, None, :], x[:, None, :], 0.0), -1) + stride / 2
+        index = jnp.arange(x.shape[1]) + jnp.round((extent - 2 * x) / stride).astype(jnp.int32)
+        overhang = _take(extent - outputs["size"][:, 1:], index)
+        left, top, right, bottom = jnp.moveaxis(_take(distances, index), -1, 0)
+        swapped = jnp.stack([right + overhang, top, left - overhang, bottom], -1).astype(distances.dtype)
+        quality, logits = _take(outputs["quality"], index), _take(outputs["class"], index)
+        return {**outputs, "quality": quality, "class": logits, "distances": swapped}
+
+    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
+        """Which predictions hit a true box at the ten IoU thresholds; classes unknown to the truth are left out."""
+        known = lambda label: label["valid"] & jnp.take_along_axis(truth["known"], label["classes"], 1)  # noqa: E731
+        prediction = {**prediction, "valid": known(prediction)}
+        truth = {**truth, "valid": known({**truth, "classes": jnp.where(truth["valid"], truth["classes"], 0)})}
+        hit, ignored = jax.vmap(lambda p, t: bx.match(p, t, _THRESHOLDS))(prediction, truth)
+        counted = truth["valid"] & ~truth["crowd"]
+        positives = (jax.nn.one_hot(truth["classes"], len(self.classes)) * counted[..., None]).sum(1)
+        return {
+            "scores": prediction["scores"],
+            "classes": prediction["classes"],
+            "hit": hit,
+            "miss": prediction["valid"][..., None] & ~hit & ~ignored,
+            "positives": positives.astype(jnp.int32),
+        }
+
+    def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
+        """COCO's AP, AP50, AP75 and AR100, 0..1, over the classes that have a true box; all 0 where none has."""
+        positives = rows["positives"].sum(0)
+        precision, recall = [], []
+        for c in np.flatnonzero(positives):
+            mine = (rows["classes"] == c) & (rows["hit"] | rows["miss"]).any(-1)
+            order = np.argsort(-rows["scores"][mine], kind="stable")
+            hits = np.cumsum(rows["hit"][mine][order], 0)  # [n, thresholds]
+            misses = np.cumsum(rows["miss"][mine][order], 0)
+            precision.append(_interpolated(hits, misses, positives[c]))
+            recall.append(hits[-1] / positives[c] if len(hits) else np.zeros(len(_THRESHOLDS)))
+        if not precision:
+            return {metric.name: 0.0 for metric in self.metrics}
+        ap = np.mean(precision, 0)
+        values = (ap.mean(), ap[0], ap[5], np.mean(recall))
+        return {metric.name: float(value) for metric, value in zip(self.metrics, values, strict=True)}
+
+    def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As the base class says; correct means a hit at IoU 0.5, and what falls to a crowd is no claim."""
+        rows = _MEASURE(self, *jax.tree.map(lambda x: np.asarray(x)[None], (prediction, truth)))
+        hit, miss = (np.asarray(rows[name])[0, :, 0] for name in ("hit", "miss"))
+        claims = hit | miss
+        return np.asarray(prediction["scores"])[claims], hit[claims], np.asarray(prediction["classes"])[claims]
+
+    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
+        """Boxes with class and score, crowds thin and without a name; a small picture grows to a side of 192 or more."""
+        from PIL import Image, ImageDraw
+
+        zoom = max(1, -(-192 // min(image.shape[:2])))
+        picture = Image.fromarray(image.repeat(zoom, 0).repeat(zoom, 1))
+        pen = ImageDraw.Draw(picture)
+        shown = np.flatnonzero(np.asarray(label["valid"]))
+        for i in sorted(shown, key=lambda i: label["scores"][i]):
+            x0, y0, x1, y1 = (np.asarray(label["boxes"][i]) * zoom - (0, 0, 1, 1)).tolist()
+            if x1 < x0 or y1 < y0:
+                continue
+            c, score = int(label["classes"][i]), float(label["scores"][i])
+            colour = tuple(_COLOURS[c % len(_COLOURS)].tolist())
+            pen.rectangle((x0, y0, x1, y1), outline=colour, width=1 if label["crowd"][i] else 2)
+            if not label["crowd"][i]:
+                text = self.classes[c] + ("" if score == 1 else f" {score:.2f}")
+                corner = (x0 + 2, max(0, y0 - 11))
+                pen.rectangle(pen.textbbox(corner, text), fill=colour)
+                pen.text(corner, text, fill=(0, 0, 0))
+        return np.asarray(picture)
+
+
+def _take(array: Array, index: Array) -> Array:
+    """array [B, N, ...] at index [B, K]: [B, K, ...]."""
+    return jnp.take_along_axis(array, _expand(index, array), 1)
+
+
+def _expand(array: Array, like: Array) -> Array:
+    return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))
+
+
+def _inside_any(points: Array, boxes: Array, chosen: Array) -> Array:
+    """Points [B, L, 3] inside any chosen [B, M] box [B, M, 4]: bool [B, L]."""
+    x, y = points[:, None, :, 0], points[:, None, :, 1]
+    x0, y0, x1, y1 = jnp.moveaxis(boxes[..., None], 2, 0)
+    depth = jnp.minimum(jnp.minimum(x - x0, x1 - x), jnp.minimum(y - y0, y1 - y))
+    return jnp.max(jnp.where(chosen[..., None], depth, 0.0), 1) > 0
+
+
+def _log_known(quality: Array, log_class: Array, counted: Array) -> tuple[Array, Array]:
+    """log p and log(1 - p) of p = sigmoid(quality) * (sum of the counted class probabilities), without cancellation."""
+    log_sum = lambda mask: jax.nn.logsumexp(jnp.where(mask, log_class, -1e9), -1)  # noqa: E731
+    log_object, log_nothing = jax.nn.log_sigmoid(quality), jax.nn.log_sigmoid(-quality)
+    return log_object + log_sum(counted), jnp.logaddexp(log_nothing, log_object + log_sum(~counted))
+
+
+def _interpolated(hits: np.ndarray, misses: np.ndarray, positives: int) -> np.ndarray:
+    """Precision at the 101 recalls, averaged: cumulated hits and misses [n, T] by falling score -> [T]."""
+    out = np.zeros(hits.shape[1])
+    envelope = np.maximum.accumulate((hits / np.maximum(hits + misses, np.spacing(1)))[::-1], 0)[::-1]
+    for t in range(hits.shape[1]):
+        at = np.searchsorted(hits[:, t] / positives, _RECALLS, side="left")
+        out[t] = envelope[at[at < len(hits)], t].sum() / len(_RECALLS)
+    return out
+
+
+_MEASURE = jax.jit(Detection.measure, static_argnums=0)
