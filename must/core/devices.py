@@ -178,8 +178,8 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTr
 
 
 def is_writer() -> bool:
-    """Whether this process writes files: process 0 alone does."""
-    return jax.process_index() == 0
+    """Whether this process writes files: process 0 alone does; asking does not wake JAX's devices in a plain run."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def initialize_distributed(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -192,14 +192,29 @@ class Objective(NamedTuple):
 
     Attributes:
       init: (key) -> (params, aux_state) of adaptors and statistics, merged beside the model's own.
+      names: of the terms, known before any step.
       terms: (params, model_state, aux_state, frozen, batch, key, axis_name) ->
         ({name: Ratio of local sums}, model_state, aux_state); `frozen` holds teachers' variables.
       scales: {name: fixed factor of the term}.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
+    names: tuple[str, ...]
     terms: Callable[..., tuple[dict[str, Any], PyTree, PyTree]]
     scales: dict[str, float]
+
+
+class Balance(NamedTuple):
+    """How much each term counts, from the values of the terms; the fixed factors are `Objective.scales`.
+
+    Attributes:
+      init: (names) -> state.
+      update: (losses {name: []}, present {name: bool []}, state) -> (weights {name: []}, state); a term that is not
+        present keeps its state.
+    """
+
+    init: Callable[..., PyTree]
+    update: Callable[..., tuple[dict[str, Array], PyTree]]
 
 
 class Teacher(NamedTuple):

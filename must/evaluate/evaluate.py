@@ -18,7 +18,13 @@ Rows = dict[str, np.ndarray]
 
 
 def eval_step(
-    variables: PyTree, batch: Batch, *, model: Model, tasks: Mapping[str, Task], view: str = "image"
+    variables: PyTree,
+    batch: Batch,
+    *,
+    model: Model,
+    tasks: Mapping[str, Task],
+    view: str = "image",
+    axis_name: str | None = None,
 ) -> dict[str, dict[str, Array]]:
     """Rows of one batch for every task that the model answers and the batch annotates; pure, traceable.
 
@@ -28,6 +34,7 @@ def eval_step(
       model: applied in inference mode.
       tasks: {task name: Task}.
       view: which inputs the model sees, uint8 [B, H, W, 3].
+      axis_name: unused, rows do not meet; the argument lets `must.core.devices.parallelize` run it.
 
     Returns:
       {task name: rows [B, ...] of `Task.measure`, and "weight" [B]}.

@@ -23,6 +23,7 @@ class Task:
     """
 
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is the headline
+    terms: ClassVar[tuple[str, ...]]  # names of what `loss` returns
 
     def head(self) -> Any:
         """A flax module: `Features` -> outputs (any pytree with leading axis B)."""
@@ -75,6 +76,13 @@ class Task:
         Rows are concatenated over batches and devices; resampling them gives bootstrap intervals over images.
         """
         raise NotImplementedError
+
+    def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """What one example's prediction claims: (score [N], correct [N], class id [N]); host NumPy.
+
+        Thresholds and calibration are chosen from these on a validation split; None for a task without scores.
+        """
+        return None
 
     def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
         """A picture of one label in network form: uint8 [H, W, 3] -> uint8 [H, W, 3]; for truth, teacher and student."""

@@ -1,0 +1,83 @@
+"""The whole of MuST on the embedded scenes: five teachers with few labels each, a large pool, one student.
+
+    python -m must.main --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m must.main --config=configs/quickstart.py:sanity --workdir=runs/sanity
+    python -m must.main --config=configs/quickstart.py:evidence --workdir=runs/evidence
+"""
+
+from ml_collections import ConfigDict
+
+TASKS = ("classification", "detection", "segmentation", "depth", "normals")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Variants: "" (one seed, three columns), "sanity" (every stage in a minute), "evidence" (all seeds and columns)."""
+    config = ConfigDict()
+    config.recipe = "must"
+    config.title = "MuST on procedural scenes"
+    config.seeds = (0,)
+    config.root = ""
+    config.workers = 0  # processes side by side; 0 takes two on a CPU with two cores or more
+
+    config.image = {"size": (64, 64), "keep_aspect": True}
+    dense = {"shuffle": 2, "width": 32, "depth": 2, "stride": 1}
+    config.tasks = {
+        "classification": {"kind": "classification"},
+        "detection": {"kind": "detection", "strides": (4, 8, 16), "width": 32, "depth": 2, "max_boxes": 12},
+        "segmentation": {"kind": "segmentation", **dense},
+        "depth": {"kind": "depth", **dense},
+        "normals": {"kind": "normals", **dense},
+    }
+    labels, pool = 64, 4096
+    # Every task has labels on images of its own: five disjoint stretches of one stream of scenes.
+    config.sets = {}
+    for i, task in enumerate(TASKS):
+        scenes = {"kind": "scenes", "seed": "{seed}", "labels": (task,)}
+        config.sets[task] = {
+            "train": {**scenes, "name": task, "count": labels, "start": i * 10_000},
+            "validation": {"kind": "scenes", "seed": "{seed}", "split": "validation", "count": 256},
+            "test": {"kind": "scenes", "seed": "{seed}", "split": "test", "count": 512},
+        }
+    config.labelled = {task: task for task in TASKS}
+    config.pool = {"pool": {"kind": "scenes", "seed": "{seed}", "split": "pool", "count": pool, "labels": ()}}
+    config.measured_on = ("test",)
+
+    config.model = {
+        "backbone": {"kind": "resnet", "depth": 10, "width": 16, "stem": "small"},
+        "neck": {"channels": 32, "strides": (4, 8, 16)},
+    }
+    training = {
+        "batch_size": 32,
+        "optimizer": {"name": "adamw", "learning_rate": 4e-3, "warmup": 50, "weight_decay": 0.05, "clip_norm": 5.0},
+        "ema_decay": 0.99,
+        "select": "best",
+        "evaluate_every": 200,
+        "geometry": {"zoom": (1.0, 1.0), "shift": 0.0, "flip": True},
+        "view": {},
+        "balance": {"kind": "fixed"},
+        "normalize": "items",
+        "scales": {},
+    }
+    config.teacher = {**training, "steps": 400}
+    config.student = {**training, "steps": 1200}
+    config.supervised = {**training, "steps": 1200}
+    config.scratch = {**training, "steps": 1200}
+    config.label = {"shards": 16, "batch_size": 64, "mirror": True}
+    config.policies = {
+        "classification": {"positive": 0.0, "negative": 0.0},
+        "detection": {"positive": 0.2, "negative": 0.1},
+        "segmentation": {"positive": 0.5, "negative": 0.5},
+        "depth": {"positive": 0.0, "negative": 0.0},
+        "normals": {"positive": 0.0, "negative": 0.0},
+    }
+    config.baselines = ("supervised",)
+    if variant == "sanity":
+        config.pool.pool.count = 256
+        for section in (config.teacher, config.student, config.supervised, config.scratch):
+            section.steps, section.evaluate_every = 20, 0
+    elif variant == "evidence":
+        config.seeds = (0, 1, 2, 3, 4)
+        config.baselines = ("supervised", "scratch")
+    elif variant:
+        raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence")
+    return config

@@ -1,0 +1,152 @@
+"""From a source to batches: shuffling, geometry, views, stacking; index and seed decide everything.
+
+Training batches come from Grain, whose position is saved beside the model. Each process draws the same global order
+and reads its own rows of every batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from must.core.types import Batch, Example, Geometry, Source, UserError
+from must.data import geometry as geometries
+
+View = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+class Encoder(NamedTuple):
+    """One example -> one row of a batch.
+
+    Attributes:
+      tasks: {name: object with `transform` and `blank`}, the labels that a row carries.
+      size: (height, width) of the network's frame.
+      draw: (rng, source_size, size) -> Geometry; None shows the whole image.
+      views: {name: photometric change}; None leaves the picture as it is.
+      keep_aspect: of the whole image, when `draw` is None.
+    """
+
+    tasks: Mapping[str, Any]
+    size: tuple[int, int]
+    draw: Callable[..., Geometry] | None = None
+    views: Mapping[str, View | None] = {"image": None}
+    keep_aspect: bool = True
+
+    def __call__(self, example: Example, index: int, rng: np.random.Generator) -> Batch:
+        """The row of `example`, arrays without the leading axis B.
+
+        Raises:
+          UserError: a label that cannot be right, naming the record.
+        """
+        source_size = example.image.shape[:2]
+        if self.draw is None:
+            geometry = geometries.whole_image(source_size, self.size, keep_aspect=self.keep_aspect)
+        else:
+            geometry = self.draw(rng, source_size, self.size)
+        picture = geometries.transform_image(example.image, geometry)
+        inputs = {name: picture if view is None else view(picture, rng) for name, view in self.views.items()}
+        labels, weights = {}, {}
+        for name, task in self.tasks.items():
+            label = example.labels.get(name)
+            try:
+                labels[name] = task.blank(self.size) if label is None else task.transform(label, geometry)
+            except ValueError as error:
+                raise UserError(f"record {example.id}, {name}: {error}") from None
+            weights[name] = np.float32(label is not None)
+        return Batch(inputs, labels, weights, np.int64(index), {})
+
+
+def stack(rows: list[Batch]) -> Batch:
+    """Rows -> one batch, leading axis B."""
+    import jax
+
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def train_batches(
+    source: Source,
+    encoder: Encoder,
+    *,
+    batch_size: int,
+    seed: int,
+    process: tuple[int, int] = (0, 1),
+    threads: int = 1,
+) -> grain.DatasetIterator:
+    """Endless shuffled batches; `get_state` and `set_state` give and take the position.
+
+    Args:
+      source: drawn uniformly, a new order every epoch.
+      encoder: examples to rows.
+      batch_size: over all processes.
+      seed: of order and geometry.
+      process: (index, count); batch_size must divide by the count.
+      threads: that decode ahead.
+
+    Raises:
+      UserError: an empty source or a batch size that does not divide.
+    """
+    index, count = process
+    if not len(source):
+        raise UserError(f"{source.name}: no examples to train on")
+    if batch_size % count:
+        raise UserError(f"batch_size {batch_size} does not divide by {count} processes")
+
+    def encode(element: tuple[int, Example], rng: np.random.Generator) -> Batch:
+        return encoder(element[1], element[0], rng)
+
+    rows = grain.MapDataset.source(_Numbered(source)).seed(seed).shuffle().repeat().random_map(encode)
+    if count > 1:
+        rows = _ProcessRows(rows, index, count, batch_size)
+    batches = rows.batch(batch_size // count, drop_remainder=True, batch_fn=stack)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(batches.to_iter_dataset(options))
+
+
+def eval_batches(source: Source, encoder: Encoder, *, batch_size: int, process: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    """Every example once, in order; the last batch is filled up with rows of weight 0 and id -1.
+
+    With several processes each reads every count-th batch.
+    """
+    index, count = process
+    for start in range(index * batch_size, len(source), count * batch_size):
+        stop = min(start + batch_size, len(source))
+        rows = [encoder(source[i], i, np.random.default_rng(i)) for i in range(start, stop)]
+        if len(rows) < batch_size:
+            last = rows[-1]
+            padding = last._replace(weights={n: np.float32(0) for n in last.weights}, ids=np.int64(-1))
+            rows += [padding] * (batch_size - len(rows))
+        yield stack(rows)
+
+
+class _Numbered:
+    """A source that gives (index, example), so that rows know where they come from."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[int, Example]:
+        return index, self._source[index]
+
+
+class _ProcessRows(grain.MapDataset):
+    """The rows of one process out of every global batch, in the order of the global stream."""
+
+    _MUTATES_ELEMENT_SPEC = False
+
+    def __init__(self, parent: grain.MapDataset, index: int, count: int, batch_size: int):
+        super().__init__(parent)
+        self._index, self._count, self._batch_size = index, count, batch_size
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._count
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        rows = self._batch_size // self._count
+        batch, row = divmod(index, rows)
+        return self._parent[batch * self._batch_size + self._index * rows + row]

@@ -1,0 +1,89 @@
+"""`python -m must.main --config=configs/X.py[:variant] --workdir=DIR [--stage=S] [--config.a.b=value] [--dry_run]`.
+
+The only file that reads flags: it parses, prepares the process and delegates to a recipe.
+"""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/X.py[:variant]; --config.a.b=value overrides.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; running again resumes.")
+_STAGE = flags.DEFINE_string("stage", "all", "'all' or one stage of the recipe.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Resolve and check everything, estimate, write nothing.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, or 'auto' on a cluster.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes take part.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the recipe that the configuration names; a mistake of the user ends in one line and exit code 2."""
+    from must.core.types import UserError
+
+    try:
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}: overrides are --config.key=value")
+        if _CONFIG.value is None or (_WORKDIR.value is None and not _DRY_RUN.value):
+            raise UserError("--config=configs/X.py and --workdir=DIR are required")
+        _run()
+    except UserError as error:
+        print(f"must: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("must: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run() -> None:
+    from must.core import devices
+    from must.core.types import UserError
+
+    devices.set_xla_flags()
+    devices.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
+    config = _CONFIG.value.to_dict()
+    try:
+        recipe = importlib.import_module(f"must.recipes.{config['recipe']}")
+    except ImportError as error:
+        raise UserError(f"recipe {config['recipe']!r}: {error}") from None
+    from must.recipes import run
+
+    if _DRY_RUN.value:
+        run.dry_run(recipe, config)
+    else:
+        run.run(recipe, config, os.path.abspath(_WORKDIR.value), stage=_STAGE.value)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parser with its mistakes as one line each."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except Exception as error:  # a configuration file may raise anything
+        print(f"must: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    unknown = re.search(r"[\"']([\w.]+)[\"']", text) if isinstance(error, (AttributeError, KeyError)) else None
+    if unknown and "config" in text:
+        return f"{text}{_nearest(unknown.group(1))}"
+    return text or type(error).__name__
+
+
+def _nearest(key: str) -> str:
+    path = next((a.split("=")[1].partition(":")[0] for a in sys.argv if a.startswith("--config=")), "")
+    if "Did you" in key or not os.path.exists(path):
+        return ""
+    with open(path) as file:
+        words = set(re.findall(r"\w+", file.read()))
+    near = difflib.get_close_matches(key.split(".")[-1], words, 3)
+    return f"; nearest keys: {', '.join(near)}" if near else ""
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

@@ -1,0 +1,206 @@
+"""The last two jobs of a recipe: the numbers side by side (results.json), and the pages that show them (report.html).
+
+A recipe says which directory answers which task in which column; the rest is the same for all recipes.
+"""
+
+import importlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from must.core.types import Label
+from must.evaluate import compare as columns_of
+from must.recipes import jobs, stages
+
+Config = Mapping[str, Any]
+
+
+def compare(config: Config, *, directory: str, report) -> dict:
+    """Collects the scores of all columns and seeds, measures what each column costs to run, writes results.json."""
+    recipe, workdir = _recipe(config), os.path.dirname(directory)
+    built = recipe.Built(config, config["seeds"][0])
+    metrics = {name: task.metrics[0] for name, task in built.tasks.items()}
+    by_split = {}
+    for split in config["measured_on"]:
+        scores: dict[str, dict[str, list[float]]] = {name: {} for name in built.names}
+        for seed in config["seeds"]:
+            for column, directories in recipe.columns(config, seed).items():
+                for task, where in directories.items():
+                    value = jobs.facts(workdir, where)[split][task][metrics[task].name]
+                    scores[task].setdefault(column, []).append(value)
+        by_split[split] = scores
+    first, *shifted = config["measured_on"]
+    results = columns_of.results(
+        config["recipe"],
+        config["seeds"],
+        metrics,
+        by_split[first],
+        costs=_costs(recipe, config, built, workdir),
+        seconds=_seconds(recipe, config, workdir),
+        images_per_second=_rates(recipe, config, workdir),
+    )
+    for split in shifted:
+        results.setdefault("other_splits", {})[split] = columns_of.results(
+            config["recipe"], config["seeds"], metrics, by_split[split]
+        )
+    with open(os.path.join(workdir, "results.json"), "w") as file:
+        json.dump(results, file, indent=1)
+    text = columns_of.table(results)
+    for split in shifted:
+        text += f"\n\nOn {split}:\n" + columns_of.table(results["other_splits"][split])
+    with open(os.path.join(workdir, "results.txt"), "w") as file:
+        file.write(text + "\n")
+    return {}
+
+
+def report(config: Config, *, directory: str, report) -> dict:
+    """Draws the pages from what the other jobs left."""
+    from must.report.html import write_report
+
+    recipe, workdir = _recipe(config), os.path.dirname(directory)
+    seed = config["seeds"][0]
+    built = recipe.Built(config, seed)
+    with open(os.path.join(workdir, "results.json")) as file:
+        results = json.load(file)
+    columns = recipe.columns(config, seed)
+    shown = {name: columns[name] for name in ("teacher", "student") if name in columns}
+    path = os.path.join(workdir, "report.html")
+    write_report(
+        path,
+        title=config["title"],
+        results=results,
+        curves={where: _curve(os.path.join(workdir, where)) for where in dict.fromkeys(_flat(columns))},
+        grids={task: _grid(built, workdir, task, shown) for task in built.names},
+        kept=recipe.kept_labels(built, os.path.join(workdir, recipe.prefix(config, seed))),
+        settings=_settings(workdir),
+    )
+    return {}
+
+
+def print_results(workdir: str) -> None:
+    """The table on the terminal, and where the pages are."""
+    path = os.path.join(workdir, "results.txt")
+    if os.path.exists(path):
+        with open(path) as file:
+            print("\n" + file.read())
+    page = os.path.join(workdir, "report.html")
+    if os.path.exists(page):
+        print(f"report: {page}")
+
+
+def _recipe(config: Config):
+    return importlib.import_module(f"must.recipes.{config['recipe']}")
+
+
+def _flat(columns: Mapping[str, Mapping[str, str]]) -> list[str]:
+    return [where for directories in columns.values() for where in directories.values()]
+
+
+def _costs(recipe, config: Config, built, workdir: str) -> dict[str, dict[str, float]]:
+    """Per column: networks, parameters, time per image to have every task answered on this machine."""
+    found = {}
+    images = np.zeros((32, *built.size, 3), np.uint8)
+    for column, directories in recipe.columns(config, config["seeds"][0]).items():
+        networks = list(dict.fromkeys(directories.values()))
+        parameters, seconds = 0, 0.0
+        for where in networks:
+            names = tuple(task for task, other in directories.items() if other == where)
+            model = built.model(names)
+            variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.size)
+            parameters += sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+            seconds += _forward_time(model, variables, images)
+        found[column] = {
+            "networks": len(networks),
+            "parameters": parameters,
+            "milliseconds": 1000 * seconds / len(images),
+            "images_per_second": len(images) / seconds,
+        }
+    return found
+
+
+def _forward_time(model, variables, images: np.ndarray) -> float:
+    """Median seconds of a forward pass over a batch, all outputs ready."""
+    forward = jax.jit(lambda v, x: model.apply(v, x, train=False, key=None)[0])
+    jax.block_until_ready(forward(variables, images))
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        jax.block_until_ready(forward(variables, images))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def _finished(recipe, config: Config, workdir: str):
+    for job in recipe.plan(config, 1):
+        if jobs.is_done(workdir, job.name):
+            yield job, jobs.facts(workdir, job.name)
+
+
+def _seconds(recipe, config: Config, workdir: str) -> dict[str, float]:
+    """Work per stage, seconds; jobs that ran side by side add up."""
+    total: dict[str, float] = {}
+    for job, facts in _finished(recipe, config, workdir):
+        total[job.stage] = round(total.get(job.stage, 0.0) + facts["seconds"], 1)
+    return total
+
+
+def _rates(recipe, config: Config, workdir: str) -> dict[str, float]:
+    """Training throughput per stage, mean over its runs."""
+    rates: dict[str, list[float]] = {}
+    for job, facts in _finished(recipe, config, workdir):
+        if "images_per_second" in facts:
+            rates.setdefault(job.stage, []).append(facts["images_per_second"])
+    return {stage: round(float(np.mean(values)), 1) for stage, values in rates.items()}
+
+
+def _curve(directory: str) -> dict[str, list]:
+    """Series of metrics.jsonl by name, each as {"step": [...], "value": [...]}."""
+    series: dict[str, dict[str, list]] = {}
+    with open(os.path.join(directory, "metrics.jsonl")) as file:
+        for line in file:
+            values = json.loads(line)
+            step = values.pop("step")
+            for name, value in values.items():
+                entry = series.setdefault(name, {"step": [], "value": []})
+                entry["step"].append(step)
+                entry["value"].append(value)
+    return series
+
+
+def _grid(built, workdir: str, task_name: str, shown: Mapping[str, Mapping[str, str]], examples: int = 6):
+    """Rows of pictures: input, truth, one per shown column; on the first test images."""
+    task = built.tasks[task_name]
+    encoder = built.plain._replace(tasks={task_name: task})
+    source = built.split(task_name, config_split(built))
+    batch = next(iter(stages.eval_batches(source, encoder, batch_size=min(examples, len(source)))))
+    answers: dict[str, Label] = {"truth": batch.labels[task_name]}
+    for column, directories in shown.items():
+        where = directories[task_name]
+        names = tuple(name for name, other in directories.items() if other == where)
+        model = built.model(names)
+        variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.size)
+        outputs, _ = model.apply(variables, batch.inputs["image"], train=False, key=None)
+        answers[column] = jax.device_get(task.predict(outputs[task_name]))
+    rows = []
+    for i, image in enumerate(batch.inputs["image"]):
+        picks = [{field: np.asarray(value)[i] for field, value in label.items()} for label in answers.values()]
+        rows.append([image, *(task.draw(image, pick) for pick in picks)])
+    return {"columns": ["input", *answers], "rows": rows}
+
+
+def config_split(built) -> str:
+    """The split that the first table is about."""
+    return built.config["measured_on"][0]
+
+
+def _settings(workdir: str) -> dict:
+    found = {}
+    for name in ("manifest", "config"):
+        with open(os.path.join(workdir, f"{name}.json")) as file:
+            found[name] = json.load(file)
+    return found

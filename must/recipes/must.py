@@ -1,0 +1,261 @@
+"""MuST, multi-task self-training (Ghiasi et al. 2021): teachers -> label -> student -> baselines -> compare -> report.
+
+Each function below `plan` is one job: it builds what it needs from the configuration, does its work in its directory
+and can be killed and run again. Columns of the comparison:
+    teacher     one network per task, on that task's labelled set
+    student     one network for all tasks, on all images, ground truth where there is some, else a pseudo label
+    supervised  one network for all tasks, on the union of the labelled sets, the student's steps
+    scratch     one network per task, on that task's labelled set, the student's steps
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from must.core.types import Policy, Source, Teacher, UserError
+from must.data.combine import Concat, Overlay
+from must.data.records import Records
+from must.evaluate.evaluate import summarize
+from must.objectives.supervised import learning_rate_rule, supervised
+from must.pseudo_label import policy as policies
+from must.pseudo_label import teacher as teachers
+from must.pseudo_label.write import label_images
+from must.recipes import setup, stages
+from must.recipes.jobs import Job
+from must.recipes.comparison import compare, report
+from must.tasks.base import Task
+
+STAGES = ("teachers", "label", "student", "baselines", "compare", "report")
+Config = Mapping[str, Any]
+
+
+def plan(config: Config, workers: int) -> list[Job]:
+    """All jobs of a configuration, in the order in which they are preferred.
+
+    Args:
+      config: plain dict, see `configs/quickstart.py`.
+      workers: processes that may label side by side.
+    """
+    jobs = []
+    for seed in config["seeds"]:
+        at = prefix(config, seed)
+        mine = [f"{at}teachers/{task}" for task in config["tasks"]]
+        for task in config["tasks"]:
+            jobs.append(Job(f"{at}teachers/{task}", "teachers", train_single, (config, seed, task, "teacher")))
+        parts = [f"{at}label/{k}" for k in range(workers)]
+        for k, part in enumerate(parts):
+            jobs.append(Job(part, "label", label, (config, seed, k, workers), tuple(mine)))
+        jobs.append(Job(f"{at}policy", "label", choose_policies, (config, seed), tuple(mine)))
+        student = f"{at}student"
+        jobs.append(Job(student, "student", train_student, (config, seed), (*parts, f"{at}policy")))
+        if "supervised" in config["baselines"]:
+            jobs.append(Job(f"{at}baselines/supervised", "baselines", train_supervised, (config, seed)))
+        if "scratch" in config["baselines"]:
+            for task in config["tasks"]:
+                jobs.append(Job(f"{at}baselines/scratch-{task}", "baselines", train_single, (config, seed, task, "scratch")))
+    trained = tuple(job.name for job in jobs if job.stage in ("teachers", "student", "baselines"))
+    jobs.append(Job("compare", "compare", compare, (config,), trained, alone=True))
+    jobs.append(Job("report", "report", report, (config,), ("compare",), alone=True))
+    return jobs
+
+
+def prefix(config: Config, seed: int) -> str:
+    """Where a seed's directories stand in the workdir: at its top when there is one seed."""
+    return "" if len(config["seeds"]) == 1 else f"seed-{seed}/"
+
+
+def columns(config: Config, seed: int) -> dict[str, dict[str, str]]:
+    """{column: {task: directory below the workdir of the network that answers it}}."""
+    at, tasks = prefix(config, seed), list(config["tasks"])
+    found = {"teacher": {t: f"{at}teachers/{t}" for t in tasks}, "student": {t: f"{at}student" for t in tasks}}
+    if "supervised" in config["baselines"]:
+        found["supervised"] = {t: f"{at}baselines/supervised" for t in tasks}
+    if "scratch" in config["baselines"]:
+        found["scratch"] = {t: f"{at}baselines/scratch-{t}" for t in tasks}
+    return found
+
+
+class Built:
+    """The objects of one seed of a configuration."""
+
+    def __init__(self, config: Config, seed: int):
+        self.config = setup.fill(config, seed=seed, root=config["root"])
+        self.seed = seed
+        self.names = tuple(self.config["tasks"])
+        labelled = {name: self.split(name, "train") for name in self.names}
+        self.tasks: dict[str, Task] = setup.build_tasks(self.config["tasks"], labelled)
+        self.size = tuple(self.config["image"]["size"])
+        self.plain = setup.build_encoder(self.config["image"], self.tasks)
+
+    def split(self, task: str, split: str) -> Source:
+        """The split of the set that teaches or measures a task."""
+        return setup.build_source(self.config["sets"][self.config["labelled"][task]][split])
+
+    def splits(self, split: str, names=None) -> dict[str, Source]:
+        """That split for every task."""
+        return {name: self.split(name, split) for name in names or self.names}
+
+    def labelled(self) -> list[Source]:
+        """The labelled training sets, each once."""
+        sets = dict.fromkeys(self.config["labelled"][name] for name in self.names)
+        return [setup.build_source(self.config["sets"][name]["train"]) for name in sets]
+
+    def everything(self) -> Source:
+        """What the teachers label: the labelled images and the pool."""
+        return Concat([*self.labelled(), *(setup.build_source(section) for section in self.config["pool"].values())])
+
+    def model(self, names, section: str = "model"):
+        """A network with the heads of these tasks."""
+        return setup.build_model(self.config[section], {name: self.tasks[name] for name in names})
+
+    def schedule(self, section: str) -> stages.Schedule:
+        """Steps, batches, optimiser."""
+        fields = stages.Schedule._fields
+        return stages.Schedule(**{key: value for key, value in self.config[section].items() if key in fields})
+
+
+def train_single(config: Config, seed: int, task: str, section: str, *, directory: str, report) -> dict:
+    """A teacher, or with the student's schedule the scratch baseline: one task on its labelled set."""
+    built = Built(config, seed)
+    return _train(built, (task,), built.split(task, "train"), section, {task: Policy()}, directory, report)
+
+
+def train_supervised(config: Config, seed: int, *, directory: str, report) -> dict:
+    """The supervised multi-task baseline: all teachers' labels, no pseudo labels, the student's steps."""
+    built = Built(config, seed)
+    believed = {name: Policy() for name in built.names}
+    return _train(built, built.names, Concat(built.labelled()), "supervised", believed, directory, report)
+
+
+def train_student(config: Config, seed: int, *, directory: str, report) -> dict:
+    """The student: ground truth where an image has it, a pseudo label otherwise, drawn uniformly from all images."""
+    built = Built(config, seed)
+    top = _top(directory, "student")
+    with open(os.path.join(top, "policy", "policy.json")) as file:
+        believed = {name: Policy(*(np.float32(t) for t in pair)) for name, pair in json.load(file).items()}
+    records = Records(os.path.join(top, *_RECORDS), tasks=list(built.names))
+    source = setup.Cached(Overlay(records, built.labelled()))
+    facts = _train(built, built.names, source, "student", believed, directory, report)
+    return facts | {"images": len(source)}
+
+
+_RECORDS = ("pseudo_labels", "pool", "1.0.0")
+
+
+def label(config: Config, seed: int, index: int, count: int, *, directory: str, report) -> dict:
+    """The labelling pass, or one worker's part of it: every teacher on every image."""
+    built = Built(config, seed)
+    top = _top(directory, os.path.join("label", str(index)))
+    section = dict(built.config["label"])
+    mirror = section.pop("mirror")
+    found = load_teachers(built, os.path.join(top, "teachers"), mirror)
+    label_images(
+        os.path.join(top, *_RECORDS),
+        "pool",
+        built.everything(),
+        list(found.values()),
+        worker=(index, count),
+        provenance={"mirror": mirror},
+        progress=report,
+        **section,
+    )
+    return {}
+
+
+def choose_policies(config: Config, seed: int, *, directory: str, report) -> dict:
+    """Which labels are believed: as configured, or thresholds per class from the teachers on the validation split."""
+    built = Built(config, seed)
+    found = load_teachers(built, os.path.join(_top(directory, "policy"), "teachers"), built.config["label"]["mirror"])
+    chosen = {}
+    for name in built.names:
+        section = dict(built.config["policies"][name])
+        if section.pop("from_validation", False):
+            chosen[name] = policies.three_state(
+                _judged(built, found[name], name), len(built.tasks[name].classes), **section
+            )
+        else:
+            chosen[name] = setup.build_policy(section)
+    with open(os.path.join(directory, "policy.json"), "w") as file:
+        json.dump({name: [np.asarray(t).tolist() for t in pair] for name, pair in chosen.items()}, file, indent=1)
+    return {}
+
+
+def load_teachers(built: Built, directory: str, mirror: bool) -> dict[str, Teacher]:
+    """The trained teachers by task."""
+    found = {}
+    for name in built.names:
+        model = built.model((name,))
+        variables, _ = stages.load_weights(os.path.join(directory, name), model, built.size)
+        found[name] = teachers.from_model(
+            name,
+            model,
+            jax.device_put(variables),
+            {name: built.tasks[name]},
+            size=built.size,
+            fingerprint=stages.weights_fingerprint(variables),
+            mirror=mirror,
+        )
+    return found
+
+
+def _judged(built: Built, teacher: Teacher, name: str):
+    """What the teacher claims on the validation split, and whether it is so."""
+    task, triples = built.tasks[name], []
+    encoder = built.plain._replace(tasks={name: task})
+    for batch in stages.eval_batches(built.split(name, "validation"), encoder, batch_size=64):
+        said = jax.device_get(teacher.predict(batch.inputs["image"])[name])
+        for row in np.flatnonzero(batch.weights[name]):
+            pick = lambda tree: {field: np.asarray(value)[row] for field, value in tree.items()}  # noqa: E731
+            triples.append(task.judge(pick(said), pick(batch.labels[name])))
+    if any(triple is None for triple in triples):
+        raise UserError(f"policies.{name}: its predictions carry no scores to choose thresholds from")
+    return triples
+
+
+def _train(built: Built, names, source: Source, section: str, believed, directory: str, report) -> dict:
+    """Trains on `source` by the named section, then scores the selected weights on the test splits."""
+    tasks = {name: built.tasks[name] for name in names}
+    settings = built.config[section]
+    model = built.model(names)
+    objective = supervised(
+        model, tasks, scales=_scales(built, section), policies=believed, normalize=settings["normalize"]
+    )
+    facts = stages.train(
+        directory,
+        seed=built.seed,
+        model=model,
+        tasks=tasks,
+        objective=objective,
+        balance=setup.build_balance(settings["balance"]),
+        source=source,
+        encoder=setup.build_encoder(built.config["image"], tasks, settings),
+        schedule=built.schedule(section),
+        validation=(built.plain, built.splits("validation", names)),
+        report=report,
+    )
+    variables, _ = stages.load_weights(directory, model, built.size)
+    for split in built.config["measured_on"]:
+        rows = stages.measure(variables, model, tasks, built.plain, built.splits(split, names))
+        stages.save_rows(os.path.join(directory, f"rows-{split}.npz"), rows)
+        facts[split] = summarize(tasks, rows)
+    return facts
+
+
+def _scales(built: Built, section: str) -> dict[str, float]:
+    """Factor of each task's loss: given numbers, or MuST's rule from the teachers' batch sizes and learning rates."""
+    scales = built.config[section]["scales"]
+    if scales != "learning_rate_rule":
+        return {name: scales.get(name, 1.0) for name in built.names}
+    mine, theirs = (built.config[s] for s in (section, "teacher"))
+    teacher = (theirs["batch_size"], theirs["optimizer"]["learning_rate"])
+    student = (mine["batch_size"], mine["optimizer"]["learning_rate"])
+    return learning_rate_rule(student, {name: teacher for name in built.names})
+
+
+def _top(directory: str, name: str) -> str:
+    """The seed's directory, from that of one of its jobs."""
+    return directory[: -len(name)].rstrip(os.sep)

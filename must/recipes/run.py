@@ -1,0 +1,95 @@
+"""What every recipe's run begins with: the workdir's owner, the stages asked for, the manifest; and the dry run."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from must.core import devices
+from must.core.types import UserError
+from must.recipes.jobs import run_jobs
+
+ALL_STAGES = ("teachers", "experts", "grid", "label", "student", "joint", "baselines", "compare", "report")
+LATER = ("transfer", "predict", "export")
+
+
+def run(recipe, config: Mapping[str, Any], workdir: str, *, stage: str = "all") -> None:
+    """Runs one stage or all of a recipe in a workdir, resuming what is there.
+
+    Args:
+      recipe: module with `STAGES` and `plan(config, workers)`.
+      config: plain dict.
+      workdir: absolute path.
+      stage: "all" or one of the recipe's.
+
+    Raises:
+      UserError: no such stage, or the workdir belongs to another configuration.
+    """
+    if stage in LATER:
+        raise UserError(f"--stage={stage}: not built yet")
+    if stage != "all" and stage not in recipe.STAGES:
+        raise UserError(f"--stage={stage}: not a stage of {config['recipe']}: all, {', '.join(recipe.STAGES)}")
+    workers = _workers(config)
+    config = json.loads(json.dumps(config))  # tuples become lists, as they come back from config.json
+    if devices.is_writer():
+        _claim(workdir, config)
+    jobs = [job for job in recipe.plan(config, workers) if stage in ("all", job.stage)]
+    run_jobs(workdir, jobs, workers=workers)
+
+
+def _workers(config: Mapping[str, Any]) -> int:
+    if jax.distributed.is_initialized() or jax.default_backend() != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config["workers"] or min(2, cores)
+
+
+def _claim(workdir: str, config: Mapping[str, Any]) -> None:
+    """Writes config.json and manifest.json, or compares with what is there."""
+    path = os.path.join(workdir, "config.json")
+    if os.path.exists(path):
+        with open(path) as file:
+            there = json.load(file)
+        difference = _first_difference(there, config)
+        if difference:
+            raise UserError(f"{workdir}: belongs to another configuration: {difference}; take another --workdir")
+        return
+    try:
+        os.makedirs(workdir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}") from None
+    manifest = {
+        "versions": {name: importlib.metadata.version(name) for name in ("must", "jax", "jaxlib", "flax", "optax", "numpy")},
+        "python": platform.python_version(),
+        "git": _git_sha(),
+        "devices": [device.device_kind for device in jax.local_devices()],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    for name, content in (("manifest.json", manifest), ("config.json", config)):
+        with open(os.path.join(workdir, name + ".partial"), "w") as file:
+            json.dump(content, file, indent=1)
+        os.replace(os.path.join(workdir, name + ".partial"), os.path.join(workdir, name))
+
+
+def _first_difference(there: Any, here: Any, key: str = "config") -> str:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in sorted(set(there) | set(here)):
+            if name not in there or name not in here:
+                return f"{key}.{name} is {'missing there' if name not in there else 'only there'}"
+            difference = _first_difference(there[name], here[name], f"{key}.{name}")
+            if difference:
+                return difference
+        return ""
+    return "" if there == here else f"{key} is {json.dumps(there)} there, {json.dumps(here)} here"
+
+
+def _git_sha() -> str | None:
+    command = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None

@@ -1,0 +1,105 @@
+"""Configuration sections -> objects, each with `Thing(**section)`; the recipes read no key that is not turned into one here."""
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from must.core.types import Balance, Model, Policy, Source, UserError
+from must.data import geometry
+from must.data.augment import Photometric
+from must.data.combine import Cached, Concat
+from must.data.pipeline import Encoder
+from must.data.sources import source
+from must.models import fpn, multi_head, resnet
+from must.objectives import balance as balances
+from must.pseudo_label import policy
+from must.tasks import base
+from must.tasks.base import Task
+
+
+def fill(section: Any, **values: Any) -> Any:
+    """A copy of a section in which "{name}" stands for a value: the whole string takes the value's type.
+
+    Args:
+      section: nested dicts, lists and scalars.
+      values: for instance seed=3, root="data".
+    """
+    if isinstance(section, Mapping):
+        return {key: fill(value, **values) for key, value in section.items()}
+    if isinstance(section, (list, tuple)):
+        return [fill(value, **values) for value in section]
+    if isinstance(section, str):
+        for name, value in values.items():
+            if section == f"{{{name}}}":
+                return value
+            section = section.replace(f"{{{name}}}", str(value))
+    return section
+
+
+@functools.lru_cache(maxsize=64)
+def _source(text: str) -> Source:
+    return Cached(source(**json.loads(text)))
+
+
+def build_source(section: Mapping[str, Any]) -> Source:
+    """One source from {"kind": ..., arguments}; the same section gives the same object, decoded images included."""
+    return _source(json.dumps(section, sort_keys=True))
+
+
+def build_sources(sections: Mapping[str, Mapping[str, Any]]) -> Source:
+    """The union of several named sources."""
+    built = [build_source(section) for section in sections.values()]
+    return built[0] if len(built) == 1 else Concat(built)
+
+
+def build_tasks(sections: Mapping[str, Mapping[str, Any]], sources: Mapping[str, Source]) -> dict[str, Task]:
+    """Tasks by name; one whose labels hold class ids takes the class names of its labelled source."""
+    tasks = {}
+    for name, section in sections.items():
+        section = dict(section)
+        names = sources[name].classes.get(name)
+        if names and "classes" not in section:
+            section["classes"] = tuple(names)
+        tasks[name] = base.build(**{key: tuple(v) if isinstance(v, list) else v for key, v in section.items()})
+    return tasks
+
+
+def build_model(section: Mapping[str, Any], tasks: Mapping[str, Task]) -> Model:
+    """Backbone, neck and the tasks' heads."""
+    backbone, neck = dict(section["backbone"]), dict(section["neck"])
+    kinds = {"resnet": resnet.ResNet}
+    kind = backbone.pop("kind")
+    if kind not in kinds:
+        raise UserError(f"model.backbone.kind {kind!r}: not one of {sorted(kinds)}")
+    neck["strides"] = tuple(neck["strides"])
+    try:
+        parts = kinds[kind](**backbone), fpn.FPN(**neck)
+    except TypeError as error:
+        raise UserError(f"model: {error}") from None
+    return multi_head.multi_head(*parts, {name: task.head() for name, task in tasks.items()})
+
+
+def build_encoder(image: Mapping[str, Any], tasks: Mapping[str, Task], training: Mapping[str, Any] | None = None) -> Encoder:
+    """What a model sees: the whole image, or with `training` = {"geometry", "view"} a drawn one."""
+    size, keep_aspect = tuple(image["size"]), image["keep_aspect"]
+    if training is None:
+        return Encoder(tasks, size, keep_aspect=keep_aspect)
+    drawn = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in training["geometry"].items()}
+    view = Photometric(**training["view"]) if training["view"] else None
+    return Encoder(tasks, size, functools.partial(geometry.draw, keep_aspect=keep_aspect, **drawn), {"image": view})
+
+
+def build_balance(section: Mapping[str, Any]) -> Balance:
+    """Weights of the terms: {"kind": "fixed"} or {"kind": "uncertainty", "learning_rate": ...}."""
+    section = dict(section)
+    kinds = {"fixed": balances.fixed, "uncertainty": balances.uncertainty}
+    kind = section.pop("kind")
+    if kind not in kinds:
+        raise UserError(f"balance.kind {kind!r}: not one of {sorted(kinds)}")
+    return kinds[kind](**section)
+
+
+def build_policy(section: Mapping[str, Any]) -> Policy:
+    """{"positive": p, "negative": n}, or {"threshold": p} for MuST's two states."""
+    return policy.hard(**section) if "threshold" in section else Policy(**section)

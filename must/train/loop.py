@@ -1,0 +1,61 @@
+"""The loop: takes batches, makes steps, calls hooks. It knows no task, no loss and no model."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+
+from must.core.types import Batch, PyTree, TrainState
+
+
+class Progress(NamedTuple):
+    """What a hook sees after a step.
+
+    Attributes:
+      step: steps made so far.
+      steps: length of the run.
+      state: after the step.
+      logs: scalars of the step, still on the device.
+      seconds: spent in this call of `fit`, validation included.
+      data_seconds: of these, spent waiting for batches.
+    """
+
+    step: int
+    steps: int
+    state: TrainState
+    logs: dict[str, jax.Array]
+    seconds: float
+    data_seconds: float
+
+
+def fit(
+    state: TrainState,
+    step: Callable[[TrainState, Batch, PyTree], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Iterator[Batch],
+    *,
+    steps: int,
+    frozen: PyTree = None,
+    hooks: Iterable[Callable[[Progress], None]] = (),
+) -> TrainState:
+    """Trains from `state.step` to `steps`.
+
+    Args:
+      state: fresh or restored; it is donated.
+      step: from `must.core.devices.parallelize`.
+      batches: positioned where `state` stopped.
+      steps: of the whole run.
+      frozen: teachers' variables.
+      hooks: called in order after every step; they decide themselves when to act.
+    """
+    start = time.perf_counter()
+    waited = 0.0
+    for i in range(int(state.step), steps):
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+        state, logs = step(state, batch, frozen)
+        progress = Progress(i + 1, steps, state, logs, time.perf_counter() - start, waited)
+        for hook in hooks:
+            hook(progress)
+    return state

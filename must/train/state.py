@@ -1,0 +1,33 @@
+"""Making a fresh `TrainState`."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from must.core.types import Array, Balance, Objective, PyTree, TrainState
+
+
+def create(
+    key: Array, variables: PyTree, objective: Objective, balance: Balance, tx: optax.GradientTransformation
+) -> TrainState:
+    """A state at step 0.
+
+    Args:
+      key: PRNG key; the run's randomness and the objective's own parameters come from it.
+      variables: of the model, from `Model.init` or a checkpoint: {"params": ..., other collections}.
+      objective: its parameters stand beside the model's under "objective" when it has any.
+      balance: weighter of the terms.
+      tx: optimiser.
+    """
+    init_key, run_key = jax.random.split(key)
+    extra, objective_state = objective.init(init_key)
+    params = {"model": variables["params"]} | ({"objective": extra} if extra else {})
+    model_state = {name: value for name, value in variables.items() if name != "params"}
+    aux_state = {"objective": objective_state, "balance": balance.init(objective.names)}
+    ema_params = jax.tree.map(jnp.copy, params)  # a copy: a donated buffer may not be given twice
+    return TrainState(jnp.int32(0), params, model_state, tx.init(params), aux_state, ema_params, run_key)
+
+
+def model_variables(state: TrainState, *, ema: bool = True) -> PyTree:
+    """The variables that `Model.apply` reads, averaged parameters by default."""
+    return {"params": (state.ema_params if ema else state.params)["model"], **state.model_state}
