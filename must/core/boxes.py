@@ -183,13 +183,14 @@ def match(found: dict[str, Array], truth: dict[str, Array], thresholds: Array) -
     overlap = jnp.where(crowd, share, iou(found["boxes"], truth["boxes"]))
     overlap = jnp.where(comparable, overlap, -1.0)
     bounds = jnp.asarray(thresholds, jnp.float32)[:, None]
+    places = jnp.arange(crowd.shape[0])
 
     def one(taken, overlap):  # bool [T, M], [M]
         free = (overlap >= bounds) & (crowd | ~taken)
         # A crowd only where nothing else matches; of equals the last, as COCO does.
-        rank = jnp.where(free, jnp.where(crowd, overlap, overlap + 2.0), -1.0)[:, ::-1]
-        chosen = jnp.arange(crowd.shape[0]) == crowd.shape[0] - 1 - rank.argmax(-1)[:, None]
-        chosen &= free
+        rank = jnp.where(free, jnp.where(crowd, overlap, overlap + 2.0), -1.0)
+        best = free & (rank == rank.max(-1, keepdims=True))
+        chosen = best & (places == jnp.where(best, places, -1).max(-1, keepdims=True))
         return taken | chosen, (jnp.any(chosen & ~crowd, -1), jnp.any(chosen & crowd, -1))
 
     _, (hit, ignored) = jax.lax.scan(one, jnp.zeros((bounds.shape[0], crowd.shape[0]), bool), overlap)

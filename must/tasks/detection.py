@@ -259,7 +259,10 @@ class Detection(Task):
         """As the base class says; exact also where the width is no multiple of the stride and the grid overhangs."""
         points, distances = outputs["points"], outputs["distances"]
         x, stride = points[..., 0], points[..., 2]
-        extent = jnp.max(jnp.where(stride[:, :, None] == stride[:, None, :], x[:, None, :], 0.0), -1) + stride / 2
+        extent = jnp.zeros_like(x)  # width of the point's level, which may overhang the image
+        for level in self.strides:
+            last = jnp.where(stride == level, x, 0.0).max(-1, keepdims=True)
+            extent = jnp.where(stride == level, last + level / 2, extent)
         index = jnp.arange(x.shape[1]) + jnp.round((extent - 2 * x) / stride).astype(jnp.int32)
         overhang = _take(extent - outputs["size"][:, 1:], index)
         left, top, right, bottom = jnp.moveaxis(_take(distances, index), -1, 0)
