@@ -1,0 +1,173 @@
+"""Loss formulas on arrays: one value per element, or per image where the formula has an inner mean.
+
+Reducing over a batch is not done here (`must.core.ratio`). Masked elements may hold anything, NaN included: they change
+neither values nor gradients. Everything is computed in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from must.core.types import Array
+
+_RELATIVE_EPS = 1e-8  # of the mean square: a spread below 1e-4 of the size is rounding
+
+
+def soft_cross_entropy(logits: Array, target: Array) -> Array:
+    """-sum_c target_c log softmax(logits)_c over the last axis: [..., C], [..., C] -> [...]."""
+    return -jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), -1)
+
+
+def binary_soft_focal(logits: Array, target: Array, gamma: float = 2.0, alpha: float | None = None) -> Array:
+    """|t - s|^gamma BCE(s, t) with s = sigmoid(logits), per element (quality focal loss, Li et al. 2020, eq. 4).
+
+    Proper for soft targets: lowest, 0 for gamma > 0, at s = t. The older form with p_t = t s + (1 - t)(1 - s) is not.
+
+    Args:
+      logits: [...].
+      target: [...], in 0..1.
+      gamma: 0 (plain cross-entropy) or at least 1; between, the gradient is infinite at s = t.
+      alpha: weight of the positive part; alpha t + (1 - alpha)(1 - t) multiplies the loss. None leaves it out.
+    """
+    if 0.0 < gamma < 1.0:
+        raise ValueError(f"gamma {gamma}: 0, or 1 and more")
+    logits = logits.astype(jnp.float32)
+    loss = jnp.maximum(logits, 0.0) - logits * target + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    if gamma:
+        loss *= jnp.abs(target - jax.nn.sigmoid(logits)) ** gamma
+    return loss if alpha is None else loss * (alpha * target + (1.0 - alpha) * (1.0 - target))
+
+
+def masked_mean(values: Array, valid: Array) -> Array:
+    """Mean of the valid elements of each example, [B, ...] -> [B]; 0 where there are none."""
+    axes = tuple(range(1, values.ndim))
+    return jnp.sum(jnp.where(valid, values, 0.0), axes) / jnp.maximum(jnp.sum(valid, axes), 1)
+
+
+def _centre(x: Array, valid: Array) -> tuple[Array, Array, Array, Array]:
+    """x minus its mean over the valid elements (0 at the others), that mean, the variance, and whether it spreads."""
+    x = jnp.where(valid, x.astype(jnp.float32), 0.0)
+    mean = masked_mean(x, valid)
+    centred = jnp.where(valid, x - _expand(mean, x), 0.0)
+    variance = masked_mean(centred**2, valid)
+    return centred, mean, variance, variance > _RELATIVE_EPS * masked_mean(x**2, valid)
+
+
+def align(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array, Array]:
+    """Least-squares scale and shift per image: (s, t) that minimise the sum over valid pixels of (s p + t - y)^2.
+
+    The closed form of the 2x2 normal equations, on centred values (MiDaS, Ranftl et al. 2020, eq. 4).
+
+    Args:
+      prediction: p [B, ...].
+      target: y [B, ...].
+      valid: bool [B, ...].
+
+    Returns:
+      s [B], t [B], and where the system can be solved, bool [B]; elsewhere (p constant, or nothing valid) s is 0 and t
+      the mean of y.
+    """
+    p, p_mean, variance, solvable = _centre(prediction, valid)
+    y, y_mean, _, _ = _centre(target, valid)
+    scale = jnp.where(solvable, masked_mean(p * y, valid) / jnp.where(solvable, variance, 1.0), 0.0)
+    return scale, y_mean - scale * p_mean, solvable
+
+
+def aligned_residual(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array]:
+    """What is left of a prediction after `align` to the target, in standard deviations of the target.
+
+    A negative least-squares scale would reward a prediction turned upside down as much as the right one, so the
+    absolute value of the scale is used; wherever prediction and target agree in sign it is the least-squares scale.
+
+    Args:
+      prediction: [B, ...].
+      target: [B, ...].
+      valid: bool [B, ...].
+
+    Returns:
+      The residual [B, ...], 0 at invalid pixels, and where it means something, bool [B]: prediction and target vary.
+    """
+    p, _, p_variance, p_varies = _centre(prediction, valid)
+    y, _, y_variance, y_varies = _centre(target, valid)
+    usable = p_varies & y_varies
+    y = y / _expand(jnp.sqrt(jnp.where(usable, y_variance, 1.0)), y)
+    scale = jnp.abs(masked_mean(p * y, valid)) / jnp.where(usable, p_variance, 1.0)
+    return jnp.where(_expand(usable, y), _expand(scale, p) * p - y, 0.0), usable
+
+
+def scale_shift_invariant(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array]:
+    """Mean absolute `aligned_residual` per image: invariant to scale > 0 and shift of the prediction and of the target.
+
+    Args:
+      prediction: [B, ...], inverse depth.
+      target: [B, ...].
+      valid: bool [B, ...].
+
+    Returns:
+      Loss [B], 0 where the alignment is degenerate, and where it is not, bool [B].
+    """
+    residual, usable = aligned_residual(prediction, target, valid)
+    return masked_mean(jnp.abs(residual), valid), usable
+
+
+def silog(log_prediction: Array, log_target: Array, valid: Array, focus: float = 0.5, eps: float = 1e-6) -> Array:
+    """sqrt(mean g^2 - focus (mean g)^2 + eps) per image with g the difference of the logarithms (Eigen et al. 2014).
+
+    Args:
+      log_prediction: [B, ...].
+      log_target: [B, ...].
+      valid: bool [B, ...].
+      focus: lambda; 1 ignores the scale altogether, 0 is the plain log RMSE.
+      eps: keeps the gradient finite where prediction = target.
+
+    Returns:
+      [B]; sqrt(eps) where nothing is valid.
+    """
+    difference = jnp.where(valid, log_prediction.astype(jnp.float32), 0.0) - jnp.where(valid, log_target, 0.0)
+    _, mean, variance, _ = _centre(difference, valid)
+    # mean g^2 = variance + mean^2: this form cannot turn negative by rounding.
+    return jnp.sqrt(variance + (1.0 - focus) * mean**2 + eps)
+
+
+def gradient_matching(residual: Array, valid: Array, scales: int = 4) -> Array:
+    """Sum over scales of the mean |horizontal| + mean |vertical| difference of neighbouring residuals (MiDaS, eq. 11).
+
+    Args:
+      residual: [B, h, w].
+      valid: bool [B, h, w]; a difference counts where both of its pixels do.
+      scales: K; scale k takes every 2^k-th pixel.
+
+    Returns:
+      [B].
+    """
+    residual = jnp.where(valid, residual, 0.0)
+    total = jnp.zeros(residual.shape[0])
+    for k in range(scales):
+        r, v = residual[:, :: 2**k, :: 2**k], valid[:, :: 2**k, :: 2**k]
+        total += masked_mean(jnp.abs(r[:, 1:] - r[:, :-1]), v[:, 1:] & v[:, :-1])
+        total += masked_mean(jnp.abs(r[:, :, 1:] - r[:, :, :-1]), v[:, :, 1:] & v[:, :, :-1])
+    return total
+
+
+def unit(vectors: Array, eps: float = 1e-6) -> Array:
+    """Vectors [..., D] at length 1; shorter than sqrt(eps) they are scaled by a constant, so the gradient is finite."""
+    vectors = vectors.astype(jnp.float32)
+    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors**2, -1, keepdims=True), eps))
+
+
+def cosine_distance(a: Array, b: Array) -> Array:
+    """1 - a . b of unit vectors: [..., D], [..., D] -> [...], 0..2."""
+    return 1.0 - jnp.sum(a * b, -1)
+
+
+def angle(a: Array, b: Array) -> Array:
+    """Angle between vectors of three components in radians, [..., 3], [..., 3] -> [...].
+
+    atan2(|a x b|, a . b): exact to 1e-6 down to small angles, where the arc cosine is not, and its gradient is finite at
+    equal and at opposite vectors.
+    """
+    cross = jnp.cross(a, b)
+    return jnp.arctan2(jnp.sqrt(jnp.sum(cross**2, -1) + 1e-12), jnp.sum(a * b, -1))
+
+
+def _expand(per_example: Array, like: Array) -> Array:
+    return per_example.reshape(per_example.shape + (1,) * (like.ndim - 1))

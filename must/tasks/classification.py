@@ -1,0 +1,145 @@
+"""Image classification with soft labels."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from must.core import losses
+from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.tasks import drawing
+from must.tasks.base import Task
+from must.tasks.soft_labels import believed, spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Task):
+    """One class of `classes` per image, as a distribution.
+
+    Attributes:
+      classes: names, in the order of the ids.
+      top_k: probabilities that a record lists; the rest is stored as one number.
+      hard: learn the most probable class instead of the distribution.
+      label_smoothing: share of the target that is spread evenly over all classes.
+      temperature: predictions are softmax(logits / temperature).
+      dropout: rate before the linear layer.
+    """
+
+    classes: tuple[str, ...]
+    top_k: int = 5
+    hard: bool = False
+    label_smoothing: float = 0.0
+    temperature: float = 1.0
+    dropout: float = 0.0
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("top1", "%", True),
+        Metric("top5", "%", True),
+        Metric("nll", "nat", False),
+    )
+    terms: ClassVar[tuple[str, ...]] = ("class",)
+
+    def __post_init__(self):
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if not self.classes:
+            raise UserError("classification: no classes")
+        if self.top_k < 1 or self.temperature <= 0:
+            raise UserError(f"classification: top_k {self.top_k} and temperature {self.temperature} must be positive")
+
+    def head(self) -> Any:
+        from must.models.heads import ClassHead
+
+        return ClassHead(len(self.classes), self.dropout)
+
+    def label_spec(self) -> dict[str, ArraySpec]:
+        return {
+            "ids": ArraySpec((None,), "uint16", doc="class ids, most probable first"),
+            "probs": ArraySpec((None,), "float16", doc="their probabilities"),
+            "rest": ArraySpec((), "float16", doc="probability of all other classes together"),
+        }
+
+    def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"probs": jax.ShapeDtypeStruct((len(self.classes),), np.float32)}
+
+    def transform(self, label: Label, geometry: Geometry) -> Label:
+        """As the base class says; the geometry does not matter."""
+        ids = np.asarray(label["ids"], np.int64).reshape(-1)
+        probs = np.asarray(label["probs"], np.float32).reshape(-1)
+        rest = np.float32(np.asarray(label["rest"]).reshape(()))
+        if len(ids) != len(probs):
+            raise ValueError(f"{len(ids)} class ids with {len(probs)} probabilities")
+        if ((ids < 0) | (ids >= len(self.classes))).any():
+            raise ValueError(f"class id {ids.max()} with {len(self.classes)} classes")
+        if len(np.unique(ids)) < len(ids):
+            raise ValueError(f"class ids {ids.tolist()} name a class twice")
+        # Half precision rounds each of K numbers by up to 2^-12.
+        if not ((probs >= 0).all() and rest >= 0 and abs(probs.sum() + rest - 1) < 0.02):
+            raise ValueError(f"probabilities {probs.tolist()} and rest {rest} do not sum to 1")
+        return {"probs": spread(ids, probs, rest, len(self.classes)).astype(np.float32)}
+
+    def restore(self, label: Label, geometry: Geometry) -> Label:
+        """The `top_k` largest probabilities, each within 2^-12 of the truth, and the rest, within (K + 1) 2^-12.
+
+        Classes beyond the largest come back with the mean of what they had.
+        """
+        probs = np.asarray(label["probs"], np.float32)
+        ids = np.argsort(-probs, kind="stable")[: self.top_k]
+        listed = probs[ids].astype(np.float16)
+        rest = max(0.0, 1.0 - float(listed.astype(np.float32).sum()))
+        if len(ids) == len(probs):
+            rest = 0.0
+        return {"ids": ids.astype(np.uint16), "probs": listed, "rest": np.float16(rest)}
+
+    def target(self, label: Label, policy: Policy) -> dict[str, Array]:
+        """probs [B, C] after hardening and smoothing, used [B]: its most probable class is believed."""
+        finite = jnp.all(jnp.isfinite(label["probs"]), -1)
+        probs = jnp.where(finite[:, None], label["probs"], 0.0)
+        best = jnp.argmax(probs, -1)
+        used = finite & believed(policy, best, jnp.max(probs, -1))
+        count = len(self.classes)
+        if self.hard:
+            probs = jax.nn.one_hot(best, count)
+        return {"probs": (1 - self.label_smoothing) * probs + self.label_smoothing / count, "used": used}
+
+    def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
+        """Term "class": soft cross-entropy; one item per believed example."""
+        value = losses.soft_cross_entropy(outputs, target["probs"])
+        return {"class": PerExample(jnp.where(target["used"], value, 0.0), target["used"].astype(jnp.float32))}
+
+    def predict(self, outputs: Array) -> Label:
+        return {"probs": jax.nn.softmax(outputs.astype(jnp.float32) / self.temperature)}
+
+    def mirror(self, outputs: Array) -> Array:
+        """The outputs: a class has no left and right."""
+        return outputs
+
+    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
+        """Whether the true class is the first, and among the first five; -log of its probability. Of ties the first."""
+        true = jnp.argmax(truth["probs"], -1)[:, None]
+        _, best = jax.lax.top_k(prediction["probs"], min(5, len(self.classes)))
+        probability = jnp.take_along_axis(prediction["probs"], true, -1)[:, 0]
+        return {
+            "top1": (best[:, :1] == true).any(-1).astype(jnp.float32),
+            "top5": (best == true).any(-1).astype(jnp.float32),
+            "nll": -jnp.log(jnp.maximum(probability, 1e-12)),
+        }
+
+    def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
+        """Means over the examples; NaN without any."""
+        scale = {metric.name: 100.0 if metric.unit == "%" else 1.0 for metric in self.metrics}
+        return {name: scale[name] * float(np.mean(rows[name])) if len(rows[name]) else float("nan") for name in scale}
+
+    def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As the base class says; one claim, the most probable class."""
+        probs = np.asarray(prediction["probs"])
+        best = probs.argmax(keepdims=True)
+        return probs[best], best == np.asarray(truth["probs"]).argmax(), best
+
+    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
+        """The picture over bars of the three most probable classes."""
+        probs = np.asarray(label["probs"], np.float32)
+        best = [i for i in np.argsort(-probs, kind="stable")[:3] if probs[i] >= 0.005]
+        rows = [(f"{self.classes[i]} {100 * probs[i]:.0f} %", drawing.bar(probs[i])) for i in best]
+        return drawing.caption(drawing.upscale(image), rows)

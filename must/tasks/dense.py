@@ -1,0 +1,50 @@
+"""What the tasks with one output per pixel share: the step between the head's resolution and the frame's.
+
+A head runs at `head_stride` and predicts `shuffle` x `shuffle` sub-pixels, so that its output has one cell per
+head_stride / shuffle pixels of the frame.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from must.core.types import Array, Geometry, UserError
+
+
+def output_stride(task: str, head_stride: int, shuffle: int) -> int:
+    """Pixels of the frame per cell of the output; UserError when that is no whole number."""
+    if head_stride < 1 or shuffle < 1 or head_stride % shuffle:
+        raise UserError(f"{task}: head_stride {head_stride} is no multiple of shuffle {shuffle}")
+    return head_stride // shuffle
+
+
+def check_size(task: str, size: tuple[int, int], stride: int) -> None:
+    """UserError unless the frame is a whole number of cells: predictions and mirrored outputs would be displaced."""
+    if size[0] % stride or size[1] % stride:
+        raise UserError(f"{task}: a frame of {size[0]} x {size[1]} pixels is no multiple of the output stride {stride}")
+
+
+def sample(maps: Array, stride: int) -> Array:
+    """The values at the centres of the output's cells, [B, h, w, ...] -> [B, h / stride, w / stride, ...]."""
+    return maps[:, stride // 2 :: stride, stride // 2 :: stride]
+
+
+def enlarge(maps: Array, factor: int) -> Array:
+    """Bilinear, pixel centres aligned, edges repeated: [B, h, w, C] -> [B, h * factor, w * factor, C]."""
+    for axis in (1, 2) if factor > 1 else ():
+        length = maps.shape[axis]
+        before = jnp.take(maps, np.maximum(np.arange(length) - 1, 0), axis)
+        after = jnp.take(maps, np.minimum(np.arange(length) + 1, length - 1), axis)
+        phases = []
+        for phase in range(factor):
+            shift = (phase + 0.5) / factor - 0.5
+            neighbour = before if shift < 0 else after
+            phases.append((1 - abs(shift)) * maps + abs(shift) * neighbour)
+        shape = list(maps.shape)
+        shape[axis] *= factor
+        maps = jnp.stack(phases, axis + 1).reshape(shape)
+    return maps
+
+
+def stored_shape(geometry: Geometry, stride: int) -> tuple[int, int]:
+    """(height, width) of a map over the whole original with one value per `stride` pixels, rounded up."""
+    return tuple(-(-side // stride) for side in geometry.source_size)

@@ -1,0 +1,232 @@
+"""Monocular depth, metric or relative."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from must.core import losses
+from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.data.geometry import restore_map, transform_map
+from must.tasks import dense, drawing
+from must.tasks.base import Task
+
+_LEVELS = 65534  # steps between the least and the largest depth of a stored map; code 0 is "invalid"
+
+
+@dataclasses.dataclass(frozen=True)
+class Depth(Task):
+    """Distance along the optical axis per pixel.
+
+    metric: the network says the logarithm of the depth in metres. Under a zoom by s, depth is divided by s (a longer
+        focal length), so that one network sees one camera.
+    relative: the network says inverse depth up to an unknown scale > 0 and shift per image. Predictions fix these so
+        that each image's nearest pixel is at `min_depth` and its farthest at `max_depth`.
+
+    Attributes:
+      depth_kind: "metric" or "relative".
+      loss_kind: of a metric network, "silog" or "log_l1".
+      focus: lambda of silog.
+      gradient: adds the term "gradient", which matches edges over four scales.
+      min_depth: least depth that is predicted and measured, metres.
+      max_depth: largest, metres.
+      head_stride: at which the head runs, pixels.
+      shuffle: sub-pixels that the head predicts per axis.
+      width: channels of the head's convolutions.
+      depth: number of the head's convolutions.
+      stride: of the stored prediction relative to the original image.
+    """
+
+    depth_kind: str = "metric"
+    loss_kind: str = "silog"
+    focus: float = 0.5
+    gradient: bool = False
+    min_depth: float = 0.1
+    max_depth: float = 10.0
+    head_stride: int = 4
+    shuffle: int = 1
+    width: int = 128
+    depth: int = 3
+    stride: int = 4
+
+    def __post_init__(self):
+        dense.output_stride("depth", self.head_stride, self.shuffle)
+        if self.depth_kind not in ("metric", "relative"):
+            raise UserError(f"depth: depth_kind {self.depth_kind!r} is neither 'metric' nor 'relative'")
+        if self.loss_kind not in ("silog", "log_l1"):
+            raise UserError(f"depth: loss_kind {self.loss_kind!r} is neither 'silog' nor 'log_l1'")
+        if not 0 < self.min_depth < self.max_depth:
+            raise UserError(f"depth: min_depth {self.min_depth} and max_depth {self.max_depth} span no range")
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Of a relative network after alignment, and named so."""
+        prefix = "aligned_" if self.depth_kind == "relative" else ""
+        return tuple(Metric(prefix + name, unit, higher) for name, unit, higher in _METRICS)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ("depth", "gradient") if self.gradient else ("depth",)
+
+    @property
+    def _output_stride(self) -> int:
+        return self.head_stride // self.shuffle
+
+    def head(self) -> Any:
+        from must.models.heads import DenseHead
+
+        return DenseHead(1, self.head_stride, self.width, self.depth, self.shuffle)
+
+    def label_spec(self) -> dict[str, ArraySpec]:
+        return {
+            "depth": ArraySpec((None, None), "uint16", "zlib", "metres = code * scale + offset; code 0 = invalid"),
+            "scale": ArraySpec((), "float32", doc="metres per code"),
+            "offset": ArraySpec((), "float32", doc="metres"),
+        }
+
+    def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        dense.check_size("depth", size, self._output_stride)
+        return {"depth": jax.ShapeDtypeStruct(size, np.float32)}
+
+    def transform(self, label: Label, geometry: Geometry) -> Label:
+        code = np.asarray(label["depth"])
+        scale, offset = (float(np.asarray(label[name]).reshape(())) for name in ("scale", "offset"))
+        if code.ndim != 2:
+            raise ValueError(f"depth of shape {code.shape}")
+        if not (np.isfinite(scale) and np.isfinite(offset) and scale >= 0):
+            raise ValueError(f"depth with scale {scale} and offset {offset}")
+        valid = code[code > 0]
+        if valid.size and not valid.min() * scale + offset > 0:
+            raise ValueError(f"depth of {valid.min() * scale + offset:.3g} m")
+        code = transform_map(code, geometry, 0)
+        return {"depth": np.where(code > 0, (code * scale + offset) / self._zoom(geometry), 0.0).astype(np.float32)}
+
+    def restore(self, label: Label, geometry: Geometry) -> Label:
+        """Nearest pixels at 1 / `stride` of the original's size, each within (largest - least) / 131068 of its depth."""
+        depth = np.asarray(label["depth"], np.float64)
+        depth = restore_map(depth, geometry, dense.stored_shape(geometry, self.stride)) * self._zoom(geometry)
+        valid = np.isfinite(depth) & (depth > 0)
+        low, high = (depth[valid].min(), depth[valid].max()) if valid.any() else (0.0, 0.0)
+        scale = (high - low) / _LEVELS
+        code = np.round((np.where(valid, depth, low) - low) / scale) if scale > 0 else np.zeros(depth.shape)
+        return {
+            "depth": np.where(valid, code + 1, 0).astype(np.uint16),
+            "scale": np.float32(scale),
+            "offset": np.float32(low - scale),
+        }
+
+    def _zoom(self, geometry: Geometry) -> float:
+        return geometry.zoom if self.depth_kind == "metric" else 1.0
+
+    def target(self, label: Label, policy: Policy) -> dict[str, Array]:
+        """At the output's resolution: depth and valid [B, h', w']. A depth has no score, so the policy is not asked."""
+        depth = dense.sample(label["depth"], self._output_stride)
+        # In inverse depth the far is near zero and needs no bound.
+        valid = self._in_range(depth) if self.depth_kind == "metric" else jnp.isfinite(depth) & (depth > 0)
+        return {"depth": jnp.where(valid, depth, 1.0), "valid": valid}
+
+    def _in_range(self, depth: Array) -> Array:
+        return (depth >= self.min_depth) & (depth <= self.max_depth)  # False for NaN
+
+    def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
+        """Term "depth", one item per image with valid pixels; and "gradient" of the same residuals.
+
+        metric: SiLog (Eigen et al. 2014, eq. 4) or the mean absolute difference of the logarithms.
+        relative: scale- and shift-invariant L1 in inverse depth; images where it is degenerate count for nothing.
+        """
+        valid = target["valid"]
+        predicted = jnp.where(valid, outputs[..., 0].astype(jnp.float32), 0.0)
+        if self.depth_kind == "metric":
+            log_depth = jnp.log(target["depth"])
+            residual, usable = jnp.where(valid, predicted - log_depth, 0.0), valid.any((1, 2))
+        else:
+            residual, usable = losses.aligned_residual(predicted, 1.0 / target["depth"], valid)
+        if self.depth_kind == "metric" and self.loss_kind == "silog":
+            value = losses.silog(predicted, log_depth, valid, self.focus)
+        else:
+            value = losses.masked_mean(jnp.abs(residual), valid)
+        values = {"depth": value}
+        if self.gradient:
+            values["gradient"] = losses.gradient_matching(residual, valid)
+        norm = usable.astype(jnp.float32)
+        return {name: PerExample(jnp.where(usable, value, 0.0), norm) for name, value in values.items()}
+
+    def predict(self, outputs: Array) -> Label:
+        """Metres within `min_depth`..`max_depth`, enlarged bilinearly (the logarithm, or inverse depth) to the frame."""
+        value = dense.enlarge(outputs.astype(jnp.float32), self._output_stride)[..., 0]
+        if self.depth_kind == "metric":
+            return {"depth": jnp.clip(jnp.exp(value), self.min_depth, self.max_depth)}
+        low, high = value.min((1, 2), keepdims=True), value.max((1, 2), keepdims=True)
+        near = (value - low) / jnp.maximum(high - low, 1e-6)
+        far_inverse = 1.0 / self.max_depth
+        return {"depth": 1.0 / (far_inverse + near * (1.0 / self.min_depth - far_inverse))}
+
+    def mirror(self, outputs: Array) -> Array:
+        return outputs[:, :, ::-1]
+
+    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
+        """Each metric's mean over the image's valid pixels, [B], and "images": 1 where there are any.
+
+        Valid are true depths within `min_depth`..`max_depth`. A relative prediction is first aligned to the truth by
+        least squares in inverse depth, with scale >= 0.
+        """
+        valid = self._in_range(truth["depth"])
+        true = jnp.where(valid, truth["depth"], 1.0)
+        depth = jnp.where(valid, prediction["depth"], 1.0)
+        if self.depth_kind == "relative":
+            inverse = 1.0 / jnp.maximum(depth, 1e-6)
+            scale, shift, _ = losses.align(inverse, 1.0 / true, valid)
+            shift = jnp.where(scale < 0, losses.masked_mean(1.0 / true, valid), shift)
+            inverse = jnp.maximum(scale, 0.0)[:, None, None] * inverse + shift[:, None, None]
+            depth = 1.0 / jnp.clip(inverse, 1.0 / self.max_depth, 1.0 / self.min_depth)
+        depth = jnp.clip(depth, self.min_depth, self.max_depth)
+        ratio, difference, log = jnp.maximum(depth / true, true / depth), depth - true, jnp.log(depth / true)
+        mean = lambda values: losses.masked_mean(values, valid)  # noqa: E731
+        rows = {
+            "abs_rel": mean(jnp.abs(difference) / true),
+            "delta1": 100.0 * mean(ratio < 1.25),
+            "delta2": 100.0 * mean(ratio < 1.25**2),
+            "delta3": 100.0 * mean(ratio < 1.25**3),
+            "sq_rel": mean(difference**2 / true),
+            "rmse": jnp.sqrt(mean(difference**2)),
+            "rmse_log": jnp.sqrt(mean(log**2)),
+            "log10": mean(jnp.abs(log)) / np.log(10.0),
+            "silog": losses.silog(jnp.log(depth), jnp.log(true), valid, 1.0, 0.0),
+        }
+        return rows | {"images": valid.any((1, 2)).astype(jnp.float32)}
+
+    def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
+        """Means over the images that have valid pixels; NaN without any."""
+        measured = np.asarray(rows["images"]) > 0
+        values = [np.asarray(rows[name])[measured] for name, _, _ in _METRICS]
+        return {
+            metric.name: float(value.mean()) if measured.any() else float("nan")
+            for metric, value in zip(self.metrics, values, strict=True)
+        }
+
+    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
+        """Near red, far blue, even steps in the logarithm over this picture's own range, which stands below it."""
+        depth = np.asarray(label["depth"], np.float32)
+        valid = np.isfinite(depth) & (depth > 0)
+        low, high = np.percentile(depth[valid], (1, 99)) if valid.any() else (1.0, 1.0)
+        position = np.log(np.where(valid, depth, low) / low) / max(np.log(high / low), 1e-6)
+        picture = drawing.hatch(drawing.upscale(drawing.turbo(1.0 - position)), drawing.upscale(~valid))
+        ends = f"{low:.2f} to {high:.2f} m" if self.depth_kind == "metric" else "near to far"
+        ramp = drawing.turbo(1.0 - np.linspace(0.0, 1.0, 100))
+        rows = [(ends, ramp)] if valid.any() else []
+        return drawing.caption(picture, rows)
+
+
+_METRICS = (
+    ("abs_rel", "", False),
+    ("delta1", "%", True),
+    ("delta2", "%", True),
+    ("delta3", "%", True),
+    ("sq_rel", "m", False),
+    ("rmse", "m", False),
+    ("rmse_log", "", False),
+    ("log10", "", False),
+    ("silog", "", False),
+)

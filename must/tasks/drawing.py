@@ -1,0 +1,82 @@
+"""Colours, captions and enlargement for the tasks' `draw`; every caption has the same height, so that pictures align."""
+
+import numpy as np
+
+ROWS = 3
+ROW_HEIGHT = 18  # pixels
+_PAPER = (24, 24, 28)
+_INK = (238, 238, 238)
+# Polynomials in x of degree 0..5 for red, green, blue: Turbo (A. Mikhailov, Google, 2019; Apache-2.0).
+_TURBO = np.array(
+    [
+        (0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943),
+        (0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604),
+        (0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973),
+    ]
+)
+
+
+def upscale(picture: np.ndarray, shorter: int = 192) -> np.ndarray:
+    """Pixels repeated by the least whole factor that brings the shorter side to `shorter`; [H, W, ...]."""
+    factor = max(1, -(-shorter // min(picture.shape[:2])))
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
+def turbo(values: np.ndarray) -> np.ndarray:
+    """0..1 -> uint8 [..., 3], from blue over green to red."""
+    powers = np.clip(values, 0.0, 1.0)[..., None] ** np.arange(6)
+    return to_uint8(powers @ _TURBO.T)
+
+
+def to_uint8(colours: np.ndarray) -> np.ndarray:
+    """0..1, clipped -> 0..255."""
+    return np.round(255 * np.clip(colours, 0.0, 1.0)).astype(np.uint8)
+
+
+def palette(count: int) -> np.ndarray:
+    """Colours that differ from their neighbours in hue and lightness: uint8 [count, 3]."""
+    i = np.arange(count)
+    hue = (0.02 + i * 0.61803398875) % 1.0  # the golden ratio keeps successive hues far apart
+    value, saturation = np.array([1.0, 0.75, 0.9])[i % 3], np.array([0.75, 0.9, 0.5])[i // 3 % 3]
+    ramp = np.clip(np.abs((hue[:, None] * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0.0, 1.0)
+    return to_uint8(value[:, None] * (1 - saturation[:, None] * (1 - ramp)))
+
+
+def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Darkens the pixels `where` bool [H, W] and rules them diagonally: no label there."""
+    y, x = np.indices(where.shape)
+    stripes = np.where((x + y) % 8 < 2, 110, 35)[..., None]
+    dark = (0.25 * picture + 0.75 * stripes).astype(np.uint8)
+    return np.where(where[..., None], dark, picture)
+
+
+def bar(fraction: float) -> np.ndarray:
+    """A strip for `caption` that is filled up to `fraction`: uint8 [100, 3]."""
+    filled = np.arange(100)[:, None] < 100 * fraction
+    return np.where(filled, (90, 180, 250), (60, 60, 66)).astype(np.uint8)
+
+
+def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Adds up to three lines below a picture, each a coloured strip and a text.
+
+    Args:
+      picture: uint8 [H, W, 3].
+      rows: (text, strip uint8 [n, 3]); the strip is stretched to a third of the width.
+
+    Returns:
+      uint8 [H + ROWS * ROW_HEIGHT + 4, W, 3], whatever the number of rows.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    width = picture.shape[1]
+    panel = np.empty((ROWS * ROW_HEIGHT + 4, width, 3), np.uint8)
+    panel[:] = _PAPER
+    strip_width = width // 3
+    for i, (_, strip) in enumerate(rows[:ROWS]):
+        top = 2 + i * ROW_HEIGHT
+        panel[top + 3 : top + ROW_HEIGHT - 3, 4 : 4 + strip_width] = strip[np.arange(strip_width) * len(strip) // strip_width]
+    canvas = Image.fromarray(panel)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    for i, (text, _) in enumerate(rows[:ROWS]):
+        pen.text((strip_width + 10, 2 + (i + 0.5) * ROW_HEIGHT), text, fill=_INK, font=font, anchor="lm")
+    return np.concatenate([picture, np.asarray(canvas)])

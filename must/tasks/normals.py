@@ -1,0 +1,156 @@
+"""Surface normals in camera axes: x right, y down, z forward."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from must.core import losses
+from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.data.geometry import restore_map, transform_map
+from must.tasks import dense, drawing
+from must.tasks.base import Task
+
+_BINS = 1800  # of 0.1 degrees
+_WITHIN = (11.25, 22.5, 30.0)  # degrees
+_FLIP = np.array([-1.0, 1.0, 1.0], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normals(Task):
+    """The unit normal of the visible surface per pixel; its z is negative.
+
+    Attributes:
+      loss_kind: "cosine" or "angle".
+      head_stride: at which the head runs, pixels.
+      shuffle: sub-pixels that the head predicts per axis.
+      width: channels of the head's convolutions.
+      depth: number of the head's convolutions.
+      stride: of the stored prediction relative to the original image.
+    """
+
+    loss_kind: str = "cosine"
+    head_stride: int = 4
+    shuffle: int = 1
+    width: int = 128
+    depth: int = 3
+    stride: int = 4
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("mean_angle", "deg", False),
+        Metric("median_angle", "deg", False),
+        *(Metric(f"within_{limit}", "%", True) for limit in _WITHIN),
+    )
+    terms: ClassVar[tuple[str, ...]] = ("normals",)
+
+    def __post_init__(self):
+        dense.output_stride("normals", self.head_stride, self.shuffle)
+        if self.loss_kind not in ("cosine", "angle"):
+            raise UserError(f"normals: loss_kind {self.loss_kind!r} is neither 'cosine' nor 'angle'")
+
+    @property
+    def _output_stride(self) -> int:
+        return self.head_stride // self.shuffle
+
+    def head(self) -> Any:
+        from must.models.heads import DenseHead
+
+        return DenseHead(3, self.head_stride, self.width, self.depth, self.shuffle)
+
+    def label_spec(self) -> dict[str, ArraySpec]:
+        doc = "normal * 127, x right, y down, z forward; 0, 0, 0 = invalid"
+        return {"normals": ArraySpec((None, None, 3), "int8", "zlib", doc)}
+
+    def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        dense.check_size("normals", size, self._output_stride)
+        return {"normals": jax.ShapeDtypeStruct((*size, 3), np.float32)}
+
+    def transform(self, label: Label, geometry: Geometry) -> Label:
+        """As the base class says; vectors shorter than one half (blended over an edge) are invalid."""
+        codes = np.asarray(label["normals"])
+        if codes.ndim != 3 or codes.shape[-1] != 3:
+            raise ValueError(f"normals of shape {codes.shape}")
+        normals = transform_map(codes, geometry, 0).astype(np.float32) / 127.0
+        length = np.linalg.norm(normals, axis=-1, keepdims=True)
+        if length.max(initial=0.0) > 1.2:
+            raise ValueError(f"a normal of length {length.max():.2f}")
+        normals = np.where(length >= 0.5, normals / np.maximum(length, 0.5), 0.0).astype(np.float32)
+        return {"normals": normals * _FLIP if geometry.flip else normals}
+
+    def restore(self, label: Label, geometry: Geometry) -> Label:
+        """Nearest pixels at 1 / `stride` of the original's size; each component within 1/254, the direction within 0.4 deg."""
+        normals = np.asarray(label["normals"], np.float32) * (_FLIP if geometry.flip else 1.0)
+        normals = restore_map(normals, geometry, dense.stored_shape(geometry, self.stride))
+        normals = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, 0.0)
+        return {"normals": np.round(127.0 * np.clip(normals, -1.0, 1.0)).astype(np.int8)}
+
+    def target(self, label: Label, policy: Policy) -> dict[str, Array]:
+        """At the output's resolution: normals [B, h', w', 3], valid [B, h', w']. Without scores, the policy is not asked."""
+        normals, valid = _checked(dense.sample(label["normals"], self._output_stride))
+        return {"normals": normals, "valid": valid}
+
+    def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
+        """Term "normals": 1 - cosine, or the angle in radians, summed over the valid pixels, with their number."""
+        valid = target["valid"]
+        predicted = losses.unit(jnp.where(valid[..., None], outputs, 1.0))
+        distance = losses.cosine_distance if self.loss_kind == "cosine" else losses.angle
+        value = jnp.where(valid, distance(predicted, target["normals"]), 0.0)
+        return {"normals": PerExample(value.sum((1, 2)), valid.sum((1, 2)).astype(jnp.float32))}
+
+    def predict(self, outputs: Array) -> Label:
+        """Unit vectors, enlarged bilinearly to the frame."""
+        return {"normals": losses.unit(dense.enlarge(losses.unit(outputs), self._output_stride))}
+
+    def mirror(self, outputs: Array) -> Array:
+        """Columns reversed, x negated."""
+        return outputs[:, :, ::-1] * _FLIP.astype(outputs.dtype)
+
+    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
+        """Over the pixels with a true normal, [B]: how many, the sum of angles in degrees, how many within each limit.
+
+        "histogram" [B, 1800] counts angles in bins of 0.1 degrees. No predicted normal counts as 90 degrees.
+        """
+        true, valid = _checked(truth["normals"])
+        predicted, _ = _checked(prediction["normals"])
+        degrees = jnp.where(valid, jnp.rad2deg(losses.angle(predicted, true)), 0.0)
+        bins = jnp.clip(degrees * (_BINS / 180.0), 0, _BINS - 1).astype(jnp.int32)
+        count = lambda where: jnp.sum(where, (1, 2)).astype(jnp.int32)  # noqa: E731
+        histogram = jax.vmap(lambda b, v: jnp.zeros(_BINS, jnp.int32).at[b.ravel()].add(v.ravel().astype(jnp.int32)))
+        rows = {"pixels": count(valid), "degrees": degrees.sum((1, 2)), "histogram": histogram(bins, valid)}
+        return rows | {f"within_{limit}": count(valid & (degrees < limit)) for limit in _WITHIN}
+
+    def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
+        """Over all pixels of all images; the median within 0.1 degrees of the exact one. NaN without any pixel."""
+        pixels = np.asarray(rows["pixels"]).sum(dtype=np.int64)
+        if not pixels:
+            return {metric.name: float("nan") for metric in self.metrics}
+        cumulative = np.asarray(rows["histogram"]).sum(0, dtype=np.int64).cumsum()
+        median = (np.searchsorted(cumulative, pixels / 2) + 0.5) * 180.0 / _BINS
+        mean = np.asarray(rows["degrees"]).sum(dtype=np.float64) / pixels
+        within = {name: 100.0 * float(np.asarray(rows[name]).sum(dtype=np.int64) / pixels) for name in _WITHIN_NAMES}
+        return {"mean_angle": float(mean), "median_angle": float(median)} | within
+
+    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
+        """The usual colours, (n + 1) / 2 of the axes right, up and towards the camera; invalid pixels hatched."""
+        normals = np.asarray(label["normals"], np.float32)
+        valid = np.isfinite(normals).all(-1) & (np.abs(np.nan_to_num(normals)).max(-1) > 0)
+        picture = drawing.upscale(_colours(np.where(valid[..., None], normals, 0.0)))
+        rows = [("facing right", (1.0, 0.0, 0.0)), ("facing up", (0.0, -1.0, 0.0)), ("facing the camera", (0.0, 0.0, -1.0))]
+        legend = [(text, _colours(np.array([normal]))) for text, normal in rows]
+        return drawing.caption(drawing.hatch(picture, drawing.upscale(~valid)), legend)
+
+
+_WITHIN_NAMES = tuple(f"within_{limit}" for limit in _WITHIN)
+
+
+def _colours(normals: np.ndarray) -> np.ndarray:
+    return drawing.to_uint8((normals * (1.0, -1.0, -1.0) + 1.0) / 2.0)
+
+
+def _checked(normals: Array) -> tuple[Array, Array]:
+    """[..., 3] with 0 where it is not finite, and where there is a normal, bool [...]."""
+    valid = jnp.all(jnp.isfinite(normals), -1)
+    normals = jnp.where(valid[..., None], normals, 0.0)
+    return normals, valid & (jnp.sum(normals**2, -1) > 0.25)

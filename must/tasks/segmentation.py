@@ -1,0 +1,169 @@
+"""Semantic segmentation with soft or hard labels per pixel."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from must.core import losses
+from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.data.geometry import restore_map, transform_map
+from must.tasks import dense, drawing
+from must.tasks.base import Task
+from must.tasks.soft_labels import believed, spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation(Task):
+    """One class of `classes` per pixel.
+
+    Probabilities travel as uint8, p = code / 255: within 1/510 of the truth, online and in records alike.
+
+    Attributes:
+      classes: names, in the order of the ids.
+      top_k: probabilities listed per pixel; 1 gives hard labels with a confidence, more give soft labels.
+      head_stride: at which the head runs, pixels.
+      shuffle: sub-pixels that the head predicts per axis.
+      width: channels of the head's convolutions.
+      depth: number of the head's convolutions.
+      stride: of the stored prediction relative to the original image.
+      ignore: id of pixels without a label.
+    """
+
+    classes: tuple[str, ...]
+    top_k: int = 1
+    head_stride: int = 4
+    shuffle: int = 1
+    width: int = 128
+    depth: int = 3
+    stride: int = 4
+    ignore: int = 255
+
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("mIoU", "", True), Metric("pixel_accuracy", "", True))
+    terms: ClassVar[tuple[str, ...]] = ("segmentation",)
+
+    def __post_init__(self):
+        object.__setattr__(self, "classes", tuple(self.classes))
+        dense.output_stride("segmentation", self.head_stride, self.shuffle)
+        if not len(self.classes) <= self.ignore <= 255:
+            raise UserError(f"segmentation: {len(self.classes)} classes and ignore id {self.ignore} do not fit uint8")
+        if not 1 <= self.top_k <= len(self.classes):
+            raise UserError(f"segmentation: top_k {self.top_k} with {len(self.classes)} classes")
+
+    def head(self) -> Any:
+        from must.models.heads import DenseHead
+
+        return DenseHead(len(self.classes), self.head_stride, self.width, self.depth, self.shuffle)
+
+    def label_spec(self) -> dict[str, ArraySpec]:
+        shape, encoding = (None, None, self.top_k), "png" if self.top_k == 1 else "zlib"
+        return {
+            "ids": ArraySpec(shape, "uint8", encoding, f"class ids, most probable first; {self.ignore} = no label"),
+            "probs": ArraySpec(shape, "uint8", encoding, "their probabilities * 255"),
+        }
+
+    def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        dense.check_size("segmentation", size, self._output_stride)
+        spec = jax.ShapeDtypeStruct((*size, self.top_k), np.uint8)
+        return {"ids": spec, "probs": spec}
+
+    @property
+    def _output_stride(self) -> int:
+        return self.head_stride // self.shuffle
+
+    def transform(self, label: Label, geometry: Geometry) -> Label:
+        """As the base class says; a label that lists fewer or more classes per pixel than `top_k` is padded or cut."""
+        ids, probs = (np.asarray(label[name]) for name in ("ids", "probs"))
+        if ids.shape != probs.shape or ids.ndim not in (2, 3):
+            raise ValueError(f"ids of shape {ids.shape} with probs of shape {probs.shape}")
+        wrong = ids[(ids >= len(self.classes)) & (ids != self.ignore)]
+        if wrong.size:
+            raise ValueError(f"class id {wrong.flat[0]} with {len(self.classes)} classes")
+        out = {}
+        for name, array, fill in (("ids", ids, self.ignore), ("probs", probs, 0)):
+            array = array.reshape(*array.shape[:2], -1)[..., : self.top_k].astype(np.uint8)
+            out[name] = np.full((*geometry.size, self.top_k), fill, np.uint8)
+            out[name][..., : array.shape[-1]] = transform_map(array, geometry, fill)
+        return out
+
+    def restore(self, label: Label, geometry: Geometry) -> Label:
+        """Nearest pixels at 1 / `stride` of the original's size; nothing is rounded."""
+        shape = dense.stored_shape(geometry, self.stride)
+        return {name: restore_map(np.asarray(label[name]), geometry, shape) for name in ("ids", "probs")}
+
+    def target(self, label: Label, policy: Policy) -> dict[str, Array]:
+        """At the output's resolution: ids and probs (0..1) [B, h', w', K], used [B, h', w'] by the first probability."""
+        ids = dense.sample(label["ids"], self._output_stride).astype(jnp.int32)
+        probs = dense.sample(label["probs"], self._output_stride).astype(jnp.float32) / 255.0
+        best = jnp.minimum(ids[..., 0], len(self.classes) - 1)
+        return {"ids": ids, "probs": probs, "used": (ids[..., 0] != self.ignore) & believed(policy, best, probs[..., 0])}
+
+    def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
+        """Term "segmentation": cross-entropy summed over the believed pixels, with their number.
+
+        With one class per pixel the target is that class; with more it is the listed probabilities, and what they leave
+        of 1 evenly over the other classes.
+        """
+        ids, used = target["ids"], target["used"]
+        probs = jnp.ones_like(target["probs"]) if self.top_k == 1 else target["probs"]
+        rest = jnp.maximum(0.0, 1.0 - probs.sum(-1))
+        value = losses.soft_cross_entropy(outputs, spread(ids, probs, rest, len(self.classes)))
+        value = jnp.where(used, value, 0.0).sum((1, 2))
+        return {"segmentation": PerExample(value, used.sum((1, 2)).astype(jnp.float32))}
+
+    def predict(self, outputs: Array) -> Label:
+        """The `top_k` classes of the probabilities, enlarged bilinearly to the frame."""
+        probs = dense.enlarge(jax.nn.softmax(outputs.astype(jnp.float32)), self._output_stride)
+        if self.top_k == 1:  # much faster than top_k
+            best, ids = jnp.max(probs, -1, keepdims=True), jnp.argmax(probs, -1, keepdims=True)
+        else:
+            best, ids = jax.lax.top_k(probs, self.top_k)
+        return {"ids": ids.astype(jnp.uint8), "probs": jnp.round(255.0 * best).astype(jnp.uint8)}
+
+    def mirror(self, outputs: Array) -> Array:
+        return outputs[:, :, ::-1]
+
+    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
+        """Pixels per class, int32 [B, C], where the truth has a label: both agree, predicted, true."""
+        predicted, true = prediction["ids"][..., 0], truth["ids"][..., 0]
+        valid = true != self.ignore
+
+        def count(ids, where):
+            # A fused comparison and sum; scattering into bins is slow on accelerators.
+            hits = (ids[..., None] == jnp.arange(len(self.classes), dtype=ids.dtype)) & where[..., None]
+            return hits.sum((1, 2), dtype=jnp.int32)
+
+        return {
+            "hit": count(true, valid & (predicted == true)),
+            "predicted": count(predicted, valid),
+            "true": count(true, valid),
+        }
+
+    def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
+        """Mean intersection over union of the classes that occur in the truth, and the share of right pixels, 0..1."""
+        hit, predicted, true = (np.asarray(rows[name]).sum(0, dtype=np.int64) for name in ("hit", "predicted", "true"))
+        if not true.any():
+            return {metric.name: float("nan") for metric in self.metrics}
+        present = true > 0
+        iou = hit[present] / (predicted + true - hit)[present]
+        return {"mIoU": float(iou.mean()), "pixel_accuracy": float(hit.sum() / true.sum())}
+
+    def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As the base class says; one claim per pixel that has a true label."""
+        true, ids, probs = (np.asarray(x)[..., 0] for x in (truth["ids"], prediction["ids"], prediction["probs"]))
+        valid = (true != self.ignore) & (ids != self.ignore)
+        return probs[valid].astype(np.float32) / 255.0, (ids == true)[valid], ids[valid].astype(np.int64)
+
+    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
+        """The classes blended over the picture, pixels without a label hatched, the three largest classes named."""
+        ids = np.asarray(label["ids"])[..., 0]
+        unlabeled = ids == self.ignore
+        colours = drawing.palette(len(self.classes))
+        blend = (0.4 * image + 0.6 * colours[np.where(unlabeled, 0, ids)]).astype(np.uint8)
+        picture = drawing.hatch(drawing.upscale(blend), drawing.upscale(unlabeled))
+        area = np.bincount(ids[~unlabeled], minlength=len(self.classes))
+        largest = [i for i in np.argsort(-area, kind="stable")[: drawing.ROWS] if area[i]]
+        rows = [(f"{self.classes[i]} {100 * area[i] / ids.size:.0f} %", colours[i : i + 1]) for i in largest]
+        return drawing.caption(picture, rows)
