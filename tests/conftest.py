@@ -1,0 +1,53 @@
+"""What holds for every test: the flags of a real run, compiled programs kept between runs, the real data pack.
+
+Tests run on one device, as a user's CPU does: eight simulated ones make every step take 1.5 to 2 times as long. A test
+marked `devices(n)` runs again by itself in a process that has n.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Before JAX is imported, which reads them once; processes that tests start inherit them.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "must-ci" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+SIMULATED_DEVICES = os.environ.get("MUST_TEST_DEVICES")
+
+from must.core.devices import set_xla_flags  # noqa: E402
+
+set_xla_flags(simulated_devices=None if SIMULATED_DEVICES is None else int(SIMULATED_DEVICES))
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "devices(n): runs in a process of its own with n simulated CPU devices")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Hands a test marked `devices(n)` to a process with n devices; its failure is this test's failure."""
+    marker = pyfuncitem.get_closest_marker("devices")
+    if marker is None or SIMULATED_DEVICES is not None:
+        return None
+    node = f"{pyfuncitem.path}::{pyfuncitem.nodeid.partition('::')[2]}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", node]
+    environment = {**os.environ, "MUST_TEST_DEVICES": str(marker.args[0])}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.fail(f"with {marker.args[0]} devices:\n{done.stdout}{done.stderr}", pytrace=False)
+    return True
+
+
+@pytest.fixture(scope="session")
+def data_pack() -> Path:
+    """The folder of small real data sets beside the checkout."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data sets are not there")
+    return folder
