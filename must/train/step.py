@@ -58,7 +58,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema_params = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), state.ema_params, params)
-    logs = {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+    logs = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
     logs |= {f"loss/{name}": value for name, value in losses.items()}
     logs |= {f"weight/{name}": value for name, value in weights.items()}
     return TrainState(state.step + 1, params, model_state, opt_state, aux_state, ema_params, state.key), logs

@@ -1,0 +1,226 @@
+"""The invariants of the train step, on a small two-task network: weights, frozen parts, scales, seeds, resuming."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from must.core import devices
+from must.core.types import Batch, Model, Policy, UserError
+from must.objectives import balance as balances
+from must.objectives.supervised import learning_rate_rule, supervised
+from must.tasks.classification import Classification
+from must.tasks.depth import Depth
+from must.train import state as states
+from must.train.checkpoint import Checkpoints
+from must.train.loop import fit
+from must.train.optimizer import optimizer
+from must.train.step import train_step
+
+SIZE, ROWS = (8, 8), 16
+TASKS = {"classification": Classification(classes=("a", "b", "c")), "depth": Depth(head_stride=1, shuffle=1)}
+
+
+class _Net(nn.Module):
+    """Shared layer and two heads, small enough to compile in no time; dropout draws per global row."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.relu(nn.Conv(8, (3, 3), name="shared")(images.astype(jnp.float32) / 255 - 0.5))
+        if train:
+            rows = devices.global_row_index(len(x), self.axis_name)
+            keys = jax.vmap(lambda row: jax.random.fold_in(self.make_rng("dropout"), row))(rows)
+            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.8, (8,)))(keys)
+            x = x * keep[:, None, None, :] / 0.8
+        return {
+            "classification": nn.Dense(3, name="classification")(x.mean((1, 2))),
+            "depth": nn.Dense(1, name="depth")(x),
+        }
+
+
+def _model() -> Model:
+    def init(key, images):
+        return _Net().init({"params": key}, images, False)
+
+    def apply(variables, images, *, train, key, axis_name=None):
+        return _Net(axis_name).apply(variables, images, train, rngs={"dropout": key} if train else {}), {}
+
+    return Model(init, apply)
+
+
+def _batch(seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    labels = {
+        "classification": {"probs": np.eye(3, dtype=np.float32)[rng.integers(0, 3, ROWS)]},
+        "depth": {"depth": rng.uniform(1, 5, (ROWS, *SIZE)).astype(np.float32)},
+    }
+    weights = {
+        "classification": (rng.random(ROWS) < 0.6).astype(np.float32),
+        "depth": np.where(np.arange(ROWS) < 3, 0, rng.uniform(0.5, 2, ROWS)).astype(np.float32),
+    }
+    images = rng.integers(0, 256, (ROWS, *SIZE, 3)).astype(np.uint8)
+    return Batch({"image": images}, labels, weights, np.arange(ROWS), {})
+
+
+def _objective(scales=None, **options):
+    policies = {name: Policy(0.0, 0.0) for name in TASKS}
+    scales = {"classification": 1.0, "depth": 1.0} | (scales or {})
+    return supervised(_model(), TASKS, scales=scales, policies=policies, **options)
+
+
+def _step(objective, tx, devices_=None, balance=None):
+    bound = functools.partial(train_step, objective=objective, balance=balance or balances.fixed(), tx=tx, ema_decay=0.9)
+    return devices.parallelize(bound, devices=devices_ or jax.devices()[:1])
+
+
+def _fresh(objective, tx, balance=None):
+    variables = _model().init(jax.random.key(1), np.zeros((1, *SIZE, 3), np.uint8))
+    return states.create(jax.random.key(0), variables, objective, balance or balances.fixed(), tx)
+
+
+TX = optimizer(steps=20, learning_rate=0.05, name="sgd")
+OBJECTIVE = _objective()
+
+
+@pytest.fixture(scope="module")
+def step():
+    return _step(OBJECTIVE, TX)
+
+
+def _close(a, b, tolerance=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+def test_labels_with_weight_zero_cannot_matter(step):
+    batch = _batch()
+    poisoned = jax.tree.map(np.copy, batch)
+    poisoned.labels["classification"]["probs"][batch.weights["classification"] == 0] = np.nan
+    poisoned.labels["depth"]["depth"][batch.weights["depth"] == 0] = np.nan
+    state, logs = step(_fresh(OBJECTIVE, TX), batch)
+    other, other_logs = step(_fresh(OBJECTIVE, TX), poisoned)
+    assert logs["loss"] == other_logs["loss"]
+    jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
+    seen = jax.tree.map(np.copy, batch)
+    seen.labels["depth"]["depth"][batch.weights["depth"] != 0] *= 2  # the same change where it counts does matter
+    assert step(_fresh(OBJECTIVE, TX), seen)[1]["loss"] != logs["loss"]
+
+
+def test_one_device_equals_eight():
+    single, many = _step(OBJECTIVE, TX), _step(OBJECTIVE, TX, jax.devices())
+    assert len(jax.devices()) == 8
+    a, b = _fresh(OBJECTIVE, TX), _fresh(OBJECTIVE, TX)
+    for seed in range(3):
+        (a, a_logs), (b, b_logs) = single(a, _batch(seed)), many(b, _batch(seed))
+        _close(a_logs, b_logs, 1e-5)
+    _close(a.params, b.params, 1e-5)
+
+
+def test_scale_zero_is_the_task_removed(step):
+    batch = _batch()
+    objective = _objective({"depth": 0.0})
+    with_zero, _ = _step(objective, TX)(_fresh(objective, TX), batch)
+    absent = batch._replace(weights=batch.weights | {"depth": np.zeros(ROWS, np.float32)})
+    without, logs = step(_fresh(OBJECTIVE, TX), absent)
+    assert logs["loss/depth/" + TASKS["depth"].terms[0]] == 0
+    _close(with_zero.params, without.params)
+
+
+def test_all_tasks_absent_changes_nothing(step):
+    batch = _batch()
+    absent = batch._replace(weights={name: np.zeros(ROWS, np.float32) for name in TASKS})
+    before = _fresh(OBJECTIVE, TX)
+    after, logs = step(before, absent)
+    assert logs["loss"] == 0 and logs["gradient_norm"] == 0
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+
+
+def test_two_sources_of_one_task_share_a_denominator(step):
+    batch = _batch()
+    half = np.arange(ROWS) < ROWS // 2
+    whole = batch.weights["depth"]
+    split = batch._replace(
+        labels={"classification": batch.labels["classification"]}
+        | {f"depth@{k}": batch.labels["depth"] for k in ("truth", "teacher")},
+        weights={
+            "classification": batch.weights["classification"],
+            "depth@truth": np.where(half, whole, 0).astype(np.float32),
+            "depth@teacher": np.where(half, 0, whole).astype(np.float32),
+        },
+    )
+    merged, _ = step(_fresh(OBJECTIVE, TX), batch)
+    parted, _ = step(_fresh(OBJECTIVE, TX), split)
+    _close(merged.params, parted.params)
+
+
+def test_dividing_by_the_batch_counts_absent_rows():
+    objective = _objective(normalize="batch")
+    batch = _batch()
+    _, logs = _step(objective, TX)(_fresh(objective, TX), batch)
+    halved = batch._replace(weights={name: np.where(np.arange(ROWS) % 2, w, 0) for name, w in batch.weights.items()})
+    _, fewer = _step(objective, TX)(_fresh(objective, TX), halved)
+    assert fewer["loss/classification/class"] < 0.8 * logs["loss/classification/class"]
+
+
+def test_learning_rate_rule():
+    scales = learning_rate_rule((32, 0.1), {"depth": (16, 0.05), "classification": (64, 0.2)})
+    assert scales == {"depth": pytest.approx(1.0), "classification": pytest.approx(1.0)}
+    assert learning_rate_rule((32, 0.1), {"depth": (32, 0.3)})["depth"] == pytest.approx(3.0)
+
+
+def test_uncertainty_weights_follow_the_losses():
+    balance = balances.uncertainty(0.05)
+    objective = OBJECTIVE
+    step, state = _step(objective, TX, balance=balance), _fresh(objective, TX, balance)
+    batch = _batch()
+    gone = batch._replace(weights=batch.weights | {"depth": np.zeros(ROWS, np.float32)})
+    for _ in range(3):
+        state, _ = step(state, gone)
+    log_variance = state.aux_state["balance"]
+    assert all(v == 0 for name, v in log_variance.items() if name.startswith("depth"))  # absent keeps its state
+    assert any(v != 0 for name, v in log_variance.items() if name.startswith("classification"))
+
+
+def test_killed_and_resumed_equals_uninterrupted(step, tmp_path):
+    def batches(start):
+        seed = start
+        while True:
+            yield _batch(seed)
+            seed += 1
+
+    whole = fit(_fresh(OBJECTIVE, TX), lambda s, b, f: step(s, b), batches(0), steps=6)
+    part = fit(_fresh(OBJECTIVE, TX), lambda s, b, f: step(s, b), batches(0), steps=3)
+    checkpoints = Checkpoints(str(tmp_path / "run"))
+    checkpoints.save(3, part, position={"at": 3})
+    restored, position, _ = Checkpoints(str(tmp_path / "run")).restore(_fresh(OBJECTIVE, TX))
+    rest = fit(restored, lambda s, b, f: step(s, b), batches(position["at"]), steps=6)
+    for a, b in zip(jax.tree.leaves(whole._replace(key=0)), jax.tree.leaves(rest._replace(key=0)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_damaged_or_foreign_checkpoint_is_refused(tmp_path):
+    state = _fresh(OBJECTIVE, TX)
+    checkpoints = Checkpoints(str(tmp_path / "run"))
+    checkpoints.save(1, state.params)
+    with pytest.raises(UserError, match="run/1"):
+        checkpoints.restore({"other": np.zeros(3)})
+    file = max((tmp_path / "run").rglob("d/*"), key=lambda path: path.stat().st_size)
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(UserError, match="run/1"):
+        Checkpoints(str(tmp_path / "run")).restore(state.params)
+
+
+def test_ema_follows_the_parameters(step):
+    state = _fresh(OBJECTIVE, TX)
+    for seed in range(3):
+        before = state
+        state, _ = step(state, _batch(seed))
+        decay = min(0.9, (1 + seed) / (10 + seed))
+        expected = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, before.ema_params, state.params)
+        _close(state.ema_params, expected)
