@@ -17,15 +17,12 @@ import numpy as np
 from must.core import boxes as bx
 from must.core.types import Array, ArraySpec, Features, Geometry, Label, Metric, PerExample, Policy, UserError
 from must.data import geometry as geo
+from must.tasks import drawing
 from must.tasks.base import Task
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
 _RECALLS = np.linspace(0.0, 1.0, 101)  # where the precision is read
 _MIN_VISIBLE = 0.25  # of a cut box's area; with less the object is no longer recognisable, so it is ignored
-_COLOURS = np.array(
-    [(230, 25, 75), (60, 180, 75), (255, 225, 25), (67, 99, 216), (245, 130, 49), (145, 30, 180), (70, 240, 240),
-     (240, 50, 230), (188, 246, 12), (250, 190, 190), (0, 128, 128), (230, 190, 255)]
-)  # fmt: skip
 
 
 class PointHead(nn.Module):
@@ -64,6 +61,7 @@ class Detection(Task):
       candidates: predictions of one image that go into suppression.
       nms_iou: of two boxes of one class that overlap by more, the one with the lower score goes.
       score_floor: predictions below it are not reported and not stored.
+      draw_floor: predictions below it are not drawn.
       min_size: boxes with a shorter side are ignored in the network's frame, pixels.
       scale: root area of the boxes that a level learns, in strides.
       radius: points within this many strides of a box's centre learn it.
@@ -79,6 +77,7 @@ class Detection(Task):
     candidates: int = 200
     nms_iou: float = 0.6
     score_floor: float = 0.05
+    draw_floor: float = 0.3
     min_size: float = 2.0
     scale: float = 4.0
     radius: float = 1.5
@@ -311,26 +310,27 @@ class Detection(Task):
         return np.asarray(prediction["scores"])[claims], hit[claims], np.asarray(prediction["classes"])[claims]
 
     def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """Boxes with class and score, crowds thin and without a name; a small picture grows to a side of 192 or more."""
+        """Boxes from `draw_floor` up with class and score, crowds thin and nameless; below, the number of each class."""
         from PIL import Image, ImageDraw
 
-        zoom = max(1, -(-192 // min(image.shape[:2])))
-        picture = Image.fromarray(image.repeat(zoom, 0).repeat(zoom, 1))
-        pen = ImageDraw.Draw(picture)
-        shown = np.flatnonzero(np.asarray(label["valid"]))
-        for i in sorted(shown, key=lambda i: label["scores"][i]):
-            x0, y0, x1, y1 = (np.asarray(label["boxes"][i]) * zoom - (0, 0, 1, 1)).tolist()
-            if x1 < x0 or y1 < y0:
-                continue
-            c, score = int(label["classes"][i]), float(label["scores"][i])
-            colour = tuple(_COLOURS[c % len(_COLOURS)].tolist())
-            pen.rectangle((x0, y0, x1, y1), outline=colour, width=1 if label["crowd"][i] else 2)
-            if not label["crowd"][i]:
-                text = self.classes[c] + ("" if score == 1 else f" {score:.2f}")
+        enlarged = drawing.upscale(image)
+        zoom, colours = enlarged.shape[0] / image.shape[0], drawing.palette(len(self.classes))
+        boxes, classes, scores, crowd = (np.asarray(label[n]) for n in ("boxes", "classes", "scores", "crowd"))
+        shown = np.asarray(label["valid"]) & (scores >= self.draw_floor) & (boxes[:, 2:] > boxes[:, :2]).all(-1)
+        canvas = Image.fromarray(enlarged)
+        pen = ImageDraw.Draw(canvas)
+        for i in np.flatnonzero(shown)[::-1]:  # the surest last, on top
+            colour = tuple(colours[classes[i]].tolist())
+            x0, y0, x1, y1 = (boxes[i] * zoom - (0, 0, 1, 1)).tolist()
+            pen.rectangle((x0, y0, x1, y1), outline=colour, width=1 if crowd[i] else 2)
+            if not crowd[i]:
+                text = self.classes[classes[i]] + ("" if scores[i] == 1 else f" {scores[i]:.2f}")
                 corner = (x0 + 2, max(0, y0 - 11))
                 pen.rectangle(pen.textbbox(corner, text), fill=colour)
                 pen.text(corner, text, fill=(0, 0, 0))
-        return np.asarray(picture)
+        number = np.bincount(classes[shown & ~crowd], minlength=len(self.classes))
+        most = [c for c in np.argsort(-number, kind="stable")[: drawing.ROWS] if number[c]]
+        return drawing.caption(np.asarray(canvas), [(f"{number[c]} {self.classes[c]}", colours[c : c + 1]) for c in most])
 
 
 def _take(array: Array, index: Array) -> Array:
