@@ -162,8 +162,8 @@ def cosine_distance(a: Array, b: Array) -> Array:
 def angle(a: Array, b: Array) -> Array:
     """Angle between vectors of three components in radians, [..., 3], [..., 3] -> [...].
 
-    atan2(|a x b|, a . b): exact to 1e-6 down to small angles, where the arc cosine is not, and its gradient is finite at
-    equal and at opposite vectors.
+    atan2(|a x b|, a . b): exact to 1e-6 down to small angles, where the arc cosine is not, and its gradient is finite
+    at equal and at opposite vectors.
     """
     cross = jnp.cross(a, b)
     return jnp.arctan2(jnp.sqrt(jnp.sum(cross**2, -1) + 1e-12), jnp.sum(a * b, -1))

@@ -105,8 +105,9 @@ class Classification(Task):
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
         """Term "class": soft cross-entropy; one item per believed example."""
-        value = losses.soft_cross_entropy(outputs, target["probs"])
-        return {"class": PerExample(jnp.where(target["used"], value, 0.0), target["used"].astype(jnp.float32))}
+        used = target["used"]
+        value = losses.soft_cross_entropy(jnp.where(used[:, None], outputs, 0.0), target["probs"])
+        return {"class": PerExample(jnp.where(used, value, 0.0), used.astype(jnp.float32))}
 
     def predict(self, outputs: Array) -> Label:
         return {"probs": jax.nn.softmax(outputs.astype(jnp.float32) / self.temperature)}
@@ -141,5 +142,5 @@ class Classification(Task):
         """The picture over bars of the three most probable classes."""
         probs = np.asarray(label["probs"], np.float32)
         best = [i for i in np.argsort(-probs, kind="stable")[:3] if probs[i] >= 0.005]
-        rows = [(f"{self.classes[i]} {100 * probs[i]:.0f} %", drawing.bar(probs[i])) for i in best]
+        rows = [(f"{100 * probs[i]:.0f} % {self.classes[i]}", drawing.bar(probs[i])) for i in best]
         return drawing.caption(drawing.upscale(image), rows)

@@ -104,7 +104,7 @@ class Depth(Task):
         return {"depth": np.where(code > 0, (code * scale + offset) / self._zoom(geometry), 0.0).astype(np.float32)}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
-        """Nearest pixels at 1 / `stride` of the original's size, each within (largest - least) / 131068 of its depth."""
+        """Nearest pixels at 1 / `stride` of the original's size, each within (largest - least) / 131068 metres."""
         depth = np.asarray(label["depth"], np.float64)
         depth = restore_map(depth, geometry, dense.stored_shape(geometry, self.stride)) * self._zoom(geometry)
         valid = np.isfinite(depth) & (depth > 0)
@@ -154,7 +154,7 @@ class Depth(Task):
         return {name: PerExample(jnp.where(usable, value, 0.0), norm) for name, value in values.items()}
 
     def predict(self, outputs: Array) -> Label:
-        """Metres within `min_depth`..`max_depth`, enlarged bilinearly (the logarithm, or inverse depth) to the frame."""
+        """Metres within `min_depth`..`max_depth`; the logarithm or inverse depth is enlarged bilinearly."""
         value = dense.enlarge(outputs.astype(jnp.float32), self._output_stride)[..., 0]
         if self.depth_kind == "metric":
             return {"depth": jnp.clip(jnp.exp(value), self.min_depth, self.max_depth)}

@@ -1,4 +1,4 @@
-"""Colours, captions and enlargement for the tasks' `draw`; every caption has the same height, so that pictures align."""
+"""Colours, captions and enlargement for the tasks' `draw`; all captions have one height, so that pictures align."""
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Darkens the pixels `where` bool [H, W] and rules them diagonally: no label there."""
     y, x = np.indices(where.shape)
     stripes = np.where((x + y) % 8 < 2, 110, 35)[..., None]
-    dark = (0.25 * picture + 0.75 * stripes).astype(np.uint8)
+    dark = (0.25 * picture.mean(-1, keepdims=True) + 0.75 * stripes).astype(np.uint8)
     return np.where(where[..., None], dark, picture)
 
 
@@ -61,7 +61,7 @@ def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarr
 
     Args:
       picture: uint8 [H, W, 3].
-      rows: (text, strip uint8 [n, 3]); the strip is stretched to a third of the width.
+      rows: (text, strip uint8 [n, 3]); the strip is stretched to a quarter of the width.
 
     Returns:
       uint8 [H + ROWS * ROW_HEIGHT + 4, W, 3], whatever the number of rows.
@@ -71,10 +71,11 @@ def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarr
     width = picture.shape[1]
     panel = np.empty((ROWS * ROW_HEIGHT + 4, width, 3), np.uint8)
     panel[:] = _PAPER
-    strip_width = width // 3
+    strip_width = width // 4
     for i, (_, strip) in enumerate(rows[:ROWS]):
         top = 2 + i * ROW_HEIGHT
-        panel[top + 3 : top + ROW_HEIGHT - 3, 4 : 4 + strip_width] = strip[np.arange(strip_width) * len(strip) // strip_width]
+        stretched = strip[np.arange(strip_width) * len(strip) // strip_width]
+        panel[top + 3 : top + ROW_HEIGHT - 3, 4 : 4 + strip_width] = stretched
     canvas = Image.fromarray(panel)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     for i, (text, _) in enumerate(rows[:ROWS]):

@@ -80,14 +80,15 @@ class Normals(Task):
         return {"normals": normals * _FLIP if geometry.flip else normals}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
-        """Nearest pixels at 1 / `stride` of the original's size; each component within 1/254, the direction within 0.4 deg."""
+        """Nearest pixel at 1 / `stride` of the original's size; each component within 1/254, angles within 0.4°."""
         normals = np.asarray(label["normals"], np.float32) * (_FLIP if geometry.flip else 1.0)
         normals = restore_map(normals, geometry, dense.stored_shape(geometry, self.stride))
         normals = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, 0.0)
         return {"normals": np.round(127.0 * np.clip(normals, -1.0, 1.0)).astype(np.int8)}
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """At the output's resolution: normals [B, h', w', 3], valid [B, h', w']. Without scores, the policy is not asked."""
+        """At the output's resolution: normals [B, h', w', 3], valid [B, h', w']."""
+        del policy  # a normal has no score
         normals, valid = _checked(dense.sample(label["normals"], self._output_stride))
         return {"normals": normals, "valid": valid}
 
@@ -137,8 +138,8 @@ class Normals(Task):
         normals = np.asarray(label["normals"], np.float32)
         valid = np.isfinite(normals).all(-1) & (np.abs(np.nan_to_num(normals)).max(-1) > 0)
         picture = drawing.upscale(_colours(np.where(valid[..., None], normals, 0.0)))
-        rows = [("facing right", (1.0, 0.0, 0.0)), ("facing up", (0.0, -1.0, 0.0)), ("facing the camera", (0.0, 0.0, -1.0))]
-        legend = [(text, _colours(np.array([normal]))) for text, normal in rows]
+        axes = (("to the right", (1.0, 0.0, 0.0)), ("up", (0.0, -1.0, 0.0)), ("to the camera", (0.0, 0.0, -1.0)))
+        legend = [(name, _colours(np.array([axis]))) for name, axis in axes]
         return drawing.caption(drawing.hatch(picture, drawing.upscale(~valid)), legend)
 
 

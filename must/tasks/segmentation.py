@@ -94,11 +94,12 @@ class Segmentation(Task):
         return {name: restore_map(np.asarray(label[name]), geometry, shape) for name in ("ids", "probs")}
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """At the output's resolution: ids and probs (0..1) [B, h', w', K], used [B, h', w'] by the first probability."""
+        """At the output's resolution: ids and probs (0..1) [B, h', w', K]; used [B, h', w']."""
         ids = dense.sample(label["ids"], self._output_stride).astype(jnp.int32)
         probs = dense.sample(label["probs"], self._output_stride).astype(jnp.float32) / 255.0
         best = jnp.minimum(ids[..., 0], len(self.classes) - 1)
-        return {"ids": ids, "probs": probs, "used": (ids[..., 0] != self.ignore) & believed(policy, best, probs[..., 0])}
+        used = (ids[..., 0] != self.ignore) & believed(policy, best, probs[..., 0])
+        return {"ids": ids, "probs": probs, "used": used}
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
         """Term "segmentation": cross-entropy summed over the believed pixels, with their number.
@@ -109,7 +110,8 @@ class Segmentation(Task):
         ids, used = target["ids"], target["used"]
         probs = jnp.ones_like(target["probs"]) if self.top_k == 1 else target["probs"]
         rest = jnp.maximum(0.0, 1.0 - probs.sum(-1))
-        value = losses.soft_cross_entropy(outputs, spread(ids, probs, rest, len(self.classes)))
+        logits = jnp.where(used[..., None], outputs, 0.0)
+        value = losses.soft_cross_entropy(logits, spread(ids, probs, rest, len(self.classes)))
         value = jnp.where(used, value, 0.0).sum((1, 2))
         return {"segmentation": PerExample(value, used.sum((1, 2)).astype(jnp.float32))}
 
@@ -165,5 +167,5 @@ class Segmentation(Task):
         picture = drawing.hatch(drawing.upscale(blend), drawing.upscale(unlabeled))
         area = np.bincount(ids[~unlabeled], minlength=len(self.classes))
         largest = [i for i in np.argsort(-area, kind="stable")[: drawing.ROWS] if area[i]]
-        rows = [(f"{self.classes[i]} {100 * area[i] / ids.size:.0f} %", colours[i : i + 1]) for i in largest]
+        rows = [(f"{100 * area[i] / ids.size:.0f} % {self.classes[i]}", colours[i : i + 1]) for i in largest]
         return drawing.caption(picture, rows)
