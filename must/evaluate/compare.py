@@ -198,7 +198,8 @@ def _blocks(title: str, columns: dict[str, str], groups: list[dict[str, dict[str
     """Groups of rows {name: {column: text}} under the headings {column: heading}, ruled off from one another."""
     groups = [rows for rows in groups if rows]
     left = max(map(len, [title, *(name for rows in groups for name in rows)]))
-    cell = {c: 2 + max(map(len, [columns[c], *(row.get(c, "–") for g in groups for row in g.values())])) for c in columns}
+    every_row = [row for rows in groups for row in rows.values()]
+    cell = {c: 2 + max(map(len, [columns[c], *(row.get(c, "–") for row in every_row)])) for c in columns}
     blocks: list[list[str]] = [[]]
     for column in columns:
         if blocks[-1] and left + sum(cell[c] for c in blocks[-1]) + cell[column] > width:

@@ -39,14 +39,15 @@ def eval_step(
     Returns:
       {task name: rows [B, ...] of `Task.measure`, and "weight" [B]}.
     """
-    outputs, _ = model.apply(variables, batch.inputs[view], train=False, key=None)
+    outputs, _ = model.apply(variables, batch.inputs[view], train=False, key=None, axis_name=axis_name)
     return _rows({name: task.predict(outputs[name]) for name, task in tasks.items() if name in outputs}, batch, tasks)
 
 
 def constant_step(
-    guesses: Mapping[str, Label], batch: Batch, *, tasks: Mapping[str, Task]
+    guesses: Mapping[str, Label], batch: Batch, *, tasks: Mapping[str, Task], axis_name: str | None = None
 ) -> dict[str, dict[str, Array]]:
     """`eval_step` of a predictor that says the same for every image: `guesses` (without B) stand for the variables."""
+    del axis_name
 
     def spread(guess: Label, weights: Array) -> Label:
         return {field: jnp.broadcast_to(value, (len(weights), *jnp.shape(value))) for field, value in guess.items()}
