@@ -1,0 +1,306 @@
+"""Sources made of sources: union, subset, several sets of labels of the same pictures, labels before pseudo labels, memory.
+
+All of them keep the ids and pass on what a source may have beyond the protocol: `labels(index)`, the labels without
+decoding the picture, and `encoded(index)`, the bytes of the picture's file or None.
+"""
+
+import bisect
+import hashlib
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from must.core.types import Example, Label, Source, UserError
+from must.data.files import FileSource, first_repeated
+
+
+class _Routed:
+    """A source whose every example is one of another source; a subclass says which in `_route`."""
+
+    name: str
+    ids: Sequence[str]
+    classes: dict[str, tuple[str, ...]]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        source, inner = self._route(index)
+        return source[inner]
+
+    def labels(self, index: int) -> dict[str, Label]:
+        return labels_of(*self._route(index))
+
+    def encoded(self, index: int) -> bytes | None:
+        return encoded_of(*self._route(index))
+
+    def _route(self, index: int) -> tuple[Source, int]:
+        raise NotImplementedError
+
+
+class Concat(_Routed):
+    """The union: all examples of all sources, one after the other, so that a uniform draw weighs every example alike.
+
+    Args:
+      sources: {name: source} or a sequence of sources.
+      name: of the union.
+
+    Raises:
+      UserError: no sources, an id that two sources hold, class names that differ.
+    """
+
+    def __init__(self, sources: Sequence[Source] | Mapping[str, Source], *, name: str = "union"):
+        self.name = name
+        self._sources = as_list(sources)
+        self.ids = list(itertools.chain.from_iterable(source.ids for source in self._sources))
+        repeated = first_repeated(self.ids)
+        if repeated is not None:
+            raise UserError(f"{name}: id {repeated!r} occurs twice; give the sources different names")
+        self.classes = common_classes(self._sources)
+        self.fingerprint = _hash("concat", *(source.fingerprint for source in self._sources))
+        self._starts = list(itertools.accumulate((len(source) for source in self._sources), initial=0))
+
+    def _route(self, index: int) -> tuple[Source, int]:
+        index = _checked_index(index, len(self))
+        part = bisect.bisect_right(self._starts, index) - 1
+        return self._sources[part], index - self._starts[part]
+
+
+class Subset(_Routed):
+    """A random part, in the original order; with one seed a smaller part lies inside every larger one.
+
+    Args:
+      source: what to draw from.
+      count: number of examples; or
+      fraction: share of them, rounded, at least one.
+      seed: of the draw.
+
+    Raises:
+      UserError: not exactly one of count and fraction, or more than there are.
+    """
+
+    def __init__(self, source: Source, *, count: int | None = None, fraction: float | None = None, seed: int = 0):
+        if (count is None) == (fraction is None):
+            raise UserError(f"subset of {source.name}: give either count or fraction")
+        wanted = count if count is not None else max(1, round(fraction * len(source)))
+        if not 0 < wanted <= len(source):
+            raise UserError(f"subset of {source.name}: {wanted} examples wanted, it has {len(source)}")
+        self._source = source
+        self._indices = np.sort(np.random.default_rng(seed).permutation(len(source))[:wanted])
+        self.name, self.classes = source.name, source.classes
+        self.ids = [source.ids[i] for i in self._indices]
+        self.fingerprint = _hash("subset", source.fingerprint, self._indices.tobytes().hex())
+
+    def _route(self, index: int) -> tuple[Source, int]:
+        return self._source, int(self._indices[index])
+
+
+class Join:
+    """Several annotated folders of the same pictures as one source: the picture is decoded once.
+
+    Two examples are the same when their ids agree but for the source's name. The examples of the first source come first,
+    then those that only later ones have; each carries the labels of every source that has it.
+
+    Args:
+      sources: {name: source} or a sequence of sources, no task in two of them.
+      name: of the result; by default the first source's.
+
+    Raises:
+      UserError: a source that does not come from files, a task in two of them.
+    """
+
+    def __init__(self, sources: Sequence[FileSource] | Mapping[str, FileSource], *, name: str = ""):
+        self._sources = as_list(sources)
+        for source in self._sources:
+            if not isinstance(source, FileSource):
+                raise UserError(f"{source.name}: only sources that read users' files can be joined")
+        repeated = first_repeated(itertools.chain.from_iterable(source.classes for source in self._sources))
+        if repeated is not None:
+            raise UserError(f"join: task {repeated!r} is in two sources; rename one with task=")
+        self._places: dict[str, list[tuple[int, int]]] = {}
+        for number, source in enumerate(self._sources):
+            for i, key in enumerate(source.ids):
+                self._places.setdefault(key[len(source.name) + 1 :], []).append((number, i))
+        self.name = name or self._sources[0].name
+        self.ids = [f"{self.name}/{key}" for key in self._places]
+        self._routes = list(self._places.values())
+        self.classes = common_classes(self._sources)
+        self.fingerprint = _hash("join", self.name, *(source.fingerprint for source in self._sources))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        (number, inner), *others = self._routes[index]
+        example = self._sources[number][inner]
+        return Example(self.ids[index], example.image, self._merge(index, example.labels, others, example.image.shape[:2]))
+
+    def labels(self, index: int) -> dict[str, Label]:
+        (number, inner), *others = self._routes[index]
+        source = self._sources[number]
+        return self._merge(index, source.labels(inner), others, source.size(inner))
+
+    def encoded(self, index: int) -> bytes:
+        number, inner = self._routes[index][0]
+        return self._sources[number].encoded(inner)
+
+    def _merge(
+        self, index: int, labels: dict[str, Label], others: list[tuple[int, int]], size: tuple[int, int]
+    ) -> dict[str, Label]:
+        labels = dict(labels)
+        for number, inner in others:
+            more = self._sources[number].labels_for(inner, size)
+            twice = set(labels) & set(more)
+            if twice:
+                raise UserError(f"{self.ids[index]}: task {min(twice)!r} comes from two of the joined sources")
+            labels.update(more)
+        return labels
+
+
+class Overlay:
+    """Records of pseudo labels under ground truth: per task the annotation where the id has one, else the pseudo label.
+
+    Labelled examples that the records do not hold come after the records, with their annotations alone.
+
+    Args:
+      records: examples with pseudo labels.
+      labelled: {name: source} or a sequence of sources with ground truth, under the same ids.
+      name: of the result; by default the records'.
+
+    Raises:
+      UserError: class names that differ.
+    """
+
+    def __init__(self, records: Source, labelled: Sequence[Source] | Mapping[str, Source], *, name: str = ""):
+        labelled = as_list(labelled)
+        self._sources = [records, *labelled]
+        self._places: dict[str, list[tuple[int, int]]] = {}
+        for number, source in enumerate(self._sources):
+            for i, key in enumerate(source.ids):
+                self._places.setdefault(key, []).append((number, i))
+        self.name = name or records.name
+        self.ids = list(self._places)
+        self._routes = list(self._places.values())
+        self.classes = common_classes(self._sources)
+        self.fingerprint = _hash("overlay", *(source.fingerprint for source in self._sources))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        (number, inner), *others = self._routes[index]
+        example = self._sources[number][inner]
+        return example._replace(labels=self._merge(example.labels, others))
+
+    def labels(self, index: int) -> dict[str, Label]:
+        (number, inner), *others = self._routes[index]
+        return self._merge(labels_of(self._sources[number], inner), others)
+
+    def encoded(self, index: int) -> bytes | None:
+        number, inner = self._routes[index][0]
+        return encoded_of(self._sources[number], inner)
+
+    def _merge(self, labels: dict[str, Label], others: list[tuple[int, int]]) -> dict[str, Label]:
+        for number, inner in others:
+            labels = {**labels, **labels_of(self._sources[number], inner)}
+        return labels
+
+
+class Cached(_Routed):
+    """Examples are decoded once and kept in memory, read-only, until the limit is reached; the others stay as they are.
+
+    Args:
+      source: what to keep.
+      limit_mib: memory for images and labels, MiB.
+    """
+
+    def __init__(self, source: Source, *, limit_mib: float = 1024):
+        self._source = source
+        self._room = int(limit_mib * 2**20)
+        self._kept: dict[int, Example] = {}
+        self._lock = threading.Lock()
+        self.name, self.ids, self.classes = source.name, source.ids, source.classes
+
+    @property
+    def fingerprint(self) -> str:
+        return self._source.fingerprint
+
+    def __getitem__(self, index: int) -> Example:
+        index = _checked_index(index, len(self))
+        example = self._kept.get(index)
+        if example is None:
+            example = self._source[index]
+            arrays = [example.image, *(np.asarray(a) for label in example.labels.values() for a in label.values())]
+            size = sum(array.nbytes for array in arrays)
+            with self._lock:
+                if index not in self._kept and size <= self._room:
+                    for array in arrays:
+                        array.setflags(write=False)
+                    self._kept[index] = example
+                    self._room -= size
+        return example
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = sum(_bytes(example) for example in self._kept.values())
+        return {**self.__dict__, "_kept": {}, "_room": self._room + kept, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def _route(self, index: int) -> tuple[Source, int]:
+        return self._source, index
+
+
+def labels_of(source: Source, index: int) -> dict[str, Label]:
+    """The labels of one example, without decoding its picture where the source can."""
+    method = getattr(source, "labels", None)
+    return source[index].labels if method is None else method(index)
+
+
+def encoded_of(source: Source, index: int) -> bytes | None:
+    """The bytes of the picture's file, None where there is none."""
+    method = getattr(source, "encoded", None)
+    return None if method is None else method(index)
+
+
+def as_list(sources: Sequence[Source] | Mapping[str, Source]) -> list[Source]:
+    """Sources from a sequence or from the values of a mapping; UserError when there are none."""
+    found = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
+    if not found:
+        raise UserError("a combination of sources needs at least one source")
+    return found
+
+
+def common_classes(sources: Sequence[Source]) -> dict[str, tuple[str, ...]]:
+    """Class names per task; UserError where two sources differ about them."""
+    classes: dict[str, tuple[str, ...]] = {}
+    owner: dict[str, str] = {}
+    for source in sources:
+        for task, names in source.classes.items():
+            if task in classes and tuple(names) != classes[task]:
+                differing = sorted(set(names) ^ set(classes[task]))
+                what = f"{differing[0]!r} is in one only" if differing else "their order differs"
+                raise UserError(
+                    f"{task}: classes of {owner[task]} and {source.name} differ ({what}); a class map can bring them together"
+                )
+            classes.setdefault(task, tuple(names))
+            owner.setdefault(task, source.name)
+    return classes
+
+
+def _bytes(example: Example) -> int:
+    return example.image.nbytes + sum(np.asarray(a).nbytes for label in example.labels.values() for a in label.values())
+
+
+def _checked_index(index: int, length: int) -> int:
+    if not -length <= index < length:
+        raise IndexError(f"index {index} of {length} examples")
+    return int(index) % length
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,221 @@
+"""Pictures with a PNG per picture: class masks, 16-bit depth, surface normals."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from must.core.types import Label, UserError
+from must.data import labels
+from must.data.files import (
+    FileSource,
+    find_pictures,
+    folder,
+    locate,
+    open_picture,
+    read_bytes,
+    read_classes,
+    source_name,
+)
+
+
+class _Paired(FileSource):
+    """Every picture <key><image_suffix>.* has a map <key><map_suffix>; a subclass reads the map in `_label`.
+
+    Args:
+      root: folder of the set.
+      images: folder of the pictures below root; "{split}" is replaced here and in `maps` and `ids`.
+      maps: folder of the maps below root.
+      split: name of the split.
+      ids: optional list file below root, one key a line.
+      image_suffix: end of the pictures' names without extension that is not part of the key, such as "_leftImg8bit".
+      map_suffix: end of the maps' names with extension, such as "_labelIds.png".
+      partial: a picture may have no map; it then has no label. Otherwise that is an error.
+      task: key of the labels.
+      name: of the source; by default "<root>-<split>".
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        images: str,
+        maps: str,
+        split: str,
+        ids: str,
+        image_suffix: str,
+        map_suffix: str,
+        partial: bool,
+        task: str,
+        name: str,
+        classes: Sequence[str] | None = None,
+        settings: Any = None,
+    ):
+        pictures = find_pictures(locate(root, images, split), image_suffix, locate(root, ids, split) if ids else None)
+        path = folder(locate(root, maps, split))
+        self._maps: list[Path | None] = []
+        for key, picture in pictures.items():
+            file = path / f"{key}{map_suffix}"
+            if not file.is_file():
+                if not partial:
+                    raise UserError(f"{file}: missing, {picture} has no {task} (partial=True allows it)")
+                file = None
+            self._maps.append(file)
+        found = [file for file in self._maps if file is not None]
+        if not found:
+            raise UserError(f"{path}: no file <picture>{map_suffix} for any of the {len(pictures)} pictures")
+        self._task = task
+        super().__init__(
+            source_name(name, root, split),
+            pictures,
+            classes=None if classes is None else {task: classes},
+            settings=(task, settings, [file is not None for file in self._maps]),
+            label_files=found,
+        )
+
+    def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
+        file = self._maps[index]
+        return {} if file is None else {self._task: self._label(file, size)}
+
+    def _label(self, file: Path, size: tuple[int, int]) -> Label:
+        raise NotImplementedError
+
+
+class MaskPng(_Paired):
+    """Segmentation: 8-bit PNG masks, grey or palette, one class id per pixel.
+
+    Args (the others are those of every paired set):
+      masks: folder of the masks below root.
+      classes: names, {stored id: name} or a file of either (`read_classes`). Stored ids need not be contiguous: classes are
+        numbered in ascending order of their stored ids, without the ignored one.
+      ignore: stored id of pixels without a label; None when there is none.
+      mask_suffix: end of the masks' names.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        images: str,
+        masks: str,
+        classes: str | Sequence[str] | Mapping[Any, str],
+        ignore: int | None = 255,
+        split: str = "",
+        ids: str = "",
+        image_suffix: str = "",
+        mask_suffix: str = ".png",
+        partial: bool = False,
+        task: str = "segmentation",
+        name: str = "",
+    ):
+        names, self._table = labels.class_table(read_classes(classes, root), ignore, f"{root}: classes")
+        super().__init__(
+            root, images=images, maps=masks, split=split, ids=ids, image_suffix=image_suffix, map_suffix=mask_suffix,
+            partial=partial, task=task, name=name, classes=names, settings=self._table.tolist(),
+        )  # fmt: skip
+
+    def _label(self, file: Path, size: tuple[int, int]) -> Label:
+        return labels.segmentation(labels.checked_mask(read_mask(file), self._table, size, str(file)))
+
+
+class DepthPng(_Paired):
+    """Metric depth along the optical axis: 16-bit PNG.
+
+    Args (the others are those of every paired set):
+      depths: folder of the depth maps below root.
+      unit: "mm", "cm", "m", or the number of metres per stored unit.
+      invalid: stored values without a measurement; 0 always is one.
+      depth_suffix: end of the maps' names.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        images: str,
+        depths: str,
+        unit: str | float,
+        invalid: Sequence[int] = (0, 65535),
+        split: str = "",
+        ids: str = "",
+        image_suffix: str = "",
+        depth_suffix: str = ".png",
+        partial: bool = False,
+        task: str = "depth",
+        name: str = "",
+    ):
+        self._metres_per_unit = labels.metres_per_unit(unit)
+        self._invalid = tuple(int(value) for value in invalid)
+        super().__init__(
+            root, images=images, maps=depths, split=split, ids=ids, image_suffix=image_suffix, map_suffix=depth_suffix,
+            partial=partial, task=task, name=name, settings=(self._metres_per_unit, self._invalid),
+        )  # fmt: skip
+
+    def _label(self, file: Path, size: tuple[int, int]) -> Label:
+        picture = open_picture(read_bytes(file), str(file))
+        if picture.mode not in ("I;16", "I;16L", "I;16B", "I"):
+            raise UserError(f"{file}: depth needs 16-bit grey PNG, this one has mode {picture.mode}")
+        codes = np.asarray(picture)
+        labels.same_size(codes, size, str(file))
+        if codes.min() < 0 or codes.max() > 65535:
+            raise UserError(f"{file}: depth value {codes.max()} does not fit 16 bits")
+        return labels.depth(np.where(np.isin(codes, self._invalid), 0, codes), self._metres_per_unit)
+
+
+class NormalsPng(_Paired):
+    """Surface normals: 8-bit RGB PNG, n = rgb / 255 * 2 - 1.
+
+    Axes are the camera's, x right, y down, z forward, so a visible surface has z < 0. (0, 0, 0) and whatever is far from
+    unit length (grey, for instance) is invalid; the rest is brought to unit length.
+
+    Args (the others are those of every paired set):
+      normals: folder of the normal maps below root.
+      negate: axes that the files count the other way, such as "yz" for y up and z towards the camera.
+      normals_suffix: end of the maps' names.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        images: str,
+        normals: str,
+        negate: str = "",
+        split: str = "",
+        ids: str = "",
+        image_suffix: str = "",
+        normals_suffix: str = ".png",
+        partial: bool = False,
+        task: str = "normals",
+        name: str = "",
+    ):
+        if set(negate) - set("xyz"):
+            raise UserError(f"negate={negate!r}: want some of the letters x, y and z")
+        self._signs = np.array([-1.0 if axis in negate else 1.0 for axis in "xyz"], np.float32)
+        super().__init__(
+            root, images=images, maps=normals, split=split, ids=ids, image_suffix=image_suffix,
+            map_suffix=normals_suffix, partial=partial, task=task, name=name, settings=self._signs.tolist(),
+        )  # fmt: skip
+
+    def _label(self, file: Path, size: tuple[int, int]) -> Label:
+        picture = open_picture(read_bytes(file), str(file))
+        if picture.mode != "RGB":
+            raise UserError(f"{file}: normals need 8-bit RGB PNG, this one has mode {picture.mode}")
+        stored = np.asarray(picture)
+        labels.same_size(stored, size, str(file))
+        vectors = (stored.astype(np.float32) / 255 * 2 - 1) * self._signs
+        length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        valid = stored.any(-1, keepdims=True) & (length > 0.5) & (length < 1.5)
+        vectors = np.where(valid, vectors / np.maximum(length, 1e-6), 0)
+        if (vectors[..., 2] > 0).sum() > 0.9 * max(valid.sum(), 1):
+            raise UserError(f"{file}: nearly all normals point away from the camera (z > 0); does it need negate='z'?")
+        return labels.normals(vectors)
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """8-bit PNG, grey or palette -> stored ids, uint8 [H, W]."""
+    picture = open_picture(read_bytes(file), str(file))
+    if picture.mode not in ("L", "P", "1"):
+        raise UserError(f"{file}: masks need one 8-bit channel (grey or palette), this one has mode {picture.mode}")
+    return np.asarray(picture).astype(np.uint8)

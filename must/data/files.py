@@ -1,0 +1,260 @@
+"""What every loader of users' files shares: finding files, reading lists, decoding pictures, the common base class.
+
+Pictures are taken as stored: EXIF orientation is not applied, since labels are in the frame of the stored pixels.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from must.core.types import Example, Label, UserError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_WHOLE_FILE = 1 << 17  # files up to this many bytes enter the fingerprint as a whole
+
+
+class FileSource:
+    """Pictures that lie in files, in a fixed order; a subclass says in `labels_for` what is known about them.
+
+    Args:
+      name: first part of every id.
+      pictures: {key: file}, in order; the key is the second part of the id.
+      classes: {task name: class names}.
+      settings: everything else that the labels depend on; enters the fingerprint.
+      label_files: files that the labels come from; they enter the fingerprint.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pictures: Mapping[str, Path],
+        *,
+        classes: Mapping[str, Sequence[str]] | None = None,
+        settings: Any = None,
+        label_files: Sequence[Path] = (),
+    ):
+        if not name or "/" in name:
+            raise UserError(f"source name {name!r}: needs at least one character and no '/'")
+        self.name = name
+        self.ids = [f"{name}/{key}" for key in pictures]
+        self.classes = {task: tuple(names) for task, names in (classes or {}).items()}
+        self._pictures = list(pictures.values())
+        self._label_files = list(label_files)
+        self._settings = settings
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        image = decode_picture(self.encoded(index), str(self._pictures[index]))
+        return Example(self.ids[index], image, self.labels_for(index, image.shape[:2]))
+
+    def encoded(self, index: int) -> bytes:
+        """The picture's file, byte for byte."""
+        return read_bytes(self._pictures[index])
+
+    def labels(self, index: int) -> dict[str, Label]:
+        """The labels alone; the picture is not decoded."""
+        return self.labels_for(index, self.size(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the picture in pixels, from its header."""
+        return picture_size(self.encoded(index), str(self._pictures[index]))
+
+    def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
+        """Labels in record form of one picture, whose (height, width) is `size`."""
+        return {}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of ids, settings, sizes and contents; of a large file only the first and the last 64 KiB are read."""
+        digest = hashlib.sha256(repr((self.ids, self.classes, self._settings)).encode())
+        for path in (*self._pictures, *self._label_files):
+            size = path.stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+            with open(path, "rb") as file:
+                if size <= _WHOLE_FILE:
+                    digest.update(file.read())
+                else:
+                    digest.update(file.read(_WHOLE_FILE // 2))
+                    file.seek(-_WHOLE_FILE // 2, os.SEEK_END)
+                    digest.update(file.read())
+        return digest.hexdigest()
+
+
+def source_name(name: str, root: str, split: str) -> str:
+    """`name`, or when empty the root folder's name with the split behind it."""
+    return name or "-".join(part for part in (Path(root).resolve().name, split.replace("/", "-")) if part)
+
+
+def locate(root: str, path: str, split: str = "") -> Path:
+    """`path` below `root` (or absolute), with "{split}" replaced."""
+    return Path(root).expanduser() / path.replace("{split}", split)
+
+
+def folder(path: Path) -> Path:
+    """The path itself; UserError when there is no such folder."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    return path
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's content; UserError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file; UserError names file and line."""
+    try:
+        return json.loads(read_bytes(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: invalid json: {error}") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines that are not blank, stripped; UserError for a file with none."""
+    try:
+        lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from None
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UserError(f"{path}: is empty")
+    return lines
+
+
+def read_classes(classes: str | Sequence[str] | Mapping[Any, str], root: str = "") -> dict[int, str]:
+    """Class names by id, ascending.
+
+    Args:
+      classes: names in order of their ids, or {id: name}, or a file below `root`: text with one name a line, json with a
+        list or {id: name}, or "file.json:key" for one entry of a json object.
+      root: folder of the file.
+    """
+    where = "classes"
+    if isinstance(classes, str):
+        file, _, key = classes.partition(".json:")
+        path = locate(root, file + ".json" if key else classes)
+        where = str(path)
+        classes = read_json(path) if path.suffix == ".json" else read_lines(path)
+        if key:
+            if not isinstance(classes, dict) or key not in classes:
+                raise UserError(f"{path}: has no key {key!r}")
+            classes = classes[key]
+    try:
+        items = classes.items() if hasattr(classes, "items") else enumerate(classes)
+        names = {int(number): str(name) for number, name in items}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: want class names, or {{id: name}}: {error}") from None
+    repeated = first_repeated(names.values())
+    if not names or repeated is not None:
+        raise UserError(f"{where}: " + (f"class {repeated!r} is given twice" if names else "no classes"))
+    return dict(sorted(names.items()))
+
+
+def first_repeated(items: Any) -> Any:
+    """The first item that was there before, or None."""
+    seen = set()
+    for item in items:
+        if item in seen:
+            return item
+        seen.add(item)
+    return None
+
+
+def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict[str, Path]:
+    """Pictures below a folder, {relative path without `suffix` and extension: file}.
+
+    Args:
+      path: searched recursively; hidden files and folders are passed over.
+      suffix: only pictures whose name without extension ends so; it is taken off the key.
+      ids: list of keys, one a line, with or without extension; the result is these, in this order.
+
+    Raises:
+      UserError: no pictures, two with one key, a list that names a missing picture or one twice.
+    """
+    found: dict[str, Path] = {}
+    for directory, folders, names in os.walk(folder(path), followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            stem, extension = os.path.splitext(name)
+            if name.startswith(".") or extension.lower() not in PICTURES or not stem.endswith(suffix):
+                continue
+            key = Path(directory, stem[: len(stem) - len(suffix)]).relative_to(path).as_posix()
+            if key in found:
+                raise UserError(f"{Path(directory, name)}: same name as {found[key].name}, ids would be equal")
+            found[key] = Path(directory, name)
+    if not found:
+        raise UserError(f"{path}: no pictures" + (f" whose names end in {suffix!r}" if suffix else ""))
+    return dict(sorted(found.items())) if ids is None else select(found, ids, path)
+
+
+def select(found: Mapping[str, Any], ids: Path, where: Path) -> dict[str, Any]:
+    """The entries of `found` that the list file `ids` names, in its order; `where` they were looked for."""
+    chosen: dict[str, Any] = {}
+    for line in read_lines(ids):
+        stem, extension = os.path.splitext(line)
+        key = stem if extension.lower() in PICTURES else line
+        if key not in found:
+            raise UserError(f"{ids}: names {line!r}, which is not in {where}")
+        if key in chosen:
+            raise UserError(f"{ids}: names {line!r} twice")
+        chosen[key] = found[key]
+    return chosen
+
+
+def decode_picture(data: bytes, where: str) -> np.ndarray:
+    """Encoded picture -> uint8 [H, W, 3] RGB; grey, palette, CMYK and 16-bit ones are converted, alpha is dropped.
+
+    Raises:
+      UserError: not a picture, truncated or corrupt; the message starts with `where`.
+    """
+    import simplejpeg
+
+    try:
+        if simplejpeg.is_jpeg(data) and simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "RGB", "Gray"):
+            return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        raise UserError(f"{where}: broken picture: {error}") from None
+    picture = open_picture(data, where)
+    if picture.mode.startswith("I;16"):
+        grey = (np.asarray(picture) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, -1)
+    if picture.mode in ("I", "F"):
+        raise UserError(f"{where}: pictures need 8 or 16 bits a channel, this one has mode {picture.mode}")
+    return np.array(picture.convert("RGB"))
+
+
+def open_picture(data: bytes, where: str) -> Any:
+    """Encoded picture -> loaded `PIL.Image`, as stored; UserError when it is broken."""
+    from PIL import Image
+
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except Exception as error:  # Pillow's plugins raise a dozen types, from SyntaxError to struct.error
+        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else f"broken picture: {error}"
+        raise UserError(f"{where}: {reason}") from None
+    return picture
+
+
+def picture_size(data: bytes, where: str) -> tuple[int, int]:
+    """(height, width) of an encoded picture, from its header; UserError when it is no picture."""
+    from PIL import Image
+
+    try:
+        width, height = Image.open(io.BytesIO(data)).size
+    except Exception as error:  # as in `open_picture`
+        raise UserError(f"{where}: not a picture: {error}") from None
+    return height, width

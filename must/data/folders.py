@@ -1,0 +1,76 @@
+"""Folders of pictures: one folder per class, and plain photos without labels."""
+
+from collections.abc import Sequence
+
+from must.core.types import Label, UserError
+from must.data import labels
+from must.data.files import FileSource, find_pictures, folder, locate, read_classes, source_name
+
+
+class ImageFolder(FileSource):
+    """Classification: <root>/<images>/<class>/**/<picture>.
+
+    Args:
+      root: folder of the set.
+      images: folder below it that holds the class folders; "{split}" is replaced.
+      split: name of the split.
+      ids: optional list file below root, "<class>/<picture>" a line.
+      classes: names or a file of names (`read_classes`), which fix order and ids; by default the sorted folder names.
+        A name without a folder is a class without pictures here.
+      task: key of the labels.
+      name: of the source; by default "<root>-<split>".
+
+    Raises:
+      UserError: a picture outside the class folders, a folder that is no class, an empty class folder.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        images: str = "{split}",
+        split: str = "",
+        ids: str = "",
+        classes: str | Sequence[str] | None = None,
+        task: str = "classification",
+        name: str = "",
+    ):
+        path = folder(locate(root, images, split))
+        pictures = find_pictures(path)
+        for key, file in pictures.items():
+            if "/" not in key:
+                raise UserError(f"{file}: lies outside the class folders of {path}")
+        populated = {key.split("/")[0] for key in pictures}
+        if classes is None:
+            names = tuple(sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")))
+            for empty in sorted(set(names) - populated):
+                raise UserError(f"{path / empty}: class folder without pictures")
+        else:
+            names = tuple(read_classes(classes, root).values())
+            for extra in sorted(populated - set(names)):
+                raise UserError(f"{path / extra}: folder is not one of the {len(names)} classes")
+        if ids:
+            pictures = find_pictures(path, ids=locate(root, ids, split))
+        super().__init__(source_name(name, root, split), pictures, classes={task: names}, settings=task)
+        number = {label: i for i, label in enumerate(names)}
+        self._task = task
+        self._class_ids = [number[key.split("/")[0]] for key in pictures]
+
+    def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
+        return {self._task: labels.classification(self._class_ids[index])}
+
+
+class Photos(FileSource):
+    """Pictures without labels, found recursively, in the order of their paths or of a list.
+
+    Args:
+      root: folder of the set.
+      images: folder below it; "{split}" is replaced.
+      split: name of the split.
+      ids: optional list file below root, one picture relative to `images` a line.
+      name: of the source; by default "<root>-<split>".
+    """
+
+    def __init__(self, root: str, *, images: str = "", split: str = "", ids: str = "", name: str = ""):
+        pictures = find_pictures(locate(root, images, split), ids=locate(root, ids, split) if ids else None)
+        super().__init__(source_name(name, root, split), pictures)

@@ -1,0 +1,62 @@
+"""A source from its name and keyword arguments, so that a section of a configuration alone can load a data set."""
+
+import importlib
+import inspect
+from typing import Any
+
+from must.core.types import Source, UserError
+
+KINDS = {
+    "scenes": "must.data.scenes:Scenes",
+    "records": "must.data.records:Records",
+    "tfds": "must.data.tfds_source:Tfds",
+    "image_folder": "must.data.folders:ImageFolder",
+    "photos": "must.data.folders:Photos",
+    "coco": "must.data.coco:CocoJson",
+    "voc": "must.data.voc:Voc",
+    "mask_png": "must.data.dense:MaskPng",
+    "depth_png": "must.data.dense:DepthPng",
+    "normals_png": "must.data.dense:NormalsPng",
+    "join": "must.data.combine:Join",
+    "concat": "must.data.combine:Concat",
+    "subset": "must.data.combine:Subset",
+    "overlay": "must.data.combine:Overlay",
+    "cached": "must.data.combine:Cached",
+    "remapped": "must.data.classes:Remapped",
+}
+
+
+def source(kind: str, **arguments: Any) -> Source:
+    """Makes a source.
+
+    Args:
+      kind: one of `KINDS`, or the import path of a class ("package.module:Class").
+      **arguments: of its constructor. A mapping with a "kind" among them, or inside a list or mapping among them, is a source
+        of its own: source("subset", source={"kind": "photos", "root": "pool"}, count=100).
+
+    Raises:
+      UserError: no such kind, an unknown or missing argument, or what the constructor refuses.
+    """
+    module_name, _, class_name = KINDS.get(kind, kind).partition(":")
+    if not class_name:
+        raise UserError(f"source kind {kind!r}: want one of {', '.join(KINDS)}, or 'package.module:Class'")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"source kind {kind!r}: {error}") from None
+    arguments = {name: _built(value) for name, value in arguments.items()}
+    try:
+        inspect.signature(cls).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"source kind {kind!r}: {error}") from None
+    return cls(**arguments)
+
+
+def _built(value: Any) -> Any:
+    """The value with every section of a source in it replaced by the source."""
+    if isinstance(value, list | tuple):
+        return [_built(item) for item in value]
+    if not hasattr(value, "items"):
+        return value
+    section = dict(value.items())
+    return source(**section) if "kind" in section else {name: _built(item) for name, item in section.items()}

@@ -1,0 +1,174 @@
+"""Pascal VOC: one xml of boxes per picture, optional palette masks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from must.core.types import Label, UserError
+from must.data import labels
+from must.data.coco import DETECTION, SEGMENTATION, checked, task_keys
+from must.data.dense import read_mask
+from must.data.files import FileSource, find_pictures, folder, locate, read_bytes, read_classes, select, source_name
+
+
+class _Annotation(NamedTuple):
+    """One xml: size (height, width) or None, and per object its name, box [4] as stored, whether it is difficult."""
+
+    size: tuple[int, int] | None
+    names: list[str]
+    boxes: list[list[float]]
+    difficult: list[bool]
+
+
+class Voc(FileSource):
+    """Detection from VOC xml and/or segmentation from the palette PNGs beside them.
+
+    Args:
+      root: folder of the set.
+      split: name of the split; "{split}" is replaced in the folders and in `ids`.
+      images: folder of the pictures below root.
+      annotations: folder of the xml files.
+      ids: list file of keys; "" takes every picture that has an xml. By default VOC's own list when a split is named.
+      tasks: "detection", "segmentation" or both; or {either: key of its labels}.
+      classes: label space, names or a file of names (`read_classes`); by default the names in this split's xml, sorted.
+      annotated: names of the classes that this set annotates exhaustively, the others are unknown; by default all.
+      ignore_difficult: objects marked difficult neither count as found nor as missed (VOC's rule): crowd = True.
+      one_based: pixels count from 1 and the last one is inside, as in VOC; False: corner origin, the end is outside.
+      masks: folder of the masks: 0 is `background`, 1.. are the classes, 255 is ignored. A picture without one has no
+        segmentation.
+      background: name of the masks' class 0.
+      drop_empty: leave out boxes without area, which are an error otherwise.
+      name: of the source; by default "<root>-<split>".
+
+    Raises:
+      UserError: missing or invalid xml, an unknown class, a box outside its image or reversed, ...
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        split: str = "",
+        images: str = "JPEGImages",
+        annotations: str = "Annotations",
+        ids: str | None = None,
+        tasks: Sequence[str] | Mapping[str, str] = (DETECTION,),
+        classes: str | Sequence[str] | None = None,
+        annotated: Sequence[str] | None = None,
+        ignore_difficult: bool = True,
+        one_based: bool = True,
+        masks: str = "SegmentationClass",
+        background: str = "background",
+        drop_empty: bool = False,
+        name: str = "",
+    ):
+        self._tasks = task_keys(tasks)
+        self._settings_of_boxes = (ignore_difficult, one_based, drop_empty)
+        if ids is None:
+            ids = "ImageSets/Main/{split}.txt" if split else ""
+        path = locate(root, images, split)
+        pictures, xml_folder = find_pictures(path), folder(locate(root, annotations, split))
+        if ids:
+            pictures = select(pictures, locate(root, ids, split), path)
+        elif DETECTION in self._tasks:
+            pictures = {key: file for key, file in pictures.items() if (xml_folder / f"{key}.xml").is_file()}
+        if not pictures:
+            raise UserError(f"{xml_folder}: no xml for any picture of {path}")
+        self._xml = [xml_folder / f"{key}.xml" for key in pictures] if DETECTION in self._tasks else []
+        self._annotations = [_read_xml(file) for file in self._xml]
+        if classes is None:
+            if not self._xml:
+                raise UserError(f"{root}: segmentation alone needs `classes`")
+            names = tuple(sorted({name for annotation in self._annotations for name in annotation.names}))
+        else:
+            names = tuple(read_classes(classes, root).values())
+        self._number = {name: i for i, name in enumerate(names)}
+        self._check(annotated)
+        for index, annotation in enumerate(self._annotations):
+            if annotation.size is not None:
+                self._detection(index, annotation.size)
+        self._masks = self._find_masks(locate(root, masks, split), pictures)
+        self._table = labels.class_table(dict(enumerate((background, *names))), labels.IGNORE, root)[1]
+        spaces = {DETECTION: names, SEGMENTATION: (background, *names)}
+        super().__init__(
+            source_name(name, root, split),
+            pictures,
+            classes={key: spaces[kind] for kind, key in self._tasks.items()},
+            settings=(self._tasks, self._unknown, self._settings_of_boxes),
+            label_files=[*self._xml, *(file for file in self._masks if file is not None)],
+        )
+
+    def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
+        out = {}
+        if DETECTION in self._tasks:
+            out[self._tasks[DETECTION]] = self._detection(index, size)
+        if SEGMENTATION in self._tasks and self._masks[index] is not None:
+            file = self._masks[index]
+            ids = labels.checked_mask(read_mask(file), self._table, size, str(file))
+            out[self._tasks[SEGMENTATION]] = labels.segmentation(ids)
+        return out
+
+    def _detection(self, index: int, size: tuple[int, int]) -> Label:
+        annotation, file = self._annotations[index], self._xml[index]
+        if annotation.size is not None and annotation.size != tuple(size):
+            height, width = annotation.size
+            raise UserError(f"{file}: says {width}x{height} px, its picture is {size[1]}x{size[0]}")
+        ignore_difficult, one_based, drop_empty = self._settings_of_boxes
+        boxes = np.array(annotation.boxes, np.float64).reshape(-1, 4)
+        if one_based:
+            boxes[:, :2] -= 1
+        keep = (boxes[:, 2:] != boxes[:, :2]).all(-1) | (not drop_empty)
+        classes = np.array([self._number[name] for name in annotation.names], np.int64)[keep]
+        crowd = np.array(annotation.difficult, bool)[keep] & ignore_difficult
+        boxes = checked(boxes[keep], size, lambda i: f"{file}: object {np.flatnonzero(keep)[i] + 1}")
+        return labels.detection(boxes, classes, crowd, self._unknown)
+
+    def _check(self, annotated: Sequence[str] | None) -> None:
+        """UserError for a name that is no class; sets the ids of the classes that are not annotated."""
+        for file, annotation in zip(self._xml, self._annotations, strict=True):
+            for name in annotation.names:
+                if name not in self._number:
+                    raise UserError(f"{file}: {name!r} is not one of the {len(self._number)} classes")
+        for name in annotated or ():
+            if name not in self._number:
+                raise UserError(f"annotated: {name!r} is not one of the {len(self._number)} classes")
+        known = set(self._number if annotated is None else annotated)
+        self._unknown = tuple(i for name, i in self._number.items() if name not in known)
+
+    def _find_masks(self, path: Path, pictures: Mapping[str, Any]) -> list[Path | None]:
+        """The mask of each picture, None where there is none."""
+        if SEGMENTATION not in self._tasks:
+            return [None] * len(pictures)
+        folder(path)
+        files = [path / f"{key}.png" for key in pictures]
+        found = [file if file.is_file() else None for file in files]
+        if not any(found):
+            raise UserError(f"{path}: no mask for any of the {len(files)} pictures, the first would be {files[0].name}")
+        return found
+
+
+def _read_xml(file: Path) -> _Annotation:
+    """Reads one VOC xml; UserError names file and object."""
+    try:
+        tree = ElementTree.fromstring(read_bytes(file))
+    except ElementTree.ParseError as error:
+        raise UserError(f"{file}: invalid xml: {error}") from None
+    names, boxes, difficult = [], [], []
+    for number, item in enumerate(tree.iter("object"), 1):
+        name = (item.findtext("name") or "").strip()
+        if not name:
+            raise UserError(f"{file}: object {number} has no name")
+        try:
+            boxes.append([float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")])
+        except (TypeError, ValueError):
+            raise UserError(f"{file}: object {number} ({name}) has no box of four numbers") from None
+        names.append(name)
+        difficult.append((item.findtext("difficult") or "0").strip() == "1")
+    try:
+        size = (int(tree.findtext("size/height") or 0), int(tree.findtext("size/width") or 0))
+    except ValueError:
+        raise UserError(f"{file}: size is not a number") from None
+    return _Annotation(size if all(size) else None, names, boxes, difficult)
