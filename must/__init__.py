@@ -1,0 +1,76 @@
+"""`must`: many single-task teachers label a pile of images, one multi-head student learns from all of them.
+
+Everything public is here by name and is loaded on first use, so that importing this package costs next to nothing and
+has no side effects: `from must import train_step, parallelize, Depth`. The functions are pure and take any model that
+is an (init, apply) pair (`Model`); no configuration, flag or global state stands behind them.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "must.core.types": (
+        "ArraySpec", "Balance", "Batch", "Example", "Features", "Geometry", "Metric", "Model", "Objective",
+        "PerExample", "Policy", "Source", "Teacher", "TrainState", "UserError",
+    ),
+    "must.core.ratio": ("Ratio", "all_devices", "weighted_sum"),
+    "must.core.devices": (
+        "global_row_index", "initialize_distributed", "is_writer", "parallelize", "pin_threads", "process_rows",
+        "replicate", "set_xla_flags",
+    ),
+    "must.tasks.base": ("Task",),
+    "must.tasks.classification": ("Classification",),
+    "must.tasks.depth": ("Depth",),
+    "must.tasks.detection": ("Detection",),
+    "must.tasks.normals": ("Normals",),
+    "must.tasks.segmentation": ("Segmentation",),
+    "must.models.fpn": ("FPN",),
+    "must.models.multi_head": ("MultiHead", "multi_head"),
+    "must.models.resnet": ("ResNet",),
+    "must.data.coco": ("CocoJson",),
+    "must.data.dense": ("DepthPng", "MaskPng", "NormalsPng"),
+    "must.data.folders": ("ImageFolder", "Photos"),
+    "must.data.voc": ("Voc",),
+    "must.data.scenes": ("Scenes",),
+    "must.data.records": ("Joined", "Records"),
+    "must.data.pipeline": ("Encoder", "eval_batches", "train_batches"),
+    "must.train.checkpoint": ("Checkpoints",),
+    "must.train.loop": ("fit",),
+    "must.train.optimizer": ("optimizer",),
+    "must.train.step": ("train_step",),
+    "must.objectives.supervised": ("learning_rate_rule", "supervised"),
+    "must.pseudo_label.teacher": ("from_function", "from_model", "label_step"),
+    "must.pseudo_label.plan": ("make_plan",),
+    "must.pseudo_label.write": ("label_images",),
+    "must.evaluate.evaluate": ("bootstrap_interval", "eval_step", "summarize"),
+    "must.evaluate.compare": ("delta_m", "paired_t_interval"),
+}  # fmt: skip
+_MODULES = {
+    "balance": "must.objectives.balance",
+    "boxes": "must.core.boxes",
+    "geometry": "must.data.geometry",
+    "losses": "must.core.losses",
+    "policy": "must.pseudo_label.policy",
+    "ratio": "must.core.ratio",
+    "state": "must.train.state",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME, *_MODULES])
+
+
+def __getattr__(name: str):
+    """Loads a public name from its module (PEP 562)."""
+    if name in _MODULES:
+        value = importlib.import_module(_MODULES[name])
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,174 @@
+"""Who may import whom, read from the source; and what `import must` costs."""
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "must"
+
+# A room imports itself and rooms of a higher rank; rooms of one rank do not import each other.
+RANKS = {
+    "main": 0,
+    "recipes": 1,
+    "train": 2,
+    "objectives": 2,
+    "pseudo_label": 2,
+    "evaluate": 2,
+    "report": 2,
+    "export": 2,
+    "tasks": 3,
+    "models": 4,
+    "data": 4,
+    "core": 5,
+}
+FLAX_ROOMS = {"models", "tasks"}
+FOREIGN = {"tensorflow", "torch"}
+
+
+def files():
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree, path):
+    """Full dotted names of everything that a file imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = path.relative_to(REPOSITORY).parent.parts
+                package = package[: len(package) - node.level + 1]
+                base = ".".join((*package, base) if base else package)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def breaches(source, path):
+    """Import-law breaches of one file, as messages."""
+    tree = ast.parse(source)
+    own = room(path)
+    found = [] if own in RANKS else [f"{own} is no room"]
+    for name in imported(tree, path):
+        parts = name.split(".")
+        if parts[0] in FOREIGN:
+            found.append(f"imports {name}")
+        if parts[0] == "flax" and own not in FLAX_ROOMS:
+            found.append(f"imports {name}: only {sorted(FLAX_ROOMS)} know flax")
+        if parts[:2] == ["absl", "flags"] and own != "main":
+            found.append("reads flags")
+        if parts[0] == "ml_collections" and own not in ("main", "recipes"):
+            found.append("handles a config")
+        if parts[0] == "must":
+            target = parts[1] if len(parts) > 1 else ""
+            if target not in RANKS:
+                found.append(f"imports {name}: the package itself is for users")
+            elif target != own and RANKS.get(own, 9) >= RANKS[target]:
+                found.append(f"imports {name}")
+    words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    words |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    words |= {name.rpartition(".")[2] for name in imported(tree, path)}
+    spread = {word for word in words if re.fullmatch(r"pmap|shard_map|make_mesh|(Abstract)?Mesh|NamedSharding|pjit", word)}
+    if spread and path != PACKAGE / "core" / "devices.py":
+        found.append(f"names {', '.join(sorted(spread))}")
+    if "ConfigDict" in words and own not in ("main", "recipes"):
+        found.append("names ConfigDict")
+    return found
+
+
+def test_every_file_keeps_the_import_law():
+    found = {str(path.relative_to(REPOSITORY)): breaches(path.read_text(), path) for path in files()}
+    assert len(found) > 20
+    assert {name: messages for name, messages in found.items() if messages} == {}
+
+
+@pytest.mark.parametrize(
+    ("where", "source"),
+    [
+        ("core/x.py", "from must.data import geometry"),
+        ("core/x.py", "from must import data"),
+        ("core/x.py", "def f():\n    import must.tasks.depth"),
+        ("train/x.py", "from must.objectives.supervised import supervised"),
+        ("train/x.py", "from ..evaluate import compare"),
+        ("data/x.py", "from must.models import fpn"),
+        ("train/x.py", "import must"),
+        ("train/x.py", "from absl import flags"),
+        ("train/x.py", "import jax\njax.pmap(f)"),
+        ("train/x.py", "from jax.sharding import Mesh"),
+        ("train/x.py", "from ml_collections import ConfigDict"),
+        ("train/x.py", "def f(c: ConfigDict): ..."),
+        ("train/x.py", "import flax.linen as nn"),
+        ("data/x.py", "def f():\n    import tensorflow as tf"),
+        ("utils/x.py", "import os"),
+    ],
+)
+def test_the_law_can_be_broken(where, source):
+    assert breaches(source, PACKAGE / where)
+
+
+@pytest.mark.parametrize(
+    ("where", "source"),
+    [
+        ("main.py", "from absl import flags\nfrom must.recipes import stages"),
+        ("recipes/x.py", "from must.train import loop\nfrom ml_collections import ConfigDict"),
+        ("tasks/x.py", "from must.core import boxes\nfrom . import base\nfrom must.models import heads"),
+        ("core/devices.py", "import jax\njax.shard_map(f)"),
+    ],
+)
+def test_what_the_law_allows(where, source):
+    assert breaches(source, PACKAGE / where) == []
+
+
+def python(code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_must_is_quick_and_brings_nothing_heavy():
+    heavy = "tensorflow torch orbax tensorflow_datasets grain matplotlib faster_coco_eval tensorboardX PIL"
+    code = (
+        "import time, sys, jax, flax.linen, optax; t = time.perf_counter(); import must; dir(must);"
+        "from must import train_step, Task, Depth, Batch, parallelize; spent = time.perf_counter() - t;"
+        f"print(spent, *[m for m in {heavy.split()} if m in sys.modules])"
+    )
+    runs = [python(code) for _ in range(3)]
+    assert [run[1:] for run in runs] == [[]] * 3, "heavy packages came along"
+    # 0.1-0.2 s on an idle core; the bound leaves room for a busy one.
+    assert statistics.median(float(run[0]) for run in runs) < 1.0
+
+
+def test_importing_must_has_no_side_effects():
+    code = (
+        "import os, sys, random; before = dict(os.environ), list(sys.path), random.getstate(); import must;"
+        "after = dict(os.environ), list(sys.path), random.getstate(); print(before == after, 'jax' in sys.modules)"
+    )
+    assert python(code) == ["True", "False"]
+
+
+def test_no_public_name_starts_the_devices():
+    code = (
+        "import must; [getattr(must, name) for name in must.__all__];"
+        "must.set_xla_flags(simulated_devices=3); import jax; print(jax.device_count())"
+    )
+    assert python(code) == ["3"], "devices were started by an import, so that flags came too late"
+
+
+def test_every_public_name_exists_and_is_documented():
+    import must
+
+    for name in must.__all__:
+        value = getattr(must, name)
+        assert value.__doc__ and len(value.__doc__) > 20, name
+    assert set(must.__all__) <= set(dir(must))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        must.no_such_name  # noqa: B018
