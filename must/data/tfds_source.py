@@ -1,0 +1,227 @@
+"""A data set of TensorFlow Datasets that is prepared on disk as ArrayRecord, read without TensorFlow.
+
+Nothing is downloaded or prepared here; how to do that once, the error messages say.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from must.core.types import Example, Label, UserError
+from must.data import labels as forms
+from must.data.files import decode_picture, open_picture, picture_size, read_classes
+
+_CROWD_KEYS = ("is_crowd", "is_difficult")
+
+
+class Tfds:
+    """One split; the kind of each label follows from the type of its feature.
+
+    A ClassLabel gives classification; a Sequence with a BBoxFeature and a ClassLabel gives detection (`is_crowd` and
+    `is_difficult` boxes become crowd); an Image with one uint8 channel gives segmentation; any other Image with one channel
+    and a Tensor [H, W] or [H, W, 1] give depth. Ids are "<name>/<position>".
+
+    Args:
+      dataset: "name", "name/config", "name/config:version", or a folder that holds dataset_info.json.
+      split: as TFDS writes it, "train[:10%]" included.
+      labels: {task name: feature}.
+      data_dir: where TFDS keeps its data; by default ~/tensorflow_datasets.
+      image: feature of the picture.
+      classes: {task name: names, {stored id: name} or a file (`read_classes`)}; needed for segmentation, otherwise
+        the feature's own.
+      ignore: stored id of pixels without a class, None when there is none.
+      unit: of depth, "mm", "cm", "m" or metres per unit.
+      name: of the source; by default the data set's with the split behind it.
+
+    Raises:
+      UserError: not prepared, not as ArrayRecord, no such split or feature, a feature that is no label.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        *,
+        split: str,
+        labels: Mapping[str, str] | None = None,
+        data_dir: str | None = None,
+        image: str = "image",
+        classes: Mapping[str, Any] | None = None,
+        ignore: int | None = 255,
+        unit: str | float = "m",
+        name: str = "",
+    ):
+        import tensorflow_datasets as tfds
+
+        builder = _open(dataset, data_dir)
+        features = builder.info.features
+        self._where = f"tfds {builder.info.full_name}, {split}"
+        labels = dict(labels or {})
+        for key in (image, *labels.values()):
+            if key not in features:
+                raise UserError(f"{self._where}: has no feature {key!r}, only {', '.join(features)}")
+        classes, given = {}, dict(classes or {})
+        self._readers = {}
+        for task, key in labels.items():
+            reader = _reader(features[key], given.get(task), ignore, unit, f"{self._where}: feature {key!r}")
+            self._readers[task] = (key, reader)
+            if reader.classes:
+                classes[task] = reader.classes
+        pictures = [key for key in (image, *labels.values()) if isinstance(features[key], tfds.features.Image)]
+        try:
+            self._rows = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in pictures})
+        except NotImplementedError:
+            raise UserError(
+                f"{self._where}: is stored as {builder.info.file_format.value}, which needs TensorFlow; pip install 'must[tf]' and "
+                f"convert it: tfds convert_format --to_file_format=array_record --dataset_dir={builder.data_dir}"
+            ) from None
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self._where}: {str(error).splitlines()[0]}") from None
+        self.name = name or f"{builder.name}-{split}".replace("/", "-")
+        self.ids = [f"{self.name}/{i:08d}" for i in range(len(self._rows))]
+        self.classes = classes
+        self._image = image
+        info = builder.info
+        content = (info.full_name, str(info.splits), split, labels, image, classes, ignore, unit)
+        sums = [(split.name, tuple(split.shard_lengths), split.num_bytes) for split in info.splits.values()]
+        self.fingerprint = hashlib.sha256(repr((content, sums)).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self._row(index)
+        image = decode_picture(row[self._image], self.ids[index])
+        return Example(self.ids[index], image, self._labels_of(row, index, image.shape[:2]))
+
+    def labels(self, index: int) -> dict[str, Label]:
+        """The labels alone; the picture is not decoded."""
+        row = self._row(index)
+        return self._labels_of(row, index, picture_size(row[self._image], self.ids[index]))
+
+    def encoded(self, index: int) -> bytes:
+        """The picture as it is stored."""
+        return self._row(index)[self._image]
+
+    def _row(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} examples")
+        try:
+            return self._rows[int(index) % len(self)]
+        except Exception as error:  # reader, parser and decoders each have their own
+            raise UserError(f"{self._where}: record {self.ids[index]} cannot be read: {error}") from None
+
+    def _labels_of(self, row: dict[str, Any], index: int, size: tuple[int, int]) -> dict[str, Label]:
+        out = {}
+        for task, (key, reader) in self._readers.items():
+            label = reader.read(row[key], size, f"{self.ids[index]}, {key}")
+            if label is not None:
+                out[task] = label
+        return out
+
+
+class _Class:
+    """A ClassLabel; the negative ids by which TFDS marks hidden labels mean no label."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self.classes = names
+
+    def read(self, value: Any, size: tuple[int, int], where: str) -> Label | None:
+        if value >= len(self.classes):
+            raise UserError(f"{where}: class {value} of {len(self.classes)}")
+        return forms.classification(int(value)) if value >= 0 else None
+
+
+class _Boxes:
+    """A Sequence of boxes, which TFDS stores as fractions (y0, x0, y1, x1)."""
+
+    def __init__(self, names: tuple[str, ...], box: str, label: str, crowd: Sequence[str]):
+        self.classes = names
+        self._box, self._label, self._crowd = box, label, crowd
+
+    def read(self, value: Any, size: tuple[int, int], where: str) -> Label:
+        fractions = np.asarray(value[self._box], np.float64).reshape(-1, 4)
+        boxes = fractions[:, [1, 0, 3, 2]] * [size[1], size[0], size[1], size[0]]
+        boxes = forms.checked_boxes(boxes, size, lambda i: f"{where}, object {i + 1}")
+        classes = np.asarray(value[self._label], np.int64)
+        crowd = np.zeros(len(boxes), bool)
+        for key in self._crowd:
+            crowd |= np.asarray(value[key], bool).reshape(-1)
+        keep = (boxes[:, 2:] > boxes[:, :2]).all(-1) & (classes >= 0)
+        return forms.detection(boxes[keep], classes[keep], crowd[keep])
+
+
+class _Mask:
+    """An encoded picture of class ids."""
+
+    def __init__(self, names: Mapping[int, str], ignore: int | None, where: str):
+        self.classes, self._table = forms.class_table(names, ignore, where)
+
+    def read(self, value: bytes, size: tuple[int, int], where: str) -> Label:
+        stored = np.asarray(open_picture(value, where)).astype(np.uint8)
+        return forms.segmentation(forms.checked_mask(stored, self._table, size, where))
+
+
+class _Depth:
+    """A map of depth, an array or an encoded picture of 16 bits; what is not finite or not positive is invalid."""
+
+    classes = ()
+
+    def __init__(self, unit: str | float):
+        self._metres_per_unit = forms.metres_per_unit(unit)
+
+    def read(self, value: Any, size: tuple[int, int], where: str) -> Label:
+        array = np.asarray(open_picture(value, where) if isinstance(value, bytes) else value).astype(np.float64)
+        array = array.reshape(array.shape[:2])
+        forms.same_size(array, size, where)
+        array = np.where(np.isfinite(array) & (array > 0), array, 0)
+        whole = not (array % 1).any() and array.max() <= 65535
+        step = 1.0 if whole else array.max() / 65535  # whole numbers keep their value, others the finest step
+        return forms.depth(np.round(array / step), step * self._metres_per_unit)
+
+
+def _reader(feature: Any, given: Any, ignore: int | None, unit: str | float, where: str) -> Any:
+    """What turns the stored feature into a label."""
+    import tensorflow_datasets as tfds
+
+    kinds = tfds.features
+    names = () if given is None else read_classes(given)
+    if isinstance(feature, kinds.ClassLabel):
+        return _Class(tuple(names.values()) if names else tuple(feature.names))
+    inner = getattr(feature, "feature", None)
+    if isinstance(feature, kinds.Sequence) and hasattr(inner, "items"):
+        boxes = [key for key, part in inner.items() if isinstance(part, kinds.BBoxFeature)]
+        label = [key for key, part in inner.items() if isinstance(part, kinds.ClassLabel)]
+        if boxes and label:
+            crowd = [key for key in _CROWD_KEYS if key in inner]
+            names = tuple(names.values()) if names else tuple(inner[label[0]].names)
+            return _Boxes(names, boxes[0], label[0], crowd)
+    shape = tuple(feature.shape or ())
+    if isinstance(feature, kinds.Image) and shape[-1] == 1 and np.dtype(feature.np_dtype) == np.uint8:
+        names = names or dict(enumerate(getattr(feature, "names", None) or ()))
+        if not names:
+            raise UserError(f"{where}: a mask needs the names of its classes, classes={{task: ...}}")
+        return _Mask(names, ignore, where)
+    if isinstance(feature, kinds.Image | kinds.Tensor) and (len(shape) == 2 or (len(shape) == 3 and shape[-1] == 1)):
+        return _Depth(unit)
+    raise UserError(f"{where}: {type(feature).__name__} is neither a class, boxes, a mask nor a map of depth")
+
+
+def _open(dataset: str, data_dir: str | None) -> Any:
+    """A builder from files alone, without the data set's own code."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    directory = Path(dataset).expanduser()
+    try:
+        if (directory / "dataset_info.json").is_file():
+            return tfds.builder_from_directory(str(directory))
+        return read_only_builder.builder_from_files(dataset, data_dir=data_dir)
+    except Exception:  # not found, no such version, unreadable metadata: tfds has a type for each
+        place = data_dir or "~/tensorflow_datasets"
+        raise UserError(
+            f"tfds {dataset!r}: nothing prepared in {place} (data_dir); once, with the extra must[tf]: "
+            f"tfds build {dataset} --file_format=array_record --data_dir={place}"
+        ) from None
