@@ -107,11 +107,12 @@ class Segmentation(Task):
         With one class per pixel the target is that class; with more it is the listed probabilities, and what they leave
         of 1 evenly over the other classes.
         """
-        ids, used = target["ids"], target["used"]
-        probs = jnp.ones_like(target["probs"]) if self.top_k == 1 else target["probs"]
-        rest = jnp.maximum(0.0, 1.0 - probs.sum(-1))
-        logits = jnp.where(used[..., None], outputs, 0.0)
-        value = losses.soft_cross_entropy(logits, spread(ids, probs, rest, len(self.classes)))
+        ids, probs, used = target["ids"], target["probs"], target["used"]
+        if self.top_k == 1:
+            aim = jax.nn.one_hot(ids[..., 0], len(self.classes))
+        else:
+            aim = spread(ids, probs, jnp.maximum(0.0, 1.0 - probs.sum(-1)), len(self.classes))
+        value = losses.soft_cross_entropy(jnp.where(used[..., None], outputs, 0.0), aim)
         value = jnp.where(used, value, 0.0).sum((1, 2))
         return {"segmentation": PerExample(value, used.sum((1, 2)).astype(jnp.float32))}
 

@@ -1,0 +1,121 @@
+"""Depth against naive formulas; the camera under zoom; relative depth's freedom; 16-bit storage."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from must.core.types import Geometry, Policy
+from must.data.geometry import whole_image
+from must.tasks.depth import Depth
+
+RNG = np.random.default_rng(0)
+ALL = Policy(0.0, 0.0)
+
+
+def _depth(*shape):
+    return RNG.uniform(0.5, 9.0, shape).astype(np.float32)
+
+
+def _naive(said, true, valid):
+    d, y = said[valid].astype(np.float64), true[valid].astype(np.float64)
+    ratio, log = np.maximum(d / y, y / d), np.log(d) - np.log(y)
+    return {
+        "abs_rel": np.mean(np.abs(d - y) / y),
+        "delta1": 100 * np.mean(ratio < 1.25),
+        "delta2": 100 * np.mean(ratio < 1.25**2),
+        "delta3": 100 * np.mean(ratio < 1.25**3),
+        "sq_rel": np.mean((d - y) ** 2 / y),
+        "rmse": np.sqrt(np.mean((d - y) ** 2)),
+        "rmse_log": np.sqrt(np.mean(log**2)),
+        "log10": np.mean(np.abs(np.log10(d) - np.log10(y))),
+        "silog": np.sqrt(np.mean(log**2) - np.mean(log) ** 2),
+    }
+
+
+def test_metrics_against_naive_formulas_averaged_over_images():
+    task = Depth()
+    true, said = _depth(4, 8, 8), _depth(4, 8, 8)
+    true[RNG.random(true.shape) < 0.3] = 0
+    true[0, 0, 0], true[0, 0, 1], true[0, 0, 2] = np.nan, 50.0, 0.01  # out of range
+    true[3] = 0
+    valid = (true >= 0.1) & (true <= 10)
+    want = [_naive(said[i], true[i], valid[i]) for i in range(3)]
+    got = task.summarize(jax.device_get(jax.jit(task.measure)({"depth": said}, {"depth": true})))
+    assert list(got) == [metric.name for metric in task.metrics] and task.metrics[0].name == "abs_rel"
+    for name, value in got.items():
+        assert value == pytest.approx(np.mean([w[name] for w in want]), rel=2e-4), name
+
+
+def test_relative_metrics_are_those_of_the_aligned_prediction():
+    task = Depth(depth_kind="relative")
+    true = _depth(1, 16, 16)
+    inverse = 0.6 / true + 0.3 + 0.02 * RNG.normal(size=true.shape)
+    got = task.summarize(jax.device_get(task.measure({"depth": (1 / inverse).astype(np.float32)}, {"depth": true})))
+    design = np.stack([inverse.ravel(), np.ones(inverse.size)], -1)
+    fitted = design @ np.linalg.lstsq(design, 1 / true.ravel(), rcond=None)[0]
+    said = 1 / np.clip(fitted, 0.1, 10).reshape(true.shape)
+    for name, value in _naive(said, true, true > 0).items():
+        assert got[f"aligned_{name}"] == pytest.approx(value, rel=2e-3), name
+    upside_down = task.summarize(jax.device_get(task.measure({"depth": 1 / (2.5 - inverse)}, {"depth": true})))
+    assert upside_down["aligned_abs_rel"] > 5 * got["aligned_abs_rel"]  # no credit for the inverted scene
+
+
+def test_relative_prediction_keeps_all_but_scale_and_shift():
+    task = Depth(depth_kind="relative", head_stride=1, stride=1)
+    outputs = jnp.asarray(RNG.normal(size=(3, 8, 8, 1)), jnp.float32)
+    depth = task.predict(outputs)["depth"]
+    np.testing.assert_allclose(depth.min((1, 2)), 0.1, rtol=1e-5)
+    np.testing.assert_allclose(depth.max((1, 2)), 10.0, rtol=1e-3)
+    np.testing.assert_allclose(task.predict(7 * outputs - 3)["depth"], depth, rtol=1e-3)
+    terms = task.loss(outputs, task.target({"depth": depth}, ALL))
+    np.testing.assert_allclose(terms["depth"].value, 0.0, atol=1e-4)
+
+
+def test_relative_labels_need_no_metres():
+    task = Depth(depth_kind="relative", head_stride=1)
+    outputs, true = jnp.asarray(RNG.normal(size=(2, 8, 8, 1)), jnp.float32), _depth(2, 8, 8)
+    value = lambda depth: task.loss(outputs, task.target({"depth": depth}, ALL))["depth"].value  # noqa: E731
+    np.testing.assert_allclose(value(1000 * true), value(true), rtol=1e-4)
+
+
+def test_constant_output_of_a_relative_network_counts_for_nothing():
+    task = Depth(depth_kind="relative", head_stride=1, gradient=True)
+    terms = task.loss(jnp.full((2, 8, 8, 1), 3.0), task.target({"depth": _depth(2, 8, 8)}, ALL))
+    for term in terms.values():
+        assert not term.value.any() and not term.norm.any()
+
+
+@pytest.mark.parametrize("kind, factor", [("metric", 2.0), ("relative", 1.0)])
+def test_zoom_divides_metric_depth_and_restoring_multiplies(kind, factor):
+    task = Depth(depth_kind=kind, stride=1)
+    codes = RNG.integers(1000, 9000, (16, 16)).astype(np.uint16)
+    record = {"depth": codes, "scale": np.float32(1e-3), "offset": np.float32(0)}
+    zoomed = Geometry((16, 16), (16, 16), (2.0, 2.0), (0.0, 0.0), False, 2.0)
+    label = task.transform(record, zoomed)
+    np.testing.assert_allclose(label["depth"], codes[:8, :8].repeat(2, 0).repeat(2, 1) * 1e-3 / factor, rtol=1e-5)
+    back = task.restore(label, zoomed)
+    metres = back["depth"] * back["scale"] + back["offset"]
+    np.testing.assert_allclose(metres[:8, :8], codes[:8, :8] * 1e-3, atol=8.0 / 131068 * 1.05)
+
+
+def test_an_invalid_pixel_stays_invalid_and_a_flat_wall_is_exact():
+    task = Depth(stride=1)
+    flat = np.full((8, 8), 2.5, np.float32)
+    flat[0, 0], flat[1, 1], flat[2, 2] = 0, np.nan, -1
+    record = task.restore({"depth": flat}, whole_image((8, 8), (8, 8)))
+    assert (record["depth"] == 0).sum() == 3
+    label = task.transform(record, whole_image((8, 8), (8, 8)))
+    assert label["depth"][0, 0] == label["depth"][1, 1] == label["depth"][2, 2] == 0
+    np.testing.assert_array_equal(label["depth"][3:], 2.5)
+    empty = task.restore({"depth": np.zeros((8, 8), np.float32)}, whole_image((8, 8), (8, 8)))
+    assert not task.transform(empty, whole_image((8, 8), (8, 8)))["depth"].any()
+
+
+@pytest.mark.parametrize("loss_kind", ["silog", "log_l1"])
+def test_metric_losses_learn_the_scale(loss_kind):
+    task = Depth(loss_kind=loss_kind, head_stride=1)
+    true = _depth(1, 8, 8)
+    target, right = task.target({"depth": true}, ALL), jnp.log(true)[..., None]
+    values = [float(task.loss(right + shift, target)["depth"].value[0]) for shift in (0.0, 0.1, 0.5, -0.5)]
+    assert values[0] == min(values) and values[0] < 2e-3 and values[1] < values[2]
