@@ -1,0 +1,150 @@
+"""A prepared TFDS directory is read by name, without TensorFlow; what is missing is named."""
+
+import io
+import pickle
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from must.core.types import UserError
+from must.data.sources import source
+
+SIZE = (8, 12)
+
+
+def _png(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+def _example(features, i):
+    mask = np.full(SIZE, 2, np.uint8)
+    mask[0] = 0
+    box = {"bbox": features.BBox(0.0, 0.5, 0.5, 1.0), "label": 2, "is_crowd": i == 2}
+    return {
+        "image": _png(np.full((*SIZE, 3), 20 * i, np.uint8)),
+        "label": i % 2 if i else -1,
+        "objects": [box] * i,
+        "mask": _png(mask),
+        "depth": np.full(SIZE, 1.5 * i, np.float16),
+    }
+
+
+def _write(folder, suffix="array_record"):
+    """Three records of every kind of label that is read."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core import ShardedFileTemplate, SplitInfo, example_serializer
+
+    kinds = tfds.features
+    features = kinds.FeaturesDict(
+        {
+            "image": kinds.Image(shape=(None, None, 3)),
+            "label": kinds.ClassLabel(names=["a", "b"]),
+            "objects": kinds.Sequence(
+                {"bbox": kinds.BBoxFeature(), "label": kinds.ClassLabel(names=["x", "y", "z"]), "is_crowd": np.bool_}
+            ),
+            "mask": kinds.Image(shape=(None, None, 1)),
+            "depth": kinds.Tensor(shape=SIZE, dtype=np.float16),
+        }
+    )
+    directory = folder / "toy" / "1.0.0"
+    directory.mkdir(parents=True)
+    template = ShardedFileTemplate(
+        data_dir=directory, dataset_name="toy", split="train", filetype_suffix=suffix,
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    )  # fmt: skip
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    writer = ArrayRecordWriter(str(directory / f"toy-train.{suffix}-00000-of-00001"), "group_size:1")
+    for i in range(3):
+        writer.write(serializer.serialize_example(features.encode_example(_example(kinds, i))))
+    writer.close()
+    split = SplitInfo(name="train", shard_lengths=[3], num_bytes=0, filename_template=template)
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory, features=features, split_infos=[split], check_data=False, version="1.0.0"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return _write(tmp_path_factory.mktemp("tfds"))
+
+
+def _toy(folder, **changes):
+    labels = {"classification": "label", "detection": "objects", "segmentation": "mask", "depth": "depth"}
+    section = {
+        "kind": "tfds", "dataset": "toy", "split": "train", "data_dir": str(folder), "labels": labels, "ignore": 0,
+        "classes": {"segmentation": {1: "near", 2: "far"}},
+    }  # fmt: skip
+    return source(**{**section, **changes})
+
+
+def test_every_kind_of_label(folder):
+    already = "tensorflow" in sys.modules
+    data = _toy(folder)
+    assert len(data) == 3 and data.ids[2] == "toy-train/00000002"
+    assert data.classes == {"classification": ("a", "b"), "detection": ("x", "y", "z"), "segmentation": ("near", "far")}
+    assert "classification" not in data[0].labels  # TFDS hides labels of test splits as -1
+    example = data[2]
+    assert (example.image == 40).all() and example.image.shape == (*SIZE, 3)
+    assert example.labels["classification"]["ids"].tolist() == [0]
+    np.testing.assert_array_equal(example.labels["detection"]["boxes"], [[6, 0, 12, 4]] * 2)
+    assert example.labels["detection"]["classes"].tolist() == [2, 2] and example.labels["detection"]["crowd"].all()
+    assert data[0].labels["detection"]["boxes"].shape == (0, 4)
+    assert example.labels["segmentation"]["ids"][:, 0, 0].tolist() == [255] + [1] * 7
+    depth = example.labels["depth"]
+    np.testing.assert_allclose(depth["depth"] * depth["scale"], 3.0, rtol=1e-4)
+    assert not data[0].labels["depth"]["depth"].any()
+    assert already or "tensorflow" not in sys.modules
+
+
+def test_slices_pickles_labels_and_bytes(folder):
+    part = _toy(folder, split="train[1:]")
+    assert len(part) == 2 and part.fingerprint != _toy(folder).fingerprint == _toy(folder).fingerprint
+    again = pickle.loads(pickle.dumps(part))
+    np.testing.assert_array_equal(again[1].image, part[1].image)
+    assert part.labels(0).keys() == part[0].labels.keys()
+    assert np.array(Image.open(io.BytesIO(part.encoded(0)))).tolist() == part[0].image.tolist()
+    by_folder = source("tfds", dataset=str(folder / "toy" / "1.0.0"), split="train")
+    assert len(by_folder) == 3 and by_folder[1].labels == {}
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"dataset": "nothing"}, ("'nothing'", "data_dir", "must[tf]")),
+        ({"split": "val"}, ("toy", "'val'")),
+        ({"image": "picture"}, ("'picture'", "label")),
+        ({"labels": {"t": "text"}}, ("'text'",)),
+        ({"labels": {"t": "image"}}, ("'image'", "Image")),
+        ({"classes": {}}, ("'mask'", "names")),
+        ({"unit": "feet"}, ("'feet'",)),
+    ],
+)
+def test_what_is_missing_is_named(folder, changes, parts):
+    with pytest.raises(UserError) as error:
+        _toy(folder, **changes)
+    assert all(part in str(error.value) for part in parts) and "\n" not in str(error.value)
+
+
+def test_a_mask_id_outside_the_classes_names_the_record(folder):
+    data = _toy(folder, classes={"segmentation": {1: "near"}})
+    with pytest.raises(UserError, match="toy-train/00000001, mask: mask id 2"):
+        data[1]
+
+
+def test_tfrecords_need_tensorflow(tmp_path):
+    with pytest.raises(UserError, match=r"tfrecord, which needs TensorFlow; pip install 'must\[tf\]'"):
+        _toy(_write(tmp_path, "tfrecord"))
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    _write(tmp_path)
+    next((tmp_path / "toy" / "1.0.0").glob("*.array_record-*")).unlink()
+    with pytest.raises(UserError, match="toy"):
+        _toy(tmp_path)[0]
