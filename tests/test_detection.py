@@ -124,6 +124,10 @@ def test_loss_and_gradient_stay_finite_for_extreme_outputs(rng):
 
 def test_unknown_classes_get_no_loss_and_known_ones_still_do(rng):
     outputs = random_outputs(rng)
+    share = np.exp(outputs["class"]) / np.exp(outputs["class"]).sum(-1, keepdims=True)
+    p = share[..., 1] / (1 + np.exp(-outputs["quality"]))
+    score = loss(outputs, network(record(unknown=[0, 2])))["score"][0]
+    np.testing.assert_allclose(score, (p**2 * -np.log(1 - p)).sum(-1), rtol=1e-4)
     assert (loss(outputs, network(record(unknown=[0, 1, 2])))["score"][0] == 0).all()
     # Away from objects only the probability of known classes counts: swapping two unknown ones changes nothing ...
     label = network(record(unknown=[0, 2]))
@@ -145,6 +149,23 @@ def test_points_in_an_ignored_box_get_no_loss(rng, doubt):
     assert_same(loss({**outputs, **mixed}, label, policy), loss(outputs, label, policy), rtol=1e-6)
     slope = np.asarray(slopes(outputs, label, policy)["quality"])
     assert (slope[:, inside] == 0).all() and (slope[:, ~inside] > 0).all()
+
+
+def test_a_true_box_inside_an_ignored_one_is_learnt_as_if_alone(rng):
+    small = [[24, 24, 40, 40]]
+    outputs, alone = random_outputs(rng), network(record(small, [1]))
+    both = network(record([*small, [8, 8, 56, 56]], [1, 0], crowd=[False, True]))
+    learnt = np.asarray(slopes(outputs, alone)["distances"])[0].any(-1)
+    for name, slope in slopes(outputs, both).items():
+        assert learnt.any() and np.asarray(slope)[0, learnt].any()
+        np.testing.assert_allclose(slope[0, learnt], slopes(outputs, alone)[name][0, learnt], rtol=1e-5, atol=1e-6)
+
+
+def test_the_score_term_teaches_no_box(rng):
+    """Its target, the IoU, is a constant: a box must not move to suit a low score."""
+    outputs, label = random_outputs(rng), network(random_record(rng))
+    score = jax.jit(lambda d: TASK.loss({**outputs, "distances": d}, TASK.target(label, Policy()))["score"].value.sum())
+    assert not np.asarray(jax.grad(score)(outputs["distances"])).any()
 
 
 def test_three_states_follow_the_policy_per_class():
@@ -170,10 +191,11 @@ def test_absent_and_below_threshold_boxes_equal_no_boxes(rng):
 
 
 def test_padding_cannot_matter(rng):
-    outputs, label = random_outputs(rng), network(*[random_record(rng) for _ in range(3)])
+    outputs, label = random_outputs(rng), network(*[random_record(rng) for _ in range(3)], record())
     dirty = {name: value.copy() for name, value in label.items()}
     empty = ~label["valid"]
     dirty["boxes"][empty], dirty["classes"][empty], dirty["scores"][empty], dirty["crowd"][empty] = np.nan, 10**6, 1, 1
+    jax.tree.map(np.testing.assert_array_equal, TASK.target(label, Policy()), TASK.target(dirty, Policy()))
     jax.tree.map(np.testing.assert_array_equal, loss(outputs, label), loss(outputs, dirty))
     jax.tree.map(np.testing.assert_array_equal, slopes(outputs, label), slopes(outputs, dirty))
     found = predict(outputs)
