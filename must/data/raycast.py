@@ -1,20 +1,20 @@
 """Exact ray casting of a room with solids standing on its floor: the geometry behind `must.data.scenes`.
 
-Level frame: origin at the eye, x right, y down, z forward along the floor; metres. A ray is scaled so that its parameter
-is the depth along the camera's optical axis, which is pitched below the horizon. Every intersection is analytic.
+Level frame: origin at the eye, x right, y down, z forward along the floor; metres. A ray is scaled so that its
+parameter is the depth along the optical axis of the camera, which is pitched below the horizon. All is analytic.
 """
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-SPHERE, BOX, CYLINDER, CONE = range(4)
+from must.data.solids import BOX, Solid, cast, surface_normals
+
 HALF_VIEW = 0.6  # tangent of half the field of view: one focal length for all pictures
 FLOOR, CEILING, BACK, LEFT, RIGHT, SKY = range(6)
-CURVED = 0
-FLAT_NORMALS = 4  # per solid: unused, then the box's two side directions and the top
 DEPTH_RANGE = 60.0  # metres; anything beyond counts as sky
 
 
@@ -39,24 +39,8 @@ class Room(NamedTuple):
     wall_top: float = -math.inf
 
 
-class Solid(NamedTuple):
-    """A body on the floor: `half` extents (x, z) before the turn by `yaw`; equal ones are the radius of a round body."""
-
-    shape: int
-    x: float
-    z: float
-    half: tuple[float, float]
-    height: float
-    yaw: float = 0.0
-
-    @property
-    def reach(self) -> float:
-        """Radius of the circle on the floor that holds the body, metres."""
-        return math.hypot(*self.half) if self.shape == BOX else self.half[0]
-
-
 class Background(NamedTuple):
-    """The empty room, [S, S] each: which plane, its depth, and the point hit in the room's own axes."""
+    """The empty room, [S, S] each: which plane, its depth, and the point hit in the room's own axes, metres."""
 
     plane: np.ndarray
     depth: np.ndarray
@@ -66,78 +50,77 @@ class Background(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """Visible pixels of all solids, concatenated: N pixels.
+    """Visible pixels of all bodies, one body after the other, front to back: N pixels of K bodies.
 
     Attributes:
       pixel: [N], row * S + column.
-      owner: [N], position in `solids`.
       depth: [N], metres.
       point: [3, N], level frame, metres.
-      local: [3, N], from the body's centre, in its own turned axes, metres.
       normal: [3, N], unit, level frame, outward.
-      solids: the bodies that can be seen, front to back.
-      boxes: [K, 4], tight hulls of their visible pixels, x0 y0 x1 y1, pixels.
+      counts: [K], pixels of each body.
+      kept: [K], position of each in the list that was cast.
+      boxes: float32 [K, 4], tight hulls of their visible pixels, x0 y0 x1 y1, pixels.
     """
 
     pixel: np.ndarray
-    owner: np.ndarray
     depth: np.ndarray
     point: np.ndarray
-    local: np.ndarray
     normal: np.ndarray
-    solids: list[Solid]
+    counts: np.ndarray
+    kept: list[int]
     boxes: np.ndarray
 
 
 @functools.lru_cache(8)
-def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image-plane coordinates of the pixel centres [S], and the pixel numbers [S, S]."""
-    return (
-        ((np.arange(size) + 0.5) * 2 / size - 1) * HALF_VIEW,
-        np.arange(size * size).reshape(size, size),
-    )
+def _grid(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Image-plane coordinates of the pixel centres [S]; each pixel's number [S, S], row [S * S] and column [S * S]."""
+    numbers = np.arange(size * size)
+    offset = ((np.arange(size) + 0.5) * 2 / size - 1) * HALF_VIEW
+    return offset.astype(np.float32), numbers.reshape(size, size), numbers // size, numbers % size
 
 
 def make_rays(size: int, pitch: float) -> Rays:
     """Rays through the centres of size x size pixels of a camera that looks `pitch` radians below the horizon."""
-    offset, _ = _grid(size)
+    offset = _grid(size)[0]
     cos, sin = math.cos(pitch), math.sin(pitch)
-    return Rays(
-        offset.astype(np.float32), (offset * cos + sin).astype(np.float32), (cos - offset * sin).astype(np.float32), pitch
-    )
+    return Rays(offset, offset * cos + sin, cos - offset * sin, pitch)
 
 
 def to_camera(vectors: np.ndarray, pitch: float) -> np.ndarray:
     """Level frame [3, ...] -> camera axes (x right, y down, z forward)."""
-    cos, sin = np.float32(math.cos(pitch)), np.float32(math.sin(pitch))
-    x, y, z = vectors
-    return np.stack([x, y * cos - z * sin, y * sin + z * cos])
+    cos, sin = math.cos(pitch), math.sin(pitch)
+    out = vectors.copy()
+    out[1] = vectors[1] * cos - vectors[2] * sin
+    out[2] = vectors[1] * sin + vectors[2] * cos
+    return out
 
 
 def cast_room(room: Room, rays: Rays) -> Background:
     """What the empty room shows: the plane with the largest inverse depth, as the room is convex."""
-    cos, sin = np.float32(math.cos(room.yaw)), np.float32(math.sin(room.yaw))
+    cos, sin = math.cos(room.yaw), math.sin(room.yaw)
     x = rays.x * cos + (rays.z * sin)[:, None]
     z = rays.x * -sin + (rays.z * cos)[:, None]
-    level = np.maximum(rays.y / np.float32(room.floor), rays.y / np.float32(-room.ceiling))
-    inverse = np.repeat(level[:, None], len(rays.x), 1)
-    plane = np.repeat(np.where(rays.y > 0, FLOOR, CEILING)[:, None], len(rays.x), 1)
+    inverse, plane = np.empty_like(x), np.empty(x.shape, np.intp)
+    inverse[:] = np.maximum(rays.y / room.floor, rays.y / -room.ceiling)[:, None]
+    plane[:] = np.where(rays.y > 0, FLOOR, CEILING)[:, None]
     for name, direction, distance in ((BACK, z, room.back), (LEFT, x, -room.left), (RIGHT, x, room.right)):
-        candidate = direction * np.float32(1 / distance)
+        candidate = direction * (1 / distance)
         np.copyto(plane, name, where=candidate > inverse)
         np.maximum(inverse, candidate, out=inverse)
-    depth = np.reciprocal(inverse)
+    depth = np.reciprocal(inverse, out=inverse)
     y = rays.y[:, None] * depth
     if room.wall_top > -math.inf:
         plane[((y < room.wall_top) & (plane >= BACK)) | (plane == CEILING) | (depth > DEPTH_RANGE)] = SKY
-    return Background(plane, depth, x * depth, y, z * depth)
+    x *= depth
+    z *= depth
+    return Background(plane, depth, x, y, z)
 
 
 def room_normals(room: Room, pitch: float) -> np.ndarray:
-    """Unit normals of the planes in camera axes, [6, 3], the last one (sky) zero."""
+    """Unit normals of the planes in camera axes, [3, 6], the last one (sky) zero."""
     cos, sin = math.cos(room.yaw), math.sin(room.yaw)
-    level = [[0, -1, 0], [0, 1, 0], [sin, 0, -cos], [cos, 0, sin], [-cos, 0, -sin], [0, 0, 0]]
-    return np.ascontiguousarray(to_camera(np.array(level, np.float32).T, pitch).T)
+    level = [[0, 0, sin, cos, -cos, 0], [-1, 1, 0, 0, 0, 0], [0, 0, -cos, sin, -sin, 0]]
+    return to_camera(np.array(level, np.float32), pitch)
 
 
 def cast_solids(solids: list[Solid], floor: float, rays: Rays, least: float, share: float) -> Hits:
@@ -155,129 +138,65 @@ def cast_solids(solids: list[Solid], floor: float, rays: Rays, least: float, sha
       share: between 0 and 1.
     """
     size = len(rays.x)
-    _, numbers = _grid(size)
-    free = np.ones((size, size), bool)
-    kept, boxes, pixels, depths, faces = [], [], [], [], []
-    for solid in sorted(solids, key=lambda s: s.x**2 + s.z**2 - s.reach**2):
-        rows, columns = window(solid.x, solid.z, solid.reach, floor - solid.height, floor, rays)
-        part = Rays(rays.x[columns], rays.y[rows], rays.z[rows], rays.pitch)
-        if not (part.x.size and part.y.size):
-            continue
-        hit, depth, face = (_cast_box if solid.shape == BOX else _cast_round)(solid, floor, part)
-        outline = np.count_nonzero(hit)
-        hit &= free[rows, columns]
-        visible = np.count_nonzero(hit)
+    _, numbers, row_of, column_of = _grid(size)
+    # One pass over the candidate pixels of all round bodies, one over those of all boxes.
+    order = sorted(range(len(solids)), key=lambda k: solids[k].shape == BOX)
+    windows = [numbers[_outline(solids[k], floor, rays)].ravel() for k in order]
+    counts = [len(w) for w in windows]
+    pixel = np.concatenate(windows)
+    row, column = row_of.take(pixel, mode="clip"), column_of.take(pixel, mode="clip")
+    directions = np.empty((3, len(pixel)), np.float32)
+    for out, values, place in zip(directions, rays[:3], (column, row, row), strict=True):
+        values.take(place, mode="clip", out=out)
+    hit, depth, face = cast([solids[k] for k in order], counts, floor, directions)
+
+    found = np.flatnonzero(hit)
+    stops = found.searchsorted(list(itertools.accumulate(counts))).tolist()
+    parts = {k: found[start:stop] for k, start, stop in zip(order, [0, *stops], stops, strict=False)}
+    free = np.ones(size * size, bool)
+    kept, boxes, chosen = [], [], []
+    for k in sorted(order, key=lambda k: solids[k].x ** 2 + solids[k].z ** 2 - solids[k].reach ** 2):
+        part, outline = parts[k], len(parts[k])
+        own = pixel.take(part, mode="clip")
+        seen = free.take(own, mode="clip")
+        visible = np.count_nonzero(seen)
         if not visible or (kept and visible < max(least, share * outline)):
             continue
-        free[rows, columns] &= ~hit
-        across, down = hit.any(0).nonzero()[0], hit.any(1).nonzero()[0]
-        x, y = columns.start, rows.start
-        boxes.append((x + across[0], y + down[0], x + across[-1] + 1, y + down[-1] + 1))
-        pixels.append(numbers[rows, columns][hit])
-        depths.append(depth[hit])
-        faces.append(face[hit] + FLAT_NORMALS * len(kept))
-        kept.append(solid)
-    owner = np.repeat(np.arange(len(kept)), [len(p) for p in pixels])
-    pixel, depth, face = np.concatenate(pixels), np.concatenate(depths), np.concatenate(faces)
-    point, local, normal = _surface(kept, floor, rays, pixel, owner, depth, face)
-    return Hits(pixel, owner, depth, point, local, normal, kept, np.array(boxes, np.float32))
+        if visible < outline:
+            part, own = part[seen], own[seen]
+        free[own] = False
+        across = column_of.take(own, mode="clip")
+        boxes.append((across.min(), own[0] // size, across.max() + 1, own[-1] // size + 1))
+        kept.append(k)
+        chosen.append(part)
+    counts = np.array([len(part) for part in chosen])
+    chosen = np.concatenate(chosen)
+    pixel, depth, face = (values.take(chosen, mode="clip") for values in (pixel, depth, face))
+    point = directions.take(chosen, axis=1, mode="clip") * depth
+    normal = surface_normals([solids[k] for k in kept], counts, floor, point, face)
+    return Hits(pixel, depth, point, normal, counts, kept, np.array(boxes, np.float32))
 
 
 def window(x: float, z: float, reach: float, top: float, bottom: float, rays: Rays) -> tuple[slice, slice]:
-    """Rows and columns that an upright box in the level frame can reach: centre, half side, and its two heights y."""
+    """Rows and columns that an upright box in the level frame can reach: centre, half side, and its two heights y.
+
+    The bottom is below the eye; what comes closer than 10 cm is cut off.
+    """
     cos, sin = math.cos(rays.pitch), math.sin(rays.pitch)
-    us, vs = [], []
-    for y in (top, bottom):
-        for end in (max(0.1, z - reach), z + reach):
-            depth = max(0.1, y * sin + end * cos)
-            vs.append((y * cos - end * sin) / depth)
-            us += [(x - reach) / depth, (x + reach) / depth]
+    near, far = max(0.1, z - reach), z + reach
+    closest, farthest = max(0.1, top * sin + near * cos), bottom * sin + far * cos
+    end = far if top > 0 else near
+    high = (top * cos - end * sin) / max(0.1, top * sin + end * cos)
+    low = (bottom * cos - near * sin) / (bottom * sin + near * cos)
+    left = (x - reach) / (closest if x < reach else farthest)
+    right = (x + reach) / (closest if x > -reach else farthest)
     size = len(rays.x)
-    spans = []
-    for values in (vs, us):
-        low, high = ((v / HALF_VIEW + 1) * size / 2 for v in (min(values), max(values)))
-        spans.append(slice(min(size, max(0, int(low))), min(size, max(0, int(high) + 1))))
-    return spans[0], spans[1]
+    scale, middle = size / (2 * HALF_VIEW), size / 2
+    return (
+        slice(max(0, int(high * scale + middle)), max(0, int(low * scale + middle) + 1)),
+        slice(max(0, int(left * scale + middle)), max(0, int(right * scale + middle) + 1)),
+    )
 
 
-def _quadric(solid: Solid, floor: float) -> tuple[float, float, float]:
-    """(s, height of the centre's y, R) of x^2 + z^2 + s y^2 = R about the centre."""
-    top, radius = floor - solid.height, solid.half[0]
-    if solid.shape == SPHERE:
-        return 1.0, floor - radius, radius**2
-    if solid.shape == CYLINDER:
-        return 0.0, floor - solid.height / 2, radius**2
-    return -((radius / solid.height) ** 2), top, 0.0
-
-
-def _cast_round(solid: Solid, floor: float, rays: Rays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hit, depth and face [h, w] of a sphere, cylinder or cone: the near root of one quadratic, between two heights."""
-    s, y, radius2 = _quadric(solid, floor)
-    top = floor - solid.height
-    rx, ry, rz = rays.x, rays.y, rays.z
-    f = np.float32
-    a = rx * rx + (rz * rz + f(s) * ry * ry)[:, None]
-    b = rx * f(solid.x) + (rz * f(solid.z) + f(s * y) * ry)[:, None]
-    c = f(solid.x**2 + solid.z**2 + s * y**2 - radius2)
-    inside = b * b - a * c
-    depth = (b - np.sqrt(np.maximum(inside, 0))) / a
-    hit = inside > 0
-    if solid.shape != SPHERE:
-        height = depth * ry[:, None]
-        hit &= (height >= f(top)) & (height <= f(floor))
-    face = np.zeros(hit.shape, np.intp)
-    if solid.shape == CYLINDER and top > 0:
-        lid = f(top) / np.maximum(ry, f(1e-6))  # the rows that look down upon the lid's plane
-        cap = (lid[:, None] * rx - f(solid.x)) ** 2 + ((lid * rz - f(solid.z)) ** 2)[:, None] < f(radius2)
-        hit |= cap
-        np.copyto(depth, lid[:, None], where=cap)
-        face[cap] = 3
-    return hit, depth, face
-
-
-def _cast_box(solid: Solid, floor: float, rays: Rays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hit, depth and face [h, w] of an upright box: the three slabs."""
-    f = np.float32
-    cos, sin = math.cos(solid.yaw), math.sin(solid.yaw)
-    centers = (cos * solid.x + sin * solid.z, cos * solid.z - sin * solid.x)
-    directions = (rays.x * f(cos) + (rays.z * f(sin))[:, None], rays.x * f(-sin) + (rays.z * f(cos))[:, None])
-    nears, fars = [], []
-    for center, half, direction in zip(centers, solid.half, directions, strict=True):
-        inverse = np.reciprocal(np.where(direction == 0, f(1e-12), direction))
-        first, second = f(center - half) * inverse, f(center + half) * inverse
-        nears.append(np.minimum(first, second))
-        fars.append(np.maximum(first, second))
-    inverse = np.reciprocal(np.where(rays.y == 0, f(1e-12), rays.y))
-    ends = f(floor - solid.height) * inverse, f(floor) * inverse
-    near_y, far_y = np.minimum(*ends)[:, None], np.maximum(*ends)[:, None]
-    depth = np.maximum(np.maximum(nears[0], nears[1]), near_y)
-    hit = (depth < np.minimum(np.minimum(fars[0], fars[1]), far_y)) & (depth > 0)
-    face = np.where(depth == near_y, 3, np.where(depth == nears[0], 1, 2))
-    return hit, depth, face
-
-
-def _surface(solids, floor, rays, pixel, owner, depth, face):
-    """Points, points in the bodies' own axes, and outward normals of the visible pixels, [3, N] each."""
-    rows, columns = np.divmod(pixel, len(rays.x))
-    point = np.stack([rays.x[columns] * depth, rays.y[rows] * depth, rays.z[rows] * depth])
-    table = np.empty((5, len(solids)), np.float32)
-    flat = np.zeros((3, FLAT_NORMALS * len(solids)), np.float32)
-    for i, solid in enumerate(solids):
-        s, y, _ = (1.0, floor - solid.height / 2, 0.0) if solid.shape == BOX else _quadric(solid, floor)
-        cos, sin = math.cos(solid.yaw), math.sin(solid.yaw)
-        table[:, i] = solid.x, y, solid.z, s, 0
-        toward = [-math.copysign(1, cos * solid.x + sin * solid.z), -math.copysign(1, cos * solid.z - sin * solid.x)]
-        flat[:, FLAT_NORMALS * i + 1] = toward[0] * cos, 0, toward[0] * sin
-        flat[:, FLAT_NORMALS * i + 2] = -toward[1] * sin, 0, toward[1] * cos
-        flat[:, FLAT_NORMALS * i + 3] = 0, -1, 0
-    x, y, z, s, _ = table.take(owner, axis=1)
-    offset = point - (x, y, z)
-    normal = offset.copy()
-    normal[1] *= s
-    normal /= np.sqrt((normal * normal).sum(0)) + np.float32(1e-12)
-    plane = face % FLAT_NORMALS != CURVED
-    normal[:, plane] = flat[:, face[plane]]
-    turns = np.array([(math.cos(b.yaw), math.sin(b.yaw)) for b in solids], np.float32).T
-    cos, sin = turns.take(owner, axis=1)
-    local = np.stack([cos * offset[0] + sin * offset[2], offset[1], cos * offset[2] - sin * offset[0]])
-    return point, local, normal
+def _outline(solid: Solid, floor: float, rays: Rays) -> tuple[slice, slice]:
+    return window(solid.x, solid.z, solid.reach, floor - solid.height, floor, rays)

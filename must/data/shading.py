@@ -7,16 +7,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from must.data.raycast import BACK, CEILING, FLOOR, LEFT, SKY, Background, Hits, Rays, Room, Solid, window
+from must.data.raycast import CEILING, FLOOR, LEFT, SKY, Background, Hits, Rays, Room, window
+from must.data.solids import Solid
 
 MATTE, PATTERNED, METALLIC = range(3)
 TEXELS_PER_METRE = 16
 _TILE = 64  # texels; textures repeat after 4 m
 FALLOFF = 0.08  # of a lamp, per square metre
+GLOSS = (0.06, 0.12, 0.9)  # strength of the highlight, by material
+_NOISE = 1 << 20  # numbers in the table of noise
 
 
 class Paint(NamedTuple):
-    """One body's surface: linear RGB of both tones, and the pattern's frequency (per metre) and phase along its axes."""
+    """One body's surface: linear RGB of both tones; the pattern's frequency (per metre) and phase along its axes."""
 
     material: int
     color: tuple[float, float, float]
@@ -59,7 +62,7 @@ class Decor(NamedTuple):
 
 @functools.lru_cache(1)
 def _textures() -> np.ndarray:
-    """All textures, flat float32, values within [-1, 1], _TILE x _TILE texels each: clouds, tiles, planks, bricks, stripes."""
+    """All textures, one after the other, _TILE x _TILE texels each; float32 within [-1, 1], in the order of `TEXTURES`."""
     rng = np.random.Generator(np.random.Philox(key=1))
     y, x = np.mgrid[:_TILE, :_TILE]
     out = []
@@ -92,7 +95,7 @@ TEXTURES = {"cloud": (0, 4), "tile": (4, 8), "plank": (8, 10), "brick": (10, 12)
 @functools.lru_cache(1)
 def _noise() -> np.ndarray:
     """Standard normal numbers, float32; a picture's noise is a run of them from a drawn place."""
-    return np.random.Generator(np.random.Philox(key=2)).standard_normal(1 << 20, np.float32)
+    return np.random.Generator(np.random.Philox(key=2)).standard_normal(_NOISE, np.float32)
 
 
 def linear(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
@@ -101,112 +104,167 @@ def linear(hue: float, saturation: float, value: float) -> tuple[float, float, f
 
 
 def shade(
-    room: Room, background: Background, hits: Hits, paints: list[Paint], light: Lighting, decor: Decor, rays: Rays
+    room: Room,
+    background: Background,
+    solids: list[Solid],
+    hits: Hits,
+    paints: list[Paint],
+    light: Lighting,
+    decor: Decor,
+    rays: Rays,
 ) -> np.ndarray:
-    """The picture, uint8 [S, S, 3]; `paints` go with `hits.solids`."""
+    """The picture, uint8 [S, S, 3]; `solids` and `paints` are those that `hits` shows, in its order."""
     size = len(rays.x)
-    rgb = _shade_room(room, background, hits.solids, light, decor, rays).reshape(3, -1)
-    rgb[:, hits.pixel] = _shade_solids(hits, paints, light)
-    np.maximum(rgb, 0, out=rgb)
+    rgb = _shade_room(room, background, solids, light, decor, rays).reshape(3, -1)
+    for channel, values in zip(rgb, _shade_solids(hits, solids, paints, light, room.floor), strict=True):
+        channel[hits.pixel] = values
     np.sqrt(rgb, out=rgb)
     rgb *= 255
-    noise = _noise()
-    count = 3 * size * size
-    start = int(decor.grain * max(1, len(noise) - count))
-    rgb += np.resize(noise[start : start + count], count).reshape(3, -1) * np.float32(decor.noise)
-    np.maximum(rgb, 0, out=rgb)
-    np.minimum(rgb, 255, out=rgb)
+    start = int(decor.grain * (_NOISE - rgb.size))
+    rgb += _noise()[start : start + rgb.size].reshape(rgb.shape) * decor.noise
+    np.clip(rgb, 0, 255, out=rgb)
     image = np.empty((size, size, 3), np.uint8)
-    for channel in range(3):
-        image[..., channel] = rgb[channel].reshape(size, size)
+    for k in range(3):
+        image.reshape(-1, 3)[:, k] = rgb[k]
     return image
 
 
 def _shade_room(room: Room, background: Background, solids: list[Solid], light: Lighting, decor: Decor, rays: Rays):
     """Linear RGB of the empty room with the bodies' soft shadows, float32 [3, S, S]."""
-    f = np.float32
     plane, _, x, y, z = background
     cos, sin = math.cos(room.yaw), math.sin(room.yaw)
     lx, ly, lz = light.position
-    lamp = (lx * cos + lz * sin, ly, lz * cos - lx * sin)
+    mx, mz = lx * cos + lz * sin, lz * cos - lx * sin  # the light in the room's axes
     if light.sun:
-        facing = [-ly, ly, -lamp[2], lamp[0], -lamp[0], 0]
-        bright = np.array([light.ambient + light.strength * max(0.0, c) for c in facing], f).take(plane, mode="clip")
+        facing = (-ly, ly, -mz, mx, -mx, 0)
+        bright = _pick([light.ambient + light.strength * max(0.0, c) for c in facing], plane)
     else:
-        away = [room.floor - ly, ly + room.ceiling, room.back - lamp[2], lamp[0] + room.left, room.right - lamp[0], 0]
-        square = (x - f(lamp[0])) ** 2 + (y - f(ly)) ** 2
-        square += (z - f(lamp[2])) ** 2
-        bright = np.array([light.strength * max(0.0, d) for d in away], f).take(plane, mode="clip")
-        bright /= np.sqrt(square) * (1 + f(FALLOFF) * square)
-        bright += f(light.ambient)
+        away = (room.floor - ly, ly + room.ceiling, room.back - mz, mx + room.left, room.right - mx, 0)
+        bright = _pick([light.strength * max(0.0, d) for d in away], plane)
+        dx, dy, dz = x - mx, y - ly, z - mz
+        bright /= _reach(dx * dx + dy * dy + dz * dz)
+        bright += light.ambient
+    on_floor = plane == FLOOR
     for solid in solids:
-        _shadow(bright, plane == FLOOR, x, z, solid, (cos, sin), lamp, light, room.floor, rays)
-    across = np.where(plane >= LEFT, z, x)
-    along = np.where(plane <= CEILING, z, y)
-    texel = ((along * TEXELS_PER_METRE + 64 * _TILE).astype(np.int64) & (_TILE - 1)) * _TILE
-    texel += (across * TEXELS_PER_METRE + 64 * _TILE).astype(np.int64) & (_TILE - 1)
-    texel += (np.array(decor.textures) * _TILE * _TILE).take(plane, mode="clip")
-    bright *= 1 + f(decor.contrast) * _textures().take(texel, mode="clip")
-    albedo = np.array(decor.albedo, f).T * np.array(light.tint, f)[:, None]
-    rgb = np.stack([channel.take(plane, mode="clip") for channel in albedo])
-    rgb *= bright
+        _shadow(bright, on_floor, solid, light, room.floor, rays)
+    across, along = np.where(plane >= LEFT, z, x), np.where(plane <= CEILING, z, y)
+    texel = _texel(along) * _TILE
+    texel |= _texel(across)
+    texel = texel + np.array([k * _TILE * _TILE for k in decor.textures]).take(plane, mode="clip")
+    pattern = _textures().take(texel, mode="clip")
+    pattern *= decor.contrast
+    pattern += 1
+    bright *= pattern
+    rgb = np.empty((3, *plane.shape), np.float32)
+    for channel, colors, tint in zip(rgb, zip(*decor.albedo, strict=True), light.tint, strict=True):
+        np.multiply(_pick([color * tint for color in colors], plane), bright, out=channel)
     if room.wall_top > -math.inf:
         sky = plane == SKY
         fade = np.clip(1 + rays.y * 3, 0, 1)[:, None]
         for channel, low, high in zip(rgb, decor.horizon, decor.zenith, strict=True):
-            np.copyto(channel, f(high) + f(low - high) * fade, where=sky)
+            np.copyto(channel, high + (low - high) * fade, where=sky)
     return rgb
 
 
-def _shadow(bright, on_floor, x, z, solid, turn, lamp, light, floor, rays):
+def _pick(values: list[float], index: np.ndarray) -> np.ndarray:
+    return np.array(values, np.float32).take(index, mode="clip")
+
+
+def _texel(metres: np.ndarray) -> np.ndarray:
+    return (metres * TEXELS_PER_METRE + 64 * _TILE).astype(np.int32) & (_TILE - 1)
+
+
+def _reach(square: np.ndarray) -> np.ndarray:
+    """What a lamp's light, [...] square metres away, is divided by: distance (for Lambert's cosine) times fall-off."""
+    return np.sqrt(square) * (1 + FALLOFF * square)
+
+
+def _shadow(bright, on_floor, solid, light, floor, rays) -> None:
     """Darkens the floor, in place, in a soft ellipse under the body that stretches away from the light."""
-    f = np.float32
-    cos, sin = turn
-    cx, cz = solid.x * cos + solid.z * sin, solid.z * cos - solid.x * sin
-    toward = (lamp[0], lamp[2]) if light.sun else (lamp[0] - cx, lamp[2] - cz)
-    level = math.hypot(*toward) + 1e-6
-    ex, ez = -toward[0] / level, -toward[1] / level
-    slope = level / -lamp[1] if light.sun else level / max(0.3, floor - lamp[1] - solid.height)
-    stretch = min(1.2, 0.5 * solid.height * slope)
-    radius = solid.reach * 1.05
-    level_x, level_z = cx + ex * stretch, cz + ez * stretch
-    rows, columns = window(
-        level_x * cos - level_z * sin, level_z * cos + level_x * sin, (radius + stretch) * 1.15, floor, floor, rays
-    )
-    dx, dz = x[rows, columns] - f(level_x), z[rows, columns] - f(level_z)
-    inside = ((dx * f(ex) + dz * f(ez)) * f(1 / (radius + stretch))) ** 2 + ((dz * f(ex) - dx * f(ez)) * f(1 / radius)) ** 2
-    depth = f(0.75 * light.strength / (light.strength + light.ambient))
-    dark = np.minimum(np.maximum(f(2.4) - f(2) * inside, 0), 1) * on_floor[rows, columns]
-    bright[rows, columns] *= 1 - depth * dark
+    lx, ly, lz = light.position
+    dx, dz = (-lx, -lz) if light.sun else (solid.x - lx, solid.z - lz)
+    level = math.hypot(dx, dz) + 1e-6
+    ex, ez = dx / level, dz / level
+    slope = level / -ly if light.sun else level / max(0.3, floor - ly - solid.height)
+    stretch, radius = min(1.2, 0.5 * solid.height * slope), solid.reach * 1.05
+    cx, cz = solid.x + ex * stretch, solid.z + ez * stretch
+    rows, columns = window(cx, cz, (radius + stretch) * 1.1, floor, floor, rays)
+    # On the floor z is the same along a row, and x is the row's depth times the column's direction.
+    depth = (floor / np.maximum(rays.y[rows], 1e-3))[:, None]
+    z, x = depth * rays.z[rows, None] - cz, rays.x[columns]
+    ax, az, bx, bz = ex / (radius + stretch), ez / (radius + stretch), ez / radius, -ex / radius
+    along = (depth * ax) * x
+    along += z * az - cx * ax
+    aside = (depth * bx) * x
+    aside += z * bz - cx * bx
+    along *= along
+    aside *= aside
+    along += aside
+    strength = 0.75 * light.strength / (light.strength + light.ambient)
+    along *= 2 * strength
+    along += 1 - 2.4 * strength
+    np.clip(along, 1 - strength, 1, out=along)
+    part = bright[rows, columns]
+    np.multiply(part, along, out=part, where=on_floor[rows, columns])
 
 
-def _shade_solids(hits: Hits, paints: list[Paint], light: Lighting) -> np.ndarray:
-    """Linear RGB of the bodies' visible pixels, float32 [3, N]: Lambert, a Phong highlight, and for metal a mirrored room."""
-    f = np.float32
-    table = np.array([(*p.color, *p.second, *p.frequency, *p.phase) for p in paints], f).T
-    values = table.take(hits.owner, axis=1)
-    cells = np.floor(hits.local * values[6:9] + values[9:12]).astype(np.int32).sum(0)
-    albedo = np.where(cells & 1, values[3:6], values[:3]) * np.array(light.tint, f)[:, None]
-    normal = hits.normal
-    position = np.array(light.position, f)[:, None]
+def _shade_solids(hits: Hits, solids: list[Solid], paints: list[Paint], light: Lighting, floor: float) -> np.ndarray:
+    """Linear RGB of the bodies' visible pixels, float32 [3, N]: Lambert, a Phong highlight, metal mirrors a room."""
+    normal, point = hits.normal, hits.point
+    position = np.array(light.position, np.float32)[:, None]
     if light.sun:
-        toward, strength = np.broadcast_to(position, normal.shape), f(light.strength)
+        lit, strength, toward = (normal * position).sum(0), light.strength, position
     else:
-        toward = position - hits.point
+        toward = position - point
         square = (toward * toward).sum(0)
-        toward = toward / np.sqrt(square)
-        strength = f(light.strength) / (1 + f(FALLOFF) * square)
-    lit = np.maximum((normal * toward).sum(0), 0)
-    view = hits.point / np.sqrt((hits.point * hits.point).sum(0))
-    mirrored = view - 2 * (view * normal).sum(0) * normal
+        lit = (normal * toward).sum(0) / np.sqrt(square)
+        strength = light.strength / (1 + FALLOFF * square)
+        toward /= np.sqrt(square)
+    lit = np.maximum(lit, 0)
+    lit *= strength
+    view = point / np.sqrt((point * point).sum(0))
+    mirrored = view - normal * (2 * (view * normal).sum(0))
     shine = np.maximum((mirrored * toward).sum(0), 0)
     for _ in range(4):  # exponent 16
         shine *= shine
-    metal = np.array([p.material == METALLIC for p in paints]).take(hits.owner)
-    gloss = np.array([(0.06, 0.12, 0.9)[p.material] for p in paints], f).take(hits.owner)
-    ambient = f(light.ambient) * (f(0.8) - f(0.2) * normal[1])
-    around = np.minimum(np.maximum(f(0.5) - 2 * mirrored[1], f(0.05)), f(1.3))
-    azimuth = mirrored[0] * f(2.2)
-    bands = np.abs(azimuth - np.floor(azimuth) - f(0.5)) < f(0.17)  # bright windows all around
-    room = (around + bands * np.where(mirrored[1] < 0, f(1), f(0.6))) * (f(light.ambient) + f(0.5) * strength)
-    return albedo * np.where(metal, room + f(0.3) * lit * strength, ambient + lit * strength) + gloss * shine * strength
+    table = np.array([(*p.color, GLOSS[p.material]) for p in paints], np.float32).T
+    table[:3] *= np.array(light.tint, np.float32)[:, None]
+    albedo = np.repeat(table, hits.counts, axis=1)
+    shine *= albedo[3]
+    shine *= strength
+    albedo = albedo[:3]
+    bright = lit + light.ambient * (0.8 - 0.2 * normal[1])
+    end = 0
+    for solid, paint, count in zip(solids, paints, hits.counts.tolist(), strict=True):
+        part = slice(end, end := end + count)
+        if paint.material == METALLIC:
+            room = _mirrored_room(mirrored[:, part])
+            room *= light.ambient + 0.5 * (strength if light.sun else strength[part])
+            bright[part] = room + 0.3 * lit[part]
+        elif paint.material == PATTERNED:
+            second = _pattern(paint, solid, floor, point[:, part])
+            for channel, color, tint in zip(albedo, paint.second, light.tint, strict=True):
+                np.copyto(channel[part], color * tint, where=second)
+    albedo *= bright
+    albedo += shine
+    return albedo
+
+
+def _mirrored_room(direction: np.ndarray) -> np.ndarray:
+    """Brightness that metal sees along [3, n]: dark floor, light ceiling, bright windows all around."""
+    azimuth = direction[0] * 2.2
+    windows = np.abs(azimuth - np.floor(azimuth) - 0.5) < 0.17
+    ceiling = np.minimum(np.maximum(0.5 - 2 * direction[1], 0.05), 1.3)
+    return ceiling + windows * np.where(direction[1] < 0, np.float32(1), np.float32(0.6))
+
+
+def _pattern(paint: Paint, solid: Solid, floor: float, point: np.ndarray) -> np.ndarray:
+    """Where a checkered or striped body shows its second tone; `point` [3, n] -> bool [n]."""
+    cos, sin = math.cos(solid.yaw), math.sin(solid.yaw)
+    fx, fy, fz = paint.frequency
+    px, py, pz = paint.phase
+    cells = np.floor((point[1] - floor) * fy + py)
+    if fx or fz:
+        x, z = point[0] - solid.x, point[2] - solid.z
+        cells = cells + np.floor(x * (cos * fx) + z * (sin * fx) + px) + np.floor(z * (cos * fz) - x * (sin * fz) + pz)
+    return (cells.astype(np.int32) & 1).astype(bool)
