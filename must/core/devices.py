@@ -214,7 +214,7 @@ def set_xla_flags(simulated_devices: int | None = None) -> None:
     """
     flags = [os.environ.get("XLA_FLAGS", "")]
     # An XLA that does not know a flag aborts, so it is named only for the versions on which it was tried.
-    if jaxlib.version.__version_info__[:2] == (0, 10) and _FAST_CONVOLUTIONS not in flags[0]:
+    if jaxlib.version.__version_info__[:2] in ((0, 10), (0, 11)) and _FAST_CONVOLUTIONS not in flags[0]:
         flags.append(_FAST_CONVOLUTIONS)
     if simulated_devices is not None:
         flags.append(f"--xla_force_host_platform_device_count={simulated_devices}")
