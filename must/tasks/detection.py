@@ -164,8 +164,9 @@ class Detection(Task):
             box = boxes[np.flatnonzero(bad)[0]].tolist()
             raise ValueError(f"box {box} is reversed or outside its image of {width} x {height} pixels")
         ids = np.concatenate([fields["classes"], fields["unknown"]])
-        if ((ids < 0) | (ids >= len(self.classes))).any():
-            raise ValueError(f"class id {ids.max()} with {len(self.classes)} classes")
+        wrong = ids[(ids < 0) | (ids >= len(self.classes))]
+        if len(wrong):
+            raise ValueError(f"class id {wrong[0]} with {len(self.classes)} classes")
         if not ((fields["scores"] >= 0) & (fields["scores"] <= 1)).all():
             raise ValueError("a score outside 0..1")
         return fields
@@ -327,7 +328,7 @@ class Detection(Task):
                 text = self.classes[classes[i]] + ("" if scores[i] == 1 else f" {scores[i]:.2f}")
                 corner = (x0 + 2, max(0, y0 - 11))
                 pen.rectangle(pen.textbbox(corner, text), fill=colour)
-                pen.text(corner, text, fill=(0, 0, 0))
+                pen.text(corner, text, fill=(0, 0, 0) if sum(colour) > 330 else (255, 255, 255))
         number = np.bincount(classes[shown & ~crowd], minlength=len(self.classes))
         most = [c for c in np.argsort(-number, kind="stable")[: drawing.ROWS] if number[c]]
         return drawing.caption(np.asarray(canvas), [(f"{number[c]} {self.classes[c]}", colours[c : c + 1]) for c in most])
