@@ -1,0 +1,222 @@
+"""Small charts as inline SVG: dots with intervals, lines, shares. Numbers in, text out; colours come from `STYLE`.
+
+A series is known by its index: it has the same colour and, where there are dots, the same shape in every chart.
+"""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+# Okabe and Ito's palette, safe for colour-blind readers, the reference grey; lightened on dark pages.
+STYLE = """
+:root { --ink:#1c1d21; --soft:#6a6d76; --rule:#d9dbe0; --page:#ffffff; --panel:#f6f7f9;
+  --s0:#73767f; --s1:#0072b2; --s2:#d98200; --s3:#009e73; --s4:#c0649a; --s5:#d55e00; --s6:#3d9fdc;
+  --good:#0072b2; --unsure:#c9cdd6; --bad:#e3a04a; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink:#e8e9ed; --soft:#9a9da8; --rule:#3a3c44; --page:#17181c; --panel:#202127;
+    --s0:#a3a6b0; --s1:#56a8e0; --s2:#f0a630; --s3:#2fc598; --s4:#df8cbb; --s5:#f08038; --s6:#8accf5;
+    --good:#56a8e0; --unsure:#4a4d57; --bad:#c98a3c; } }
+svg text { fill:var(--ink); font:12px system-ui,sans-serif; } svg .soft { fill:var(--soft); }
+svg .num { font-variant-numeric:tabular-nums; } svg .strong { font-weight:600; }
+svg .rule { stroke:var(--rule); fill:none; } svg .axis { stroke:var(--soft); fill:none; }
+"""
+SERIES = 7
+
+
+class Dot(NamedTuple):
+    """One estimate.
+
+    Attributes:
+      series: index.
+      value: its position; None where it is undefined, which draws nothing.
+      interval: (low, high) or None.
+      text: the same in figures, written at the right.
+    """
+
+    series: int
+    value: float | None
+    interval: Sequence[float] | None
+    text: str
+
+
+class Line(NamedTuple):
+    """One curve: series index, steps and values of one length."""
+
+    series: int
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers (1, 2, 5 times a power of ten) that lie in [low, high]."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def tick_text(value: float) -> str:
+    """The shortest fair form of an axis value: 0, 0.05, 2.5, 1200, 20k, 3M."""
+    for size, letter in ((1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
+    return f"{round(value, 10):g}"
+
+
+def mark(series: int, x: float, y: float, size: float = 4.5) -> str:
+    """The shape of a series around (x, y)."""
+    paint = f'fill="var(--s{series % SERIES})"'
+    s = size
+    shapes = (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{s:.1f}" {paint}/>',
+        f'<path d="M{x:.1f} {y - 1.3 * s:.1f}l{1.3 * s:.1f} {1.3 * s:.1f}l{-1.3 * s:.1f} {1.3 * s:.1f}'
+        f'l{-1.3 * s:.1f} {-1.3 * s:.1f}z" {paint}/>',
+        f'<rect x="{x - 0.9 * s:.1f}" y="{y - 0.9 * s:.1f}" width="{1.8 * s:.1f}" height="{1.8 * s:.1f}" {paint}/>',
+        f'<path d="M{x:.1f} {y - 1.2 * s:.1f}l{1.2 * s:.1f} {2.1 * s:.1f}h{-2.4 * s:.1f}z" {paint}/>',
+    )
+    return shapes[(1, 2, 3, 0)[series % SERIES - 1 & 3] if series else 0]
+
+
+def legend(names: Sequence[str]) -> str:
+    """Names of the series 0, 1, ... beside their marks, as HTML."""
+    keys = (
+        f'<span class="key"><svg width="14" height="14" aria-hidden="true">{mark(i, 7, 7)}</svg> {escape(name)}</span>'
+        for i, name in enumerate(names)
+    )
+    return f'<p class="legend">{"".join(keys)}</p>'
+
+
+def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, axis: str, last_apart: bool = False, width: int = 760) -> str:
+    """Estimates and their intervals, one band per row, against a line at 0.
+
+    Args:
+      rows: (label, dots), top to bottom; the dots of a row stand under each other.
+      axis: what is measured, with its unit.
+      last_apart: rules the last row off from those above, as their sum.
+      width: of the drawing, pixels.
+    """
+    low, high = _dot_range([dot for _, row in rows for dot in row])
+    left = 12 + 7 * max(len(label) for label, _ in rows)
+    right = width - 12 - 7 * max(len(dot.text) for _, row in rows for dot in row)
+    place = _scale(low, high, left, right)
+    parts, y = [], 8.0
+    for index, (label, row) in enumerate(rows):
+        apart = last_apart and index == len(rows) - 1
+        parts += [f'<path class="{"axis" if apart else "rule"}" d="M0 {y:.1f}H{width}"/>'] if index else []
+        middle = y + 8 + 17 * len(row) / 2
+        parts += [f'<text class="{"strong" if apart else ""}" x="0" y="{middle + 4:.1f}">{escape(label)}</text>']
+        for i, dot in enumerate(row):
+            parts += _dot(dot, y + 16.5 + 17 * i, place, (low, high), width)
+        y += 16 + 17 * len(row)
+    grid = "".join(
+        f'<path class="rule" d="M{place(t):.1f} 8V{y:.1f}"/>'
+        f'<text class="soft num" x="{place(t):.1f}" y="{y + 16:.1f}" text-anchor="middle">{t:+g}</text>'.replace("+0<", "0<")
+        for t in ticks(low, high, 7)
+    )
+    zero = f'<path class="axis" stroke-width="1.5" d="M{place(0):.1f} 4V{y:.1f}"/>'
+    title = f'<text class="soft" x="{(left + right) / 2:.1f}" y="{y + 34:.1f}" text-anchor="middle">{escape(axis)}</text>'
+    return _svg(width, y + 40, grid + zero + "".join(parts) + title, axis)
+
+
+def _dot_range(row: Sequence[Dot]) -> tuple[float, float]:
+    """Zero, every value, and intervals as far as they do not squeeze the values."""
+    values = [0.0, *(dot.value for dot in row if dot.value is not None)]
+    ends = [end for dot in row if dot.value is not None for end in dot.interval or ()]
+    halves = sorted((dot.interval[1] - dot.interval[0]) / 2 for dot in row if dot.interval)
+    span = max(max(values) - min(values), halves[len(halves) // 2] if halves else 0.0) or 1.0
+    low = max(min([*values, *ends]), min(values) - 1.5 * span)
+    high = min(max([*values, *ends]), max(values) + 1.5 * span)
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+
+
+def _dot(dot: Dot, y: float, place, limits: tuple[float, float], width: int) -> list[str]:
+    parts = [f'<text class="num" x="{width}" y="{y + 4:.1f}" text-anchor="end">{escape(dot.text)}</text>']
+    if dot.value is None:
+        return parts
+    colour = f'stroke="var(--s{dot.series % SERIES})" fill="none"'
+    if dot.interval:
+        low, high = max(dot.interval[0], limits[0]), min(dot.interval[1], limits[1])
+        parts.append(f'<path {colour} stroke-width="2" d="M{place(low):.1f} {y:.1f}H{place(high):.1f}"/>')
+        # A cap where the interval ends, an arrow where it goes on outside of the chart.
+        for end, inside, turn in ((low, dot.interval[0] == low, 1), (high, dot.interval[1] == high, -1)):
+            shape = f"M{place(end):.1f} {y - 4:.1f}v8" if inside else f"M{place(end) + 5 * turn:.1f} {y - 4:.1f}l{-5 * turn} 4l{5 * turn} 4"
+            parts.append(f'<path {colour} stroke-width="1.5" d="{shape}"/>')
+    return [*parts, mark(dot.series, place(dot.value), y)]
+
+
+def lines(curves: Sequence[Line], *, title: str, axis: str, width: int = 300, height: int = 190) -> str:
+    """Curves over training steps; `axis` says what is measured, with its unit."""
+    curves = [_finite(curve) for curve in curves]
+    values = sorted(y for curve in curves for y in curve.y)
+    if not values:
+        return ""
+    # A first value far outside would flatten everything after it.
+    low, high = values[int(0.02 * (len(values) - 1))], values[math.ceil(0.98 * (len(values) - 1))]
+    low, high = (low - 0.06 * (high - low), high + 0.06 * (high - low)) if high > low else (low - 0.5, high + 0.5)
+    last = max(x for curve in curves for x in curve.x)
+    first = min(0, *(x for curve in curves for x in curve.x)) if last > 0 else last - 1
+    y_ticks = ticks(low, high, 4)
+    left, right, top, bottom = 14 + 7 * max(len(tick_text(t)) for t in y_ticks), width - 10, 40, height - 36
+    px, py = _scale(first, last, left, right), _scale(low, high, bottom, top)
+    parts = [f'<text class="strong" x="0" y="14">{escape(title)}</text><text class="soft" x="0" y="30">{escape(axis)}</text>']
+    for t in y_ticks:
+        parts += [f'<path class="rule" d="M{left} {py(t):.1f}H{right}"/>']
+        parts += [f'<text class="soft num" x="{left - 6}" y="{py(t) + 4:.1f}" text-anchor="end">{tick_text(t)}</text>']
+    for t in ticks(first, last, 4):
+        parts += [f'<text class="soft num" x="{px(t):.1f}" y="{bottom + 16}" text-anchor="middle">{tick_text(t)}</text>']
+    parts += [f'<path class="axis" d="M{left} {bottom}H{right}"/>']
+    parts += [f'<text class="soft" x="{(left + right) / 2:.1f}" y="{height - 4}" text-anchor="middle">step</text>']
+    for curve in curves:
+        points = [(px(x), py(min(max(y, low), high))) for x, y in zip(curve.x, curve.y, strict=True)]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        parts += [f'<path fill="none" stroke="var(--s{curve.series % SERIES})" stroke-width="1.8" d="M{path}"/>']
+        parts += [mark(curve.series, *points[-1], 3.2)]
+    return _svg(width, height, "".join(parts), f"{title}, {axis}")
+
+
+def _finite(curve: Line, most: int = 300) -> Line:
+    """Its finite points, thinned out evenly."""
+    points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None and math.isfinite(y)]
+    stride = max(1, math.ceil(len(points) / most))
+    points = points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
+    return Line(curve.series, [x for x, _ in points], [y for _, y in points])
+
+
+def shares(rows: Sequence[tuple[str, Sequence[int]]], names: Sequence[str], *, title: str, width: int = 360) -> str:
+    """Stacked bars of counts as shares of their row, the first count and the total in figures.
+
+    Args:
+      rows: (label, counts).
+      names: what the counts are, two or three; the colours are those of good, unsure, bad.
+      title: of the chart.
+      width: of the drawing, pixels.
+    """
+    colours = ("good", "unsure", "bad") if len(names) == 3 else ("good", "bad")
+    left = 12 + 7 * max(len(label) for label, _ in rows)
+    figures = {label: f"{counts[0]:,} of {sum(counts):,}" for label, counts in rows}
+    right = width - 12 - 7 * max(map(len, figures.values()))
+    parts = [f'<text class="strong" x="0" y="14">{escape(title)}</text>']
+    for index, (label, counts) in enumerate(rows):
+        y, x, total = 26 + 20 * index, float(left), max(1, sum(counts))
+        parts += [f'<text x="0" y="{y + 11}">{escape(label)}</text>']
+        for count, colour, name in zip(counts, colours, names, strict=True):
+            share = (right - left) * count / total
+            hint = f"<title>{escape(f'{label}: {count:,} {name}')}</title>"
+            parts += [f'<rect x="{x:.1f}" y="{y}" width="{share:.1f}" height="14" fill="var(--{colour})">{hint}</rect>']
+            x += share
+        parts += [f'<text class="soft num" x="{width}" y="{y + 11}" text-anchor="end">{figures[label]}</text>']
+    return _svg(width, 30 + 20 * len(rows), "".join(parts), title)
+
+
+def _scale(low: float, high: float, start: float, end: float):
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def _svg(width: float, height: float, inside: str, label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="width:100%;max-width:{width:.0f}px" role="img" '
+        f'aria-label="{escape(label)}">{inside}</svg>'
+    )
