@@ -35,7 +35,10 @@ def coco(root, change=lambda content: None):
     picture(root / "images" / "a.jpg")
     picture(root / "images" / "b.jpg", seed=1)
     content = {
-        "images": [{"id": i, "file_name": f"{n}.jpg", "height": SIZE[0], "width": SIZE[1]} for i, n in ((7, "a"), (9, "b"))],
+        "images": [
+            {"id": 7, "file_name": "a.jpg", "height": SIZE[0], "width": SIZE[1]},
+            {"id": 9, "file_name": "b.jpg", "height": SIZE[0], "width": SIZE[1]},
+        ],
         "categories": [{"id": 30, "name": "dog"}, {"id": 10, "name": "cat"}],
         "annotations": [
             {"id": 1, "image_id": 7, "category_id": 30, "bbox": [1, 2, 8, 6], "iscrowd": 0,

@@ -74,7 +74,8 @@ def test_two_pictures_with_one_id(tmp_path):
 def test_bad_lists(tmp_path, lines, part):
     sets.picture(tmp_path / "photos" / "a.jpg")
     (tmp_path / "list.txt").write_text(lines)
-    refused({"kind": "photos", "root": str(tmp_path), "images": "photos", "ids": "list.txt"}, "list.txt", part, read=False)
+    section = {"kind": "photos", "root": str(tmp_path), "images": "photos", "ids": "list.txt"}
+    refused(section, "list.txt", part, read=False)
 
 
 def test_bad_class_folders(tmp_path):

@@ -6,11 +6,11 @@ import pytest
 from must.core.types import UserError
 from must.data import labels as forms
 from must.data.classes import ClassMap, Remapped, as_table, load_class_map, remap
+from must.data.geometry import whole_image
 from must.data.sources import source
 from must.tasks.classification import Classification
 from must.tasks.detection import Detection
 from must.tasks.segmentation import Segmentation
-from must.data.geometry import whole_image
 from tests import folder_sets as sets
 from tests.memory_source import Memory
 
@@ -105,8 +105,8 @@ def test_soft_pixels_add_up_and_stay_in_order(class_map):
 
 
 def test_classes_add_up(class_map):
-    soft = {"ids": np.array([0, 2, 1, 4], np.uint16), "probs": np.array([0.4, 0.3, 0.1, 0.1], np.float16), "rest": np.float16(0.1)}
-    label = remap(soft, class_map)
+    ids, probs = np.array([0, 2, 1, 4], np.uint16), np.array([0.4, 0.3, 0.1, 0.1], np.float16)
+    label = remap({"ids": ids, "probs": probs, "rest": np.float16(0.1)}, class_map)
     probs = Classification(TARGET).transform(label, whole_image((8, 8), (8, 8)))["probs"]
     np.testing.assert_allclose(probs, [0.3 / 0.9, 0.5 / 0.9, 0.1 / 0.9], atol=2e-3)
     assert remap(forms.classification(3), class_map) is None and remap(forms.classification(4), class_map) is None

@@ -62,7 +62,9 @@ def test_subsets_are_nested_seeded_and_ordered():
         assert ten[i].id == ten.ids[i]
 
 
-@pytest.mark.parametrize("arguments", [{}, {"count": 2, "fraction": 0.5}, {"count": 0}, {"count": 41}, {"fraction": 1.5}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"count": 2, "fraction": 0.5}, {"count": 0}, {"count": 41}, {"fraction": 1.5}]
+)
 def test_bad_subsets(arguments):
     with pytest.raises(UserError, match="subset of x"):
         Subset(_numbered("x", 40), **arguments)

@@ -118,7 +118,9 @@ def test_photos_are_found_in_a_fixed_order(tmp_path):
     assert data.ids == ["pool/a/z", "pool/b", "pool/c"] and data[0].labels == {}
 
 
-@pytest.mark.parametrize("suffix, mode", [(".jpg", "L"), (".jpg", "CMYK"), (".png", "RGBA"), (".png", "P"), (".png", "LA")])
+@pytest.mark.parametrize(
+    "suffix, mode", [(".jpg", "L"), (".jpg", "CMYK"), (".png", "RGBA"), (".png", "P"), (".png", "LA")]
+)
 def test_every_kind_of_picture_becomes_rgb(tmp_path, suffix, mode):
     file = sets.picture(tmp_path / f"a{suffix}", mode=mode)
     image = decode_picture(file.read_bytes(), "a")
@@ -133,7 +135,9 @@ def test_a_rotation_tag_is_not_applied_since_labels_are_in_stored_pixels(tmp_pat
     assert source("photos", root=str(tmp_path))[0].image.shape == (12, 16, 3)
 
 
-@pytest.mark.parametrize("make", [sets.image_folder, sets.coco, sets.voc, sets.mask_png, sets.depth_png, sets.normals_png])
+@pytest.mark.parametrize(
+    "make", [sets.image_folder, sets.coco, sets.voc, sets.mask_png, sets.depth_png, sets.normals_png]
+)
 def test_every_source_survives_pickling_and_gives_labels_without_the_picture(tmp_path, make):
     data = source(**make(tmp_path))
     again = pickle.loads(pickle.dumps(data))
@@ -171,7 +175,8 @@ def test_polygons_and_run_lengths_agree_with_pycocotools():
         flat = expected.ravel(order="F")
         edges = np.flatnonzero(np.diff(np.concatenate([[0], flat])))
         counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
-        np.testing.assert_array_equal(decode_mask({"size": [height, width], "counts": counts}, (height, width), ""), expected)
+        lengths = {"size": [height, width], "counts": counts}
+        np.testing.assert_array_equal(decode_mask(lengths, (height, width), ""), expected)
 
 
 def _boxes(data):
@@ -206,13 +211,15 @@ def test_camvid(data_pack, split, images, boxes):
 
 @pytest.mark.parametrize("split, first, total", [("train", 90, 900), ("val", 32, 341), ("test", 15, 372)])
 def test_clothing(data_pack, split, first, total):
-    data = source("image_folder", root=str(data_pack / "clothing"), split=split, classes="classes.txt", ids="splits/{split}.txt")
+    section = {"root": str(data_pack / "clothing"), "classes": "classes.txt", "ids": "splits/{split}.txt"}
+    data = source("image_folder", split=split, **section)
     numbers = np.bincount([int(data.labels(i)["classification"]["ids"][0]) for i in range(len(data))])
     assert (numbers[0], numbers.sum(), len(data), len(numbers)) == (first, total, total, 10)
 
 
 @pytest.mark.parametrize(
-    "split, images, boxes, masks, instances", [("train", 128, 929, 100, 746), ("val", 64, 390, 50, 294), ("test", 64, 508, 50, 418)]
+    "split, images, boxes, masks, instances",
+    [("train", 128, 929, 100, 746), ("val", 64, 390, 50, 294), ("test", 64, 508, 50, 418)],
 )
 def test_coco_mini(data_pack, split, images, boxes, masks, instances):
     root = data_pack / "coco_mini"
@@ -229,9 +236,8 @@ def test_coco_mini(data_pack, split, images, boxes, masks, instances):
     assert (len(both), _boxes(both)) == (masks, instances)
     referee = pytest.importorskip("pycocotools.mask")
     content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
-    for entry in content["annotations"][::20]:
-        size = tuple(entry["segmentation"]["size"])
-        np.testing.assert_array_equal(decode_mask(entry["segmentation"], size, ""), referee.decode(entry["segmentation"]))
+    for rle in (entry["segmentation"] for entry in content["annotations"][::20]):
+        np.testing.assert_array_equal(decode_mask(rle, tuple(rle["size"]), ""), referee.decode(rle))
 
 
 @pytest.mark.parametrize("split, frames", [("train", 64), ("val", 12), ("test", 18)])

@@ -124,13 +124,15 @@ class Remapped:
         classes: str | Sequence[str] | Mapping[Any, str] | None = None,
     ):
         if task not in source.classes:
-            raise UserError(f"{source.name}: no classes of {task!r} to map, only of {', '.join(source.classes) or 'nothing'}")
+            there = ", ".join(source.classes) or "nothing"
+            raise UserError(f"{source.name}: no classes of {task!r} to map, only of {there}")
         if not isinstance(class_map, ClassMap):
             if classes is None:
                 raise UserError(f"{class_map}: a class map needs `classes`, the target's names")
             class_map = load_class_map(class_map, source.classes[task], tuple(read_classes(classes).values()))
         if class_map.source != tuple(source.classes[task]):
-            raise UserError(f"{source.name}: its {len(source.classes[task])} classes of {task!r} are not those of the map")
+            count = len(source.classes[task])
+            raise UserError(f"{source.name}: its {count} classes of {task!r} are not those of the map")
         self.class_map = class_map
         self._source, self._task = source, task
         self.name, self.ids = source.name, source.ids

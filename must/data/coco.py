@@ -17,9 +17,9 @@ DETECTION, SEGMENTATION = "detection", "segmentation"
 class CocoJson(FileSource):
     """Detection and/or segmentation from one COCO json; an image without annotations has no objects.
 
-    Boxes are stored as x, y, width, height in pixels from the image's corner. Category ids become contiguous in ascending
-    order. `iscrowd` boxes keep their flag. Segmentation paints the instances, large ones first; what no instance covers is
-    the background.
+    Boxes are stored as x, y, width, height in pixels from the image's corner. Category ids become contiguous in
+    ascending order. `iscrowd` boxes keep their flag. Segmentation paints the instances, large ones first; what no
+    instance covers is the background.
 
     Args:
       root: folder of the set.
@@ -28,16 +28,16 @@ class CocoJson(FileSource):
       split: name of the split.
       ids: optional list file below root: file names of the json, one a line, with or without extension.
       tasks: "detection", "segmentation" or both; or {either: key of its labels}.
-      classes: label space, names or a file of names (`read_classes`); it must hold every category of the json. By default
-        the json's categories.
-      annotated: names of the classes that this set annotates exhaustively; the others of the label space are unknown. By
+      classes: label space, names or a file of names (`read_classes`); it must hold every category of the json. By
         default the json's categories.
+      annotated: names of the classes that this set annotates exhaustively; the others of the label space are unknown.
+        By default the json's categories.
       background: segmentation's class 0, for pixels of no instance; "" leaves them unlabelled (255).
       drop_empty: leave out boxes without area, which are an error otherwise.
       name: of the source; by default "<root>-<split>".
 
     Raises:
-      UserError: invalid json, a missing picture, an unknown category or image id, a box outside its image or reversed, ...
+      UserError: invalid json, a missing picture, an unknown category or image id, a box outside its image, ...
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class CocoJson(FileSource):
         self._tasks = task_keys(tasks)
         content = read_json(self._json)
         pictures = self._read_images(content, locate(root, images, split), locate(root, ids, split) if ids else None)
-        self._read_categories(content, None if classes is None else tuple(read_classes(classes, root).values()), annotated)
+        names = None if classes is None else tuple(read_classes(classes, root).values())
+        self._read_categories(content, names, annotated)
         self._read_annotations(content, pictures, drop_empty)
         self._background = background
         spaces = {DETECTION: self._names, SEGMENTATION: (background, *self._names) if background else self._names}
@@ -174,7 +175,8 @@ class CocoJson(FileSource):
         self._starts = np.searchsorted(owners[self._rows], np.arange(len(pictures) + 1))
         if DETECTION in self._tasks:
             sizes = np.where(np.isnan(self._sizes), np.inf, self._sizes)[owners]
-            checked(self._boxes, sizes, lambda i: f"{self._json}: image {self._file_names[owners[i]]!r}, annotation {numbers[i]}")
+            names = [self._file_names[owner] for owner in owners]
+            checked(self._boxes, sizes, lambda i: f"{self._json}: image {names[i]!r}, annotation {numbers[i]}")
 
     def _require(self, entry: Any, keys: Sequence[str], what: str) -> None:
         """UserError when the json's entry lacks one of the keys."""
@@ -198,7 +200,9 @@ class CocoJson(FileSource):
 
 def task_keys(tasks: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     """{"detection" or "segmentation": key of its labels}."""
-    keys = dict(tasks) if hasattr(tasks, "items") else {task: task for task in ([tasks] if isinstance(tasks, str) else tasks)}
+    if not hasattr(tasks, "items"):
+        tasks = {task: task for task in ([tasks] if isinstance(tasks, str) else tasks)}
+    keys = dict(tasks.items())
     for kind in keys:
         if kind not in (DETECTION, SEGMENTATION):
             raise UserError(f"tasks: {kind!r} is neither {DETECTION!r} nor {SEGMENTATION!r}")

@@ -1,14 +1,14 @@
-"""Sources made of sources: union, subset, several sets of labels of the same pictures, labels before pseudo labels, memory.
+"""Sources made of sources: union, subset, several folders of labels, labels before pseudo labels, memory.
 
-All of them keep the ids and pass on what a source may have beyond the protocol: `labels(index)`, the labels without
-decoding the picture, and `encoded(index)`, the bytes of the picture's file or None.
+All of them keep the ids (a join names them anew) and pass on what a source may have beyond the protocol:
+`labels(index)`, the labels without decoding the picture, and `encoded(index)`, the picture's file or None.
 """
 
 import bisect
 import hashlib
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,11 +99,55 @@ class Subset(_Routed):
         return self._source, int(self._indices[index])
 
 
-class Join:
+class _Merged:
+    """A source whose examples may each be in several sources: the picture of the first, labels of all of them.
+
+    Args:
+      sources: that the examples come from.
+      keys: per source and example, what tells which examples are the same.
+      prefix: put before the keys to make ids.
+    """
+
+    name: str
+    fingerprint: str
+
+    def __init__(self, sources: Sequence[Source], keys: Iterable[Iterable[str]], prefix: str = ""):
+        self._sources = sources
+        places: dict[str, list[tuple[int, int]]] = {}
+        for number, its_keys in enumerate(keys):
+            for i, key in enumerate(its_keys):
+                places.setdefault(key, []).append((number, i))
+        self.ids = [prefix + key for key in places]
+        self.classes = common_classes(sources)
+        self._places = list(places.values())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        number, inner = self._places[index][0]
+        example = self._sources[number][inner]
+        labels = self._merge(index, example.labels, example.image.shape[:2])
+        return Example(self.ids[index], example.image, labels)
+
+    def labels(self, index: int) -> dict[str, Label]:
+        number, inner = self._places[index][0]
+        return self._merge(index, labels_of(self._sources[number], inner), None)
+
+    def encoded(self, index: int) -> bytes | None:
+        number, inner = self._places[index][0]
+        return encoded_of(self._sources[number], inner)
+
+    def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
+        """The first source's labels with those of the others; `size` of the picture where it is known."""
+        raise NotImplementedError
+
+
+class Join(_Merged):
     """Several annotated folders of the same pictures as one source: the picture is decoded once.
 
-    Two examples are the same when their ids agree but for the source's name. The examples of the first source come first,
-    then those that only later ones have; each carries the labels of every source that has it.
+    Two examples are the same when their ids agree but for the source's name. The examples of the first source come
+    first, then those that only later ones have; each carries the labels of every source that has it.
 
     Args:
       sources: {name: source} or a sequence of sources, no task in two of them.
@@ -114,46 +158,24 @@ class Join:
     """
 
     def __init__(self, sources: Sequence[FileSource] | Mapping[str, FileSource], *, name: str = ""):
-        self._sources = as_list(sources)
-        for source in self._sources:
+        sources = as_list(sources)
+        for source in sources:
             if not isinstance(source, FileSource):
                 raise UserError(f"{source.name}: only sources that read users' files can be joined")
-        repeated = first_repeated(itertools.chain.from_iterable(source.classes for source in self._sources))
+        repeated = first_repeated(itertools.chain.from_iterable(source.classes for source in sources))
         if repeated is not None:
             raise UserError(f"join: task {repeated!r} is in two sources; rename one with task=")
-        self._places: dict[str, list[tuple[int, int]]] = {}
-        for number, source in enumerate(self._sources):
-            for i, key in enumerate(source.ids):
-                self._places.setdefault(key[len(source.name) + 1 :], []).append((number, i))
-        self.name = name or self._sources[0].name
-        self.ids = [f"{self.name}/{key}" for key in self._places]
-        self._routes = list(self._places.values())
-        self.classes = common_classes(self._sources)
-        self.fingerprint = _hash("join", self.name, *(source.fingerprint for source in self._sources))
+        self.name = name or sources[0].name
+        keys = ([id.removeprefix(f"{source.name}/") for id in source.ids] for source in sources)
+        super().__init__(sources, keys, f"{self.name}/")
+        self.fingerprint = _hash("join", self.name, *(source.fingerprint for source in sources))
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Example:
-        (number, inner), *others = self._routes[index]
-        example = self._sources[number][inner]
-        return Example(self.ids[index], example.image, self._merge(index, example.labels, others, example.image.shape[:2]))
-
-    def labels(self, index: int) -> dict[str, Label]:
-        (number, inner), *others = self._routes[index]
-        source = self._sources[number]
-        return self._merge(index, source.labels(inner), others, source.size(inner))
-
-    def encoded(self, index: int) -> bytes:
-        number, inner = self._routes[index][0]
-        return self._sources[number].encoded(inner)
-
-    def _merge(
-        self, index: int, labels: dict[str, Label], others: list[tuple[int, int]], size: tuple[int, int]
-    ) -> dict[str, Label]:
+    def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
+        (number, inner), *others = self._places[index]
         labels = dict(labels)
-        for number, inner in others:
-            more = self._sources[number].labels_for(inner, size)
+        for other, place in others:
+            size = size or self._sources[number].size(inner)
+            more = self._sources[other].labels_for(place, size)
             twice = set(labels) & set(more)
             if twice:
                 raise UserError(f"{self.ids[index]}: task {min(twice)!r} comes from two of the joined sources")
@@ -161,7 +183,7 @@ class Join:
         return labels
 
 
-class Overlay:
+class Overlay(_Merged):
     """Records of pseudo labels under ground truth: per task the annotation where the id has one, else the pseudo label.
 
     Labelled examples that the records do not hold come after the records, with their annotations alone.
@@ -176,36 +198,13 @@ class Overlay:
     """
 
     def __init__(self, records: Source, labelled: Sequence[Source] | Mapping[str, Source], *, name: str = ""):
-        labelled = as_list(labelled)
-        self._sources = [records, *labelled]
-        self._places: dict[str, list[tuple[int, int]]] = {}
-        for number, source in enumerate(self._sources):
-            for i, key in enumerate(source.ids):
-                self._places.setdefault(key, []).append((number, i))
+        sources = [records, *as_list(labelled)]
+        super().__init__(sources, [source.ids for source in sources])
         self.name = name or records.name
-        self.ids = list(self._places)
-        self._routes = list(self._places.values())
-        self.classes = common_classes(self._sources)
-        self.fingerprint = _hash("overlay", *(source.fingerprint for source in self._sources))
+        self.fingerprint = _hash("overlay", *(source.fingerprint for source in sources))
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Example:
-        (number, inner), *others = self._routes[index]
-        example = self._sources[number][inner]
-        return example._replace(labels=self._merge(example.labels, others))
-
-    def labels(self, index: int) -> dict[str, Label]:
-        (number, inner), *others = self._routes[index]
-        return self._merge(labels_of(self._sources[number], inner), others)
-
-    def encoded(self, index: int) -> bytes | None:
-        number, inner = self._routes[index][0]
-        return encoded_of(self._sources[number], inner)
-
-    def _merge(self, labels: dict[str, Label], others: list[tuple[int, int]]) -> dict[str, Label]:
-        for number, inner in others:
+    def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
+        for number, inner in self._places[index][1:]:
             labels = {**labels, **labels_of(self._sources[number], inner)}
         return labels
 
@@ -234,7 +233,7 @@ class Cached(_Routed):
         example = self._kept.get(index)
         if example is None:
             example = self._source[index]
-            arrays = [example.image, *(np.asarray(a) for label in example.labels.values() for a in label.values())]
+            arrays = _arrays(example)
             size = sum(array.nbytes for array in arrays)
             with self._lock:
                 if index not in self._kept and size <= self._room:
@@ -245,7 +244,7 @@ class Cached(_Routed):
         return example
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = sum(_bytes(example) for example in self._kept.values())
+        kept = sum(array.nbytes for example in self._kept.values() for array in _arrays(example))
         return {**self.__dict__, "_kept": {}, "_room": self._room + kept, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -284,16 +283,15 @@ def common_classes(sources: Sequence[Source]) -> dict[str, tuple[str, ...]]:
             if task in classes and tuple(names) != classes[task]:
                 differing = sorted(set(names) ^ set(classes[task]))
                 what = f"{differing[0]!r} is in one only" if differing else "their order differs"
-                raise UserError(
-                    f"{task}: classes of {owner[task]} and {source.name} differ ({what}); a class map can bring them together"
-                )
+                both = f"{owner[task]} and {source.name}"
+                raise UserError(f"{task}: classes of {both} differ ({what}); a class map can bring them together")
             classes.setdefault(task, tuple(names))
             owner.setdefault(task, source.name)
     return classes
 
 
-def _bytes(example: Example) -> int:
-    return example.image.nbytes + sum(np.asarray(a).nbytes for label in example.labels.values() for a in label.values())
+def _arrays(example: Example) -> list[np.ndarray]:
+    return [example.image, *(np.asarray(a) for label in example.labels.values() for a in label.values())]
 
 
 def _checked_index(index: int, length: int) -> int:

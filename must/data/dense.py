@@ -87,8 +87,8 @@ class MaskPng(_Paired):
 
     Args (the others are those of every paired set):
       masks: folder of the masks below root.
-      classes: names, {stored id: name} or a file of either (`read_classes`). Stored ids need not be contiguous: classes are
-        numbered in ascending order of their stored ids, without the ignored one.
+      classes: names, {stored id: name} or a file of either (`read_classes`). Stored ids need not be contiguous: classes
+        are numbered in ascending order of their stored ids, without the ignored one.
       ignore: stored id of pixels without a label; None when there is none.
       mask_suffix: end of the masks' names.
     """
@@ -166,8 +166,8 @@ class DepthPng(_Paired):
 class NormalsPng(_Paired):
     """Surface normals: 8-bit RGB PNG, n = rgb / 255 * 2 - 1.
 
-    Axes are the camera's, x right, y down, z forward, so a visible surface has z < 0. (0, 0, 0) and whatever is far from
-    unit length (grey, for instance) is invalid; the rest is brought to unit length.
+    Axes are the camera's, x right, y down, z forward, so a visible surface has z < 0. (0, 0, 0) and whatever is far
+    from unit length (grey, for instance) is invalid; the rest is brought to unit length.
 
     Args (the others are those of every paired set):
       normals: folder of the normal maps below root.
@@ -206,7 +206,7 @@ class NormalsPng(_Paired):
         labels.same_size(stored, size, str(file))
         vectors = (stored.astype(np.float32) / 255 * 2 - 1) * self._signs
         length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-        valid = stored.any(-1, keepdims=True) & (length > 0.5) & (length < 1.5)
+        valid = (length > 0.5) & (length < 1.5)  # (0, 0, 0) decodes to length 1.7
         vectors = np.where(valid, vectors / np.maximum(length, 1e-6), 0)
         if (vectors[..., 2] > 0).sum() > 0.9 * max(valid.sum(), 1):
             raise UserError(f"{file}: nearly all normals point away from the camera (z > 0); does it need negate='z'?")

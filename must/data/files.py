@@ -138,8 +138,8 @@ def read_classes(classes: str | Sequence[str] | Mapping[Any, str], root: str = "
     """Class names by id, ascending.
 
     Args:
-      classes: names in order of their ids, or {id: name}, or a file below `root`: text with one name a line, json with a
-        list or {id: name}, or "file.json:key" for one entry of a json object.
+      classes: names in order of their ids, or {id: name}, or a file below `root`: text with one name a line, json with
+        a list or {id: name}, or "file.json:key" for one entry of a json object.
       root: folder of the file.
     """
     where = "classes"

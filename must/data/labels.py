@@ -37,7 +37,8 @@ def segmentation(ids: np.ndarray) -> Label:
 
 def depth(codes: np.ndarray, metres_per_unit: float) -> Label:
     """uint16 [H, W], 0 = invalid; metres = codes * metres_per_unit."""
-    return {"depth": np.ascontiguousarray(codes, np.uint16), "scale": np.float32(metres_per_unit), "offset": np.float32(0)}
+    codes = np.ascontiguousarray(codes, np.uint16)
+    return {"depth": codes, "scale": np.float32(metres_per_unit), "offset": np.float32(0)}
 
 
 def normals(vectors: np.ndarray) -> Label:
@@ -62,7 +63,8 @@ def class_table(names: Mapping[int, str], ignore: int | None, where: str) -> tup
       where: the start of messages.
 
     Returns:
-      Class names in ascending order of their stored ids, and int16 [256]: class id, 255, or -1 for an id that must not occur.
+      Class names in ascending order of their stored ids, and int16 [256]: class id, 255, or -1 for an id that must not
+      occur.
     """
     kept = {number: name for number, name in names.items() if number != ignore}
     if not kept or min(kept) < 0 or max(kept) > 255 or len(kept) > IGNORE:
@@ -80,7 +82,8 @@ def checked_mask(stored: np.ndarray, table: np.ndarray, size: tuple[int, int], w
     ids = table[stored]
     if ids.min() < 0:
         wrong = np.unique(stored[ids < 0])
-        raise UserError(f"{where}: mask id {wrong[0]} is outside the {int((table >= 0).sum())} ids of classes and ignore")
+        count = int((table >= 0).sum())
+        raise UserError(f"{where}: mask id {wrong[0]} is none of the {count} ids of classes and ignore")
     return ids.astype(np.uint8)
 
 

@@ -31,8 +31,8 @@ def source(kind: str, **arguments: Any) -> Source:
 
     Args:
       kind: one of `KINDS`, or the import path of a class ("package.module:Class").
-      **arguments: of its constructor. A mapping with a "kind" among them, or inside a list or mapping among them, is a source
-        of its own: source("subset", source={"kind": "photos", "root": "pool"}, count=100).
+      **arguments: of its constructor. A mapping with a "kind" among them, or inside a list or mapping among them, is a
+        source of its own: source("subset", source={"kind": "photos", "root": "pool"}, count=100).
 
     Raises:
       UserError: no such kind, an unknown or missing argument, or what the constructor refuses.

@@ -21,8 +21,8 @@ class Tfds:
     """One split; the kind of each label follows from the type of its feature.
 
     A ClassLabel gives classification; a Sequence with a BBoxFeature and a ClassLabel gives detection (`is_crowd` and
-    `is_difficult` boxes become crowd); an Image with one uint8 channel gives segmentation; any other Image with one channel
-    and a Tensor [H, W] or [H, W, 1] give depth. Ids are "<name>/<position>".
+    `is_difficult` boxes become crowd); an Image with one uint8 channel gives segmentation; any other Image with one
+    channel and a Tensor [H, W] or [H, W, 1] give depth. Ids are "<name>/<position>".
 
     Args:
       dataset: "name", "name/config", "name/config:version", or a folder that holds dataset_info.json.
@@ -73,9 +73,10 @@ class Tfds:
         try:
             self._rows = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in pictures})
         except NotImplementedError:
+            stored = builder.info.file_format.value
             raise UserError(
-                f"{self._where}: is stored as {builder.info.file_format.value}, which needs TensorFlow; pip install 'must[tf]' and "
-                f"convert it: tfds convert_format --to_file_format=array_record --dataset_dir={builder.data_dir}"
+                f"{self._where}: is stored as {stored}, which needs TensorFlow; pip install 'must[tf]' "
+                f"and convert it: tfds convert_format --to_file_format=array_record --dataset_dir={builder.data_dir}"
             ) from None
         except (ValueError, OSError) as error:
             raise UserError(f"{self._where}: {str(error).splitlines()[0]}") from None
