@@ -1,4 +1,4 @@
-"""Detection: the loss's promises under missing and doubtful labels, AP against pycocotools, geometry, and that it learns."""
+"""Detection: the loss under missing and doubtful labels, AP against pycocotools, geometry, and that it learns."""
 
 import contextlib
 import io
@@ -81,6 +81,10 @@ def random_outputs(rng, size=SIZE, batch=BATCH):
     return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
 
 
+def shapes(fields):
+    return {name: (value.shape, np.dtype(value.dtype)) for name, value in fields.items()}
+
+
 def assert_same(a, b, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), a, b)
 
@@ -145,7 +149,9 @@ def test_points_in_an_ignored_box_get_no_loss(rng, doubt):
     label = network(record([[16, 16, 48, 48]], [0], **doubt))
     outputs, other = random_outputs(rng), random_outputs(rng)
     inside = (np.abs(POINTS[:, :2] - 32) < 16).all(-1)
-    mixed = {n: np.where(inside.reshape(1, -1, *[1] * (outputs[n].ndim - 2)), other[n], outputs[n]) for n in ("quality", "class", "distances")}  # fmt: skip # noqa: E501
+    mixed = {n: outputs[n].copy() for n in ("quality", "class", "distances")}
+    for name, value in mixed.items():
+        value[:, inside] = other[name][:, inside]
     assert_same(loss({**outputs, **mixed}, label, policy), loss(outputs, label, policy), rtol=1e-6)
     slope = np.asarray(slopes(outputs, label, policy)["quality"])
     assert (slope[:, inside] == 0).all() and (slope[:, ~inside] > 0).all()
@@ -241,8 +247,7 @@ def test_predictions_are_sorted_clipped_padded_and_above_the_floor(rng):
     outputs = random_outputs(rng)
     outputs["quality"][2] = -20
     found = jax.tree.map(np.asarray, predict(outputs))
-    spec = TASK._spec(TASK.max_detections)
-    assert {n: (v.shape[1:], v.dtype) for n, v in found.items()} == {n: (s.shape, s.dtype) for n, s in spec.items()}
+    assert shapes(jax.tree.map(lambda x: x[0], found)) == shapes(TASK._spec(TASK.max_detections))
     assert (np.diff(found["scores"]) <= 0).all() and found["known"].all() and not found["crowd"].any()
     assert (found["scores"][found["valid"]] >= TASK.score_floor).all()
     assert found["boxes"].min() >= 0 and found["boxes"].max() <= 64
@@ -288,7 +293,7 @@ def test_transform_and_restore_are_inverse_up_to_rounding(rng):
         boxes = np.concatenate([low, low + rng.uniform(0.2, 0.5, (4, 2)) * source[::-1]], -1)
         truth = record(boxes, [0, 2, 1, 1], scores=[1, 0.75, 0.5, 0.25], crowd=[0, 0, 0, 1], unknown=[2])
         label = TASK.transform(truth, geometry)
-        assert {n: (v.shape, v.dtype) for n, v in label.items()} == {n: (s.shape, s.dtype) for n, s in TASK.network_spec((96, 80)).items()}  # fmt: skip # noqa: E501
+        assert shapes(label) == shapes(TASK.network_spec((96, 80)))
         back = TASK.restore(label, geometry)
         assert {n: v.dtype for n, v in back.items()} == {n: s.dtype for n, s in TASK.label_spec().items()}
         assert_same(back["boxes"], truth["boxes"], atol=2e-3 * max(source) / 64)
@@ -297,7 +302,8 @@ def test_transform_and_restore_are_inverse_up_to_rounding(rng):
 
 
 def test_cut_and_tiny_boxes_are_ignored_and_lost_ones_dropped():
-    truth = record([[0, 0, 40, 40], [60, 0, 100, 40], [20, 20, 21, 60], [70, 70, 90, 90], [30, 30, 30, 40]], [0, 1, 2, 0, 1])
+    boxes = [[0, 0, 40, 40], [60, 0, 100, 40], [20, 20, 21, 60], [70, 70, 90, 90], [30, 30, 30, 40]]
+    truth = record(boxes, [0, 1, 2, 0, 1])
     crop = geo.Geometry((100, 100), SIZE, (1.0, 1.0), (0.0, 0.0))
     label = TASK.transform(truth, crop)
     assert label["valid"].tolist() == [True, True, True, False, False, False]
@@ -356,7 +362,8 @@ def coco_referee(found, truth, count):
                 rows.append(row | {"score": float(label["scores"][i, j])})
     with contextlib.redirect_stdout(io.StringIO()):
         reference = coco.COCO()
-        reference.dataset = {"images": images, "annotations": annotations, "categories": [{"id": c + 1} for c in range(count)]}  # fmt: skip # noqa: E501
+        categories = [{"id": c + 1} for c in range(count)]
+        reference.dataset = {"images": images, "annotations": annotations, "categories": categories}
         reference.createIndex()
         evaluation = cocoeval.COCOeval(reference, reference.loadRes(detections), "bbox")
         evaluation.evaluate()
@@ -366,7 +373,7 @@ def coco_referee(found, truth, count):
 
 
 def random_pair(rng, images):
-    """Truth with crowds, unknown classes and empty images; detections near the truth and elsewhere, with equal scores."""
+    """Truth with crowds, unknown classes and empty images; detections near it and elsewhere, some with equal scores."""
     truth, found = [], []
     for i in range(images):
         objects = random_record(rng, 6) if i % 4 else record()

@@ -311,7 +311,7 @@ class Detection(Task):
         return np.asarray(prediction["scores"])[claims], hit[claims], np.asarray(prediction["classes"])[claims]
 
     def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """Boxes from `draw_floor` up with class and score, crowds thin and nameless; below, the number of each class."""
+        """Boxes from `draw_floor` up with class and score, crowds thin and nameless; below, how many of each class."""
         from PIL import Image, ImageDraw
 
         enlarged = drawing.upscale(image)
@@ -331,7 +331,8 @@ class Detection(Task):
                 pen.text(corner, text, fill=(0, 0, 0) if sum(colour) > 330 else (255, 255, 255))
         number = np.bincount(classes[shown & ~crowd], minlength=len(self.classes))
         most = [c for c in np.argsort(-number, kind="stable")[: drawing.ROWS] if number[c]]
-        return drawing.caption(np.asarray(canvas), [(f"{number[c]} {self.classes[c]}", colours[c : c + 1]) for c in most])
+        rows = [(f"{number[c]} {self.classes[c]}", colours[c : c + 1]) for c in most]
+        return drawing.caption(np.asarray(canvas), rows)
 
 
 def _take(array: Array, index: Array) -> Array:
