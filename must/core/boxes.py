@@ -27,7 +27,7 @@ def intersection(a: Array, b: Array) -> Array:
 
 
 def iou(a: Array, b: Array) -> Array:
-    """Intersection over union of each box of a [..., N, 4] with each of b [..., M, 4]: [..., N, M], 0 for empty ones."""
+    """IoU of each box of a [..., N, 4] with each of b [..., M, 4]: [..., N, M], 0 for empty ones."""
     common = intersection(a, b)
     union = area(a)[..., :, None] + area(b)[..., None, :] - common
     return common / jnp.maximum(union, _EPS)
