@@ -20,11 +20,6 @@ from must.data.files import FileSource, first_repeated
 class _Routed:
     """A source whose every example is one of another source; a subclass says which in `_route`."""
 
-    name: str
-    ids: Sequence[str]
-    classes: dict[str, tuple[str, ...]]
-    fingerprint: str
-
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -107,9 +102,6 @@ class _Merged:
       keys: per source and example, what tells which examples are the same.
       prefix: put before the keys to make ids.
     """
-
-    name: str
-    fingerprint: str
 
     def __init__(self, sources: Sequence[Source], keys: Iterable[Iterable[str]], prefix: str = ""):
         self._sources = sources
