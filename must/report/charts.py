@@ -81,15 +81,16 @@ def mark(series: int, x: float, y: float, size: float = 4.5) -> str:
 
 
 def legend(names: Sequence[str]) -> str:
-    """Names of the series 0, 1, ... beside their marks, as HTML."""
+    """Names of the series 0, 1, ... beside their marks, as HTML; a series without a name is left out."""
     keys = (
         f'<span class="key"><svg width="14" height="14" aria-hidden="true">{mark(i, 7, 7)}</svg> {escape(name)}</span>'
         for i, name in enumerate(names)
+        if name
     )
     return f'<p class="legend">{"".join(keys)}</p>'
 
 
-def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, axis: str, last_apart: bool = False, width: int = 760) -> str:
+def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, axis: str, last_apart: bool = False, width: int = 860) -> str:
     """Estimates and their intervals, one band per row, against a line at 0.
 
     Args:
@@ -107,18 +108,17 @@ def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, axis: str, last_apart: bo
         apart = last_apart and index == len(rows) - 1
         parts += [f'<path class="{"axis" if apart else "rule"}" d="M0 {y:.1f}H{width}"/>'] if index else []
         middle = y + 8 + 17 * len(row) / 2
-        parts += [f'<text class="{"strong" if apart else ""}" x="0" y="{middle + 4:.1f}">{escape(label)}</text>']
+        parts += [_text(0, middle + 4, label, "strong" if apart else "")]
         for i, dot in enumerate(row):
             parts += _dot(dot, y + 16.5 + 17 * i, place, (low, high), width)
         y += 16 + 17 * len(row)
-    grid = "".join(
-        f'<path class="rule" d="M{place(t):.1f} 8V{y:.1f}"/>'
-        f'<text class="soft num" x="{place(t):.1f}" y="{y + 16:.1f}" text-anchor="middle">{t:+g}</text>'.replace("+0<", "0<")
-        for t in ticks(low, high, 7)
-    )
-    zero = f'<path class="axis" stroke-width="1.5" d="M{place(0):.1f} 4V{y:.1f}"/>'
-    title = f'<text class="soft" x="{(left + right) / 2:.1f}" y="{y + 34:.1f}" text-anchor="middle">{escape(axis)}</text>'
-    return _svg(width, y + 40, grid + zero + "".join(parts) + title, axis)
+    grid = []
+    for t in ticks(low, high, 7):
+        grid += [f'<path class="rule" d="M{place(t):.1f} 8V{y:.1f}"/>']
+        grid += [_text(place(t), y + 16, f"{tick_text(t) if t <= 0 else '+' + tick_text(t)}", "soft num", "middle")]
+    grid += [f'<path class="axis" stroke-width="1.5" d="M{place(0):.1f} 4V{y:.1f}"/>']
+    title = _text((left + right) / 2, y + 34, axis, "soft", "middle")
+    return _svg(width, y + 40, "".join(grid + parts) + title, axis)
 
 
 def _dot_range(row: Sequence[Dot]) -> tuple[float, float]:
@@ -133,7 +133,7 @@ def _dot_range(row: Sequence[Dot]) -> tuple[float, float]:
 
 
 def _dot(dot: Dot, y: float, place, limits: tuple[float, float], width: int) -> list[str]:
-    parts = [f'<text class="num" x="{width}" y="{y + 4:.1f}" text-anchor="end">{escape(dot.text)}</text>']
+    parts = [_text(width, y + 4, dot.text, "num", "end")]
     if dot.value is None:
         return parts
     colour = f'stroke="var(--s{dot.series % SERIES})" fill="none"'
@@ -141,8 +141,9 @@ def _dot(dot: Dot, y: float, place, limits: tuple[float, float], width: int) -> 
         low, high = max(dot.interval[0], limits[0]), min(dot.interval[1], limits[1])
         parts.append(f'<path {colour} stroke-width="2" d="M{place(low):.1f} {y:.1f}H{place(high):.1f}"/>')
         # A cap where the interval ends, an arrow where it goes on outside of the chart.
-        for end, inside, turn in ((low, dot.interval[0] == low, 1), (high, dot.interval[1] == high, -1)):
-            shape = f"M{place(end):.1f} {y - 4:.1f}v8" if inside else f"M{place(end) + 5 * turn:.1f} {y - 4:.1f}l{-5 * turn} 4l{5 * turn} 4"
+        for end, inside, turn in ((low, dot.interval[0] == low, 5), (high, dot.interval[1] == high, -5)):
+            arrow = f"M{place(end) + turn:.1f} {y - 4:.1f}l{-turn} 4l{turn} 4"
+            shape = f"M{place(end):.1f} {y - 4:.1f}v8" if inside else arrow
             parts.append(f'<path {colour} stroke-width="1.5" d="{shape}"/>')
     return [*parts, mark(dot.series, place(dot.value), y)]
 
@@ -159,16 +160,16 @@ def lines(curves: Sequence[Line], *, title: str, axis: str, width: int = 300, he
     last = max(x for curve in curves for x in curve.x)
     first = min(0, *(x for curve in curves for x in curve.x)) if last > 0 else last - 1
     y_ticks = ticks(low, high, 4)
-    left, right, top, bottom = 14 + 7 * max(len(tick_text(t)) for t in y_ticks), width - 10, 40, height - 36
+    left, right, top, bottom = 14 + 7 * max(len(tick_text(t)) for t in y_ticks), width - 16, 40, height - 36
     px, py = _scale(first, last, left, right), _scale(low, high, bottom, top)
-    parts = [f'<text class="strong" x="0" y="14">{escape(title)}</text><text class="soft" x="0" y="30">{escape(axis)}</text>']
+    parts = [_text(0, 14, title, "strong"), _text(0, 30, axis, "soft")]
     for t in y_ticks:
         parts += [f'<path class="rule" d="M{left} {py(t):.1f}H{right}"/>']
-        parts += [f'<text class="soft num" x="{left - 6}" y="{py(t) + 4:.1f}" text-anchor="end">{tick_text(t)}</text>']
+        parts += [_text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]
     for t in ticks(first, last, 4):
-        parts += [f'<text class="soft num" x="{px(t):.1f}" y="{bottom + 16}" text-anchor="middle">{tick_text(t)}</text>']
+        parts += [_text(px(t), bottom + 16, tick_text(t), "soft num", "middle")]
     parts += [f'<path class="axis" d="M{left} {bottom}H{right}"/>']
-    parts += [f'<text class="soft" x="{(left + right) / 2:.1f}" y="{height - 4}" text-anchor="middle">step</text>']
+    parts += [_text((left + right) / 2, height - 4, "step", "soft", "middle")]
     for curve in curves:
         points = [(px(x), py(min(max(y, low), high))) for x, y in zip(curve.x, curve.y, strict=True)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
@@ -185,30 +186,45 @@ def _finite(curve: Line, most: int = 300) -> Line:
     return Line(curve.series, [x for x, _ in points], [y for _, y in points])
 
 
-def shares(rows: Sequence[tuple[str, Sequence[int]]], names: Sequence[str], *, title: str, width: int = 360) -> str:
-    """Stacked bars of counts as shares of their row, the first count and the total in figures.
+_SHARE_COLOURS = ("good", "unsure", "bad")
+
+
+def shares(rows: Sequence[tuple[str, Sequence[int]]], names: Sequence[str], *, title: str, width: int = 480) -> str:
+    """Stacked bars of three counts as shares of their row; the first count and the total in figures.
 
     Args:
       rows: (label, counts).
-      names: what the counts are, two or three; the colours are those of good, unsure, bad.
+      names: what the three counts are.
       title: of the chart.
       width: of the drawing, pixels.
     """
-    colours = ("good", "unsure", "bad") if len(names) == 3 else ("good", "bad")
     left = 12 + 7 * max(len(label) for label, _ in rows)
-    figures = {label: f"{counts[0]:,} of {sum(counts):,}" for label, counts in rows}
-    right = width - 12 - 7 * max(map(len, figures.values()))
-    parts = [f'<text class="strong" x="0" y="14">{escape(title)}</text>']
+    figures = [f"{counts[0]:,} of {sum(counts):,}" for _, counts in rows]
+    right = width - 12 - 7 * max(map(len, figures))
+    parts = [_text(0, 14, title, "strong")]
     for index, (label, counts) in enumerate(rows):
         y, x, total = 26 + 20 * index, float(left), max(1, sum(counts))
-        parts += [f'<text x="0" y="{y + 11}">{escape(label)}</text>']
-        for count, colour, name in zip(counts, colours, names, strict=True):
+        parts += [_text(0, y + 11, label), _text(width, y + 11, figures[index], "soft num", "end")]
+        for count, colour, name in zip(counts, _SHARE_COLOURS, names, strict=True):
             share = (right - left) * count / total
             hint = f"<title>{escape(f'{label}: {count:,} {name}')}</title>"
             parts += [f'<rect x="{x:.1f}" y="{y}" width="{share:.1f}" height="14" fill="var(--{colour})">{hint}</rect>']
             x += share
-        parts += [f'<text class="soft num" x="{width}" y="{y + 11}" text-anchor="end">{figures[label]}</text>']
     return _svg(width, 30 + 20 * len(rows), "".join(parts), title)
+
+
+def share_legend(names: Sequence[str]) -> str:
+    """The three counts of `shares` beside their colours, as HTML."""
+    keys = (
+        f'<span class="key"><svg width="14" height="14" aria-hidden="true"><rect y="2" width="12" height="12" '
+        f'fill="var(--{colour})"/></svg> {escape(name)}</span>'
+        for colour, name in zip(_SHARE_COLOURS, names, strict=True)
+    )
+    return f'<p class="legend">{"".join(keys)}</p>'
+
+
+def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _scale(low: float, high: float, start: float, end: float):

@@ -1,0 +1,115 @@
+"""The figures of a comparison as HTML tables; how a number is written is decided here, for charts and sentences too."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+
+def figures(summary: Mapping[str, Any], decimals: int, *, signed: bool = False) -> str:
+    """Mean and half of its interval as text."""
+    if summary["mean"] is None:
+        return "undefined"
+    text = f"{summary['mean']:{'+' if signed else ''}.{decimals}f}"
+    return f"{text} ±{summary['ci95'][1] - summary['mean']:.{decimals}f}" if summary["ci95"] else text
+
+
+def decimals(entry: Mapping[str, Any]) -> int:
+    """Four significant digits of a task's largest score, between 1 and 4 decimals, the same in all columns."""
+    largest = max((abs(s["mean"]) for s in entry["columns"].values() if s["mean"] is not None), default=1) or 1
+    return min(4, max(1, 3 - math.floor(math.log10(largest))))
+
+
+def metric(entry: Mapping[str, Any]) -> str:
+    """A task's headline metric with its unit."""
+    return f"{entry['metric']} ({entry['unit']})" if entry["unit"] else entry["metric"]
+
+
+def scores(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """One row per task, one cell per column, the best in bold; every seed by itself folded away below."""
+    rows = []
+    for task, entry in tasks.items():
+        means = {c: s["mean"] for c, s in entry["columns"].items() if s["mean"] is not None}
+        best = (max if entry["higher_is_better"] else min)(means.values(), default=None)
+        cells = [escape(task), f"{escape(metric(entry))} {'↑' if entry['higher_is_better'] else '↓'}"]
+        for column in columns:
+            summary = entry["columns"].get(column)
+            text = _cell(figures(summary, decimals(entry))) if summary else "–"
+            is_best = best is not None and means.get(column) == best
+            cells.append(f'<span class="best">{text}</span>' if is_best else text)
+        rows.append(cells)
+    many = any(summary["ci95"] for entry in tasks.values() for summary in entry["columns"].values())
+    note = "Bold is the best of its row; ↑ higher, ↓ lower is better"
+    note += "; ± is half of the 95 % interval." if many else "."
+    table = _table(["task", "metric", *columns], rows, left=2)
+    return f'{table}<p class="soft">{note}</p>{_per_seed(tasks, columns) if many else ""}'
+
+
+def _per_seed(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
+    rows = [
+        [escape(task), escape(c), *("–" if v is None else f"{v:.{decimals(entry)}f}" for v in entry["scores"][c])]
+        for task, entry in tasks.items()
+        for c in columns
+        if c in entry["scores"]
+    ]
+    heads = ["task", "column", *(f"run {i + 1}" for i in range(max(map(len, rows)) - 2))]
+    return f"<details><summary>Every seed by itself</summary>{_table(heads, rows, left=2)}</details>"
+
+
+def gains(results: Mapping[str, Any], others: Sequence[str]) -> str:
+    """What the subject gains over each of the other columns, per task and as Δm."""
+    subject, tasks = results["subject"], results["tasks"]
+    rows = []
+    for task, entry in tasks.items():
+        found = [entry["gains"].get(f"{subject}_vs_{c}") for c in others]
+        cells = [_cell(figures(gain, decimals(entry), signed=True)) if gain else "–" for gain in found]
+        rows.append([escape(task), escape(metric(entry)), *cells])
+    mean = [_cell(figures(results["delta_m"][f"{subject}_vs_{c}"], 2, signed=True)) for c in others]
+    rows.append(["Δm", "mean relative gain (%)", *mean])
+    table = _table(["task", "metric", *(f"vs {c}" for c in others)], rows, left=2, last_is_sum=True)
+    how = "Paired by seed; a" if len(results["seeds"]) > 1 else "A"
+    return f'{table}<p class="soft">{how} positive gain is better, whatever the metric\'s direction.</p>'
+
+
+def costs(costs: Mapping[str, Mapping[str, float]]) -> str:
+    """What it takes to have all tasks answered, per column; empty when nothing was measured."""
+    forms = {
+        "networks": ("networks to run", 1, "{:,.0f}"),
+        "parameters": ("parameters (million)", 1e-6, "{:,.2f}"),
+        "milliseconds": ("time per image (ms)", 1, "{:,.2f}"),
+        "images_per_second": ("images per second", 1, "{:,.0f}"),
+    }
+    rows = []
+    for key, (name, scale, form) in forms.items():
+        values = [cost.get(key) for cost in costs.values()]
+        if any(value is not None for value in values):
+            rows.append([name, *("–" if value is None else form.format(value * scale) for value in values)])
+    return _table(["", *costs], rows) if rows else ""
+
+
+def seconds(spent: Mapping[str, float], rates: Mapping[str, float]) -> str:
+    """Time and throughput per stage; empty when nothing was measured."""
+    rows = [
+        [escape(stage), f"{value:,.1f}", f"{rates[stage]:,.0f}" if rates.get(stage) else "–"]
+        for stage, value in spent.items()
+    ]
+    return _table(["stage", "seconds", "images per second"], rows) if rows else ""
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, last_is_sum: bool = False) -> str:
+    """Heads are text, cells are HTML; the first `left` columns are words and stand at the left."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "".join(f'<{tag}{" class=word" if i < left else ""}>{cell}</{tag}>' for i, cell in enumerate(cells))
+
+    body = [
+        f"<tr{' class=sum' if last_is_sum and i == len(rows) - 1 else ''}>{line('td', row)}</tr>"
+        for i, row in enumerate(rows)
+    ]
+    head = line("th", [escape(name) for name in heads])
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    value, plus_minus, half = text.partition(" ±")
+    return f'{value}<span class="pm"> ±{half}</span>' if plus_minus else value
