@@ -1,8 +1,8 @@
 """The bytes of one record: a tf.train.Example laid out as TFDS reads it, without TensorFlow and without TFDS.
 
 A feature is stored under its path, "<task>/<field>". Numbers are widened as TFDS does (integers and booleans to int64,
-floats to float32), "zlib" fields are raw little-endian bytes, deflated, with their shape beside them where more than one
-size varies, "png" fields and the image are encoded pictures. Which files hold the records `must.data.records` knows.
+floats to float32); "zlib" fields are raw little-endian bytes, deflated, with their shape beside them where more than
+one size varies; "png" fields and the image are encoded pictures. Which files hold records `must.data.records` knows.
 """
 
 import functools
@@ -136,26 +136,17 @@ def encode_png(image: np.ndarray) -> bytes:
     )
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3], RGB."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-
-
 def is_plain(data: bytes, size: tuple[int, int]) -> bool:
     """Whether every reader sees these encoded bytes as the same RGB picture of (height, width) `size`.
 
-    Not so with grey or CMYK pictures, palettes, transparency, or a rotation in the metadata. Reads the header alone.
+    Not so with grey or CMYK pictures, palettes and transparency. Reads the header alone.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            upright = picture.getexif().get(0x0112, 1) == 1
             plain = picture.format in ("JPEG", "PNG") and picture.mode == "RGB" and "transparency" not in picture.info
-            return upright and plain and (picture.height, picture.width) == tuple(size)
+            return plain and (picture.height, picture.width) == tuple(size)
     except (UnidentifiedImageError, OSError):
         return False
 

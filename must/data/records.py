@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from must.core.types import ArraySpec, Example, Label, Source, UserError
-from must.data.record_format import decode_image, decode_record
+from must.data.files import decode_picture
+from must.data.record_format import decode_record
 
 COMMITTED, PROVENANCE, IDS = "dataset_info.json", "provenance.json", "ids.txt"
 
@@ -81,7 +82,7 @@ class Records:
     def __getitem__(self, index: int) -> Example:
         id, data, labels = self._read(index)
         if data is not None:
-            return Example(id, decode_image(data), labels)
+            return Example(id, decode_picture(data, f"{self._directory}: {id}"), labels)
         if id not in self._places:
             raise UserError(f"{self._directory}: record {id} holds no picture and the source of images has none")
         return Example(id, self._images[self._places[id]].image, labels)
@@ -116,36 +117,6 @@ class Records:
             if shard not in self._readers:
                 self._readers[shard] = _open(path)
             return self._readers[shard]
-
-
-class Joined:
-    """A source and further labels for some of its examples, found by id.
-
-    Attributes:
-      name, ids, classes, fingerprint: see `Source`.
-    """
-
-    def __init__(self, base: Source, extra: Records):
-        """Refuses, with UserError, a task that both hold; examples that `extra` does not know keep what they have."""
-        twice = set(extra.specs) & set(getattr(base, "specs", base.classes))
-        if twice:
-            raise UserError(f"{extra.name}: {', '.join(sorted(twice))} is in {base.name} already")
-        self._base, self._extra = base, extra
-        self._places = {id: i for i, id in enumerate(extra.ids)}
-        self.name, self.ids = base.name, base.ids
-        self.classes = {**base.classes, **extra.classes}
-        self.specs = {**getattr(base, "specs", {}), **extra.specs}
-        self.fingerprint = _hash([base.fingerprint, extra.fingerprint])
-
-    def __len__(self) -> int:
-        return len(self._base)
-
-    def __getitem__(self, index: int) -> Example:
-        example = self._base[index]
-        place = self._places.get(example.id)
-        if place is None:
-            return example
-        return example._replace(labels={**example.labels, **self._extra.labels(place)})
 
 
 def read_provenance(directory: str) -> dict[str, Any]:

@@ -1,22 +1,24 @@
-"""Images through all teachers to encoded records, keeping the device busy: what is written where `write` knows.
+"""Images through all teachers to encoded records, keeping the device busy.
 
 While the device labels one batch, threads decode and resize the next ones and encode the records of the one before.
+Where records go `must.pseudo_label.write` knows.
 """
 
 import collections
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from must.core.types import Example, Geometry, Label, Source, Teacher, UserError
+from must.core.types import Geometry, Label, Source, Teacher, UserError
 from must.data.geometry import transform_image, whole_image
-from must.data.record_format import encode_png, encode_record, is_plain, mismatch
+from must.data.record_format import encode_png, encode_record, is_plain
+from must.pseudo_label.check import check_batch, check_record
 
-_ROUNDING = 1e-3  # by which a sum of probabilities may exceed 1
 Key = TypeVar("Key")
+_AHEAD = 2  # batches that are decoded before the device needs them
 
 
 class Row(NamedTuple):
@@ -33,33 +35,50 @@ class Row(NamedTuple):
     reason: str = ""
 
 
-class _Batch(NamedTuple):
-    """Decoded images, and each teacher's view of them.
+class _Picture(NamedTuple):
+    """One decoded image.
 
     Attributes:
-      indices: of the source.
-      shapes: (height, width) of each original, or the message of the error that reading it raised.
-      images: encoded pictures.
-      inputs: {(height, width): uint8 [batch_size, height, width, 3]}; rows without an image are 0.
+      shape: (height, width) of the original, pixels.
+      data: encoded, as the record stores it, or None.
+      views: {(h, w): uint8 [h, w, 3]}, the image in the input size of every teacher.
+      reason: why it cannot be read, "" when it can.
     """
 
-    indices: range
-    shapes: list[tuple[int, int] | str]
-    images: list[bytes | None]
-    inputs: dict[tuple[int, int], np.ndarray]
+    shape: tuple[int, int] = (0, 0)
+    data: bytes | None = None
+    views: dict[tuple[int, int], np.ndarray] = {}
+    reason: str = ""
 
 
 class Labeller:
-    """Runs batches of a source through teachers; a context manager, since it owns threads."""
+    """Runs batches of a source through teachers; a context manager, since it owns threads.
+
+    Args:
+      source: images.
+      teachers: all of them see every image.
+      batch_size: rows of every forward pass; short batches are filled up with black images.
+      copy_images: put the encoded picture into the records.
+      keep_aspect: pad the images to the teachers' input size instead of stretching them.
+      threads: of the host; one per core by default, 16 at most.
+    """
 
     def __init__(
-        self, source: Source, teachers: Sequence[Teacher], batch_size: int, *, copy_images: bool, threads: int = 0
+        self,
+        source: Source,
+        teachers: Sequence[Teacher],
+        batch_size: int,
+        *,
+        copy_images: bool = True,
+        keep_aspect: bool = True,
+        threads: int | None = None,
     ):
         self._source, self._teachers, self._batch_size = source, teachers, batch_size
         self._specs = {key: task.label_spec() for teacher in teachers for key, task in teacher.tasks.items()}
         self._sizes = {tuple(teacher.size) for teacher in teachers}
-        self._copy_images = copy_images
-        self._pool = ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1))
+        self._copy_images, self._keep_aspect = copy_images, keep_aspect
+        self._threads = threads or min(16, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(self._threads)
 
     def __enter__(self) -> "Labeller":
         return self
@@ -68,154 +87,105 @@ class Labeller:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, batches: Iterable[tuple[Key, range]]) -> Iterator[tuple[Key, list[Row]]]:
-        """(key, indices) -> (key, rows), in order.
+        """(key, indices into the source) -> (key, one row per index), in order.
 
         Raises:
           UserError: a teacher's labels cannot be right; names teacher, field and record.
         """
-        decoding: collections.deque[tuple[Key, list[Future]]] = collections.deque()
-        labelling: collections.deque[tuple[Key, _Batch, list[dict[str, Label]]]] = collections.deque()
-        encoding: collections.deque[tuple[Key, list[Future]]] = collections.deque()
-        source = iter(batches)
-        exhausted = False
+        batches = iter(batches)
+        decoding, labelling, encoding = collections.deque(), collections.deque(), collections.deque()
         while True:
-            while not exhausted and len(decoding) < 2:
-                batch = next(source, None)
-                if batch is None:
-                    exhausted = True
-                else:
-                    decoding.append((batch[0], batch[1], [self._pool.submit(self._decode, i) for i in batch[1]]))
+            while len(decoding) < _AHEAD and (batch := next(batches, None)):
+                decoding.append((*batch, self._spread(self._decode, batch[1])))
             if decoding:
                 key, indices, futures = decoding.popleft()
-                batch = self._stack(indices, [future.result() for future in futures])
-                # Dispatched before the previous batch is fetched, so that the device goes from one to the next.
-                labelling.append((key, batch, [self._dispatch(teacher, batch) for teacher in self._teachers]))
+                pictures = _gather(futures)
+                labelling.append((key, indices, pictures, self._dispatch(pictures)))
+            # The device has its next batch before the host takes up the one that is done.
             if labelling and (len(labelling) > 1 or not decoding):
-                key, batch, said = labelling.popleft()
-                said = [self._fetch(*pair, batch) for pair in zip(self._teachers, said)]
-                encoding.append((key, [self._pool.submit(self._encode, batch, said, i) for i in range(len(batch.indices))]))
+                key, indices, pictures, said = labelling.popleft()
+                ids = [self._source.ids[index] for index in indices]
+                encode = self._encoder(ids, pictures, self._fetch(said, ids, pictures))
+                encoding.append((key, self._spread(encode, range(len(ids)))))
             if encoding and (len(encoding) > 1 or not labelling):
                 key, futures = encoding.popleft()
-                yield key, [future.result() for future in futures]
-            if exhausted and not (decoding or labelling or encoding):
+                yield key, _gather(futures)
+            if not (decoding or labelling or encoding):
                 return
 
-    def _decode(self, index: int) -> tuple[Example | str, bytes | None, dict[tuple[int, int], np.ndarray]]:
-        """The example or why it cannot be read, its encoded picture, and the picture in every teacher's size."""
+    def _spread(self, work: Callable[[int], Any], items: range) -> list[Future]:
+        """The work in as many parts as there are threads; one future per item would cost more than a small item."""
+        size = -(-len(items) // self._threads)
+        parts = [items[at : at + size] for at in range(0, len(items), size)]
+        return [self._pool.submit(lambda part=part: [work(item) for item in part]) for part in parts]
+
+    def _decode(self, index: int) -> _Picture:
         try:
-            example = self._source[index]
+            image = self._source[index].image
+            stored = self._source.encoded(index) if self._copy_images and hasattr(self._source, "encoded") else None
         except UserError as error:
-            return str(error), None, {}
-        image, data = example.image, None
+            return _Picture(reason=str(error))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise UserError(f"{example.id}: image is {image.dtype} {image.shape}, not uint8 [H, W, 3]")
-        if self._copy_images:
-            stored = self._source.encoded(index) if hasattr(self._source, "encoded") else None
-            plain = stored is not None and is_plain(stored, image.shape[:2])
-            data = stored if plain else encode_png(image)
-        views = {size: transform_image(image, whole_image(image.shape[:2], size)) for size in self._sizes}
-        return example, data, views
+            raise UserError(f"{self._source.ids[index]}: image is {image.dtype} {image.shape}, not uint8 [H, W, 3]")
+        shape = image.shape[:2]
+        if self._copy_images and not (stored and is_plain(stored, shape)):
+            stored = encode_png(image)
+        return _Picture(shape, stored, {size: transform_image(image, self._place(shape, size)) for size in self._sizes})
 
-    def _stack(self, indices: range, decoded: list) -> _Batch:
+    def _place(self, shape: tuple[int, int], size: tuple[int, int]) -> Geometry:
+        return whole_image(shape, size, keep_aspect=self._keep_aspect)
+
+    def _dispatch(self, pictures: Sequence[_Picture]) -> list[dict[str, Label]]:
+        """What every teacher will have said, not waited for."""
         inputs = {size: np.zeros((self._batch_size, *size, 3), np.uint8) for size in self._sizes}
-        for row, (_, _, views) in enumerate(decoded):
-            for size, view in views.items():
+        for row, picture in enumerate(pictures):
+            for size, view in picture.views.items():
                 inputs[size][row] = view
-        shapes = [found if isinstance(found, str) else found.image.shape[:2] for found, _, _ in decoded]
-        return _Batch(indices, shapes, [data for _, data, _ in decoded], inputs)
-
-    def _dispatch(self, teacher: Teacher, batch: _Batch) -> dict[str, Label]:
-        said = teacher.predict(batch.inputs[tuple(teacher.size)])
-        for key in teacher.tasks:
-            if key not in said:
-                raise UserError(f"teacher {teacher.name}: says nothing about {key}, only {', '.join(said) or 'nothing'}")
-            for field in said[key].values():
+        said = [teacher.predict(inputs[tuple(teacher.size)]) for teacher in self._teachers]
+        for label in (label for labels in said for label in labels.values()):
+            for field in label.values():
                 if hasattr(field, "copy_to_host_async"):
                     field.copy_to_host_async()
         return said
 
-    def _fetch(self, teacher: Teacher, said: dict[str, Label], batch: _Batch) -> dict[str, Label]:
-        """The labels on the host, checked."""
-        good = np.array([not isinstance(shape, str) for shape in batch.shapes])
-        fetched = {}
-        for key, task in teacher.tasks.items():
-            fetched[key] = {name: np.asarray(field) for name, field in said[key].items()}
-            problem = _problem(fetched[key], task, tuple(teacher.size), self._batch_size, good)
-            if problem:
-                row, field, what = problem
-                raise UserError(f"teacher {teacher.name}: {key}.{field} {what}, record {self._source.ids[batch.indices[row]]}")
+    def _fetch(self, said: list[dict[str, Label]], ids: list[str], pictures: list[_Picture]) -> list[dict[str, Label]]:
+        """The labels on the host, without the rows that fill up, checked."""
+        rows = [row for row, picture in enumerate(pictures) if not picture.reason]
+        fetched = []
+        for teacher, labels in zip(self._teachers, said):
+            fetched.append({})
+            for key, task in teacher.tasks.items():
+                if key not in labels:
+                    raise UserError(f"teacher {teacher.name}: says nothing of {key}, only of {', '.join(labels)}")
+                label = {name: np.asarray(field) for name, field in labels[key].items()}
+                if problem := check_batch(label, task.network_spec(tuple(teacher.size)), self._batch_size, rows):
+                    row, what = problem
+                    raise UserError(f"teacher {teacher.name}: {key}.{what}, record {ids[row]}")
+                fetched[-1][key] = label
         return fetched
 
-    def _encode(self, batch: _Batch, said: list[dict[str, Label]], row: int) -> Row:
-        id, shape = self._source.ids[batch.indices[row]], batch.shapes[row]
-        if isinstance(shape, str):
-            return Row(id, None, shape)
-        labels = {}
-        for teacher, fetched in zip(self._teachers, said):
-            geometry = whole_image(shape, tuple(teacher.size))
-            for key, task in teacher.tasks.items():
-                label = {name: field[row] for name, field in fetched[key].items()}
-                labels[key] = _restored(teacher, key, task, label, geometry, id)
-        return Row(id, encode_record(id, batch.images[row], labels, self._specs))
+    def _encoder(
+        self, ids: list[str], pictures: list[_Picture], fetched: list[dict[str, Label]]
+    ) -> Callable[[int], Row]:
+        def encode(row: int) -> Row:
+            picture, labels = pictures[row], {}
+            if picture.reason:
+                return Row(ids[row], None, picture.reason)
+            for teacher, said in zip(self._teachers, fetched):
+                geometry = self._place(picture.shape, tuple(teacher.size))
+                for key, task in teacher.tasks.items():
+                    label = {name: field[row] for name, field in said[key].items()}
+                    try:
+                        labels[key] = task.restore(label, geometry)
+                    except (ValueError, KeyError, IndexError, TypeError) as error:
+                        what = f"cannot be stored ({type(error).__name__}: {error})"
+                        raise UserError(f"teacher {teacher.name}: {key} {what}, record {ids[row]}") from None
+                    if what := check_record(labels[key], self._specs[key], task):
+                        raise UserError(f"teacher {teacher.name}: {key}.{what}, record {ids[row]}")
+            return Row(ids[row], encode_record(ids[row], picture.data, labels, self._specs))
+
+        return encode
 
 
-def _restored(teacher: Teacher, key: str, task: Any, label: Label, geometry: Geometry, id: str) -> Label:
-    """Record form, checked against the task's specification."""
-    try:
-        restored = task.restore(label, geometry)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"teacher {teacher.name}: {key} cannot be stored ({error!r}), record {id}") from None
-    spec = task.label_spec()
-    for field in spec:
-        what = mismatch(restored[field], spec[field]) if field in restored else "is missing"
-        what = what or _outside(field, np.asarray(restored[field]), task)
-        if what:
-            raise UserError(f"teacher {teacher.name}: {key}.{field} {what}, record {id}")
-    return restored
-
-
-def _problem(
-    said: Mapping[str, np.ndarray], task: Any, size: tuple[int, int], batch_size: int, good: np.ndarray
-) -> tuple[int, str, str] | None:
-    """(row, field, what is wrong) of the first thing that cannot be right in a batch of labels in network form."""
-    first = int(np.argmax(good))
-    for name, spec in task.network_spec(size).items():
-        if name not in said:
-            return first, name, "is missing"
-        field, kind = said[name], np.dtype(spec.dtype).kind
-        if field.ndim != len(spec.shape) + 1 or field.shape[0] != batch_size:
-            return first, name, f"has shape {field.shape}, not {(batch_size, *spec.shape)}"
-        if field.dtype.kind.replace("u", "i") != kind.replace("u", "i"):
-            return first, name, f"is {field.dtype}, not {np.dtype(spec.dtype)}"
-        if field.shape[-1:] != tuple(spec.shape[-1:]) and name == "probs":
-            return first, name, f"has shape {field.shape}, not {(batch_size, *spec.shape)}"
-    counted = said["valid"] if "valid" in said else None  # empty slots may hold anything
-    for name, field in said.items():
-        rows = field[: len(good)]
-        flat = rows.reshape(len(good), -1)
-        if field.dtype.kind == "f":
-            bad = ~np.isfinite(rows)
-            if counted is not None and bad.shape[: counted.ndim] == counted[: len(good)].shape:
-                bad &= counted[: len(good)].reshape(*counted[: len(good)].shape, *[1] * (bad.ndim - counted.ndim))
-            bad = bad.reshape(len(good), -1).any(-1) & good
-            if bad.any():
-                return int(np.argmax(bad)), name, "is not finite"
-        if name == "probs" and field.dtype.kind == "f":
-            bad = ((rows < 0) | (rows > 1 + _ROUNDING)).reshape(len(good), -1).any(-1)
-            bad = (bad | (rows.sum(-1).reshape(len(good), -1) > 1 + _ROUNDING).any(-1)) & good
-            if bad.any():
-                row = int(np.argmax(bad))
-                return row, name, f"is no probability distribution (sum {flat[row].sum():.4g})"
-    return None
-
-
-def _outside(field: str, array: np.ndarray, task: Any) -> str:
-    """What is wrong with class ids or scores of a label in record form, or ""."""
-    classes = getattr(task, "classes", None)
-    if classes and field in ("ids", "classes", "unknown") and array.size:
-        wrong = (array >= len(classes)) & (array != getattr(task, "ignore", -1))
-        if wrong.any():
-            return f"holds class id {array[wrong].flat[0]} with {len(classes)} classes"
-    if field in ("scores", "probs") and array.dtype.kind == "f" and ((array < 0) | (array > 1 + _ROUNDING)).any():
-        return "is outside 0..1"
-    return ""
+def _gather(futures: Iterable[Future]) -> list:
+    return [item for future in futures for item in future.result()]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from must.core.types import Source, Teacher, UserError
 from must.data.record_format import check_specs
+from must.pseudo_label.infer import Labeller
 
 FORMAT = 1  # of the layout; raised when older code could no longer read it
 
@@ -77,7 +78,13 @@ def make_plan(name: str, split: str, source: Source, *, shards: int, batch_size:
 
 
 def identity(
-    plan: Plan, source: Source, teachers: Sequence[Teacher], settings: dict[str, Any], *, copy_images: bool
+    plan: Plan,
+    source: Source,
+    teachers: Sequence[Teacher],
+    settings: dict[str, Any],
+    *,
+    copy_images: bool,
+    keep_aspect: bool,
 ) -> dict[str, Any]:
     """All that the bytes of the records depend on, ready for JSON; a directory belongs to one identity.
 
@@ -102,11 +109,11 @@ def identity(
             }
     found = {
         "format": FORMAT,
-        "code": _version(),
         "name": plan.name,
         "split": plan.split,
         "source": {"name": source.name, "fingerprint": source.fingerprint, "count": plan.count},
-        "plan": {"shards": plan.shards, "batch_size": plan.batch_size, "images": "copied" if copy_images else "by id"},
+        "plan": {"shards": plan.shards, "batch_size": plan.batch_size},
+        "images": {"stored": copy_images, "keep_aspect": keep_aspect},
         "tasks": tasks,
         "settings": settings,
     }
@@ -129,12 +136,18 @@ def first_difference(there: Any, here: Any, key: str = "") -> str:
     return "" if there == here else f"{key} is {json.dumps(there)} there, {json.dumps(here)} here"
 
 
-def estimate(plan: Plan, source: Source, teachers: Sequence[Teacher], *, copy_images: bool = True) -> Estimate:
-    """Labels one batch twice, the second time by the clock, and scales it up; writes nothing."""
-    from must.pseudo_label.infer import Labeller
+def estimate(
+    plan: Plan, source: Source, teachers: Sequence[Teacher], *, copy_images: bool = True, keep_aspect: bool = True
+) -> Estimate:
+    """Labels the first batch twice, the second time by the clock, and scales it up; writes nothing.
 
-    with Labeller(source, teachers, plan.batch_size, copy_images=copy_images) as labeller:
-        batch = plan.batches(0)[0]
+    Raises:
+      UserError: as `label_images`, or when no image of the batch can be read.
+    """
+    batch = plan.batches(0)[0]
+    with Labeller(
+        source, teachers, plan.batch_size, copy_images=copy_images, keep_aspect=keep_aspect
+    ) as labeller:  # fmt: skip
         for _ in range(2):
             start = time.perf_counter()
             ((_, rows),) = labeller.run([(0, batch)])
@@ -146,8 +159,9 @@ def estimate(plan: Plan, source: Source, teachers: Sequence[Teacher], *, copy_im
     return Estimate(round(sum(sizes) / len(sizes) * plan.count), seconds * batches)
 
 
-def _version() -> str:
+def code_version() -> str:
+    """Of this package, "" where it runs uninstalled."""
     try:
         return importlib.metadata.version("must")
     except importlib.metadata.PackageNotFoundError:
-        return "source"
+        return ""

@@ -1,0 +1,157 @@
+"""Files that appear whole or not at all: shards, what TFDS reads about them, small JSON; and locks between workers."""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from must.data.records import COMMITTED, file_hash
+from must.pseudo_label.infer import Row
+from must.pseudo_label.plan import Plan
+
+
+class ShardFile:
+    """One shard under a temporary name; a context manager that removes what was not moved to its place.
+
+    Attributes:
+      path: of the temporary file.
+      ids: of the records written so far.
+      rejects: [{"id", "reason"}] of the images that could not be read.
+    """
+
+    def __init__(self, folder: str, shard: int):
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self.path = os.path.join(folder, f"{shard:05d}.{secrets.token_hex(4)}.tmp")
+        self.ids: list[str] = []
+        self.rejects: list[dict[str, str]] = []
+        self._writer = ArrayRecordWriter(self.path, "group_size:1")  # one record per group: random access
+
+    def __enter__(self) -> "ShardFile":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._writer.is_open():
+            self._writer.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.path)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Appends the records."""
+        for row in rows:
+            if row.record is None:
+                self.rejects.append({"id": row.id, "reason": row.reason})
+            else:
+                self._writer.write(row.record)
+                self.ids.append(row.id)
+
+    def close(self) -> dict[str, Any]:
+        """Flushes to disk; what the done record says of the shard."""
+        self._writer.close()
+        _sync(self.path)
+        return {
+            "count": len(self.ids),
+            "bytes": os.path.getsize(self.path),
+            "sha256": file_hash(self.path),
+            "ids": self.ids,
+            "rejects": self.rejects,
+        }
+
+
+def write_metadata(directory: str, work: str, plan: Plan, features: Any, shards: Sequence[dict[str, Any]]) -> None:
+    """features.json and dataset_info.json, the latter last.
+
+    Args:
+      directory: of the dataset; its name is the version where it is one.
+      work: folder for temporary files on the same file system.
+      plan: names and split.
+      features: tfds.features.FeaturesDict.
+      shards: [{"count", "bytes"}] in order.
+    """
+    import tensorflow_datasets as tfds
+
+    version = os.path.basename(directory)
+    if not tfds.core.Version.is_valid(version):
+        version = "1.0.0"
+    with tempfile.TemporaryDirectory(dir=work) as at:
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=at, dataset_name=plan.name, split=plan.split, filetype_suffix="array_record"
+        )
+        split = tfds.core.SplitInfo(
+            name=plan.split,
+            shard_lengths=[shard["count"] for shard in shards],
+            num_bytes=sum(shard["bytes"] for shard in shards),
+            filename_template=template,
+        )
+        dataset = tfds.core.dataset_info.DatasetIdentity(
+            name=plan.name, version=tfds.core.Version(version), data_dir=at, module_name=""
+        )
+        info = tfds.core.DatasetInfo(builder=dataset, features=features)
+        info.set_file_format("array_record")
+        info.set_splits(tfds.core.splits.SplitDict([split]))
+        info.write_to_directory(at)
+        for file in sorted(os.listdir(at), key=lambda file: file == COMMITTED):
+            _sync(os.path.join(at, file))
+            move(os.path.join(at, file), os.path.join(directory, file))
+
+
+@contextlib.contextmanager
+def lock(path: str, *, wait: bool = False) -> Iterator[bool]:
+    """Whether we hold the lock; the system drops it when the process dies.
+
+    Where the file system has no locks everyone holds it: workers then may do a shard twice, with the same bytes. Nobody
+    holds one whose folder is gone.
+    """
+    try:
+        file = open(path, "w")
+    except FileNotFoundError:
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+
+
+def write_json(path: str, content: Any, *, keep: bool = False) -> None:
+    """See `write_text`."""
+    write_text(path, json.dumps(content, indent=1) + "\n", keep=keep)
+
+
+def write_text(path: str, text: str, *, keep: bool = False) -> None:
+    """A whole file; with `keep` a file that is there already stays, also when it comes at the same moment."""
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if keep:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+        os.remove(temporary)
+    else:
+        move(temporary, path)
+
+
+def move(source: str, target: str) -> None:
+    """Renames within a file system and flushes the folder."""
+    os.replace(source, target)
+    descriptor = os.open(os.path.dirname(target), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: str) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
