@@ -9,7 +9,7 @@ import os
 import re
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/X.py[:variant]; --config.a.b=value overrides.")
@@ -43,6 +43,7 @@ def _run() -> None:
     from must.core import devices
     from must.core.types import UserError
 
+    logging.set_verbosity(logging.WARNING)  # JAX tells about every backend that it did not find
     devices.set_xla_flags()
     devices.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
     config = _CONFIG.value.to_dict()

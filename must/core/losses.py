@@ -122,8 +122,7 @@ def silog(log_prediction: Array, log_target: Array, valid: Array, focus: float =
     Returns:
       [B]; sqrt(eps) where nothing is valid.
     """
-    difference = jnp.where(valid, log_prediction.astype(jnp.float32), 0.0) - jnp.where(valid, log_target, 0.0)
-    _, mean, variance, _ = _centre(difference, valid)
+    _, mean, variance, _ = _centre(log_prediction.astype(jnp.float32) - log_target, valid)
     # mean g^2 = variance + mean^2: this form cannot turn negative by rounding.
     return jnp.sqrt(variance + (1.0 - focus) * mean**2 + eps)
 

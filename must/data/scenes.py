@@ -108,7 +108,7 @@ class Scenes:
         if count < 0 or start < 0 or not 8 <= size <= 512:
             raise UserError(f"scenes: count {count} and start {start} must be >= 0, size {size} within 8..512")
         self.count, self.seed, self.size, self.domain, self.split = count, seed, size, domain, split
-        self.labels, self.start = labels, start
+        self.annotated, self.start = labels, start
         self.name = name or f"scenes-{domain}-{split}-{seed}"
         self.ids = _Ids(self.name, range(start, start + count))
         self.classes = {task: names for task, names in CLASSES.items() if task in labels}
@@ -120,7 +120,7 @@ class Scenes:
 
     def __getitem__(self, index: int) -> Example:
         frame = self.render(index)
-        return Example(self.ids[index], frame.image, {task: _RECORD[task](frame) for task in self.labels})
+        return Example(self.ids[index], frame.image, {task: _RECORD[task](frame) for task in self.annotated})
 
     def scene(self, index: int) -> Scene:
         """What is drawn for one picture, before anything is cast."""

@@ -163,10 +163,9 @@ def bootstrap_interval(
 def constant_guess(task: Task, labels: Sequence[Label], *, candidates: int = 32) -> Label:
     """The prediction that a blind predictor would repeat for every image; what any trained model has to beat.
 
-    By the fields of the label, in this order: boxes, none at all; class-id maps, the most frequent class everywhere;
-    depth, the median depth everywhere; normals, the mean normal everywhere; class probabilities, their mean (its
-    largest entry is the majority class). For a task with other fields it is the training label that scores best when
-    it is repeated for all of them.
+    By the fields of the label: class probabilities, their mean, whose largest entry is the majority class; class-id
+    maps, the most frequent class everywhere; depth, the median; normals, the mean direction; boxes, none at all. For a
+    task with other fields it is the training label that scores best when it is repeated for all of them.
 
     Args:
       task: whose labels these are.
@@ -177,28 +176,34 @@ def constant_guess(task: Task, labels: Sequence[Label], *, candidates: int = 32)
       One label in network form, without B.
     """
     first = labels[0]
-    if "boxes" in first:
-        return {field: np.zeros_like(value) for field, value in first.items()}
-    if "ids" in first:
+    fields = set(first)
+    if fields == {"probs"}:
+        return {"probs": np.mean([label["probs"] for label in labels], axis=0, dtype=np.float32)}
+    if fields == {"ids", "probs"}:
         counts = sum(np.bincount(np.ravel(label["ids"][..., 0]), minlength=256) for label in labels)
         return {"ids": np.full_like(first["ids"], np.argmax(counts[:255])), "probs": np.full_like(first["probs"], 255)}
-    if "depth" in first:
+    if fields == {"depth"}:
         valid = np.concatenate([label["depth"][label["depth"] > 0] for label in labels])
         return {"depth": np.full_like(first["depth"], np.median(valid) if valid.size else 1)}
-    if "normals" in first:
+    if fields == {"normals"}:
         mean = sum(np.sum(label["normals"], (0, 1)) for label in labels)  # invalid ones are zeros and add nothing
         unit = mean / max(float(np.linalg.norm(mean)), 1e-12)
         return {"normals": np.broadcast_to(unit, first["normals"].shape).astype(np.float32)}
-    if set(first) == {"probs"}:
-        return {"probs": np.mean([label["probs"] for label in labels], axis=0, dtype=np.float32)}
+    if {"boxes", "valid"} <= fields:
+        return {field: np.zeros_like(value) for field, value in first.items()}
+    return _best_of(task, labels, candidates)
+
+
+def _best_of(task: Task, labels: Sequence[Label], candidates: int) -> Label:
     headline = task.metrics[0]
-    truth = {field: np.stack([label[field] for label in labels]) for field in first}
+    truth = {field: np.stack([label[field] for label in labels]) for field in labels[0]}
     tried = [labels[i] for i in np.linspace(0, len(labels) - 1, min(candidates, len(labels))).astype(int)]
 
     def score(guess: Label) -> float:
         repeated = {field: np.broadcast_to(value, (len(labels), *np.shape(value))) for field, value in guess.items()}
         value = task.summarize(jax.device_get(task.measure(repeated, truth)))[headline.name]
-        return value if headline.higher_is_better else -value
+        value = value if headline.higher_is_better else -value
+        return value if np.isfinite(value) else -np.inf
 
     return max(tried, key=score)
 

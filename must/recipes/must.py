@@ -135,8 +135,7 @@ def train_student(config: Config, seed: int, *, directory: str, report) -> dict:
     """The student: ground truth where an image has it, a pseudo label otherwise, drawn uniformly from all images."""
     built = Built(config, seed)
     top = _top(directory, "student")
-    with open(os.path.join(top, "policy", "policy.json")) as file:
-        believed = {name: Policy(*(np.float32(t) for t in pair)) for name, pair in json.load(file).items()}
+    believed = _read_policies(top)
     records = Records(os.path.join(top, *_RECORDS), tasks=list(built.names))
     source = setup.Cached(Overlay(records, built.labelled()))
     facts = _train(built, built.names, source, "student", believed, directory, report)
@@ -200,6 +199,41 @@ def load_teachers(built: Built, directory: str, mirror: bool) -> dict[str, Teach
             mirror=mirror,
         )
     return found
+
+
+def kept_labels(built: Built, directory: str, most: int = 512) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """What the policies make of the records: {task: {class: (positive, ignored, negative)}}, over the first `most`.
+
+    Args:
+      built: the seed's objects.
+      directory: of the seed.
+      most: records that are counted.
+    """
+    believed = _read_policies(directory)
+    records = Records(os.path.join(directory, *_RECORDS), tasks=list(built.names), verify=False)
+    counts = {}
+    for name in built.names:
+        task, plain = built.tasks[name], built.plain._replace(tasks={name: built.tasks[name]})
+        tally = None
+        for i in range(min(most, len(records))):
+            label = plain(records[i], i, np.random.default_rng(0)).labels[name]
+            claims = task.judge(label, label)  # judged against itself, a label says what it claims
+            if claims is None:
+                break
+            score, _, ids = claims
+            if tally is None:
+                tally = np.zeros((len(task.classes), 3), int)
+            positive, negative = (np.broadcast_to(t, len(task.classes))[ids] for t in believed[name])
+            state = np.where(score >= positive, 0, np.where(score >= negative, 1, 2))
+            np.add.at(tally, (ids, state), 1)
+        if tally is not None:
+            counts[name] = {c: tuple(int(v) for v in row) for c, row in zip(task.classes, tally, strict=True)}
+    return counts
+
+
+def _read_policies(directory: str) -> dict[str, Policy]:
+    with open(os.path.join(directory, "policy", "policy.json")) as file:
+        return {name: Policy(*(np.float32(t) for t in pair)) for name, pair in json.load(file).items()}
 
 
 def _judged(built: Built, teacher: Teacher, name: str):

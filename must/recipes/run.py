@@ -13,6 +13,7 @@ import jax
 
 from must.core import devices
 from must.core.types import UserError
+from must.recipes.comparison import print_results
 from must.recipes.jobs import run_jobs
 
 ALL_STAGES = ("teachers", "experts", "grid", "label", "student", "joint", "baselines", "compare", "report")
@@ -41,6 +42,8 @@ def run(recipe, config: Mapping[str, Any], workdir: str, *, stage: str = "all") 
         _claim(workdir, config)
     jobs = [job for job in recipe.plan(config, workers) if stage in ("all", job.stage)]
     run_jobs(workdir, jobs, workers=workers)
+    if devices.is_writer() and stage in ("all", "compare", "report"):
+        print_results(workdir)
 
 
 def _workers(config: Mapping[str, Any]) -> int:

@@ -129,8 +129,11 @@ def train(
             facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
 
     start = int(state.step)
-    fit(state, step, batches, steps=schedule.steps, hooks=(hook,))
-    checkpoints.close()
+    try:
+        fit(state, step, batches, steps=schedule.steps, hooks=(hook,))
+    finally:
+        log.close()
+        checkpoints.close()
     return facts | selection.close() | {"parameters": parameters}
 
 
@@ -225,6 +228,10 @@ class _Log:
             file.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
 
 
 class _Selection:

@@ -77,7 +77,7 @@ def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarr
         stretched = strip[np.arange(strip_width) * len(strip) // strip_width]
         panel[top + 3 : top + ROW_HEIGHT - 3, 4 : 4 + strip_width] = stretched
     canvas = Image.fromarray(panel)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for i, (text, _) in enumerate(rows[:ROWS]):
-        pen.text((strip_width + 10, 2 + (i + 0.5) * ROW_HEIGHT), text, fill=_INK, font=font, anchor="lm")
+        pen.text((strip_width + 9, 2 + (i + 0.5) * ROW_HEIGHT), text, fill=_INK, font=font, anchor="lm")
     return np.concatenate([picture, np.asarray(canvas)])

@@ -1,0 +1,141 @@
+"""MuST on users' folders, and the published setting.
+
+    python -m must.main --config=configs/must.py:folders --config.root=DATA --workdir=runs/folders
+    python -m must.main --config=configs/must.py:paper --config.root=DATA --dry_run
+
+`folders` is an example to copy: four labelled sets of different kinds, each teaching one task, and a pool of photos. It
+reads DATA/clothing (class folders), DATA/bccd (VOC xml), DATA/camvid (PNG masks), DATA/rgbd_kitchen (16-bit depth) and
+DATA/unlabeled_photos. `paper` is the setting of Ghiasi et al. 2021, table 1 and appendix, for accelerators.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+CLOTHING = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
+CELLS = ("WBC", "RBC", "Platelets")
+STREET = ("sky", "building", "pole", "road", "pavement", "tree", "sign_symbol", "fence", "car", "pedestrian", "bicyclist")
+
+
+def get_config(variant: str = "folders") -> ConfigDict:
+    """Variants: "folders", "paper"."""
+    if variant == "folders":
+        return folders()
+    if variant == "paper":
+        return paper()
+    raise ValueError(f"no variant {variant!r} of must: folders, paper")
+
+
+def folders() -> ConfigDict:
+    """Four teachers on four sets of real pictures, one student over all of them; about half an hour on 2 CPU cores."""
+    config = ConfigDict()
+    config.recipe = "must"
+    config.title = "MuST on folders of real pictures"
+    config.seeds = (0,)
+    config.root = placeholder(str, required=True)
+    config.workers = 0
+
+    config.image = {"size": (96, 96), "keep_aspect": True}
+    dense = {"shuffle": 2, "width": 48, "depth": 2}
+    config.tasks = {
+        "classification": {"kind": "classification"},
+        "detection": {"kind": "detection", "strides": (4, 8, 16), "width": 48, "depth": 2, "max_boxes": 40},
+        "segmentation": {"kind": "segmentation", **dense},
+        "depth": {"kind": "depth", "max_depth": 6.0, **dense},
+    }
+    splits = {"train": "train", "validation": "val", "test": "test"}
+
+    def each(**section):
+        return {use: {**section, "split": split, "name": f"{section['root'].split('/')[-1]}-{split}"} for use, split in splits.items()}
+
+    config.sets = {
+        "clothing": each(kind="image_folder", root="{root}/clothing", classes=CLOTHING),
+        "bccd": each(kind="voc", root="{root}/bccd", classes=CELLS),
+        "camvid": each(kind="mask_png", root="{root}/camvid", images="images/{split}", masks="masks/{split}", classes=STREET),
+        "kitchen": each(kind="depth_png", root="{root}/rgbd_kitchen", images="{split}/rgb", depths="{split}/depth", unit="mm"),
+    }
+    config.labelled = {"classification": "clothing", "detection": "bccd", "segmentation": "camvid", "depth": "kitchen"}
+    config.pool = {
+        "clothing": {"kind": "photos", "root": "{root}/clothing/unlabeled", "name": "clothing-unlabeled"},
+        "kitchen": {"kind": "photos", "root": "{root}/rgbd_kitchen/unlabeled", "name": "kitchen-unlabeled"},
+        "photos": {"kind": "photos", "root": "{root}/unlabeled_photos/images", "name": "photos"},
+    }
+    config.measured_on = ("test",)
+    config.model = {
+        "backbone": {"kind": "resnet", "depth": 10, "width": 32, "stem": "small"},
+        "neck": {"channels": 48, "strides": (4, 8, 16)},
+    }
+    training = {
+        "batch_size": 16,
+        "optimizer": {"name": "adamw", "learning_rate": 2e-3, "warmup": 50, "weight_decay": 0.05, "clip_norm": 5.0},
+        "ema_decay": 0.99,
+        "select": "best",
+        "evaluate_every": 200,
+        "geometry": {"zoom": (0.8, 1.25), "shift": 0.05, "flip": True},
+        "view": {"strength": 0.5, "color": 0.3},
+        "balance": {"kind": "fixed"},
+        "normalize": "items",
+        "scales": {},
+    }
+    config.teacher = {**training, "steps": 1000}
+    config.student = {**training, "steps": 3000}
+    config.supervised = {**training, "steps": 3000}
+    config.scratch = {**training, "steps": 3000}
+    config.label = {"shards": 16, "batch_size": 32, "mirror": True}
+    config.policies = {
+        "classification": {"positive": 0.0, "negative": 0.0},
+        "detection": {"positive": 0.4, "negative": 0.1},
+        "segmentation": {"positive": 0.5, "negative": 0.5},
+        "depth": {"positive": 0.0, "negative": 0.0},
+    }
+    config.baselines = ("supervised",)
+    return config
+
+
+def paper() -> ConfigDict:
+    """The published setting: ResNet-152 with FPN at 640 px, 300 M unlabeled images in the paper, ImageNet here.
+
+    Batch 4096 and these schedules are for a TPU pod; depth comes from MiDaS in the paper and from NYU Depth V2 here.
+    """
+    config = folders()
+    config.title = "MuST, the published setting"
+    config.image = {"size": (640, 640), "keep_aspect": True}
+    config.tasks = {
+        "classification": {"kind": "classification"},
+        "detection": {"kind": "detection"},
+        "segmentation": {"kind": "segmentation"},
+        "depth": {"kind": "depth"},
+    }
+    tfds = {"kind": "tfds", "root": "{root}"}
+
+    def splits(train, validation, test, **section):
+        named = {"train": train, "validation": validation, "test": test}
+        return {use: {**tfds, **section, "split": split} for use, split in named.items()}
+
+    config.sets = {
+        "imagenet": splits("train[:99%]", "train[99%:]", "validation", dataset="imagenet2012", labels={"classification": "label"}),
+        "objects365": splits("train[:99%]", "train[99%:]", "validation", dataset="objects365", labels={"detection": "objects"}),
+        "coco": splits("train[:99%]", "train[99%:]", "validation", dataset="coco/2017_panoptic", labels={"segmentation": "panoptic_image"}),
+        "nyu": splits("train[:99%]", "train[99%:]", "validation", dataset="nyu_depth_v2", labels={"depth": "depth"}),
+    }
+    config.labelled = {"classification": "imagenet", "detection": "objects365", "segmentation": "coco", "depth": "nyu"}
+    config.pool = {"imagenet": {**tfds, "dataset": "imagenet2012", "split": "train", "labels": {}, "name": "pool"}}
+    config.model = {
+        "backbone": {"kind": "resnet", "depth": 152, "width": 64, "stem": "imagenet"},
+        "neck": {"channels": 256, "strides": (8, 16, 32, 64, 128)},
+    }
+    training = {
+        "batch_size": 256,
+        "optimizer": {"name": "sgd", "learning_rate": 0.32, "warmup": 1000, "weight_decay": 4e-5, "clip_norm": 0.0},
+        "ema_decay": 0.9998,
+        "geometry": {"zoom": (0.5, 2.0), "shift": 0.0, "flip": True},
+        "view": {},
+        "evaluate_every": 10_000,
+    }
+    for section in (config.teacher, config.student, config.supervised, config.scratch):
+        section.update(training)
+        section.steps = 180_000
+    config.student.batch_size, config.student.optimizer.learning_rate, config.student.normalize = 4096, 0.32, "batch"
+    config.student.scales = "learning_rate_rule"
+    config.policies.detection = {"threshold": 0.5}
+    config.policies.segmentation = {"threshold": 0.5}
+    return config

@@ -1,0 +1,306 @@
+"""Backbones, pyramid, heads: shapes, known parameter counts, agreement with references, and that they learn."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from must.core.types import Features
+from must.models.fpn import FPN, enlarge
+from must.models.heads import ClassHead, DenseHead, DetectionHead, depth_to_space, sum_levels
+from must.models.multi_head import multi_head, parameter_count
+from must.models.resnet import BLOCKS, Norm, ResNet, max_pool
+
+KEY = jax.random.key(0)
+
+
+def _random(*shape, key=1):
+    return jax.random.normal(jax.random.key(key), shape)
+
+
+def _shapes(module, *args, **kwargs):
+    """(outputs, variables) of a module as shapes, without computing anything."""
+    return jax.eval_shape(lambda: module.init_with_output(KEY, *args, **kwargs))
+
+
+def _pyramid(channels=8, strides=(4, 8, 16), size=(32, 48)):
+    levels = {s: _random(2, -(-size[0] // s), -(-size[1] // s), channels, key=s) for s in strides}
+    return Features(levels, _random(2, channels))
+
+
+# --- backbone
+
+
+@pytest.mark.parametrize("depth", sorted(BLOCKS))
+def test_levels_have_the_stated_strides_and_widths(depth):
+    image = jnp.zeros((2, 70, 96, 3))
+    for stem, finest in (("imagenet", 4), ("small", 2)):
+        features, _ = _shapes(ResNet(depth, 8, stem=stem, stages=3), image, train=True)
+        end = 4 if depth >= 50 else 1
+        assert {s: v.shape for s, v in features.pyramid.items()} == {
+            s: (2, -(-70 // s), 96 // s, s // finest * 8 * end) for s in (finest, 2 * finest, 4 * finest)
+        }
+        assert features.pooled.shape == (2, 32 * end)
+
+
+@pytest.mark.parametrize("depth, published", [(18, 11_689_512), (50, 25_557_032), (101, 44_549_160)])
+def test_parameter_count_is_the_published_one(depth, published):
+    features, variables = _shapes(ResNet(depth), jnp.zeros((1, 64, 64, 3)), train=False)
+    assert parameter_count(variables["params"]) + (features.pooled.shape[1] + 1) * 1000 == published
+
+
+def test_unknown_depth_stem_and_norm_are_refused():
+    for module in (ResNet(19), ResNet(stem="large"), ResNet(norm="layer"), ResNet(stages=5)):
+        with pytest.raises(ValueError):
+            _shapes(module, jnp.zeros((1, 32, 32, 3)), train=False)
+
+
+def test_zero_initialised_branches_make_a_block_the_identity_at_first():
+    net = ResNet(18, 8, stem="small", stages=1)
+    x = _random(2, 16, 16, 3)
+    variables = net.init(KEY, x, train=False)
+    assert not np.any(variables["params"]["stage1_block1"]["norm2"]["scale"])
+    stem = net.clone(stages=1).apply(variables, x, train=False).pyramid[2]
+    for name in ("stage1_block1", "stage1_block2"):  # whatever the branch computes is multiplied by zero
+        variables["params"][name]["conv2"]["kernel"] += 1.0
+    np.testing.assert_array_equal(net.apply(variables, x, train=False).pyramid[2], stem)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
+def test_max_pool_equals_the_windowed_reduction(size):
+    x = _random(2, *size, 3) - 5.0  # all negative, so that a zero padding would show
+
+    def reference(x):
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    np.testing.assert_array_equal(max_pool(x), reference(x))
+    weights = _random(*reference(x).shape, key=2)
+    gradients = [jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(x) for pool in (max_pool, reference)]
+    np.testing.assert_allclose(*gradients, atol=1e-6)
+
+
+# --- normalisation
+
+
+def test_batch_norm_equals_flax():
+    x = 3.0 + 2.0 * _random(6, 5, 4, 8)
+    ours, theirs = Norm("batch"), nn.BatchNorm(use_running_average=False, momentum=0.9)
+    params = {"scale": _random(8, key=2), "bias": _random(8, key=3)}
+    stats = {"mean": jnp.zeros(8), "var": jnp.ones(8)}
+    variables = {"params": params, "batch_stats": stats}
+    y, updated = ours.apply(variables, x, train=True, mutable=["batch_stats"])
+    expected, expected_stats = theirs.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), updated, expected_stats)
+    expected = nn.BatchNorm(use_running_average=True).apply({"params": params, **updated}, x)
+    np.testing.assert_allclose(ours.apply({"params": params, **updated}, x, train=False), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels, groups", [(48, 24), (64, 32), (6, 6), (34, 17)])
+def test_group_norm_equals_flax(channels, groups):
+    x = 3.0 + _random(2, 3, 5, channels)
+    variables = {"params": {"scale": _random(channels, key=2), "bias": _random(channels, key=3)}}
+    expected = nn.GroupNorm(groups, epsilon=1e-5).apply(variables, x)
+    np.testing.assert_allclose(Norm("group").apply(variables, x, train=True), expected, atol=1e-4)
+
+
+def test_statistics_over_an_axis_equal_those_of_the_whole_batch():
+    model = multi_head(ResNet(10, 4, stem="small", stages=2), FPN(8, (2, 4)), {"depth": DenseHead(1, 4, 8, 1)})
+    images = jax.random.randint(KEY, (4, 16, 16, 3), 0, 256, jnp.uint8)
+    variables = model.init(KEY, images)
+    assert set(variables) == {"params", "batch_stats"}
+
+    def loss(params, images, axis_name):
+        outputs, state = model.apply({**variables, "params": params}, images, train=True, axis_name=axis_name)
+        return (outputs["depth"] ** 2).sum(), (outputs, state)
+
+    def shard(images, axis_name="data"):
+        gradient, (outputs, state) = jax.grad(loss, has_aux=True)(variables["params"], images, axis_name)
+        return outputs, state, jax.lax.psum(gradient, axis_name)
+
+    expected_gradient, (expected, expected_state) = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)(
+        variables["params"], images, None
+    )
+    outputs, state, gradient = jax.jit(jax.vmap(shard, axis_name="data"))(images.reshape(2, 2, 16, 16, 3))
+    np.testing.assert_allclose(outputs["depth"].reshape(expected["depth"].shape), expected["depth"], atol=1e-4)
+    for got, wanted in ((state, expected_state), (gradient, expected_gradient)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=2e-3, rtol=1e-3), got, wanted)
+    # Statistics of half the batch are different ones: the axis matters.
+    half = model.apply(variables, images[:2], train=True)[0]["depth"]
+    assert np.abs(half - expected["depth"][:2]).max() > 1e-2
+
+
+# --- pyramid
+
+
+def test_enlarge_repeats_and_cuts():
+    x = jnp.arange(6.0).reshape(1, 2, 3, 1)
+    expected = np.arange(6).reshape(2, 3)[np.arange(3)[:, None] // 2, np.arange(5) // 2]
+    np.testing.assert_array_equal(enlarge(x, 2, (3, 5))[0, ..., 0], expected)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 45)])
+def test_pyramid_has_the_stated_strides_at_odd_sizes_too(size):
+    backbone = _shapes(ResNet(10, 4), jnp.zeros((2, *size, 3)), train=False)[0]
+    features = _shapes(FPN(16, (8, 16, 32, 64, 128)), backbone, train=False)[0]
+    assert {s: v.shape for s, v in features.pyramid.items()} == {
+        s: (2, -(-size[0] // s), -(-size[1] // s), 16) for s in (8, 16, 32, 64, 128)
+    }
+    assert features.pooled.shape == backbone.pooled.shape
+
+
+def test_coarse_levels_inform_finer_ones_and_not_the_reverse():
+    neck, features = FPN(6, (8, 16, 32)), _pyramid(strides=(4, 8, 16), size=(40, 56))
+    variables = neck.init(KEY, features, train=False)
+    before = neck.apply(variables, features, train=False).pyramid
+    touched = features._replace(pyramid={**features.pyramid, 16: features.pyramid[16].at[:, 2, 3].add(1.0)})
+    change = np.abs(neck.apply(variables, touched, train=False).pyramid[8] - before[8]).max((0, 3)) > 0
+    rows, columns = np.nonzero(change)  # cells (4..5, 6..) of the finer level and one neighbour around them
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (3, 4, 5, 6)
+    touched = features._replace(pyramid={**features.pyramid, 8: features.pyramid[8] + 1.0})
+    after = neck.apply(variables, touched, train=False).pyramid
+    for stride in (16, 32):
+        np.testing.assert_array_equal(after[stride], before[stride])
+
+
+@pytest.mark.parametrize("strides", [(2, 4), (4, 16), (32,), (8, 4)])
+def test_pyramid_that_cannot_be_built_is_refused(strides):
+    with pytest.raises(ValueError, match="strides"):
+        _shapes(FPN(8, strides), _pyramid(), train=False)
+
+
+# --- heads
+
+
+def test_depth_to_space_puts_every_sub_pixel_in_its_place():
+    r, channels = 3, 2
+    sub_pixels = jnp.arange(r * r * channels, dtype=jnp.float32)  # (row, column, channel)
+    image = depth_to_space(jnp.broadcast_to(sub_pixels, (1, 2, 4, r * r * channels)), r)
+    assert image.shape == (1, 2 * r, 4 * r, channels)
+    tile = np.asarray(sub_pixels).reshape(r, r, channels)
+    np.testing.assert_array_equal(image[0], np.tile(tile, (2, 4, 1)))
+    cells = jnp.repeat(_random(1, 2, 4, 1), r * r, -1)  # whole cells stay where they are
+    np.testing.assert_array_equal(depth_to_space(cells, r), enlarge(cells[..., :1], r, (2 * r, 4 * r)))
+
+
+def test_levels_are_summed_where_they_lie():
+    features = _pyramid(size=(20, 28))
+    total, stride = sum_levels(features.pyramid, 8)
+    y, x = np.mgrid[:3, :4]
+    coarse = np.asarray(features.pyramid[16])[:, y // 2, x // 2]
+    fine = features.pyramid[4][:, :4, :6].reshape(2, 2, 2, 3, 2, 8).mean((2, 4))
+    assert stride == 8 and total.shape == (2, 3, 4, 8)
+    expected = np.asarray(features.pyramid[8]) + coarse
+    np.testing.assert_allclose(total[:, :2, :3], (expected[:, :2, :3] + fine), atol=1e-5)
+    with pytest.raises(ValueError, match="channels"):
+        sum_levels({4: jnp.zeros((1, 4, 4, 3)), 8: jnp.zeros((1, 2, 2, 6))}, 4)
+
+
+@pytest.mark.parametrize("stride, shuffle, size, expected", [
+    (4, 1, (32, 48), (8, 12)), (4, 2, (32, 48), (16, 24)), (4, 2, (30, 45), (15, 23)), (2, 1, (30, 45), (15, 23)),
+    (8, 4, (32, 48), (16, 24)),
+])  # fmt: skip
+def test_pixel_head_covers_the_image(stride, shuffle, size, expected):
+    outputs, _ = _shapes(DenseHead(5, stride, 8, 2, shuffle), _pyramid(size=size), train=False, image_size=size)
+    assert outputs.shape == (2, *expected, 5) and outputs.dtype == jnp.float32
+
+
+def test_detection_starts_at_the_prior_and_orders_points_from_fine_to_coarse():
+    head, features = DetectionHead(3, 8, 2, prior=0.02), _pyramid(strides=(8, 16, 32), size=(40, 56))
+    variables = head.init(KEY, features, train=False, image_size=(40, 56))
+    apply = jax.jit(lambda features: head.apply(variables, features, train=False, image_size=(40, 56)))
+    outputs = apply(features)
+    sizes = [(5, 7), (3, 4), (2, 2)]
+    points = sum(h * w for h, w in sizes)
+    assert {k: v.shape for k, v in outputs.items()} == {
+        "quality": (2, points), "class": (2, points, 3), "distances": (2, points, 4)
+    }  # fmt: skip
+    assert abs(jax.nn.sigmoid(outputs["quality"]).mean() - 0.02) < 0.01
+    reach = outputs["distances"] / np.concatenate([np.full(h * w, s) for (h, w), s in zip(sizes, (8, 16, 32))])[:, None]
+    assert outputs["distances"].min() > 0 and 1.5 < reach.min() and reach.max() < 2.7
+    # A change in one corner cell of the middle level reaches its own points, row-major from there, and no other level.
+    touched = features._replace(pyramid={**features.pyramid, 16: features.pyramid[16].at[:, 0, 0].add(9.0)})
+    moved = np.abs(apply(touched)["class"] - outputs["class"]).max((0, 2)) > 0
+    assert moved[35:].any() and not moved[:35].any() and not moved[47:].any() and moved[35]
+
+
+def test_levels_share_the_weights_of_the_detection_towers():
+    head, features = DetectionHead(3, 8, 1), _pyramid(strides=(8, 16), size=(32, 48))
+    same = features._replace(pyramid={8: features.pyramid[8], 16: features.pyramid[8]})
+    variables = head.init(KEY, features, train=False, image_size=(32, 48))
+    outputs = head.apply(variables, same, train=False, image_size=(32, 48))
+    for name, factor in (("class", 1), ("quality", 1), ("distances", 2)):
+        fine, coarse = np.split(outputs[name], 2, axis=1)
+        np.testing.assert_allclose(coarse, fine * factor, rtol=1e-5)
+
+
+# --- the joined model
+
+
+def test_inference_changes_nothing_and_needs_no_key():
+    model = multi_head(ResNet(10, 4, stem="small", stages=2), None, {"classification": ClassHead(5, dropout=0.5)})
+    images = jax.random.randint(KEY, (2, 16, 16, 3), 0, 256, jnp.uint8)
+    variables = model.init(KEY, images)
+    outputs, state, features = model.apply(variables, images, train=False, with_features=True)
+    jax.tree.map(np.testing.assert_array_equal, state, {"batch_stats": variables["batch_stats"]})
+    assert outputs["classification"].shape == (2, 5) and set(features.pyramid) == {2, 4}
+    first, second = (
+        model.apply(variables, images, train=True, key=jax.random.key(k))[0]["classification"] for k in (1, 2)
+    )
+    assert np.abs(first - second).max() > 0  # dropout follows the key
+
+
+def _five_heads(norm="batch", dtype=jnp.float32):
+    heads = {
+        "classification": ClassHead(8),
+        "detection": DetectionHead(3, 8, 1, dtype=dtype),
+        "segmentation": DenseHead(4, 4, 8, 1, shuffle=2, norm=norm, dtype=dtype),
+    }
+    return lambda depth, width: multi_head(
+        ResNet(depth, width, norm, "small", 3, dtype=dtype), FPN(8, (4, 8), dtype=dtype), heads
+    )
+
+
+@pytest.mark.parametrize("depth, norm", [(10, "batch"), (18, "group"), (50, "batch")])
+def test_every_family_overfits_eight_examples_and_compiles_once(depth, norm):
+    model = _five_heads(norm)(depth, 8 if depth < 50 else 4)
+    images = jax.random.randint(jax.random.key(3), (8, 32, 32, 3), 0, 256, jnp.uint8)
+    variables = model.init(KEY, images)
+    quality = jax.random.bernoulli(jax.random.key(4), 0.5, (8, 80))
+    masks = jax.random.randint(jax.random.key(5), (8, 4, 4), 0, 4).repeat(4, 1).repeat(4, 2)
+    tx = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, state, opt_state, images):
+        def loss(params):
+            outputs, new_state = model.apply({"params": params, **state}, images, train=True)
+            terms = (
+                optax.softmax_cross_entropy_with_integer_labels(outputs["classification"], jnp.arange(8)).mean(),
+                optax.sigmoid_binary_cross_entropy(outputs["detection"]["quality"], quality).mean(),
+                optax.softmax_cross_entropy_with_integer_labels(outputs["segmentation"], masks).mean(),
+            )
+            return sum(terms), new_state
+
+        (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(gradient, opt_state)
+        return optax.apply_updates(params, updates), state, opt_state, value
+
+    params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    opt_state, values = tx.init(params), []
+    for _ in range(150):
+        params, state, opt_state, value = step(params, state, opt_state, images)
+        values.append(float(value))
+        if value < 0.05 * values[0]:
+            break
+    assert values[-1] < 0.05 * values[0], values[::15]
+    assert step._cache_size() == 1
+
+
+def test_bfloat16_keeps_parameters_and_outputs_in_float32():
+    model = _five_heads(dtype=jnp.bfloat16)(10, 8)
+    images = jnp.zeros((2, 32, 32, 3), jnp.uint8)
+    variables = jax.eval_shape(model.init, KEY, images)
+    outputs, state = jax.eval_shape(lambda v: model.apply(v, images, train=True), variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, outputs, state))} == {jnp.dtype("float32")}

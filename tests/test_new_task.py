@@ -1,0 +1,33 @@
+"""A task that `must` does not know goes from teacher to report by configuration alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_two_foreign_tasks_go_all_the_way(tmp_path):
+    command = [sys.executable, "-m", "must.main", "--config=tests/toy_config.py", f"--workdir={tmp_path}/run"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["tasks"]) == {"edges", "corners"}
+    for task in results["tasks"].values():
+        assert {"teacher", "student", "supervised"} <= set(task["scores"])
+        assert np.isfinite([value for values in task["scores"].values() for value in values]).all()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "edges" in page and "corners" in page
+
+    from must.data.records import Records
+
+    (directory,) = (tmp_path / "run" / "pseudo_labels").glob("*/*")
+    records = Records(str(directory))
+    counts = {len(records[i].labels["corners"]["points"]) for i in range(len(records))}
+    assert len(records) == 2 * 32 + 64 and len(counts) > 1  # labels of variable size, read back as written
+    assert records[0].labels["edges"]["edges"].shape == (16, 16)
