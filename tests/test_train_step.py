@@ -110,6 +110,7 @@ def test_labels_with_weight_zero_cannot_matter(step):
     assert step(_fresh(OBJECTIVE, TX), seen)[1]["loss"] != logs["loss"]
 
 
+@pytest.mark.devices(8)
 def test_one_device_equals_eight():
     single, many = _step(OBJECTIVE, TX), _step(OBJECTIVE, TX, jax.devices())
     assert len(jax.devices()) == 8

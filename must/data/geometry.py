@@ -4,6 +4,8 @@ What a depth or a normal map does beyond moving its pixels (division by the zoom
 Photometric changes live in `must.data.augment`.
 """
 
+import functools
+
 import numpy as np
 
 from must.core.types import Geometry
@@ -87,11 +89,14 @@ def transform_map(array: np.ndarray, geometry: Geometry, fill) -> np.ndarray:
     Returns:
       [h, w, ...], same type.
     """
-    rows, row_inside = _sources(geometry, 0, array.shape[0], geometry.size[0], mirrored=False)
-    columns, column_inside = _sources(geometry, 1, array.shape[1], geometry.size[1], mirrored=geometry.flip)
-    out = array[rows][:, columns]
-    if not (row_inside.all() and column_inside.all()):
-        out[~(row_inside[:, None] & column_inside[None, :])] = fill
+    rows, top, bottom = _sources(geometry, 0, array.shape[0])
+    columns, left, right = _sources(geometry, 1, array.shape[1])
+    inside = array[rows][:, columns]
+    if inside.shape[:2] == geometry.size:
+        return inside
+    out = np.empty(geometry.size + array.shape[2:], array.dtype)
+    out[:] = fill
+    out[top:bottom, left:right] = inside
     return out
 
 
@@ -140,11 +145,20 @@ def restore_boxes(boxes: np.ndarray, geometry: Geometry) -> np.ndarray:
     return np.clip(out, 0, np.array([geometry.source_size[1], geometry.source_size[0]] * 2)).astype(np.float32)
 
 
-def _sources(geometry: Geometry, axis: int, pixels: int, length: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
-    """For each position along one axis of the frame: the map's pixel there, clipped, and whether it is inside."""
+@functools.lru_cache(maxsize=4096)  # a run without scale jitter draws few different geometries
+def _sources(geometry: Geometry, axis: int, pixels: int) -> tuple[np.ndarray | slice, int, int]:
+    """Along one axis: the map's pixel at each position of the frame in [start, stop), which is what the image covers."""
+    length = geometry.size[axis]
     centers = np.arange(length) + 0.5
-    if mirrored:
+    if axis == 1 and geometry.flip:
         centers = length - centers
     position = (centers - geometry.offset[axis]) / geometry.scale[axis] * pixels / geometry.source_size[axis]
     index = np.floor(position).astype(np.int64)
-    return np.clip(index, 0, pixels - 1), (index >= 0) & (index < pixels)
+    inside = np.flatnonzero((index >= 0) & (index < pixels))
+    start, stop = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+    index = index[start:stop]
+    for step in (1, -1):
+        if len(index) and (np.diff(index) == step).all():  # an unscaled map is looked at, not copied
+            end = int(index[-1]) + step
+            return slice(int(index[0]), end if end >= 0 else None, step), start, stop
+    return index, start, stop

@@ -7,8 +7,10 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from must.core.devices import global_row_index
 from must.core.types import Array, Features
 from must.models.fpn import enlarge
 from must.models.resnet import Norm, he_normal
@@ -19,16 +21,23 @@ class ClassHead(nn.Module):
 
     Attributes:
       classes: C.
-      dropout: rate on the pooled features while training.
+      dropout: rate on the pooled features while training, drawn per global row: one device draws what many draw.
+      axis_name: devices that share the batch.
     """
 
     classes: int
     dropout: float = 0.0
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> Array:
         """-> float32 [B, C]."""
-        x = nn.Dropout(self.dropout, deterministic=not train)(features.pooled)
+        x = features.pooled
+        if train and self.dropout:
+            key = self.make_rng("dropout")
+            rows = global_row_index(len(x), self.axis_name)
+            keep = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - self.dropout, x.shape[1:]))
+            x = x * keep(rows) / (1 - self.dropout)
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="logits")(x)
 
 

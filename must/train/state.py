@@ -21,10 +21,11 @@ def create(
     """
     init_key, run_key = jax.random.split(key)
     extra, objective_state = objective.init(init_key)
+    variables = jax.tree.map(jnp.copy, variables)  # a step may be given this state's memory; the caller's stays
     params = {"model": variables["params"]} | ({"objective": extra} if extra else {})
     model_state = {name: value for name, value in variables.items() if name != "params"}
     aux_state = {"objective": objective_state, "balance": balance.init(objective.names)}
-    ema_params = jax.tree.map(jnp.copy, params)  # a copy: a donated buffer may not be given twice
+    ema_params = jax.tree.map(jnp.copy, params)  # a donated buffer may not be given twice
     return TrainState(jnp.int32(0), params, model_state, tx.init(params), aux_state, ema_params, run_key)
 
 
