@@ -125,10 +125,11 @@ def encode_png(image: np.ndarray) -> bytes:
     height, width = image.shape[:2]
     colour = image.ndim == 3 and image.shape[2] == 3
     rows = np.zeros((height, 1 + width * (3 if colour else 1)), np.uint8)
-    rows[:, 1:] = image.reshape(height, -1)
+    pixels = image.reshape(height, -1)
+    rows[:, 1:] = pixels
     if colour:  # pictures deflate better as differences to the row above, maps of ids as they are
         rows[1:, 0] = 2
-        rows[1:, 1:] -= image[:-1].reshape(height - 1, -1)
+        rows[1:, 1:] -= pixels[:-1]
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if colour else 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, _LEVEL)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
