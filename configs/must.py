@@ -77,7 +77,7 @@ def folders() -> ConfigDict:
         "scales": {},
     }
     config.teacher = {**training, "steps": 1000}
-    config.student = {**training, "steps": 3000}
+    config.student = {**training, "steps": 3000, "repeat_labelled": 1}
     config.supervised = {**training, "steps": 3000}
     config.scratch = {**training, "steps": 3000}
     config.label = {"shards": 16, "batch_size": 32, "mirror": True}

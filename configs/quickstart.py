@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "scales": {},
     }
     config.teacher = {**training, "steps": 400}
-    config.student = {**training, "steps": 1200}
+    config.student = {**training, "steps": 1200, "repeat_labelled": 1}
     config.supervised = {**training, "steps": 1200}
     config.scratch = {**training, "steps": 1200}
     config.label = {"shards": 16, "batch_size": 64, "mirror": True}

@@ -11,6 +11,7 @@ import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_dict import RequiredValueError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/X.py[:variant]; --config.a.b=value overrides.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; running again resumes.")
@@ -46,17 +47,22 @@ def _run() -> None:
     logging.set_verbosity(logging.WARNING)  # JAX tells about every backend that it did not find
     devices.set_xla_flags()
     devices.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
-    config = _CONFIG.value.to_dict()
+    try:
+        config = _CONFIG.value.to_dict()
+    except RequiredValueError as error:
+        raise UserError(f"--config: {error}") from None
     try:
         recipe = importlib.import_module(f"must.recipes.{config['recipe']}")
     except ImportError as error:
         raise UserError(f"recipe {config['recipe']!r}: {error}") from None
-    from must.recipes import run
-
     if _DRY_RUN.value:
-        run.dry_run(recipe, config)
+        from must.recipes.dry_run import dry_run
+
+        dry_run(recipe, config)
     else:
-        run.run(recipe, config, os.path.abspath(_WORKDIR.value), stage=_STAGE.value)
+        from must.recipes.run import run
+
+        run(recipe, config, os.path.abspath(_WORKDIR.value), stage=_STAGE.value)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -122,7 +122,7 @@ class Corners(Task):
     def transform(self, label, geometry):
         points = np.asarray(label["points"], np.float32).reshape(-1, 2)[: self.most]
         moved, _ = transform_boxes(np.concatenate([points, points + 1e-3], -1), geometry)
-        out = self.blank(geometry.size)
+        out = {"points": np.zeros((self.most, 2), np.float32), "valid": np.zeros(self.most, np.bool_)}
         out["points"][: len(points)], out["valid"][: len(points)] = moved[:, :2], True
         return out
 

@@ -182,6 +182,12 @@ def is_writer() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def wait_for_all(what: str) -> None:
+    """Returns when every process of a distributed run has come here; `what` names the place, the same on all."""
+    if jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices(what)
+
+
 def initialize_distributed(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the other processes of a run; call before anything else touches JAX's devices.
 

@@ -201,6 +201,27 @@ class Overlay(_Merged):
         return labels
 
 
+class Repeated(_Routed):
+    """Every example, some of them several times, so that a uniform draw meets them more often.
+
+    Args:
+      source: what to draw from.
+      ids: of the examples that are repeated; others occur once.
+      times: how often they occur.
+    """
+
+    def __init__(self, source: Source, ids: Iterable[str], *, times: int):
+        if times < 1:
+            raise UserError(f"repeated {source.name}: {times} times")
+        self._source, self.name, self.classes, self.fingerprint = source, source.name, source.classes, source.fingerprint
+        often = set(ids)
+        self._indices = [i for i, id in enumerate(source.ids) for _ in range(times if id in often else 1)]
+        self.ids = [source.ids[i] for i in self._indices]
+
+    def _route(self, index: int) -> tuple[Source, int]:
+        return self._source, self._indices[index]
+
+
 class Cached(_Routed):
     """Examples are decoded once and kept in memory, read-only, until the limit is reached; the others stay as they are.
 

@@ -63,7 +63,9 @@ def from_model(
       fingerprint: of the weights.
       mirror: see `label_step`.
     """
-    step = devices.parallelize(functools.partial(label_step, model=model, tasks=tasks, mirror=mirror), out_axes=0)
+    bound = functools.partial(label_step, model=model, tasks=tasks, mirror=mirror)
+    # Each process of a distributed run labels shards of its own.
+    step = devices.parallelize(bound, out_axes=0, devices=jax.local_devices())
     return Teacher(name, dict(tasks), lambda images: step(variables, images), size, fingerprint)
 
 

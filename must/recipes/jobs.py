@@ -30,7 +30,7 @@ class Job(NamedTuple):
         report(done, total, note) tells how far it is.
       arguments: picklable.
       needs: names of jobs that have to be done before.
-      alone: runs by itself on all cores (measurements).
+      alone: runs by itself on all cores, and in one process of a distributed run (measurements, pages).
     """
 
     name: str
@@ -85,13 +85,14 @@ def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
     directory = os.path.join(workdir, job.name)
     os.makedirs(directory, exist_ok=True)
     start = time.time()
-    said = job.run(*job.arguments, directory=directory, report=report) or {}
-    if not devices.is_writer():
-        return
-    partial = _done_file(workdir, job.name) + ".partial"
-    with open(partial, "w") as file:
-        json.dump({**said, "seconds": round(time.time() - start, 2)}, file, indent=1)
-    os.replace(partial, _done_file(workdir, job.name))
+    if not job.alone or devices.is_writer():
+        said = job.run(*job.arguments, directory=directory, report=report) or {}
+    if devices.is_writer():
+        partial = _done_file(workdir, job.name) + ".partial"
+        with open(partial, "w") as file:
+            json.dump({**said, "seconds": round(time.time() - start, 2)}, file, indent=1)
+        os.replace(partial, _done_file(workdir, job.name))
+    devices.wait_for_all(job.name)
 
 
 def _in_order(workdir: str, jobs: Sequence[Job]):

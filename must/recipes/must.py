@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from must.core import devices
 from must.core.types import Policy, Source, Teacher, UserError
-from must.data.combine import Concat, Overlay
+from must.data.combine import Concat, Overlay, Repeated
 from must.data.records import Records
 from must.evaluate.evaluate import summarize
 from must.objectives.supervised import learning_rate_rule, supervised
@@ -54,9 +55,10 @@ def plan(config: Config, workers: int) -> list[Job]:
         jobs.append(Job(student, "student", train_student, (config, seed), (*parts, f"{at}policy")))
         if "supervised" in config["baselines"]:
             jobs.append(Job(f"{at}baselines/supervised", "baselines", train_supervised, (config, seed)))
-        if "scratch" in config["baselines"]:
-            for task in config["tasks"]:
-                jobs.append(Job(f"{at}baselines/scratch-{task}", "baselines", train_single, (config, seed, task, "scratch")))
+    for seed in config["seeds"] if "scratch" in config["baselines"] else ():  # the longest part, so it comes last
+        for task in config["tasks"]:
+            name = f"{prefix(config, seed)}baselines/scratch-{task}"
+            jobs.append(Job(name, "baselines", train_single, (config, seed, task, "scratch")))
     trained = tuple(job.name for job in jobs if job.stage in ("teachers", "student", "baselines"))
     jobs.append(Job("compare", "compare", compare, (config,), trained, alone=True))
     jobs.append(Job("report", "report", report, (config,), ("compare",), alone=True))
@@ -77,6 +79,13 @@ def columns(config: Config, seed: int) -> dict[str, dict[str, str]]:
     if "scratch" in config["baselines"]:
         found["scratch"] = {t: f"{at}baselines/scratch-{t}" for t in tasks}
     return found
+
+
+def runs(built: "Built") -> list[tuple[str, tuple[str, ...]]]:
+    """The kinds of training runs of a seed: (section of the configuration, tasks of the network)."""
+    found = [("teacher", (name,)) for name in built.names] + [("student", built.names)]
+    found += [("supervised", built.names)] if "supervised" in built.config["baselines"] else []
+    return found + ([("scratch", (name,)) for name in built.names] if "scratch" in built.config["baselines"] else [])
 
 
 class Built:
@@ -132,12 +141,18 @@ def train_supervised(config: Config, seed: int, *, directory: str, report) -> di
 
 
 def train_student(config: Config, seed: int, *, directory: str, report) -> dict:
-    """The student: ground truth where an image has it, a pseudo label otherwise, drawn uniformly from all images."""
+    """The student: ground truth where an image has it, a pseudo label otherwise, drawn uniformly from all images.
+
+    With `repeat_labelled` above 1 the annotated images, few among many, are met that many times as often.
+    """
     built = Built(config, seed)
     top = _top(directory, "student")
     believed = _read_policies(top)
     records = Records(os.path.join(top, *_RECORDS), tasks=list(built.names))
-    source = setup.Cached(Overlay(records, built.labelled()))
+    labelled = built.labelled()
+    source = setup.Cached(Overlay(records, labelled))
+    annotated = (id for part in labelled for id in part.ids)
+    source = Repeated(source, annotated, times=built.config["student"]["repeat_labelled"])
     facts = _train(built, built.names, source, "student", believed, directory, report)
     return facts | {"images": len(source)}
 
@@ -149,6 +164,8 @@ def label(config: Config, seed: int, index: int, count: int, *, directory: str, 
     """The labelling pass, or one worker's part of it: every teacher on every image."""
     built = Built(config, seed)
     top = _top(directory, os.path.join("label", str(index)))
+    if jax.process_count() > 1:
+        index, count = jax.process_index(), jax.process_count()
     section = dict(built.config["label"])
     mirror = section.pop("mirror")
     found = load_teachers(built, os.path.join(top, "teachers"), mirror)
@@ -159,6 +176,7 @@ def label(config: Config, seed: int, index: int, count: int, *, directory: str, 
         list(found.values()),
         worker=(index, count),
         provenance={"mirror": mirror},
+        keep_aspect=built.plain.keep_aspect,
         progress=report,
         **section,
     )
@@ -178,6 +196,8 @@ def choose_policies(config: Config, seed: int, *, directory: str, report) -> dic
             )
         else:
             chosen[name] = setup.build_policy(section)
+    if not devices.is_writer():
+        return {}
     with open(os.path.join(directory, "policy.json"), "w") as file:
         json.dump({name: [np.asarray(t).tolist() for t in pair] for name, pair in chosen.items()}, file, indent=1)
     return {}
@@ -274,7 +294,8 @@ def _train(built: Built, names, source: Source, section: str, believed, director
     variables, _ = stages.load_weights(directory, model, built.size)
     for split in built.config["measured_on"]:
         rows = stages.measure(variables, model, tasks, built.plain, built.splits(split, names))
-        stages.save_rows(os.path.join(directory, f"rows-{split}.npz"), rows)
+        if devices.is_writer():
+            stages.save_rows(os.path.join(directory, f"rows-{split}.npz"), rows)
         facts[split] = summarize(tasks, rows)
     return facts
 

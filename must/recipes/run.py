@@ -1,4 +1,4 @@
-"""What every recipe's run begins with: the workdir's owner, the stages asked for, the manifest; and the dry run."""
+"""What every recipe's run begins with: the workdir's owner, the stages asked for, the manifest."""
 
 import importlib.metadata
 import json
@@ -13,6 +13,7 @@ import jax
 
 from must.core import devices
 from must.core.types import UserError
+from must.pseudo_label.plan import first_difference
 from must.recipes.comparison import print_results
 from must.recipes.jobs import run_jobs
 
@@ -59,7 +60,7 @@ def _claim(workdir: str, config: Mapping[str, Any]) -> None:
     if os.path.exists(path):
         with open(path) as file:
             there = json.load(file)
-        difference = _first_difference(there, config)
+        difference = first_difference(there, config, "config")
         if difference:
             raise UserError(f"{workdir}: belongs to another configuration: {difference}; take another --workdir")
         return
@@ -68,7 +69,7 @@ def _claim(workdir: str, config: Mapping[str, Any]) -> None:
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {error.strerror}") from None
     manifest = {
-        "versions": {name: importlib.metadata.version(name) for name in ("must", "jax", "jaxlib", "flax", "optax", "numpy")},
+        "versions": {name: _version(name) for name in ("must", "jax", "jaxlib", "flax", "optax", "numpy")},
         "python": platform.python_version(),
         "git": _git_sha(),
         "devices": [device.device_kind for device in jax.local_devices()],
@@ -80,16 +81,11 @@ def _claim(workdir: str, config: Mapping[str, Any]) -> None:
         os.replace(os.path.join(workdir, name + ".partial"), os.path.join(workdir, name))
 
 
-def _first_difference(there: Any, here: Any, key: str = "config") -> str:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in sorted(set(there) | set(here)):
-            if name not in there or name not in here:
-                return f"{key}.{name} is {'missing there' if name not in there else 'only there'}"
-            difference = _first_difference(there[name], here[name], f"{key}.{name}")
-            if difference:
-                return difference
-        return ""
-    return "" if there == here else f"{key} is {json.dumps(there)} there, {json.dumps(here)} here"
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return None
 
 
 def _git_sha() -> str | None:

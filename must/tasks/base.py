@@ -5,6 +5,7 @@ import path ("my_project.edges:EdgeMap") or, for the tasks that come with `must`
 """
 
 import dataclasses
+import functools
 import importlib
 from typing import Any, ClassVar
 
@@ -90,7 +91,15 @@ class Task:
 
     def blank(self, size: tuple[int, int]) -> Label:
         """A label in network form that stands where none is known; it always travels with weight 0."""
-        return {name: np.zeros(spec.shape, spec.dtype) for name, spec in self.network_spec(size).items()}
+        return dict(_blank(self, tuple(size)))
+
+
+@functools.lru_cache(maxsize=256)  # most rows of a partly labelled set need one for most tasks
+def _blank(task: Task, size: tuple[int, int]) -> Label:
+    fields = {name: np.zeros(spec.shape, spec.dtype) for name, spec in task.network_spec(size).items()}
+    for array in fields.values():
+        array.setflags(write=False)
+    return fields
 
 
 def build(kind: str, **hyper_parameters: Any) -> Task:

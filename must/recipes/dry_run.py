@@ -1,0 +1,130 @@
+"""What a configuration would do, before anything is spent: data, shapes, parameters, memory, label bytes, hours."""
+
+import functools
+import time
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from must.core.types import Batch, Policy, UserError
+from must.data.classes import as_table
+from must.data.geometry import whole_image
+from must.objectives.supervised import supervised
+from must.recipes import setup
+from must.train import state as states
+from must.train.optimizer import optimizer
+from must.train.step import train_step
+
+
+def dry_run(recipe, config: Mapping[str, Any]) -> None:
+    """Resolves a configuration and prints what running it means; writes nothing and compiles nothing large.
+
+    Hours are floating-point operations of the step over what this machine reaches in a plain matrix product, so they
+    are a lower bound of the right order.
+
+    Raises:
+      UserError: a path, a class map or a shape that does not work.
+    """
+    seed = config["seeds"][0]
+    built = recipe.Built(config, seed)
+    print(f"{config['title']}: recipe {config['recipe']}, seeds {list(config['seeds'])}, frame {built.size}")
+    print("\ndata")
+    for name, section in built.config["sets"].items():
+        counts = {split: len(setup.build_source(spec)) for split, spec in section.items()}
+        print(f"  {name:16} " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
+    everything = built.everything()
+    print(f"  to label         {len(everything):,} images")
+    for name, task in built.tasks.items():
+        classes = getattr(task, "classes", None)
+        print(f"  {name:16} " + (f"{len(classes)} classes: {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}" if classes else "no classes"))
+    for source in built.labelled():
+        if getattr(source, "class_map", None):
+            print(as_table(source.class_map))
+    print("\none row of a batch")
+    for name, task in built.tasks.items():
+        fields = {k: (v.shape, str(v.dtype)) for k, v in task.network_spec(built.size).items()}
+        print(f"  {name:16} " + ", ".join(f"{k} {dtype}{list(shape)}" for k, (shape, dtype) in fields.items()))
+    _check_first(built, everything)
+    rate = _matmul_rate()
+    print(f"\nruns (hours at {rate / 1e12:.2f} TFLOP/s, a plain matrix product here)")
+    for section, names in recipe.runs(built):
+        steps, size = built.config[section]["steps"], built.config[section]["batch_size"]
+        parameters, memory, flops = _cost(built, names, section)
+        print(
+            f"  {section + ' ' + (names[0] if len(names) == 1 else 'all tasks'):28} {parameters / 1e6:7.2f} M parameters, "
+            f"{steps:,} steps of {size:,}, {memory / 2**30:6.2f} GiB state, {steps * flops / rate / 3600:9.3f} h"
+        )
+    sizes = {name: _label_bytes(built, name) for name in built.names}
+    total = sum(sizes.values())
+    print("\nlabels: " + ", ".join(f"{name} {size / 1024:.1f} kB" for name, size in sizes.items()))
+    print(f"  {total / 1024:.1f} kB a record without the image, {total * len(everything) / 2**30:.2f} GiB in all, "
+          f"{built.config['label']['shards']} shards")
+
+
+def _check_first(built, source) -> None:
+    """One example of every set goes through geometry and labels, so that a wrong label space shows now."""
+    for split in ("train", "validation", "test"):
+        for name in built.names:
+            part = built.split(name, split)
+            if not len(part):
+                raise UserError(f"{part.name}: empty split")
+            built.plain._replace(tasks={name: built.tasks[name]})(part[0], 0, np.random.default_rng(0))
+    source[len(source) - 1]
+
+
+def _cost(built, names, section: str) -> tuple[int, int, float]:
+    """(parameters, bytes of the state, floating-point operations of a step), from shapes alone."""
+    tasks = {name: built.tasks[name] for name in names}
+    model, settings = built.model(names), built.config[section]
+    scales, believed = dict.fromkeys(names, 1.0), dict.fromkeys(names, Policy())
+    objective = supervised(model, tasks, scales=scales, policies=believed)
+    balance, tx = setup.build_balance(settings["balance"]), optimizer(steps=settings["steps"], **settings["optimizer"])
+    schedule = built.schedule(section)
+
+    def fresh(key):
+        variables = model.init(key, jnp.zeros((1, *built.size, 3), jnp.uint8))
+        return states.create(key, variables, objective, balance, tx)
+
+    state = jax.eval_shape(fresh, jax.random.key(0))
+    rows = min(schedule.batch_size, 8)  # operations grow linearly with the rows, compile-time memory too
+    row = _shapes(tasks, built.size, rows)
+    step = functools.partial(train_step, objective=objective, balance=balance, tx=tx)
+    analysis = jax.jit(step).lower(state, row).cost_analysis() or {}
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    memory = sum(leaf.size * jnp.dtype(jnp.float32).itemsize for leaf in jax.tree.leaves(state._replace(key=None)))
+    return parameters, memory, float(analysis.get("flops", 0.0)) * schedule.batch_size / rows
+
+
+def _shapes(tasks, size: tuple[int, int], rows: int) -> Batch:
+    """A batch of shapes."""
+    of = jax.ShapeDtypeStruct
+    labels = {
+        name: {field: of((rows, *spec.shape), spec.dtype) for field, spec in task.network_spec(size).items()}
+        for name, task in tasks.items()
+    }
+    weights = {name: of((rows,), np.float32) for name in tasks}
+    return Batch({"image": of((rows, *size, 3), np.uint8)}, labels, weights, of((rows,), np.int32), {})
+
+
+def _label_bytes(built, name: str) -> int:
+    """Compressed size of a prediction that says what the first annotation of the task says."""
+    task, example = built.tasks[name], built.split(name, "train")[0]
+    geometry = whole_image(example.image.shape[:2], built.size, keep_aspect=built.plain.keep_aspect)
+    fields = task.restore(task.transform(example.labels[name], geometry), geometry)
+    return sum(len(zlib.compress(np.ascontiguousarray(value).tobytes())) for value in fields.values())
+
+
+def _matmul_rate(side: int = 1024) -> float:
+    """Floating-point operations per second of a square float32 product on the first device."""
+    product = jax.jit(lambda a: a @ a)
+    matrix = jnp.ones((side, side))
+    jax.block_until_ready(product(matrix))
+    start = time.perf_counter()
+    for _ in range(5):
+        matrix_out = product(matrix)
+    jax.block_until_ready(matrix_out)
+    return 5 * 2 * side**3 / (time.perf_counter() - start)

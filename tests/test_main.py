@@ -1,0 +1,142 @@
+"""The command line as a user meets it: mistakes are one line and exit code 2, killed runs go on where they were."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = "tests/tiny_config.py"
+
+
+def _command(workdir, *flags):
+    return [sys.executable, "-m", "must.main", f"--config={TINY}", f"--workdir={workdir}", *flags]
+
+
+def _environment():
+    return {**os.environ, "XLA_FLAGS": "", "OMP_NUM_THREADS": "1"}
+
+
+def _run(workdir, *flags, check=True):
+    command = _command(workdir, *flags)
+    result = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=280)
+    assert not check or result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+def _refused(workdir, *flags):
+    """The one line of a refusal."""
+    result = _run(workdir, *flags, check=False)
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert result.returncode == 2 and len(lines) == 1 and "Traceback" not in result.stderr, result.stderr[-2000:]
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    _run(workdir, "--stage=teachers")
+    _run(workdir, "--stage=label")
+    return workdir
+
+
+def _arrays(workdir):
+    """Hashes of what training and labelling left."""
+    from must.train.checkpoint import Checkpoints
+
+    facts = Checkpoints(str(workdir / "teachers" / "depth" / "checkpoints")).facts()
+    records = {p.name: p.read_bytes() for p in (workdir / "pseudo_labels" / "pool" / "1.0.0").iterdir() if "array_record" in p.name}
+    return facts["sha256"], records
+
+
+def _kill_when(workdir, ready, *flags):
+    process = subprocess.Popen(
+        _command(workdir, *flags), cwd=ROOT, env=_environment(), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    end = time.time() + 200
+    while not ready() and process.poll() is None and time.time() < end:
+        time.sleep(0.02)
+    alive = process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return alive
+
+
+def test_killed_training_and_labelling_end_like_an_unbroken_run(whole, tmp_path):
+    workdir = tmp_path / "killed"
+    checkpoints = workdir / "teachers" / "depth" / "checkpoints"
+    saved = lambda: any(p.name.isdigit() for p in checkpoints.glob("*")) if checkpoints.exists() else False  # noqa: E731
+    assert _kill_when(workdir, saved, "--stage=teachers")
+    assert not (workdir / "teachers" / "depth" / "done.json").exists()
+    _run(workdir, "--stage=teachers")
+    records = workdir / "pseudo_labels" / "pool" / "1.0.0"
+    begun = lambda: records.exists() and any(records.iterdir())  # noqa: E731
+    _kill_when(workdir, begun, "--stage=label")
+    _run(workdir, "--stage=label")
+    assert _arrays(workdir) == _arrays(whole)
+
+
+def test_other_configuration_is_refused_by_its_first_key(whole):
+    assert "config.teacher.steps" in _refused(whole, "--config.teacher.steps=7")
+
+
+def test_damaged_shard_is_named(whole, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    shard = next((copy / "pseudo_labels" / "pool" / "1.0.0").glob("*array_record*"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    assert shard.name in _refused(copy, "--stage=student")
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--config.teacher.stepz=3"], "stepz"),
+        (["--stage=studnet"], "studnet"),
+        (["--stage=export"], "not built yet"),
+        (["--stage=student"], "teachers"),
+        (["--config.tasks.depth.kind=deepth", "--dry_run"], "deepth"),
+        (["--config.recipe=mast"], "mast"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, flags, says):
+    assert says in _refused(tmp_path / "run", *flags)
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    result = _run(tmp_path / "run", "--dry_run")
+    assert not (tmp_path / "run").exists()
+    assert re.search(r"student all tasks .* M parameters", result.stdout) and "GiB in all" in result.stdout
+
+
+def test_two_real_processes_train_like_one(whole, tmp_path):
+    """Same global batches; each process reads its own rows and process 0 alone writes."""
+    script = ROOT / "launch" / "local" / "two_process.sh"
+    flags = [f"--config={TINY}", f"--workdir={tmp_path}/two", "--stage=teachers"]
+    result = subprocess.run(
+        ["bash", str(script), *flags],
+        cwd=ROOT,
+        env={**_environment(), "PYTHON": sys.executable, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    def losses(workdir):
+        lines = (workdir / "teachers" / "depth" / "metrics.jsonl").read_text().splitlines()
+        return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+
+    one, two = losses(whole), losses(tmp_path / "two")
+    assert len(one) == len(two) > 2
+    assert one[0] == pytest.approx(two[0], rel=1e-5)
+    assert one == pytest.approx(two, rel=1e-3)
