@@ -1,4 +1,4 @@
-"""A source, a task with every kind of field and a teacher of plain NumPy; and one worker of a label pass as a program."""
+"""A source, a task with every kind of field, a teacher of plain NumPy; and one worker of a label pass as a program."""
 
 import dataclasses
 import sys
@@ -82,7 +82,7 @@ class ToyTask:
         }
 
 
-def toy_teacher(*, seconds: float = 0.0, task: ToyTask = ToyTask(), size=(16, 12), fingerprint: str = "weights", edit=None):
+def toy_teacher(*, seconds=0.0, task=ToyTask(), size=(16, 12), fingerprint="weights", edit=None):
     """Probabilities from the mean colour; `edit` changes what it says, in place."""
 
     def predict(images):

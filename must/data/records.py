@@ -141,6 +141,14 @@ def file_hash(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def record_count(path: str) -> int:
+    """Records that a reader finds in a shard; UserError when it finds it damaged."""
+    try:
+        return _open(path).num_records()
+    except Exception as error:  # the reader has types of its own
+        raise UserError(f"{path}: damaged ({error})") from None
+
+
 def _check_file(directory: str, entry: dict[str, Any], verify: bool) -> None:
     """Raises UserError unless the file is as it was committed; half an ArrayRecord opens as 0 records, silently."""
     path = os.path.join(directory, entry["file"])
@@ -151,13 +159,8 @@ def _check_file(directory: str, entry: dict[str, Any], verify: bool) -> None:
         raise UserError(f"{path}: {size} bytes, {entry['bytes']} were written")
     if verify and file_hash(path) != entry["sha256"]:
         raise UserError(f"{path}: damaged, its SHA-256 is not that of {PROVENANCE}")
-    if entry["file"] != IDS:
-        try:
-            count = _open(path).num_records()
-        except Exception as error:
-            raise UserError(f"{path}: damaged ({error})") from None
-        if count != entry["count"]:
-            raise UserError(f"{path}: {count} records, {entry['count']} were written")
+    if entry["file"] != IDS and (count := record_count(path)) != entry["count"]:
+        raise UserError(f"{path}: {count} records, {entry['count']} were written")
 
 
 def _open(path: str) -> Any:

@@ -61,6 +61,9 @@ class Labeller:
       copy_images: put the encoded picture into the records.
       keep_aspect: pad the images to the teachers' input size instead of stretching them.
       threads: of the host; one per core by default, 16 at most.
+
+    Attributes:
+      specs: {task: Task.label_spec()} of all teachers.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Labeller:
         threads: int | None = None,
     ):
         self._source, self._teachers, self._batch_size = source, teachers, batch_size
-        self._specs = {key: task.label_spec() for teacher in teachers for key, task in teacher.tasks.items()}
+        self.specs = {key: task.label_spec() for teacher in teachers for key, task in teacher.tasks.items()}
         self._sizes = {tuple(teacher.size) for teacher in teachers}
         self._copy_images, self._keep_aspect = copy_images, keep_aspect
         self._threads = threads or min(16, os.cpu_count() or 1)
@@ -180,9 +183,9 @@ class Labeller:
                     except (ValueError, KeyError, IndexError, TypeError) as error:
                         what = f"cannot be stored ({type(error).__name__}: {error})"
                         raise UserError(f"teacher {teacher.name}: {key} {what}, record {ids[row]}") from None
-                    if what := check_record(labels[key], self._specs[key], task):
+                    if what := check_record(labels[key], self.specs[key], task):
                         raise UserError(f"teacher {teacher.name}: {key}.{what}, record {ids[row]}")
-            return Row(ids[row], encode_record(ids[row], picture.data, labels, self._specs))
+            return Row(ids[row], encode_record(ids[row], picture.data, labels, self.specs))
 
         return encode
 

@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from must.data.records import COMMITTED, file_hash
+from must.core.types import UserError
+from must.data.records import COMMITTED, file_hash, record_count
 from must.pseudo_label.infer import Row
 from must.pseudo_label.plan import Plan
 
@@ -29,6 +30,7 @@ class ShardFile:
         self.path = os.path.join(folder, f"{shard:05d}.{secrets.token_hex(4)}.tmp")
         self.ids: list[str] = []
         self.rejects: list[dict[str, str]] = []
+        open(self.path, "xb").close()  # whose error says whether the folder is gone; the writer's does not
         self._writer = ArrayRecordWriter(self.path, "group_size:1")  # one record per group: random access
 
     def __enter__(self) -> "ShardFile":
@@ -53,6 +55,8 @@ class ShardFile:
         """Flushes to disk; what the done record says of the shard."""
         self._writer.close()
         _sync(self.path)
+        if (count := record_count(self.path)) != len(self.ids):
+            raise UserError(f"{self.path}: {count} of {len(self.ids)} records arrived; is the disk full?")
         return {
             "count": len(self.ids),
             "bytes": os.path.getsize(self.path),
@@ -122,14 +126,21 @@ def lock(path: str, *, wait: bool = False) -> Iterator[bool]:
         yield True
 
 
-def write_json(path: str, content: Any, *, keep: bool = False) -> None:
+def write_json(path: str, content: Any, work: str, *, keep: bool = False) -> None:
     """See `write_text`."""
-    write_text(path, json.dumps(content, indent=1) + "\n", keep=keep)
+    write_text(path, json.dumps(content, indent=1) + "\n", work, keep=keep)
 
 
-def write_text(path: str, text: str, *, keep: bool = False) -> None:
-    """A whole file; with `keep` a file that is there already stays, also when it comes at the same moment."""
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+def write_text(path: str, text: str, work: str, *, keep: bool = False) -> None:
+    """A whole file, or none.
+
+    Args:
+      path: of the file.
+      text: its content.
+      work: folder for the temporary file, on the same file system.
+      keep: a file that is there already stays, also when it comes at the same moment.
+    """
+    temporary = os.path.join(work, f"{os.path.basename(path)}.{secrets.token_hex(4)}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

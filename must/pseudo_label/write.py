@@ -91,12 +91,15 @@ def label_images(
         order = sorted(range(plan.shards), key=lambda shard: ((shard - worker[0]) % worker[1] != 0, shard))
         with Labeller(source, teachers, plan.batch_size, **looks) as labeller:
             while not job.complete():
-                job.label(labeller, order)
-                if job.missing():
-                    time.sleep(_POLL)  # others write the rest; what they leave when they die is ours
-                else:
-                    specs = {key: task.label_spec() for teacher in teachers for key, task in teacher.tasks.items()}
-                    job.commit(wanted, lambda: features_of(specs, images=copy_images))
+                try:
+                    job.label(labeller, order)
+                    if job.missing():
+                        time.sleep(_POLL)  # others write the rest; what they leave when they die is ours
+                    else:
+                        job.commit(wanted, lambda: features_of(labeller.specs, images=copy_images))
+                except FileNotFoundError:
+                    if not job.complete():  # then the one who completed it has cleared the work folder away
+                        raise
     shutil.rmtree(job.work, ignore_errors=True)
     facts = read_provenance(directory)
     counts, sizes = ([shard[key] for shard in facts["shards"]] for key in ("count", "bytes"))
@@ -128,7 +131,7 @@ class _Job:
             path = os.path.join(self.work, "identity.json")
             with contextlib.suppress(FileNotFoundError):  # another worker has just finished
                 os.makedirs(self.work, exist_ok=True)
-                write_json(path, wanted, keep=True)
+                write_json(path, wanted, self.work, keep=True)
                 with open(path, encoding="utf-8") as file:
                     self._compare(json.load(file), wanted)
                 return True
@@ -179,7 +182,7 @@ class _Job:
         facts = {"file": self._plan.file(shard), **file.close()}
         if self._open(shard):  # where there are no locks another worker may have been faster
             move(file.path, os.path.join(self._directory, facts["file"]))
-            write_json(self._path(shard, "done.json"), facts)
+            write_json(self._path(shard, "done.json"), facts, self.work)
         for other in set(range(self._plan.shards)) - set(self._done):
             if found := self._record(other):
                 self._done[other] = found["count"] + len(found["rejects"])
@@ -198,7 +201,7 @@ class _Job:
         known = [reject for found in others if found for reject in found["rejects"]] + rejects
         if len(known) > self._bound:
             path = os.path.join(self._directory, _REJECTS)
-            write_text(path, _lines(known))
+            write_text(path, _lines(known), self.work)
             raise UserError(
                 f"{path}: {len(known)} of {self._plan.count} images cannot be read, max_rejects allows {self._bound}; "
                 f"{known[-1]['id']}: {known[-1]['reason']}"
@@ -218,8 +221,8 @@ class _Job:
             rejects = [reject for facts in records for reject in facts["rejects"]]
             ids = "".join(f"{id}\n" for facts in records for id in facts["ids"])
             shards = [{key: facts[key] for key in ("file", "count", "bytes", "sha256")} for facts in records]
-            write_text(os.path.join(self._directory, IDS), ids)
-            write_text(os.path.join(self._directory, _REJECTS), _lines(rejects))
+            write_text(os.path.join(self._directory, IDS), ids, self.work)
+            write_text(os.path.join(self._directory, _REJECTS), _lines(rejects), self.work)
             hashed = {"file": IDS, "bytes": len(ids.encode()), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
             facts = {
                 **wanted,
@@ -228,7 +231,7 @@ class _Job:
                 "ids": hashed,
                 "shards": shards,
             }
-            write_json(os.path.join(self._directory, PROVENANCE), facts)
+            write_json(os.path.join(self._directory, PROVENANCE), facts, self.work)
             write_metadata(self._directory, self.work, self._plan, features(), shards)
 
     def _path(self, shard: int, kind: str) -> str:
