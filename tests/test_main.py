@@ -103,7 +103,7 @@ def test_damaged_shard_is_named(whole, tmp_path):
         (["--config.teacher.stepz=3"], "stepz"),
         (["--stage=studnet"], "studnet"),
         (["--stage=export"], "not built yet"),
-        (["--stage=student"], "teachers"),
+        (["--stage=student"], "label"),
         (["--config.tasks.depth.kind=deepth", "--dry_run"], "deepth"),
         (["--config.recipe=mast"], "mast"),
     ],
