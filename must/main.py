@@ -11,7 +11,6 @@ import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
-from ml_collections.config_dict import RequiredValueError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/X.py[:variant]; --config.a.b=value overrides.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; running again resumes.")
@@ -47,10 +46,7 @@ def _run() -> None:
     logging.set_verbosity(logging.WARNING)  # JAX tells about every backend that it did not find
     devices.set_xla_flags()
     devices.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
-    try:
-        config = _CONFIG.value.to_dict()
-    except RequiredValueError as error:
-        raise UserError(f"--config: {error}") from None
+    config = _CONFIG.value.to_dict()
     try:
         recipe = importlib.import_module(f"must.recipes.{config['recipe']}")
     except ImportError as error:

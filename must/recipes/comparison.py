@@ -3,6 +3,7 @@
 A recipe says which directory answers which task in which column; the rest is the same for all recipes.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 
 from must.core.types import Label
 from must.evaluate import compare as columns_of
+from must.evaluate.evaluate import bootstrap_interval, constant_guess, constant_step, evaluate
 from must.recipes import jobs, stages
 
 Config = Mapping[str, Any]
@@ -48,9 +50,10 @@ def compare(config: Config, *, directory: str, report) -> dict:
         results.setdefault("other_splits", {})[split] = columns_of.results(
             config["recipe"], config["seeds"], metrics, by_split[split]
         )
+    results["against_guess"] = _against_guess(recipe, config, built, workdir)
     with open(os.path.join(workdir, "results.json"), "w") as file:
         json.dump(results, file, indent=1)
-    text = columns_of.table(results)
+    text = columns_of.table(results) + "\n\n" + _guess_table(results["against_guess"])
     for split in shifted:
         text += f"\n\nOn {split}:\n" + columns_of.table(results["other_splits"][split])
     with open(os.path.join(workdir, "results.txt"), "w") as file:
@@ -80,6 +83,41 @@ def report(config: Config, *, directory: str, report) -> dict:
         settings=_settings(workdir),
     )
     return {}
+
+
+def _against_guess(recipe, config: Config, built, workdir: str, resamples: int = 200) -> dict[str, Any]:
+    """What every column of the first seed adds to a blind guess, bootstrapped over the test images.
+
+    Returns:
+      {task: {"guess": score, "gains": {column: {"mean", "ci95"}}}}, better positive.
+    """
+    split = config["measured_on"][0]
+    found = {}
+    for name, task in built.tasks.items():
+        encoder, metric = built.plain._replace(tasks={name: task}), task.metrics[0]
+        train = built.split(name, "train")
+        labels = [encoder(train[i], i, np.random.default_rng(i)).labels[name] for i in range(min(len(train), 256))]
+        step = jax.jit(functools.partial(constant_step, tasks={name: task}))
+        batches = stages.eval_batches(built.split(name, split), encoder, batch_size=64)
+        blind = evaluate(step, {name: constant_guess(task, labels)}, batches)[name]
+        sign, floor = (1 if metric.higher_is_better else -1), task.summarize(dict(blind))[metric.name]
+        gains = {}
+        for column, directories in recipe.columns(config, config["seeds"][0]).items():
+            rows = stages.load_rows(os.path.join(workdir, directories[name], f"rows-{split}.npz"))[name]
+            ends = bootstrap_interval(task, rows, versus=blind, resamples=resamples)
+            mean = sign * (task.summarize(dict(rows))[metric.name] - floor)
+            gains[column] = {"mean": mean, "ci95": sorted(sign * end for end in ends)}
+        found[name] = {"guess": floor, "gains": gains}
+    return found
+
+
+def _guess_table(found: Mapping[str, Any]) -> str:
+    """The same as text."""
+    lines = ["gain over a blind guess; 95 % interval over test images"]
+    for name, entry in found.items():
+        cells = (f"{c} {g['mean']:+.3g} [{g['ci95'][0]:+.3g}, {g['ci95'][1]:+.3g}]" for c, g in entry["gains"].items())
+        lines.append(f"  {name:16} guess {entry['guess']:.3g};  " + ",  ".join(cells))
+    return "\n".join(lines)
 
 
 def print_results(workdir: str) -> None:

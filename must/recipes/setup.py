@@ -24,6 +24,9 @@ def fill(section: Any, **values: Any) -> Any:
     Args:
       section: nested dicts, lists and scalars.
       values: for instance seed=3, root="data".
+
+    Raises:
+      UserError: a value that is asked for is empty.
     """
     if isinstance(section, Mapping):
         return {key: fill(value, **values) for key, value in section.items()}
@@ -31,6 +34,8 @@ def fill(section: Any, **values: Any) -> Any:
         return [fill(value, **values) for value in section]
     if isinstance(section, str):
         for name, value in values.items():
+            if value == "" and f"{{{name}}}" in section:
+                raise UserError(f"--config.{name}= is required by {section!r}")
             if section == f"{{{name}}}":
                 return value
             section = section.replace(f"{{{name}}}", str(value))

@@ -129,6 +129,8 @@ def _dot_range(row: Sequence[Dot]) -> tuple[float, float]:
     span = max(max(values) - min(values), halves[len(halves) // 2] if halves else 0.0) or 1.0
     low = max(min([*values, *ends]), min(values) - 1.5 * span)
     high = min(max([*values, *ends]), max(values) + 1.5 * span)
+    if low == high:  # nothing but undefined values, or all of them 0
+        return -1.0, 1.0
     return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 

@@ -139,7 +139,7 @@ class Segmentation(Task):
             return hits.sum((1, 2), dtype=jnp.int32)
 
         return {
-            "hit": count(true, valid & (predicted == true)),
+            "hit": count(true, predicted == true),
             "predicted": count(predicted, valid),
             "true": count(true, valid),
         }

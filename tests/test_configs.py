@@ -1,0 +1,55 @@
+"""Every configuration resolves; the one on users' folders finds every set of real pictures."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from must.core.types import UserError
+from must.recipes import must as recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def _config(name, variant, root=""):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    config.root = root
+    return json.loads(json.dumps(config.to_dict()))
+
+
+@pytest.mark.parametrize("variant", ["", "sanity", "evidence"])
+def test_quickstart_keeps_every_id_in_one_place(variant):
+    built = recipe.Built(_config("quickstart", variant), 0)
+    train = [set(source.ids) for source in built.labelled()]
+    held_out = {id for split in ("validation", "test") for source in built.splits(split).values() for id in source.ids}
+    everything = list(built.everything().ids)
+    assert len(train) == 5 and len(set().union(*train)) == sum(map(len, train))  # disjoint images per task
+    assert len(everything) == len(set(everything)) and not held_out & set(everything)
+    assert not set(built.split("depth", "validation").ids) & set(built.split("depth", "test").ids)
+
+
+def test_seeds_have_scenes_of_their_own():
+    config = _config("quickstart", "evidence")
+    a, b = (recipe.Built(config, seed).split("depth", "test") for seed in (0, 1))
+    assert not set(a.ids) & set(b.ids) and (a[0].image != b[0].image).any()
+
+
+def test_folders_find_the_real_sets(data_pack):
+    built = recipe.Built(_config("must", "folders", str(data_pack)), 0)
+    assert [len(built.split(n, "train")) for n in built.names] == [
+        {"classification": 900, "detection": 205, "segmentation": 367, "depth": 64}[n] for n in built.names
+    ]
+    assert len(built.everything()) == 900 + 205 + 367 + 64 + 900 + 64 + 400
+    for name in built.names:
+        source = built.split(name, "test")
+        row = built.plain(source[0], 0, None)
+        assert row.weights[name] == 1 and row.inputs["image"].shape == (*built.size, 3)
+
+
+def test_a_missing_root_is_named():
+    with pytest.raises(UserError, match="nowhere"):
+        recipe.Built(_config("must", "folders", "nowhere"), 0)
