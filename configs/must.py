@@ -141,10 +141,16 @@ def paper() -> ConfigDict:
         "evaluate_every": 10_000,
     }
     for section in (config.teacher, config.student, config.supervised, config.scratch):
-        section.update(training)
+        with section.ignore_type():
+            section.update(training)
         section.steps = 180_000
     config.student.batch_size, config.student.optimizer.learning_rate, config.student.normalize = 4096, 0.32, "batch"
-    config.student.scales = "learning_rate_rule"
-    config.policies.detection = {"threshold": 0.5}
-    config.policies.segmentation = {"threshold": 0.5}
+    with config.ignore_type():
+        config.student.scales = "learning_rate_rule"
+    config.policies = {
+        "classification": {"positive": 0.0, "negative": 0.0},
+        "detection": {"threshold": 0.5},
+        "segmentation": {"threshold": 0.5},
+        "depth": {"positive": 0.0, "negative": 0.0},
+    }
     return config
