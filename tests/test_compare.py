@@ -40,7 +40,7 @@ def test_delta_m_by_hand():
     # a: (0.6 - 0.5) / 0.5 = +20 %; b: 0.2 -> 0.15 is +25 % of an error; mean 22.5 %
     assert delta_m({"a": 0.6, "b": 0.15}, down, up) == pytest.approx(22.5)
     assert delta_m({"a": 0.45, "b": 0.2}, down, up) == pytest.approx(-5.0)
-    assert delta_m({"b": 0.1}, {"b": -0.2}, {"b": True}) == pytest.approx(150.0)  # the sign of a baseline is no direction
+    assert delta_m({"b": 0.1}, {"b": -0.2}, {"b": True}) == pytest.approx(150.0)  # by the size of the baseline
 
 
 def test_delta_m_turns_with_the_direction_and_is_zero_against_itself():

@@ -187,8 +187,9 @@ def test_a_guess_is_evaluated_like_a_model_and_no_other_class_beats_it():
     assert best["classification"]["top1"] == pytest.approx(100 * counts.max() / 24)
     for other in np.eye(3, dtype=np.float32):
         assert score({"classification": {"probs": other}})["classification"]["top1"] <= best["classification"]["top1"]
-    # An untrained model does worse than the median depth, by an interval over images.
-    mine, blind = (evaluate(s, v, [whole])["depth"] for s, v in ((STEP, VARIABLES), (step, guesses)))
+    # Twice the median depth does worse, by an interval over images.
+    wrong = guesses | {"depth": {"depth": 2 * guesses["depth"]["depth"]}}
+    mine, blind = (evaluate(step, said, [whole])["depth"] for said in (wrong, guesses))
     assert bootstrap_interval(TASKS["depth"], mine, versus=blind, resamples=200)[0] > 0
 
 

@@ -27,7 +27,8 @@ ul { padding-left:20px; } .lead { font-size:16px; } .lead li { margin:4px 0; }
 .legend .key { margin-right:18px; white-space:nowrap; } .legend svg { vertical-align:-2px; }
 .panels { display:grid; grid-template-columns:repeat(auto-fill,minmax(300px,1fr)); gap:24px 28px; align-items:start; }
 .pairs { display:flex; flex-wrap:wrap; gap:8px 72px; align-items:flex-start; }
-.pairs > * { max-width:100%; } .scroll { overflow-x:auto; } .scroll > svg { min-width:640px; } table { border-collapse:collapse; margin:8px 0; font-variant-numeric:tabular-nums; }
+.pairs > * { max-width:100%; } .scroll { overflow-x:auto; } .scroll > svg { min-width:640px; }
+table { border-collapse:collapse; margin:8px 0; font-variant-numeric:tabular-nums; }
 th, td { padding:5px 0 5px 28px; text-align:right; border-bottom:1px solid var(--rule); white-space:nowrap; }
 th:first-child, td:first-child { padding-left:0; } .word { text-align:left; }
 th { font-weight:600; } td .pm { color:var(--soft); font-weight:400; } .best { font-weight:700; }
@@ -157,7 +158,8 @@ def _comparison(results: Mapping[str, Any], columns: Sequence[str], heading: str
         parts += [f'<div class="scroll">{charts.dots(rows, axis=axis, last_apart=True)}</div>']
     parts += [f"<{heading}>Scores</{heading}>{tables.scores(tasks, columns)}"]
     if opponents := _opponents(results):
-        parts += [f"<{heading}>What the {escape(results['subject'])} gains</{heading}>{tables.gains(results, opponents)}"]
+        title = f"What the {escape(results['subject'])} gains"
+        parts += [f"<{heading}>{title}</{heading}>{tables.gains(results, opponents)}"]
     return "".join(parts)
 
 
