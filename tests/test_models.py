@@ -17,7 +17,15 @@ KEY = jax.random.key(0)
 
 
 def _random(*shape, key=1):
-    return jax.random.normal(jax.random.key(key), shape)
+    return np.random.default_rng(key).normal(size=shape).astype(np.float32)
+
+
+def _images(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def _init(module, *args, **kwargs):
+    return jax.jit(lambda key: module.init(key, *args, **kwargs))(KEY)  # compiled once, not once per layer
 
 
 def _shapes(module, *args, **kwargs):
@@ -28,6 +36,12 @@ def _shapes(module, *args, **kwargs):
 def _pyramid(channels=8, strides=(4, 8, 16), size=(32, 48)):
     levels = {s: _random(2, -(-size[0] // s), -(-size[1] // s), channels, key=s) for s in strides}
     return Features(levels, _random(2, channels))
+
+
+def _raised(level, row, column):
+    level = level.copy()
+    level[:, row, column] += 9.0
+    return level
 
 
 # --- backbone
@@ -60,25 +74,30 @@ def test_unknown_depth_stem_and_norm_are_refused():
 def test_zero_initialised_branches_make_a_block_the_identity_at_first():
     net = ResNet(18, 8, stem="small", stages=1)
     x = _random(2, 16, 16, 3)
-    variables = net.init(KEY, x, train=False)
-    assert not np.any(variables["params"]["stage1_block1"]["norm2"]["scale"])
-    stem = net.clone(stages=1).apply(variables, x, train=False).pyramid[2]
+    variables = _init(net, x, train=False)
+    apply = jax.jit(lambda variables: net.apply(variables, x, train=False).pyramid[2])
+    before = apply(variables)
     for name in ("stage1_block1", "stage1_block2"):  # whatever the branch computes is multiplied by zero
         variables["params"][name]["conv2"]["kernel"] += 1.0
-    np.testing.assert_array_equal(net.apply(variables, x, train=False).pyramid[2], stem)
+    np.testing.assert_array_equal(apply(variables), before)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
+@pytest.mark.parametrize("size", [(8, 6), (7, 1)])
 def test_max_pool_equals_the_windowed_reduction(size):
     x = _random(2, *size, 3) - 5.0  # all negative, so that a zero padding would show
 
     def reference(x):
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
-    np.testing.assert_array_equal(max_pool(x), reference(x))
-    weights = _random(*reference(x).shape, key=2)
-    gradients = [jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(x) for pool in (max_pool, reference)]
-    np.testing.assert_allclose(*gradients, atol=1e-6)
+    weights = _random(2, -(-size[0] // 2), -(-size[1] // 2), 3, key=2)
+
+    @jax.jit
+    def both(x):
+        return [(pool(x), jax.grad(lambda x: (pool(x) * weights).sum())(x)) for pool in (max_pool, reference)]  # noqa: B023
+
+    ours, theirs = both(x)
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
 
 
 # --- normalisation
@@ -90,25 +109,26 @@ def test_batch_norm_equals_flax():
     params = {"scale": _random(8, key=2), "bias": _random(8, key=3)}
     stats = {"mean": jnp.zeros(8), "var": jnp.ones(8)}
     variables = {"params": params, "batch_stats": stats}
-    y, updated = ours.apply(variables, x, train=True, mutable=["batch_stats"])
-    expected, expected_stats = theirs.apply(variables, x, mutable=["batch_stats"])
+    y, updated = jax.jit(lambda x: ours.apply(variables, x, train=True, mutable=["batch_stats"]))(x)
+    expected, expected_stats = jax.jit(lambda x: theirs.apply(variables, x, mutable=["batch_stats"]))(x)
     np.testing.assert_allclose(y, expected, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), updated, expected_stats)
     expected = nn.BatchNorm(use_running_average=True).apply({"params": params, **updated}, x)
     np.testing.assert_allclose(ours.apply({"params": params, **updated}, x, train=False), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("channels, groups", [(48, 24), (64, 32), (6, 6), (34, 17)])
+@pytest.mark.parametrize("channels, groups", [(48, 24), (64, 32), (6, 6)])
 def test_group_norm_equals_flax(channels, groups):
     x = 3.0 + _random(2, 3, 5, channels)
     variables = {"params": {"scale": _random(channels, key=2), "bias": _random(channels, key=3)}}
-    expected = nn.GroupNorm(groups, epsilon=1e-5).apply(variables, x)
-    np.testing.assert_allclose(Norm("group").apply(variables, x, train=True), expected, atol=1e-4)
+    expected = jax.jit(nn.GroupNorm(groups, epsilon=1e-5).apply)(variables, x)
+    ours = jax.jit(lambda variables, x: Norm("group").apply(variables, x, train=True))(variables, x)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
 def test_statistics_over_an_axis_equal_those_of_the_whole_batch():
     model = multi_head(ResNet(10, 4, stem="small", stages=2), FPN(8, (2, 4)), {"depth": DenseHead(1, 4, 8, 1)})
-    images = jax.random.randint(KEY, (4, 16, 16, 3), 0, 256, jnp.uint8)
+    images = _images(4, 16, 16, 3)
     variables = model.init(KEY, images)
     assert set(variables) == {"params", "batch_stats"}
 
@@ -128,7 +148,8 @@ def test_statistics_over_an_axis_equal_those_of_the_whole_batch():
     for got, wanted in ((state, expected_state), (gradient, expected_gradient)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=2e-3, rtol=1e-3), got, wanted)
     # Statistics of half the batch are different ones: the axis matters.
-    half = model.apply(variables, images[:2], train=True)[0]["depth"]
+    separate = jax.jit(jax.vmap(lambda x: model.apply(variables, x, train=True)[0]["depth"]))
+    half = separate(images.reshape(2, 2, 16, 16, 3))[0]
     assert np.abs(half - expected["depth"][:2]).max() > 1e-2
 
 
@@ -144,6 +165,7 @@ def test_enlarge_repeats_and_cuts():
 @pytest.mark.parametrize("size", [(64, 64), (70, 45)])
 def test_pyramid_has_the_stated_strides_at_odd_sizes_too(size):
     backbone = _shapes(ResNet(10, 4), jnp.zeros((2, *size, 3)), train=False)[0]
+    backbone = jax.tree.map(lambda level: jnp.zeros(level.shape), backbone)
     features = _shapes(FPN(16, (8, 16, 32, 64, 128)), backbone, train=False)[0]
     assert {s: v.shape for s, v in features.pyramid.items()} == {
         s: (2, -(-size[0] // s), -(-size[1] // s), 16) for s in (8, 16, 32, 64, 128)
@@ -153,14 +175,15 @@ def test_pyramid_has_the_stated_strides_at_odd_sizes_too(size):
 
 def test_coarse_levels_inform_finer_ones_and_not_the_reverse():
     neck, features = FPN(6, (8, 16, 32)), _pyramid(strides=(4, 8, 16), size=(40, 56))
-    variables = neck.init(KEY, features, train=False)
-    before = neck.apply(variables, features, train=False).pyramid
-    touched = features._replace(pyramid={**features.pyramid, 16: features.pyramid[16].at[:, 2, 3].add(1.0)})
-    change = np.abs(neck.apply(variables, touched, train=False).pyramid[8] - before[8]).max((0, 3)) > 0
+    variables = _init(neck, features, train=False)
+    apply = jax.jit(lambda features: neck.apply(variables, features, train=False).pyramid)
+    before = apply(features)
+    touched = features._replace(pyramid={**features.pyramid, 16: _raised(features.pyramid[16], 2, 3)})
+    change = np.abs(apply(touched)[8] - before[8]).max((0, 3)) > 0
     rows, columns = np.nonzero(change)  # cells (4..5, 6..) of the finer level and one neighbour around them
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (3, 4, 5, 6)
     touched = features._replace(pyramid={**features.pyramid, 8: features.pyramid[8] + 1.0})
-    after = neck.apply(variables, touched, train=False).pyramid
+    after = apply(touched)
     for stride in (16, 32):
         np.testing.assert_array_equal(after[stride], before[stride])
 
@@ -181,8 +204,6 @@ def test_depth_to_space_puts_every_sub_pixel_in_its_place():
     assert image.shape == (1, 2 * r, 4 * r, channels)
     tile = np.asarray(sub_pixels).reshape(r, r, channels)
     np.testing.assert_array_equal(image[0], np.tile(tile, (2, 4, 1)))
-    cells = jnp.repeat(_random(1, 2, 4, 1), r * r, -1)  # whole cells stay where they are
-    np.testing.assert_array_equal(depth_to_space(cells, r), enlarge(cells[..., :1], r, (2 * r, 4 * r)))
 
 
 def test_levels_are_summed_where_they_lie():
@@ -209,7 +230,7 @@ def test_pixel_head_covers_the_image(stride, shuffle, size, expected):
 
 def test_detection_starts_at_the_prior_and_orders_points_from_fine_to_coarse():
     head, features = DetectionHead(3, 8, 2, prior=0.02), _pyramid(strides=(8, 16, 32), size=(40, 56))
-    variables = head.init(KEY, features, train=False, image_size=(40, 56))
+    variables = _init(head, features, train=False, image_size=(40, 56))
     apply = jax.jit(lambda features: head.apply(variables, features, train=False, image_size=(40, 56)))
     outputs = apply(features)
     sizes = [(5, 7), (3, 4), (2, 2)]
@@ -221,7 +242,7 @@ def test_detection_starts_at_the_prior_and_orders_points_from_fine_to_coarse():
     reach = outputs["distances"] / np.concatenate([np.full(h * w, s) for (h, w), s in zip(sizes, (8, 16, 32))])[:, None]
     assert outputs["distances"].min() > 0 and 1.5 < reach.min() and reach.max() < 2.7
     # A change in one corner cell of the middle level reaches its own points, row-major from there, and no other level.
-    touched = features._replace(pyramid={**features.pyramid, 16: features.pyramid[16].at[:, 0, 0].add(9.0)})
+    touched = features._replace(pyramid={**features.pyramid, 16: _raised(features.pyramid[16], 0, 0)})
     moved = np.abs(apply(touched)["class"] - outputs["class"]).max((0, 2)) > 0
     assert moved[35:].any() and not moved[:35].any() and not moved[47:].any() and moved[35]
 
@@ -229,8 +250,8 @@ def test_detection_starts_at_the_prior_and_orders_points_from_fine_to_coarse():
 def test_levels_share_the_weights_of_the_detection_towers():
     head, features = DetectionHead(3, 8, 1), _pyramid(strides=(8, 16), size=(32, 48))
     same = features._replace(pyramid={8: features.pyramid[8], 16: features.pyramid[8]})
-    variables = head.init(KEY, features, train=False, image_size=(32, 48))
-    outputs = head.apply(variables, same, train=False, image_size=(32, 48))
+    variables = _init(head, features, train=False, image_size=(32, 48))
+    outputs = jax.jit(lambda f: head.apply(variables, f, train=False, image_size=(32, 48)))(same)
     for name, factor in (("class", 1), ("quality", 1), ("distances", 2)):
         fine, coarse = np.split(outputs[name], 2, axis=1)
         np.testing.assert_allclose(coarse, fine * factor, rtol=1e-5)
@@ -241,35 +262,33 @@ def test_levels_share_the_weights_of_the_detection_towers():
 
 def test_inference_changes_nothing_and_needs_no_key():
     model = multi_head(ResNet(10, 4, stem="small", stages=2), None, {"classification": ClassHead(5, dropout=0.5)})
-    images = jax.random.randint(KEY, (2, 16, 16, 3), 0, 256, jnp.uint8)
+    images = _images(2, 16, 16, 3)
     variables = model.init(KEY, images)
-    outputs, state, features = model.apply(variables, images, train=False, with_features=True)
+    infer = jax.jit(lambda variables: model.apply(variables, images, train=False, with_features=True))
+    outputs, state, features = infer(variables)
     jax.tree.map(np.testing.assert_array_equal, state, {"batch_stats": variables["batch_stats"]})
     assert outputs["classification"].shape == (2, 5) and set(features.pyramid) == {2, 4}
-    first, second = (
-        model.apply(variables, images, train=True, key=jax.random.key(k))[0]["classification"] for k in (1, 2)
-    )
+    train = jax.jit(lambda key: model.apply(variables, images, train=True, key=key)[0]["classification"])
+    first, second = train(jax.random.key(1)), train(jax.random.key(2))
     assert np.abs(first - second).max() > 0  # dropout follows the key
 
 
-def _five_heads(norm="batch", dtype=jnp.float32):
+def _three_heads(depth, norm="batch", stages=2, dtype=jnp.float32):
     heads = {
         "classification": ClassHead(8),
         "detection": DetectionHead(3, 8, 1, dtype=dtype),
         "segmentation": DenseHead(4, 4, 8, 1, shuffle=2, norm=norm, dtype=dtype),
     }
-    return lambda depth, width: multi_head(
-        ResNet(depth, width, norm, "small", 3, dtype=dtype), FPN(8, (4, 8), dtype=dtype), heads
-    )
+    return multi_head(ResNet(depth, 8, norm, "small", stages, dtype=dtype), FPN(8, (4,), dtype=dtype), heads)
 
 
 @pytest.mark.parametrize("depth, norm", [(10, "batch"), (18, "group"), (50, "batch")])
 def test_every_family_overfits_eight_examples_and_compiles_once(depth, norm):
-    model = _five_heads(norm)(depth, 8 if depth < 50 else 4)
-    images = jax.random.randint(jax.random.key(3), (8, 32, 32, 3), 0, 256, jnp.uint8)
+    model = _three_heads(depth, norm)
+    images = _images(8, 32, 32, 3)
     variables = model.init(KEY, images)
-    quality = jax.random.bernoulli(jax.random.key(4), 0.5, (8, 80))
-    masks = jax.random.randint(jax.random.key(5), (8, 4, 4), 0, 4).repeat(4, 1).repeat(4, 2)
+    rng = np.random.default_rng(1)
+    quality, masks = rng.integers(0, 2, (8, 64)), rng.integers(0, 4, (8, 4, 4)).repeat(4, 1).repeat(4, 2)
     tx = optax.adam(1e-2)
 
     @jax.jit
@@ -299,7 +318,7 @@ def test_every_family_overfits_eight_examples_and_compiles_once(depth, norm):
 
 
 def test_bfloat16_keeps_parameters_and_outputs_in_float32():
-    model = _five_heads(dtype=jnp.bfloat16)(10, 8)
+    model = _three_heads(10, dtype=jnp.bfloat16)
     images = jnp.zeros((2, 32, 32, 3), jnp.uint8)
     variables = jax.eval_shape(model.init, KEY, images)
     outputs, state = jax.eval_shape(lambda v: model.apply(v, images, train=True), variables)
