@@ -62,6 +62,17 @@ def test_smoothing_and_temperature():
     np.testing.assert_allclose(warm, jax.nn.softmax(logits / 2), rtol=1e-6)
 
 
+def test_a_broken_label_is_no_label():
+    task = Classification(CLASSES)
+    label = {"probs": np.eye(10, dtype=np.float32)[:3]}
+    label["probs"][0, 3], label["probs"][1, 3] = np.nan, np.inf
+    outputs = jnp.asarray(RNG.normal(size=(3, 10)), jnp.float32)
+    term = task.loss(outputs, task.target(label, ALL))["class"]
+    assert term.norm.tolist() == [0, 0, 1] and term.value.tolist()[:2] == [0, 0]
+    slope = jax.grad(lambda outputs: task.loss(outputs, task.target(label, ALL))["class"].value.sum())(outputs)
+    assert np.isfinite(slope).all() and not slope[:2].any() and slope[2].any()
+
+
 def test_few_classes_still_have_a_top5():
     task = Classification(("a", "b"))
     got = _measured(task, np.array([[0.9, 0.1]], np.float32), np.array([1]))

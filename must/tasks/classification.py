@@ -94,10 +94,9 @@ class Classification(Task):
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
         """probs [B, C] after hardening and smoothing, used [B]: its most probable class is believed."""
-        finite = jnp.all(jnp.isfinite(label["probs"]), -1)
-        probs = jnp.where(finite[:, None], label["probs"], 0.0)
+        probs = label["probs"]
         best = jnp.argmax(probs, -1)
-        used = finite & believed(policy, best, jnp.max(probs, -1))
+        used = jnp.all(jnp.isfinite(probs), -1) & believed(policy, best, jnp.max(probs, -1))
         count = len(self.classes)
         if self.hard:
             probs = jax.nn.one_hot(best, count)

@@ -137,7 +137,7 @@ class Depth(Task):
         relative: scale- and shift-invariant L1 in inverse depth; images where it is degenerate count for nothing.
         """
         valid = target["valid"]
-        predicted = jnp.where(valid, outputs[..., 0].astype(jnp.float32), 0.0)
+        predicted = outputs[..., 0].astype(jnp.float32)
         if self.depth_kind == "metric":
             log_depth = jnp.log(target["depth"])
             residual, usable = jnp.where(valid, predicted - log_depth, 0.0), valid.any((1, 2))
