@@ -40,7 +40,11 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> None:
-    from must.core import devices
+    # Jobs and later runs compile the same programs again; a first step from this cache takes a fraction of the time.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/must/xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+    from must.core import devices  # imports JAX, which reads the lines above
     from must.core.types import UserError
 
     logging.set_verbosity(logging.WARNING)  # JAX tells about every backend that it did not find

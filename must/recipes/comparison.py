@@ -214,7 +214,7 @@ def _grid(built, workdir: str, task_name: str, shown: Mapping[str, Mapping[str, 
     """Rows of pictures: input, truth, one per shown column; on the first test images."""
     task = built.tasks[task_name]
     encoder = built.plain._replace(tasks={task_name: task})
-    source = built.split(task_name, config_split(built))
+    source = built.split(task_name, first_split(built))
     batch = next(iter(stages.eval_batches(source, encoder, batch_size=min(examples, len(source)))))
     answers: dict[str, Label] = {"truth": batch.labels[task_name]}
     for column, directories in shown.items():
@@ -222,8 +222,8 @@ def _grid(built, workdir: str, task_name: str, shown: Mapping[str, Mapping[str, 
         names = tuple(name for name, other in directories.items() if other == where)
         model = built.model(names)
         variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.size)
-        outputs, _ = model.apply(variables, batch.inputs["image"], train=False, key=None)
-        answers[column] = jax.device_get(task.predict(outputs[task_name]))
+        answer = jax.jit(functools.partial(_answer, model=model, task_name=task_name, task=task))
+        answers[column] = jax.device_get(answer(variables, batch.inputs["image"]))
     rows = []
     for i, image in enumerate(batch.inputs["image"]):
         picks = [{field: np.asarray(value)[i] for field, value in label.items()} for label in answers.values()]
@@ -231,7 +231,12 @@ def _grid(built, workdir: str, task_name: str, shown: Mapping[str, Mapping[str, 
     return {"columns": ["input", *answers], "rows": rows}
 
 
-def config_split(built) -> str:
+def _answer(variables, images, *, model, task_name: str, task) -> Label:
+    outputs, _ = model.apply(variables, images, train=False, key=None)
+    return task.predict(outputs[task_name])
+
+
+def first_split(built) -> str:
     """The split that the first table is about."""
     return built.config["measured_on"][0]
 
