@@ -109,6 +109,16 @@ def test_every_score_stands_on_the_page(tmp_path):
         assert f"{entry['mean']:+.1f}" in words
 
 
+def test_gains_over_a_blind_guess_are_a_table(tmp_path):
+    gain = {"mean": 0.1234, "ci95": [0.0871, 0.1509]}
+    found = compared(1) | {"against_guess": {"depth": {"guess": 0.4321, "gains": {"student": gain}}}}
+    _, parser = page(tmp_path, found)
+    words = " ".join(parser.text)
+    for value in ("0.432", "+0.123", "0.087", "0.151", "Against a blind guess"):
+        assert value in words
+    assert "Against a blind guess" not in page(tmp_path, compared(1))[1].text
+
+
 def test_page_of_bare_results(tmp_path):
     for found in (compared(1, ("teacher",)), compared(1, level=0.0), compared(4, ("student", "scratch"))):
         found = found | {"costs": {}, "seconds": {}}

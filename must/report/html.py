@@ -19,7 +19,7 @@ _STATES = ("taken as true", "ignored", "taken as absent")
 _MOST_CLASSES = 40
 _STYLE = """
 body { margin:0; background:var(--page); color:var(--ink); font:15px/1.5 system-ui,sans-serif; }
-main { max-width:1080px; margin:0 auto; padding:32px 24px 64px; }
+main { max-width:1152px; margin:0 auto; padding:32px 24px 64px; }
 h1 { font-size:28px; line-height:1.2; margin:0 0 4px; } h2 { font-size:20px; margin:48px 0 6px; }
 h3 { font-size:16px; margin:28px 0 4px; } p { max-width:80ch; margin:6px 0 12px; }
 ul { padding-left:20px; } .lead { font-size:16px; } .lead li { margin:4px 0; }
@@ -57,7 +57,8 @@ def write_report(
     Args:
       path: of the file, replaced as a whole.
       title: of the page.
-      results: `results.json`; an entry "other_splits" {name: results} gives further tables.
+      results: `results.json`; an entry "other_splits" {name: results} gives further tables, an entry "against_guess"
+        {task: {"guess": score, "gains": {column: {"mean", "ci95"}}}} one of its own.
       curves: {run: {series: {"step": [...], "value": [...]}}}; the series "loss" and "validation/<task>/<headline>" are
         shown. A run has the colour of the column whose name occurs in its own.
       grids: {task: {"columns": [names], "rows": [[uint8 [H, W, 3] per column]]}}.
@@ -72,6 +73,7 @@ def write_report(
         _words(results, kind="lead"),
         _comparison(results, columns),
         *(f"<h2>On {escape(name)}</h2>{_words(other)}{_comparison(other, columns, 'h3')}" for name, other in others),
+        _against_guess(results, columns),
         _costs(results, columns),
         _learning(results, columns, curves or {}),
         _kept(kept or {}),
@@ -165,6 +167,11 @@ def _comparison(results: Mapping[str, Any], columns: Sequence[str], heading: str
 
 def _dot(series: int, summary: Mapping[str, Any]) -> charts.Dot:
     return charts.Dot(series, summary["mean"], summary["ci95"], tables.figures(summary, 1, signed=True))
+
+
+def _against_guess(results: Mapping[str, Any], columns: Sequence[str]) -> str:
+    found = results.get("against_guess")
+    return f"<h2>Against a blind guess</h2>{tables.against_guess(found, results['tasks'], columns)}" if found else ""
 
 
 def _costs(results: Mapping[str, Any], columns: Sequence[str]) -> str:

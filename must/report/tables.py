@@ -71,6 +71,22 @@ def gains(results: Mapping[str, Any], others: Sequence[str]) -> str:
     return f'{table}<p class="soft">{how} positive gain is better, whatever the metric\'s direction.</p>'
 
 
+def against_guess(found: Mapping[str, Any], tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """What every column adds to a prediction that is the same for every image, with intervals over images."""
+    rows = []
+    for task, entry in found.items():
+        places = max(1, decimals(tasks[task]) - 1)  # intervals over images are wide, and so are these cells
+        cells = []
+        for gain in (entry["gains"].get(column) for column in columns):
+            low, high = gain["ci95"] if gain else (0.0, 0.0)
+            interval = f'<span class="pm"> [{low:.{places}f}, {high:.{places}f}]</span>'
+            cells.append(f"{gain['mean']:+.{places}f}{interval}" if gain else "–")
+        rows.append([escape(task), escape(metric(tasks[task])), f"{entry['guess']:.{places}f}", *cells])
+    note = "Gain of one seed over the guess, positive is better; in brackets its 95 % interval over test images."
+    table = _table(["task", "metric", "guess", *columns], rows, left=2)
+    return f'{table}<p class="soft">{note}</p>'
+
+
 def costs(costs: Mapping[str, Mapping[str, float]]) -> str:
     """What it takes to have all tasks answered, per column; empty when nothing was measured."""
     forms = {
