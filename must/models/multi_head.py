@@ -1,9 +1,12 @@
 """One backbone, one neck, one head per task, sealed as a `Model`; outside this room nobody sees flax."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
+from jax.extend.random import define_prng_impl
 
 from must.core.types import Array, Features, Model, PyTree
 
@@ -50,6 +53,7 @@ def multi_head(backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.
 
     @jax.jit
     def init(key: Array, inputs: Array) -> PyTree:
+        key = jax.random.wrap_key_data(jax.random.key_data(key)[-2:], impl=_HASH)
         return module(None).init({"params": key}, inputs[:1], train=False)
 
     def apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False):
@@ -70,4 +74,36 @@ def _synchronised(part: nn.Module | None, axis_name: str | None) -> nn.Module | 
 
 def parameter_count(params: PyTree) -> int:
     """Number of scalars in all leaves."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+# Every parameter draws from a key of its own, and XLA compiles the default generator anew for each: 20 s of CPU for a
+# ResNet-10 with five heads. The generator below costs a tenth of that and is good enough for initial weights.
+
+
+def _mix(x: Array) -> Array:
+    """A bijection of uint32 in which every input bit moves every output bit (Wellons, "lowbias32")."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _fold_in(key: Array, data: Array) -> Array:
+    """uint32 [2], uint32 [...] -> keys uint32 [..., 2]."""
+    data = data + jnp.uint32(0x9E3779B9)  # 0 is a fixed point of the mixing
+    return jnp.stack([_mix(_mix(data + key[0]) ^ key[1]), _mix(_mix(data ^ key[1]) + key[0])], -1)
+
+
+def _counter(shape: tuple[int, ...]) -> Array:
+    return lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+
+
+_HASH = define_prng_impl(
+    key_shape=(2,),
+    seed=lambda seed: _fold_in(jnp.zeros(2, jnp.uint32), seed.astype(jnp.uint32)),
+    split=lambda key, shape: _fold_in(key, _counter(shape)),
+    random_bits=lambda key, width, shape: (_fold_in(key, _counter(shape))[..., 0] >> (32 - width)).astype(f"uint{width}"),
+    fold_in=_fold_in,
+    name="hash",
+    tag="hash",
+)
