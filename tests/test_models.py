@@ -307,10 +307,11 @@ def _three_heads(depth, norm="batch", stages=2, dtype=jnp.float32):
 @pytest.mark.parametrize("depth, norm, stages", [(10, "batch", 2), (18, "group", 2), (50, "batch", 1)])
 def test_every_family_overfits_eight_examples_and_compiles_once(depth, norm, stages):
     model = _three_heads(depth, norm, stages)
-    images = _images(8, 32, 32, 3)
+    images = _images(8, 16 * stages, 16 * stages, 3)
     variables = model.init(KEY, images)
     rng = np.random.default_rng(1)
-    quality, masks = rng.integers(0, 2, (8, 64)), rng.integers(0, 4, (8, 4, 4)).repeat(4, 1).repeat(4, 2)
+    quality = rng.integers(0, 2, (8, 64))
+    masks = rng.integers(0, 4, (8, 2 * stages, 2 * stages)).repeat(4, 1).repeat(4, 2)
     tx = optax.adam(1e-2)
 
     @jax.jit
