@@ -147,3 +147,15 @@ def test_nested_sections_build_nested_sources(tmp_path):
     first, second = {**section, "name": "one"}, {**section, "name": "two"}
     data = source("subset", count=4, source={"kind": "concat", "sources": {"first": first, "second": second}})
     assert len(data) == 4 and {id.split("/")[0] for id in data.ids} == {"one", "two"}
+
+
+def test_repeated_examples_are_met_more_often_and_keep_their_content(tmp_path):
+    from must.data.combine import Repeated
+    from must.data.scenes import Scenes
+
+    scenes = Scenes(5)
+    often = Repeated(scenes, scenes.ids[:2], times=3)
+    assert [often.ids.count(id) for id in scenes.ids] == [3, 3, 1, 1, 1]
+    assert all(often[i].id == id for i, id in enumerate(often.ids))
+    with pytest.raises(UserError, match="0 times"):
+        Repeated(scenes, (), times=0)
