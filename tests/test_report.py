@@ -173,6 +173,9 @@ def test_shares_add_up_to_the_whole_bar():
     widths = [float(w) for w in re.findall(r'width="([\d.]+)" height="14"', svg)]
     assert widths[1] == pytest.approx(2 * widths[0], abs=0.2) and widths[2] == pytest.approx(3 * widths[0], abs=0.2)
     assert widths[3:] == [0, 0, 0]
+    starts = [float(x) for x in re.findall(r'<rect x="([\d.]+)"', svg)]
+    assert starts[1] - starts[0] == pytest.approx(widths[0], abs=0.2)
+    assert starts[2] - starts[1] == pytest.approx(widths[1], abs=0.2)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 17), (0.131, 0.1422), (1e4, 9.3e6)])
