@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "test": {"kind": "scenes", "seed": "{seed}", "split": "test", "count": 512},
         }
     config.labelled = {task: task for task in TASKS}
-    config.pool = {"pool": {"kind": "scenes", "seed": "{seed}", "split": "pool", "count": 1536, "labels": ()}}
+    config.pool = {"pool": {"kind": "scenes", "seed": "{seed}", "split": "pool", "count": 1024, "labels": ()}}
     config.measured_on = ("test",)
 
     config.model = {
@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "optimizer": {"name": "adamw", "learning_rate": 4e-3, "warmup": 50, "weight_decay": 0.05, "clip_norm": 5.0},
         "ema_decay": 0.99,
         "select": "best",
-        "evaluate_every": 200,
+        "evaluate_every": 150,
         "geometry": {"zoom": (1.0, 1.0), "shift": 0.1, "flip": True},
         "view": {},
         "balance": {"kind": "fixed"},
@@ -60,11 +60,11 @@ def get_config(variant: str = "") -> ConfigDict:
         "scales": {},
     }
     # Depth and normals end at losses several times smaller than the others'.
-    together = {**training, "steps": 400, "scales": {"depth": 3.0, "normals": 4.0}}
-    config.teacher = {**training, "steps": 300}
+    together = {**training, "steps": 300, "scales": {"depth": 3.0, "normals": 4.0}}
+    config.teacher = {**training, "steps": 250}
     config.student = {**together, "repeat_labelled": 4}
     config.supervised = {**together}
-    config.scratch = {**training, "steps": 400}
+    config.scratch = {**training, "steps": 300}
     config.label = {"shards": 16, "batch_size": 64, "mirror": True}
     config.policies = {
         "classification": {"positive": 0.0, "negative": 0.0},
