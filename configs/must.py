@@ -21,7 +21,7 @@ def get_config(variant: str = "folders") -> ConfigDict:
 
 
 def folders() -> ConfigDict:
-    """Four teachers on four sets of real pictures, one student over all of them; about a quarter of an hour on 2 CPU cores."""
+    """Four teachers on four sets of real pictures, one student over all of them; about two hours on 2 CPU cores."""
     config = ConfigDict()
     config.recipe = "must"
     config.title = "MuST on folders of real pictures"
@@ -85,10 +85,10 @@ def folders() -> ConfigDict:
         "normalize": "items",
         "scales": {},
     }
-    config.teacher = {**training, "steps": 400}
-    config.student = {**training, "steps": 800, "repeat_labelled": 2}
-    config.supervised = {**training, "steps": 800}
-    config.scratch = {**training, "steps": 800}
+    config.teacher = {**training, "steps": 1200}
+    config.student = {**training, "steps": 2500, "repeat_labelled": 2}
+    config.supervised = {**training, "steps": 2500}
+    config.scratch = {**training, "steps": 2500}
     config.label = {"shards": 16, "batch_size": 32, "mirror": True}
     config.policies = {
         "classification": {"positive": 0.0, "negative": 0.0},
