@@ -127,6 +127,54 @@ def test_without_locks_two_workers_still_agree(tmp_path, reference, monkeypatch)
     assert not failures and tree(tmp_path / "1.0.0") == reference
 
 
+def test_without_locks_one_who_finds_it_finished_returns(tmp_path, reference, monkeypatch):
+    import fcntl
+
+    def refuse(*arguments):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    others = []
+
+    def overtaken(label):
+        if len(others) == 3:  # in the middle of a shard
+            label_toy(tmp_path / "1.0.0")
+        others.append(0)
+
+    label_toy(tmp_path / "1.0.0", teacher=toy_teacher(edit=overtaken))
+    assert tree(tmp_path / "1.0.0") == reference
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_stopped_at_any_rename_it_is_whole_or_refused(tmp_path, monkeypatch, after):
+    replace, source = os.replace, ToySource(7)
+    label_toy(tmp_path / "whole", source=source, shards=2)
+    want, renames, finished = tree(tmp_path / "whole"), 0, False
+    while not finished:
+        directory, calls = tmp_path / str(renames) / "1.0.0", []
+
+        def stop(old, new):
+            calls.append(new)
+            if len(calls) <= renames or after:
+                replace(old, new)
+            if len(calls) > renames:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", stop)
+        try:
+            label_toy(directory, source=source, shards=2)
+            finished = True
+        except KeyboardInterrupt:
+            if (directory / "dataset_info.json").exists():
+                assert [Records(directory)[i].id for i in range(7)] == source.ids
+                assert {file: tree(directory)[file] for file in want} == want
+        monkeypatch.setattr(os, "replace", replace)
+        label_toy(directory, source=source, shards=2)
+        assert tree(directory) == want
+        renames += 1
+    assert renames > 8  # two shards, their done records, ids, rejects, provenance, features, the commit
+
+
 def test_a_complete_directory_is_not_touched(tmp_path):
     label_toy(tmp_path / "1.0.0")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "1.0.0").iterdir()}
@@ -276,6 +324,14 @@ def test_unreadable_pictures_are_named_and_left_out_up_to_the_bound(tmp_path):
     whole = ToySource()
     for index, id in enumerate(records.ids):
         np.testing.assert_array_equal(records[index].image, whole[whole.ids.index(id)].image)
+
+
+def test_rows_without_a_picture_are_not_judged(tmp_path):
+    def edit(label):
+        label["probs"][label["mean"][:, 0, 0, 0] == 1.0] = np.nan  # black, as unreadable pictures are to a teacher
+
+    source = ToySource(broken=(0, 5))
+    assert label_toy(tmp_path / "1.0.0", source=source, teacher=toy_teacher(edit=edit), max_rejects=0.1).rejects == 2
 
 
 def test_too_many_unreadable_pictures_fail_the_pass_and_are_listed(tmp_path):

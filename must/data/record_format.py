@@ -75,13 +75,14 @@ def mismatch(value: Any, spec: ArraySpec) -> str:
     """What keeps a value from being stored in this field, "" when nothing does."""
     if spec.dtype == "str":
         return "" if isinstance(value, str) else f"is {type(value).__name__}, not a string"
-    array = np.asarray(value)
-    shape = array.shape
-    if len(shape) != len(spec.shape) or any(want not in (None, got) for got, want in zip(shape, spec.shape)):
-        return f"has shape {shape}, not {spec.shape}"
-    if array.dtype != spec.dtype:
-        return f"is {array.dtype}, not {spec.dtype}"
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    array, dtype = np.asarray(value), _dtype(spec.dtype)
+    if array.shape != spec.shape:
+        varying = len(array.shape) == len(spec.shape)
+        if not varying or any(want != got and want is not None for want, got in zip(spec.shape, array.shape)):
+            return f"has shape {array.shape}, not {spec.shape}"
+    if array.dtype != dtype:
+        return f"is {array.dtype}, not {dtype}"
+    if dtype.kind == "f" and not np.isfinite(array).all():
         return "is not finite"
     return ""
 
@@ -185,9 +186,14 @@ def _get(feature: Any, key: str, spec: ArraySpec) -> Any:
         return np.frombuffer(data, spec.dtype).reshape(sizes)
     if spec.dtype == "str":
         return feature[key].bytes_list.value[0].decode()
-    kind = np.dtype(spec.dtype).kind
+    kind = _dtype(spec.dtype).kind
     numbers = feature[key].float_list if kind == "f" else feature[key].int64_list
     return np.array(numbers.value, spec.dtype).reshape(sizes)
+
+
+@functools.cache
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(name)  # parsing the name costs more than the comparison with it
 
 
 @functools.cache

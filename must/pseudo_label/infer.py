@@ -19,6 +19,7 @@ from must.pseudo_label.check import check_batch, check_record
 
 Key = TypeVar("Key")
 _AHEAD = 2  # batches that are decoded before the device needs them
+_SMALL = 128 * 128  # pixels; threads that work on smaller images wait for the interpreter more than they work
 
 
 class Row(NamedTuple):
@@ -82,6 +83,7 @@ class Labeller:
         self._copy_images, self._keep_aspect = copy_images, keep_aspect
         self._threads = threads or min(16, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._threads)
+        self._small = True  # until an image is seen
 
     def __enter__(self) -> "Labeller":
         return self
@@ -117,8 +119,8 @@ class Labeller:
                 return
 
     def _spread(self, work: Callable[[int], Any], items: range) -> list[Future]:
-        """The work in as many parts as there are threads; one future per item would cost more than a small item."""
-        size = -(-len(items) // self._threads)
+        """The work in as many parts as threads can share."""
+        size = len(items) if self._small else -(-len(items) // self._threads)
         parts = [items[at : at + size] for at in range(0, len(items), size)]
         return [self._pool.submit(lambda part=part: [work(item) for item in part]) for part in parts]
 
@@ -131,6 +133,7 @@ class Labeller:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(f"{self._source.ids[index]}: image is {image.dtype} {image.shape}, not uint8 [H, W, 3]")
         shape = image.shape[:2]
+        self._small = shape[0] * shape[1] < _SMALL
         if self._copy_images and not (stored and is_plain(stored, shape)):
             stored = encode_png(image)
         return _Picture(shape, stored, {size: transform_image(image, self._place(shape, size)) for size in self._sizes})
