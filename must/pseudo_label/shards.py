@@ -126,9 +126,10 @@ def lock(path: str, *, wait: bool = False) -> Iterator[bool]:
         yield True
 
 
-def write_json(path: str, content: Any, work: str, *, keep: bool = False) -> None:
-    """See `write_text`."""
-    write_text(path, json.dumps(content, indent=1) + "\n", work, keep=keep)
+def write_json(path: str, content: dict[str, Any], work: str, *, keep: bool = False) -> None:
+    """See `write_text`; one line for each key at the top."""
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    write_text(path, f"{{\n{lines}\n}}\n", work, keep=keep)
 
 
 def write_text(path: str, text: str, work: str, *, keep: bool = False) -> None:

@@ -102,7 +102,8 @@ def host_rates(source: Pictures, built: list[Teacher], batch_size: int) -> dict[
     pictures = timed("encode picture", lambda row: encode_png(source.images[row]))
     records = timed("encode labels", lambda row: encode_record("id", pictures[row], restored[row], specs))
     timed("decode labels", lambda row: decode_record(records[row], specs))
-    print(f"one record: {np.mean([len(r) for r in records]):.0f} bytes, picture {np.mean([len(p) for p in pictures]):.0f}")
+    sizes = [round(np.mean([len(item) for item in items])) for items in (records, pictures)]
+    print(f"one record: {sizes[0]} bytes, {sizes[1]} of them the picture")
     return rates
 
 
