@@ -86,7 +86,8 @@ def folders() -> ConfigDict:
         "scales": {},
     }
     config.teacher = {**training, "steps": 1200}
-    config.student = {**training, "steps": 2500, "repeat_labelled": 2}
+    config.student = {**training, "steps": 2500, "repeat_labelled": 2, "pool_images": 0}
+    config.arms = {}
     config.supervised = {**training, "steps": 2500}
     config.scratch = {**training, "steps": 2500}
     config.label = {"shards": 16, "batch_size": 32, "mirror": True}

@@ -62,7 +62,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # Depth and normals end at losses several times smaller than the others'.
     together = {**training, "steps": 300, "scales": {"depth": 3.0, "normals": 4.0}}
     config.teacher = {**training, "steps": 250}
-    config.student = {**together, "repeat_labelled": 4}
+    config.student = {**together, "repeat_labelled": 4, "pool_images": 0}  # 0: the whole pool
+    config.arms = {}  # {column: changes to the student's section}
     config.supervised = {**together}
     config.scratch = {**training, "steps": 300}
     config.label = {"shards": 16, "batch_size": 64, "mirror": True}

@@ -36,7 +36,7 @@ def pytest_pyfunc_call(pyfuncitem):
     if marker is None or SIMULATED_DEVICES is not None:
         return None
     node = f"{pyfuncitem.path}::{pyfuncitem.nodeid.partition('::')[2]}"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", node]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "--no-header", node]
     environment = {**os.environ, "MUST_TEST_DEVICES": str(marker.args[0])}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     if done.returncode != 0:

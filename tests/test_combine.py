@@ -154,8 +154,9 @@ def test_repeated_examples_are_met_more_often_and_keep_their_content(tmp_path):
     from must.data.scenes import Scenes
 
     scenes = Scenes(5)
-    often = Repeated(scenes, scenes.ids[:2], times=3)
-    assert [often.ids.count(id) for id in scenes.ids] == [3, 3, 1, 1, 1]
+    often = Repeated(scenes, {scenes.ids[0]: 3, scenes.ids[1]: 3, scenes.ids[4]: 0})
+    assert [often.ids.count(id) for id in scenes.ids] == [3, 3, 1, 1, 0]
     assert all(often[i].id == id for i, id in enumerate(often.ids))
-    with pytest.raises(UserError, match="0 times"):
-        Repeated(scenes, (), times=0)
+    assert often.fingerprint != Repeated(scenes, {scenes.ids[0]: 3}).fingerprint
+    with pytest.raises(UserError, match="-1 times"):
+        Repeated(scenes, {scenes.ids[0]: -1})

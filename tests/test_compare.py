@@ -115,6 +115,14 @@ def test_better_is_positive_for_errors_too():
     assert found["delta_m"]["student_vs_teacher"]["per_seed"] == pytest.approx([50.0, 25.0])
 
 
+def test_lead_is_the_difference_of_two_gains_over_the_reference():
+    mine = {"student": [0.10, 0.12], "little": [0.15, 0.12], "teacher": [0.20, 0.20]}
+    found = results("must", [0, 1], METRICS, {"depth": mine})
+    assert found["delta_m_lead"]["little"]["per_seed"] == pytest.approx([25.0, 0.0])  # 50 - 25, 40 - 40
+    assert list(found["delta_m_lead"]) == ["little"] and "lead (%)" in table(found)
+    assert not results("must", [0], METRICS, {"depth": {"student": [0.1], "teacher": [0.2]}})["delta_m_lead"]
+
+
 def test_delta_m_is_over_the_tasks_that_both_columns_have():
     both = scores(3)
     del both["normals"]["teacher"]  # a task that is measured but has no teacher

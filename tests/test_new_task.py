@@ -19,8 +19,11 @@ def test_two_foreign_tasks_go_all_the_way(tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(results["tasks"]) == {"edges", "corners"}
     for task in results["tasks"].values():
-        assert {"teacher", "student", "supervised"} <= set(task["scores"])
+        assert {"teacher", "student", "few", "supervised", "scratch"} == set(task["scores"])
+        assert task["scores"]["scratch"] == task["scores"]["teacher"]  # equal settings are one run
         assert np.isfinite([value for values in task["scores"].values() for value in values]).all()
+    images = [json.loads((tmp_path / "run" / where / "done.json").read_text())["images"] for where in ("student", "arms/few")]
+    assert images == [2 * 32 + 64, 2 * 32 + 16] and "few" in results["delta_m_lead"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "edges" in page and "corners" in page
 

@@ -27,4 +27,6 @@ def get_config():
     config.label.shards = 2
     for section in (config.teacher, config.student, config.supervised, config.scratch):
         section.steps, section.batch_size = 4, 8
+    config.baselines = ("supervised", "scratch")
+    config.arms = {"few": {"pool_images": 16}}
     return config

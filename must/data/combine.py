@@ -202,21 +202,20 @@ class Overlay(_Merged):
 
 
 class Repeated(_Routed):
-    """Every example, some of them several times, so that a uniform draw meets them more often.
+    """Every example as many times as said, so that a uniform draw meets some more often and some never.
 
     Args:
       source: what to draw from.
-      ids: of the examples that are repeated; others occur once.
-      times: how often they occur.
+      times: {id: how often it occurs}; once by default.
     """
 
-    def __init__(self, source: Source, ids: Iterable[str], *, times: int):
-        if times < 1:
-            raise UserError(f"repeated {source.name}: {times} times")
-        self._source, self.name, self.classes, self.fingerprint = source, source.name, source.classes, source.fingerprint
-        often = set(ids)
-        self._indices = [i for i, id in enumerate(source.ids) for _ in range(times if id in often else 1)]
+    def __init__(self, source: Source, times: Mapping[str, int]):
+        if min(times.values(), default=1) < 0:
+            raise UserError(f"repeated {source.name}: {min(times.values())} times")
+        self._source, self.name, self.classes = source, source.name, source.classes
+        self._indices = [i for i, id in enumerate(source.ids) for _ in range(times.get(id, 1))]
         self.ids = [source.ids[i] for i in self._indices]
+        self.fingerprint = _hash("repeated", source.fingerprint, *map(str, self._indices))
 
     def _route(self, index: int) -> tuple[Source, int]:
         return self._source, self._indices[index]

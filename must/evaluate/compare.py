@@ -85,10 +85,12 @@ def results(
       reference: the column that every other is compared with.
 
     Returns:
-      {"recipe", "seeds", "subject", "reference", "tasks", "delta_m", "costs", "seconds", "images_per_second"};
+      {"recipe", "seeds", "subject", "reference", "tasks", "delta_m", "delta_m_lead", "costs", "seconds",
+      "images_per_second"};
       "tasks"[task] has "metric", "unit", "higher_is_better", "scores" {column: [per seed]}, "columns" {column:
       summary} and "gains" {"a_vs_b": {"mean", "ci95", "per_seed", "percent": summary}}, paired and better positive;
-      "delta_m"["a_vs_b"] is a summary in % with "tasks", those that both columns have. A summary is {"mean", "ci95":
+      "delta_m"["a_vs_b"] is a summary in % with "tasks", those that both columns have;
+      "delta_m_lead"[c] is a summary of delta_m(subject vs reference) - delta_m(c vs reference). A summary is {"mean", "ci95":
       [low, high] or None for one seed, "per_seed"}.
 
     Raises:
@@ -104,13 +106,19 @@ def results(
     pairs = [(subject, other) for other in columns if other != subject and subject in columns]
     pairs += [(c, reference) for c in columns if c not in (subject, reference) and reference in columns]
     tasks = {task: _task_entry(metrics[task], scores[task], columns, pairs) for task in scores}
+    delta = {(a, b): entry for a, b in pairs if (entry := _delta_entry(metrics, scores, a, b))}
     return {
         "recipe": recipe,
         "seeds": [int(seed) for seed in seeds],
         "subject": subject,
         "reference": reference,
         "tasks": tasks,
-        "delta_m": {f"{a}_vs_{b}": entry for a, b in pairs if (entry := _delta_entry(metrics, scores, a, b))},
+        "delta_m": {f"{a}_vs_{b}": entry for (a, b), entry in delta.items()},
+        "delta_m_lead": {
+            c: _lead(delta[subject, reference], delta[c, reference])
+            for c in columns
+            if c not in (subject, reference) and {(subject, reference), (c, reference)} <= set(delta)
+        },
         "costs": {c: {k: _plain(v) for k, v in (costs or {})[c].items()} for c in columns if c in (costs or {})},
         "seconds": {stage: _plain(value) for stage, value in (seconds or {}).items()},
         "images_per_second": {stage: _plain(value) for stage, value in (images_per_second or {}).items()},
@@ -148,6 +156,12 @@ def _delta_entry(metrics: Mapping[str, Metric], scores: Mapping, a: str, b: str)
         for i in range(len(scores[shared[0]][a]))
     ]
     return {**summary(per_seed), "tasks": shared}
+
+
+def _lead(ahead: Mapping[str, Any], behind: Mapping[str, Any]) -> dict[str, Any]:
+    """How far one column's gain over the reference is above another's, seed by seed."""
+    pairs = zip(ahead["per_seed"], behind["per_seed"], strict=True)
+    return summary([math.nan if None in pair else pair[0] - pair[1] for pair in pairs])
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -189,6 +203,9 @@ def table(results: Mapping[str, Any], *, width: int = 100) -> str:
             for t, e in tasks.items()
         }
         mean_gains = {"Δm (%), mean relative gain": {c: _gain(results["delta_m"][pair[c]], 2) for c in others}}
+        if results["delta_m_lead"]:
+            lead = {c: _gain(results["delta_m_lead"][c], 2) for c in others if c in results["delta_m_lead"]}
+            mean_gains[f"Δm vs {results['reference']}, lead (%)"] = lead
         title = f"gain of {subject}" + (", paired by seed" if many else "") + "; + is better"
         lines += ["", *_blocks(title, others, [gains, mean_gains], width)]
     return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -52,7 +52,7 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
     rate = _matmul_rate()
     print(f"\nruns (hours at {rate / 1e12:.2f} TFLOP/s, a plain matrix product here)")
     for section, names in recipe.runs(built):
-        steps, size = built.config[section]["steps"], built.config[section]["batch_size"]
+        steps, size = built.settings(section)["steps"], built.settings(section)["batch_size"]
         parameters, memory, flops = _cost(built, names, section)
         print(
             f"  {section + ' ' + (names[0] if len(names) == 1 else 'all tasks'):28} {parameters / 1e6:7.2f} M parameters, "
@@ -79,7 +79,7 @@ def _check_first(built, source) -> None:
 def _cost(built, names, section: str) -> tuple[int, int, float]:
     """(parameters, bytes of the state, floating-point operations of a step), from shapes alone."""
     tasks = {name: built.tasks[name] for name in names}
-    model, settings = built.model(names), built.config[section]
+    model, settings = built.model(names), built.settings(section)
     scales, believed = dict.fromkeys(names, 1.0), dict.fromkeys(names, Policy())
     objective = supervised(model, tasks, scales=scales, policies=believed)
     balance, tx = setup.build_balance(settings["balance"]), optimizer(steps=settings["steps"], **settings["optimizer"])

@@ -6,6 +6,7 @@ and can be killed and run again. Columns of the comparison:
     student     one network for all tasks, on all images, ground truth where there is some, else a pseudo label
     supervised  one network for all tasks, on the union of the labelled sets, the student's steps
     scratch     one network per task, on that task's labelled set, the student's steps
+    arms        students with other settings, by name
 """
 
 import json
@@ -18,7 +19,7 @@ import numpy as np
 
 from must.core import devices
 from must.core.types import Policy, Source, Teacher, UserError
-from must.data.combine import Concat, Overlay, Repeated
+from must.data.combine import Concat, Overlay, Repeated, Subset
 from must.data.records import Records
 from must.evaluate.evaluate import summarize
 from must.objectives.supervised import learning_rate_rule, supervised
@@ -51,14 +52,14 @@ def plan(config: Config, workers: int) -> list[Job]:
         for k, part in enumerate(parts):
             jobs.append(Job(part, "label", label, (config, seed, k, workers), tuple(mine)))
         jobs.append(Job(f"{at}policy", "label", choose_policies, (config, seed), tuple(mine)))
-        student = f"{at}student"
-        jobs.append(Job(student, "student", train_student, (config, seed), (*parts, f"{at}policy")))
+        for arm, where in students(config, seed).items():
+            jobs.append(Job(where, "student", train_student, (config, seed, arm), (*parts, f"{at}policy")))
         if "supervised" in config["baselines"]:
             jobs.append(Job(f"{at}baselines/supervised", "baselines", train_supervised, (config, seed)))
-    for seed in config["seeds"] if "scratch" in config["baselines"] else ():  # the longest part, so it comes last
-        for task in config["tasks"]:
-            name = f"{prefix(config, seed)}baselines/scratch-{task}"
-            jobs.append(Job(name, "baselines", train_single, (config, seed, task, "scratch")))
+    for seed in config["seeds"]:  # the longest part, so it comes last
+        for task, where in scratch(config, seed).items():
+            if where not in {job.name for job in jobs}:
+                jobs.append(Job(where, "baselines", train_single, (config, seed, task, "scratch")))
     trained = tuple(job.name for job in jobs if job.stage in ("teachers", "student", "baselines"))
     jobs.append(Job("compare", "compare", compare, (config,), trained, alone=True))
     jobs.append(Job("report", "report", report, (config,), ("compare",), alone=True))
@@ -70,20 +71,37 @@ def prefix(config: Config, seed: int) -> str:
     return "" if len(config["seeds"]) == 1 else f"seed-{seed}/"
 
 
+def students(config: Config, seed: int) -> dict[str, str]:
+    """{column: directory below the workdir} of the student and of the arms, students with other settings."""
+    at = prefix(config, seed)
+    return {"student": f"{at}student", **{arm: f"{at}arms/{arm}" for arm in config["arms"]}}
+
+
 def columns(config: Config, seed: int) -> dict[str, dict[str, str]]:
     """{column: {task: directory below the workdir of the network that answers it}}."""
     at, tasks = prefix(config, seed), list(config["tasks"])
-    found = {"teacher": {t: f"{at}teachers/{t}" for t in tasks}, "student": {t: f"{at}student" for t in tasks}}
+    found = {"teacher": {t: f"{at}teachers/{t}" for t in tasks}}
+    found |= {column: dict.fromkeys(tasks, where) for column, where in students(config, seed).items()}
     if "supervised" in config["baselines"]:
         found["supervised"] = {t: f"{at}baselines/supervised" for t in tasks}
-    if "scratch" in config["baselines"]:
-        found["scratch"] = {t: f"{at}baselines/scratch-{t}" for t in tasks}
+    if own := scratch(config, seed):
+        found["scratch"] = own
     return found
+
+
+def scratch(config: Config, seed: int) -> dict[str, str]:
+    """{task: directory} of the step-matched baseline; with the teachers' own settings it is the teachers' own runs."""
+    if "scratch" not in config["baselines"]:
+        return {}
+    if config["scratch"] == config["teacher"]:
+        return {task: f"{prefix(config, seed)}teachers/{task}" for task in config["tasks"]}
+    return {task: f"{prefix(config, seed)}baselines/scratch-{task}" for task in config["tasks"]}
 
 
 def runs(built: "Built") -> list[tuple[str, tuple[str, ...]]]:
     """The kinds of training runs of a seed: (section of the configuration, tasks of the network)."""
-    found = [("teacher", (name,)) for name in built.names] + [("student", built.names)]
+    found = [("teacher", (name,)) for name in built.names]
+    found += [(arm, built.names) for arm in ("student", *built.config["arms"])]
     found += [("supervised", built.names)] if "supervised" in built.config["baselines"] else []
     return found + ([("scratch", (name,)) for name in built.names] if "scratch" in built.config["baselines"] else [])
 
@@ -115,16 +133,25 @@ class Built:
 
     def everything(self) -> Source:
         """What the teachers label: the labelled images and the pool."""
-        return Concat([*self.labelled(), *(setup.build_source(section) for section in self.config["pool"].values())])
+        return Concat([*self.labelled(), self.pool()])
+
+    def pool(self) -> Source:
+        """The images without labels."""
+        return setup.build_sources(self.config["pool"])
 
     def model(self, names, section: str = "model"):
         """A network with the heads of these tasks."""
         return setup.build_model(self.config[section], {name: self.tasks[name] for name in names})
 
-    def schedule(self, section: str) -> stages.Schedule:
+    def settings(self, run: str) -> dict[str, Any]:
+        """How a kind of run trains: its section of the configuration; an arm's is the student's with its own changes."""
+        changes = self.config["arms"].get(run)
+        return self.config[run] if changes is None else {**self.config["student"], **changes}
+
+    def schedule(self, run: str) -> stages.Schedule:
         """Steps, batches, optimiser."""
         fields = stages.Schedule._fields
-        return stages.Schedule(**{key: value for key, value in self.config[section].items() if key in fields})
+        return stages.Schedule(**{key: value for key, value in self.settings(run).items() if key in fields})
 
 
 def train_single(config: Config, seed: int, task: str, section: str, *, directory: str, report) -> dict:
@@ -140,21 +167,23 @@ def train_supervised(config: Config, seed: int, *, directory: str, report) -> di
     return _train(built, built.names, Concat(built.labelled()), "supervised", believed, directory, report)
 
 
-def train_student(config: Config, seed: int, *, directory: str, report) -> dict:
-    """The student: ground truth where an image has it, a pseudo label otherwise, drawn uniformly from all images.
+def train_student(config: Config, seed: int, arm: str, *, directory: str, report) -> dict:
+    """The student, or an arm of it: ground truth where an image has it, else a pseudo label, drawn uniformly.
 
-    With `repeat_labelled` above 1 the annotated images, few among many, are met that many times as often.
+    With `repeat_labelled` above 1 the annotated images, few among many, are met that many times as often; with
+    `pool_images` only so many images of the pool are met.
     """
     built = Built(config, seed)
-    top = _top(directory, "student")
+    settings, top = built.settings(arm), os.path.join(directory, *[".."] * (1 if arm == "student" else 2))
     believed = _read_policies(top)
     records = Records(os.path.join(top, *_RECORDS), tasks=list(built.names))
-    labelled = built.labelled()
-    source = setup.Cached(Overlay(records, labelled))
-    annotated = (id for part in labelled for id in part.ids)
-    source = Repeated(source, annotated, times=built.config["student"]["repeat_labelled"])
-    facts = _train(built, built.names, source, "student", believed, directory, report)
-    return facts | {"images": len(source)}
+    labelled, pool = built.labelled(), built.pool()
+    times = {id: settings["repeat_labelled"] for part in labelled for id in part.ids}
+    if settings["pool_images"]:
+        times |= dict.fromkeys(set(pool.ids) - set(Subset(pool, count=settings["pool_images"]).ids), 0)
+    source = Repeated(setup.Cached(Overlay(records, labelled)), times)
+    facts = _train(built, built.names, source, arm, believed, directory, report)
+    return facts | {"images": len(set(source.ids))}
 
 
 _RECORDS = ("pseudo_labels", "pool", "1.0.0")
@@ -273,7 +302,7 @@ def _judged(built: Built, teacher: Teacher, name: str):
 def _train(built: Built, names, source: Source, section: str, believed, directory: str, report) -> dict:
     """Trains on `source` by the named section, then scores the selected weights on the test splits."""
     tasks = {name: built.tasks[name] for name in names}
-    settings = built.config[section]
+    settings = built.settings(section)
     model = built.model(names)
     objective = supervised(
         model, tasks, scales=_scales(built, section), policies=believed, normalize=settings["normalize"]
@@ -302,10 +331,10 @@ def _train(built: Built, names, source: Source, section: str, believed, director
 
 def _scales(built: Built, section: str) -> dict[str, float]:
     """Factor of each task's loss: given numbers, or MuST's rule from the teachers' batch sizes and learning rates."""
-    scales = built.config[section]["scales"]
+    scales = built.settings(section)["scales"]
     if scales != "learning_rate_rule":
         return {name: scales.get(name, 1.0) for name in built.names}
-    mine, theirs = (built.config[s] for s in (section, "teacher"))
+    mine, theirs = (built.settings(run) for run in (section, "teacher"))
     teacher = (theirs["batch_size"], theirs["optimizer"]["learning_rate"])
     student = (mine["batch_size"], mine["optimizer"]["learning_rate"])
     return learning_rate_rule(student, {name: teacher for name in built.names})

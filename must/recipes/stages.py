@@ -124,7 +124,7 @@ def train(
         if last or at % schedule.checkpoint_every == 0:
             checkpoints.save(at, progress.state, position=_position(batches))
         if last:
-            images = schedule.batch_size * (at - start)
+            images = schedule.batch_size * (at - start - 1)  # the clock starts when the first step is over
             facts["images_per_second"] = round(images / progress.seconds, 1)
             facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
 

@@ -66,7 +66,10 @@ def gains(results: Mapping[str, Any], others: Sequence[str]) -> str:
         rows.append([escape(task), escape(metric(entry)), *cells])
     mean = [_cell(figures(results["delta_m"][f"{subject}_vs_{c}"], 2, signed=True)) for c in others]
     rows.append(["Δm", "mean relative gain (%)", *mean])
-    table = _table(["task", "metric", *(f"vs {c}" for c in others)], rows, left=2, last_is_sum=True)
+    if lead := results.get("delta_m_lead"):
+        cells = [_cell(figures(lead[c], 2, signed=True)) if c in lead else "–" for c in others]
+        rows.append(["lead", f"Δm vs {escape(results['reference'])} above theirs (%)", *cells])
+    table = _table(["task", "metric", *(f"vs {c}" for c in others)], rows, left=2, sums=len(rows) - len(tasks))
     how = "Paired by seed; a" if len(results["seeds"]) > 1 else "A"
     return f'{table}<p class="soft">{how} positive gain is better, whatever the metric\'s direction.</p>'
 
@@ -112,14 +115,14 @@ def seconds(spent: Mapping[str, float], rates: Mapping[str, float]) -> str:
     return _table(["stage", "seconds", "images per second"], rows) if rows else ""
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, last_is_sum: bool = False) -> str:
-    """Heads are text, cells are HTML; the first `left` columns are words and stand at the left."""
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, sums: int = 0) -> str:
+    """Heads are text, cells are HTML; the first `left` columns are words and stand at the left, the last rows are sums."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         return "".join(f'<{tag}{" class=word" if i < left else ""}>{cell}</{tag}>' for i, cell in enumerate(cells))
 
     body = [
-        f"<tr{' class=sum' if last_is_sum and i == len(rows) - 1 else ''}>{line('td', row)}</tr>"
+        f"<tr{' class=sum' if i >= len(rows) - sums else ''}>{line('td', row)}</tr>"
         for i, row in enumerate(rows)
     ]
     head = line("th", [escape(name) for name in heads])

@@ -17,8 +17,8 @@ class Progress(NamedTuple):
       steps: length of the run.
       state: after the step.
       logs: scalars of the step, still on the device.
-      seconds: spent in this call of `fit`, validation included.
-      data_seconds: of these, spent waiting for batches.
+      seconds: since the first step of this call of `fit`, which compiles, was over; validation included.
+      data_seconds: of these, when no batch was there and the device had finished its last step: at most so long idle.
     """
 
     step: int
@@ -48,13 +48,17 @@ def fit(
       frozen: teachers' variables.
       hooks: called in order after every step; they decide themselves when to act.
     """
-    start = time.perf_counter()
-    waited = 0.0
-    for i in range(int(state.step), steps):
+    first, start, waited, logs = int(state.step), time.perf_counter(), 0.0, {}
+    for i in range(first, steps):
         before = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - before
+        # Steps are dispatched ahead of the device: waiting while it still computes costs nothing.
+        if all(value.is_ready() for value in logs.values()):
+            waited += time.perf_counter() - before
         state, logs = step(state, batch, frozen)
+        if i == first:
+            jax.block_until_ready(logs)
+            start, waited = time.perf_counter(), 0.0
         progress = Progress(i + 1, steps, state, logs, time.perf_counter() - start, waited)
         for hook in hooks:
             hook(progress)
