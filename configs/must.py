@@ -123,12 +123,38 @@ def paper() -> ConfigDict:
 
     config.sets = {
         "imagenet": splits("train[:99%]", "train[99%:]", "validation", dataset="imagenet2012", labels={"classification": "label"}),
-        "objects365": splits("train[:99%]", "train[99%:]", "validation", dataset="objects365", labels={"detection": "objects"}),
+        "objects365": {  # not in TFDS: as its authors distribute it
+            use: {"kind": "coco", "root": "{root}/objects365", "images": part, "annotations": f"{part}.json", "name": f"objects365-{part}"}
+            for use, part in {"train": "train", "validation": "minival", "test": "val"}.items()
+        },
         "coco": splits("train[:99%]", "train[99%:]", "validation", dataset="coco/2017_panoptic", labels={"segmentation": "panoptic_image"}),
         "nyu": splits("train[:99%]", "train[99%:]", "validation", dataset="nyu_depth_v2", labels={"depth": "depth"}),
     }
     config.labelled = {"classification": "imagenet", "detection": "objects365", "segmentation": "coco", "depth": "nyu"}
     config.pool = {"imagenet": {**tfds, "dataset": "imagenet2012", "split": "train", "labels": {}, "name": "pool"}}
+    # What the sets hold, from their papers; --dry_run plans with this where a set is not on disk.
+    imagenet = {"size": (400, 350), "labels": {"classification": {"form": "classification", "classes": 1000}}}
+    config.declared = {
+        "sets": {
+            "imagenet": {"count": {"train": 1_268_355, "validation": 12_812, "test": 50_000}, **imagenet},
+            "objects365": {
+                "count": {"train": 602_520, "validation": 6_086, "test": 30_000},
+                "size": (512, 680),
+                "labels": {"detection": {"form": "detection", "classes": 365}},
+            },
+            "coco": {
+                "count": {"train": 117_104, "validation": 1_183, "test": 5_000},
+                "size": (480, 640),
+                "labels": {"segmentation": {"form": "segmentation", "classes": 133}},
+            },
+            "nyu": {
+                "count": {"train": 47_108, "validation": 476, "test": 654},
+                "size": (480, 640),
+                "labels": {"depth": {"form": "depth"}},
+            },
+        },
+        "pool": {"imagenet": {"count": 1_281_167, **imagenet, "labels": {}}},
+    }
     config.model = {
         "backbone": {"kind": "resnet", "depth": 152, "width": 64, "stem": "imagenet", "stages": 4},
         "neck": {"channels": 256, "strides": (8, 16, 32, 64, 128)},

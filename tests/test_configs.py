@@ -50,6 +50,19 @@ def test_folders_find_the_real_sets(data_pack):
         assert row.weights[name] == 1 and row.inputs["image"].shape == (*built.size, 3)
 
 
+def test_the_published_setting_is_planned_from_declared_features():
+    from must.recipes.dry_run import _with_declared
+
+    config, reasons = _with_declared(_config("must", "paper", "nowhere"))
+    assert set(reasons) == {"imagenet", "objects365", "coco", "nyu"} and "nothing prepared" in reasons["nyu"]
+    built = recipe.Built(config, 0)
+    assert [len(built.tasks[name].classes) for name in ("classification", "detection", "segmentation")] == [1000, 365, 133]
+    for name in built.names:
+        row = built.plain(built.split(name, "train")[0], 0, None)
+        assert row.weights[name] == 1 and row.inputs["image"].shape == (640, 640, 3)
+    assert len(built.pool()) == 1_281_167 and not built.pool()[0].labels
+
+
 def test_a_missing_root_is_named():
     with pytest.raises(UserError, match="nowhere"):
         recipe.Built(_config("must", "folders", "nowhere"), 0)

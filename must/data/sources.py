@@ -17,6 +17,7 @@ KINDS = {
     "mask_png": "must.data.dense:MaskPng",
     "depth_png": "must.data.dense:DepthPng",
     "normals_png": "must.data.dense:NormalsPng",
+    "declared": "must.data.declared:Declared",
     "join": "must.data.combine:Join",
     "concat": "must.data.combine:Concat",
     "subset": "must.data.combine:Subset",

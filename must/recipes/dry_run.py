@@ -30,9 +30,12 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
       UserError: a path, a class map or a shape that does not work.
     """
     seed = config["seeds"][0]
+    config, declared = _with_declared(config)
     built = recipe.Built(config, seed)
     print(f"{config['title']}: recipe {config['recipe']}, seeds {list(config['seeds'])}, frame {built.size}")
     print("\ndata")
+    for name, reason in declared.items():
+        print(f"  {name:16} not on disk, planned from its declared features ({reason})")
     for name, section in built.config["sets"].items():
         counts = {split: len(setup.build_source(spec)) for split, spec in section.items()}
         print(f"  {name:16} " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
@@ -58,11 +61,38 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
             f"  {section + ' ' + (names[0] if len(names) == 1 else 'all tasks'):28} {parameters / 1e6:7.2f} M parameters, "
             f"{steps:,} steps of {size:,}, {memory / 2**30:6.2f} GiB state, {steps * flops / rate / 3600:9.3f} h"
         )
-    sizes = {name: _label_bytes(built, name) for name in built.names}
+    sizes = {name: _label_bytes(built, name, packed=built.config["labelled"][name] not in declared) for name in built.names}
     total = sum(sizes.values())
     print("\nlabels: " + ", ".join(f"{name} {size / 1024:.1f} kB" for name, size in sizes.items()))
     print(f"  {total / 1024:.1f} kB a record without the image, {total * len(everything) / 2**30:.2f} GiB in all, "
-          f"{built.config['label']['shards']} shards")
+          f"{built.config['label']['shards']} shards" + (", labels of declared sets uncompressed" if declared else ""))
+
+
+def _with_declared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The configuration with every set that cannot be opened replaced by its declaration, where it has one.
+
+    Returns:
+      (configuration, {set: why it could not be opened}).
+    """
+    config, reasons = dict(config), {}
+    for group in ("sets", "pool"):
+        config[group] = dict(config[group])
+        for name, features in config.get("declared", {}).get(group, {}).items():
+            section = config[group][name]
+            splits = section if group == "sets" else {"": section}
+            try:
+                for split in setup.fill(splits, seed=0, root=config["root"]).values():
+                    setup.build_source(split)
+            except UserError as error:
+                reasons[name] = str(error).partition(";")[0]
+                counts, features = features["count"], {k: v for k, v in features.items() if k != "count"}
+                made = {
+                    split: {"kind": "declared", "name": "-".join(filter(None, [group, name, split])), **features,
+                            "count": counts[split] if split else counts}
+                    for split in splits
+                }  # fmt: skip
+                config[group][name] = made if group == "sets" else made[""]
+    return config, reasons
 
 
 def _check_first(built, source) -> None:
@@ -110,12 +140,13 @@ def _shapes(tasks, size: tuple[int, int], rows: int) -> Batch:
     return Batch({"image": of((rows, *size, 3), np.uint8)}, labels, weights, of((rows,), np.int32), {})
 
 
-def _label_bytes(built, name: str) -> int:
-    """Compressed size of a prediction that says what the first annotation of the task says."""
+def _label_bytes(built, name: str, *, packed: bool) -> int:
+    """Size of a prediction that says what the first annotation of the task says, compressed when `packed`."""
     task, example = built.tasks[name], built.split(name, "train")[0]
     geometry = whole_image(example.image.shape[:2], built.size, keep_aspect=built.plain.keep_aspect)
     fields = task.restore(task.transform(example.labels[name], geometry), geometry)
-    return sum(len(zlib.compress(np.ascontiguousarray(value).tobytes())) for value in fields.values())
+    raw = [np.ascontiguousarray(value).tobytes() for value in fields.values()]
+    return sum(len(zlib.compress(field) if packed else field) for field in raw)
 
 
 def _matmul_rate(side: int = 1024) -> float:

@@ -1,0 +1,57 @@
+"""A data set that is known by its features alone, so that a run on it can be planned where it is not on disk."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from must.core.types import Example, Label, UserError
+from must.data import labels as forms
+
+
+class Declared:
+    """One split as its authors describe it; every example is a grey picture with one plausible annotation.
+
+    Only dry runs use it: the shapes, counts and label spaces are right, the content is not.
+
+    Args:
+      name: of the source.
+      count: number of examples.
+      size: (height, width) of a typical picture, pixels.
+      labels: {task name: {"form": "classification", "detection", "segmentation" or "depth", "classes": how many}}.
+
+    Raises:
+      UserError: a kind of label that is none of these.
+    """
+
+    def __init__(self, name: str, *, count: int, size: tuple[int, int], labels: Mapping[str, Mapping[str, Any]]):
+        for task, label in labels.items():
+            if label["form"] not in _EXAMPLES:
+                raise UserError(f"declared {name}: {task} is {label['kind']!r}, not one of {', '.join(_EXAMPLES)}")
+        self.name, self._size = name, tuple(size)
+        self._forms = {task: label["form"] for task, label in labels.items()}
+        self.ids = [f"{name}/{i:08d}" for i in range(count)]
+        self.classes = {
+            task: tuple(f"class {i}" for i in range(label["classes"])) for task, label in labels.items() if "classes" in label
+        }
+        self.fingerprint = hashlib.sha256(repr((name, count, self._size, sorted(self._forms.items()))).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        labels = {task: _EXAMPLES[form](*self._size) for task, form in self._forms.items()}
+        return Example(self.ids[index], np.full((*self._size, 3), 128, np.uint8), labels)
+
+
+def _boxes(height: int, width: int) -> Label:
+    return forms.detection(np.array([[0, 0, width / 2, height / 2]]), np.zeros(1, np.int64), np.zeros(1, bool))
+
+
+_EXAMPLES = {
+    "classification": lambda height, width: forms.classification(0),
+    "detection": _boxes,
+    "segmentation": lambda height, width: forms.segmentation(np.zeros((height, width), np.uint8)),
+    "depth": lambda height, width: forms.depth(np.full((height, width), 2000, np.uint16), 0.001),
+}
