@@ -110,6 +110,17 @@ def test_labels_with_weight_zero_cannot_matter(step):
     assert step(_fresh(OBJECTIVE, TX), seen)[1]["loss"] != logs["loss"]
 
 
+def test_thresholds_travel_in_the_state(step):
+    batch = _batch()
+    batch.labels["classification"]["probs"] = 0.7 * batch.labels["classification"]["probs"] + np.float32(0.1)  # best: 0.8
+    policies = {"classification": Policy(np.array([0.9, 0.9, 0.9]), 0.0), "depth": Policy(0.0, 0.0)}
+    strict = supervised(_model(), TASKS, scales=dict.fromkeys(TASKS, 1.0), policies=policies)
+    _, logs = step(_fresh(OBJECTIVE, TX), batch)
+    _, strict_logs = step(_fresh(strict, TX), batch)  # the step was compiled for the other objective
+    term = "loss/classification/class"
+    assert logs[term] > 0 and strict_logs[term] == 0 and strict_logs["loss/depth/depth"] == logs["loss/depth/depth"]
+
+
 @pytest.mark.devices(8)
 def test_one_device_equals_eight():
     single, many = _step(OBJECTIVE, TX), _step(OBJECTIVE, TX, jax.devices())

@@ -39,7 +39,7 @@ def supervised(
         ratios: dict[str, Ratio] = {}
         for supervision, label in batch.labels.items():
             name = supervision.partition("@")[0]
-            target = tasks[name].target(label, policies[name])
+            target = tasks[name].target(label, aux_state["policies"][name])
             for term, per_example in tasks[name].loss(outputs[name], target).items():
                 ratio = _reduce(per_example, batch.weights[supervision], normalize)
                 full = f"{name}/{term}"
@@ -47,7 +47,11 @@ def supervised(
         return ratios, model_state, aux_state
 
     by_term = {name: scales[name.partition("/")[0]] for name in names}
-    return Objective(init=lambda key: ({}, {}), names=names, terms=terms, scales=by_term)
+    def init(key):
+        # Thresholds are data: one compiled step serves every choice of them.
+        return {}, {"policies": {name: _per_class(policies[name], task) for name, task in tasks.items()}}
+
+    return Objective(init=init, names=names, terms=terms, scales=by_term)
 
 
 def learning_rate_rule(student: tuple[int, float], teachers: Mapping[str, tuple[int, float]]) -> dict[str, float]:
@@ -59,6 +63,12 @@ def learning_rate_rule(student: tuple[int, float], teachers: Mapping[str, tuple[
     """
     batch_size, learning_rate = student
     return {task: batch_size * lr / (b * learning_rate) for task, (b, lr) in teachers.items()}
+
+
+def _per_class(policy: Policy, task: Task) -> Policy:
+    """The thresholds in one form, [C] for a task that has classes, else []."""
+    shape = (len(task.classes),) if getattr(task, "classes", ()) else ()
+    return Policy(*(jnp.broadcast_to(jnp.asarray(bound, jnp.float32), shape) for bound in policy))
 
 
 def _reduce(term: PerExample, weights, normalize: str) -> Ratio:
