@@ -99,7 +99,7 @@ def train_batches(
     if count > 1:
         rows = _ProcessRows(rows, index, count, batch_size)
     batches = rows.batch(batch_size // count, drop_remainder=True, batch_fn=stack)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     return iter(batches.to_iter_dataset(options))
 
 

@@ -72,7 +72,7 @@ class Classification(Task):
             raise ValueError(f"{len(ids)} class ids with {len(probs)} probabilities")
         if ((ids < 0) | (ids >= len(self.classes))).any():
             raise ValueError(f"class id {ids.max()} with {len(self.classes)} classes")
-        if len(np.unique(ids)) < len(ids):
+        if len(set(ids.tolist())) < len(ids):
             raise ValueError(f"class ids {ids.tolist()} name a class twice")
         # Half precision rounds each of K numbers by up to 2^-12.
         if not ((probs >= 0).all() and rest >= 0 and abs(probs.sum() + rest - 1) < 0.02):

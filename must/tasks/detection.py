@@ -6,6 +6,7 @@ boxes and classes from few images, where one heat map per class learns only boxe
 """
 
 import dataclasses
+import functools
 from functools import partial
 from typing import ClassVar
 
@@ -117,14 +118,7 @@ class Detection(Task):
         return self._spec(self.max_boxes)
 
     def _spec(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
-            "boxes": jax.ShapeDtypeStruct((count, 4), np.float32),
-            "classes": jax.ShapeDtypeStruct((count,), np.int32),
-            "scores": jax.ShapeDtypeStruct((count,), np.float32),
-            "valid": jax.ShapeDtypeStruct((count,), np.bool_),
-            "crowd": jax.ShapeDtypeStruct((count,), np.bool_),
-            "known": jax.ShapeDtypeStruct((len(self.classes),), np.bool_),
-        }
+        return {name: jax.ShapeDtypeStruct(*form) for name, form in _forms(count, len(self.classes)).items()}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
         """As the base class says; a box of which little is left in the frame becomes a crowd, which is ignored."""
@@ -134,7 +128,7 @@ class Detection(Task):
         crowd = fields["crowd"] | (visible < _MIN_VISIBLE) | (sides.min(-1, initial=np.inf) < self.min_size)
         seen = np.flatnonzero((sides > 0).all(-1))
         seen = seen[np.lexsort((-fields["scores"][seen], crowd[seen]))][: self.max_boxes]
-        out = {name: np.zeros(spec.shape, spec.dtype) for name, spec in self._spec(self.max_boxes).items()}
+        out = {name: np.zeros(*form) for name, form in _forms(self.max_boxes, len(self.classes)).items()}
         for name, value in {**fields, "boxes": boxes, "crowd": crowd}.items():
             if name != "unknown":
                 out[name][: len(seen)] = value[seen]
@@ -333,6 +327,13 @@ class Detection(Task):
         most = [c for c in np.argsort(-number, kind="stable")[: drawing.ROWS] if number[c]]
         rows = [(f"{number[c]} {self.classes[c]}", colours[c : c + 1]) for c in most]
         return drawing.caption(np.asarray(canvas), rows)
+
+
+@functools.cache  # asked for every row of every batch
+def _forms(count: int, classes: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """{field: (shape, type)} of a label in network form with room for `count` boxes."""
+    per_box = {"boxes": ((count, 4), np.float32), "classes": ((count,), np.int32), "scores": ((count,), np.float32)}
+    return per_box | {"valid": ((count,), np.bool_), "crowd": ((count,), np.bool_), "known": ((classes,), np.bool_)}
 
 
 def _take(array: Array, index: Array) -> Array:
