@@ -142,16 +142,14 @@ def _flat(columns: Mapping[str, Mapping[str, str]]) -> list[str]:
 def _costs(recipe, config: Config, built, workdir: str) -> dict[str, dict[str, float]]:
     """Per column: networks, parameters, time per image to have every task answered on this machine."""
     found = {}
-    images = np.zeros((32, *built.size, 3), np.uint8)
+    images = np.zeros((_ROWS, *built.size, 3), np.uint8)
     for column, directories in recipe.columns(config, config["seeds"][0]).items():
         networks = list(dict.fromkeys(directories.values()))
         parameters, seconds = 0, 0.0
         for where in networks:
-            names = tuple(task for task, other in directories.items() if other == where)
-            model = built.model(names)
-            variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.size)
+            predict, variables = _network(built, workdir, where, directories)
             parameters += sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-            seconds += _forward_time(model, variables, images)
+            seconds += _median_time(lambda: predict(variables, images))  # noqa: B023
         found[column] = {
             "networks": len(networks),
             "parameters": parameters,
@@ -161,14 +159,24 @@ def _costs(recipe, config: Config, built, workdir: str) -> dict[str, dict[str, f
     return found
 
 
-def _forward_time(model, variables, images: np.ndarray) -> float:
-    """Median seconds of a forward pass over a batch, all outputs ready."""
-    forward = jax.jit(lambda v, x: model.apply(v, x, train=False, key=None)[0])
-    jax.block_until_ready(forward(variables, images))
+_ROWS = 32  # pictures that a network is timed and drawn on: one compiled program for both
+
+
+def _network(built, workdir: str, where: str, directories: Mapping[str, str]):
+    """(predictor of all tasks that this directory's network answers in a column, its variables)."""
+    names = tuple(task for task, other in directories.items() if other == where)
+    model = built.model(names)
+    variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.size)
+    return stages.predictor(model, {name: built.tasks[name] for name in names}), variables
+
+
+def _median_time(call) -> float:
+    """Seconds until all outputs are ready, after a first call."""
+    jax.block_until_ready(call())
     times = []
     for _ in range(9):
         start = time.perf_counter()
-        jax.block_until_ready(forward(variables, images))
+        jax.block_until_ready(call())
         times.append(time.perf_counter() - start)
     return float(np.median(times))
 
@@ -214,26 +222,16 @@ def _grid(built, workdir: str, task_name: str, shown: Mapping[str, Mapping[str, 
     """Rows of pictures: input, truth, one per shown column; on the first test images."""
     task = built.tasks[task_name]
     encoder = built.plain._replace(tasks={task_name: task})
-    source = built.split(task_name, first_split(built))
-    batch = next(iter(stages.eval_batches(source, encoder, batch_size=min(examples, len(source)))))
+    batch = next(iter(stages.eval_batches(built.split(task_name, first_split(built)), encoder, batch_size=_ROWS)))
     answers: dict[str, Label] = {"truth": batch.labels[task_name]}
     for column, directories in shown.items():
-        where = directories[task_name]
-        names = tuple(name for name, other in directories.items() if other == where)
-        model = built.model(names)
-        variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.size)
-        answer = jax.jit(functools.partial(_answer, model=model, task_name=task_name, task=task))
-        answers[column] = jax.device_get(answer(variables, batch.inputs["image"]))
+        predict, variables = _network(built, workdir, directories[task_name], directories)
+        answers[column] = jax.device_get(predict(variables, batch.inputs["image"])[task_name])
     rows = []
-    for i, image in enumerate(batch.inputs["image"]):
+    for i in np.flatnonzero(batch.ids >= 0)[:examples]:
         picks = [{field: np.asarray(value)[i] for field, value in label.items()} for label in answers.values()]
-        rows.append([image, *(task.draw(image, pick) for pick in picks)])
+        rows.append([batch.inputs["image"][i], *(task.draw(batch.inputs["image"][i], pick) for pick in picks)])
     return {"columns": ["input", *answers], "rows": rows}
-
-
-def _answer(variables, images, *, model, task_name: str, task) -> Label:
-    outputs, _ = model.apply(variables, images, train=False, key=None)
-    return task.predict(outputs[task_name])
 
 
 def first_split(built) -> str:

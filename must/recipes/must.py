@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from must.core import devices
-from must.core.types import Policy, Source, Teacher, UserError
+from must.core.types import Model, Policy, Source, Teacher, UserError
 from must.data.combine import Concat, Overlay, Repeated, Subset
 from must.data.records import Records
 from must.evaluate.evaluate import summarize
@@ -117,6 +117,7 @@ class Built:
         self.tasks: dict[str, Task] = setup.build_tasks(self.config["tasks"], labelled)
         self.size = tuple(self.config["image"]["size"])
         self.plain = setup.build_encoder(self.config["image"], self.tasks)
+        self._models: dict[tuple, Model] = {}
 
     def split(self, task: str, split: str) -> Source:
         """The split of the set that teaches or measures a task."""
@@ -140,8 +141,11 @@ class Built:
         return setup.build_sources(self.config["pool"])
 
     def model(self, names, section: str = "model"):
-        """A network with the heads of these tasks."""
-        return setup.build_model(self.config[section], {name: self.tasks[name] for name in names})
+        """A network with the heads of these tasks; asked again, the same one, whose programs are compiled already."""
+        key = (section, tuple(names))
+        if key not in self._models:
+            self._models[key] = setup.build_model(self.config[section], {name: self.tasks[name] for name in names})
+        return self._models[key]
 
     def settings(self, run: str) -> dict[str, Any]:
         """How a kind of run trains: its section of the configuration; an arm's is the student's with its own changes."""

@@ -169,6 +169,20 @@ def measure(
     return rows
 
 
+def predictor(model: Model, tasks: Mapping[str, Task]) -> Callable[[PyTree, np.ndarray], dict]:
+    """(variables, images uint8 [B, H, W, 3]) -> {task: label in network form}; compiled once per model and tasks."""
+    return _compiled_predict(model, tuple(tasks.items()))
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_predict(model: Model, tasks: tuple[tuple[str, Task], ...]):
+    def predict(variables, images):
+        outputs, _ = model.apply(variables, images, train=False, key=None)
+        return {name: task.predict(outputs[name]) for name, task in tasks}
+
+    return jax.jit(predict)
+
+
 @functools.lru_cache(maxsize=32)
 def _compiled_eval(model: Model, tasks: tuple[tuple[str, Task], ...]):
     return devices.parallelize(functools.partial(eval_step, model=model, tasks=dict(tasks)), out_axes=0)
