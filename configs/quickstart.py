@@ -93,7 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
         for section in (config.teacher, config.student, config.supervised, config.scratch):
             section.steps, section.evaluate_every = 20, 0
     elif variant == "evidence":
-        config.seeds = (0, 1, 2, 3, 4)
+        config.seeds = (10, 11, 12, 13, 14)  # no setting was chosen on these
         config.baselines = ("supervised", "scratch")
         config.pool.pool.count = 4096
         config.measured_on = ("test", "shifted")
@@ -101,7 +101,7 @@ def get_config(variant: str = "") -> ConfigDict:
         for section in (config.teacher, config.student, config.supervised, config.scratch):
             section.steps, section.evaluate_every = 2400, 600
     elif variant == "pool":
-        config.seeds = (0, 1, 2, 3, 4)
+        config.seeds = (20, 21, 22, 23, 24)
         config.baselines = ()
         config.pool.pool.count = 4096
         config.student.repeat_labelled = 1
