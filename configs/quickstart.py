@@ -103,11 +103,10 @@ def get_config(variant: str = "") -> ConfigDict:
     elif variant == "pool":
         config.seeds = (20, 21, 22, 23, 24)
         config.baselines = ()
-        config.pool.pool.count = 4096
-        config.student.repeat_labelled = 1
-        config.arms = {f"pool_{count}": {"pool_images": count} for count in (256, 1024)}
-        for section in (config.teacher, config.student):
-            section.steps, section.evaluate_every = 1200, 600
+        config.pool.pool.count = 2048
+        config.arms = {f"pool_{count}": {"pool_images": count} for count in (128, 512)}
+        config.teacher.steps, config.student.steps = 600, 900
+        config.student.evaluate_every, config.student.repeat_labelled = 0, 1
     elif variant:
         raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool")
     return config

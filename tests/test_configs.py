@@ -21,7 +21,7 @@ def _config(name, variant, root=""):
     return json.loads(json.dumps(config.to_dict()))
 
 
-@pytest.mark.parametrize("variant", ["", "sanity", "evidence"])
+@pytest.mark.parametrize("variant", ["", "sanity", "evidence", "pool"])
 def test_quickstart_keeps_every_id_in_one_place(variant):
     built = recipe.Built(_config("quickstart", variant), 0)
     train = [set(source.ids) for source in built.labelled()]
@@ -61,6 +61,14 @@ def test_the_published_setting_is_planned_from_declared_features():
         row = built.plain(built.split(name, "train")[0], 0, None)
         assert row.weights[name] == 1 and row.inputs["image"].shape == (640, 640, 3)
     assert len(built.pool()) == 1_281_167 and not built.pool()[0].labels
+
+
+@pytest.mark.parametrize(
+    "arms, says", [({"few": {"pool_image": 3}}, "arms.few.pool_image"), ({"teacher": {}}, "arms.teacher")]
+)
+def test_an_arm_changes_known_keys_under_a_name_of_its_own(arms, says):
+    with pytest.raises(UserError, match=says):
+        recipe.Built(_config("quickstart", "") | {"arms": arms}, 0)
 
 
 def test_a_missing_root_is_named():

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from must.core import devices
-from must.core.types import Model, Policy, Source, Teacher, UserError
+from must.core.types import Policy, Source, Teacher, UserError
 from must.data.combine import Concat, Overlay, Repeated, Subset
 from must.data.records import Records
 from must.evaluate.evaluate import summarize
@@ -27,9 +27,9 @@ from must.pseudo_label import policy as policies
 from must.pseudo_label import teacher as teachers
 from must.pseudo_label.write import label_images
 from must.recipes import setup, stages
+from must.recipes.setup import Built
 from must.recipes.jobs import Job
 from must.recipes.comparison import compare, report
-from must.tasks.base import Task
 
 STAGES = ("teachers", "label", "student", "baselines", "compare", "report")
 Config = Mapping[str, Any]
@@ -98,64 +98,12 @@ def scratch(config: Config, seed: int) -> dict[str, str]:
     return {task: f"{prefix(config, seed)}baselines/scratch-{task}" for task in config["tasks"]}
 
 
-def runs(built: "Built") -> list[tuple[str, tuple[str, ...]]]:
+def runs(built: Built) -> list[tuple[str, tuple[str, ...]]]:
     """The kinds of training runs of a seed: (section of the configuration, tasks of the network)."""
     found = [("teacher", (name,)) for name in built.names]
     found += [(arm, built.names) for arm in ("student", *built.config["arms"])]
     found += [("supervised", built.names)] if "supervised" in built.config["baselines"] else []
     return found + ([("scratch", (name,)) for name in built.names] if "scratch" in built.config["baselines"] else [])
-
-
-class Built:
-    """The objects of one seed of a configuration."""
-
-    def __init__(self, config: Config, seed: int):
-        self.config = setup.fill(config, seed=seed, root=config["root"])
-        self.seed = seed
-        self.names = tuple(self.config["tasks"])
-        labelled = {name: self.split(name, "train") for name in self.names}
-        self.tasks: dict[str, Task] = setup.build_tasks(self.config["tasks"], labelled)
-        self.size = tuple(self.config["image"]["size"])
-        self.plain = setup.build_encoder(self.config["image"], self.tasks)
-        self._models: dict[tuple, Model] = {}
-
-    def split(self, task: str, split: str) -> Source:
-        """The split of the set that teaches or measures a task."""
-        return setup.build_source(self.config["sets"][self.config["labelled"][task]][split])
-
-    def splits(self, split: str, names=None) -> dict[str, Source]:
-        """That split for every task."""
-        return {name: self.split(name, split) for name in names or self.names}
-
-    def labelled(self) -> list[Source]:
-        """The labelled training sets, each once."""
-        sets = dict.fromkeys(self.config["labelled"][name] for name in self.names)
-        return [setup.build_source(self.config["sets"][name]["train"]) for name in sets]
-
-    def everything(self) -> Source:
-        """What the teachers label: the labelled images and the pool."""
-        return Concat([*self.labelled(), self.pool()])
-
-    def pool(self) -> Source:
-        """The images without labels."""
-        return setup.build_sources(self.config["pool"])
-
-    def model(self, names, section: str = "model"):
-        """A network with the heads of these tasks; asked again, the same one, whose programs are compiled already."""
-        key = (section, tuple(names))
-        if key not in self._models:
-            self._models[key] = setup.build_model(self.config[section], {name: self.tasks[name] for name in names})
-        return self._models[key]
-
-    def settings(self, run: str) -> dict[str, Any]:
-        """How a kind of run trains: its section of the configuration; an arm's is the student's with its own changes."""
-        changes = self.config["arms"].get(run)
-        return self.config[run] if changes is None else {**self.config["student"], **changes}
-
-    def schedule(self, run: str) -> stages.Schedule:
-        """Steps, batches, optimiser."""
-        fields = stages.Schedule._fields
-        return stages.Schedule(**{key: value for key, value in self.settings(run).items() if key in fields})
 
 
 def train_single(config: Config, seed: int, task: str, section: str, *, directory: str, report) -> dict:

@@ -14,6 +14,7 @@ from must.data.sources import source
 from must.models import fpn, multi_head, resnet
 from must.objectives import balance as balances
 from must.pseudo_label import policy
+from must.recipes import stages
 from must.tasks import base
 from must.tasks.base import Task
 
@@ -108,3 +109,69 @@ def build_balance(section: Mapping[str, Any]) -> Balance:
 def build_policy(section: Mapping[str, Any]) -> Policy:
     """{"positive": p, "negative": n}, or {"threshold": p} for MuST's two states."""
     return policy.hard(**section) if "threshold" in section else Policy(**section)
+
+
+class Built:
+    """The objects of one seed of a recipe's configuration, see `configs/quickstart.py`.
+
+    Raises:
+      UserError: (when made or asked) a section that no object can be made from.
+    """
+
+    def __init__(self, config: Mapping[str, Any], seed: int):
+        _check_arms(config)
+        self.config = fill(config, seed=seed, root=config["root"])
+        self.seed = seed
+        self.names = tuple(self.config["tasks"])
+        labelled = {name: self.split(name, "train") for name in self.names}
+        self.tasks: dict[str, Task] = build_tasks(self.config["tasks"], labelled)
+        self.size = tuple(self.config["image"]["size"])
+        self.plain = build_encoder(self.config["image"], self.tasks)
+        self._models: dict[tuple, Model] = {}
+
+    def split(self, task: str, split: str) -> Source:
+        """The split of the set that teaches or measures a task."""
+        return build_source(self.config["sets"][self.config["labelled"][task]][split])
+
+    def splits(self, split: str, names=None) -> dict[str, Source]:
+        """That split for every task."""
+        return {name: self.split(name, split) for name in names or self.names}
+
+    def labelled(self) -> list[Source]:
+        """The labelled training sets, each once."""
+        sets = dict.fromkeys(self.config["labelled"][name] for name in self.names)
+        return [build_source(self.config["sets"][name]["train"]) for name in sets]
+
+    def everything(self) -> Source:
+        """What the teachers label: the labelled images and the pool."""
+        return Concat([*self.labelled(), self.pool()])
+
+    def pool(self) -> Source:
+        """The images without labels."""
+        return build_sources(self.config["pool"])
+
+    def model(self, names, section: str = "model"):
+        """A network with the heads of these tasks; asked again, the same one, whose programs are compiled already."""
+        key = (section, tuple(names))
+        if key not in self._models:
+            self._models[key] = build_model(self.config[section], {name: self.tasks[name] for name in names})
+        return self._models[key]
+
+    def settings(self, run: str) -> dict[str, Any]:
+        """How a kind of run trains: its section of the configuration; an arm's is the student's with its own changes."""
+        changes = self.config["arms"].get(run)
+        return self.config[run] if changes is None else {**self.config["student"], **changes}
+
+    def schedule(self, run: str) -> stages.Schedule:
+        """Steps, batches, optimiser."""
+        fields = stages.Schedule._fields
+        return stages.Schedule(**{key: value for key, value in self.settings(run).items() if key in fields})
+
+
+def _check_arms(config: Mapping[str, Any]) -> None:
+    for arm, changes in config["arms"].items():
+        if arm in config:
+            raise UserError(f"arms.{arm}: the configuration has a section of that name already")
+        for key in changes:
+            if key not in config["student"]:
+                raise UserError(f"arms.{arm}.{key}: not a key of student: {', '.join(config['student'])}")
