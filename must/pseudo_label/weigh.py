@@ -1,0 +1,166 @@
+"""Debiasing weights for pseudo-labelled examples, estimated on held-out truth (Iliopoulos et al., NeurIPS 2022).
+
+A teacher is right on x with probability p(x); where it is wrong its label costs the student d(x) times what the truth
+would. Weighted by w(x) = 1 / (p + d (1 - p)), the loss on the teacher's labels has the expectation of the loss on the
+truth. p and d are unknown, so w is read off a small validation set near x: near in the margins of teacher and student.
+
+The weights are constants to the step (no gradient flows into them), rows with ground truth keep w = 1, and a sum of
+weighted losses is divided by the number of rows, never by the sum of the weights: that would put the bias back.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from must.core.types import UserError
+
+Estimator = Callable[[np.ndarray], np.ndarray]  # covariates [N, D] -> weights float32 [N]
+
+_EPSILON = 1e-6  # added to both means, so that a student without loss has the weight 1
+_CHUNK = 1 << 14  # queries at a time: memory does not grow with their number
+
+
+class HeldOut(NamedTuple):
+    """What teacher and student say about validation examples, whose truth the teacher was not trained on.
+
+    Attributes:
+      covariates: [n, D], see `covariates`.
+      true_loss: [n], the student's loss against the truth.
+      teacher_loss: [n], the same loss against the teacher's label.
+    """
+
+    covariates: np.ndarray
+    true_loss: np.ndarray
+    teacher_loss: np.ndarray
+
+
+def margin(probs: np.ndarray) -> np.ndarray:
+    """Largest minus second largest probability over the last axis: [..., C] -> [...]."""
+    top = np.partition(np.asarray(probs, np.float32), -2, axis=-1)
+    return top[..., -1] - top[..., -2]
+
+
+def covariates(teacher_probs: np.ndarray, student_probs: np.ndarray) -> np.ndarray:
+    """Where an example lies for the estimators: (teacher's margin, student's margin), float32 [N, 2]."""
+    return np.stack([margin(teacher_probs), margin(student_probs)], -1)
+
+
+def exact(accuracy: np.ndarray, distortion: np.ndarray) -> np.ndarray:
+    """w = 1 / (p + d (1 - p)), where both are known: the oracle of experiments."""
+    return 1.0 / (accuracy + distortion * (1.0 - accuracy))
+
+
+def ratio_of_means(held_out: HeldOut, *, neighbours: int | None = None) -> Estimator:
+    """w(x) = mean true_loss / mean teacher_loss over the k validation examples nearest to x.
+
+    It needs no wrong label to be known, so soft labels and dense tasks have it too. The mean of the ratios would be
+    biased upwards (Jensen).
+
+    Args:
+      held_out: losses of one task, all in one unit.
+      neighbours: k; the rounded square root of n by default, n gives every example the one global ratio.
+
+    Raises:
+      UserError: no examples, more neighbours than examples, a value that is not finite.
+    """
+    near = _Neighbours(held_out, neighbours)
+    losses = np.stack([held_out.true_loss, held_out.teacher_loss], -1).astype(np.float64)
+
+    def estimate(points: np.ndarray) -> np.ndarray:
+        true, teacher = near.means(losses, points).T
+        return ((true + _EPSILON) / (teacher + _EPSILON)).astype(np.float32)
+
+    return estimate
+
+
+def plug_in(held_out: HeldOut, correct: np.ndarray, *, neighbours: int | None = None) -> Estimator:
+    """w(x) = 1 / (p + d (1 - p)) with p and d from the k nearest validation examples; d = 1 where none is wrong.
+
+    Args:
+      held_out: see `ratio_of_means`.
+      correct: bool [n], whether the teacher's label is the truth.
+      neighbours: k.
+
+    Raises:
+      UserError: as `ratio_of_means`.
+    """
+    near = _Neighbours(held_out, neighbours)
+    wrong = ~np.asarray(correct, bool)
+    columns = np.stack([wrong, wrong * held_out.teacher_loss, wrong * held_out.true_loss], -1).astype(np.float64)
+
+    def estimate(points: np.ndarray) -> np.ndarray:
+        wrong_share, teacher, true = near.means(columns, points).T
+        distortion = np.where(wrong_share > 0, (teacher + _EPSILON) / (true + _EPSILON), 1.0)
+        return exact(1.0 - wrong_share, distortion).astype(np.float32)
+
+    return estimate
+
+
+def isotonic_accuracy(margins: np.ndarray, correct: np.ndarray, *, floor: float) -> Callable[[np.ndarray], np.ndarray]:
+    """p(x), rising with the teacher's margin: isotonic regression of correctness, held above a floor.
+
+    Args:
+      margins: [n], the teacher's.
+      correct: bool [n].
+      floor: least value, 1 / C or more; above the teacher's true accuracy it misstates p.
+
+    Returns:
+      margins [N] -> float32 [N].
+
+    Raises:
+      UserError: no examples, a value that is not finite.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    if not len(margins):
+        raise UserError("isotonic accuracy: the validation set is empty")
+    if not np.isfinite(margins).all():
+        raise UserError("isotonic accuracy: a margin is not finite")
+    fitted = IsotonicRegression(y_min=floor, y_max=1.0, out_of_bounds="clip")
+    fitted.fit(np.asarray(margins, np.float64), np.asarray(correct, np.float64))
+    return lambda points: fitted.predict(np.asarray(points, np.float64)).astype(np.float32)
+
+
+class _Neighbours:
+    """Means over the k nearest validation examples, in covariates scaled to unit variance."""
+
+    def __init__(self, held_out: HeldOut, neighbours: int | None):
+        points = np.asarray(held_out.covariates, np.float64)
+        count = len(points)
+        if not count:
+            raise UserError("weights: the validation set is empty")
+        for name, values in held_out._asdict().items():
+            if len(values) != count:
+                raise UserError(f"weights: {len(values)} values of {name} for {count} validation examples")
+            if not np.isfinite(values).all():
+                raise UserError(f"weights: {name} of validation example {_first_bad(values)} is not finite")
+        self._k = max(1, round(count**0.5)) if neighbours is None else neighbours
+        if not 1 <= self._k <= count:
+            raise UserError(f"weights: {neighbours} neighbours of {count} validation examples")
+        self._mean, spread = points.mean(0), points.std(0)
+        self._scale = 1.0 / np.where(spread > 0, spread, 1.0)
+        self._points = (points - self._mean) * self._scale
+        self._tree = None
+
+    def means(self, values: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """[n, V], [N, D] -> [N, V]."""
+        points = np.asarray(points, np.float64)
+        if self._k == len(self._points):
+            return np.broadcast_to(values.mean(0), (len(points), values.shape[1]))
+        if self._tree is None:
+            from sklearn.neighbors import NearestNeighbors
+
+            self._tree = NearestNeighbors(n_neighbors=self._k, algorithm="kd_tree", n_jobs=-1).fit(self._points)
+        out = np.empty((len(points), values.shape[1]))
+        for start in range(0, len(points), _CHUNK):
+            chunk = (points[start : start + _CHUNK] - self._mean) * self._scale
+            near = self._tree.kneighbors(chunk, return_distance=False)
+            for column, value in enumerate(values.T):
+                out[start : start + _CHUNK, column] = value[near].mean(1)
+        return out
+
+
+def _first_bad(values: np.ndarray) -> int:
+    rows = np.isfinite(values).reshape(len(values), -1).all(1)
+    return int(np.flatnonzero(~rows)[0])
