@@ -88,7 +88,7 @@ def folders() -> ConfigDict:
     # The losses of the dense tasks end several times smaller than the others'.
     together = {**training, "steps": 1500, "scales": {"segmentation": 3.0, "depth": 4.0}}
     config.teacher = {**training, "steps": 900}
-    config.student = {**together, "select": "last", "repeat_labelled": 2, "pool_images": 0}
+    config.student = {**together, "select": "last", "repeat_labelled": 2, "pool_images": 0, "truth_weight": 1.0}
     config.arms = {}
     config.supervised = {**together}
     config.scratch = {**training, "steps": 1500}
@@ -172,7 +172,9 @@ def paper() -> ConfigDict:
     for section in (config.teacher, config.student, config.supervised, config.scratch):
         with section.ignore_type():
             section.update(training)
-        section.steps = 180_000
+            section.view, section.scales = ConfigDict(), ConfigDict()
+        section.steps, section.select = 180_000, "last"
+    config.student.repeat_labelled = 1  # drawn uniformly
     config.student.batch_size, config.student.optimizer.learning_rate, config.student.normalize = 4096, 0.32, "batch"
     with config.ignore_type():
         config.student.scales = "learning_rate_rule"

@@ -34,7 +34,7 @@ _HOMES = {
     "must.data.voc": ("Voc",),
     "must.data.scenes": ("Scenes",),
     "must.data.records": ("Records",),
-    "must.data.combine": ("Cached", "Concat", "Join", "Overlay", "Repeated", "Subset"),
+    "must.data.combine": ("Cached", "Concat", "Join", "Overlay", "Repeated", "Subset", "Weighted"),
     "must.data.sources": ("source",),
     "must.data.pipeline": ("Encoder", "eval_batches", "train_batches"),
     "must.train.checkpoint": ("Checkpoints",),

@@ -149,6 +149,24 @@ def test_nested_sections_build_nested_sources(tmp_path):
     assert len(data) == 4 and {id.split("/")[0] for id in data.ids} == {"one", "two"}
 
 
+def test_weights_travel_from_the_source_to_the_batch():
+    from must.data.combine import Repeated, Weighted
+    from must.data.pipeline import Encoder
+    from must.data.scenes import Scenes
+    from must.tasks.depth import Depth
+
+    scenes = Scenes(3, labels=("depth",))
+    heavy = Repeated(Weighted(scenes, {"depth": {scenes.ids[1]: 8.0}, "normals": {scenes.ids[2]: 5.0}}), {})
+    encoder = Encoder({"depth": Depth()}, (64, 64))
+    rows = [encoder(heavy[i], i, None) for i in range(3)]
+    assert [float(row.weights["depth"]) for row in rows] == [1.0, 8.0, 1.0]
+    absent = encoder(heavy[2]._replace(labels={}, weights={"depth": 5.0}), 0, None)
+    assert absent.weights["depth"] == 0  # a weight makes no label
+    assert heavy.fingerprint != Repeated(scenes, {}).fingerprint
+    with pytest.raises(UserError, match="weight -1"):
+        Weighted(scenes, {"depth": {scenes.ids[0]: -1.0}})
+
+
 def test_repeated_examples_are_met_more_often_and_keep_their_content(tmp_path):
     from must.data.combine import Repeated
     from must.data.scenes import Scenes

@@ -29,7 +29,10 @@ def test_quickstart_keeps_every_id_in_one_place(variant):
     everything = list(built.everything().ids)
     assert len(train) == 5 and len(set().union(*train)) == sum(map(len, train))  # disjoint images per task
     assert len(everything) == len(set(everything)) and not held_out & set(everything)
-    assert not set(built.split("depth", "validation").ids) & set(built.split("depth", "test").ids)
+    splits = [set(built.split("depth", split).ids) for split in ("validation", "tune", "test")]
+    assert len(set().union(*splits)) == sum(map(len, splits)) == 256 + 512 + 512
+    shifted = built.split("depth", "shifted")
+    assert not set(shifted.ids) & set(everything) and not any((shifted[i].image == built.split("depth", "test")[i].image).all() for i in range(4))
 
 
 def test_seeds_have_scenes_of_their_own():
@@ -54,21 +57,43 @@ def test_the_published_setting_is_planned_from_declared_features():
     from must.recipes.dry_run import _with_declared
 
     config, reasons = _with_declared(_config("must", "paper", "nowhere"))
-    assert set(reasons) == {"imagenet", "objects365", "coco", "nyu"} and "nothing prepared" in reasons["nyu"]
+    assert set(reasons) == {"imagenet", "objects365", "coco", "nyu", "pool.imagenet"} and "nothing prepared" in reasons["nyu"]
     built = recipe.Built(config, 0)
     assert [len(built.tasks[name].classes) for name in ("classification", "detection", "segmentation")] == [1000, 365, 133]
     for name in built.names:
         row = built.plain(built.split(name, "train")[0], 0, None)
         assert row.weights[name] == 1 and row.inputs["image"].shape == (640, 640, 3)
-    assert len(built.pool()) == 1_281_167 and not built.pool()[0].labels
+    (pool,) = built.pool()
+    assert len(pool) == 1_281_167 and not pool[0].labels
 
 
 @pytest.mark.parametrize(
-    "arms, says", [({"few": {"pool_image": 3}}, "arms.few.pool_image"), ({"teacher": {}}, "arms.teacher")]
+    "changes, says",
+    [
+        ({"arms": {"few": {"pool_image": 3}}}, "arms.few.pool_image"),
+        ({"arms": {"teacher": {}}}, "arms.teacher"),
+        ({"arms": {"a/b": {}}}, "arms.a/b"),
+        ({"arms": {"many": {"pool_images": 1025}}}, "the pool has 1024 images"),
+        ({"baselines": ["supervized"]}, "no 'supervized'"),
+    ],
 )
-def test_an_arm_changes_known_keys_under_a_name_of_its_own(arms, says):
+def test_runs_that_cannot_be_meant(changes, says):
     with pytest.raises(UserError, match=says):
-        recipe.Built(_config("quickstart", "") | {"arms": arms}, 0)
+        recipe.Built(_config("quickstart", "") | changes, 0)
+
+
+def test_baselines_see_as_many_images_as_the_student():
+    config = _config("quickstart", "")
+    config["student"]["steps"] *= 2
+    with pytest.raises(UserError, match="supervised sees 9,600 images, the student 19,200"):
+        recipe.Built(config, 0)
+
+
+def test_an_arm_keeps_what_it_does_not_change():
+    config = _config("quickstart", "") | {"arms": {"slow": {"optimizer": {"learning_rate": 1e-3}, "steps": 7}}}
+    arm, student = (recipe.Built(config, 0).settings(run) for run in ("slow", "student"))
+    assert arm["optimizer"] == student["optimizer"] | {"learning_rate": 1e-3}
+    assert arm["steps"] == 7 and arm["scales"] == student["scales"]
 
 
 def test_a_missing_root_is_named():

@@ -88,6 +88,18 @@ def test_other_configuration_is_refused_by_its_first_key(whole):
     assert "config.teacher.steps" in _refused(whole, "--config.teacher.steps=7")
 
 
+def test_a_second_run_in_a_workdir_is_refused(whole):
+    from must.pseudo_label.shards import lock
+
+    with lock(str(whole / "lock")) as held:
+        assert held and "another run" in _refused(whole, "--stage=student")
+
+
+def test_a_configuration_that_does_not_stand_claims_no_workdir(tmp_path):
+    assert "supervized" in _refused(tmp_path / "run", "--config.baselines=('supervized',)")
+    assert not (tmp_path / "run").exists()
+
+
 def test_damaged_shard_is_named(whole, tmp_path):
     import shutil
 

@@ -45,11 +45,13 @@ class Example(NamedTuple):
       id: unique over all sources of a run, "<source>/<name>".
       image: uint8 [H, W, 3], RGB.
       labels: {task name: Label in record form}; a task that is absent is not annotated here.
+      weights: {task name: how much its label counts}; 1 for a task that is absent.
     """
 
     id: str
     image: np.ndarray
     labels: dict[str, Label]
+    weights: dict[str, float] = {}
 
 
 class Source(Protocol):

@@ -221,6 +221,35 @@ class Repeated(_Routed):
         return self._source, self._indices[index]
 
 
+class Weighted(_Routed):
+    """The same examples, some of whose labels count more or less than 1.
+
+    Args:
+      source: of the examples.
+      weights: {task: {id: weight}}; 1 where nothing is said.
+
+    Raises:
+      UserError: a weight that is negative or not finite.
+    """
+
+    def __init__(self, source: Source, weights: Mapping[str, Mapping[str, float]]):
+        for task, by_id in weights.items():
+            for id, weight in by_id.items():
+                if not 0 <= weight < float("inf"):
+                    raise UserError(f"{source.name}: weight {weight} of {id} for {task}")
+        self._source, self._weights = source, weights
+        self.name, self.ids, self.classes = source.name, source.ids, source.classes
+        self.fingerprint = _hash("weighted", source.fingerprint, repr(sorted((t, sorted(w.items())) for t, w in weights.items())))
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        mine = {task: by_id[example.id] for task, by_id in self._weights.items() if example.id in by_id}
+        return example._replace(weights={**example.weights, **mine})
+
+    def _route(self, index: int) -> tuple[Source, int]:
+        return self._source, index
+
+
 class Cached(_Routed):
     """Examples are decoded once and kept in memory, read-only, until the limit is reached; the others stay as they are.
 

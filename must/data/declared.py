@@ -28,7 +28,7 @@ class Declared:
     def __init__(self, name: str, *, count: int, size: tuple[int, int], labels: Mapping[str, Mapping[str, Any]]):
         for task, label in labels.items():
             if label["form"] not in _EXAMPLES:
-                raise UserError(f"declared {name}: {task} is {label['kind']!r}, not one of {', '.join(_EXAMPLES)}")
+                raise UserError(f"declared {name}: {task} is {label['form']!r}, not one of {', '.join(_EXAMPLES)}")
         self.name, self._size = name, tuple(size)
         self._forms = {task: label["form"] for task, label in labels.items()}
         self.ids = [f"{name}/{i:08d}" for i in range(count)]

@@ -53,7 +53,7 @@ class Encoder(NamedTuple):
                 labels[name] = task.blank(self.size) if label is None else task.transform(label, geometry)
             except ValueError as error:
                 raise UserError(f"record {example.id}, {name}: {error}") from None
-            weights[name] = np.float32(label is not None)
+            weights[name] = np.float32(0 if label is None else example.weights.get(name, 1))
         return Batch(inputs, labels, weights, np.int64(index), {})
 
 

@@ -68,7 +68,8 @@ def learning_rate_rule(student: tuple[int, float], teachers: Mapping[str, tuple[
 def _per_class(policy: Policy, task: Task) -> Policy:
     """The thresholds in one form, [C] for a task that has classes, else []."""
     shape = (len(task.classes),) if getattr(task, "classes", ()) else ()
-    return Policy(*(jnp.broadcast_to(jnp.asarray(bound, jnp.float32), shape) for bound in policy))
+    # A copy: the step is given the state's memory, the caller keeps its own.
+    return Policy(*(jnp.array(jnp.broadcast_to(jnp.asarray(bound, jnp.float32), shape), copy=True) for bound in policy))
 
 
 def _reduce(term: PerExample, weights, normalize: str) -> Ratio:

@@ -182,7 +182,7 @@ def _median_time(call) -> float:
 
 
 def _finished(recipe, config: Config, workdir: str):
-    for job in recipe.plan(config, 1):
+    for job in recipe.plan(config, 64):  # as many parts as a stage may have been cut into
         if jobs.is_done(workdir, job.name):
             yield job, jobs.facts(workdir, job.name)
 

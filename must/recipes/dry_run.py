@@ -35,7 +35,7 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
     print(f"{config['title']}: recipe {config['recipe']}, seeds {list(config['seeds'])}, frame {built.size}")
     print("\ndata")
     for name, reason in declared.items():
-        print(f"  {name:16} not on disk, planned from its declared features ({reason})")
+        print(f"  {name:16} planned from its declared features: {reason}")
     for name, section in built.config["sets"].items():
         counts = {split: len(setup.build_source(spec)) for split, spec in section.items()}
         print(f"  {name:16} " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
@@ -84,7 +84,7 @@ def _with_declared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
                 for split in setup.fill(splits, seed=0, root=config["root"]).values():
                     setup.build_source(split)
             except UserError as error:
-                reasons[name] = str(error).partition(";")[0]
+                reasons[name if group == "sets" else f"{group}.{name}"] = str(error).partition(";")[0]
                 counts, features = features["count"], {k: v for k, v in features.items() if k != "count"}
                 made = {
                     split: {"kind": "declared", "name": "-".join(filter(None, [group, name, split])), **features,

@@ -173,6 +173,8 @@ def _die_with_parent() -> None:
     """A killed parent takes its jobs along, or a restarted run would meet them in its own directories (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if not multiprocessing.parent_process().is_alive():  # it was killed while this process started
+        sys.exit(1)
 
 
 def _drain(messages, display: "Display") -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from must.core import devices
 from must.core.types import Policy, Source, Teacher, UserError
-from must.data.combine import Concat, Overlay, Repeated, Subset
+from must.data.combine import Concat, Overlay, Repeated, Subset, Weighted
 from must.data.records import Records
 from must.evaluate.evaluate import summarize
 from must.objectives.supervised import learning_rate_rule, supervised
@@ -103,7 +103,8 @@ def runs(built: Built) -> list[tuple[str, tuple[str, ...]]]:
     found = [("teacher", (name,)) for name in built.names]
     found += [(arm, built.names) for arm in ("student", *built.config["arms"])]
     found += [("supervised", built.names)] if "supervised" in built.config["baselines"] else []
-    return found + ([("scratch", (name,)) for name in built.names] if "scratch" in built.config["baselines"] else [])
+    own = "scratch" in built.config["baselines"] and built.config["scratch"] != built.config["teacher"]
+    return found + ([("scratch", (name,)) for name in built.names] if own else [])
 
 
 def train_single(config: Config, seed: int, task: str, section: str, *, directory: str, report) -> dict:
@@ -122,18 +123,20 @@ def train_supervised(config: Config, seed: int, *, directory: str, report) -> di
 def train_student(config: Config, seed: int, arm: str, *, directory: str, report) -> dict:
     """The student, or an arm of it: ground truth where an image has it, else a pseudo label, drawn uniformly.
 
-    With `repeat_labelled` above 1 the annotated images, few among many, are met that many times as often; with
-    `pool_images` only so many images of the pool are met.
+    With `repeat_labelled` above 1 the annotated images, few among many, are met that many times as often, and their
+    ground truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are met.
     """
     built = Built(config, seed)
     settings, top = built.settings(arm), os.path.join(directory, *[".."] * (1 if arm == "student" else 2))
     believed = _read_policies(top)
     records = Records(os.path.join(top, *_RECORDS), tasks=list(built.names))
-    labelled, pool = built.labelled(), built.pool()
+    labelled = built.labelled()
     times = {id: settings["repeat_labelled"] for part in labelled for id in part.ids}
     if settings["pool_images"]:
+        pool = Concat(built.pool())
         times |= dict.fromkeys(set(pool.ids) - set(Subset(pool, count=settings["pool_images"]).ids), 0)
-    source = Repeated(setup.Cached(Overlay(records, labelled)), times)
+    truth = {name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names}
+    source = Repeated(Weighted(setup.Cached(Overlay(records, labelled)), truth), times)
     facts = _train(built, built.names, source, arm, believed, directory, report)
     return facts | {"images": len(set(source.ids))}
 

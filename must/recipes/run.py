@@ -1,5 +1,6 @@
 """What every recipe's run begins with: the workdir's owner, the stages asked for, the manifest."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -14,6 +15,7 @@ import jax
 from must.core import devices
 from must.core.types import UserError
 from must.pseudo_label.plan import first_difference
+from must.pseudo_label.shards import lock
 from must.recipes.comparison import print_results
 from must.recipes.jobs import run_jobs
 
@@ -39,10 +41,14 @@ def run(recipe, config: Mapping[str, Any], workdir: str, *, stage: str = "all") 
         raise UserError(f"--stage={stage}: not a stage of {config['recipe']}: all, {', '.join(recipe.STAGES)}")
     workers = _workers(config)
     config = json.loads(json.dumps(config))  # tuples become lists, as they come back from config.json
-    if devices.is_writer():
-        _claim(workdir, config)
-    jobs = [job for job in recipe.plan(config, workers) if stage in ("all", job.stage)]
-    run_jobs(workdir, jobs, workers=workers)
+    recipe.Built(config, config["seeds"][0])  # what is wrong with the configuration shows before it owns a workdir
+    with contextlib.ExitStack() as held:
+        if devices.is_writer():
+            _claim(workdir, config)
+            if not held.enter_context(lock(os.path.join(workdir, "lock"))):
+                raise UserError(f"{workdir}: another run is at work here")
+        jobs = [job for job in recipe.plan(config, workers) if stage in ("all", job.stage)]
+        run_jobs(workdir, jobs, workers=workers)
     if devices.is_writer() and stage in ("all", "compare", "report"):
         print_results(workdir)
 

@@ -119,7 +119,6 @@ class Built:
     """
 
     def __init__(self, config: Mapping[str, Any], seed: int):
-        _check_arms(config)
         self.config = fill(config, seed=seed, root=config["root"])
         self.seed = seed
         self.names = tuple(self.config["tasks"])
@@ -128,6 +127,7 @@ class Built:
         self.size = tuple(self.config["image"]["size"])
         self.plain = build_encoder(self.config["image"], self.tasks)
         self._models: dict[tuple, Model] = {}
+        _check_runs(self)
 
     def split(self, task: str, split: str) -> Source:
         """The split of the set that teaches or measures a task."""
@@ -144,11 +144,11 @@ class Built:
 
     def everything(self) -> Source:
         """What the teachers label: the labelled images and the pool."""
-        return Concat([*self.labelled(), self.pool()])
+        return Concat([*self.labelled(), *self.pool()])
 
-    def pool(self) -> Source:
-        """The images without labels."""
-        return build_sources(self.config["pool"])
+    def pool(self) -> list[Source]:
+        """The sets of images without labels; there may be none."""
+        return [build_source(section) for section in self.config["pool"].values()]
 
     def model(self, names, section: str = "model"):
         """A network with the heads of these tasks; asked again, the same one, whose programs are compiled already."""
@@ -160,7 +160,7 @@ class Built:
     def settings(self, run: str) -> dict[str, Any]:
         """How a kind of run trains: its section of the configuration; an arm's is the student's with its own changes."""
         changes = self.config["arms"].get(run)
-        return self.config[run] if changes is None else {**self.config["student"], **changes}
+        return self.config[run] if changes is None else _merged(self.config["student"], changes)
 
     def schedule(self, run: str) -> stages.Schedule:
         """Steps, batches, optimiser."""
@@ -168,10 +168,28 @@ class Built:
         return stages.Schedule(**{key: value for key, value in self.settings(run).items() if key in fields})
 
 
-def _check_arms(config: Mapping[str, Any]) -> None:
+def _merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with changes, nested ones included."""
+    nested = {k: _merged(section[k], v) for k, v in changes.items() if isinstance(v, Mapping) and section.get(k)}
+    return {**section, **changes, **nested}
+
+
+def _check_runs(built: Built) -> None:
+    """Arms that are not arms, pools that are too small, and baselines that would train longer or shorter."""
+    config = built.config
     for arm, changes in config["arms"].items():
-        if arm in config:
-            raise UserError(f"arms.{arm}: the configuration has a section of that name already")
+        if arm in config or not arm.isidentifier():
+            raise UserError(f"arms.{arm}: a name of letters, digits and _ that no section of the configuration has")
         for key in changes:
             if key not in config["student"]:
                 raise UserError(f"arms.{arm}.{key}: not a key of student: {', '.join(config['student'])}")
+    there = sum(map(len, built.pool()))
+    for run in ("student", *config["arms"]):
+        if built.settings(run)["pool_images"] > there:
+            raise UserError(f"{run}.pool_images {built.settings(run)['pool_images']}: the pool has {there} images")
+    seen = lambda run: config[run]["steps"] * config[run]["batch_size"]  # noqa: E731
+    for run in config["baselines"]:
+        if run not in config:
+            raise UserError(f"baselines: no {run!r}, only 'supervised' and 'scratch'")
+        if seen(run) != seen("student"):
+            raise UserError(f"{run} sees {seen(run):,} images, the student {seen('student'):,}: give both the same steps")

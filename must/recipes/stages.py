@@ -273,7 +273,8 @@ class _Selection:
         candidate = {"step": step, "validation": headline, "batch_size": self._schedule.batch_size}
         candidate["learning_rate"] = self._schedule.optimizer["learning_rate"]
         keep = last if self._schedule.select == "last" else self._better(headline)
-        if keep and self._weights.latest() != step:
+        # A resumed run comes by steps that were judged before it was killed.
+        if keep and step > (self._weights.latest() or -1):
             self._weights.save(step, variables, facts=candidate)
             self._best = candidate
         return {f"validation/{t}/{m}": value for t, metrics in scores.items() for m, value in metrics.items()}

@@ -186,7 +186,10 @@ def _learning(results: Mapping[str, Any], columns: Sequence[str], curves: Curves
     """Headline on the validation split per task, all runs together; then the training loss of every run."""
 
     def series(run: str) -> int:
-        return next((i for i, column in enumerate(columns) if column in run), len(columns))
+        parts = run.split("/")
+        found = [i for i, column in enumerate(columns) if column in parts]
+        found += [i for i, column in enumerate(columns) if any(part.startswith(column) for part in parts)]
+        return found[0] if found else len(columns)
 
     def line(run: str, name: str) -> charts.Line:
         return charts.Line(series(run), curves[run][name]["step"], curves[run][name]["value"])
