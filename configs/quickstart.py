@@ -109,7 +109,7 @@ def get_config(variant: str = "") -> ConfigDict:
         # In every arm the same share of the draws falls on the labelled images.
         config.student.repeat_labelled = 16
         config.arms = {f"pool_{128 * n}": {"pool_images": 128 * n, "repeat_labelled": n} for n in (1, 4)}
-        config.teacher.steps, config.student.steps = 600, 900
+        config.teacher.steps, config.student.steps = 500, 750
         config.student.evaluate_every = 0
     elif variant:
         raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool")

@@ -25,6 +25,7 @@ def test_two_foreign_tasks_go_all_the_way(tmp_path):
     images = [json.loads((tmp_path / "run" / where / "done.json").read_text())["images"] for where in ("student", "arms/few")]
     assert images == [2 * 32 + 64, 2 * 32 + 16] and "few" in results["delta_m_lead"]
     page = (tmp_path / "run" / "report.html").read_text()
+    assert "The column scratch shows the teachers" in page and results["notes"][0] in result.stdout
     assert "edges" in page and "corners" in page
 
     from must.data.records import Records

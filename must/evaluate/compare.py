@@ -208,6 +208,7 @@ def table(results: Mapping[str, Any], *, width: int = 100) -> str:
             mean_gains[f"Δm vs {results['reference']}, lead (%)"] = lead
         title = f"gain of {subject}" + (", paired by seed" if many else "") + "; + is better"
         lines += ["", *_blocks(title, others, [gains, mean_gains], width)]
+    lines += ["", *results["notes"]] if results.get("notes") else []
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 

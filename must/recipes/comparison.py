@@ -50,6 +50,7 @@ def compare(config: Config, *, directory: str, report) -> dict:
         results.setdefault("other_splits", {})[split] = columns_of.results(
             config["recipe"], config["seeds"], metrics, by_split[split]
         )
+    results["notes"] = recipe.notes(config)
     results["against_guess"] = _against_guess(recipe, config, built, workdir)
     with open(os.path.join(workdir, "results.json"), "w") as file:
         json.dump(results, file, indent=1)

@@ -98,6 +98,12 @@ def scratch(config: Config, seed: int) -> dict[str, str]:
     return {task: f"{prefix(config, seed)}baselines/scratch-{task}" for task in config["tasks"]}
 
 
+def notes(config: Config) -> list[str]:
+    """What a reader of the comparison has to know about its columns."""
+    same = "scratch" in config["baselines"] and config["scratch"] == config["teacher"]
+    return ["The column scratch shows the teachers' own runs, which had as many steps as the student."] if same else []
+
+
 def runs(built: Built) -> list[tuple[str, tuple[str, ...]]]:
     """The kinds of training runs of a seed: (section of the configuration, tasks of the network)."""
     found = [("teacher", (name,)) for name in built.names]

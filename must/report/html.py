@@ -58,7 +58,7 @@ def write_report(
       path: of the file, replaced as a whole.
       title: of the page.
       results: `results.json`; an entry "other_splits" {name: results} gives further tables, an entry "against_guess"
-        {task: {"guess": score, "gains": {column: {"mean", "ci95"}}}} one of its own.
+        {task: {"guess": score, "gains": {column: {"mean", "ci95"}}}} one of its own, an entry "notes" sentences below the first ones.
       curves: {run: {series: {"step": [...], "value": [...]}}}; the series "loss" and "validation/<task>/<headline>" are
         shown. A run has the colour of the column whose name occurs in its own.
       grids: {task: {"columns": [names], "rows": [[uint8 [H, W, 3] per column]]}}.
@@ -116,7 +116,7 @@ def in_words(results: Mapping[str, Any]) -> list[str]:
         sentences.append(f"All tasks of one image: {costs}.")
     if sentences and not many:
         sentences.append("One seed gives no interval: small differences may be chance.")
-    return sentences or ["There is one column only, so nothing is compared."]
+    return [*(sentences or ["There is one column only, so nothing is compared."]), *results.get("notes", [])]
 
 
 def _words(results: Mapping[str, Any], kind: str = "") -> str:
