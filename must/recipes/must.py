@@ -130,7 +130,8 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
     """The student, or an arm of it: ground truth where an image has it, else a pseudo label, drawn uniformly.
 
     With `repeat_labelled` above 1 the annotated images, few among many, are met that many times as often, and their
-    ground truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are met.
+    ground truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are met, as often
+    together as the whole pool would be.
     """
     built = Built(config, seed)
     settings, top = built.settings(arm), os.path.join(directory, *[".."] * (1 if arm == "student" else 2))
@@ -140,7 +141,8 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
     times = {id: settings["repeat_labelled"] for part in labelled for id in part.ids}
     if settings["pool_images"]:
         pool = Concat(built.pool())
-        times |= dict.fromkeys(set(pool.ids) - set(Subset(pool, count=settings["pool_images"]).ids), 0)
+        part = set(Subset(pool, count=settings["pool_images"]).ids)
+        times |= {id: len(pool) // len(part) if id in part else 0 for id in pool.ids}
     truth = {name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names}
     source = Repeated(Weighted(setup.Cached(Overlay(records, labelled)), truth), times)
     facts = _train(built, built.names, source, arm, believed, directory, report)
