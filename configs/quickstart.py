@@ -85,7 +85,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.policies = {
         "classification": {"positive": 0.0, "negative": 0.0},
         "detection": {"from_validation": True, "precision": 0.6, "doubt": 0.2},
-        "segmentation": {"positive": 0.5, "negative": 0.5},
+        "segmentation": {"positive": 0.5, "negative": 0.0},
         "depth": {"positive": 0.0, "negative": 0.0},
         "normals": {"positive": 0.0, "negative": 0.0},
     }
