@@ -176,7 +176,7 @@ def paper() -> ConfigDict:
             section.update(training)
             section.view, section.scales = ConfigDict(), ConfigDict()
         section.steps, section.select = 180_000, "last"
-    config.student.repeat_labelled = 1  # drawn uniformly
+    config.student.repeat_labelled, config.student.truth_weight = 1, 1.0  # drawn uniformly, ground truth and pseudo labels alike
     config.student.batch_size, config.student.optimizer.learning_rate, config.student.normalize = 4096, 0.32, "batch"
     with config.ignore_type():
         config.student.scales = "learning_rate_rule"
