@@ -3,7 +3,6 @@
 The only file that reads flags: it parses, prepares the process and delegates to a recipe.
 """
 
-import difflib
 import importlib
 import os
 import re
@@ -28,8 +27,10 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}: overrides are --config.key=value")
-        if _CONFIG.value is None or (_WORKDIR.value is None and not _DRY_RUN.value):
-            raise UserError("--config=configs/X.py and --workdir=DIR are required")
+        if not flags.FLAGS["config"].present:
+            raise UserError("--config=configs/X.py is required")
+        if _WORKDIR.value is None and not _DRY_RUN.value:
+            raise UserError("--workdir=DIR is required")
         _run()
     except UserError as error:
         print(f"must: {error}", file=sys.stderr)
@@ -50,46 +51,44 @@ def _run() -> None:
     logging.set_verbosity(logging.WARNING)  # JAX tells about every backend that it did not find
     devices.set_xla_flags()
     devices.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
-    config = _CONFIG.value.to_dict()
+    try:
+        config = _CONFIG.value.to_dict()
+    except OSError:
+        raise UserError(f"--config={_config_file()}: no such file") from None
     try:
         recipe = importlib.import_module(f"must.recipes.{config['recipe']}")
     except ImportError as error:
         raise UserError(f"recipe {config['recipe']!r}: {error}") from None
+    from must.recipes.run import check_stage, run
+
+    check_stage(recipe, config["recipe"], _STAGE.value)
     if _DRY_RUN.value:
         from must.recipes.dry_run import dry_run
 
         dry_run(recipe, config)
     else:
-        from must.recipes.run import run
-
         run(recipe, config, os.path.abspath(_WORKDIR.value), stage=_STAGE.value)
 
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's parser with its mistakes as one line each."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
     except Exception as error:  # a configuration file may raise anything
         print(f"must: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    unknown = re.search(r"[\"']([\w.]+)[\"']", text) if isinstance(error, (AttributeError, KeyError)) else None
-    if unknown and "config" in text:
-        return f"{text}{_nearest(unknown.group(1))}"
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "Traceback" in text:  # a configuration file's own error, wrapped: its last line says what it was
+        text = re.findall(r"^\w+: (.+)", text, re.MULTILINE)[-1]
+    text = " ".join(text.split())
     return text or type(error).__name__
 
 
-def _nearest(key: str) -> str:
-    path = next((a.split("=")[1].partition(":")[0] for a in sys.argv if a.startswith("--config=")), "")
-    if "Did you" in key or not os.path.exists(path):
-        return ""
-    with open(path) as file:
-        words = set(re.findall(r"\w+", file.read()))
-    near = difflib.get_close_matches(key.split(".")[-1], words, 3)
-    return f"; nearest keys: {', '.join(near)}" if near else ""
+def _config_file() -> str:
+    return next(a.split("=")[1].partition(":")[0] for a in reversed(sys.argv) if a.startswith("--config="))
 
 
 if __name__ == "__main__":

@@ -119,6 +119,10 @@ def test_damaged_shard_is_named(whole, tmp_path):
         (["--stage=student"], "label"),
         (["--config.tasks.depth.kind=deepth", "--dry_run"], "deepth"),
         (["--config.recipe=mast"], "mast"),
+        (["--config.student.steps=abc"], "abc"),
+        (["--dryrun"], "dryrun"),
+        (["--config=configs/quickstart.py:pol"], "no variant 'pol' of quickstart: sanity, evidence, pool"),
+        (["--config=configs/quickstrat.py"], "--config=configs/quickstrat.py: no such file"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, flags, says):

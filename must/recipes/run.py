@@ -35,10 +35,7 @@ def run(recipe, config: Mapping[str, Any], workdir: str, *, stage: str = "all") 
     Raises:
       UserError: no such stage, or the workdir belongs to another configuration.
     """
-    if stage in LATER:
-        raise UserError(f"--stage={stage}: not built yet")
-    if stage != "all" and stage not in recipe.STAGES:
-        raise UserError(f"--stage={stage}: not a stage of {config['recipe']}: all, {', '.join(recipe.STAGES)}")
+    check_stage(recipe, config["recipe"], stage)
     workers = _workers(config)
     config = json.loads(json.dumps(config))  # tuples become lists, as they come back from config.json
     recipe.Built(config, config["seeds"][0])  # what is wrong with the configuration shows before it owns a workdir
@@ -51,6 +48,14 @@ def run(recipe, config: Mapping[str, Any], workdir: str, *, stage: str = "all") 
         run_jobs(workdir, jobs, workers=workers)
     if devices.is_writer() and stage in ("all", "compare", "report"):
         print_results(workdir)
+
+
+def check_stage(recipe, name: str, stage: str) -> None:
+    """UserError for a stage that the recipe does not have."""
+    if stage in LATER:
+        raise UserError(f"--stage={stage}: not built yet")
+    if stage != "all" and stage not in recipe.STAGES:
+        raise UserError(f"--stage={stage}: not a stage of {name}: all, {', '.join(recipe.STAGES)}")
 
 
 def _workers(config: Mapping[str, Any]) -> int:
