@@ -80,7 +80,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    text = str(error)
+    if isinstance(error, (KeyError, AttributeError)):  # ml_collections packs its hint into the key, twice quoted
+        text = "no such key: " + text.replace("\\n", "; ").replace("\\'", "").replace("'", "").replace('"', "")
     if "Traceback" in text:  # a configuration file's own error, wrapped: its last line says what it was
         text = re.findall(r"^\w+: (.+)", text, re.MULTILINE)[-1]
     text = " ".join(text.split())
