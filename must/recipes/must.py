@@ -130,11 +130,11 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
     """The student, or an arm of it: ground truth where an image has it, else a pseudo label, drawn uniformly.
 
     With `repeat_labelled` above 1 the annotated images, few among many, are met that many times as often, and their
-    ground truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are met, as often
-    together as the whole pool would be.
+    ground truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are met,
+    together about as often as the whole pool would be.
     """
     built = Built(config, seed)
-    settings, top = built.settings(arm), os.path.join(directory, *[".."] * (1 if arm == "student" else 2))
+    settings, top = built.settings(arm), _top(directory, "student" if arm == "student" else os.path.join("arms", arm))
     believed = _read_policies(top)
     records = Records(os.path.join(top, *_RECORDS), tasks=list(built.names))
     labelled = built.labelled()

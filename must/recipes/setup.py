@@ -53,12 +53,6 @@ def build_source(section: Mapping[str, Any]) -> Source:
     return _source(json.dumps(section, sort_keys=True))
 
 
-def build_sources(sections: Mapping[str, Mapping[str, Any]]) -> Source:
-    """The union of several named sources."""
-    built = [build_source(section) for section in sections.values()]
-    return built[0] if len(built) == 1 else Concat(built)
-
-
 def build_tasks(sections: Mapping[str, Mapping[str, Any]], sources: Mapping[str, Source]) -> dict[str, Task]:
     """Tasks by name; one whose labels hold class ids takes the class names of its labelled source."""
     tasks = {}
