@@ -7,7 +7,8 @@ import pytest
 
 from must.core.types import UserError
 from must.data import labels as forms
-from must.data.combine import Cached, Concat, Join, Overlay, Subset, encoded_of
+from must.data.combine import Cached, Concat, Subset, encoded_of
+from must.data.merge import Join, Overlay
 from must.data.sources import source
 from tests import folder_sets as sets
 from tests.memory_source import Memory

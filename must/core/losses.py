@@ -17,6 +17,16 @@ def soft_cross_entropy(logits: Array, target: Array) -> Array:
     return -jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), -1)
 
 
+def taylor_cross_entropy(logits: Array, target: Array, terms: int) -> Array:
+    """sum_c target_c sum_{i=1..terms} (1 - p_c)^i / i, the series of -log p_c cut off: [..., C], [..., C] -> [...].
+
+    One term is the mean absolute error up to a factor, robust to wrong labels and slow to learn; many are the
+    cross-entropy (Feng et al. 2020, "Can Cross Entropy Loss Be Robust to Label Noise?").
+    """
+    missing = 1.0 - jax.nn.softmax(logits.astype(jnp.float32))
+    return jnp.sum(target * sum(missing**i / i for i in range(1, terms + 1)), -1)
+
+
 def binary_soft_focal(logits: Array, target: Array, gamma: float = 2.0, alpha: float | None = None) -> Array:
     """|t - s|^gamma BCE(s, t) with s = sigmoid(logits), per element (quality focal loss, Li et al. 2020, eq. 4).
 

@@ -1,6 +1,6 @@
-"""Sources made of sources: union, subset, several folders of labels, labels before pseudo labels, memory.
+"""Sources made of sources, example by example: union, subset, repetition, weights, memory; see also `must.data.merge`.
 
-All of them keep the ids (a join names them anew) and pass on what a source may have beyond the protocol:
+All of them keep the ids and pass on what a source may have beyond the protocol:
 `labels(index)`, the labels without decoding the picture, and `encoded(index)`, the picture's file or None.
 """
 
@@ -8,13 +8,13 @@ import bisect
 import hashlib
 import itertools
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from must.core.types import Example, Label, Source, UserError
-from must.data.files import FileSource, first_repeated
+from must.data.files import first_repeated
 
 
 class _Routed:
@@ -56,7 +56,7 @@ class Concat(_Routed):
         if repeated is not None:
             raise UserError(f"{name}: id {repeated!r} occurs twice; give the sources different names")
         self.classes = common_classes(self._sources)
-        self.fingerprint = _hash("concat", *(source.fingerprint for source in self._sources))
+        self.fingerprint = hash_of("concat", *(source.fingerprint for source in self._sources))
         self._starts = list(itertools.accumulate((len(source) for source in self._sources), initial=0))
 
     def _route(self, index: int) -> tuple[Source, int]:
@@ -88,117 +88,10 @@ class Subset(_Routed):
         self._indices = np.sort(np.random.default_rng(seed).permutation(len(source))[:wanted])
         self.name, self.classes = source.name, source.classes
         self.ids = [source.ids[i] for i in self._indices]
-        self.fingerprint = _hash("subset", source.fingerprint, self._indices.tobytes().hex())
+        self.fingerprint = hash_of("subset", source.fingerprint, self._indices.tobytes().hex())
 
     def _route(self, index: int) -> tuple[Source, int]:
         return self._source, int(self._indices[index])
-
-
-class _Merged:
-    """A source whose examples may each be in several sources: the picture of the first, labels of all of them.
-
-    Args:
-      sources: that the examples come from.
-      keys: per source and example, what tells which examples are the same.
-      prefix: put before the keys to make ids.
-    """
-
-    def __init__(self, sources: Sequence[Source], keys: Iterable[Iterable[str]], prefix: str = ""):
-        self._sources = sources
-        places: dict[str, list[tuple[int, int]]] = {}
-        for number, its_keys in enumerate(keys):
-            for i, key in enumerate(its_keys):
-                places.setdefault(key, []).append((number, i))
-        self.ids = [prefix + key for key in places]
-        self.classes = common_classes(sources)
-        self._places = list(places.values())
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Example:
-        number, inner = self._places[index][0]
-        example = self._sources[number][inner]
-        labels = self._merge(index, example.labels, example.image.shape[:2])
-        return Example(self.ids[index], example.image, labels)
-
-    def labels(self, index: int) -> dict[str, Label]:
-        number, inner = self._places[index][0]
-        return self._merge(index, labels_of(self._sources[number], inner), None)
-
-    def encoded(self, index: int) -> bytes | None:
-        number, inner = self._places[index][0]
-        return encoded_of(self._sources[number], inner)
-
-    def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
-        """The first source's labels with those of the others; `size` of the picture where it is known."""
-        raise NotImplementedError
-
-
-class Join(_Merged):
-    """Several annotated folders of the same pictures as one source: the picture is decoded once.
-
-    Two examples are the same when their ids agree but for the source's name. The examples of the first source come
-    first, then those that only later ones have; each carries the labels of every source that has it.
-
-    Args:
-      sources: {name: source} or a sequence of sources, no task in two of them.
-      name: of the result; by default the first source's.
-
-    Raises:
-      UserError: a source that does not come from files, a task in two of them.
-    """
-
-    def __init__(self, sources: Sequence[FileSource] | Mapping[str, FileSource], *, name: str = ""):
-        sources = as_list(sources)
-        for source in sources:
-            if not isinstance(source, FileSource):
-                raise UserError(f"{source.name}: only sources that read users' files can be joined")
-        repeated = first_repeated(itertools.chain.from_iterable(source.classes for source in sources))
-        if repeated is not None:
-            raise UserError(f"join: task {repeated!r} is in two sources; rename one with task=")
-        self.name = name or sources[0].name
-        keys = ([id.removeprefix(f"{source.name}/") for id in source.ids] for source in sources)
-        super().__init__(sources, keys, f"{self.name}/")
-        self.fingerprint = _hash("join", self.name, *(source.fingerprint for source in sources))
-
-    def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
-        (number, inner), *others = self._places[index]
-        labels = dict(labels)
-        for other, place in others:
-            size = size or self._sources[number].size(inner)
-            more = self._sources[other].labels_for(place, size)
-            twice = set(labels) & set(more)
-            if twice:
-                raise UserError(f"{self.ids[index]}: task {min(twice)!r} comes from two of the joined sources")
-            labels.update(more)
-        return labels
-
-
-class Overlay(_Merged):
-    """Records of pseudo labels under ground truth: per task the annotation where the id has one, else the pseudo label.
-
-    Labelled examples that the records do not hold come after the records, with their annotations alone.
-
-    Args:
-      records: examples with pseudo labels.
-      labelled: {name: source} or a sequence of sources with ground truth, under the same ids.
-      name: of the result; by default the records'.
-
-    Raises:
-      UserError: class names that differ.
-    """
-
-    def __init__(self, records: Source, labelled: Sequence[Source] | Mapping[str, Source], *, name: str = ""):
-        sources = [records, *as_list(labelled)]
-        super().__init__(sources, [source.ids for source in sources])
-        self.name = name or records.name
-        self.fingerprint = _hash("overlay", *(source.fingerprint for source in sources))
-
-    def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
-        for number, inner in self._places[index][1:]:
-            labels = {**labels, **labels_of(self._sources[number], inner)}
-        return labels
 
 
 class Repeated(_Routed):
@@ -215,7 +108,7 @@ class Repeated(_Routed):
         self._source, self.name, self.classes = source, source.name, source.classes
         self._indices = [i for i, id in enumerate(source.ids) for _ in range(times.get(id, 1))]
         self.ids = [source.ids[i] for i in self._indices]
-        self.fingerprint = _hash("repeated", source.fingerprint, *map(str, self._indices))
+        self.fingerprint = hash_of("repeated", source.fingerprint, *map(str, self._indices))
 
     def _route(self, index: int) -> tuple[Source, int]:
         return self._source, self._indices[index]
@@ -239,7 +132,7 @@ class Weighted(_Routed):
                     raise UserError(f"{source.name}: weight {weight} of {id} for {task}")
         self._source, self._weights = source, weights
         self.name, self.ids, self.classes = source.name, source.ids, source.classes
-        self.fingerprint = _hash("weighted", source.fingerprint, repr(sorted((t, sorted(w.items())) for t, w in weights.items())))
+        self.fingerprint = hash_of("weighted", source.fingerprint, repr(sorted((t, sorted(w.items())) for t, w in weights.items())))
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
@@ -341,5 +234,6 @@ def _checked_index(index: int, length: int) -> int:
     return int(index) % length
 
 
-def _hash(*parts: str) -> str:
+def hash_of(*parts: str) -> str:
+    """A fingerprint from parts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

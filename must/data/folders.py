@@ -1,10 +1,13 @@
-"""Folders of pictures: one folder per class, and plain photos without labels."""
+"""Folders of pictures: one folder per class, a table of classes, and plain photos without labels."""
+
+import csv
+import os
 
 from collections.abc import Sequence
 
 from must.core.types import Label, UserError
 from must.data import labels
-from must.data.files import FileSource, find_pictures, folder, locate, read_classes, source_name
+from must.data.files import PICTURES, FileSource, find_pictures, folder, locate, read_classes, read_lines, source_name
 
 
 class ImageFolder(FileSource):
@@ -55,6 +58,61 @@ class ImageFolder(FileSource):
         number = {label: i for i, label in enumerate(names)}
         self._task = task
         self._class_ids = [number[key.split("/")[0]] for key in pictures]
+
+    def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
+        return {self._task: labels.classification(self._class_ids[index])}
+
+
+class ImageCsv(FileSource):
+    """Classification: a folder of pictures and a table with a line "<picture>,<class>" for each, below a heading.
+
+    Args:
+      root: folder of the set.
+      table: file below root, comma-separated; the first two columns are read.
+      images: folder below root that the pictures' paths are relative to; "{split}" is replaced, in `table` too.
+      split: name of the split.
+      classes: names or a file of names (`read_classes`), which fix order and ids; by default those of the table, sorted.
+      task: key of the labels.
+      name: of the source; by default "<root>-<split>".
+
+    Raises:
+      UserError: a line without a class, a picture that is not there or named twice, a class that is none of `classes`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        table: str,
+        *,
+        images: str = "",
+        split: str = "",
+        classes: str | Sequence[str] | None = None,
+        task: str = "classification",
+        name: str = "",
+    ):
+        path, file = folder(locate(root, images, split)), locate(root, table, split)
+        there, rows = find_pictures(path), {}
+        for number, row in enumerate(csv.reader(read_lines(file)[1:]), 2):
+            if len(row) < 2 or not row[0] or not row[1]:
+                raise UserError(f"{file}: line {number}: want a picture and its class")
+            stem, extension = os.path.splitext(row[0])
+            key = stem if extension.lower() in PICTURES else row[0]
+            if key not in there:
+                raise UserError(f"{file}: line {number}: {row[0]} is not in {path}")
+            if key in rows:
+                raise UserError(f"{file}: line {number}: {row[0]} occurs twice")
+            rows[key] = row[1]
+        names = tuple(sorted(set(rows.values())) if classes is None else read_classes(classes, root).values())
+        number_of = {label: i for i, label in enumerate(names)}
+        for key, label in rows.items():
+            if label not in number_of:
+                raise UserError(f"{file}: {key}: {label!r} is not one of the {len(names)} classes")
+        pictures = {key: there[key] for key in rows}
+        super().__init__(
+            source_name(name, root, split), pictures, classes={task: names}, settings=task, label_files=[file]
+        )
+        self._task = task
+        self._class_ids = [number_of[label] for label in rows.values()]
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
         return {self._task: labels.classification(self._class_ids[index])}

@@ -103,6 +103,43 @@ def train_batches(
     return iter(batches.to_iter_dataset(options))
 
 
+class Joined:
+    """Training batches with numbers of each example joined to its rows by `Batch.ids`.
+
+    Batches are made ahead of the step, these numbers change while it learns: they are joined when a batch is taken, so
+    that a resumed run meets the same ones as an uninterrupted one.
+
+    Attributes:
+      weights: {supervision: float32 [N]}, factors of the batches' weights; N examples as the source numbers them.
+      extras: {supervision: {name: array [N, ...]}}, for `Batch.extras`.
+    """
+
+    def __init__(
+        self,
+        batches: grain.DatasetIterator,
+        weights: Mapping[str, np.ndarray],
+        extras: Mapping[str, Mapping[str, np.ndarray]],
+    ):
+        self._batches, self.weights, self.extras = batches, dict(weights), extras
+
+    def __iter__(self) -> "Joined":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        weights = {name: np.asarray(table)[batch.ids] * batch.weights[name] for name, table in self.weights.items()}
+        extras = {name: {key: table[batch.ids] for key, table in fields.items()} for name, fields in self.extras.items()}
+        return batch._replace(weights={**batch.weights, **weights}, extras={**batch.extras, **extras})
+
+    def get_state(self) -> dict:
+        """Position of the batches."""
+        return self._batches.get_state()
+
+    def set_state(self, state: dict) -> None:
+        """Goes to a position."""
+        self._batches.set_state(state)
+
+
 def eval_batches(source: Source, encoder: Encoder, *, batch_size: int, process: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
     """Every example once, in order; the last batch is filled up with rows of weight 0 and id -1.
 

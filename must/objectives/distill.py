@@ -4,9 +4,12 @@ SLaM, student-label mixing (Kontonis et al., NeurIPS 2023). Everything works on 
 1, so it may never pass through a softmax cross-entropy, which would renormalise it silently.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
-from must.core.types import Array
+from must.core.types import Array, Label, PerExample
 
 _LEAST = 1e-6  # probability; keeps the logarithm finite and its gradient bounded
 
@@ -47,3 +50,21 @@ def top_candidates(probs: Array, count: Array) -> Array:
     """The `count` most probable classes, bool [..., C], of the teacher's probabilities [..., C]; count [...] may vary."""
     rank = jnp.argsort(jnp.argsort(-probs, axis=-1), axis=-1)
     return rank < count[..., None]
+
+
+def slam(outputs: Array, label: Label, target: dict[str, Any], extras: dict[str, Array], *, normalize: bool = True):
+    """SLaM for classification in the place of the task's loss: CE(y_teacher, mix(f; a, k)).
+
+    Args:
+      outputs: logits [B, C].
+      label: network form of what the teacher said, "probs" [B, C].
+      target: "probs" [B, C], hard or soft, and "used" [B].
+      extras: "accuracy" [B], probability that the teacher is right; "candidates" [B], how many of the teacher's best
+        classes hold the truth, 1 for ground truth.
+      normalize: see `mix`.
+    """
+    used = target["used"]
+    probs = jax.nn.softmax(jnp.where(used[:, None], outputs, 0.0).astype(jnp.float32))
+    mixed = mix(probs, extras["accuracy"], top_candidates(label["probs"], extras["candidates"]), normalize=normalize)
+    value = jnp.where(used, mixed_cross_entropy(mixed, target["probs"]), 0.0)
+    return {"class": PerExample(value, used.astype(jnp.float32))}

@@ -1,12 +1,16 @@
 """MuST's objective: every task's loss on the labels that a batch has, ground truth or pseudo."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
 from must.core.ratio import Ratio, merge, weighted_sum
-from must.core.types import Batch, Model, Objective, PerExample, Policy
+from must.core.types import Array, Batch, Label, Model, Objective, PerExample, Policy, PyTree
 from must.tasks.base import Task
+
+# (outputs, label in network form, target, the supervision's extras) -> {term: PerExample}, as `Task.loss`
+Correction = Callable[[Any, Label, Any, dict[str, Array]], dict[str, PerExample]]
 
 
 def supervised(
@@ -15,6 +19,7 @@ def supervised(
     *,
     scales: Mapping[str, float],
     policies: Mapping[str, Policy],
+    corrections: Mapping[str, Correction] = {},
     normalize: str = "items",
     view: str = "image",
 ) -> Objective:
@@ -26,6 +31,7 @@ def supervised(
         which share one denominator.
       scales: factor per task; it multiplies all of the task's terms.
       policies: which labels are believed, per task.
+      corrections: {task: loss that stands for the task's own} and reads `Batch.extras`, see `must.objectives.distill`.
       normalize: "items" divides by the number of labelled items (pixels, boxes, ...) over all rows that have the label;
         "batch" takes each example's mean and divides by the batch size, absent rows included, as the derivation of
         MuST's learning-rate rule needs.
@@ -40,18 +46,55 @@ def supervised(
         for supervision, label in batch.labels.items():
             name = supervision.partition("@")[0]
             target = tasks[name].target(label, aux_state["policies"][name])
-            for term, per_example in tasks[name].loss(outputs[name], target).items():
+            if name in corrections:
+                found = corrections[name](outputs[name], label, target, batch.extras[supervision])
+            else:
+                found = tasks[name].loss(outputs[name], target)
+            for term, per_example in found.items():
                 ratio = _reduce(per_example, batch.weights[supervision], normalize)
                 full = f"{name}/{term}"
                 ratios[full] = merge(ratios[full], ratio) if full in ratios else ratio
         return ratios, model_state, aux_state
 
     by_term = {name: scales[name.partition("/")[0]] for name in names}
+
     def init(key):
         # Thresholds are data: one compiled step serves every choice of them.
         return {}, {"policies": {name: _per_class(policies[name], task) for name, task in tasks.items()}}
 
     return Objective(init=init, names=names, terms=terms, scales=by_term)
+
+
+def loss_step(
+    variables: PyTree,
+    batch: Batch,
+    *,
+    model: Model,
+    tasks: Mapping[str, Task],
+    policies: Mapping[str, Policy],
+    view: str = "image",
+    axis_name: str | None = None,
+) -> dict[str, dict[str, Array]]:
+    """What the model, in inference mode, loses on every label of a batch; pure, traceable, nothing is learned.
+
+    Returns:
+      {supervision: {"loss": [B], mean per item, the task's terms together; "label", "prediction": [B, D],
+      `Task.certainty` of both; "id": [B]; "weight": [B]}}.
+    """
+    outputs, _ = model.apply(variables, batch.inputs[view], train=False, key=None, axis_name=axis_name)
+    rows = {}
+    for supervision, label in batch.labels.items():
+        name = supervision.partition("@")[0]
+        task = tasks[name]
+        terms = task.loss(outputs[name], task.target(label, policies[name])).values()
+        rows[supervision] = {
+            "loss": sum(term.value / jnp.maximum(term.norm, 1.0) for term in terms),
+            "label": task.certainty(label),
+            "prediction": task.certainty(task.predict(outputs[name])),
+            "id": batch.ids,
+            "weight": batch.weights[supervision],
+        }
+    return rows
 
 
 def learning_rate_rule(student: tuple[int, float], teachers: Mapping[str, tuple[int, float]]) -> dict[str, float]:

@@ -122,6 +122,35 @@ def isotonic_accuracy(margins: np.ndarray, correct: np.ndarray, *, floor: float)
     return lambda points: fitted.predict(np.asarray(points, np.float64)).astype(np.float32)
 
 
+def candidates(
+    margins: np.ndarray, rank: np.ndarray, *, wanted: float, most: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """k(x) of SLaM: the fewest of the teacher's best classes that hold the truth with a wanted probability.
+
+    Args:
+      margins: [n], the teacher's.
+      rank: int [n], how many classes the teacher finds more probable than the truth.
+      wanted: probability, from an isotonic regression of "the truth is among the first k" on the margin.
+      most: largest k, which is taken where no smaller one is enough.
+
+    Returns:
+      margins [N] -> int32 [N], in 1..most.
+    """
+    among = [isotonic_accuracy(margins, rank < k, floor=0.0) for k in range(1, most)]
+
+    def count(points: np.ndarray) -> np.ndarray:
+        return 1 + sum((first(points) < wanted).astype(np.int32) for first in among)
+
+    return count
+
+
+def confidence(probs: np.ndarray) -> np.ndarray:
+    """1 - H(probs) / log C: weights from a teacher's uncertainty alone, [..., C] -> [...] in 0..1."""
+    probs = np.asarray(probs, np.float64)
+    entropy = -np.sum(probs * np.log(np.maximum(probs, 1e-12)), -1)
+    return (1.0 - entropy / np.log(probs.shape[-1])).astype(np.float32)
+
+
 class _Neighbours:
     """Means over the k nearest validation examples, in covariates scaled to unit variance."""
 
@@ -149,13 +178,13 @@ class _Neighbours:
         if self._k == len(self._points):
             return np.broadcast_to(values.mean(0), (len(points), values.shape[1]))
         if self._tree is None:
-            from sklearn.neighbors import NearestNeighbors
+            from scipy.spatial import cKDTree
 
-            self._tree = NearestNeighbors(n_neighbors=self._k, algorithm="kd_tree", n_jobs=-1).fit(self._points)
+            self._tree = cKDTree(self._points)
         out = np.empty((len(points), values.shape[1]))
         for start in range(0, len(points), _CHUNK):
             chunk = (points[start : start + _CHUNK] - self._mean) * self._scale
-            near = self._tree.kneighbors(chunk, return_distance=False)
+            _, near = self._tree.query(chunk, range(1, self._k + 1), workers=-1)
             for column, value in enumerate(values.T):
                 out[start : start + _CHUNK, column] = value[near].mean(1)
         return out

@@ -150,7 +150,7 @@ def _costs(recipe, config: Config, built, workdir: str) -> dict[str, dict[str, f
         networks = list(dict.fromkeys(directories.values()))
         parameters, seconds = 0, 0.0
         for where in networks:
-            predict, variables = _network(built, workdir, where, directories)
+            predict, variables = _network(built, workdir, where, directories, column)
             parameters += sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
             seconds += _median_time(lambda: predict(variables, images))  # noqa: B023
         found[column] = {
@@ -165,10 +165,10 @@ def _costs(recipe, config: Config, built, workdir: str) -> dict[str, dict[str, f
 _ROWS = 32  # pictures that a network is timed and drawn on: one compiled program for both
 
 
-def _network(built, workdir: str, where: str, directories: Mapping[str, str]):
+def _network(built, workdir: str, where: str, directories: Mapping[str, str], column: str):
     """(predictor of all tasks that this directory's network answers in a column, its variables)."""
     names = tuple(task for task, other in directories.items() if other == where)
-    model = built.model(names)
+    model = built.model(names, column)
     variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.size)
     return stages.predictor(model, {name: built.tasks[name] for name in names}), variables
 
@@ -228,7 +228,7 @@ def _grid(built, workdir: str, task_name: str, shown: Mapping[str, Mapping[str, 
     batch = next(iter(stages.eval_batches(built.split(task_name, first_split(built)), encoder, batch_size=_ROWS)))
     answers: dict[str, Label] = {"truth": batch.labels[task_name]}
     for column, directories in shown.items():
-        predict, variables = _network(built, workdir, directories[task_name], directories)
+        predict, variables = _network(built, workdir, directories[task_name], directories, column)
         answers[column] = jax.device_get(predict(variables, batch.inputs["image"])[task_name])
     rows = []
     for i in np.flatnonzero(batch.ids >= 0)[:examples]:

@@ -109,7 +109,7 @@ def _check_first(built, source) -> None:
 def _cost(built, names, section: str) -> tuple[int, int, float]:
     """(parameters, bytes of the state, floating-point operations of a step), from shapes alone."""
     tasks = {name: built.tasks[name] for name in names}
-    model, settings = built.model(names), built.settings(section)
+    model, settings = built.model(names, section), built.settings(section)
     scales, believed = dict.fromkeys(names, 1.0), dict.fromkeys(names, Policy())
     objective = supervised(model, tasks, scales=scales, policies=believed)
     balance, tx = setup.build_balance(settings["balance"]), optimizer(steps=settings["steps"], **settings["optimizer"])

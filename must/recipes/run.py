@@ -27,7 +27,7 @@ def run(recipe, config: Mapping[str, Any], workdir: str, *, stage: str = "all") 
     """Runs one stage or all of a recipe in a workdir, resuming what is there.
 
     Args:
-      recipe: module with `STAGES` and `plan(config, workers)`.
+      recipe: module with `STAGES`, `check(config)` and `plan(config, workers)`.
       config: plain dict.
       workdir: absolute path.
       stage: "all" or one of the recipe's.
@@ -38,7 +38,7 @@ def run(recipe, config: Mapping[str, Any], workdir: str, *, stage: str = "all") 
     check_stage(recipe, config["recipe"], stage)
     workers = _workers(config)
     config = json.loads(json.dumps(config))  # tuples become lists, as they come back from config.json
-    recipe.Built(config, config["seeds"][0])  # what is wrong with the configuration shows before it owns a workdir
+    recipe.check(config)  # what is wrong with the configuration shows before it owns a workdir
     with contextlib.ExitStack() as held:
         if devices.is_writer():
             _claim(workdir, config)

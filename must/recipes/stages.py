@@ -18,7 +18,7 @@ import numpy as np
 
 from must.core import devices
 from must.core.types import Balance, Model, Objective, PyTree, Source, TrainState, UserError
-from must.data.pipeline import Encoder, eval_batches, train_batches
+from must.data.pipeline import Encoder, Joined, eval_batches, train_batches
 from must.evaluate.compare import delta_m
 from must.evaluate.evaluate import Rows, eval_step, evaluate, summarize
 from must.tasks.base import Task
@@ -56,6 +56,20 @@ class Schedule(NamedTuple):
     log_every: int = 50
 
 
+class Weigher(NamedTuple):
+    """Weights of training examples that follow the student.
+
+    Attributes:
+      every: steps between refreshes, the first one before the first step; 0 keeps what was there then.
+      weights: variables of the current student -> {supervision: float32 [N]}, N examples of the training source.
+      extras: {supervision: {name: array [N, ...]}}, what the objective reads besides; fixed.
+    """
+
+    every: int
+    weights: Callable[[PyTree], dict[str, np.ndarray]]
+    extras: Mapping[str, Mapping[str, np.ndarray]] = {}
+
+
 def train(
     directory: str,
     *,
@@ -69,6 +83,7 @@ def train(
     schedule: Schedule,
     validation: tuple[Encoder, Splits],
     variables: PyTree | None = None,
+    weigher: Weigher = Weigher(0, lambda variables: {}),
     report: Report = lambda *args: None,
 ) -> dict:
     """Trains one model, or takes up where an interrupted run stopped.
@@ -85,6 +100,7 @@ def train(
       schedule: steps, batches, optimiser, selection.
       validation: how examples are shown, and the split that measures each task.
       variables: to start from; freshly initialised by default.
+      weigher: of the examples; by default every weight stays as the source has it.
       report: progress.
 
     Returns:
@@ -101,6 +117,7 @@ def train(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     process = (jax.process_index(), jax.process_count())
     batches = train_batches(source, encoder, batch_size=schedule.batch_size, seed=seed, process=process)
+    batches = Joined(batches, weigher.weights(variables), weigher.extras)
     checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
     state = _resume(checkpoints, devices.replicate(state), batches)
     bound = functools.partial(train_step, objective=objective, balance=balance, tx=tx, ema_decay=schedule.ema_decay)
@@ -121,8 +138,11 @@ def train(
             report(at, progress.steps, f"loss {logs['loss']:.3f}")
         if last or (schedule.evaluate_every and at % schedule.evaluate_every == 0):
             log.write(at, selection.look(progress.state, last))
+        if weigher.every and at % weigher.every == 0 and not last:
+            batches.weights = weigher.weights(_local(states.model_variables(progress.state, ema=False)))
+            log.write(at, {f"mean_weight/{name}": float(table.mean()) for name, table in batches.weights.items()})
         if last or at % schedule.checkpoint_every == 0:
-            checkpoints.save(at, progress.state, position=_position(batches))
+            checkpoints.save(at, _saved(progress.state, batches), position={"grain": batches.get_state()})
         if last:
             images = schedule.batch_size * (at - start - 1)  # the clock starts when the first step is over
             facts["images_per_second"] = round(images / progress.seconds, 1)
@@ -203,16 +223,23 @@ def load_rows(path: str) -> dict[str, Rows]:
     return rows
 
 
-def _resume(checkpoints: Checkpoints, state: TrainState, batches) -> TrainState:
+def _saved(state: TrainState, batches: Joined) -> PyTree:
+    """What a checkpoint holds; weights are those of the last refresh, which a later student could not tell again."""
+    return {"train": state, "weights": batches.weights}
+
+
+def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> TrainState:
     if checkpoints.latest() is None:
         return state
-    state, position, _ = checkpoints.restore(state)
+    saved, position, _ = checkpoints.restore(_saved(state, batches))
     batches.set_state(position["grain"])
-    return state
+    batches.weights = {name: np.asarray(table) for name, table in saved["weights"].items()}
+    return saved["train"]
 
 
-def _position(batches) -> dict:
-    return {"grain": batches.get_state()}
+def _local(variables: PyTree) -> PyTree:
+    """This process's copy of replicated arrays."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), variables)
 
 
 class _Log:
@@ -267,8 +294,7 @@ class _Selection:
         """Scores of the averaged weights, as log lines."""
         variables = states.model_variables(state)
         step = int(state.step)
-        local = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), variables)
-        scores = summarize(self._tasks, measure(local, self._model, self._tasks, self._encoder, self._splits))
+        scores = summarize(self._tasks, measure(_local(variables), self._model, self._tasks, self._encoder, self._splits))
         headline = {name: scores[name][self._tasks[name].metrics[0].name] for name in scores}
         candidate = {"step": step, "validation": headline, "batch_size": self._schedule.batch_size}
         candidate["learning_rate"] = self._schedule.optimizer["learning_rate"]

@@ -10,6 +10,7 @@ import importlib
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
@@ -84,6 +85,14 @@ class Task:
         Thresholds and calibration are chosen from these on a validation split; None for a task without scores.
         """
         return None
+
+    def certainty(self, label: Label) -> Array:
+        """How sure a label in network form is of itself, leading axis B -> [B, D], with D = 0 for one without scores.
+
+        Examples are near one another, for `must.pseudo_label.weigh`, when teacher and student are as sure there; jnp,
+        traceable.
+        """
+        return jnp.zeros((len(next(iter(label.values()))), 0))
 
     def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
         """A picture of one label in network form: uint8 [H, W, 3] -> uint8 [H, W, 3]; for truth, teacher and student."""

@@ -23,6 +23,10 @@ class Classification(Task):
       top_k: probabilities that a record lists; the rest is stored as one number.
       hard: learn the most probable class instead of the distribution.
       label_smoothing: share of the target that is spread evenly over all classes.
+      softening: T of distillation: targets are raised to 1/T and normalised, logits divided by T, the loss multiplied by
+        T^2 (Hinton et al. 2015); ground truth stays what it is.
+      taylor: terms of the Taylor series that stand for the logarithm of the cross-entropy, which makes it robust to wrong
+        labels (Feng et al. 2020); 0 is the logarithm itself.
       temperature: predictions are softmax(logits / temperature).
       dropout: rate before the linear layer.
     """
@@ -31,6 +35,8 @@ class Classification(Task):
     top_k: int = 5
     hard: bool = False
     label_smoothing: float = 0.0
+    softening: float = 1.0
+    taylor: int = 0
     temperature: float = 1.0
     dropout: float = 0.0
 
@@ -45,8 +51,11 @@ class Classification(Task):
         object.__setattr__(self, "classes", tuple(self.classes))
         if not self.classes:
             raise UserError("classification: no classes")
-        if self.top_k < 1 or self.temperature <= 0:
-            raise UserError(f"classification: top_k {self.top_k} and temperature {self.temperature} must be positive")
+        for name in ("top_k", "temperature", "softening"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"classification: {name} {getattr(self, name)} must be positive")
+        if self.taylor < 0 or not 0 <= self.label_smoothing < 1:
+            raise UserError(f"classification: taylor {self.taylor} or label_smoothing {self.label_smoothing} out of range")
 
     def head(self) -> Any:
         from must.models.heads import ClassHead
@@ -100,12 +109,20 @@ class Classification(Task):
         count = len(self.classes)
         if self.hard:
             probs = jax.nn.one_hot(best, count)
+        if self.softening != 1:
+            powered = probs ** (1 / self.softening)
+            probs = powered / jnp.maximum(powered.sum(-1, keepdims=True), 1e-12)
         return {"probs": (1 - self.label_smoothing) * probs + self.label_smoothing / count, "used": used}
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
         """Term "class": soft cross-entropy; one item per believed example."""
         used = target["used"]
-        value = losses.soft_cross_entropy(jnp.where(used[:, None], outputs, 0.0), target["probs"])
+        logits = jnp.where(used[:, None], outputs, 0.0) / self.softening
+        if self.taylor:
+            value = losses.taylor_cross_entropy(logits, target["probs"], self.taylor)
+        else:
+            value = losses.soft_cross_entropy(logits, target["probs"])
+        value = value * self.softening**2
         return {"class": PerExample(jnp.where(used, value, 0.0), used.astype(jnp.float32))}
 
     def predict(self, outputs: Array) -> Label:
@@ -114,6 +131,11 @@ class Classification(Task):
     def mirror(self, outputs: Array) -> Array:
         """The outputs: a class has no left and right."""
         return outputs
+
+    def certainty(self, label: Label) -> Array:
+        """Margin between the first and the second class, [B, 1]."""
+        best, _ = jax.lax.top_k(label["probs"], min(2, len(self.classes)))
+        return best[:, :1] - best[:, 1:2] if best.shape[-1] > 1 else best
 
     def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
         """Whether the true class is the first, and among the first five; -log of its probability. Of ties the first."""

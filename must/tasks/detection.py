@@ -264,6 +264,11 @@ class Detection(Task):
         quality, logits = _take(outputs["quality"], index), _take(outputs["class"], index)
         return {**outputs, "quality": quality, "class": logits, "distances": swapped}
 
+    def certainty(self, label: Label) -> Array:
+        """Highest score, and the sum of the scores, which is the expected number of objects, [B, 2]."""
+        scores = jnp.where(label["valid"], label["scores"].astype(jnp.float32), 0.0)
+        return jnp.stack([scores.max(-1), scores.sum(-1)], -1)
+
     def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
         """Which predictions hit a true box at the ten IoU thresholds; classes unknown to the truth are left out."""
         known = lambda label: label["valid"] & jnp.take_along_axis(truth["known"], label["classes"], 1)  # noqa: E731

@@ -128,6 +128,11 @@ class Segmentation(Task):
     def mirror(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
 
+    def certainty(self, label: Label) -> Array:
+        """Mean probability of the first class over the labelled pixels, [B, 1]."""
+        valid = label["ids"][..., 0] != self.ignore
+        return losses.masked_mean(label["probs"][..., 0].astype(jnp.float32) / 255.0, valid)[:, None]
+
     def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
         """Pixels per class, int32 [B, C], where the truth has a label: both agree, predicted, true."""
         predicted, true = prediction["ids"][..., 0], truth["ids"][..., 0]

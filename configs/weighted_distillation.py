@@ -1,0 +1,100 @@
+"""Weighted distillation with unlabeled examples: a teacher with few labels, a pool, and students that trust it more or less.
+
+    python -m must.main --config=configs/weighted_distillation.py --workdir=runs/weighted
+    python -m must.main --config=configs/weighted_distillation.py:sanity --workdir=runs/weighted-sanity
+    python -m must.main --config=configs/weighted_distillation.py:folders --config.root=DATA --workdir=runs/weighted-folders
+    python -m must.main --config=configs/weighted_distillation.py:cifar100 --config.root=TFDS_DIR --dry_run
+"""
+
+from ml_collections import ConfigDict
+
+# Changes to the student, which believes every soft label.
+ARMS = {
+    "hard": {"tasks": {"classification": {"hard": True}}},
+    "temperature": {"tasks": {"classification": {"softening": 2.0}}},
+    "threshold": {"policies": {"classification": {"positive": 0.8, "negative": 0.8}}},
+    "confidence": {"weights": {"kind": "confidence"}},
+    "smoothing": {"tasks": {"classification": {"hard": True, "label_smoothing": 0.1}}},
+    "taylor": {"tasks": {"classification": {"hard": True, "taylor": 2}}},
+    "weighted": {"weights": {"kind": "ratio_of_means", "every": 64}},
+    "weighted_hard": {
+        "tasks": {"classification": {"hard": True}},
+        "weights": {"kind": "ratio_of_means", "every": 64},
+    },
+    "slam": {"slam": {"floor": 0.3, "wanted": 0.9, "normalize": True}},
+    "oracle_weights": {"weights": {"kind": "oracle", "every": 64}},
+    "oracle_labels": {"oracle_labels": True},
+}
+
+
+def get_config(variant: str = "scenes") -> ConfigDict:
+    """Variants.
+
+    scenes    procedural scenes, three budgets of labels, five seeds
+    sanity    every stage with a few steps
+    """
+    if variant in ("scenes", "sanity"):
+        config = scenes()
+    else:
+        raise ValueError(f"no variant {variant!r} of weighted_distillation: scenes, sanity")
+    if variant == "sanity":
+        config.seeds, config.budgets = (0,), (32, 64)
+        config.pool.pool.count = config.hidden.classification.count = 128
+        config.sets.scenes.validation.count = config.sets.scenes.test.count = 64
+        config.arms = {name: ARMS[name] for name in ("weighted", "slam", "oracle_labels")}
+        for section in (config.teacher, config.student):
+            section.steps = 20
+    return config
+
+
+def scenes() -> ConfigDict:
+    """Which object is the largest: 4,096 scenes without labels, 512 to estimate weights from."""
+    config = ConfigDict()
+    config.recipe = "weighted_distillation"
+    config.title = "Weighted distillation on procedural scenes"
+    config.seeds = (10, 11, 12, 13, 14)
+    config.budgets = (64, 128, 256)  # labels that the teacher learns from
+    config.root = ""
+    config.workers = 0
+    config.image = {"size": (32, 32), "keep_aspect": True}
+    config.tasks = {"classification": {"kind": "classification", "top_k": 8}}
+    held_out = {"kind": "scenes", "seed": "{seed}", "labels": ("classification",)}
+    config.sets = {
+        "scenes": {
+            "train": {**held_out, "name": "labelled", "count": "{budget}"},
+            "validation": {**held_out, "split": "validation", "count": 512},
+            "tune": {**held_out, "split": "validation", "start": 10_000, "count": 2048},
+            "test": {**held_out, "split": "test", "count": 2048},
+        }
+    }
+    config.labelled = {"classification": "scenes"}
+    pool = {"kind": "scenes", "seed": "{seed}", "split": "pool", "count": 4096}
+    config.pool = {"pool": {**pool, "labels": ()}}
+    # The truth of the pool: for oracles and for measuring; no other arm reads it.
+    config.hidden = {"classification": {**pool, "labels": ("classification",)}}
+    config.measured_on = ("test",)
+    config.model = {
+        "backbone": {"kind": "resnet", "depth": 10, "width": 16, "stem": "imagenet", "stages": 3},
+        "neck": {"channels": 16, "strides": (8, 16)},
+    }
+    training = {
+        "batch_size": 64,
+        "optimizer": {"name": "adamw", "learning_rate": 4e-3, "warmup": 30, "weight_decay": 0.05, "clip_norm": 5.0},
+        "ema_decay": 0.99,
+        "select": "last",
+        "evaluate_every": 0,
+        "geometry": {"zoom": (1.0, 1.0), "shift": 0.1, "flip": True},
+        "view": {},
+        "balance": {"kind": "fixed"},
+        "normalize": "items",
+        "scales": {},
+    }
+    config.teacher = {**training, "steps": 400, "model": {"backbone": {"width": 24}}}
+    # As in the papers the student sees the pool alone; with repeat_labelled 1 the labelled images too.
+    config.student = {**training, "steps": 640, "repeat_labelled": 0, "truth_weight": 1.0, "pool_images": 0}
+    config.arms = ARMS
+    config.supervised = config.scratch = {**training, "steps": 640}
+    config.label = {"shards": 8, "batch_size": 64, "mirror": False}
+    config.policies = {"classification": {"positive": 0.0, "negative": 0.0}}
+    config.baselines = ()
+    return config

@@ -1,0 +1,124 @@
+"""The jobs in which networks learn: teachers, baselines, students."""
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from must.core import devices
+from must.core.types import Policy, Source
+from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
+from must.data.merge import Overlay
+from must.data.records import Records
+from must.evaluate.evaluate import summarize
+from must.objectives.distill import slam
+from must.objectives.supervised import learning_rate_rule, supervised
+from must.recipes import setup, stages, weighing
+from must.recipes.labelling import read_policies, records_directory, seed_directory
+from must.recipes.setup import Built
+
+Config = Mapping[str, Any]
+
+
+def train_single(config: Config, seed: int, task: str, section: str, *, directory: str, report) -> dict:
+    """A teacher, or with the student's schedule the scratch baseline: one task on its labelled set."""
+    built = Built(config, seed)
+    return _train(built, (task,), built.split(task, "train"), section, {task: Policy()}, directory, report)
+
+
+def train_supervised(config: Config, seed: int, *, directory: str, report) -> dict:
+    """The supervised multi-task baseline: all teachers' labels, no pseudo labels, the student's steps."""
+    built = Built(config, seed)
+    believed = {name: Policy() for name in built.names}
+    return _train(built, built.names, Concat(built.labelled()), "supervised", believed, directory, report)
+
+
+def train_student(config: Config, seed: int, arm: str, *, directory: str, report) -> dict:
+    """The student, or an arm of it: ground truth where an image has it, else a pseudo label, drawn uniformly.
+
+    With `repeat_labelled` above 1 the annotated images, few among many, are met that many times as often, and their
+    ground truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are met,
+    together about as often as the whole pool would be.
+    """
+    built = Built(config, seed)
+    settings = built.settings(arm)
+    top = seed_directory(directory, "student" if arm == "student" else os.path.join("arms", arm))
+    believed = read_policies(top) | {name: setup.build_policy(s) for name, s in settings["policies"].items()}
+    records = Records(records_directory(top), tasks=list(built.names))
+    source = _student_source(built, settings, records)
+    weigher, seen = weighing.NONE, {}
+    if settings["weights"] or settings["slam"]:
+        held_out = Records(records_directory(top, "held_out"), tasks=list(built.names))
+        said = weighing.Said(built, arm, believed, source, records, held_out)
+        weigher, seen = weighing.weigher(said, settings["weights"], settings["slam"])
+    facts = _train(built, built.names, source, arm, believed, directory, report, weigher)
+    if weigher is not weighing.NONE:
+        weigher.weights(stages.load_weights(directory, built.model(built.names, arm), built.size)[0])  # fills `seen`
+        if devices.is_writer():
+            np.savez_compressed(os.path.join(directory, "weights.npz"), **seen)
+    return facts | {"images": len(set(source.ids))}
+
+
+def _student_source(built: Built, settings: Mapping[str, Any], records: Source) -> Source:
+    """What a student draws from: ground truth before pseudo labels, as often and as heavy as its settings say."""
+    labelled = built.labelled()
+    times = {id: settings["repeat_labelled"] for part in labelled for id in part.ids}
+    if settings["pool_images"]:
+        pool = Concat(built.pool())
+        part = set(Subset(pool, count=settings["pool_images"]).ids)
+        times |= {id: len(pool) // len(part) if id in part else 0 for id in pool.ids}
+    weights = {name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names}
+    truth = [*labelled, *built.hidden().values()] if settings["oracle_labels"] else labelled
+    return Repeated(Weighted(Cached(Overlay(records, truth)), weights), times)
+
+
+def _train(
+    built: Built, names, source: Source, run: str, believed, directory: str, report, weigher=weighing.NONE
+) -> dict:
+    """Trains on `source` by the named section, then scores the selected weights on the test splits."""
+    settings, model = built.settings(run), built.model(names, run)
+    measured = {name: built.tasks[name] for name in names}
+    learned = {name: built.tasks_of(run)[name] for name in names}
+    correction = functools.partial(slam, normalize=settings["slam"].get("normalize", True))
+    objective = supervised(
+        model,
+        learned,
+        scales=_scales(built, run),
+        policies=believed,
+        corrections=dict.fromkeys(names, correction) if settings["slam"] else {},
+        normalize=settings["normalize"],
+    )
+    facts = stages.train(
+        directory,
+        seed=built.seed,
+        model=model,
+        tasks=measured,
+        objective=objective,
+        balance=setup.build_balance(settings["balance"]),
+        source=source,
+        encoder=setup.build_encoder(built.config["image"], learned, settings),
+        schedule=built.schedule(run),
+        validation=(built.plain, built.splits("validation", names)),
+        weigher=weigher,
+        report=report,
+    )
+    variables, _ = stages.load_weights(directory, model, built.size)
+    for split in built.config["measured_on"]:
+        rows = stages.measure(variables, model, measured, built.plain, built.splits(split, names))
+        if devices.is_writer():
+            stages.save_rows(os.path.join(directory, f"rows-{split}.npz"), rows)
+        facts[split] = summarize(measured, rows)
+    return facts
+
+
+def _scales(built: Built, run: str) -> dict[str, float]:
+    """Factor of each task's loss: given numbers, or MuST's rule from the teachers' batch sizes and learning rates."""
+    scales = built.settings(run)["scales"]
+    if scales != "learning_rate_rule":
+        return {name: scales.get(name, 1.0) for name in built.names}
+    mine, theirs = (built.settings(run) for run in (run, "teacher"))
+    teacher = (theirs["batch_size"], theirs["optimizer"]["learning_rate"])
+    student = (mine["batch_size"], mine["optimizer"]["learning_rate"])
+    return learning_rate_rule(student, {name: teacher for name in built.names})

@@ -1,0 +1,246 @@
+"""A student's "weights" and "slam" sections -> numbers per pseudo label, from a validation set that its teacher has not seen.
+
+The truth of the validation split meets what the teacher says there (`Paired`); what the student loses on both gives the
+weight of pseudo labels nearby (`must.pseudo_label.weigh`), task by task, each in the loss that the run itself trains on.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from must.core import devices
+from must.core.types import Policy, PyTree, Source, UserError
+from must.data.combine import Repeated, labels_of
+from must.data.merge import BY_TEACHER, Paired
+from must.data.pipeline import eval_batches
+from must.evaluate.evaluate import evaluate
+from must.objectives.supervised import loss_step
+from must.pseudo_label import weigh
+from must.recipes.setup import Built
+from must.recipes.stages import Weigher
+from must.tasks.classification import Classification
+
+KINDS = ("ratio_of_means", "plug_in", "oracle", "confidence")
+NONE = Weigher(0, lambda variables: {})
+_LEAST = 1e-6  # a weight of 0 would mean that the label is absent
+
+
+class Said:
+    """What teachers said of a run's training images and of the validation split, and where the truth is.
+
+    Args:
+      built: objects of the seed.
+      run: the section of the configuration.
+      policies: which labels the run believes.
+      source: the training examples, as they are drawn.
+      pool: records of pseudo labels, these examples among them.
+      held_out: records of pseudo labels of the validation splits.
+    """
+
+    def __init__(
+        self, built: Built, run: str, policies: Mapping[str, Policy], source: Source, pool: Source, held_out: Source
+    ):
+        self.built, self.run, self.policies = built, run, policies
+        self.tasks = built.tasks_of(run)
+        self.ids = list(source.ids)
+        met = set(self.ids)
+        self.pool = Repeated(pool, {id: int(id in met) for id in pool.ids})
+        self.hidden = {
+            name: Repeated(truth, {id: int(id in met) for id in truth.ids}) for name, truth in built.hidden().items()
+        }
+        splits: dict[int, tuple[Source, list[str]]] = {}
+        for name in built.names:
+            split = built.split(name, "validation")
+            splits.setdefault(id(split), (split, []))[1].append(name)
+        self.held_out = [(Paired(split, held_out), names) for split, names in splits.values()]
+        self.annotated = {name: set(built.split(name, "train").ids) for name in built.names}
+
+    def table(self, name: str, by_id: Mapping[str, Any], otherwise: Any, dtype=np.float32) -> np.ndarray:
+        """One number per training example; `otherwise` where it is annotated or nothing is said."""
+        true = self.annotated[name]
+        return np.array([otherwise if id in true else by_id.get(id, otherwise) for id in self.ids], dtype)
+
+    def paired(self, name: str) -> Source:
+        """The validation split of a task with the teacher's labels beside the truth."""
+        return next(source for source, names in self.held_out if name in names)
+
+    def probs(self, name: str, source: Source, supervision: str = "") -> np.ndarray:
+        """Class probabilities of a classification task's labels, [n, C]."""
+        return _probs(self.tasks[name], source, supervision or name)
+
+
+def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> tuple[Weigher, dict[str, np.ndarray]]:
+    """The weigher of a run, and a dict that its every refresh fills with what a report draws.
+
+    Args:
+      said: what is known of the examples.
+      weights: {} or {"kind": one of `KINDS`, "every": steps, "neighbours": k or 0 for the square root of n,
+        "tasks": names, all by default}.
+      slam: {} or {"floor": least accuracy, "wanted": probability that k classes hold the truth, "normalize": bool}.
+
+    Raises:
+      UserError: an unknown kind, both sections, a task that the kind cannot serve.
+    """
+    if weights and slam:
+        raise UserError(f"{said.run}: 'weights' and 'slam' are two corrections of one thing: choose one")
+    seen: dict[str, np.ndarray] = {}
+    if slam:
+        extras = {name: _slam(said, name, slam, seen) for name in said.built.names}
+        return Weigher(0, lambda variables: {}, extras), seen
+    if not weights:
+        return NONE, seen
+    weights = dict(weights)
+    kind, every = weights.pop("kind"), weights.pop("every", 0)
+    names = tuple(weights.pop("tasks", said.built.names))
+    if kind not in KINDS:
+        raise UserError(f"{said.run}.weights.kind {kind!r}: not one of {', '.join(KINDS)}")
+    for name in names:
+        if name not in said.built.names:
+            raise UserError(f"{said.run}.weights.tasks: no task {name!r}")
+        if kind in ("plug_in", "confidence"):
+            _only_classes(said, name, f"weights.kind {kind!r}")
+        if kind == "oracle" and name not in said.hidden:
+            raise UserError(f"{said.run}.weights.kind 'oracle': config.hidden has no truth of {name}")
+    if kind == "confidence":
+        fixed = {name: _confidence(said, name) for name in names}
+        return Weigher(0, lambda variables: fixed), seen
+    if kind == "oracle":
+        return Weigher(every, functools.partial(_oracle, said, names, seen)), seen
+    estimate = functools.partial(_estimated, said, names, kind, weights.pop("neighbours", 0) or None, seen)
+    if weights:
+        raise UserError(f"{said.run}.weights: unknown {', '.join(weights)}")
+    return Weigher(every, estimate), seen
+
+
+def _estimated(said: Said, names, kind: str, neighbours: int | None, seen: dict, variables: PyTree):
+    """{task: weights [N]} of the current student from the validation split."""
+    held_rows, tables = {}, {}
+    for source, served in said.held_out:
+        served = [name for name in served if name in names]
+        held_rows |= _rows(said, served, source, variables, beside=True) if served else {}
+    pool_rows = _rows(said, names, said.pool, variables)
+    for name in names:
+        true, teacher = _aligned(held_rows[name], held_rows[name + BY_TEACHER])
+        pool = pool_rows[name]
+        for what, rows in (("the truth", true), ("the teacher's label", teacher), ("the teacher's label", pool)):
+            _check_finite(said, name, what, rows)
+        held = weigh.HeldOut(_covariates(teacher), true["loss"], teacher["loss"])
+        try:
+            if kind == "plug_in":
+                estimate = weigh.plug_in(held, _correct(said, name, said.paired(name))[true["id"]], neighbours=neighbours)
+            else:
+                estimate = weigh.ratio_of_means(held, neighbours=neighbours)
+        except UserError as error:
+            raise UserError(f"{said.run}, {name}: {error}") from None
+        found = np.maximum(estimate(_covariates(pool)), _LEAST)
+        tables[name] = said.table(name, _by_id(said.pool, pool, found), 1.0)
+        _note(said, seen, name, pool, found)
+        seen[f"{name}|held_out"] = _covariates(teacher)
+    return tables
+
+
+def _oracle(said: Said, names, seen: dict, variables: PyTree):
+    """{task: loss on the truth over loss on the teacher's label, of each example}: what only an experiment can know."""
+    tables = {}
+    for name in names:
+        rows = _rows(said, (name,), Paired(said.hidden[name], said.pool), variables, beside=True)
+        true, teacher = _aligned(rows[name], rows[name + BY_TEACHER])
+        found = np.maximum((true["loss"] + _LEAST) / (teacher["loss"] + _LEAST), _LEAST).astype(np.float32)
+        tables[name] = said.table(name, _by_id(said.hidden[name], teacher, found), 1.0)
+        _note(said, seen, name, teacher, found)
+    return tables
+
+
+def _slam(said: Said, name: str, section: Mapping[str, Any], seen: dict) -> dict[str, np.ndarray]:
+    """Extras of one task: accuracy a(x) and number of candidates k(x); 1 and 1 for ground truth."""
+    _only_classes(said, name, "slam")
+    section, paired = dict(section), said.paired(name)
+    floor, wanted, classes = section.pop("floor"), section.pop("wanted"), len(said.tasks[name].classes)
+    section.pop("normalize", None)
+    if section:
+        raise UserError(f"{said.run}.slam: unknown {', '.join(section)}")
+    truth = said.probs(name, paired).argmax(-1)
+    probs = said.probs(name, paired, name + BY_TEACHER)
+    margins, pool = weigh.margin(probs), weigh.margin(said.probs(name, said.pool))
+    rank = (probs > np.take_along_axis(probs, truth[:, None], 1)).sum(-1)
+    accuracy = weigh.isotonic_accuracy(margins, rank == 0, floor=floor)
+    count = weigh.candidates(margins, rank, wanted=wanted, most=classes)
+    by_accuracy = dict(zip(said.pool.ids, accuracy(pool), strict=True))
+    by_count = dict(zip(said.pool.ids, count(pool), strict=True))
+    seen |= {f"{name}|margin": pool, f"{name}|accuracy": accuracy(pool), f"{name}|candidates": count(pool)}
+    if name in said.hidden:
+        right = dict(zip(said.hidden[name].ids, _correct(said, name, Paired(said.hidden[name], said.pool)), strict=True))
+        seen[f"{name}|correct"] = np.array([right.get(id, np.nan) for id in said.pool.ids], np.float32)
+    return {"accuracy": said.table(name, by_accuracy, 1.0), "candidates": said.table(name, by_count, 1, np.int32)}
+
+
+def _confidence(said: Said, name: str) -> np.ndarray:
+    values = np.maximum(weigh.confidence(said.probs(name, said.pool)), _LEAST)
+    return said.table(name, dict(zip(said.pool.ids, values, strict=True)), 1.0)
+
+
+def _rows(said: Said, names, source: Source, variables: PyTree, *, beside: bool = False):
+    """What the student loses on the labels of a source; `beside` with the teacher's next to the truth."""
+    names = tuple(names)
+    tasks = {name: said.tasks[name] for name in names}
+    if beside:
+        tasks |= {name + BY_TEACHER: said.tasks[name] for name in names}
+    encoder = said.built.plain._replace(tasks=tasks)
+    model = said.built.model(said.built.names, said.run)
+    believed = tuple((name, tuple(map(_hashable, said.policies[name]))) for name in names)
+    step = _compiled(model, tuple((name, said.tasks[name]) for name in names), believed)
+    return evaluate(step, variables, eval_batches(source, encoder, batch_size=64))
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(model, tasks, believed):
+    policies = {name: Policy(*(np.float32(bound) for bound in pair)) for name, pair in believed}
+    return devices.parallelize(functools.partial(loss_step, model=model, tasks=dict(tasks), policies=policies), out_axes=0)
+
+
+def _hashable(bound) -> Any:
+    return tuple(np.asarray(bound).tolist()) if np.ndim(bound) else float(bound)
+
+
+def _aligned(true, teacher):
+    """The rows of examples that both have."""
+    both = np.intersect1d(true["id"], teacher["id"])
+    return tuple({key: value[np.isin(rows["id"], both)] for key, value in rows.items()} for rows in (true, teacher))
+
+
+def _covariates(rows) -> np.ndarray:
+    """[n, D]: how sure the teacher and the student are; of labels without scores, how far the two are apart."""
+    found = np.concatenate([rows["label"], rows["prediction"]], -1)
+    return found if found.shape[-1] else np.log(rows["loss"] + _LEAST)[:, None]
+
+
+def _check_finite(said: Said, name: str, what: str, rows) -> None:
+    bad = np.flatnonzero(~np.isfinite(rows["loss"]))
+    if len(bad):
+        raise UserError(f"{said.run}, {name}: the student's loss on {what} of {len(bad)} examples is not finite")
+
+
+def _by_id(source: Source, rows, values) -> dict[str, float]:
+    return {source.ids[int(i)]: value for i, value in zip(rows["id"], values, strict=True)}
+
+
+def _note(said: Said, seen: dict, name: str, rows, weights) -> None:
+    """What a report draws of the last refresh."""
+    seen |= {f"{name}|covariates": _covariates(rows), f"{name}|weights": weights}
+
+
+def _correct(said: Said, name: str, paired: Source) -> np.ndarray:
+    """Whether the teacher's class is the true one, bool [n]."""
+    return said.probs(name, paired).argmax(-1) == said.probs(name, paired, name + BY_TEACHER).argmax(-1)
+
+
+def _probs(task: Classification, source: Source, supervision: str) -> np.ndarray:
+    return np.stack([task.transform(labels_of(source, i)[supervision], None)["probs"] for i in range(len(source))])
+
+
+def _only_classes(said: Said, name: str, what: str) -> None:
+    if not isinstance(said.tasks.get(name), Classification):
+        raise UserError(f"{said.run}.{what}: works on classification, not on {name!r}")
