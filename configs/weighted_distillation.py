@@ -15,7 +15,7 @@ ARMS = {
     "threshold": {"policies": {"classification": {"positive": 0.8, "negative": 0.8}}},
     "confidence": {"weights": {"kind": "confidence"}},
     "smoothing": {"tasks": {"classification": {"hard": True, "label_smoothing": 0.1}}},
-    "taylor": {"tasks": {"classification": {"hard": True, "taylor": 2}}},
+    "taylor": {"tasks": {"classification": {"hard": True, "taylor": 4}}},
     "weighted": {"weights": {"kind": "ratio_of_means", "every": 64}},
     "weighted_hard": {
         "tasks": {"classification": {"hard": True}},
@@ -91,9 +91,9 @@ def scenes() -> ConfigDict:
     }
     config.teacher = {**training, "steps": 400, "model": {"backbone": {"width": 24}}}
     # As in the papers the student sees the pool alone; with repeat_labelled 1 the labelled images too.
-    config.student = {**training, "steps": 640, "repeat_labelled": 0, "truth_weight": 1.0, "pool_images": 0}
+    config.student = {**training, "steps": 400, "repeat_labelled": 0, "truth_weight": 1.0, "pool_images": 0}
     config.arms = ARMS
-    config.supervised = config.scratch = {**training, "steps": 640}
+    config.supervised = config.scratch = {**training, "steps": 400}
     config.label = {"shards": 8, "batch_size": 64, "mirror": False}
     config.policies = {"classification": {"positive": 0.0, "negative": 0.0}}
     config.baselines = ()

@@ -23,6 +23,7 @@ from must.recipes.setup import Built
 from must.recipes.stages import Weigher
 from must.tasks.classification import Classification
 
+# "oracle" is the ratio of means with the truth of the pool itself as the validation set: for experiments.
 KINDS = ("ratio_of_means", "plug_in", "oracle", "confidence")
 NONE = Weigher(0, lambda variables: {})
 _LEAST = 1e-6  # a weight of 0 would mean that the label is absent
@@ -107,8 +108,6 @@ def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> 
     if kind == "confidence":
         fixed = {name: _confidence(said, name) for name in names}
         return Weigher(0, lambda variables: fixed), seen
-    if kind == "oracle":
-        return Weigher(every, functools.partial(_oracle, said, names, seen)), seen
     estimate = functools.partial(_estimated, said, names, kind, weights.pop("neighbours", 0) or None, seen)
     if weights:
         raise UserError(f"{said.run}.weights: unknown {', '.join(weights)}")
@@ -116,9 +115,10 @@ def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> 
 
 
 def _estimated(said: Said, names, kind: str, neighbours: int | None, seen: dict, variables: PyTree):
-    """{task: weights [N]} of the current student from the validation split."""
+    """{task: weights [N]} of the current student from the validation split, an oracle's from the truth of the pool."""
     held_rows, tables = {}, {}
-    for source, served in said.held_out:
+    known = [(Paired(said.hidden[name], said.pool), [name]) for name in names] if kind == "oracle" else said.held_out
+    for source, served in known:
         served = [name for name in served if name in names]
         held_rows |= _rows(said, served, source, variables, beside=True) if served else {}
     pool_rows = _rows(said, names, said.pool, variables)
@@ -139,18 +139,6 @@ def _estimated(said: Said, names, kind: str, neighbours: int | None, seen: dict,
         tables[name] = said.table(name, _by_id(said.pool, pool, found), 1.0)
         _note(said, seen, name, pool, found)
         seen[f"{name}|held_out"] = _covariates(teacher)
-    return tables
-
-
-def _oracle(said: Said, names, seen: dict, variables: PyTree):
-    """{task: loss on the truth over loss on the teacher's label, of each example}: what only an experiment can know."""
-    tables = {}
-    for name in names:
-        rows = _rows(said, (name,), Paired(said.hidden[name], said.pool), variables, beside=True)
-        true, teacher = _aligned(rows[name], rows[name + BY_TEACHER])
-        found = np.maximum((true["loss"] + _LEAST) / (teacher["loss"] + _LEAST), _LEAST).astype(np.float32)
-        tables[name] = said.table(name, _by_id(said.hidden[name], teacher, found), 1.0)
-        _note(said, seen, name, teacher, found)
     return tables
 
 
