@@ -30,13 +30,15 @@ ARMS = {
 def get_config(variant: str = "scenes") -> ConfigDict:
     """Variants.
 
-    scenes    procedural scenes, three budgets of labels, five seeds
+    scenes    procedural scenes, three budgets of labels, five seeds, all arms
     sanity    every stage with a few steps
+    folders   photos of clothes in class folders, a pool whose truth is hidden
+    cifar100  the sizes of the papers, for accelerators
     """
-    if variant in ("scenes", "sanity"):
-        config = scenes()
-    else:
-        raise ValueError(f"no variant {variant!r} of weighted_distillation: scenes, sanity")
+    variants = {"scenes": scenes, "sanity": scenes, "folders": folders, "cifar100": cifar100}
+    if variant not in variants:
+        raise ValueError(f"no variant {variant!r} of weighted_distillation: {', '.join(variants)}")
+    config = variants[variant]()
     if variant == "sanity":
         config.seeds, config.budgets = (0,), (32, 64)
         config.pool.pool.count = config.hidden.classification.count = 128
@@ -97,4 +99,60 @@ def scenes() -> ConfigDict:
     config.label = {"shards": 8, "batch_size": 64, "mirror": False}
     config.policies = {"classification": {"positive": 0.0, "negative": 0.0}}
     config.baselines = ()
+    return config
+
+
+def folders() -> ConfigDict:
+    """Ten kinds of clothes: at most 900 photos with labels, 900 without, 341 to estimate weights from, 372 to test on."""
+    config = scenes()
+    config.title = "Weighted distillation on photos of clothes"
+    config.budgets = (225, 450, 900)
+    config.image.size = (48, 48)
+    photos = {"kind": "image_folder", "root": "{root}/clothing", "classes": "classes.txt"}
+    train = {"kind": "subset", "source": {**photos, "split": "train"}, "count": "{budget}", "seed": "{seed}"}
+    config.sets = {"clothing": {"train": train, "validation": {**photos, "split": "val"}, "test": {**photos, "split": "test"}}}
+    config.labelled = {"classification": "clothing"}
+    pool = {"root": "{root}/clothing", "images": "unlabeled", "name": "clothing-pool"}
+    config.pool = {"pool": {"kind": "photos", **pool}}
+    truth = {"kind": "image_csv", **pool, "table": "unlabeled_truth.csv", "classes": "classes.txt"}
+    config.hidden = {"classification": truth}
+    for section in (config.teacher, config.student, config.supervised, config.scratch):
+        section.geometry = {"zoom": (0.8, 1.25), "shift": 0.05, "flip": True}
+        section.view = {"strength": 0.5, "color": 0.3, "blur": 0.0}
+    return config
+
+
+def cifar100() -> ConfigDict:
+    """CIFAR-100 by its TFDS name, with budgets and a validation set as in the papers."""
+    config = scenes()
+    config.title = "Weighted distillation on CIFAR-100"
+    config.budgets = (7500, 10000, 12500, 15000, 17500, 20000)
+    tfds = {"kind": "tfds", "data_dir": "{root}", "dataset": "cifar100", "labels": {"classification": "label"}}
+    config.sets = {
+        "cifar100": {
+            "train": {**tfds, "split": "train[:{budget}]", "name": "labelled"},
+            "validation": {**tfds, "split": "train[49500:]", "name": "validation"},
+            "test": {**tfds, "split": "test"},
+        }
+    }
+    config.labelled = {"classification": "cifar100"}
+    pool = {**tfds, "split": "train[20000:49500]", "name": "pool"}
+    config.pool = {"pool": {**pool, "labels": {}}}
+    config.hidden = {"classification": pool}
+    config.tasks.classification.top_k = 100
+    features = {"size": (32, 32), "labels": {"classification": {"form": "classification", "classes": 100}}}
+    counts = {"train": "{budget}", "validation": 500, "test": 10_000}
+    config.declared = {
+        "sets": {"cifar100": {"count": counts, **features}},
+        "pool": {"pool": {"count": 29_500, **features, "labels": {}}},
+        "hidden": {"classification": {"count": 29_500, **features}},
+    }
+    config.model.backbone = {"kind": "resnet", "depth": 18, "width": 32, "stem": "small", "stages": 4}
+    for section in (config.teacher, config.student, config.supervised, config.scratch):
+        section.batch_size, section.steps, section.geometry.shift = 128, 46_000, 0.125  # 200 epochs of the pool
+        section.optimizer = {"name": "sgd", "learning_rate": 0.1, "warmup": 500, "weight_decay": 5e-4, "clip_norm": 0.0}
+    config.teacher.model = {"backbone": {"width": 64}}
+    for arm in config.arms.values():
+        if "weights" in arm and "every" in arm.weights:
+            arm.weights.every = 230  # an epoch
     return config

@@ -278,3 +278,75 @@ def _gain(gain: Mapping[str, Any], decimals: int) -> str:
         return "undefined"
     text = f"{gain['mean']:+.{decimals}f}"
     return f"{text} ±{gain['ci95'][1] - gain['mean']:.{decimals}f}" if gain["ci95"] else text
+
+
+def along_budgets(recipe: str, parts: Mapping[int, Mapping[str, Any]], *, reference: str) -> dict[str, Any]:
+    """The results of one comparison at several budgets of labels, as one.
+
+    Args:
+      recipe: name.
+      parts: {budget: what `results` returned}, the same tasks and columns in all of them.
+      reference: the column that every other is compared with.
+
+    Returns:
+      {"recipe", "seeds", "budgets", "reference", "tasks", "seconds"}; "tasks"[task] has "metric", "unit",
+      "higher_is_better", "columns" {column: {budget: summary}} and "gains" {column: {budget: summary with "p", of a
+      paired t test}}, paired by seed and better positive. Budgets are text there, as JSON wants its keys.
+    """
+    first = next(iter(parts.values()))
+    tasks = {}
+    for task, entry in first["tasks"].items():
+        scores = {c: {str(b): part["tasks"][task]["scores"][c] for b, part in parts.items()} for c in entry["columns"]}
+        sign = 1 if entry["higher_is_better"] else -1
+        gains = {
+            column: {
+                budget: _tested([sign * (x - y) for x, y in zip(values, scores[reference][budget], strict=True)])
+                for budget, values in by_budget.items()
+            }
+            for column, by_budget in scores.items()
+            if column != reference
+        }
+        tasks[task] = {key: entry[key] for key in ("metric", "unit", "higher_is_better")}
+        tasks[task]["columns"] = {c: {b: summary(v) for b, v in by_budget.items()} for c, by_budget in scores.items()}
+        tasks[task]["gains"] = gains
+    stages = dict.fromkeys(stage for part in parts.values() for stage in part["seconds"])
+    return {
+        "recipe": recipe,
+        "seeds": first["seeds"],
+        "budgets": list(parts),
+        "reference": reference,
+        "tasks": tasks,
+        "seconds": {stage: sum(part["seconds"].get(stage, 0.0) for part in parts.values()) for stage in stages},
+    }
+
+
+def _tested(differences: Sequence[float]) -> dict[str, Any]:
+    """A summary with "p", the two-sided paired t test's; None for fewer than two seeds."""
+    from scipy.stats import ttest_1samp
+
+    p = float(ttest_1samp(differences, 0.0).pvalue) if len(differences) > 1 else math.nan
+    return {**summary(differences), "p": _plain(p)}
+
+
+def budget_table(results: Mapping[str, Any]) -> str:
+    """The same as text: scores by budget, then gains over the reference."""
+    many, reference = len(results["seeds"]) > 1, results["reference"]
+    spread = f"mean over {len(results['seeds'])} seeds ± half of its 95 % interval (t)" if many else "one seed: no interval"
+    lines = [f"{results['recipe']}, {spread}", "* best of its column but for oracles; p of a paired t test", ""]
+    heads = {str(b): f"{b:,} labels" for b in results["budgets"]}
+    for task, entry in results["tasks"].items():
+        places = _decimals({"columns": {str(i): s for i, by in enumerate(entry["columns"].values()) for s in by.values()}})
+        able = {c: by for c, by in entry["columns"].items() if not c.startswith("oracle")}
+        best = {b: (max if entry["higher_is_better"] else min)(able, key=lambda c: able[c][b]["mean"]) for b in heads}  # noqa: B023
+        rows = {
+            c: {b: ("*" if best[b] == c else "") + _gain(s, places).lstrip("+") for b, s in by.items()}
+            for c, by in entry["columns"].items()
+        }
+        gains = {c: {b: _gain(s, places) + _p_text(s) for b, s in by.items()} for c, by in entry["gains"].items()}
+        lines += _blocks(f"{task}, {entry['metric']}{_unit(entry)} {_arrow(entry)}", heads, [rows], 100)
+        lines += ["", *_blocks(f"gain over {reference}" + (", paired by seed" if many else ""), heads, [gains], 100), ""]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _p_text(gain: Mapping[str, Any]) -> str:
+    return "" if gain["p"] is None else f" (p {gain['p']:.3f})" if gain["p"] >= 0.001 else " (p < .001)"

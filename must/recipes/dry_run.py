@@ -30,7 +30,7 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
       UserError: a path, a class map or a shape that does not work.
     """
     seed = config["seeds"][0]
-    config, declared = _with_declared(config)
+    config, declared = _with_declared(recipe.single(config))
     built = recipe.Built(config, seed)
     print(f"{config['title']}: recipe {config['recipe']}, seeds {list(config['seeds'])}, frame {built.size}")
     print("\ndata")
@@ -75,8 +75,8 @@ def _with_declared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
       (configuration, {set: why it could not be opened}).
     """
     config, reasons = dict(config), {}
-    for group in ("sets", "pool"):
-        config[group] = dict(config[group])
+    for group in ("sets", "pool", "hidden"):
+        config[group] = dict(config.get(group, {}))
         for name, features in config.get("declared", {}).get(group, {}).items():
             section = config[group][name]
             splits = section if group == "sets" else {"": section}

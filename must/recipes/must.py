@@ -60,6 +60,11 @@ def check(config: Config) -> None:
     check_sets(Built(config, config["seeds"][0]))
 
 
+def single(config: Config) -> Config:
+    """The run that a plan is made for: there is one."""
+    return config
+
+
 def prefix(config: Config, seed: int) -> str:
     """Where a seed's directories stand in the workdir: at its top when there is one seed."""
     return "" if len(config["seeds"]) == 1 else f"seed-{seed}/"

@@ -51,9 +51,9 @@ def check(config: Config) -> None:
         must.check(at_budget(config, budget))
 
 
-def Built(config: Config, seed: int) -> setup.Built:
-    """The objects of the largest budget, for what has to look at one."""
-    return setup.Built(at_budget(config, config["budgets"][-1]), seed)
+def single(config: Config) -> dict[str, Any]:
+    """The run of the largest budget, which a plan is made for."""
+    return at_budget(config, max(config["budgets"]))
 
 
-runs = must.runs
+Built, runs = setup.Built, must.runs  # of a single run

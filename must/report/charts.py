@@ -102,23 +102,23 @@ def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, axis: str, last_apart: bo
     low, high = _dot_range([dot for _, row in rows for dot in row])
     left = 12 + 7 * max(len(label) for label, _ in rows)
     right = width - 12 - 7 * max(len(dot.text) for _, row in rows for dot in row)
-    place = _scale(low, high, left, right)
+    place = scale(low, high, left, right)
     parts, y = [], 8.0
     for index, (label, row) in enumerate(rows):
         apart = last_apart and index == len(rows) - 1
         parts += [f'<path class="{"axis" if apart else "rule"}" d="M0 {y:.1f}H{width}"/>'] if index else []
         middle = y + 8 + 17 * len(row) / 2
-        parts += [_text(0, middle + 4, label, "strong" if apart else "")]
+        parts += [text(0, middle + 4, label, "strong" if apart else "")]
         for i, dot in enumerate(row):
             parts += _dot(dot, y + 16.5 + 17 * i, place, (low, high), width)
         y += 16 + 17 * len(row)
     grid = []
     for t in ticks(low, high, 7):
         grid += [f'<path class="rule" d="M{place(t):.1f} 8V{y:.1f}"/>']
-        grid += [_text(place(t), y + 16, f"{tick_text(t) if t <= 0 else '+' + tick_text(t)}", "soft num", "middle")]
+        grid += [text(place(t), y + 16, f"{tick_text(t) if t <= 0 else '+' + tick_text(t)}", "soft num", "middle")]
     grid += [f'<path class="axis" stroke-width="1.5" d="M{place(0):.1f} 4V{y:.1f}"/>']
-    title = _text((left + right) / 2, y + 34, axis, "soft", "middle")
-    return _svg(width, y + 40, "".join(grid + parts) + title, axis)
+    title = text((left + right) / 2, y + 34, axis, "soft", "middle")
+    return svg(width, y + 40, "".join(grid + parts) + title, axis)
 
 
 def _dot_range(row: Sequence[Dot]) -> tuple[float, float]:
@@ -135,7 +135,7 @@ def _dot_range(row: Sequence[Dot]) -> tuple[float, float]:
 
 
 def _dot(dot: Dot, y: float, place, limits: tuple[float, float], width: int) -> list[str]:
-    parts = [_text(width, y + 4, dot.text, "num", "end")]
+    parts = [text(width, y + 4, dot.text, "num", "end")]
     if dot.value is None:
         return parts
     colour = f'stroke="var(--s{dot.series % SERIES})" fill="none"'
@@ -163,21 +163,55 @@ def lines(curves: Sequence[Line], *, title: str, axis: str, width: int = 300, he
     first = min(0, *(x for curve in curves for x in curve.x)) if last > 0 else last - 1
     y_ticks = ticks(low, high, 4)
     left, right, top, bottom = 14 + 7 * max(len(tick_text(t)) for t in y_ticks), width - 16, 40, height - 36
-    px, py = _scale(first, last, left, right), _scale(low, high, bottom, top)
-    parts = [_text(0, 14, title, "strong"), _text(0, 30, axis, "soft")]
+    px, py = scale(first, last, left, right), scale(low, high, bottom, top)
+    parts = [text(0, 14, title, "strong"), text(0, 30, axis, "soft")]
     for t in y_ticks:
         parts += [f'<path class="rule" d="M{left} {py(t):.1f}H{right}"/>']
-        parts += [_text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]
+        parts += [text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]
     for t in ticks(first, last, 4):
-        parts += [_text(px(t), bottom + 16, tick_text(t), "soft num", "middle")]
+        parts += [text(px(t), bottom + 16, tick_text(t), "soft num", "middle")]
     parts += [f'<path class="axis" d="M{left} {bottom}H{right}"/>']
-    parts += [_text((left + right) / 2, height - 4, "step", "soft", "middle")]
+    parts += [text((left + right) / 2, height - 4, "step", "soft", "middle")]
     for curve in curves:
         points = [(px(x), py(min(max(y, low), high))) for x, y in zip(curve.x, curve.y, strict=True)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         parts += [f'<path fill="none" stroke="var(--s{curve.series % SERIES})" stroke-width="1.8" d="M{path}"/>']
         parts += [mark(curve.series, *points[-1], 3.2)]
-    return _svg(width, height, "".join(parts), f"{title}, {axis}")
+    return svg(width, height, "".join(parts), f"{title}, {axis}")
+
+
+class Trend(NamedTuple):
+    """Estimates along an axis: series index, (x, mean, interval or None) each."""
+
+    series: int
+    points: Sequence[tuple[float, float, Sequence[float] | None]]
+
+
+def trends(found: Sequence[Trend], *, title: str, axis: str, x_axis: str, width: int = 420, height: int = 300) -> str:
+    """Estimates with intervals at a few places of a logarithmic axis, joined by lines; series stand side by side there."""
+    ends = [v for trend in found for _, mean, interval in trend.points for v in (mean, *(interval or ()))]
+    places = sorted({x for trend in found for x, _, _ in trend.points})
+    low, high = min(ends), max(ends)
+    margin = 0.06 * (high - low or 1.0)
+    y_ticks = ticks(low - margin, high + margin, 5)
+    left, right, top, bottom = 14 + 7 * max(len(tick_text(t)) for t in y_ticks), width - 30, 40, height - 36
+    log = [math.log(x) for x in places]
+    px, py = scale(log[0], log[-1] if len(log) > 1 else log[0] + 1, left + 24, right), scale(low - margin, high + margin, bottom, top)
+    parts = [text(0, 14, title, "strong"), text(0, 30, axis, "soft")]
+    for t in y_ticks:
+        parts += [f'<path class="rule" d="M{left} {py(t):.1f}H{right + 16}"/>', text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]
+    parts += [text(px(math.log(x)), bottom + 16, f"{x:,}", "soft num", "middle") for x in places]
+    parts += [f'<path class="axis" d="M{left} {bottom}H{right + 16}"/>', text((left + right) / 2, height - 4, x_axis, "soft", "middle")]
+    for i, trend in enumerate(found):
+        shift = 5 * (i - (len(found) - 1) / 2)
+        colour = f'stroke="var(--s{trend.series % SERIES})" fill="none"'
+        at = [(px(math.log(x)) + shift, mean, interval) for x, mean, interval in trend.points]
+        parts += [f'<path {colour} stroke-width="1.6" d="M{"L".join(f"{x:.1f} {py(mean):.1f}" for x, mean, _ in at)}"/>']
+        for x, mean, interval in at:
+            if interval:
+                parts += [f'<path {colour} stroke-width="1.2" d="M{x:.1f} {py(interval[0]):.1f}V{py(interval[1]):.1f}"/>']
+            parts += [mark(trend.series, x, py(mean), 3.6)]
+    return svg(width, height, "".join(parts), f"{title}, {axis}")
 
 
 def _finite(curve: Line, most: int = 300) -> Line:
@@ -203,16 +237,16 @@ def shares(rows: Sequence[tuple[str, Sequence[int]]], names: Sequence[str], *, t
     left = 12 + 7 * max(len(label) for label, _ in rows)
     figures = [f"{counts[0]:,} of {sum(counts):,}" for _, counts in rows]
     right = width - 12 - 7 * max(map(len, figures))
-    parts = [_text(0, 14, title, "strong")]
+    parts = [text(0, 14, title, "strong")]
     for index, (label, counts) in enumerate(rows):
         y, x, total = 26 + 20 * index, float(left), max(1, sum(counts))
-        parts += [_text(0, y + 11, label), _text(width, y + 11, figures[index], "soft num", "end")]
+        parts += [text(0, y + 11, label), text(width, y + 11, figures[index], "soft num", "end")]
         for count, colour, name in zip(counts, _SHARE_COLOURS, names, strict=True):
             share = (right - left) * count / total
             hint = f"<title>{escape(f'{label}: {count:,} {name}')}</title>"
             parts += [f'<rect x="{x:.1f}" y="{y}" width="{share:.1f}" height="14" fill="var(--{colour})">{hint}</rect>']
             x += share
-    return _svg(width, 30 + 20 * len(rows), "".join(parts), title)
+    return svg(width, 30 + 20 * len(rows), "".join(parts), title)
 
 
 def share_legend(names: Sequence[str]) -> str:
@@ -225,15 +259,18 @@ def share_legend(names: Sequence[str]) -> str:
     return f'<p class="legend">{"".join(keys)}</p>'
 
 
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
+    """Words at a place; kinds are "soft", "num" and "strong"."""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def _scale(low: float, high: float, start: float, end: float):
+def scale(low: float, high: float, start: float, end: float):
+    """Value -> pixel: low lands at start, high at end."""
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _svg(width: float, height: float, inside: str, label: str) -> str:
+def svg(width: float, height: float, inside: str, label: str) -> str:
+    """A drawing that shrinks with its page."""
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="width:100%;max-width:{width:.0f}px" role="img" '
         f'aria-label="{escape(label)}">{inside}</svg>'

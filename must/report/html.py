@@ -78,8 +78,13 @@ def write_report(
         _learning(results, columns, curves or {}),
         _kept(kept or {}),
         _pictures(grids or {}),
-        _settings(results, settings or {}),
+        settings_section({**(settings or {}), "seeds": results["seeds"]}),
     ]
+    save_page(path, title, body)
+
+
+def save_page(path: str, title: str, body: Sequence[str]) -> None:
+    """One self-contained file from HTML sections, replaced as a whole."""
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -241,9 +246,10 @@ def _pictures(grids: Mapping[str, Mapping[str, Any]]) -> str:
     return f"<h2>Pictures</h2>{''.join(figures)}" if figures else ""
 
 
-def _settings(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def settings_section(settings: Mapping[str, Any]) -> str:
+    """Anything that JSON can hold, by heading, folded away."""
     blocks = []
-    for name, value in {**settings, "seeds": results["seeds"]}.items():
+    for name, value in settings.items():
         text = value if isinstance(value, str) else json.dumps(value, indent=2, default=str)
         blocks.append(f"<details><summary>{escape(str(name))}</summary><pre>{escape(text)}</pre></details>")
     return f"<h2>How this was made</h2>{''.join(blocks)}"

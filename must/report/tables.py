@@ -34,15 +34,15 @@ def scores(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
         cells = [escape(task), f"{escape(metric(entry))} {'↑' if entry['higher_is_better'] else '↓'}"]
         for column in columns:
             summary = entry["columns"].get(column)
-            text = _cell(figures(summary, decimals(entry))) if summary else "–"
+            text = cell(figures(summary, decimals(entry))) if summary else "–"
             is_best = best is not None and means.get(column) == best
             cells.append(f'<span class="best">{text}</span>' if is_best else text)
         rows.append(cells)
     many = any(summary["ci95"] for entry in tasks.values() for summary in entry["columns"].values())
     note = "Bold is the best of its row; ↑ higher, ↓ lower is better"
     note += "; ± is half of the 95 % interval." if many else "."
-    table = _table(["task", "metric", *columns], rows, left=2)
-    return f'{table}<p class="soft">{note}</p>{_per_seed(tasks, columns) if many else ""}'
+    made = table(["task", "metric", *columns], rows, left=2)
+    return f'{made}<p class="soft">{note}</p>{_per_seed(tasks, columns) if many else ""}'
 
 
 def _per_seed(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
@@ -53,7 +53,7 @@ def _per_seed(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
         if c in entry["scores"]
     ]
     heads = ["task", "column", *(f"run {i + 1}" for i in range(max(map(len, rows)) - 2))]
-    return f"<details><summary>Every seed by itself</summary>{_table(heads, rows, left=2)}</details>"
+    return f"<details><summary>Every seed by itself</summary>{table(heads, rows, left=2)}</details>"
 
 
 def gains(results: Mapping[str, Any], others: Sequence[str]) -> str:
@@ -62,16 +62,16 @@ def gains(results: Mapping[str, Any], others: Sequence[str]) -> str:
     rows = []
     for task, entry in tasks.items():
         found = [entry["gains"].get(f"{subject}_vs_{c}") for c in others]
-        cells = [_cell(figures(gain, decimals(entry), signed=True)) if gain else "–" for gain in found]
+        cells = [cell(figures(gain, decimals(entry), signed=True)) if gain else "–" for gain in found]
         rows.append([escape(task), escape(metric(entry)), *cells])
-    mean = [_cell(figures(results["delta_m"][f"{subject}_vs_{c}"], 2, signed=True)) for c in others]
+    mean = [cell(figures(results["delta_m"][f"{subject}_vs_{c}"], 2, signed=True)) for c in others]
     rows.append(["Δm", "mean relative gain (%)", *mean])
     if lead := results.get("delta_m_lead"):
-        cells = [_cell(figures(lead[c], 2, signed=True)) if c in lead else "–" for c in others]
+        cells = [cell(figures(lead[c], 2, signed=True)) if c in lead else "–" for c in others]
         rows.append(["lead", f"Δm vs {escape(results['reference'])} above theirs (%)", *cells])
-    table = _table(["task", "metric", *(f"vs {c}" for c in others)], rows, left=2, sums=len(rows) - len(tasks))
+    made = table(["task", "metric", *(f"vs {c}" for c in others)], rows, left=2, sums=len(rows) - len(tasks))
     how = "Paired by seed; a" if len(results["seeds"]) > 1 else "A"
-    return f'{table}<p class="soft">{how} positive gain is better, whatever the metric\'s direction.</p>'
+    return f'{made}<p class="soft">{how} positive gain is better, whatever the metric\'s direction.</p>'
 
 
 def against_guess(found: Mapping[str, Any], tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
@@ -86,8 +86,8 @@ def against_guess(found: Mapping[str, Any], tasks: Mapping[str, Any], columns: S
             cells.append(f"{gain['mean']:+.{places}f}{interval}" if gain else "–")
         rows.append([escape(task), escape(metric(tasks[task])), f"{entry['guess']:.{places}f}", *cells])
     note = "Gain of one seed over the guess, positive is better; in brackets its 95 % interval over test images."
-    table = _table(["task", "metric", "guess", *columns], rows, left=2)
-    return f'{table}<p class="soft">{note}</p>'
+    made = table(["task", "metric", "guess", *columns], rows, left=2)
+    return f'{made}<p class="soft">{note}</p>'
 
 
 def costs(costs: Mapping[str, Mapping[str, float]]) -> str:
@@ -103,7 +103,7 @@ def costs(costs: Mapping[str, Mapping[str, float]]) -> str:
         values = [cost.get(key) for cost in costs.values()]
         if any(value is not None for value in values):
             rows.append([name, *("–" if value is None else form.format(value * scale) for value in values)])
-    return _table(["", *costs], rows) if rows else ""
+    return table(["", *costs], rows) if rows else ""
 
 
 def seconds(spent: Mapping[str, float], rates: Mapping[str, float]) -> str:
@@ -112,10 +112,10 @@ def seconds(spent: Mapping[str, float], rates: Mapping[str, float]) -> str:
         [escape(stage), f"{value:,.1f}", f"{rates[stage]:,.0f}" if rates.get(stage) else "–"]
         for stage, value in spent.items()
     ]
-    return _table(["stage", "seconds", "images per second"], rows) if rows else ""
+    return table(["stage", "seconds", "images per second"], rows) if rows else ""
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, sums: int = 0) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, sums: int = 0) -> str:
     """Heads are text, cells are HTML; the first `left` columns are words and stand at the left, the last rows are sums."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
@@ -129,6 +129,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """A figure as HTML, the half of its interval in grey."""
     value, plus_minus, half = text.partition(" ±")
     return f'{value}<span class="pm"> ±{half}</span>' if plus_minus else value

@@ -1,0 +1,104 @@
+"""Many examples at once as inline SVG: how large their weights are, where they lie, whether a probability is right."""
+
+import math
+
+import numpy as np
+
+from must.report.charts import scale, svg, text, tick_text, ticks
+
+_RANGE = 2.0  # log2 of the weights at the ends of the colours
+
+
+def histogram(weights: np.ndarray, *, title: str, width: int = 420, height: int = 220, bins: int = 32) -> str:
+    """How many examples have which weight, from 1/8 to 8 on a logarithmic axis, the line at 1; the ends gather the rest."""
+    log = np.clip(np.log2(np.maximum(weights, 1e-6)), -3, 3)
+    counts, edges = np.histogram(log, bins, (-3, 3))
+    left, right, top, bottom = 8, width - 8, 40, height - 36
+    px, py = scale(-3, 3, left, right), scale(0, counts.max() or 1, bottom, top)
+    share = 100 * np.mean(weights < 1)
+    spread = np.quantile(weights, [0.05, 0.5, 0.95])
+    words = f"{len(weights):,} examples, {share:.0f} % below 1; 5 %, 50 %, 95 %: " + ", ".join(f"{q:.2f}" for q in spread)
+    parts = [text(0, 14, title, "strong"), text(0, 30, words, "soft")]
+    for count, start, stop in zip(counts, edges[:-1], edges[1:], strict=True):
+        box = f'x="{px(start) + 0.5:.1f}" y="{py(count):.1f}" width="{px(stop) - px(start) - 1:.1f}" height="{bottom - py(count):.1f}"'
+        parts += [f'<rect {box} style="fill:{_colour((start + stop) / 2)}"/>'] if count else []
+    for power in range(-3, 4):
+        label = ("≤ " if power == -3 else "≥ " if power == 3 else "") + (f"1/{2**-power}" if power < 0 else str(2**power))
+        parts += [text(px(power), bottom + 16, label, "soft num", "start" if power == -3 else "end" if power == 3 else "middle")]
+    parts += [f'<path class="axis" d="M{left} {bottom}H{right}M{px(0):.1f} {bottom}V{top}"/>']
+    return svg(width, height, "".join(parts + [text((left + right) / 2, height - 4, "weight", "soft", "middle")]), title)
+
+
+def cloud(points: np.ndarray, weights: np.ndarray, held_out: np.ndarray, *, title: str, axes: tuple[str, str], side: int = 420) -> str:
+    """Mean weight over a plane of two covariates, more solid where more examples lie; rings are validation examples.
+
+    Args:
+      points: [N, 2].
+      weights: [N].
+      held_out: [n, 2]; at most 500 of them are drawn.
+      title: of the chart.
+      axes: names of the covariates.
+      side: of the drawing, pixels.
+    """
+    cells, both = 28, np.concatenate([points, held_out])
+    low, high = both.min(0), np.maximum(both.max(0), both.min(0) + 1e-6)
+    left, right, top, bottom = 44, side - 8, 28, side - 40
+    px, py = scale(low[0], high[0], left, right), scale(low[1], high[1], bottom, top)
+    grid = [np.linspace(low[i], high[i], cells + 1) for i in range(2)]
+    count, _, _ = np.histogram2d(points[:, 0], points[:, 1], grid)
+    total, _, _ = np.histogram2d(points[:, 0], points[:, 1], grid, weights=np.log2(np.maximum(weights, 1e-6)))
+    solid = np.sqrt(count / max(np.quantile(count[count > 0], 0.9), 1))
+    parts, step = [text(0, 14, title, "strong")], ((right - left) / cells, (bottom - top) / cells)
+    for i, j in np.argwhere(count > 0):
+        box = f'x="{px(grid[0][i]):.1f}" y="{py(grid[1][j + 1]):.1f}" width="{step[0]:.1f}" height="{step[1]:.1f}"'
+        hint = f"<title>{count[i, j]:.0f} examples, weight {2 ** (total[i, j] / count[i, j]):.2f}</title>"
+        opacity = min(1.0, 0.25 + 0.75 * solid[i, j])
+        parts += [f'<rect {box} style="fill:{_colour(total[i, j] / count[i, j])};opacity:{opacity:.2f}">{hint}</rect>']
+    shown = held_out[np.linspace(0, len(held_out) - 1, min(500, len(held_out))).astype(int)]
+    parts += [
+        f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.2" fill="none" stroke="var(--ink)" stroke-width="0.7" opacity="0.6"/>'
+        for x, y in shown
+    ]
+    parts += [f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>', text((left + right) / 2, side - 6, axes[0], "soft", "middle")]
+    parts += [text(px(t), bottom + 16, tick_text(t), "soft num", "middle") for t in ticks(low[0], high[0], 5)]
+    parts += [text(left - 6, py(t) + 4, tick_text(t), "soft num", "end") for t in ticks(low[1], high[1], 5)]
+    parts += [f'<g transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)">{text(0, 0, axes[1], "soft", "middle")}</g>']
+    return svg(side, side, "".join(parts), title)
+
+
+def weight_legend() -> str:
+    """The colours of `cloud` and `histogram`, as HTML."""
+    keys = (
+        f'<span class="key"><svg width="14" height="14" aria-hidden="true"><rect y="2" width="12" height="12" '
+        f'style="fill:{_colour(power)}"/></svg> {words}</span>'
+        for power, words in ((-2, "1/4 or less"), (-1, "1/2"), (0, "1"), (1, "2"), (2, "4 or more"))
+    )
+    return f'<p class="legend">weight {"".join(keys)}</p>'
+
+
+def reliability(claimed: np.ndarray, correct: np.ndarray, *, title: str, side: int = 340, bins: int = 10) -> str:
+    """Claimed probabilities against how often it was so, in bins of equal size with Wilson's 95 % interval."""
+    order = np.array_split(np.argsort(claimed, kind="stable"), min(bins, len(claimed)))
+    left, right, top, bottom = 44, side - 12, 44, side - 40
+    px, py = scale(0, 1, left, right), scale(0, 1, bottom, top)
+    gap = sum(len(b) * abs(claimed[b].mean() - correct[b].mean()) for b in order) / len(claimed)
+    words = f"mean gap {100 * gap:.1f} points over {len(claimed):,} examples"
+    parts = [text(0, 14, title, "strong"), text(0, 30, words, "soft")]
+    parts += [f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/><path class="rule" d="M{px(0)} {py(0)}L{px(1)} {py(1)}"/>']
+    for part in order:
+        x, y, n, z = claimed[part].mean(), correct[part].mean(), len(part), 1.96
+        middle, half = (y + z * z / 2 / n) / (1 + z * z / n), z * math.sqrt(y * (1 - y) / n + z * z / 4 / n**2) / (1 + z * z / n)
+        parts += [f'<path stroke="var(--s1)" stroke-width="1.4" d="M{px(x):.1f} {py(middle - half):.1f}V{py(middle + half):.1f}"/>']
+        parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3.6" fill="var(--s1)"/>']
+    for t in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        parts += [text(px(t), bottom + 16, tick_text(t), "soft num", "middle"), text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]
+    parts += [text((left + right) / 2, side - 6, "estimated", "soft", "middle")]
+    parts += [f'<g transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)">{text(0, 0, "true", "soft", "middle")}</g>']
+    return svg(side, side, "".join(parts), title)
+
+
+def _colour(power: float) -> str:
+    """From orange (weight 1/4 and less) over grey (1) to blue (4 and more)."""
+    share = min(1.0, abs(power) / _RANGE)
+    end = "--good" if power > 0 else "--bad"
+    return f"color-mix(in srgb, var({end}) {100 * share:.0f}%, var(--unsure))"
