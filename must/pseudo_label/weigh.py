@@ -51,25 +51,32 @@ def exact(accuracy: np.ndarray, distortion: np.ndarray) -> np.ndarray:
     return 1.0 / (accuracy + distortion * (1.0 - accuracy))
 
 
-def ratio_of_means(held_out: HeldOut, *, neighbours: int | None = None) -> Estimator:
+def ratio_of_means(
+    held_out: HeldOut, *, neighbours: int | None = None, correct: np.ndarray | None = None
+) -> Estimator:
     """w(x) = mean true_loss / mean teacher_loss over the k validation examples nearest to x.
 
     It needs no wrong label to be known, so soft labels and dense tasks have it too. The mean of the ratios would be
-    biased upwards (Jensen).
+    biased upwards (Jensen). Where the truth has one label that a teacher hits with probability p, w is at most 1 / p; a
+    student that has learned its teacher's mistakes breaks that, since next to nothing is left of its loss on them, and
+    the ratio grows without limit.
 
     Args:
       held_out: losses of one task, all in one unit.
+      correct: bool [n], whether the teacher's label is the truth; holds w at 1 / p of the same neighbours.
       neighbours: k; the rounded square root of n by default, n gives every example the one global ratio.
 
     Raises:
       UserError: no examples, more neighbours than examples, a value that is not finite.
     """
     near = _Neighbours(held_out, neighbours)
-    losses = np.stack([held_out.true_loss, held_out.teacher_loss], -1).astype(np.float64)
+    hits = np.zeros(len(held_out.true_loss)) if correct is None else correct
+    columns = np.stack([held_out.true_loss, held_out.teacher_loss, hits], -1).astype(np.float64)
 
     def estimate(points: np.ndarray) -> np.ndarray:
-        true, teacher = near.means(losses, points).T
-        return ((true + _EPSILON) / (teacher + _EPSILON)).astype(np.float32)
+        true, teacher, accuracy = near.means(columns, points).T
+        most = np.inf if correct is None else 1.0 / np.maximum(accuracy, 1.0 / near.count)
+        return np.minimum((true + _EPSILON) / (teacher + _EPSILON), most).astype(np.float32)
 
     return estimate
 
@@ -164,8 +171,8 @@ class _Neighbours:
                 raise UserError(f"weights: {len(values)} values of {name} for {count} validation examples")
             if not np.isfinite(values).all():
                 raise UserError(f"weights: {name} of validation example {_first_bad(values)} is not finite")
-        self._k = max(1, round(count**0.5)) if neighbours is None else neighbours
-        if not 1 <= self._k <= count:
+        self.count = max(1, round(count**0.5)) if neighbours is None else neighbours
+        if not 1 <= self.count <= count:
             raise UserError(f"weights: {neighbours} neighbours of {count} validation examples")
         self._mean, spread = points.mean(0), points.std(0)
         self._scale = 1.0 / np.where(spread > 0, spread, 1.0)
@@ -175,7 +182,7 @@ class _Neighbours:
     def means(self, values: np.ndarray, points: np.ndarray) -> np.ndarray:
         """[n, V], [N, D] -> [N, V]."""
         points = np.asarray(points, np.float64)
-        if self._k == len(self._points):
+        if self.count == len(self._points):
             return np.broadcast_to(values.mean(0), (len(points), values.shape[1]))
         if self._tree is None:
             from scipy.spatial import cKDTree
@@ -184,7 +191,7 @@ class _Neighbours:
         out = np.empty((len(points), values.shape[1]))
         for start in range(0, len(points), _CHUNK):
             chunk = (points[start : start + _CHUNK] - self._mean) * self._scale
-            _, near = self._tree.query(chunk, range(1, self._k + 1), workers=-1)
+            _, near = self._tree.query(chunk, range(1, self.count + 1), workers=-1)
             for column, value in enumerate(values.T):
                 out[start : start + _CHUNK, column] = value[near].mean(1)
         return out

@@ -79,7 +79,7 @@ def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> 
     Args:
       said: what is known of the examples.
       weights: {} or {"kind": one of `KINDS`, "every": steps, "neighbours": k or 0 for the square root of n,
-        "tasks": names, all by default}.
+        "tasks": names, all by default, "confident": times the teacher's confidence}.
       slam: {} or {"floor": least accuracy, "wanted": probability that k classes hold the truth, "normalize": bool}.
 
     Raises:
@@ -108,13 +108,14 @@ def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> 
     if kind == "confidence":
         fixed = {name: _confidence(said, name) for name in names}
         return Weigher(0, lambda variables: fixed), seen
-    estimate = functools.partial(_estimated, said, names, kind, weights.pop("neighbours", 0) or None, seen)
+    neighbours, confident = weights.pop("neighbours", 0) or None, weights.pop("confident", False)
+    estimate = functools.partial(_estimated, said, names, kind, neighbours, confident, seen)
     if weights:
         raise UserError(f"{said.run}.weights: unknown {', '.join(weights)}")
     return Weigher(every, estimate), seen
 
 
-def _estimated(said: Said, names, kind: str, neighbours: int | None, seen: dict, variables: PyTree):
+def _estimated(said: Said, names, kind: str, neighbours: int | None, confident: bool, seen: dict, variables: PyTree):
     """{task: weights [N]} of the current student from the validation split, an oracle's from the truth of the pool."""
     held_rows, tables = {}, {}
     known = [(Paired(said.hidden[name], said.pool), [name]) for name in names] if kind == "oracle" else said.held_out
@@ -128,14 +129,19 @@ def _estimated(said: Said, names, kind: str, neighbours: int | None, seen: dict,
         for what, rows in (("the truth", true), ("the teacher's label", teacher), ("the teacher's label", pool)):
             _check_finite(said, name, what, rows)
         held = weigh.HeldOut(_covariates(teacher), true["loss"], teacher["loss"])
+        source = Paired(said.hidden[name], said.pool) if kind == "oracle" else said.paired(name)
+        classes = isinstance(said.tasks[name], Classification)
+        correct = _correct(said, name, source)[true["id"]] if classes else None
         try:
             if kind == "plug_in":
-                estimate = weigh.plug_in(held, _correct(said, name, said.paired(name))[true["id"]], neighbours=neighbours)
+                estimate = weigh.plug_in(held, correct, neighbours=neighbours)
             else:
-                estimate = weigh.ratio_of_means(held, neighbours=neighbours)
+                estimate = weigh.ratio_of_means(held, neighbours=neighbours, correct=correct)
         except UserError as error:
             raise UserError(f"{said.run}, {name}: {error}") from None
         found = np.maximum(estimate(_covariates(pool)), _LEAST)
+        if confident:
+            found = found * np.maximum(weigh.confidence(said.probs(name, said.pool)), _LEAST)[pool["id"]]
         tables[name] = said.table(name, _by_id(said.pool, pool, found), 1.0)
         _note(said, seen, name, pool, found)
         seen[f"{name}|held_out"] = _covariates(teacher)
