@@ -16,13 +16,13 @@ ARMS = {
     "confidence": {"weights": {"kind": "confidence"}},
     "smoothing": {"tasks": {"classification": {"hard": True, "label_smoothing": 0.1}}},
     "taylor": {"tasks": {"classification": {"hard": True, "taylor": 4}}},
-    "weighted": {"weights": {"kind": "ratio_of_means", "every": 64}},
+    "weighted": {"weights": {"kind": "ratio_of_means", "every": 64, "neighbours": 64}},
     "weighted_hard": {
         "tasks": {"classification": {"hard": True}},
-        "weights": {"kind": "ratio_of_means", "every": 64},
+        "weights": {"kind": "ratio_of_means", "every": 64, "neighbours": 64},
     },
-    "slam": {"slam": {"floor": 0.3, "wanted": 0.9, "normalize": True}},
-    "oracle_weights": {"weights": {"kind": "oracle", "every": 64}},
+    "slam": {"slam": {"floor": 0.5, "wanted": 0.8, "normalize": True}},
+    "oracle_weights": {"weights": {"kind": "oracle", "every": 64, "neighbours": 64}},
     "oracle_labels": {"oracle_labels": True},
 }
 
@@ -44,6 +44,7 @@ def get_config(variant: str = "scenes") -> ConfigDict:
         config.pool.pool.count = config.hidden.classification.count = 128
         config.sets.scenes.validation.count = config.sets.scenes.test.count = 64
         config.arms = {name: ARMS[name] for name in ("weighted", "slam", "oracle_labels")}
+        config.arms.weighted.weights.neighbours = 8
         for section in (config.teacher, config.student):
             section.steps = 20
     return config

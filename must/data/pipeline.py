@@ -92,13 +92,8 @@ def train_batches(
     if batch_size % count:
         raise UserError(f"batch_size {batch_size} does not divide by {count} processes")
 
-    def encode(element: tuple[int, Example], rng: np.random.Generator) -> Batch:
-        return encoder(element[1], element[0], rng)
-
-    rows = grain.MapDataset.source(_Numbered(source)).seed(seed).shuffle().repeat().random_map(encode)
-    if count > 1:
-        rows = _ProcessRows(rows, index, count, batch_size)
-    batches = rows.batch(batch_size // count, drop_remainder=True, batch_fn=stack)
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    batches = _Batches(order, source, encoder, seed, process, batch_size)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     return iter(batches.to_iter_dataset(options))
 
@@ -156,34 +151,30 @@ def eval_batches(source: Source, encoder: Encoder, *, batch_size: int, process: 
         yield stack(rows)
 
 
-class _Numbered:
-    """A source that gives (index, example), so that rows know where they come from."""
+class _Batches(grain.MapDataset):
+    """The rows of one process out of every global batch; a row's randomness is that of its place in the global stream.
 
-    def __init__(self, source: Source):
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> tuple[int, Example]:
-        return index, self._source[index]
-
-
-class _ProcessRows(grain.MapDataset):
-    """The rows of one process out of every global batch, in the order of the global stream."""
+    Grain is asked for indices and whole batches only: a stage of its own for every row takes longer than a small row.
+    """
 
     _MUTATES_ELEMENT_SPEC = False
 
-    def __init__(self, parent: grain.MapDataset, index: int, count: int, batch_size: int):
-        super().__init__(parent)
-        self._index, self._count, self._batch_size = index, count, batch_size
+    def __init__(self, order, source: Source, encoder: Encoder, seed: int, process: tuple[int, int], batch_size: int):
+        super().__init__(order)
+        self._source, self._encoder, self._seed = source, encoder, seed
+        self._process, self._batch_size = process, batch_size
 
     def __len__(self) -> int:
-        return len(self._parent) // self._count
+        return len(self._parent) // self._batch_size
 
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
-        rows = self._batch_size // self._count
-        batch, row = divmod(index, rows)
-        return self._parent[batch * self._batch_size + self._index * rows + row]
+    def __getitem__(self, batch):
+        if isinstance(batch, slice):
+            return self.slice(batch)
+        index, count = self._process
+        rows = self._batch_size // count
+        start = batch * self._batch_size + index * rows
+        return stack([self._row(place) for place in range(start, start + rows)])
+
+    def _row(self, place: int) -> Batch:
+        index = int(self._parent[place])
+        return self._encoder(self._source[index], index, np.random.default_rng((self._seed, place)))

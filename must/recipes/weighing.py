@@ -80,7 +80,8 @@ def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> 
       said: what is known of the examples.
       weights: {} or {"kind": one of `KINDS`, "every": steps, "neighbours": k or 0 for the square root of n,
         "tasks": names, all by default, "confident": times the teacher's confidence}.
-      slam: {} or {"floor": least accuracy, "wanted": probability that k classes hold the truth, "normalize": bool}.
+      slam: {} or {"floor": least accuracy, "wanted": probability that k classes hold the truth, "normalize": bool,
+        "tasks": names, all by default}.
 
     Raises:
       UserError: an unknown kind, both sections, a task that the kind cannot serve.
@@ -89,7 +90,7 @@ def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> 
         raise UserError(f"{said.run}: 'weights' and 'slam' are two corrections of one thing: choose one")
     seen: dict[str, np.ndarray] = {}
     if slam:
-        extras = {name: _slam(said, name, slam, seen) for name in said.built.names}
+        extras = {name: _slam(said, name, slam, seen) for name in slam_tasks(said.built, slam)}
         return Weigher(0, lambda variables: {}, extras), seen
     if not weights:
         return NONE, seen
@@ -113,6 +114,11 @@ def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> 
     if weights:
         raise UserError(f"{said.run}.weights: unknown {', '.join(weights)}")
     return Weigher(every, estimate), seen
+
+
+def slam_tasks(built: Built, slam: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tasks that a "slam" section corrects: those it names, else all."""
+    return tuple(slam.get("tasks", built.names)) if slam else ()
 
 
 def _estimated(said: Said, names, kind: str, neighbours: int | None, confident: bool, seen: dict, variables: PyTree):
@@ -154,6 +160,7 @@ def _slam(said: Said, name: str, section: Mapping[str, Any], seen: dict) -> dict
     section, paired = dict(section), said.paired(name)
     floor, wanted, classes = section.pop("floor"), section.pop("wanted"), len(said.tasks[name].classes)
     section.pop("normalize", None)
+    section.pop("tasks", None)
     if section:
         raise UserError(f"{said.run}.slam: unknown {', '.join(section)}")
     truth = said.probs(name, paired).argmax(-1)
