@@ -4,6 +4,7 @@
     python -m must.main --config=configs/quickstart.py:sanity --workdir=runs/sanity
     python -m must.main --config=configs/quickstart.py:evidence --workdir=runs/evidence
     python -m must.main --config=configs/quickstart.py:pool --workdir=runs/pool
+    python -m must.main --config=configs/quickstart.py:weighted --workdir=runs/weighted
 """
 
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     ""        one seed, three columns, five minutes on 2 CPU cores
     sanity    every stage with a few steps, a minute and a half
     evidence  five seeds, every column, a second table for a shifted domain; an hour
+    weighted  three seeds, the student with and without weights of its pseudo labels
     pool      what a student of the pool alone gains from one 4 and 16 times as large, at equal steps; half an hour
     """
     config = ConfigDict()
@@ -99,6 +101,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.tasks.detection.update(strides=(8,), depth=1)
         for section in (config.teacher, config.student, config.supervised, config.scratch):
             section.steps, section.evaluate_every = 10, 0
+    elif variant == "weighted":
+        config.seeds = (20, 21, 22)
+        config.arms = {"weighted": {"weights": {"kind": "ratio_of_means", "every": 100, "neighbours": 64}}}
+        config.baselines = ()
     elif variant in ("evidence", "pool"):
         config.seeds = (10, 11, 12, 13, 14)  # no setting was chosen on these
         config.pool.pool.count = 4096
@@ -114,5 +120,5 @@ def get_config(variant: str = "") -> ConfigDict:
             config.student.update(steps=1200, evaluate_every=0, repeat_labelled=0, pool_images=1024)
             config.arms = {f"pool_{count}": {"pool_images": count} for count in (64, 256)}
     elif variant:
-        raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool")
+        raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool, weighted")
     return config
