@@ -67,7 +67,7 @@ def scenes() -> ConfigDict:
             "train": {**held_out, "name": "labelled", "count": "{budget}"},
             "validation": {**held_out, "split": "validation", "count": 512},
             "tune": {**held_out, "split": "validation", "start": 10_000, "count": 2048},
-            "test": {**held_out, "split": "test", "count": 2048},
+            "test": {**held_out, "split": "test", "count": 1536},
         }
     }
     config.labelled = {"classification": "scenes"}
@@ -94,9 +94,9 @@ def scenes() -> ConfigDict:
     }
     config.teacher = {**training, "steps": 400, "model": {"backbone": {"width": 24}}}
     # As in the papers the student sees the pool alone; with repeat_labelled 1 the labelled images too.
-    config.student = {**training, "steps": 400, "repeat_labelled": 0, "truth_weight": 1.0, "pool_images": 0}
+    config.student = {**training, "steps": 300, "repeat_labelled": 0, "truth_weight": 1.0, "pool_images": 0}
     config.arms = ARMS
-    config.supervised = config.scratch = {**training, "steps": 400}
+    config.supervised = config.scratch = {**training, "steps": 300}
     config.label = {"shards": 8, "batch_size": 64, "mirror": False}
     config.policies = {"classification": {"positive": 0.0, "negative": 0.0}}
     config.baselines = ()
