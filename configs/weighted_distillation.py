@@ -117,6 +117,7 @@ def folders() -> ConfigDict:
     config.pool = {"pool": {"kind": "photos", **pool}}
     truth = {"kind": "image_csv", **pool, "table": "unlabeled_truth.csv", "classes": "classes.txt"}
     config.hidden = {"classification": truth}
+    config.student.steps = config.supervised.steps = config.scratch.steps = 200
     for section in (config.teacher, config.student, config.supervised, config.scratch):
         section.geometry = {"zoom": (0.8, 1.25), "shift": 0.05, "flip": True}
         section.view = {"strength": 0.5, "color": 0.3, "blur": 0.0}

@@ -37,12 +37,13 @@ _HOMES = {
     "must.data.combine": ("Cached", "Concat", "Repeated", "Subset", "Weighted"),
     "must.data.merge": ("Join", "Overlay", "Paired"),
     "must.data.sources": ("source",),
-    "must.data.pipeline": ("Encoder", "eval_batches", "train_batches"),
+    "must.data.pipeline": ("Encoder", "Joined", "eval_batches", "train_batches"),
     "must.train.checkpoint": ("Checkpoints",),
     "must.train.loop": ("fit",),
     "must.train.optimizer": ("optimizer",),
     "must.train.step": ("train_step",),
-    "must.objectives.supervised": ("learning_rate_rule", "supervised"),
+    "must.objectives.distill": ("mix", "mix_binary", "mixed_cross_entropy", "slam", "top_candidates"),
+    "must.objectives.supervised": ("learning_rate_rule", "loss_step", "supervised"),
     "must.pseudo_label.teacher": ("from_function", "from_model", "label_step"),
     "must.pseudo_label.plan": ("make_plan",),
     "must.pseudo_label.write": ("label_images",),
@@ -57,6 +58,7 @@ _MODULES = {
     "policy": "must.pseudo_label.policy",
     "ratio": "must.core.ratio",
     "state": "must.train.state",
+    "weigh": "must.pseudo_label.weigh",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from must.core.types import Policy
+from must.core.types import Policy, UserError
 from must.data.geometry import whole_image
 from must.tasks.classification import Classification
 
@@ -77,3 +77,28 @@ def test_few_classes_still_have_a_top5():
     task = Classification(("a", "b"))
     got = _measured(task, np.array([[0.9, 0.1]], np.float32), np.array([1]))
     assert got["top1"] == 0 and got["top5"] == 100
+
+
+def test_softened_targets_and_logits():
+    """T^2 CE(softmax(log q / T), f / T): at T = 1 the plain loss, for one-hot truth the truth; slopes keep their size."""
+    probs = RNG.dirichlet(np.ones(10), 4).astype(np.float32)
+    logits = jnp.asarray(RNG.normal(size=(4, 10)), jnp.float32)
+    loss = lambda t, z, p: Classification(CLASSES, softening=t).loss(z, Classification(CLASSES, softening=t).target({"probs": p}, ALL))["class"].value  # noqa: E731
+    want = 9 * -(jax.nn.softmax(jnp.log(probs) / 3) * jax.nn.log_softmax(logits / 3)).sum(-1)
+    np.testing.assert_allclose(loss(3.0, logits, probs), want, rtol=1e-4)
+    hot = np.eye(10, dtype=np.float32)[:4]
+    np.testing.assert_allclose(Classification(CLASSES, softening=3.0).target({"probs": hot}, ALL)["probs"], hot, atol=1e-6)
+    slope = [np.abs(jax.grad(lambda z: loss(t, z, probs).sum())(logits)).mean() for t in (1.0, 4.0)]  # noqa: B023
+    assert 0.2 < slope[1] / slope[0] < 5
+
+
+def test_certainty_is_the_margin():
+    probs = np.array([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2]], np.float32)
+    np.testing.assert_allclose(Classification(("a", "b", "c")).certainty({"probs": probs}), [[0.5], [0.0]], atol=1e-6)
+    assert Classification(("a",)).certainty({"probs": np.ones((2, 1), np.float32)}).shape == (2, 1)
+
+
+@pytest.mark.parametrize("wrong", [{"softening": 0.0}, {"taylor": -1}, {"label_smoothing": 1.0}])
+def test_hyper_parameters_out_of_range(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Classification(CLASSES, **wrong)

@@ -21,7 +21,7 @@ def _config(name, variant, root=""):
     return json.loads(json.dumps(config.to_dict()))
 
 
-@pytest.mark.parametrize("variant", ["", "sanity", "evidence", "pool"])
+@pytest.mark.parametrize("variant", ["", "sanity", "evidence", "pool", "weighted"])
 def test_quickstart_keeps_every_id_in_one_place(variant):
     built = recipe.Built(_config("quickstart", variant), 0)
     train = [set(source.ids) for source in built.labelled()]
@@ -99,3 +99,56 @@ def test_an_arm_keeps_what_it_does_not_change():
 def test_a_missing_root_is_named():
     with pytest.raises(UserError, match="nowhere"):
         recipe.Built(_config("must", "folders", "nowhere"), 0)
+
+
+def test_weighted_distillation_keeps_its_sets_apart(data_pack):
+    from must.recipes import weighted_distillation
+
+    config = _config("weighted_distillation", "folders", str(data_pack))
+    weighted_distillation.check(config)
+    for budget, count in zip(config["budgets"], (225, 450, 900), strict=True):
+        built = recipe.Built(weighted_distillation.at_budget(config, budget), 0)
+        assert len(built.split("classification", "train")) == count
+        (pool,) = built.pool()
+        hidden = built.hidden()["classification"]
+        assert list(hidden.ids) == list(pool.ids) and len(pool) == 900 and not pool.labels(0)
+        assert hidden.classes == built.split("classification", "train").classes
+    few = recipe.Built(weighted_distillation.at_budget(config, 225), 0).split("classification", "train")
+    assert set(few.ids) < set(recipe.Built(weighted_distillation.at_budget(config, 900), 0).split("classification", "train").ids)
+
+
+@pytest.mark.parametrize(
+    "validation, says",
+    [
+        ("{copy}", "the same picture, labelled/.+ and copied/"),
+        ("{one}", "holds one class only, 'dress'"),
+    ],
+)
+def test_a_validation_set_that_tells_nothing(data_pack, tmp_path, validation, says):
+    """W5 and W-bad-input: a copy of training pictures under other names; a single class."""
+    import shutil
+
+    from must.recipes import weighted_distillation
+
+    config = _config("weighted_distillation", "folders", str(data_pack))
+    train = {"kind": "image_folder", "root": str(data_pack / "clothing"), "classes": "classes.txt", "split": "train", "name": "labelled"}
+    source = data_pack / "clothing" / "train"
+    for name in ("dress", "hat") if "copy" in validation else ("dress",):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for i, path in enumerate(sorted((source if "copy" in validation else data_pack / "clothing" / "val").joinpath(name).iterdir())[:3]):
+            shutil.copy(path, tmp_path / "val" / name / f"other{i}.jpg")
+    sets = config["sets"]["clothing"]
+    sets["train"] = train
+    sets["validation"] = {**train, "root": str(tmp_path), "split": "val", "name": "copied", "classes": str(data_pack / "clothing" / "classes.txt")}
+    with pytest.raises(UserError, match=says):
+        weighted_distillation.check(config)
+
+
+def test_cifar_is_planned_from_its_declared_features():
+    from must.recipes import weighted_distillation
+    from must.recipes.dry_run import _with_declared
+
+    config, reasons = _with_declared(weighted_distillation.single(_config("weighted_distillation", "cifar100", "nowhere")))
+    assert set(reasons) == {"cifar100", "pool.pool", "hidden.classification"}
+    built = recipe.Built(config, 0)
+    assert len(built.split("classification", "train")) == 20_000 and len(built.tasks["classification"].classes) == 100

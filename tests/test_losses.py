@@ -169,3 +169,15 @@ def test_masked_pixels_change_neither_values_nor_gradients(garbage):
         assert clean == dirty and np.isfinite(clean), name
         np.testing.assert_array_equal(slope, dirty_slope, err_msg=name)
         assert np.isfinite(slope).all() and not np.asarray(slope)[~valid].any(), name
+
+
+def test_taylor_series_of_the_cross_entropy():
+    """By hand for one and two terms; towards the cross-entropy with many; bounded where that is not."""
+    probs = jnp.array([[0.2, 0.3, 0.5]])
+    logits, target = jnp.log(probs), jnp.array([[0.0, 1.0, 0.0]])
+    assert losses.taylor_cross_entropy(logits, target, 1)[0] == pytest.approx(0.7, rel=1e-5)
+    assert losses.taylor_cross_entropy(logits, target, 2)[0] == pytest.approx(0.7 + 0.49 / 2, rel=1e-5)
+    assert losses.taylor_cross_entropy(logits, target, 200)[0] == pytest.approx(-np.log(0.3), rel=1e-4)
+    sure = jnp.array([[50.0, 0.0, 0.0]])
+    assert losses.taylor_cross_entropy(sure, target, 4)[0] == pytest.approx(1 + 1 / 2 + 1 / 3 + 1 / 4, rel=1e-5)
+    assert losses.soft_cross_entropy(sure, target)[0] > 40

@@ -11,7 +11,7 @@ from PIL import Image
 
 from must.core.types import Metric
 from must.evaluate.compare import results
-from must.report import charts
+from must.report import charts, clouds
 from must.report.html import in_words, write_report
 from must.report.pictures import contact_sheet, data_uri
 
@@ -217,3 +217,29 @@ def test_data_uri_decodes_to_the_picture():
         assert head == f"data:image/{kind};base64"
         decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(body))).convert("RGB"), int)
         assert np.abs(decoded - given).max() <= tolerance
+
+
+def test_weights_as_a_histogram_a_map_and_a_reliability_diagram():
+    rng = np.random.default_rng(0)
+    drawing = clouds.histogram(np.array([1.0] * 90 + [0.25] * 10), title="w")
+    heights = [float(h) for h in re.findall(r'height="([\d.]+)"', drawing)]
+    assert len(heights) == 2 and min(heights) / max(heights) == pytest.approx(1 / 9, abs=0.01)
+    assert "100 examples, 10 % below 1" in drawing
+    points = np.concatenate([np.full((50, 2), 0.1), np.full((50, 2), 0.9)])
+    weights = np.repeat([0.5, 2.0], 50)
+    drawing = clouds.cloud(points, weights, rng.random((2000, 2)), title="map", axes=("a", "b"))
+    assert "50 examples, weight 0.50" in drawing and "50 examples, weight 2.00" in drawing
+    assert drawing.count("<circle") == 500
+    claimed = np.repeat([0.2, 0.8], 500)
+    right = rng.random(1000) < claimed
+    gap = lambda text: float(re.search(r"mean gap ([\d.]+)", text)[1])  # noqa: E731
+    assert gap(clouds.reliability(claimed, right, title="r")) < 5
+    assert gap(clouds.reliability(1 - claimed, right, title="r")) > 50
+
+
+def test_trends_stand_in_the_order_of_their_means():
+    found = [charts.Trend(0, [(10, 1.0, (0.5, 1.5)), (100, 2.0, None)]), charts.Trend(1, [(10, 3.0, None), (100, 4.0, None)])]
+    drawing = charts.trends(found, title="t", axis="a", x_axis="labels")
+    paths = re.findall(r'stroke-width="1.6" d="M[\d.]+ ([\d.]+)L[\d.]+ ([\d.]+)"', drawing)
+    (low1, low2), (high1, high2) = [[float(v) for v in pair] for pair in paths]
+    assert low1 > low2 > high1 > high2  # y grows downwards

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from must.objectives.distill import mix, mix_binary, mixed_cross_entropy, top_candidates
+from must.objectives.distill import mix, mix_binary, mixed_cross_entropy, slam, top_candidates
 
 FIRST_THREE = jnp.arange(5) < 3
 
@@ -70,3 +70,23 @@ def test_finite_where_the_student_is_sure_and_wrong():
 def test_candidates_are_the_most_probable():
     probs = jnp.array([[0.1, 0.5, 0.4], [0.2, 0.2, 0.6]])
     np.testing.assert_array_equal(top_candidates(probs, jnp.array([2, 1])), [[False, True, True], [False, False, True]])
+
+
+def test_as_a_tasks_loss_it_reads_what_is_known_of_the_teacher_and_leaves_truth_alone():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
+    label = {"probs": jnp.asarray(rng.dirichlet(np.ones(5), 6), jnp.float32)}
+    target = {"probs": jax.nn.one_hot(label["probs"].argmax(-1), 5), "used": jnp.arange(6) != 2}
+    extras = {"accuracy": jnp.array([1.0, 1, 1, 0.7, 0.7, 0.7]), "candidates": jnp.array([1, 1, 1, 3, 3, 5])}
+    term = slam(logits, label, target, extras)["class"]
+    plain = -jnp.take_along_axis(jax.nn.log_softmax(logits), label["probs"].argmax(-1)[:, None], 1)[:, 0]
+    np.testing.assert_allclose(term.value[:2], plain[:2], rtol=1e-5)  # ground truth: a = 1, k = 1
+    assert term.norm.tolist() == [1, 1, 0, 1, 1, 1] and term.value[2] == 0
+    top = top_candidates(label["probs"], extras["candidates"])
+    want = mixed_cross_entropy(mix(jax.nn.softmax(logits), extras["accuracy"], top), target["probs"])
+    np.testing.assert_allclose(term.value[3:], want[3:], rtol=1e-5)
+    # Mistakes are expected: doubt costs less than plainly, and being sure costs more.
+    np.testing.assert_array_equal(term.value[3:] > plain[3:], jnp.exp(-plain[3:]) > 1 / extras["candidates"][3:])
+    broken = logits.at[2].set(jnp.nan)
+    slope = jax.grad(lambda z: slam(z, label, target, extras)["class"].value.sum())(broken)
+    assert np.isfinite(np.delete(slope, 2, 0)).all() and not slope[2].any()

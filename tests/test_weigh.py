@@ -5,6 +5,7 @@ import pytest
 
 from must.core.types import UserError
 from must.pseudo_label import weigh
+from tests.experiments import debiasing
 
 SIGMOID = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
 
@@ -140,3 +141,45 @@ def test_margins():
     probs = np.array([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2]])
     np.testing.assert_allclose(weigh.margin(probs), [0.5, 0.0], atol=1e-6)
     assert weigh.covariates(probs, probs[::-1]).shape == (2, 2)
+
+
+def test_the_bound_holds_a_ratio_that_a_student_has_run_away_with():
+    """P3: w <= 1 / p. A student that copies its teacher loses nothing on its label and everything on the truth."""
+    rng = np.random.default_rng(0)
+    correct = rng.random(400) < 0.7
+    held = weigh.HeldOut(rng.random((400, 2)), np.where(correct, 1e-3, 7.0), np.full(400, 1e-3))
+    points = rng.random((100, 2))
+    free, bound = weigh.ratio_of_means(held)(points), weigh.ratio_of_means(held, correct=correct)(points)
+    assert free.min() > 100 and bound.max() <= 20  # k = 20 neighbours, at least one of them right
+    plug = weigh.plug_in(held, correct)(points)
+    np.testing.assert_allclose(plug, bound, rtol=0.05)  # d is next to 0 there
+    loose = held._replace(teacher_loss=np.where(correct, 1.0, 3.0), true_loss=np.ones(400))
+    np.testing.assert_allclose(weigh.ratio_of_means(loose, correct=correct)(points), weigh.ratio_of_means(loose)(points))
+
+
+def test_candidates_are_as_few_as_hold_the_truth_often_enough():
+    rng = np.random.default_rng(0)
+    margins = rng.random(20_000)
+    rank = np.floor(-np.log(rng.random(20_000)) * 3 * (1 - margins)).astype(int)  # P(rank < k) = 1 - exp(-k / 3 (1 - m))
+    count = weigh.candidates(margins, rank, wanted=0.9, most=10)
+    grid = np.linspace(0.05, 0.95, 19)
+    want = np.minimum(10, np.ceil(-np.log(0.1) * 3 * (1 - grid)))
+    assert np.abs(count(grid) - want).max() <= 1 and (np.diff(count(grid)) <= 0).all()
+    assert count(np.array([0.99]))[0] == 1 and count(np.array([0.0])).dtype == np.int32
+    assert (weigh.candidates(margins, rank, wanted=1.1, most=4)(grid) == 4).all()
+
+
+def test_confidence_of_a_distribution():
+    np.testing.assert_allclose(weigh.confidence(np.array([[1.0, 0, 0, 0], [0.25] * 4])), [1, 0], atol=1e-6)
+    np.testing.assert_allclose(weigh.confidence(np.array([0.5, 0.5, 0, 0])), 0.5, atol=1e-6)
+
+
+def test_the_synthetic_experiment_comes_out_in_its_order():
+    """The control arms must lose: unweighted, mean of ratios and normalised weights; plain training."""
+    biases = [debiasing.bias(seed) for seed in range(4)]
+    mean = {name: np.mean([row[name] for row in biases]) for name in biases[0]}
+    assert abs(mean["ratio of means"]) < 0.015 and abs(mean["oracle"]) < 0.01
+    assert min(mean["unweighted"], mean["mean of ratios (wrong)"], mean["ratio of means, mean 1 (wrong)"]) > 0.1
+    accuracies = [debiasing.accuracies(seed, steps=400) for seed in range(3)]
+    plain, estimated, oracle, slam = (np.mean([row[arm] for row in accuracies]) for arm in ("plain", "estimated", "oracle", "slam"))
+    assert plain + 0.03 < estimated < oracle + 0.002 and oracle < slam

@@ -177,6 +177,10 @@ class Cached(_Routed):
                     self._room -= size
         return example
 
+    def labels(self, index: int) -> dict[str, Label]:
+        kept = self._kept.get(_checked_index(index, len(self)))
+        return super().labels(index) if kept is None else dict(kept.labels)
+
     def __getstate__(self) -> dict[str, Any]:
         kept = sum(array.nbytes for example in self._kept.values() for array in _arrays(example))
         return {**self.__dict__, "_kept": {}, "_room": self._room + kept, "_lock": None}

@@ -46,7 +46,7 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
     settings = built.settings(arm)
     top = seed_directory(directory, "student" if arm == "student" else os.path.join("arms", arm))
     believed = read_policies(top) | {name: setup.build_policy(s) for name, s in settings["policies"].items()}
-    records = Cached(Records(records_directory(top), tasks=list(built.names)))
+    records = Records(records_directory(top), tasks=list(built.names))
     source = _student_source(built, settings, records)
     weigher, seen = weighing.NONE, {}
     if settings["weights"] or settings["slam"]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from must.core import devices
 from must.core.types import Policy, PyTree, Source, UserError
-from must.data.combine import Repeated, labels_of
+from must.data.combine import Cached, Repeated, labels_of
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import eval_batches
 from must.evaluate.evaluate import evaluate
@@ -48,15 +48,17 @@ class Said:
         self.tasks = built.tasks_of(run)
         self.ids = list(source.ids)
         met = set(self.ids)
-        self.pool = Repeated(pool, {id: int(id in met) for id in pool.ids})
-        self.hidden = {
-            name: Repeated(truth, {id: int(id in met) for id in truth.ids}) for name, truth in built.hidden().items()
+        self.pool = Cached(Repeated(pool, {id: int(id in met) for id in pool.ids}))
+        self.oracles = {
+            name: Cached(Paired(Repeated(truth, {id: int(id in met) for id in truth.ids}), self.pool))
+            for name, truth in built.hidden().items()
         }
+        self._known_probs: dict[tuple[int, str], np.ndarray] = {}
         splits: dict[int, tuple[Source, list[str]]] = {}
         for name in built.names:
             split = built.split(name, "validation")
             splits.setdefault(id(split), (split, []))[1].append(name)
-        self.held_out = [(Paired(split, held_out), names) for split, names in splits.values()]
+        self.held_out = [(Cached(Paired(split, held_out)), names) for split, names in splits.values()]
         self.annotated = {name: set(built.split(name, "train").ids) for name in built.names}
 
     def table(self, name: str, by_id: Mapping[str, Any], otherwise: Any, dtype=np.float32) -> np.ndarray:
@@ -70,7 +72,11 @@ class Said:
 
     def probs(self, name: str, source: Source, supervision: str = "") -> np.ndarray:
         """Class probabilities of a classification task's labels, [n, C]."""
-        return _probs(self.tasks[name], source, supervision or name)
+        key = (id(source), supervision or name)
+        if key not in self._known_probs:
+            labels = (labels_of(source, i)[supervision or name] for i in range(len(source)))
+            self._known_probs[key] = np.stack([self.tasks[name].transform(label, None)["probs"] for label in labels])
+        return self._known_probs[key]
 
 
 def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> tuple[Weigher, dict[str, np.ndarray]]:
@@ -104,7 +110,7 @@ def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> 
             raise UserError(f"{said.run}.weights.tasks: no task {name!r}")
         if kind in ("plug_in", "confidence"):
             _only_classes(said, name, f"weights.kind {kind!r}")
-        if kind == "oracle" and name not in said.hidden:
+        if kind == "oracle" and name not in said.oracles:
             raise UserError(f"{said.run}.weights.kind 'oracle': config.hidden has no truth of {name}")
     if kind == "confidence":
         fixed = {name: _confidence(said, name) for name in names}
@@ -124,7 +130,7 @@ def slam_tasks(built: Built, slam: Mapping[str, Any]) -> tuple[str, ...]:
 def _estimated(said: Said, names, kind: str, neighbours: int | None, confident: bool, seen: dict, variables: PyTree):
     """{task: weights [N]} of the current student from the validation split, an oracle's from the truth of the pool."""
     held_rows, tables = {}, {}
-    known = [(Paired(said.hidden[name], said.pool), [name]) for name in names] if kind == "oracle" else said.held_out
+    known = [(said.oracles[name], [name]) for name in names] if kind == "oracle" else said.held_out
     for source, served in known:
         served = [name for name in served if name in names]
         held_rows |= _rows(said, served, source, variables, beside=True) if served else {}
@@ -135,7 +141,7 @@ def _estimated(said: Said, names, kind: str, neighbours: int | None, confident: 
         for what, rows in (("the truth", true), ("the teacher's label", teacher), ("the teacher's label", pool)):
             _check_finite(said, name, what, rows)
         held = weigh.HeldOut(_covariates(teacher), true["loss"], teacher["loss"])
-        source = Paired(said.hidden[name], said.pool) if kind == "oracle" else said.paired(name)
+        source = said.oracles[name] if kind == "oracle" else said.paired(name)
         classes = isinstance(said.tasks[name], Classification)
         correct = _correct(said, name, source)[true["id"]] if classes else None
         try:
@@ -172,8 +178,8 @@ def _slam(said: Said, name: str, section: Mapping[str, Any], seen: dict) -> dict
     by_accuracy = dict(zip(said.pool.ids, accuracy(pool), strict=True))
     by_count = dict(zip(said.pool.ids, count(pool), strict=True))
     seen |= {f"{name}|margin": pool, f"{name}|accuracy": accuracy(pool), f"{name}|candidates": count(pool)}
-    if name in said.hidden:
-        right = dict(zip(said.hidden[name].ids, _correct(said, name, Paired(said.hidden[name], said.pool)), strict=True))
+    if name in said.oracles:
+        right = dict(zip(said.oracles[name].ids, _correct(said, name, said.oracles[name]), strict=True))
         seen[f"{name}|correct"] = np.array([right.get(id, np.nan) for id in said.pool.ids], np.float32)
     return {"accuracy": said.table(name, by_accuracy, 1.0), "candidates": said.table(name, by_count, 1, np.int32)}
 
@@ -236,10 +242,6 @@ def _note(said: Said, seen: dict, name: str, rows, weights) -> None:
 def _correct(said: Said, name: str, paired: Source) -> np.ndarray:
     """Whether the teacher's class is the true one, bool [n]."""
     return said.probs(name, paired).argmax(-1) == said.probs(name, paired, name + BY_TEACHER).argmax(-1)
-
-
-def _probs(task: Classification, source: Source, supervision: str) -> np.ndarray:
-    return np.stack([task.transform(labels_of(source, i)[supervision], None)["probs"] for i in range(len(source))])
 
 
 def _only_classes(said: Said, name: str, what: str) -> None:
