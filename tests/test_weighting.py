@@ -25,7 +25,8 @@ from must.recipes import stages, weighing
 from must.recipes import must as recipe
 from must.recipes.jobs import run_jobs
 from must.recipes.labelling import read_policies, records_directory
-from must.recipes.setup import Built, check_sets
+from must.recipes.built import Built
+from must.recipes.checks import check_sets
 from must.recipes.training import _student_source
 from must.tasks.classification import Classification
 from must.train.checkpoint import Checkpoints
@@ -55,10 +56,13 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def said(labelled):
-    return _said(labelled, _config())
+    return _said(labelled, {"kind": "ratio_of_means", "every": 4})
 
 
-def _said(workdir, config, run="weighted"):
+def _said(workdir, weights=None, slam=None):
+    """What is known in a workdir, for an arm with these sections."""
+    config, run = _config(), "tried"
+    config["arms"] = {run: {"weights": weights or {}, "slam": slam or {}}}
     built = Built(config, 0)
     records = Records(records_directory(str(workdir)), tasks=list(built.names))
     held_out = Records(records_directory(str(workdir), "held_out"), tasks=list(built.names))
@@ -175,7 +179,7 @@ def test_the_ratio_is_of_the_loss_that_is_trained_on(said):
     assert abs((estimate(soft) * soft).mean() - true.mean()) < 1e-3
     assert abs((estimate(hard) * soft).mean() - true.mean()) > 0.02
     # The step that measures uses the run's own task.
-    model, name = said.built.model(said.built.names, "weighted"), "classification"
+    model, name = said.built.model(said.built.names, said.run), "classification"
     batch = next(stages.eval_batches(said.paired(name), said.built.plain._replace(tasks={name: said.tasks[name]}), batch_size=32))
     probs = np.full((32, len(said.tasks[name].classes)), 0.02, np.float32)
     probs[:, 2] = 1 - probs[:, 1:].sum(1) + 0.02
@@ -191,7 +195,7 @@ def test_the_ratio_is_of_the_loss_that_is_trained_on(said):
 
 
 def test_a_frozen_student_gets_the_same_weights_and_another_one_others(said):
-    weigher, seen = weighing.weigher(said, {"kind": "ratio_of_means", "every": 4}, {})
+    weigher, seen = weighing.weigher(said)
     first, again, other = (weigher.weights(_variables(said, seed)) for seed in (0, 0, 1))
     for name in said.built.names:
         np.testing.assert_array_equal(first[name], again[name])
@@ -202,9 +206,9 @@ def test_a_frozen_student_gets_the_same_weights_and_another_one_others(said):
     assert weigher.every == 4 and f"{said.built.names[0]}|held_out" in seen
 
 
-def test_tasks_do_not_share_a_unit(said):
-    both, _ = weighing.weigher(said, {"kind": "ratio_of_means"}, {})
-    one, _ = weighing.weigher(said, {"kind": "ratio_of_means", "tasks": ["depth"]}, {})
+def test_tasks_do_not_share_a_unit(labelled, said):
+    both, _ = weighing.weigher(said)
+    one, _ = weighing.weigher(_said(labelled, {"kind": "ratio_of_means", "tasks": ["depth"]}))
     variables = _variables(said, 0)
     together, alone = both.weights(variables), one.weights(variables)
     assert set(alone) == {"depth"}
@@ -212,8 +216,9 @@ def test_tasks_do_not_share_a_unit(said):
     assert not np.allclose(together["depth"], together["classification"])
 
 
-def test_corrections_come_from_the_teacher_alone(said):
-    weigher, seen = weighing.weigher(said, {}, {"floor": 0.3, "wanted": 0.9, "tasks": ["classification"]})
+def test_corrections_come_from_the_teacher_alone(labelled):
+    said = _said(labelled, slam={"floor": 0.3, "wanted": 0.9, "tasks": ["classification"]})
+    weigher, seen = weighing.weigher(said)
     assert not weigher.weights(_variables(said, 0)) and set(weigher.extras) == {"classification"}
     extras = weigher.extras["classification"]
     true = np.array([id in said.annotated["classification"] for id in said.ids])
@@ -237,25 +242,34 @@ def test_weights_of_the_teachers_own_training_images_are_switched_off(labelled):
     [
         ({"kind": "means"}, {}, "weights.kind 'means'"),
         ({"kind": "plug_in"}, {}, "not on 'depth'"),
-        ({"kind": "ratio_of_means", "neighbors": 3}, {}, "unknown neighbors"),
+        ({"kind": "ratio_of_means", "neighbors": 3}, {}, "tried.weights: .*neighbors"),
         ({"kind": "ratio_of_means", "tasks": ["boxes"]}, {}, "no task 'boxes'"),
         ({}, {"floor": 0.3, "wanted": 0.9}, "not on 'depth'"),
+        ({}, {"floor": 0.05, "wanted": 0.9, "tasks": ["classification"]}, "floor 0.05: has to be above 0.0"),
+        ({}, {"floor": 0.5, "wanted": 0.9, "normalize": False, "tasks": ["classification"]}, "floor 0.5: has to be above 0.5"),
         ({"kind": "ratio_of_means"}, {"floor": 0.3, "wanted": 0.9}, "choose one"),
     ],
 )
-def test_sections_that_cannot_be_meant(said, weights, slam, says):
+def test_sections_that_cannot_be_meant(weights, slam, says):
+    config = _config() | {"arms": {"tried": {"weights": weights, "slam": slam}}}
     with pytest.raises(UserError, match=says):
-        weighing.weigher(said, weights, slam)
+        Built(config, 0)
 
 
-def test_more_neighbours_than_validation_examples(said):
-    weigher, _ = weighing.weigher(said, {"kind": "ratio_of_means", "neighbours": 33}, {})
+def test_oracles_need_a_truth():
+    for arm in ({"weights": {"kind": "oracle"}}, {"oracle_labels": True}):
+        with pytest.raises(UserError, match="config.hidden"):
+            Built(_config() | {"arms": {"tried": arm}, "hidden": {}}, 0)
+
+
+def test_more_neighbours_than_validation_examples(labelled, said):
+    weigher, _ = weighing.weigher(_said(labelled, {"kind": "ratio_of_means", "neighbours": 33}))
     with pytest.raises(UserError, match="33 neighbours of 32"):
         weigher.weights(_variables(said, 0))
 
 
 def test_a_student_that_is_not_finite_is_refused(said):
-    weigher, _ = weighing.weigher(said, {"kind": "ratio_of_means"}, {})
+    weigher, _ = weighing.weigher(said)
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), _variables(said, 0))
     with pytest.raises(UserError, match="not finite"):
         weigher.weights(broken)

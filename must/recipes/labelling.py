@@ -16,7 +16,7 @@ from must.pseudo_label import policy as policies
 from must.pseudo_label import teacher as teachers
 from must.pseudo_label.write import label_images
 from must.recipes import setup, stages
-from must.recipes.setup import Built
+from must.recipes.built import Built
 
 Config = Mapping[str, Any]
 

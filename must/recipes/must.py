@@ -15,7 +15,8 @@ from typing import Any
 from must.recipes.comparison import compare, report
 from must.recipes.jobs import Job
 from must.recipes.labelling import choose_policies, kept_labels, label
-from must.recipes.setup import Built, check_sets
+from must.recipes.built import Built
+from must.recipes.checks import check_sets
 from must.recipes.training import train_single, train_student, train_supervised
 
 __all__ = ["Built", "kept_labels"]  # what `must.recipes.comparison` asks of a recipe besides the functions below

@@ -17,7 +17,7 @@ from must.objectives.distill import slam
 from must.objectives.supervised import learning_rate_rule, supervised
 from must.recipes import setup, stages, weighing
 from must.recipes.labelling import read_policies, records_directory, seed_directory
-from must.recipes.setup import Built
+from must.recipes.built import Built
 
 Config = Mapping[str, Any]
 
@@ -49,10 +49,10 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
     records = Records(records_directory(top), tasks=list(built.names))
     source = _student_source(built, settings, records)
     weigher, seen = weighing.NONE, {}
-    if settings["weights"] or settings["slam"]:
+    if built.weights(arm) or built.slam(arm):
         held_out = Records(records_directory(top, "held_out"), tasks=list(built.names))
         said = weighing.Said(built, arm, believed, source, records, held_out)
-        weigher, seen = weighing.weigher(said, settings["weights"], settings["slam"])
+        weigher, seen = weighing.weigher(said)
     facts = _train(built, built.names, source, arm, believed, directory, report, weigher)
     if weigher is not weighing.NONE:
         weigher.weights(stages.load_weights(directory, built.model(built.names, arm), built.size)[0])  # fills `seen`
@@ -81,13 +81,14 @@ def _train(
     settings, model = built.settings(run), built.model(names, run)
     measured = {name: built.tasks[name] for name in names}
     learned = {name: built.tasks_of(run)[name] for name in names}
-    correction = functools.partial(slam, normalize=settings["slam"].get("normalize", True))
+    found = built.slam(run)
+    corrections = dict.fromkeys(found.tasks, functools.partial(slam, normalize=found.normalize)) if found else {}
     objective = supervised(
         model,
         learned,
         scales=_scales(built, run),
         policies=believed,
-        corrections=dict.fromkeys(weighing.slam_tasks(built, settings["slam"]), correction),
+        corrections=corrections,
         normalize=settings["normalize"],
     )
     facts = stages.train(

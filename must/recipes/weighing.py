@@ -8,7 +8,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from must.core import devices
@@ -19,12 +18,10 @@ from must.data.pipeline import eval_batches
 from must.evaluate.evaluate import evaluate
 from must.objectives.supervised import loss_step
 from must.pseudo_label import weigh
-from must.recipes.setup import Built
+from must.recipes.built import Built, Slam, Weights
 from must.recipes.stages import Weigher
 from must.tasks.classification import Classification
 
-# "oracle" is the ratio of means with the truth of the pool itself as the validation set: for experiments.
-KINDS = ("ratio_of_means", "plug_in", "oracle", "confidence")
 NONE = Weigher(0, lambda variables: {})
 _LEAST = 1e-6  # a weight of 0 would mean that the label is absent
 
@@ -79,58 +76,28 @@ class Said:
         return self._known_probs[key]
 
 
-def weigher(said: Said, weights: Mapping[str, Any], slam: Mapping[str, Any]) -> tuple[Weigher, dict[str, np.ndarray]]:
-    """The weigher of a run, and a dict that its every refresh fills with what a report draws.
-
-    Args:
-      said: what is known of the examples.
-      weights: {} or {"kind": one of `KINDS`, "every": steps, "neighbours": k or 0 for the square root of n,
-        "tasks": names, all by default, "confident": times the teacher's confidence}.
-      slam: {} or {"floor": least accuracy, "wanted": probability that k classes hold the truth, "normalize": bool,
-        "tasks": names, all by default}.
+def weigher(said: Said) -> tuple[Weigher, dict[str, np.ndarray]]:
+    """The weigher of a run by its `setup.Weights` or `setup.Slam`, and a dict that its every refresh fills for a report.
 
     Raises:
-      UserError: an unknown kind, both sections, a task that the kind cannot serve.
+      UserError: (when asked for weights) more neighbours than examples, a student whose loss is not finite.
     """
-    if weights and slam:
-        raise UserError(f"{said.run}: 'weights' and 'slam' are two corrections of one thing: choose one")
-    seen: dict[str, np.ndarray] = {}
-    if slam:
-        extras = {name: _slam(said, name, slam, seen) for name in slam_tasks(said.built, slam)}
+    weights, slam, seen = said.built.weights(said.run), said.built.slam(said.run), {}
+    if slam is not None:
+        extras = {name: _slam(said, name, slam, seen) for name in slam.tasks}
         return Weigher(0, lambda variables: {}, extras), seen
-    if not weights:
+    if weights is None:
         return NONE, seen
-    weights = dict(weights)
-    kind, every = weights.pop("kind"), weights.pop("every", 0)
-    names = tuple(weights.pop("tasks", said.built.names))
-    if kind not in KINDS:
-        raise UserError(f"{said.run}.weights.kind {kind!r}: not one of {', '.join(KINDS)}")
-    for name in names:
-        if name not in said.built.names:
-            raise UserError(f"{said.run}.weights.tasks: no task {name!r}")
-        if kind in ("plug_in", "confidence"):
-            _only_classes(said, name, f"weights.kind {kind!r}")
-        if kind == "oracle" and name not in said.oracles:
-            raise UserError(f"{said.run}.weights.kind 'oracle': config.hidden has no truth of {name}")
-    if kind == "confidence":
-        fixed = {name: _confidence(said, name) for name in names}
+    if weights.kind == "confidence":
+        fixed = {name: _confidence(said, name) for name in weights.tasks}
         return Weigher(0, lambda variables: fixed), seen
-    neighbours, confident = weights.pop("neighbours", 0) or None, weights.pop("confident", False)
-    estimate = functools.partial(_estimated, said, names, kind, neighbours, confident, seen)
-    if weights:
-        raise UserError(f"{said.run}.weights: unknown {', '.join(weights)}")
-    return Weigher(every, estimate), seen
+    return Weigher(weights.every, functools.partial(_estimated, said, weights, seen)), seen
 
 
-def slam_tasks(built: Built, slam: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tasks that a "slam" section corrects: those it names, else all."""
-    return tuple(slam.get("tasks", built.names)) if slam else ()
-
-
-def _estimated(said: Said, names, kind: str, neighbours: int | None, confident: bool, seen: dict, variables: PyTree):
+def _estimated(said: Said, weights: Weights, seen: dict, variables: PyTree) -> dict[str, np.ndarray]:
     """{task: weights [N]} of the current student from the validation split, an oracle's from the truth of the pool."""
-    held_rows, tables = {}, {}
-    known = [(said.oracles[name], [name]) for name in names] if kind == "oracle" else said.held_out
+    held_rows, tables, names, oracle = {}, {}, weights.tasks, weights.kind == "oracle"
+    known = [(said.oracles[name], [name]) for name in names] if oracle else said.held_out
     for source, served in known:
         served = [name for name in served if name in names]
         held_rows |= _rows(said, served, source, variables, beside=True) if served else {}
@@ -141,18 +108,18 @@ def _estimated(said: Said, names, kind: str, neighbours: int | None, confident: 
         for what, rows in (("the truth", true), ("the teacher's label", teacher), ("the teacher's label", pool)):
             _check_finite(said, name, what, rows)
         held = weigh.HeldOut(_covariates(teacher), true["loss"], teacher["loss"])
-        source = said.oracles[name] if kind == "oracle" else said.paired(name)
+        source = said.oracles[name] if oracle else said.paired(name)
         classes = isinstance(said.tasks[name], Classification)
         correct = _correct(said, name, source)[true["id"]] if classes else None
         try:
-            if kind == "plug_in":
-                estimate = weigh.plug_in(held, correct, neighbours=neighbours)
+            if weights.kind == "plug_in":
+                estimate = weigh.plug_in(held, correct, neighbours=weights.neighbours or None)
             else:
-                estimate = weigh.ratio_of_means(held, neighbours=neighbours, correct=correct)
+                estimate = weigh.ratio_of_means(held, neighbours=weights.neighbours or None, correct=correct)
         except UserError as error:
             raise UserError(f"{said.run}, {name}: {error}") from None
         found = np.maximum(estimate(_covariates(pool)), _LEAST)
-        if confident:
+        if weights.confident:
             found = found * np.maximum(weigh.confidence(said.probs(name, said.pool)), _LEAST)[pool["id"]]
         tables[name] = said.table(name, _by_id(said.pool, pool, found), 1.0)
         _note(said, seen, name, pool, found)
@@ -160,21 +127,15 @@ def _estimated(said: Said, names, kind: str, neighbours: int | None, confident: 
     return tables
 
 
-def _slam(said: Said, name: str, section: Mapping[str, Any], seen: dict) -> dict[str, np.ndarray]:
+def _slam(said: Said, name: str, slam: Slam, seen: dict) -> dict[str, np.ndarray]:
     """Extras of one task: accuracy a(x) and number of candidates k(x); 1 and 1 for ground truth."""
-    _only_classes(said, name, "slam")
-    section, paired = dict(section), said.paired(name)
-    floor, wanted, classes = section.pop("floor"), section.pop("wanted"), len(said.tasks[name].classes)
-    section.pop("normalize", None)
-    section.pop("tasks", None)
-    if section:
-        raise UserError(f"{said.run}.slam: unknown {', '.join(section)}")
+    paired, classes = said.paired(name), len(said.tasks[name].classes)
     truth = said.probs(name, paired).argmax(-1)
     probs = said.probs(name, paired, name + BY_TEACHER)
     margins, pool = weigh.margin(probs), weigh.margin(said.probs(name, said.pool))
     rank = (probs > np.take_along_axis(probs, truth[:, None], 1)).sum(-1)
-    accuracy = weigh.isotonic_accuracy(margins, rank == 0, floor=floor)
-    count = weigh.candidates(margins, rank, wanted=wanted, most=classes)
+    accuracy = weigh.isotonic_accuracy(margins, rank == 0, floor=slam.floor)
+    count = weigh.candidates(margins, rank, wanted=slam.wanted, most=classes)
     by_accuracy = dict(zip(said.pool.ids, accuracy(pool), strict=True))
     by_count = dict(zip(said.pool.ids, count(pool), strict=True))
     seen |= {f"{name}|margin": pool, f"{name}|accuracy": accuracy(pool), f"{name}|candidates": count(pool)}
@@ -242,8 +203,3 @@ def _note(said: Said, seen: dict, name: str, rows, weights) -> None:
 def _correct(said: Said, name: str, paired: Source) -> np.ndarray:
     """Whether the teacher's class is the true one, bool [n]."""
     return said.probs(name, paired).argmax(-1) == said.probs(name, paired, name + BY_TEACHER).argmax(-1)
-
-
-def _only_classes(said: Said, name: str, what: str) -> None:
-    if not isinstance(said.tasks.get(name), Classification):
-        raise UserError(f"{said.run}.{what}: works on classification, not on {name!r}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from must.core.types import UserError
 from must.recipes import budgets, must, setup
+from must.recipes.built import Built
 from must.recipes.jobs import Job
 
 STAGES = ("teachers", "label", "student", "baselines", "compare", "report")
@@ -56,4 +57,6 @@ def single(config: Config) -> dict[str, Any]:
     return at_budget(config, max(config["budgets"]))
 
 
-Built, runs = setup.Built, must.runs  # of a single run
+runs = must.runs
+
+__all__ = ["Built", "runs"]  # of a single run, for dry runs

@@ -1,0 +1,161 @@
+"""The objects of one seed of a configuration: sets, tasks, networks, and how each kind of run trains."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from must.core.types import Model, Source, UserError
+from must.data.combine import Concat
+from must.recipes import checks, stages
+from must.recipes.setup import build_encoder, build_model, build_source, build_tasks, fill
+from must.tasks.base import Task
+
+
+class Weights(NamedTuple):
+    """How much a student's pseudo labels count.
+
+    Attributes:
+      kind: "ratio_of_means" or "plug_in", estimated from the validation split; "oracle", the ratio of means with the
+        hidden truth of the pool as validation set, for experiments; "confidence", from the teacher's uncertainty alone.
+      every: steps between refreshes; 0 keeps the weights of the untrained student.
+      neighbours: validation examples that an estimate is taken over; 0 is the square root of their number.
+      confident: multiply by the teacher's confidence.
+      tasks: that get weights; all by default.
+    """
+
+    kind: str
+    every: int = 0
+    neighbours: int = 0
+    confident: bool = False
+    tasks: tuple[str, ...] = ()
+
+
+class Slam(NamedTuple):
+    """How a student's predictions are corrupted as its teacher's labels are, see `must.objectives.distill`.
+
+    Attributes:
+      floor: least accuracy that a teacher is granted, above 1 / C, without `normalize` above 1 / 2.
+      wanted: probability with which k(x) of the teacher's best classes hold the truth.
+      normalize: divide by k - 1.
+      tasks: that are corrected; all by default.
+    """
+
+    floor: float
+    wanted: float
+    normalize: bool = True
+    tasks: tuple[str, ...] = ()
+
+
+# What a run's section may say besides how it trains.
+_OPTIONS: dict[str, Any] = {
+    "model": {},  # changes to config.model
+    "tasks": {},  # {task: changes to its section of config.tasks}, in what the run learns; scores stay what they are
+    "policies": {},  # {task: section} in the place of config.policies, students only
+    "weights": {},  # of pseudo labels, students only: the fields of `Weights`
+    "slam": {},  # correction of the student's predictions, students only: the fields of `Slam`
+    "oracle_labels": False,  # the truth of config.hidden in the place of pseudo labels, students only
+}
+
+
+class Built:
+    """The objects of one seed of a recipe's configuration, see `configs/quickstart.py`.
+
+    Raises:
+      UserError: (when made or asked) a section that no object can be made from.
+    """
+
+    def __init__(self, config: Mapping[str, Any], seed: int):
+        self.config = fill(config, seed=seed, root=config["root"])
+        self.seed = seed
+        self.names = tuple(self.config["tasks"])
+        labelled = {name: self.split(name, "train") for name in self.names}
+        self.tasks: dict[str, Task] = build_tasks(self.config["tasks"], labelled)
+        self.size = tuple(self.config["image"]["size"])
+        self.plain = build_encoder(self.config["image"], self.tasks)
+        self._models: dict[tuple, Model] = {}
+        self._tasks: dict[str, dict[str, Task]] = {}
+        checks.check_runs(self)
+
+    def split(self, task: str, split: str) -> Source:
+        """The split of the set that teaches or measures a task."""
+        return build_source(self.config["sets"][self.config["labelled"][task]][split])
+
+    def splits(self, split: str, names=None) -> dict[str, Source]:
+        """That split for every task."""
+        return {name: self.split(name, split) for name in names or self.names}
+
+    def labelled(self) -> list[Source]:
+        """The labelled training sets, each once."""
+        sets = dict.fromkeys(self.config["labelled"][name] for name in self.names)
+        return [build_source(self.config["sets"][name]["train"]) for name in sets]
+
+    def everything(self) -> Source:
+        """What the teachers label: the labelled images and the pool."""
+        return Concat([*self.labelled(), *self.pool()])
+
+    def pool(self) -> list[Source]:
+        """The sets of images without labels; there may be none."""
+        return [build_source(section) for section in self.config["pool"].values()]
+
+    def hidden(self) -> dict[str, Source]:
+        """{task: truth of the pool that no student may see}, for oracles of experiments and for measuring."""
+        return {name: build_source(section) for name, section in self.config.get("hidden", {}).items()}
+
+    def model(self, names, run: str = "student"):
+        """A network with the heads of these tasks; asked again, the same one, whose programs are compiled already."""
+        section = merged(self.config["model"], self.settings(run)["model"])
+        key = (json.dumps(section, sort_keys=True), tuple(names))
+        if key not in self._models:
+            self._models[key] = build_model(section, {name: self.tasks[name] for name in names})
+        return self._models[key]
+
+    def tasks_of(self, run: str) -> dict[str, Task]:
+        """The tasks as a run learns them: with its own changes to their hyper-parameters."""
+        if (changes := json.dumps(self.settings(run)["tasks"])) not in self._tasks:
+            for name in json.loads(changes):
+                if name not in self.names:
+                    raise UserError(f"{run}.tasks: no task {name!r}")
+            sections = merged(self.config["tasks"], json.loads(changes))
+            self._tasks[changes] = build_tasks(sections, self.splits("train"))
+        return self._tasks[changes]
+
+    def weights(self, run: str) -> Weights | None:
+        """Its weights of pseudo labels, with the tasks spelled out."""
+        return self._correction(run, "weights", Weights)
+
+    def slam(self, run: str) -> Slam | None:
+        """Its correction of predictions, with the tasks spelled out."""
+        return self._correction(run, "slam", Slam)
+
+    def _correction(self, run: str, key: str, form):
+        section = self.settings(run)[key]
+        try:
+            found = form(**section) if section else None
+        except TypeError as error:
+            raise UserError(f"{run}.{key}: {str(error).partition(') ')[2] or error}") from None
+        return found and found._replace(tasks=tuple(found.tasks) or self.names)
+
+    def weighs(self) -> bool:
+        """Whether some student's pseudo labels get weights from the validation split."""
+        return any(self.weights(run) or self.slam(run) for run in self.students())
+
+    def students(self) -> tuple[str, ...]:
+        """The student and its arms."""
+        return ("student", *self.config["arms"])
+
+    def settings(self, run: str) -> dict[str, Any]:
+        """How a kind of run trains: its section of the configuration; an arm's is the student's with its own changes."""
+        changes = self.config["arms"].get(run)
+        own = self.config[run] if changes is None else merged(self.config["student"], changes)
+        return {**_OPTIONS, **own}
+
+    def schedule(self, run: str) -> stages.Schedule:
+        """Steps, batches, optimiser."""
+        fields = stages.Schedule._fields
+        return stages.Schedule(**{key: value for key, value in self.settings(run).items() if key in fields})
+
+
+def merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with changes, nested ones included."""
+    nested = {k: merged(section[k], v) for k, v in changes.items() if isinstance(v, Mapping) and section.get(k)}
+    return {**section, **changes, **nested}
