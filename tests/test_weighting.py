@@ -17,11 +17,11 @@ import pytest
 
 from must.core.types import Batch, Model, Policy, UserError
 from must.data.merge import BY_TEACHER, Paired
-from must.data.pipeline import Encoder, Joined, train_batches
+from must.data.pipeline import Encoder, Joined, eval_batches, train_batches
 from must.data.records import Records
 from must.objectives.supervised import loss_step, supervised
 from must.pseudo_label import weigh
-from must.recipes import stages, weighing
+from must.recipes import weighing
 from must.recipes import must as recipe
 from must.recipes.jobs import run_jobs
 from must.recipes.labelling import read_policies, records_directory
@@ -180,7 +180,7 @@ def test_the_ratio_is_of_the_loss_that_is_trained_on(said):
     assert abs((estimate(hard) * soft).mean() - true.mean()) > 0.02
     # The step that measures uses the run's own task.
     model, name = said.built.model(said.built.names, said.run), "classification"
-    batch = next(stages.eval_batches(said.paired(name), said.built.plain._replace(tasks={name: said.tasks[name]}), batch_size=32))
+    batch = next(eval_batches(said.paired(name), said.built.plain._replace(tasks={name: said.tasks[name]}), batch_size=32))
     probs = np.full((32, len(said.tasks[name].classes)), 0.02, np.float32)
     probs[:, 2] = 1 - probs[:, 1:].sum(1) + 0.02
     batch = batch._replace(labels={name: {"probs": probs}})

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from must.core.types import Label
+from must.data.pipeline import eval_batches
 from must.evaluate import compare as columns_of
 from must.evaluate.evaluate import bootstrap_interval, constant_guess, constant_step, evaluate
-from must.recipes import jobs, stages
+from must.recipes import jobs, measuring, stages
 
 Config = Mapping[str, Any]
 
@@ -101,12 +102,12 @@ def _against_guess(recipe, config: Config, built, workdir: str, resamples: int =
         shown = np.unique(np.linspace(0, len(train) - 1, 1024).round().astype(int))
         labels = [encoder(train[int(i)], int(i), np.random.default_rng(int(i))).labels[name] for i in shown]
         step = jax.jit(functools.partial(constant_step, tasks={name: task}))
-        batches = stages.eval_batches(built.split(name, split), encoder, batch_size=64)
+        batches = eval_batches(built.split(name, split), encoder, batch_size=64)
         blind = evaluate(step, {name: constant_guess(task, labels)}, batches)[name]
         sign, floor = (1 if metric.higher_is_better else -1), task.summarize(dict(blind))[metric.name]
         gains = {}
         for column, directories in recipe.columns(config, config["seeds"][0]).items():
-            rows = stages.load_rows(os.path.join(workdir, directories[name], f"rows-{split}.npz"))[name]
+            rows = measuring.load_rows(os.path.join(workdir, directories[name], f"rows-{split}.npz"))[name]
             ends = bootstrap_interval(task, rows, versus=blind, resamples=resamples)
             mean = sign * (task.summarize(dict(rows))[metric.name] - floor)
             gains[column] = {"mean": mean, "ci95": sorted(sign * end for end in ends)}
@@ -170,7 +171,7 @@ def _network(built, workdir: str, where: str, directories: Mapping[str, str], co
     names = tuple(task for task, other in directories.items() if other == where)
     model = built.model(names, column)
     variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.size)
-    return stages.predictor(model, {name: built.tasks[name] for name in names}), variables
+    return measuring.predictor(model, {name: built.tasks[name] for name in names}), variables
 
 
 def _median_time(call) -> float:
@@ -225,7 +226,7 @@ def _grid(built, workdir: str, task_name: str, shown: Mapping[str, Mapping[str, 
     """Rows of pictures: input, truth, one per shown column; on the first test images."""
     task = built.tasks[task_name]
     encoder = built.plain._replace(tasks={task_name: task})
-    batch = next(iter(stages.eval_batches(built.split(task_name, first_split(built)), encoder, batch_size=_ROWS)))
+    batch = next(iter(eval_batches(built.split(task_name, first_split(built)), encoder, batch_size=_ROWS)))
     answers: dict[str, Label] = {"truth": batch.labels[task_name]}
     for column, directories in shown.items():
         predict, variables = _network(built, workdir, directories[task_name], directories, column)

@@ -11,6 +11,7 @@ import numpy as np
 from must.core import devices
 from must.core.types import Policy, Teacher, UserError
 from must.data.combine import Concat
+from must.data.pipeline import eval_batches
 from must.data.records import Records
 from must.pseudo_label import policy as policies
 from must.pseudo_label import teacher as teachers
@@ -136,7 +137,7 @@ def _judged(built: Built, teacher: Teacher, name: str):
     """What the teacher claims on the validation split, and whether it is so."""
     task, triples = built.tasks[name], []
     encoder = built.plain._replace(tasks={name: task})
-    for batch in stages.eval_batches(built.split(name, "validation"), encoder, batch_size=64):
+    for batch in eval_batches(built.split(name, "validation"), encoder, batch_size=64):
         said = jax.device_get(teacher.predict(batch.inputs["image"])[name])
         for row in np.flatnonzero(batch.weights[name]):
             pick = lambda tree: {field: np.asarray(value)[row] for field, value in tree.items()}  # noqa: E731

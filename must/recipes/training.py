@@ -15,7 +15,7 @@ from must.data.records import Records
 from must.evaluate.evaluate import summarize
 from must.objectives.distill import slam
 from must.objectives.supervised import learning_rate_rule, supervised
-from must.recipes import setup, stages, weighing
+from must.recipes import measuring, setup, stages, weighing
 from must.recipes.labelling import read_policies, records_directory, seed_directory
 from must.recipes.built import Built
 
@@ -107,9 +107,9 @@ def _train(
     )
     variables, _ = stages.load_weights(directory, model, built.size)
     for split in built.config["measured_on"]:
-        rows = stages.measure(variables, model, measured, built.plain, built.splits(split, names))
+        rows = measuring.measure(variables, model, measured, built.plain, built.splits(split, names))
         if devices.is_writer():
-            stages.save_rows(os.path.join(directory, f"rows-{split}.npz"), rows)
+            measuring.save_rows(os.path.join(directory, f"rows-{split}.npz"), rows)
         facts[split] = summarize(measured, rows)
     return facts
 

@@ -1,0 +1,66 @@
+"""Networks on labelled splits: rows of every task, predictions, and where the rows are kept."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from must.core import devices
+from must.core.types import Model, PyTree, Source
+from must.data.pipeline import Encoder, eval_batches
+from must.evaluate.evaluate import Rows, eval_step, evaluate
+from must.tasks.base import Task
+
+Splits = Mapping[str, Source]  # task name -> the labelled split that measures it
+
+
+def measure(
+    variables: PyTree, model: Model, tasks: Mapping[str, Task], encoder: Encoder, splits: Splits, *, batch_size: int = 64
+) -> dict[str, Rows]:
+    """Rows of every task on the split that measures it; a split that serves several tasks is read once."""
+    shared: dict[int, list[str]] = {}
+    for name in tasks:
+        if name in splits:
+            shared.setdefault(id(splits[name]), []).append(name)
+    rows = {}
+    for names in shared.values():
+        mine = {name: tasks[name] for name in names}
+        step = _compiled_eval(model, tuple(mine.items()))
+        source = splits[names[0]]
+        rows |= evaluate(step, variables, eval_batches(source, encoder._replace(tasks=mine), batch_size=batch_size))
+    return rows
+
+
+def predictor(model: Model, tasks: Mapping[str, Task]) -> Callable[[PyTree, np.ndarray], dict]:
+    """(variables, images uint8 [B, H, W, 3]) -> {task: label in network form}; compiled once per model and tasks."""
+    return _compiled_predict(model, tuple(tasks.items()))
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_predict(model: Model, tasks: tuple[tuple[str, Task], ...]):
+    def predict(variables, images):
+        outputs, _ = model.apply(variables, images, train=False, key=None)
+        return {name: task.predict(outputs[name]) for name, task in tasks}
+
+    return jax.jit(predict)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_eval(model: Model, tasks: tuple[tuple[str, Task], ...]):
+    return devices.parallelize(functools.partial(eval_step, model=model, tasks=dict(tasks)), out_axes=0)
+
+
+def save_rows(path: str, rows: Mapping[str, Rows]) -> None:
+    """Rows per image of an evaluation, for intervals later."""
+    np.savez_compressed(path, **{f"{task}|{field}": value for task, fields in rows.items() for field, value in fields.items()})
+
+
+def load_rows(path: str) -> dict[str, Rows]:
+    """What `save_rows` wrote."""
+    rows: dict[str, Rows] = {}
+    with np.load(path) as file:
+        for key in file.files:
+            task, field = key.split("|")
+            rows.setdefault(task, {})[field] = file[key]
+    return rows
