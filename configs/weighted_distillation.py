@@ -44,7 +44,7 @@ def get_config(variant: str = "scenes") -> ConfigDict:
         config.pool.pool.count = config.hidden.classification.count = 128
         config.sets.scenes.validation.count = config.sets.scenes.test.count = 64
         config.arms = {name: ARMS[name] for name in ("weighted", "slam", "oracle_labels")}
-        config.arms.weighted.weights.neighbours = 8
+        config.arms.weighted.weights.update(neighbours=8, every=8)
         for section in (config.teacher, config.student):
             section.steps = 20
     return config
@@ -73,7 +73,7 @@ def scenes() -> ConfigDict:
     config.labelled = {"classification": "scenes"}
     pool = {"kind": "scenes", "seed": "{seed}", "split": "pool", "count": 4096}
     config.pool = {"pool": {**pool, "labels": ()}}
-    # The truth of the pool: for oracles and for measuring; no other arm reads it.
+    # The truth of the pool: for oracles and for measuring; no other student learns from it.
     config.hidden = {"classification": {**pool, "labels": ("classification",)}}
     config.measured_on = ("test",)
     config.model = {
@@ -118,6 +118,9 @@ def folders() -> ConfigDict:
     truth = {"kind": "image_csv", **pool, "table": "unlabeled_truth.csv", "classes": "classes.txt"}
     config.hidden = {"classification": truth}
     config.student.steps = config.supervised.steps = config.scratch.steps = 200
+    for arm in config.arms.values():
+        if "weights" in arm and "every" in arm.weights:
+            arm.weights.every = 14  # an epoch
     for section in (config.teacher, config.student, config.supervised, config.scratch):
         section.geometry = {"zoom": (0.8, 1.25), "shift": 0.05, "flip": True}
         section.view = {"strength": 0.5, "color": 0.3, "blur": 0.0}

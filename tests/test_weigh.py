@@ -99,7 +99,7 @@ def test_all_neighbours_give_one_ratio_and_order_and_scale_do_not_matter():
     base = weigh.ratio_of_means(world.held_out)(other.covariates)
     assert base.std() > 0.05 and base.shape == (64,)
     mixed = np.random.default_rng(0).permutation(300)
-    shuffled = weigh.HeldOut(*(field[mixed] for field in world.held_out))
+    shuffled = weigh.HeldOut(*(field[mixed] for field in world.held_out[:3]))
     np.testing.assert_allclose(weigh.ratio_of_means(shuffled)(other.covariates), base, rtol=1e-5)
     stretched = world.held_out._replace(covariates=world.covariates * [1000, 1] + 5)
     np.testing.assert_allclose(weigh.ratio_of_means(stretched)(other.covariates * [1000, 1] + 5), base, rtol=1e-5)
@@ -163,9 +163,9 @@ def test_candidates_are_as_few_as_hold_the_truth_often_enough():
     rank = np.floor(-np.log(rng.random(20_000)) * 3 * (1 - margins)).astype(int)  # P(rank < k) = 1 - exp(-k / 3 (1 - m))
     count = weigh.candidates(margins, rank, wanted=0.9, most=10)
     grid = np.linspace(0.05, 0.95, 19)
-    want = np.minimum(10, np.ceil(-np.log(0.1) * 3 * (1 - grid)))
+    want = np.clip(np.ceil(-np.log(0.1) * 3 * (1 - grid)), 2, 10)
     assert np.abs(count(grid) - want).max() <= 1 and (np.diff(count(grid)) <= 0).all()
-    assert count(np.array([0.99]))[0] == 1 and count(np.array([0.0])).dtype == np.int32
+    assert count(np.array([0.99]))[0] == 2 and count(np.array([0.0])).dtype == np.int32
     assert (weigh.candidates(margins, rank, wanted=1.1, most=4)(grid) == 4).all()
 
 
@@ -176,10 +176,45 @@ def test_confidence_of_a_distribution():
 
 def test_the_synthetic_experiment_comes_out_in_its_order():
     """The control arms must lose: unweighted, mean of ratios and normalised weights; plain training."""
-    biases = [debiasing.bias(seed) for seed in range(4)]
+    biases = [debiasing.bias(seed) for seed in range(8)]
     mean = {name: np.mean([row[name] for row in biases]) for name in biases[0]}
-    assert abs(mean["ratio of means"]) < 0.015 and abs(mean["oracle"]) < 0.01
-    assert min(mean["unweighted"], mean["mean of ratios (wrong)"], mean["ratio of means, mean 1 (wrong)"]) > 0.1
-    accuracies = [debiasing.accuracies(seed, steps=400) for seed in range(3)]
+    for name in ("ratio of means", "ratio of means, at most 1/p", "plug-in", "oracle"):
+        assert abs(mean[name]) <= 0.01, name
+    assert mean["unweighted"] >= 0.2
+    assert min(mean["mean of ratios (wrong)"], mean["ratio of means, mean 1 (wrong)"]) > 0.1
+    accuracies = [debiasing.accuracies(seed) for seed in range(8)]
     plain, estimated, oracle, slam = (np.mean([row[arm] for row in accuracies]) for arm in ("plain", "estimated", "oracle", "slam"))
-    assert plain + 0.03 < estimated < oracle + 0.002 and oracle < slam
+    assert plain + 0.03 < estimated < oracle <= slam
+
+
+def test_sums_come_first_and_division_last():
+    """Several terms with items of their own; an example of which nothing is believed leaves both sums."""
+    held = weigh.HeldOut(
+        np.zeros((3, 1)),
+        true_loss=np.array([[4.0, 1.0], [2.0, 3.0], [6.0, 2.0]]),
+        teacher_loss=np.array([[3.0, 1.0], [0.0, 0.0], [9.0, 5.0]]),
+        true_items=np.array([[2, 1], [2, 1], [2, 1]]),
+        teacher_items=np.array([[1, 1], [0, 0], [3, 2]]),
+    )
+    (weight,) = weigh.ratio_of_means(held, neighbours=3)(np.zeros((1, 1)))
+    assert weight == pytest.approx((12 / 6 + 6 / 3) / (12 / 4 + 6 / 3), rel=1e-5)
+    nothing = held._replace(teacher_loss=np.full((3, 2), 0.5), teacher_items=np.zeros((3, 2)))
+    (weight,) = weigh.ratio_of_means(nothing, neighbours=3)(np.zeros((1, 1)))  # no objects found: one item stands for none
+    assert weight == pytest.approx((12 / 6 + 6 / 3) / (1.5 + 1.5), rel=1e-5)
+
+
+def test_on_its_own_training_images_a_teacher_hides_its_mistakes():
+    """W5: a nearest-neighbour teacher is always right on what it has memorised; weights from there are all 1."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(900, 2))
+    truth = (points[:, 0] + rng.normal(0, 0.8, 900) > 0).astype(int)
+    memory, own, fresh = slice(0, 300), slice(0, 300), slice(300, 900)
+
+    def held_out(part):
+        near = ((points[part][:, None] - points[memory][None]) ** 2).sum(-1).argmin(1)
+        logit = 2 * points[part][:, 0]  # the student
+        return weigh.HeldOut(points[part], _log_loss(truth[part], logit), _log_loss(truth[memory][near], logit))
+
+    at = rng.normal(size=(200, 2))
+    np.testing.assert_allclose(weigh.ratio_of_means(held_out(own))(at), 1, atol=1e-6)
+    assert np.abs(weigh.ratio_of_means(held_out(fresh))(at) - 1).mean() > 0.1

@@ -289,7 +289,7 @@ def along_budgets(recipe: str, parts: Mapping[int, Mapping[str, Any]], *, refere
       reference: the column that every other is compared with.
 
     Returns:
-      {"recipe", "seeds", "budgets", "reference", "tasks", "seconds"}; "tasks"[task] has "metric", "unit",
+      {"recipe", "seeds", "budgets", "reference", "tasks", "seconds", "by_budget"}; "by_budget" holds the parts; "tasks"[task] has "metric", "unit",
       "higher_is_better", "columns" {column: {budget: summary}} and "gains" {column: {budget: summary with "p", of a
       paired t test}}, paired by seed and better positive. Budgets are text there, as JSON wants its keys.
     """
@@ -317,6 +317,7 @@ def along_budgets(recipe: str, parts: Mapping[int, Mapping[str, Any]], *, refere
         "reference": reference,
         "tasks": tasks,
         "seconds": {stage: sum(part["seconds"].get(stage, 0.0) for part in parts.values()) for stage in stages},
+        "by_budget": {str(budget): dict(part) for budget, part in parts.items()},
     }
 
 

@@ -78,8 +78,8 @@ def loss_step(
     """What the model, in inference mode, loses on every label of a batch; pure, traceable, nothing is learned.
 
     Returns:
-      {supervision: {"loss": [B], mean per item, the task's terms together; "label", "prediction": [B, D],
-      `Task.certainty` of both; "id": [B]; "weight": [B]}}.
+      {supervision: {"value", "norm": [B, T], the sums and the items of the task's T terms; "label", "prediction":
+      [B, D], `Task.certainty` of both; "id": [B]; "weight": [B]}}.
     """
     outputs, _ = model.apply(variables, batch.inputs[view], train=False, key=None, axis_name=axis_name)
     rows = {}
@@ -88,7 +88,8 @@ def loss_step(
         task = tasks[name]
         terms = task.loss(outputs[name], task.target(label, policies[name])).values()
         rows[supervision] = {
-            "loss": sum(term.value / jnp.maximum(term.norm, 1.0) for term in terms),
+            "value": jnp.stack([term.value for term in terms], -1),
+            "norm": jnp.stack([term.norm for term in terms], -1),
             "label": task.certainty(label),
             "prediction": task.certainty(task.predict(outputs[name])),
             "id": batch.ids,

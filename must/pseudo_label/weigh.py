@@ -26,13 +26,17 @@ class HeldOut(NamedTuple):
 
     Attributes:
       covariates: [n, D], see `covariates`.
-      true_loss: [n], the student's loss against the truth.
-      teacher_loss: [n], the same loss against the teacher's label.
+      true_loss: [n], the student's loss against the truth; [n, T] for T terms.
+      teacher_loss: the same loss against the teacher's label.
+      true_items: how many items (pixels, boxes) each true_loss is a sum over; 1 by default.
+      teacher_items: the same for teacher_loss; 0 where nothing of a label is believed.
     """
 
     covariates: np.ndarray
     true_loss: np.ndarray
     teacher_loss: np.ndarray
+    true_items: np.ndarray | None = None
+    teacher_items: np.ndarray | None = None
 
 
 def margin(probs: np.ndarray) -> np.ndarray:
@@ -57,25 +61,35 @@ def ratio_of_means(
     """w(x) = mean true_loss / mean teacher_loss over the k validation examples nearest to x.
 
     It needs no wrong label to be known, so soft labels and dense tasks have it too. The mean of the ratios would be
-    biased upwards (Jensen). Where the truth has one label that a teacher hits with probability p, w is at most 1 / p; a
-    student that has learned its teacher's mistakes breaks that, since next to nothing is left of its loss on them, and
-    the ratio grows without limit.
+    biased upwards (Jensen). With hard labels that a teacher hits with probability p, w is at most 1 / p where mistakes
+    come independently of the student. A student that copies its teacher's mistakes breaks that: next to nothing is left
+    of its loss on them, and the ratio grows without limit.
 
     Args:
       held_out: losses of one task, all in one unit.
-      correct: bool [n], whether the teacher's label is the truth; holds w at 1 / p of the same neighbours.
+      correct: bool [n], whether the teacher's label is the truth; holds w at 1 / p of the same neighbours, which for
+        soft labels is a guard and no theorem.
       neighbours: k; the rounded square root of n by default, n gives every example the one global ratio.
 
     Raises:
       UserError: no examples, more neighbours than examples, a value that is not finite.
     """
     near = _Neighbours(held_out, neighbours)
-    hits = np.zeros(len(held_out.true_loss)) if correct is None else correct
-    columns = np.stack([held_out.true_loss, held_out.teacher_loss, hits], -1).astype(np.float64)
+    sums = [_columns(held_out.true_loss), _columns(held_out.teacher_loss)]
+    for loss, items in zip(list(sums), (held_out.true_items, held_out.teacher_items), strict=True):
+        sums.append(np.ones_like(loss) if items is None else _columns(items))
+    hits = np.zeros(len(sums[0])) if correct is None else correct
+    columns, terms = np.concatenate([*sums, _columns(hits)], -1), sums[0].shape[-1]
 
     def estimate(points: np.ndarray) -> np.ndarray:
-        true, teacher, accuracy = near.means(columns, points).T
-        most = np.inf if correct is None else 1.0 / np.maximum(accuracy, 1.0 / near.count)
+        means = near.means(columns, points)
+        true, teacher, true_items, teacher_items = (means[:, i * terms : (i + 1) * terms] for i in range(4))
+        # Sums first, division last, as in training; no fewer than one item in a neighbourhood.
+        true, teacher = (
+            (loss / np.maximum(items, 1.0 / near.count)).sum(-1)
+            for loss, items in ((true, true_items), (teacher, teacher_items))
+        )
+        most = np.inf if correct is None else 1.0 / np.maximum(means[:, -1], 1.0 / near.count)
         return np.minimum((true + _EPSILON) / (teacher + _EPSILON), most).astype(np.float32)
 
     return estimate
@@ -110,7 +124,7 @@ def isotonic_accuracy(margins: np.ndarray, correct: np.ndarray, *, floor: float)
     Args:
       margins: [n], the teacher's.
       correct: bool [n].
-      floor: least value, 1 / C or more; above the teacher's true accuracy it misstates p.
+      floor: least value; above the teacher's true accuracy it misstates p.
 
     Returns:
       margins [N] -> float32 [N].
@@ -132,21 +146,23 @@ def isotonic_accuracy(margins: np.ndarray, correct: np.ndarray, *, floor: float)
 def candidates(
     margins: np.ndarray, rank: np.ndarray, *, wanted: float, most: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """k(x) of SLaM: the fewest of the teacher's best classes that hold the truth with a wanted probability.
+    """k(x) of SLaM: the fewest of the teacher's best classes, two at least, that hold the truth with a wanted probability.
+
+    With one class the student's prediction would stay as it is, whatever the teacher's accuracy.
 
     Args:
       margins: [n], the teacher's.
-      rank: int [n], how many classes the teacher finds more probable than the truth.
+      rank: int [n], place of the truth in the order of `must.objectives.distill.top_candidates`, 0 is the first.
       wanted: probability, from an isotonic regression of "the truth is among the first k" on the margin.
       most: largest k, which is taken where no smaller one is enough.
 
     Returns:
-      margins [N] -> int32 [N], in 1..most.
+      margins [N] -> int32 [N], in 2..most.
     """
-    among = [isotonic_accuracy(margins, rank < k, floor=0.0) for k in range(1, most)]
+    among = [isotonic_accuracy(margins, rank < k, floor=0.0) for k in range(2, most)]
 
     def count(points: np.ndarray) -> np.ndarray:
-        return 1 + sum((first(points) < wanted).astype(np.int32) for first in among)
+        return sum(((first(points) < wanted).astype(np.int32) for first in among), np.full(len(points), 2, np.int32))
 
     return count
 
@@ -167,6 +183,8 @@ class _Neighbours:
         if not count:
             raise UserError("weights: the validation set is empty")
         for name, values in held_out._asdict().items():
+            if values is None:
+                continue
             if len(values) != count:
                 raise UserError(f"weights: {len(values)} values of {name} for {count} validation examples")
             if not np.isfinite(values).all():
@@ -195,6 +213,12 @@ class _Neighbours:
             for column, value in enumerate(values.T):
                 out[start : start + _CHUNK, column] = value[near].mean(1)
         return out
+
+
+def _columns(values: np.ndarray) -> np.ndarray:
+    """[n] or [n, T] -> float64 [n, T]."""
+    values = np.asarray(values, np.float64)
+    return values.reshape(len(values), -1)
 
 
 def _first_bad(values: np.ndarray) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from must.evaluate import compare as columns_of
+from must.recipes import must
 from must.report.budgets import write_page
 
 Config = Mapping[str, Any]
@@ -34,11 +35,9 @@ def compare(config: Config, *, directory: str, report) -> dict:
 def report(config: Config, *, directory: str, report) -> dict:
     """Draws the page from results.json and from what the weighers of the smallest budget's first seed left."""
     workdir, budget = os.path.dirname(directory), min(config["budgets"])
-    seed = "" if len(config["seeds"]) == 1 else f"seed-{config['seeds'][0]}"
-    arms = {"student": "student", **{arm: os.path.join("arms", arm) for arm in config["arms"]}}
     found = {}
-    for arm, where in arms.items():
-        path = os.path.join(workdir, _at(budget), seed, where, "weights.npz")
+    for arm, where in must.students(config, config["seeds"][0]).items():
+        path = os.path.join(workdir, _at(budget), where, "weights.npz")
         if os.path.exists(path):
             with np.load(path) as file:
                 found[arm] = {key: file[key] for key in file.files}

@@ -20,6 +20,7 @@ class Weights(NamedTuple):
       every: steps between refreshes; 0 keeps the weights of the untrained student.
       neighbours: validation examples that an estimate is taken over; 0 is the square root of their number.
       confident: multiply by the teacher's confidence.
+      bounded: hold the weight of a class label at 1 / p, p the accuracy of the teacher there.
       tasks: that get weights; all by default.
     """
 
@@ -27,6 +28,7 @@ class Weights(NamedTuple):
     every: int = 0
     neighbours: int = 0
     confident: bool = False
+    bounded: bool = True
     tasks: tuple[str, ...] = ()
 
 
@@ -34,7 +36,8 @@ class Slam(NamedTuple):
     """How a student's predictions are corrupted as its teacher's labels are, see `must.objectives.distill`.
 
     Attributes:
-      floor: least accuracy that a teacher is granted, above 1 / C, without `normalize` above 1 / 2.
+      floor: least accuracy that a teacher is granted; above its true one it misstates it, so reports say how often it
+        acts. Where the gradient would die, at 1 / k or without `normalize` at 1 / 2, more is granted.
       wanted: probability with which k(x) of the teacher's best classes hold the truth.
       normalize: divide by k - 1.
       tasks: that are corrected; all by default.
@@ -156,6 +159,6 @@ class Built:
 
 
 def merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A section with changes, nested ones included."""
-    nested = {k: merged(section[k], v) for k, v in changes.items() if isinstance(v, Mapping) and section.get(k)}
+    """A section with changes, nested ones included; an empty one takes the place of what was there."""
+    nested = {k: merged(section[k], v) for k, v in changes.items() if v and isinstance(v, Mapping) and section.get(k)}
     return {**section, **changes, **nested}

@@ -1,9 +1,10 @@
 """What can be wrong with a configuration and shows before anything is spent; every refusal is one line."""
 
+import importlib.util
 from typing import TYPE_CHECKING
 
-from must.core.types import UserError
-from must.data.combine import labels_of
+from must.core.types import Source, UserError
+from must.data.combine import Concat, labels_of
 from must.data.disjoint import check_disjoint
 from must.tasks.classification import Classification
 
@@ -16,8 +17,8 @@ _KINDS = ("ratio_of_means", "plug_in", "oracle", "confidence")
 def check_sets(built: "Built") -> None:
     """Refuses sets that must have nothing in common and have, and validation sets that can tell nothing.
 
-    With weights from the validation split, pictures are compared too: a teacher is nearly always right on what it was
-    trained on, and the weights would all be 1.
+    With weights from the validation split, its pictures are compared with all labelled ones too: a teacher is nearly
+    always right on what it was trained on, and the weights would all be 1.
 
     Raises:
       UserError: naming the example that two sets hold, or the set.
@@ -28,16 +29,31 @@ def check_sets(built: "Built") -> None:
             check_disjoint({"training": learned, split: source})
             if not len(source):
                 raise UserError(f"{source.name}: the {split} set of {name} is empty")
+    for name, truth in built.hidden().items():
+        _check_hidden(built, name, truth)
     if not built.weighs():
         return
+    labelled = Concat(built.labelled())
+    for validation in {id(split): split for split in built.splits("validation").values()}.values():
+        check_disjoint({"teachers' labelled": labelled, "validation": validation}, by_content=True)
     for name in built.names:
-        train, validation = built.split(name, "train"), built.split(name, "validation")
-        check_disjoint({"teacher's labelled": train, "validation": validation}, by_content=True)
+        validation = built.split(name, "validation")
         if isinstance(built.tasks[name], Classification):
-            classes = {int(labels_of(validation, i)[name]["ids"][0]) for i in range(len(validation))}
-            if len(classes) == 1:
-                only = built.tasks[name].classes[classes.pop()]
-                raise UserError(f"{validation.name}: the validation set of {name} holds one class only, {only!r}")
+            found = [labels_of(validation, i).get(name) for i in range(len(validation))]
+            classes = {int(label["ids"][0]) for label in found if label is not None}
+            if len(classes) < 2:
+                only = f"one class only, {built.tasks[name].classes[classes.pop()]!r}" if classes else "no label"
+                raise UserError(f"{validation.name}: the validation set of {name} holds {only}")
+
+
+def _check_hidden(built: "Built", name: str, truth: Source) -> None:
+    """The truth of the pool is of the pool: other ids would bring other images to the students that are told it."""
+    there = {id for part in built.pool() for id in part.ids}
+    if name not in built.names:
+        raise UserError(f"hidden.{name}: no such task")
+    for id in truth.ids:
+        if id not in there:
+            raise UserError(f"hidden.{name}: {id} is not in the pool; give both sets the same name")
 
 
 def check_runs(built: "Built") -> None:
@@ -49,6 +65,10 @@ def check_runs(built: "Built") -> None:
         for key in changes:
             if key not in built.settings("student"):
                 raise UserError(f"arms.{arm}.{key}: not a key of student: {', '.join(built.settings('student'))}")
+    for run in ("teacher", "supervised", "scratch"):
+        for key in ("weights", "slam", "policies", "oracle_labels"):
+            if config.get(run, {}).get(key):
+                raise UserError(f"{run}.{key}: only students believe pseudo labels")
     there = sum(map(len, built.pool()))
     for run in built.students():
         built.tasks_of(run)
@@ -75,11 +95,19 @@ def _check_correction(built: "Built", run: str) -> None:
             if name not in built.names:
                 raise UserError(f"{run}.{key}.tasks: no task {name!r}")
             classes = isinstance(built.tasks[name], Classification)
-            if not classes and (slam or weights.kind in ("plug_in", "confidence")):
+            if not classes and (slam or weights.confident or weights.kind in ("plug_in", "confidence")):
                 what = f"weights.kind {weights.kind!r}" if weights else "slam"
                 raise UserError(f"{run}.{what}: works on classification, not on {name!r}: name its tasks")
-            if slam and not slam.floor > (dead := 1 / len(built.tasks[name].classes) if slam.normalize else 0.5):
-                raise UserError(f"{run}.slam.floor {slam.floor}: has to be above {dead:.3g}, where the gradient dies")
+            learned = built.tasks_of(run)[name]
+            if weights and weights.kind == "plug_in" and not (learned.hard and not learned.label_smoothing):
+                raise UserError(f"{run}.weights.kind 'plug_in': needs hard labels: tasks.{name}.hard, no label_smoothing")
+            there = len(built.split(name, "validation"))
+            if weights and weights.neighbours > there:
+                raise UserError(f"{run}.weights.neighbours {weights.neighbours}: the validation set of {name} has {there} examples")
+    if slam and not (0 <= slam.floor < 1 and 0 < slam.wanted < 1):
+        raise UserError(f"{run}.slam: floor {slam.floor} and wanted {slam.wanted} have to lie between 0 and 1")
+    if slam and importlib.util.find_spec("sklearn") is None:
+        raise UserError(f"{run}.slam: needs scikit-learn: pip install 'must[weights]'")
     if weights and weights.kind == "oracle" and not set(weights.tasks) <= set(built.config.get("hidden", {})):
         raise UserError(f"{run}.weights.kind 'oracle': config.hidden lacks the truth of some of its tasks")
     if built.settings(run)["oracle_labels"] and not built.config.get("hidden"):

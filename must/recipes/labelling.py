@@ -10,7 +10,7 @@ import numpy as np
 
 from must.core import devices
 from must.core.types import Policy, Teacher, UserError
-from must.data.combine import Concat
+from must.data.merge import Overlay
 from must.data.pipeline import eval_batches
 from must.data.records import Records
 from must.pseudo_label import policy as policies
@@ -33,7 +33,8 @@ def label(config: Config, seed: int, index: int, count: int, *, directory: str, 
     found = load_teachers(built, os.path.join(top, "teachers"), mirror)
     wanted = {"pool": built.everything()}
     if built.weighs():  # what teachers say where the truth is known tells how far they can be believed elsewhere
-        wanted["held_out"] = Concat(list({id(split): split for split in built.splits("validation").values()}.values()))
+        first, *others = {id(split): split for split in built.splits("validation").values()}.values()
+        wanted["held_out"] = Overlay(first, others) if others else first
     for name, source in wanted.items():
         label_images(
             records_directory(top, name),

@@ -24,6 +24,7 @@ from must.tasks.classification import Classification
 
 NONE = Weigher(0, lambda variables: {})
 _LEAST = 1e-6  # a weight of 0 would mean that the label is absent
+_ALIVE = 0.05  # how far SLaM's accuracy stays above the value at which its gradient dies
 
 
 class Said:
@@ -71,25 +72,31 @@ class Said:
         """Class probabilities of a classification task's labels, [n, C]."""
         key = (id(source), supervision or name)
         if key not in self._known_probs:
-            labels = (labels_of(source, i)[supervision or name] for i in range(len(source)))
-            self._known_probs[key] = np.stack([self.tasks[name].transform(label, None)["probs"] for label in labels])
+            rows = []
+            for i, example in enumerate(source.ids):
+                label = labels_of(source, i).get(supervision or name)
+                if label is None:
+                    raise UserError(f"{self.run}: {example} of {source.name} has no label of {supervision or name}")
+                rows.append(self.tasks[name].transform(label, None)["probs"])
+            self._known_probs[key] = np.stack(rows)
         return self._known_probs[key]
 
 
 def weigher(said: Said) -> tuple[Weigher, dict[str, np.ndarray]]:
-    """The weigher of a run by its `setup.Weights` or `setup.Slam`, and a dict that its every refresh fills for a report.
+    """The weigher of a run by its `Weights` or `Slam`, and a dict that it fills with what a report draws of its last call.
 
     Raises:
       UserError: (when asked for weights) more neighbours than examples, a student whose loss is not finite.
     """
-    weights, slam, seen = said.built.weights(said.run), said.built.slam(said.run), {}
+    weights, slam = said.built.weights(said.run), said.built.slam(said.run)
+    seen: dict[str, np.ndarray] = {}
     if slam is not None:
         extras = {name: _slam(said, name, slam, seen) for name in slam.tasks}
         return Weigher(0, lambda variables: {}, extras), seen
     if weights is None:
         return NONE, seen
     if weights.kind == "confidence":
-        fixed = {name: _confidence(said, name) for name in weights.tasks}
+        fixed = {name: _confidence(said, name, seen) for name in weights.tasks}
         return Weigher(0, lambda variables: fixed), seen
     return Weigher(weights.every, functools.partial(_estimated, said, weights, seen)), seen
 
@@ -107,13 +114,15 @@ def _estimated(said: Said, weights: Weights, seen: dict, variables: PyTree) -> d
         pool = pool_rows[name]
         for what, rows in (("the truth", true), ("the teacher's label", teacher), ("the teacher's label", pool)):
             _check_finite(said, name, what, rows)
-        held = weigh.HeldOut(_covariates(teacher), true["loss"], teacher["loss"])
+        held = weigh.HeldOut(_covariates(teacher), true["value"], teacher["value"], true["norm"], teacher["norm"])
         source = said.oracles[name] if oracle else said.paired(name)
         classes = isinstance(said.tasks[name], Classification)
-        correct = _correct(said, name, source)[true["id"]] if classes else None
+        correct = _correct(said, name, source)[true["id"]] if classes and weights.bounded else None
         try:
             if weights.kind == "plug_in":
-                estimate = weigh.plug_in(held, correct, neighbours=weights.neighbours or None)
+                flat = held._replace(true_loss=true["value"][:, 0], teacher_loss=teacher["value"][:, 0])
+                right = _correct(said, name, source)[true["id"]]
+                estimate = weigh.plug_in(flat, right, neighbours=weights.neighbours or None)
             else:
                 estimate = weigh.ratio_of_means(held, neighbours=weights.neighbours or None, correct=correct)
         except UserError as error:
@@ -133,20 +142,23 @@ def _slam(said: Said, name: str, slam: Slam, seen: dict) -> dict[str, np.ndarray
     truth = said.probs(name, paired).argmax(-1)
     probs = said.probs(name, paired, name + BY_TEACHER)
     margins, pool = weigh.margin(probs), weigh.margin(said.probs(name, said.pool))
-    rank = (probs > np.take_along_axis(probs, truth[:, None], 1)).sum(-1)
-    accuracy = weigh.isotonic_accuracy(margins, rank == 0, floor=slam.floor)
-    count = weigh.candidates(margins, rank, wanted=slam.wanted, most=classes)
-    by_accuracy = dict(zip(said.pool.ids, accuracy(pool), strict=True))
-    by_count = dict(zip(said.pool.ids, count(pool), strict=True))
-    seen |= {f"{name}|margin": pool, f"{name}|accuracy": accuracy(pool), f"{name}|candidates": count(pool)}
+    rank = np.argmax(np.argsort(-probs, axis=-1, kind="stable") == truth[:, None], -1)
+    count = weigh.candidates(margins, rank, wanted=slam.wanted, most=classes)(pool)
+    found = weigh.isotonic_accuracy(margins, rank == 0, floor=0.0)(pool)
+    dead = 1.0 / count if slam.normalize else 0.5  # where no gradient is left; below it the student would turn away
+    accuracy = np.maximum(found, np.maximum(slam.floor, dead + _ALIVE)).astype(np.float32)
+    by_accuracy, by_count = (dict(zip(said.pool.ids, values, strict=True)) for values in (accuracy, count))
+    seen |= {f"{name}|margin": pool, f"{name}|accuracy": found, f"{name}|candidates": count}
+    seen[f"{name}|floored"] = np.mean(accuracy > found)
     if name in said.oracles:
         right = dict(zip(said.oracles[name].ids, _correct(said, name, said.oracles[name]), strict=True))
         seen[f"{name}|correct"] = np.array([right.get(id, np.nan) for id in said.pool.ids], np.float32)
     return {"accuracy": said.table(name, by_accuracy, 1.0), "candidates": said.table(name, by_count, 1, np.int32)}
 
 
-def _confidence(said: Said, name: str) -> np.ndarray:
+def _confidence(said: Said, name: str, seen: dict) -> np.ndarray:
     values = np.maximum(weigh.confidence(said.probs(name, said.pool)), _LEAST)
+    seen[f"{name}|weights"] = values
     return said.table(name, dict(zip(said.pool.ids, values, strict=True)), 1.0)
 
 
@@ -182,11 +194,12 @@ def _aligned(true, teacher):
 def _covariates(rows) -> np.ndarray:
     """[n, D]: how sure the teacher and the student are; of labels without scores, how far the two are apart."""
     found = np.concatenate([rows["label"], rows["prediction"]], -1)
-    return found if found.shape[-1] else np.log(rows["loss"] + _LEAST)[:, None]
+    apart = (rows["value"] / np.maximum(rows["norm"], 1.0)).sum(-1, keepdims=True)
+    return found if found.shape[-1] else np.log(apart + _LEAST)
 
 
 def _check_finite(said: Said, name: str, what: str, rows) -> None:
-    bad = np.flatnonzero(~np.isfinite(rows["loss"]))
+    bad = np.flatnonzero(~np.isfinite(rows["value"]).all(-1))
     if len(bad):
         raise UserError(f"{said.run}, {name}: the student's loss on {what} of {len(bad)} examples is not finite")
 
@@ -196,8 +209,9 @@ def _by_id(source: Source, rows, values) -> dict[str, float]:
 
 
 def _note(said: Said, seen: dict, name: str, rows, weights) -> None:
-    """What a report draws of the last refresh."""
-    seen |= {f"{name}|covariates": _covariates(rows), f"{name}|weights": weights}
+    """What a report draws: the pseudo labels, not the images whose truth is learned from."""
+    pseudo = np.array([said.pool.ids[int(i)] not in said.annotated[name] for i in rows["id"]], bool)
+    seen |= {f"{name}|covariates": _covariates(rows)[pseudo], f"{name}|weights": weights[pseudo]}
 
 
 def _correct(said: Said, name: str, paired: Source) -> np.ndarray:

@@ -50,10 +50,12 @@ def _words(results: Mapping[str, Any], task: str, entry: Mapping[str, Any]) -> s
     sentences = []
     for budget in map(str, results["budgets"]):
         able = {c: by[budget] for c, by in entry["gains"].items() if not c.startswith("oracle") and c != "teacher"}
+        if not able:
+            continue
         best = max(able, key=lambda c: able[c]["mean"])
         sure = [c for c, gain in able.items() if gain["ci95"] and gain["ci95"][0] > 0]
-        sentence = f"{int(budget):,} labels: of the arms without hidden truth, {best} is ahead, "
-        sentence += f"{tables.figures(able[best], 1, signed=True)} over {results['reference']}"
+        sentence = f"{int(budget):,} labels: the best arm without hidden truth is {best}, "
+        sentence += f"{tables.figures(able[best], 1, signed=True)} against {results['reference']}"
         sentence += f"; above it by their intervals: {', '.join(sure) or 'none'}."
         sentences.append(sentence)
     return f'<ul class="lead">{"".join(f"<li>{escape(s)}</li>" for s in sentences)}</ul>'
@@ -116,8 +118,8 @@ def _weights(task: str, weights: Mapping[str, Mapping[str, np.ndarray]], shown: 
         get = lambda what: found.get(f"{task}|{what}")  # noqa: B023, E731
         if get("weights") is not None:
             parts = [clouds.histogram(get("weights"), title=f"{arm}: weights")]
-            if get("covariates").shape[-1] == 2:
-                axes = ("certainty of the teacher (margin)", "certainty of the student (margin)")
+            if get("covariates") is not None and get("covariates").shape[-1] == 2:
+                axes = ("certainty of the teacher", "certainty of the student")
                 held = get("held_out")
                 rings = held if held is not None else np.zeros((0, 2))
                 parts.append(clouds.cloud(get("covariates"), get("weights"), rings, title=f"{arm}: where they lie", axes=axes))
@@ -126,10 +128,11 @@ def _weights(task: str, weights: Mapping[str, Mapping[str, np.ndarray]], shown: 
             known = np.isfinite(get("correct"))
             title = f"{arm}: probability that the teacher is right"
             drawing = clouds.reliability(get("accuracy")[known], get("correct")[known], title=title)
+            floor = f"<p>The floor acts on {100 * float(get('floored')):.0f} % of the examples.</p>"
             counts = np.bincount(get("candidates"))
             lines = "".join(f"<tr><td>{k}</td><td>{count:,}</td></tr>" for k, count in enumerate(counts) if count)
             table = f"<table><thead><tr><th>candidates k</th><th>examples</th></tr></thead><tbody>{lines}</tbody></table>"
-            blocks.append(f'<div class="pairs"><div>{drawing}</div><div>{table}</div></div>')
+            blocks.append(f'<div class="pairs"><div>{drawing}</div><div>{floor}{table}</div></div>')
     if not blocks:
         return ""
     text = "Of the finished students. Rings are validation examples; squares are the more solid the more examples they hold."
