@@ -135,13 +135,13 @@ def cifar100() -> ConfigDict:
     tfds = {"kind": "tfds", "data_dir": "{root}", "dataset": "cifar100", "labels": {"classification": "label"}}
     config.sets = {
         "cifar100": {
-            "train": {**tfds, "split": "train[:{budget}]", "name": "labelled"},
-            "validation": {**tfds, "split": "train[49500:]", "name": "validation"},
+            "train": {**tfds, "split": "train[:{budget}]"},
+            "validation": {**tfds, "split": "train[49500:]"},
             "test": {**tfds, "split": "test"},
         }
     }
     config.labelled = {"classification": "cifar100"}
-    pool = {**tfds, "split": "train[20000:49500]", "name": "pool"}
+    pool = {**tfds, "split": "train[20000:49500]"}
     config.pool = {"pool": {**pool, "labels": {}}}
     config.hidden = {"classification": pool}
     config.tasks.classification.top_k = 100

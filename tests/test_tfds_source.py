@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from must.core.types import UserError
+from must.data.disjoint import check_disjoint
 from must.data.sources import source
 
 SIZE = (8, 12)
@@ -148,3 +149,12 @@ def test_a_missing_shard_is_named(tmp_path):
     next((tmp_path / "toy" / "1.0.0").glob("*.array_record-*")).unlink()
     with pytest.raises(UserError, match="toy"):
         _toy(tmp_path)[0]
+
+
+def test_slices_of_one_split_have_the_ids_of_the_whole(folder):
+    """So that sets which should be disjoint, and overlap, are found by their ids."""
+    whole, first, last = (source("tfds", dataset="toy", split=s, data_dir=str(folder)) for s in ("train", "train[:2]", "train[1:]"))
+    assert first.ids == whole.ids[:2] and last.ids == whole.ids[1:] and first.name == last.name == "toy-train"
+    assert [(last[i].image == whole[i + 1].image).all() for i in range(2)] == [True, True]
+    with pytest.raises(UserError, match="share toy-train/00000001"):
+        check_disjoint({"training": first, "validation": last})

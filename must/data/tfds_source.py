@@ -80,8 +80,9 @@ class Tfds:
             ) from None
         except (ValueError, OSError) as error:
             raise UserError(f"{self._where}: {str(error).splitlines()[0]}") from None
-        self.name = name or f"{builder.name}-{split}".replace("/", "-")
-        self.ids = [f"{self.name}/{i:08d}" for i in range(len(self._rows))]
+        whole, places = _places(split, builder.info)
+        self.name = name or f"{builder.name}-{whole}".replace("/", "-")
+        self.ids = [f"{self.name}/{place}" for place in places]
         self.classes = classes
         self._image = image
         info = builder.info
@@ -121,6 +122,22 @@ class Tfds:
             if label is not None:
                 out[task] = label
         return out
+
+
+def _places(split: str, info) -> tuple[str, list[str]]:
+    """Where the examples of "train[10%:]" stand in "train", so that two slices share the ids of what both hold.
+
+    Returns:
+      (the whole split's name, the place of every example in it).
+    """
+    import tensorflow_datasets as tfds
+
+    lengths = {name: part.num_examples for name, part in info.splits.items()}
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(lengths)
+    spans = [(p.splitname, range(p.from_ or 0, lengths[p.splitname] if p.to is None else p.to)) for p in parts]
+    if len({name for name, _ in spans}) == 1:
+        return spans[0][0], [f"{i:08d}" for _, span in spans for i in span]
+    return split, [f"{name}-{i:08d}" for name, span in spans for i in span]
 
 
 class _Class:
