@@ -137,6 +137,7 @@ def test_a_validation_set_that_tells_nothing(data_pack, tmp_path, validation, sa
         (tmp_path / "val" / name).mkdir(parents=True)
         for i, path in enumerate(sorted((source if "copy" in validation else data_pack / "clothing" / "val").joinpath(name).iterdir())[:3]):
             shutil.copy(path, tmp_path / "val" / name / f"other{i}.jpg")
+    config["arms"] = {"weighted": {"weights": {"kind": "ratio_of_means"}}}
     sets = config["sets"]["clothing"]
     sets["train"] = train
     sets["validation"] = {**train, "root": str(tmp_path), "split": "val", "name": "copied", "classes": str(data_pack / "clothing" / "classes.txt")}

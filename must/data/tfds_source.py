@@ -133,7 +133,7 @@ def _places(split: str, info) -> tuple[str, list[str]]:
     import tensorflow_datasets as tfds
 
     lengths = {name: part.num_examples for name, part in info.splits.items()}
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(lengths)
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
     spans = [(p.splitname, range(p.from_ or 0, lengths[p.splitname] if p.to is None else p.to)) for p in parts]
     if len({name for name, _ in spans}) == 1:
         return spans[0][0], [f"{i:08d}" for _, span in spans for i in span]
