@@ -21,6 +21,9 @@ ARMS = {
         "tasks": {"classification": {"hard": True}},
         "weights": {"kind": "ratio_of_means", "every": 64, "neighbours": 64},
     },
+    "weighted_confident": {
+        "weights": {"kind": "ratio_of_means", "every": 64, "neighbours": 64, "confident": True}
+    },
     "slam": {"slam": {"floor": 0.2, "wanted": 0.8, "normalize": True}},
     "oracle_weights": {"weights": {"kind": "oracle", "every": 64, "neighbours": 64}},
     "oracle_labels": {"oracle_labels": True},
