@@ -120,7 +120,7 @@ def folders() -> ConfigDict:
     config.pool = {"pool": {"kind": "photos", **pool}}
     truth = {"kind": "image_csv", **pool, "table": "unlabeled_truth.csv", "classes": "classes.txt"}
     config.hidden = {"classification": truth}
-    config.student.steps = config.supervised.steps = config.scratch.steps = 200
+    config.student.steps = config.supervised.steps = config.scratch.steps = 150
     for arm in config.arms.values():
         if "weights" in arm and "every" in arm.weights:
             arm.weights.every = 14  # an epoch
