@@ -111,7 +111,6 @@ def folders() -> ConfigDict:
     config = scenes()
     config.title = "Weighted distillation on photos of clothes"
     config.budgets = (225, 450, 900)
-    config.image.size = (48, 48)
     photos = {"kind": "image_folder", "root": "{root}/clothing", "classes": "classes.txt"}
     train = {"kind": "subset", "source": {**photos, "split": "train"}, "count": "{budget}", "seed": "{seed}"}
     config.sets = {"clothing": {"train": train, "validation": {**photos, "split": "val"}, "test": {**photos, "split": "test"}}}
@@ -120,11 +119,12 @@ def folders() -> ConfigDict:
     config.pool = {"pool": {"kind": "photos", **pool}}
     truth = {"kind": "image_csv", **pool, "table": "unlabeled_truth.csv", "classes": "classes.txt"}
     config.hidden = {"classification": truth}
-    config.student.steps = config.supervised.steps = config.scratch.steps = 150
+    config.student.steps = config.supervised.steps = config.scratch.steps = 200
     for arm in config.arms.values():
         if "weights" in arm and "every" in arm.weights:
-            arm.weights.every = 14  # an epoch
+            arm.weights.every = 28  # an epoch
     for section in (config.teacher, config.student, config.supervised, config.scratch):
+        section.batch_size = 32
         section.geometry = {"zoom": (0.8, 1.25), "shift": 0.05, "flip": True}
         section.view = {"strength": 0.5, "color": 0.3, "blur": 0.0}
     return config
