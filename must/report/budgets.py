@@ -54,6 +54,9 @@ def _words(results: Mapping[str, Any], task: str, entry: Mapping[str, Any]) -> s
             continue
         best = max(able, key=lambda c: able[c]["mean"])
         sure = [c for c, gain in able.items() if gain["ci95"] and gain["ci95"][0] > 0]
+        if able[best]["mean"] <= 0:
+            sentences.append(f"{int(budget):,} labels: no arm without hidden truth is ahead of {results['reference']}.")
+            continue
         sentence = f"{int(budget):,} labels: the best arm without hidden truth is {best}, "
         sentence += f"{tables.figures(able[best], 1, signed=True)} against {results['reference']}"
         sentence += f"; above it by their intervals: {', '.join(sure) or 'none'}."

@@ -77,7 +77,7 @@ def mark(series: int, x: float, y: float, size: float = 4.5) -> str:
         f'<rect x="{x - 0.9 * s:.1f}" y="{y - 0.9 * s:.1f}" width="{1.8 * s:.1f}" height="{1.8 * s:.1f}" {paint}/>',
         f'<path d="M{x:.1f} {y - 1.2 * s:.1f}l{1.2 * s:.1f} {2.1 * s:.1f}h{-2.4 * s:.1f}z" {paint}/>',
     )
-    return shapes[(1, 2, 3, 0)[series % SERIES - 1 & 3] if series else 0]
+    return shapes[(1, 2, 3, 0)[series - 1 & 3] if series else 0]
 
 
 def legend(names: Sequence[str]) -> str:
