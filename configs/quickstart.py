@@ -4,7 +4,7 @@
     python -m must.main --config=configs/quickstart.py:sanity --workdir=runs/sanity
     python -m must.main --config=configs/quickstart.py:evidence --workdir=runs/evidence
     python -m must.main --config=configs/quickstart.py:pool --workdir=runs/pool
-    python -m must.main --config=configs/quickstart.py:weighted --workdir=runs/weighted
+    python -m must.main --config=configs/quickstart.py:weighted --workdir=runs/quickstart-weighted
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     ""        one seed, three columns, five minutes on 2 CPU cores
     sanity    every stage with a few steps, a minute and a half
     evidence  five seeds, every column, a second table for a shifted domain; an hour
-    weighted  three seeds, the student with and without weights of its pseudo labels
+    weighted  three seeds, the student with and without weights of its pseudo labels; ten minutes
     pool      what a student of the pool alone gains from one 4 and 16 times as large, at equal steps; half an hour
     """
     config = ConfigDict()

@@ -33,9 +33,9 @@ ARMS = {
 def get_config(variant: str = "scenes") -> ConfigDict:
     """Variants.
 
-    scenes    procedural scenes, three budgets of labels, five seeds, all arms
-    sanity    every stage with a few steps
-    folders   photos of clothes in class folders, a pool whose truth is hidden
+    scenes    procedural scenes, three budgets of labels, five seeds, all arms; an hour on 2 CPU cores, README for results
+    sanity    every stage with a few steps, a minute
+    folders   photos of clothes in class folders, a pool whose truth is hidden; half an hour
     cifar100  the sizes of the papers, for accelerators
     """
     variants = {"scenes": scenes, "sanity": scenes, "folders": folders, "cifar100": cifar100}

@@ -132,7 +132,10 @@ def isotonic_accuracy(margins: np.ndarray, correct: np.ndarray, *, floor: float)
     Raises:
       UserError: no examples, a value that is not finite.
     """
-    from sklearn.isotonic import IsotonicRegression
+    try:
+        from sklearn.isotonic import IsotonicRegression
+    except ImportError:
+        raise UserError("isotonic accuracy: needs scikit-learn: pip install 'must[weights]'") from None
 
     if not len(margins):
         raise UserError("isotonic accuracy: the validation set is empty")
