@@ -31,6 +31,8 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
     """
     seed = config["seeds"][0]
     whole, (config, declared) = config, _with_declared(recipe.single(config))
+    if not declared:  # stand-ins all show the same picture
+        recipe.check(whole)
     built = recipe.Built(config, seed)
     print(f"{config['title']}: recipe {config['recipe']}, seeds {list(config['seeds'])}, frame {built.size}")
     print("\ndata")
