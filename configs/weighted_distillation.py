@@ -35,7 +35,7 @@ def get_config(variant: str = "scenes") -> ConfigDict:
 
     scenes    procedural scenes, three budgets of labels, five seeds, all arms; an hour on 2 CPU cores, README for results
     sanity    every stage with a few steps, a minute
-    folders   photos of clothes in class folders, a pool whose truth is hidden; half an hour
+    folders   photos of clothes in class folders, a pool whose truth is hidden; an hour
     cifar100  the sizes of the papers, for accelerators
     """
     variants = {"scenes": scenes, "sanity": scenes, "folders": folders, "cifar100": cifar100}
@@ -119,7 +119,7 @@ def folders() -> ConfigDict:
     config.pool = {"pool": {"kind": "photos", **pool}}
     truth = {"kind": "image_csv", **pool, "table": "unlabeled_truth.csv", "classes": "classes.txt"}
     config.hidden = {"classification": truth}
-    config.student.steps = config.supervised.steps = config.scratch.steps = 200
+    config.student.steps = config.supervised.steps = config.scratch.steps = 600
     for arm in config.arms.values():
         if "weights" in arm and "every" in arm.weights:
             arm.weights.every = 28  # an epoch
