@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from must.core.types import Source, UserError
 from must.data.combine import Concat, labels_of
 from must.data.disjoint import check_disjoint
+from must.recipes.measuring import by_source
 from must.tasks.classification import Classification
 
 if TYPE_CHECKING:
@@ -25,16 +26,16 @@ def check_sets(built: "Built") -> None:
     """
     learned = built.everything()
     for split in dict.fromkeys(("validation", *built.config["measured_on"])):
-        for name, source in built.splits(split).items():
+        for source, names in by_source(built.splits(split)):
             check_disjoint({"training": learned, split: source})
             if not len(source):
-                raise UserError(f"{source.name}: the {split} set of {name} is empty")
+                raise UserError(f"{source.name}: the {split} set of {names[0]} is empty")
     for name, truth in built.hidden().items():
         _check_hidden(built, name, truth)
     if not built.weighs():
         return
     labelled = Concat(built.labelled())
-    for validation in {id(split): split for split in built.splits("validation").values()}.values():
+    for validation, _ in by_source(built.splits("validation")):
         check_disjoint({"teachers' labelled": labelled, "validation": validation}, by_content=True)
     for name in built.names:
         validation = built.split(name, "validation")
@@ -57,7 +58,11 @@ def _check_hidden(built: "Built", name: str, truth: Source) -> None:
 
 
 def check_runs(built: "Built") -> None:
-    """Arms that are not arms, pools that are too small, and baselines that would train longer or shorter."""
+    """Refuses arms that are not arms, sections of the wrong run, pools that are too small, baselines of other lengths.
+
+    Raises:
+      UserError: naming the key.
+    """
     config = built.config
     for arm, changes in config["arms"].items():
         if arm in config or not arm.isidentifier():

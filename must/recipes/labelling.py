@@ -18,6 +18,7 @@ from must.pseudo_label import teacher as teachers
 from must.pseudo_label.write import label_images
 from must.recipes import setup, stages
 from must.recipes.built import Built
+from must.recipes.measuring import by_source
 
 Config = Mapping[str, Any]
 
@@ -33,7 +34,7 @@ def label(config: Config, seed: int, index: int, count: int, *, directory: str, 
     found = load_teachers(built, os.path.join(top, "teachers"), mirror)
     wanted = {"pool": built.everything()}
     if built.weighs():  # what teachers say where the truth is known tells how far they can be believed elsewhere
-        first, *others = {id(split): split for split in built.splits("validation").values()}.values()
+        first, *others = (split for split, _ in by_source(built.splits("validation")))
         wanted["held_out"] = Overlay(first, others) if others else first
     for name, source in wanted.items():
         label_images(

@@ -15,19 +15,22 @@ from must.tasks.base import Task
 Splits = Mapping[str, Source]  # task name -> the labelled split that measures it
 
 
+def by_source(splits: Splits) -> list[tuple[Source, list[str]]]:
+    """Every source once, with the tasks that it serves."""
+    found: dict[int, tuple[Source, list[str]]] = {}
+    for name, source in splits.items():
+        found.setdefault(id(source), (source, []))[1].append(name)
+    return list(found.values())
+
+
 def measure(
     variables: PyTree, model: Model, tasks: Mapping[str, Task], encoder: Encoder, splits: Splits, *, batch_size: int = 64
 ) -> dict[str, Rows]:
     """Rows of every task on the split that measures it; a split that serves several tasks is read once."""
-    shared: dict[int, list[str]] = {}
-    for name in tasks:
-        if name in splits:
-            shared.setdefault(id(splits[name]), []).append(name)
     rows = {}
-    for names in shared.values():
+    for source, names in by_source({name: splits[name] for name in tasks if name in splits}):
         mine = {name: tasks[name] for name in names}
         step = _compiled_eval(model, tuple(mine.items()))
-        source = splits[names[0]]
         rows |= evaluate(step, variables, eval_batches(source, encoder._replace(tasks=mine), batch_size=batch_size))
     return rows
 

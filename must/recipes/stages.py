@@ -70,6 +70,9 @@ class Weigher(NamedTuple):
     extras: Mapping[str, Mapping[str, np.ndarray]] = {}
 
 
+NO_WEIGHTS = Weigher(0, lambda variables: {})
+
+
 def train(
     directory: str,
     *,
@@ -83,7 +86,7 @@ def train(
     schedule: Schedule,
     validation: tuple[Encoder, Splits],
     variables: PyTree | None = None,
-    weigher: Weigher = Weigher(0, lambda variables: {}),
+    weigher: Weigher = NO_WEIGHTS,
     report: Report = lambda *args: None,
 ) -> dict:
     """Trains one model, or takes up where an interrupted run stopped.

@@ -16,8 +16,8 @@ from must.evaluate.evaluate import summarize
 from must.objectives.distill import slam
 from must.objectives.supervised import learning_rate_rule, supervised
 from must.recipes import measuring, setup, stages, weighing
-from must.recipes.labelling import read_policies, records_directory, seed_directory
 from must.recipes.built import Built
+from must.recipes.labelling import read_policies, records_directory, seed_directory
 
 Config = Mapping[str, Any]
 
@@ -48,13 +48,13 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
     believed = read_policies(top) | {name: setup.build_policy(s) for name, s in settings["policies"].items()}
     records = Records(records_directory(top), tasks=list(built.names))
     source = _student_source(built, settings, records)
-    weigher, seen = weighing.NONE, {}
+    weigher, seen = stages.NO_WEIGHTS, {}
     if built.weights(arm) or built.slam(arm):
         held_out = Records(records_directory(top, "held_out"), tasks=list(built.names))
         said = weighing.Said(built, arm, believed, source, records, held_out)
         weigher, seen = weighing.weigher(said)
     facts = _train(built, built.names, source, arm, believed, directory, report, weigher)
-    if weigher is not weighing.NONE:
+    if weigher is not stages.NO_WEIGHTS:
         weigher.weights(stages.load_weights(directory, built.model(built.names, arm), built.size)[0])  # fills `seen`
         if devices.is_writer():
             np.savez_compressed(os.path.join(directory, "weights.npz"), **seen)
@@ -75,7 +75,7 @@ def _student_source(built: Built, settings: Mapping[str, Any], records: Source) 
 
 
 def _train(
-    built: Built, names, source: Source, run: str, believed, directory: str, report, weigher=weighing.NONE
+    built: Built, names, source: Source, run: str, believed, directory: str, report, weigher=stages.NO_WEIGHTS
 ) -> dict:
     """Trains on `source` by the named section, then scores the selected weights on the test splits."""
     settings, model = built.settings(run), built.model(names, run)

@@ -19,10 +19,10 @@ from must.evaluate.evaluate import evaluate
 from must.objectives.supervised import loss_step
 from must.pseudo_label import weigh
 from must.recipes.built import Built, Slam, Weights
-from must.recipes.stages import Weigher
+from must.recipes.measuring import by_source
+from must.recipes.stages import NO_WEIGHTS, Weigher
 from must.tasks.classification import Classification
 
-NONE = Weigher(0, lambda variables: {})
 _LEAST = 1e-6  # a weight of 0 would mean that the label is absent
 _ALIVE = 0.05  # how far SLaM's accuracy stays above the value at which its gradient dies
 
@@ -52,11 +52,8 @@ class Said:
             for name, truth in built.hidden().items()
         }
         self._known_probs: dict[tuple[int, str], np.ndarray] = {}
-        splits: dict[int, tuple[Source, list[str]]] = {}
-        for name in built.names:
-            split = built.split(name, "validation")
-            splits.setdefault(id(split), (split, []))[1].append(name)
-        self.held_out = [(Cached(Paired(split, held_out)), names) for split, names in splits.values()]
+        splits = by_source(built.splits("validation"))
+        self.held_out = [(Cached(Paired(split, held_out)), names) for split, names in splits]
         self.annotated = {name: set(built.split(name, "train").ids) for name in built.names}
 
     def table(self, name: str, by_id: Mapping[str, Any], otherwise: Any, dtype=np.float32) -> np.ndarray:
@@ -94,7 +91,7 @@ def weigher(said: Said) -> tuple[Weigher, dict[str, np.ndarray]]:
         extras = {name: _slam(said, name, slam, seen) for name in slam.tasks}
         return Weigher(0, lambda variables: {}, extras), seen
     if weights is None:
-        return NONE, seen
+        return NO_WEIGHTS, seen
     if weights.kind == "confidence":
         fixed = {name: _confidence(said, name, seen) for name in weights.tasks}
         return Weigher(0, lambda variables: fixed), seen
