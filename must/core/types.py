@@ -194,29 +194,38 @@ class Objective(NamedTuple):
 
     Attributes:
       init: (key) -> (params, aux_state) of adaptors and statistics, merged beside the model's own.
-      names: of the terms, known before any step.
+      names: of the terms, "<task>/<term>", known before any step.
       terms: (params, model_state, aux_state, frozen, batch, key, axis_name) ->
         ({name: Ratio of local sums}, model_state, aux_state); `frozen` holds teachers' variables.
       scales: {name: fixed factor of the term}.
+      shared: params (or gradients of the same structure) -> the part that all tasks share.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     names: tuple[str, ...]
     terms: Callable[..., tuple[dict[str, Any], PyTree, PyTree]]
     scales: dict[str, float]
+    shared: Callable[[PyTree], PyTree] = lambda params: params["model"]
 
 
 class Balance(NamedTuple):
-    """How much each term counts, from the values of the terms; the fixed factors are `Objective.scales`.
+    """How much each task counts, from the values of the tasks' losses or from their gradients.
+
+    The loss of a task is the sum of its terms with their fixed factors, `Objective.scales`.
 
     Attributes:
-      init: (names) -> state.
-      update: (losses {name: []}, present {name: bool []}, state) -> (weights {name: []}, state); a term that is not
-        present keeps its state.
+      init: (tasks) -> state.
+      update: (losses {task: []}, present {task: bool []}, gram, state) -> (weights {task: []}, state); a task that is
+        not present keeps its state and takes part in nothing.
+      gram: the update reads `gram` [T, T], inner products of the tasks' gradients of the shared parameters, in the
+        order of `losses`, a task that is not present 0; else it is given None.
+      shared_only: weights multiply the gradients of the shared parameters only; every head keeps its own task's.
     """
 
     init: Callable[..., PyTree]
     update: Callable[..., tuple[dict[str, Array], PyTree]]
+    gram: bool = False
+    shared_only: bool = False
 
 
 class Teacher(NamedTuple):
