@@ -42,7 +42,7 @@ _HOMES = {
     "must.train.loop": ("fit",),
     "must.train.optimizer": ("optimizer",),
     "must.train.step": ("train_step",),
-    "must.objectives.distill": ("mix", "mix_binary", "mixed_cross_entropy", "slam", "top_candidates"),
+    "must.objectives.slam": ("mix", "mix_binary", "mixed_cross_entropy", "slam", "top_candidates"),
     "must.objectives.supervised": ("learning_rate_rule", "loss_step", "supervised"),
     "must.pseudo_label.teacher": ("from_function", "from_model", "label_step"),
     "must.pseudo_label.plan": ("make_plan",),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from must.objectives.distill import mix, mix_binary, mixed_cross_entropy, slam, top_candidates
+from must.objectives.slam import mix, mix_binary, mixed_cross_entropy, slam, top_candidates
 
 FIRST_THREE = jnp.arange(5) < 3
 

@@ -17,6 +17,15 @@ def soft_cross_entropy(logits: Array, target: Array) -> Array:
     return -jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), -1)
 
 
+def kl_divergence(target_logits: Array, logits: Array) -> Array:
+    """KL(softmax(target_logits) || softmax(logits)) over the last axis, [..., C], [..., C] -> [...].
+
+    At least 0, 0 where the two are equal up to a constant; no gradient reaches the target.
+    """
+    target = jax.nn.log_softmax(jax.lax.stop_gradient(target_logits).astype(jnp.float32))
+    return jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(logits.astype(jnp.float32))), -1)
+
+
 def taylor_cross_entropy(logits: Array, target: Array, terms: int) -> Array:
     """sum_c target_c sum_{i=1..terms} (1 - p_c)^i / i, the series of -log p_c cut off: [..., C], [..., C] -> [...].
 

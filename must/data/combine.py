@@ -17,7 +17,7 @@ from must.core.types import Example, Label, Source, UserError
 from must.data.files import first_repeated
 
 
-class _Routed:
+class Routed:
     """A source whose every example is one of another source; a subclass says which in `_route`."""
 
     def __len__(self) -> int:
@@ -37,7 +37,7 @@ class _Routed:
         raise NotImplementedError
 
 
-class Concat(_Routed):
+class Concat(Routed):
     """The union: all examples of all sources, one after the other, so that a uniform draw weighs every example alike.
 
     Args:
@@ -65,7 +65,7 @@ class Concat(_Routed):
         return self._sources[part], index - self._starts[part]
 
 
-class Subset(_Routed):
+class Subset(Routed):
     """A random part, in the original order; with one seed a smaller part lies inside every larger one.
 
     Args:
@@ -94,7 +94,7 @@ class Subset(_Routed):
         return self._source, int(self._indices[index])
 
 
-class Repeated(_Routed):
+class Repeated(Routed):
     """Every example as many times as said, so that a uniform draw meets some more often and some never.
 
     Args:
@@ -114,7 +114,7 @@ class Repeated(_Routed):
         return self._source, self._indices[index]
 
 
-class Weighted(_Routed):
+class Weighted(Routed):
     """The same examples, some of whose labels count more or less than 1.
 
     Args:
@@ -143,7 +143,7 @@ class Weighted(_Routed):
         return self._source, index
 
 
-class Cached(_Routed):
+class Cached(Routed):
     """Examples are decoded once and kept in memory, read-only, until the limit is reached; the others stay as they are.
 
     Args:

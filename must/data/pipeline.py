@@ -4,7 +4,7 @@ Training batches come from Grain, whose position is saved beside the model. Each
 and reads its own rows of every batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -72,6 +72,8 @@ def train_batches(
     seed: int,
     process: tuple[int, int] = (0, 1),
     threads: int = 1,
+    sizes: Sequence[tuple[int, int]] = (),
+    sizes_until: int = 0,
 ) -> grain.DatasetIterator:
     """Endless shuffled batches; `get_state` and `set_state` give and take the position.
 
@@ -82,6 +84,8 @@ def train_batches(
       seed: of order and geometry.
       process: (index, count); batch_size must divide by the count.
       threads: that decode ahead.
+      sizes: multi-scale input: frames of which every batch draws one; `encoder.size` when there are none.
+      sizes_until: first batch that has `encoder.size` again.
 
     Raises:
       UserError: an empty source or a batch size that does not divide.
@@ -93,7 +97,8 @@ def train_batches(
         raise UserError(f"batch_size {batch_size} does not divide by {count} processes")
 
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    batches = _Batches(order, source, encoder, seed, process, batch_size)
+    sizes = [tuple(size) for size in sizes]
+    batches = _Batches(order, source, encoder, seed, process, batch_size, sizes, sizes_until)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     return iter(batches.to_iter_dataset(options))
 
@@ -102,7 +107,7 @@ class Joined:
     """Training batches with numbers of each example joined to its rows by `Batch.ids`.
 
     Batches are made ahead of the step, these numbers change while it learns: they are joined when a batch is taken, so
-    that a resumed run meets the same ones as an uninterrupted one.
+    that a resumed run meets the same ones as an uninterrupted one. Without any, batches of several groups pass too.
 
     Attributes:
       weights: {supervision: float32 [N]}, factors of the batches' weights; N examples as the source numbers them.
@@ -111,7 +116,7 @@ class Joined:
 
     def __init__(
         self,
-        batches: grain.DatasetIterator,
+        batches: "grain.DatasetIterator | Grouped",
         weights: Mapping[str, np.ndarray],
         extras: Mapping[str, Mapping[str, np.ndarray]],
     ):
@@ -122,6 +127,8 @@ class Joined:
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
+        if not self.weights and not self.extras:
+            return batch
         weights = {name: np.asarray(table)[batch.ids] * batch.weights[name] for name, table in self.weights.items()}
         extras = {name: {key: table[batch.ids] for key, table in fields.items()} for name, fields in self.extras.items()}
         return batch._replace(weights={**batch.weights, **weights}, extras={**batch.extras, **extras})
@@ -133,6 +140,40 @@ class Joined:
     def set_state(self, state: dict) -> None:
         """Goes to a position."""
         self._batches.set_state(state)
+
+
+class Grouped:
+    """Batches of several groups, drawn side by side: {group: Batch} of each step.
+
+    Every group goes through its own set at its own pace: a smaller set starts again while the largest is in its first
+    epoch, see `epoch_steps`.
+
+    Args:
+      groups: {name: iterator with get_state and set_state}.
+    """
+
+    def __init__(self, groups: Mapping[str, Any]):
+        self._groups = dict(groups)
+
+    def __iter__(self) -> "Grouped":
+        return self
+
+    def __next__(self) -> dict[str, Batch]:
+        return {name: next(batches) for name, batches in self._groups.items()}
+
+    def get_state(self) -> dict:
+        """Position of every group."""
+        return {name: batches.get_state() for name, batches in self._groups.items()}
+
+    def set_state(self, state: dict) -> None:
+        """Goes to a position."""
+        for name, batches in self._groups.items():
+            batches.set_state(state[name])
+
+
+def epoch_steps(counts: Mapping[str, int], batch_size: int) -> int:
+    """Steps of one epoch of groups with so many examples each: the largest set is seen once (MulTaS)."""
+    return max(1, max(count // batch_size for count in counts.values()))
 
 
 def eval_batches(source: Source, encoder: Encoder, *, batch_size: int, process: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
@@ -159,10 +200,13 @@ class _Batches(grain.MapDataset):
 
     _MUTATES_ELEMENT_SPEC = False
 
-    def __init__(self, order, source: Source, encoder: Encoder, seed: int, process: tuple[int, int], batch_size: int):
+    def __init__(
+        self, order, source: Source, encoder: Encoder, seed: int, process: tuple[int, int], batch_size: int, sizes, sizes_until
+    ):
         super().__init__(order)
         self._source, self._encoder, self._seed = source, encoder, seed
         self._process, self._batch_size = process, batch_size
+        self._sizes, self._sizes_until = sizes, sizes_until
 
     def __len__(self) -> int:
         return len(self._parent) // self._batch_size
@@ -173,8 +217,13 @@ class _Batches(grain.MapDataset):
         index, count = self._process
         rows = self._batch_size // count
         start = batch * self._batch_size + index * rows
-        return stack([self._row(place) for place in range(start, start + rows)])
+        encoder = self._encoder
+        if self._sizes and batch < self._sizes_until:
+            # Whatever the seed: all processes and all groups of a step have one frame, so few programs are compiled.
+            drawn = np.random.default_rng((batch, len(self._sizes))).integers(len(self._sizes))
+            encoder = encoder._replace(size=self._sizes[drawn])
+        return stack([self._row(encoder, place) for place in range(start, start + rows)])
 
-    def _row(self, place: int) -> Batch:
+    def _row(self, encoder: Encoder, place: int) -> Batch:
         index = int(self._parent[place])
-        return self._encoder(self._source[index], index, np.random.default_rng((self._seed, place)))
+        return encoder(self._source[index], index, np.random.default_rng((self._seed, place)))

@@ -24,6 +24,8 @@ KINDS = {
     "subset": "must.data.combine:Subset",
     "overlay": "must.data.merge:Overlay",
     "cached": "must.data.combine:Cached",
+    "listed": "must.data.splits:Listed",
+    "annotated": "must.data.splits:Annotated",
     "remapped": "must.data.classes:Remapped",
 }
 

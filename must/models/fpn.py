@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al. 2017) with the extra coarse levels of RetinaNet."""
+"""Feature pyramid network (Lin et al. 2017) with the extra coarse levels of RetinaNet, and PAFPN (Liu et al. 2018)."""
 
 from typing import Any
 
@@ -51,6 +51,31 @@ class FPN(nn.Module):
         for stride in self.strides[len(shared) :]:
             finer = pyramid[stride // 2]
             pyramid[stride] = self._conv(2, f"output{stride}")(finer if stride // 2 in shared else nn.relu(finer))
+        return Features(pyramid, features.pooled)
+
+    def _conv(self, stride: int, name: str) -> nn.Module:
+        return nn.Conv(self.channels, (3, 3), (stride, stride), padding=1, dtype=self.dtype, name=name)
+
+
+class PAFPN(nn.Module):
+    """A feature pyramid with a second path from fine to coarse (path aggregation, Liu et al. 2018, section 3.1).
+
+    Attributes:
+      channels, strides, dtype: see `FPN`.
+    """
+
+    channels: int = 256
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Features:
+        """`Features` -> `Features`; the pooled vector passes through."""
+        down = FPN(self.channels, self.strides, self.dtype, name="top_down")(features, train=train).pyramid
+        pyramid = {self.strides[0]: down[self.strides[0]]}
+        for finer, stride in zip(self.strides, self.strides[1:], strict=False):
+            merged = down[stride] + nn.relu(self._conv(2, f"down{stride}")(pyramid[finer]))
+            pyramid[stride] = self._conv(1, f"output{stride}")(merged)
         return Features(pyramid, features.pooled)
 
     def _conv(self, stride: int, name: str) -> nn.Module:

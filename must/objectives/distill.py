@@ -1,70 +1,221 @@
-"""Learning from a teacher's labels with its mistakes in mind: the student's prediction is corrupted as the teacher's are.
+"""What a student takes from a frozen teacher that answers the same pictures in the same step: labels and feature hints.
 
-SLaM, student-label mixing (Kontonis et al., NeurIPS 2023). Everything works on probabilities: a mixture need not sum to
-1, so it may never pass through a softmax cross-entropy, which would renormalise it silently.
+A hint is a pair of pure functions like an objective, for one task and one teacher; `must.objectives.supervised` runs the
+teachers and adds the hints to the task's loss. Terms are per example and everything of the teacher is a constant. Hints
+that compare features own 1x1 adaptors, parameters of the student that no export holds. `must.objectives.adaptors` has
+the hints for teachers whose features look nothing like the student's.
+
+Sources: Le and Pham 2023 (MulTaS) for the selection; Zhang et al. 2021 (PDF-Distil); Guo et al. 2021 (DeFeat); Li et al.
+2017 (mimic).
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from must.core.types import Array, Label, PerExample
+from must.core.ratio import all_devices
+from must.core.types import Array, Features, Model, PerExample, Policy, PyTree
+from must.tasks.base import Task
 
-_LEAST = 1e-6  # probability; keeps the logarithm finite and its gradient bounded
+ALL, MISSING, ANNOTATED = "all", "missing", "annotated"  # rows that a hint acts on, by the task's own ground truth
 
 
-def mix_binary(probability: Array, accuracy: Array) -> Array:
-    """a f + (1 - a)(1 - f): the probability that the teacher says "yes", [...].
+class Answer(NamedTuple):
+    """What a network says of a batch.
+
+    Attributes:
+      outputs: {task: outputs}.
+      features: as the heads read them.
+    """
+
+    outputs: Mapping[str, Any]
+    features: Features
+
+
+class Context(NamedTuple):
+    """What a hint may read besides the answers.
+
+    Attributes:
+      present: which rows it acts on, bool [B].
+      policy: of its task.
+      axis_name: device axis.
+    """
+
+    present: Array
+    policy: Policy
+    axis_name: str | None
+
+
+class Hint(NamedTuple):
+    """One thing that a student takes from one teacher.
+
+    Attributes:
+      name: unique in an objective; where its parameters and its state stand.
+      task: whose loss its terms belong to.
+      teacher: that it reads.
+      terms: names; one that the task's own loss has too shares that term's denominator.
+      init: (key) -> (params, state).
+      apply: (params, state, student Answer, teacher Answer, Context) -> ({term: PerExample}, state).
+      scale: factor of its terms beside the task's; terms of the task's own keep theirs.
+      where: "all" rows, those where the task's ground truth is "missing", or the "annotated" ones.
+      droppable: takes part in teacher dropping.
+    """
+
+    name: str
+    task: str
+    teacher: str
+    terms: tuple[str, ...]
+    init: Callable[[Array], tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[dict[str, PerExample], PyTree]]
+    scale: float = 1.0
+    where: str = ALL
+    droppable: bool = False
+
+
+def hard(name: str, task: Task, teacher: str) -> Hint:
+    """The teacher's prediction by the label policy, as a record would give it: the task's own terms (MuST)."""
+
+    def apply(params, state, student, said, context):
+        label = jax.lax.stop_gradient(task.predict(said.outputs[name]))
+        return task.loss(student.outputs[name], task.target(label, context.policy)), state
+
+    return _plain("hard", name, teacher, task.terms, apply)
+
+
+def soft(name: str, task: Task, teacher: str, scale: float = 1.0) -> Hint:
+    """All that the teacher says, nothing cut off: `Task.imitate`."""
+
+    def apply(params, state, student, said, context):
+        return task.imitate(student.outputs[name], said.outputs[name]), state
+
+    return _plain("soft", name, teacher, tuple(f"soft_{term}" for term in task.terms), apply, scale)
+
+
+def mimic(name: str, teacher: str, widths: Mapping[int, tuple[int, int]], scale: float = 1.0) -> Hint:
+    """mean (A F_s - F_t)^2 over all levels, places and channels, with a 1x1 adaptor A per level (Li et al. 2017).
 
     Args:
-      probability: f, the student's probability of the true class being "yes", [...].
-      accuracy: a(x), probability that the teacher is right, [...]; at 1/2 the student gets no gradient.
+      name: of the task.
+      teacher: of that name.
+      widths: {stride: (channels of the student, channels of the teacher)}, see `shared_levels`.
+      scale: MulTaS's code takes 5.
     """
-    return accuracy * probability + (1.0 - accuracy) * (1.0 - probability)
+
+    def apply(params, state, student, said, context):
+        value, count = 0.0, 0
+        for error in _errors(params, student, said).values():
+            value, count = value + error.sum((1, 2, 3)), count + error[0].size
+        return {"mimic": PerExample(value, jnp.full(len(value), count, jnp.float32))}, state
+
+    return _adapted("mimic", name, teacher, widths, ("mimic",), apply, scale)
 
 
-def mix(probs: Array, accuracy: Array, candidates: Array, *, normalize: bool = True) -> Array:
-    """a f + (1 - a)(1 - f) * top_k / (k - 1): what the teacher would say if f were the truth, [..., C].
+def pdf(
+    name: str, task: Task, teacher: str, widths: Mapping[int, tuple[int, int]], scale: float = 1.0, feature_scale: float = 5.0
+) -> Hint:
+    """Features and answers weighed by where the two disagree (PDF-Distil, Zhang et al. 2021).
+
+        sum omega (A F_s - F_t)^2,  omega ~ sqrt(sum_c D_c), sum omega = 1 over batch, places and channels
+
+    plus the terms of `Task.disagreement`. Where student and teacher agree everywhere omega is 0, not 0 / 0.
 
     Args:
-      probs: f, the student's probabilities, [..., C].
-      accuracy: a(x), probability that the teacher is right, [...]; the gradient dies at 1/k, without `normalize` at 1/2.
-      candidates: the teacher's k best classes, among which the truth is expected, bool [..., C]; where k is 1 the
-        teacher is taken at its word, and the result is f.
-      normalize: divide by k - 1; the authors leave it out in their experiments.
+      name, teacher, widths: see `mimic`.
+      task: of that name.
+      scale: of all terms.
+      feature_scale: of the feature term beside the others.
     """
-    a, count = jnp.asarray(accuracy)[..., None], jnp.sum(candidates, -1, keepdims=True)
-    rest = (1.0 - probs) * candidates
-    if normalize:
-        rest = rest / jnp.maximum(count - 1, 1)
-    return a * probs + (1.0 - a) * jnp.where(count > 1, rest, probs)
+
+    def apply(params, state, student, said, context):
+        shapes = _shapes(student, widths)
+        where, terms = task.disagreement(student.outputs[name], said.outputs[name], shapes)
+        errors = _errors(params, student, said)
+        rows = context.present.astype(jnp.float32)
+        total, value = 0.0, 0.0
+        for stride, level in where.items():
+            total += (rows[:, None, None] * level).sum() * errors[stride].shape[-1]
+            value += (level[..., None] * errors[stride]).sum((1, 2, 3))
+        total, count = all_devices((total, rows.sum()), context.axis_name)
+        # The weights are normalised here, so the term's denominator, a sum over rows, has to come to 1.
+        share = jnp.where(context.present, 1.0 / jnp.maximum(count, 1.0), 0.0)
+        feature = PerExample(feature_scale * value / jnp.maximum(total, 1e-6), share)
+        return {"pdf_feature": feature, **terms}, state
+
+    return _adapted("pdf", name, teacher, widths, ("pdf_feature", *task.pdf_terms), apply, scale)
 
 
-def mixed_cross_entropy(mixed: Array, target: Array) -> Array:
-    """-sum_c target_c log(mixed_c clamped to [1e-6, 1]): [..., C], [..., C] -> [...]."""
-    return -jnp.sum(target * jnp.log(jnp.clip(mixed, _LEAST, 1.0)), -1)
+def defeat(name: str, task: Task, teacher: str, widths: Mapping[int, tuple[int, int]], scale: float = 1.0) -> Hint:
+    """Foreground and background imitated apart, each with its own mean (DeFeat, Guo et al. 2021).
 
-
-def top_candidates(probs: Array, count: Array) -> Array:
-    """The `count` most probable classes, bool [..., C], of the teacher's probabilities [..., C]; count [...] may vary."""
-    rank = jnp.argsort(jnp.argsort(-probs, axis=-1), axis=-1)
-    return rank < count[..., None]
-
-
-def slam(outputs: Array, label: Label, target: dict[str, Any], extras: dict[str, Array], *, normalize: bool = True):
-    """SLaM for classification in the place of the task's loss: CE(y_teacher, mix(f; a, k)).
+    The foreground is what lies in a box that the teacher is believed in, never in a box of the ground truth, which the
+    published code reads and an image without annotation has not.
 
     Args:
-      outputs: logits [B, C].
-      label: network form of what the teacher said, "probs" [B, C].
-      target: "probs" [B, C], hard or soft, and "used" [B].
-      extras: "accuracy" [B], probability that the teacher is right; "candidates" [B], how many of the teacher's best
-        classes hold the truth, 1 for ground truth.
-      normalize: see `mix`.
+      name, teacher, widths, scale: see `mimic`.
+      task: of that name.
     """
-    used = target["used"]
-    probs = jax.nn.softmax(jnp.where(used[:, None], outputs, 0.0).astype(jnp.float32))
-    mixed = mix(probs, extras["accuracy"], top_candidates(label["probs"], extras["candidates"]), normalize=normalize)
-    value = jnp.where(used, mixed_cross_entropy(mixed, target["probs"]), 0.0)
-    return {"class": PerExample(value, used.astype(jnp.float32))}
+
+    def apply(params, state, student, said, context):
+        label = jax.lax.stop_gradient(task.predict(said.outputs[name]))
+        inside = task.foreground(task.target(label, context.policy), _shapes(student, widths))
+        parts = {"defeat_foreground": [0.0, 0.0], "defeat_background": [0.0, 0.0]}
+        for stride, error in _errors(params, student, said).items():
+            for term, mask in (("defeat_foreground", inside[stride]), ("defeat_background", ~inside[stride])):
+                parts[term][0] += 0.5 * (error.mean(-1) * mask).sum((1, 2))
+                parts[term][1] += mask.sum((1, 2)).astype(jnp.float32)
+        return {term: PerExample(value, norm) for term, (value, norm) in parts.items()}, state
+
+    return _adapted("defeat", name, teacher, widths, ("defeat_foreground", "defeat_background"), apply, scale)
+
+
+def feature_widths(model: Model, size: tuple[int, int]) -> dict[int, tuple[int, int, int]]:
+    """{stride: (height, width, channels)} of a network's features at a frame of `size` pixels, from shapes alone."""
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    run = lambda v, x: model.apply(v, x, train=False, with_features=True)[2].pyramid  # noqa: E731
+    return {stride: level.shape[1:] for stride, level in jax.eval_shape(run, variables, images).items()}
+
+
+def shared_levels(student: Mapping[int, tuple], teacher: Mapping[int, tuple]) -> dict[int, tuple[int, int]]:
+    """{stride: (channels of the student, channels of the teacher)} of the levels that both have, see `feature_widths`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = {stride: (shape[-1], teacher[stride][-1]) for stride, shape in student.items() if stride in teacher}
+    if not found:
+        raise ValueError(f"no level in common: strides {sorted(student)} and {sorted(teacher)}")
+    return found
+
+
+def _plain(kind: str, name: str, teacher: str, terms, apply, scale: float = 1.0) -> Hint:
+    return Hint(f"{name}_{kind}_{teacher}", name, teacher, tuple(terms), lambda key: ({}, {}), apply, scale)
+
+
+def _adapted(kind: str, name: str, teacher: str, widths, terms, apply, scale: float) -> Hint:
+    """A hint with one 1x1 adaptor per level."""
+    make = jax.nn.initializers.lecun_normal()
+
+    def init(key):
+        return {
+            f"level{stride}": {"kernel": make(jax.random.fold_in(key, stride), shape), "bias": jnp.zeros(shape[1])}
+            for stride, shape in widths.items()
+        }, {}
+
+    return Hint(f"{name}_{kind}_{teacher}", name, teacher, terms, init, apply, scale)
+
+
+def _errors(params, student: Answer, said: Answer) -> dict[int, Array]:
+    """(A F_s - F_t)^2 per level, [B, h, w, C_t]."""
+    errors = {}
+    for level, adaptor in params.items():
+        stride = int(level.removeprefix("level"))
+        adapted = student.features.pyramid[stride] @ adaptor["kernel"] + adaptor["bias"]
+        errors[stride] = (adapted - jax.lax.stop_gradient(said.features.pyramid[stride])) ** 2
+    return errors
+
+
+def _shapes(student: Answer, strides) -> dict[int, tuple[int, int]]:
+    return {stride: student.features.pyramid[stride].shape[1:3] for stride in strides}

@@ -1,12 +1,16 @@
-"""MuST's objective: every task's loss on the labels that a batch has, ground truth or pseudo."""
+"""The objective of MuST and MulTaS: every task's loss on the labels that a batch has, and what teachers say of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from must.core.devices import global_row_index
 from must.core.ratio import Ratio, merge, weighted_sum
 from must.core.types import Array, Batch, Label, Model, Objective, PerExample, Policy, PyTree
+from must.objectives.adaptors import drop_teachers
+from must.objectives.distill import ALL, ANNOTATED, Answer, Context, Hint
 from must.tasks.base import Task
 
 # (outputs, label in network form, target, the supervision's extras) -> {term: PerExample}, as `Task.loss`
@@ -22,47 +26,148 @@ def supervised(
     corrections: Mapping[str, Correction] = {},
     normalize: str = "items",
     view: str = "image",
+    teachers: Mapping[str, Model] = {},
+    hints: Sequence[Hint] = (),
+    teacher_view: str = "",
+    teacher_dropping: float = 0.0,
+    shuffled: bool = False,
 ) -> Objective:
     """Sum over tasks of scale_t * sum_i w_it * l_t(head_t(x_i), y_it) / Z_t (Ghiasi et al. 2021, section 3).
 
+    A step may take one batch or {group: batch}, then one forward pass per group in the order of their names: batch
+    statistics see the groups one after the other, never their union, while sums and counts of a task are those of all
+    groups together, so that without batch statistics groups and one mixed batch give the same gradient.
+
     Args:
-      model: outputs {task: ...}.
+      model: outputs {task: ...}; with hints its `apply` takes with_features.
       tasks: by name; the supervision of a task is its name, or "<task>@<source>" for one source of several, all of
         which share one denominator.
       scales: factor per task; it multiplies all of the task's terms.
       policies: which labels are believed, per task.
-      corrections: {task: loss that stands for the task's own} and reads `Batch.extras`, see `must.objectives.distill`.
+      corrections: {task: loss that stands for the task's own} and reads `Batch.extras`, see `must.objectives.slam`.
       normalize: "items" divides by the number of labelled items (pixels, boxes, ...) over all rows that have the label;
         "batch" takes each example's mean and divides by the batch size, absent rows included, as the derivation of
         MuST's learning-rate rule needs.
       view: which input the model sees.
+      teachers: {name: model} that answer the same pictures in inference mode; their variables are the step's `frozen`.
+      hints: what is taken from them, see `must.objectives.distill`.
+      teacher_view: which input the teachers see; the student's by default.
+      teacher_dropping: probability that an example drops a droppable hint's teacher, the one with the highest loss
+        excepted (UNIC).
+      shuffled: every row is given the teachers' answers to another one; a control that has to lose.
     """
     names = tuple(f"{task}/{term}" for task in tasks for term in tasks[task].terms)
-
-    def terms(params, model_state, aux_state, frozen, batch: Batch, key, axis_name):
-        variables = {"params": params["model"], **model_state}
-        outputs, model_state = model.apply(variables, batch.inputs[view], train=True, key=key, axis_name=axis_name)
-        ratios: dict[str, Ratio] = {}
-        for supervision, label in batch.labels.items():
-            name = supervision.partition("@")[0]
-            target = tasks[name].target(label, aux_state["policies"][name])
-            if name in corrections:
-                found = corrections[name](outputs[name], label, target, batch.extras[supervision])
-            else:
-                found = tasks[name].loss(outputs[name], target)
-            for term, per_example in found.items():
-                ratio = _reduce(per_example, batch.weights[supervision], normalize)
-                full = f"{name}/{term}"
-                ratios[full] = merge(ratios[full], ratio) if full in ratios else ratio
-        return ratios, model_state, aux_state
-
     by_term = {name: scales[name.partition("/")[0]] for name in names}
+    for hint in hints:
+        own = {f"{hint.task}/{term}": scales[hint.task] * hint.scale for term in hint.terms}
+        if any(by_term.get(name, scale) != scale for name, scale in own.items()):
+            raise ValueError(f"hint {hint.name}: another scale of a term that is there already")
+        by_term |= own
+
+    def terms(params, model_state, aux_state, frozen, batch: Batch | Mapping[str, Batch], key, axis_name):
+        groups = {"": batch} if isinstance(batch, Batch) else dict(sorted(batch.items()))
+        ratios: dict[str, Ratio] = {}
+        hint_states = aux_state["hints"]
+        for number, part in enumerate(groups.values()):
+            own_key = jax.random.fold_in(key, number) if len(groups) > 1 else key
+            variables = {"params": params["model"], **model_state}
+            options = {"with_features": True} if hints else {}
+            outputs, model_state, *features = model.apply(
+                variables, part.inputs[view], train=True, key=own_key, axis_name=axis_name, **options
+            )
+            found = [_labelled(outputs, part, tasks, aux_state["policies"], corrections, normalize)]
+            if hints:
+                answers = {
+                    name: _answer(teacher, frozen[name], part.inputs[teacher_view or view], shuffled)
+                    for name, teacher in teachers.items()
+                }
+                more, hint_states = _hinted(
+                    hints, params.get("objective", {}), hint_states, Answer(outputs, *features), answers, part,
+                    aux_state["policies"], (own_key, teacher_dropping), normalize, axis_name,
+                )  # fmt: skip
+                found.append(more)
+            for name, ratio in (item for terms_of in found for item in terms_of):
+                ratios[name] = merge(ratios[name], ratio) if name in ratios else ratio
+        return ratios, model_state, {**aux_state, "hints": hint_states}
 
     def init(key):
+        made = {hint.name: hint.init(jax.random.fold_in(key, i)) for i, hint in enumerate(hints)}
+        params = {name: params for name, (params, _) in made.items() if params}
         # Thresholds are data: one compiled step serves every choice of them.
-        return {}, {"policies": {name: _per_class(policies[name], task) for name, task in tasks.items()}}
+        believed = {name: _per_class(policies[name], task) for name, task in tasks.items()}
+        return params, {"policies": believed, "hints": {name: state for name, (_, state) in made.items()}}
 
-    return Objective(init=init, names=names, terms=terms, scales=by_term)
+    return Objective(init=init, names=tuple(by_term), terms=terms, scales=by_term)
+
+
+def _labelled(outputs, batch: Batch, tasks, policies, corrections, normalize: str) -> Iterator[tuple[str, Ratio]]:
+    """The losses on the labels that a batch holds."""
+    for supervision, label in batch.labels.items():
+        name = supervision.partition("@")[0]
+        target = tasks[name].target(label, policies[name])
+        if name in corrections:
+            found = corrections[name](outputs[name], label, target, batch.extras[supervision])
+        else:
+            found = tasks[name].loss(outputs[name], target)
+        for term, per_example in found.items():
+            yield f"{name}/{term}", _reduce(per_example, batch.weights[supervision], normalize)
+
+
+def _answer(teacher: Model, variables: PyTree, images: Array, shuffled: bool) -> Answer:
+    """What a frozen teacher says, a constant."""
+    outputs, _, features = teacher.apply(variables, images, train=False, key=None, with_features=True)
+    answer = jax.lax.stop_gradient(Answer(outputs, features))
+    return jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), answer) if shuffled else answer
+
+
+def _hinted(hints, params, states, student, answers, batch: Batch, policies, dropping, normalize, axis_name):
+    """(name, Ratio) of what the teachers give, and the hints' next states."""
+    key, rate = dropping
+    found, after = {}, {}
+    for hint in hints:
+        rows = _rows(batch, hint)
+        context = Context(rows != 0, policies[hint.task], axis_name)
+        own, after[hint.name] = hint.apply(
+            params.get(hint.name, {}), states[hint.name], student, answers[hint.teacher], context
+        )
+        found[hint.name] = (own, rows)
+    if rate:
+        found = _dropped(hints, found, key, rate, axis_name)
+    named = [
+        (f"{hint.task}/{term}", _reduce(per_example, found[hint.name][1], normalize))
+        for hint in hints
+        for term, per_example in found[hint.name][0].items()
+    ]
+    return named, after
+
+
+def _rows(batch: Batch, hint: Hint) -> Array:
+    """1 for the rows that a hint acts on, [B]; padding is none of them."""
+    real = (batch.ids >= 0).astype(jnp.float32)
+    own = [weights for name, weights in batch.weights.items() if name.partition("@")[0] == hint.task]
+    annotated = sum((w != 0).astype(jnp.float32) for w in own) if own else jnp.zeros_like(real)
+    if hint.where == ALL:
+        return real
+    return real * ((annotated > 0) if hint.where == ANNOTATED else (annotated == 0))
+
+
+def _dropped(hints, found, key, rate: float, axis_name):
+    """The same with the rows that drop a teacher left out of its droppable hints."""
+    losses: dict[str, Array] = {}
+    for hint in hints:
+        if hint.droppable:
+            terms, rows = found[hint.name]
+            mean = sum(term.value / jnp.maximum(term.norm, 1.0) for term in terms.values())
+            losses[hint.teacher] = losses.get(hint.teacher, 0.0) + jnp.where(rows != 0, mean, 0.0)
+    count = len(next(iter(losses.values())))
+    rows_key = jax.random.fold_in(key, 1)
+    draw = lambda row: jax.random.uniform(jax.random.fold_in(rows_key, row), (len(losses),))  # noqa: E731
+    keep = drop_teachers(losses, jax.vmap(draw)(global_row_index(count, axis_name)), rate)
+    return {
+        hint.name: (terms, rows * keep[hint.teacher] if hint.droppable else rows)
+        for hint in hints
+        for terms, rows in [found[hint.name]]
+    }
 
 
 def loss_step(

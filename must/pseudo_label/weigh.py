@@ -155,7 +155,7 @@ def candidates(
 
     Args:
       margins: [n], the teacher's.
-      rank: int [n], place of the truth in the order of `must.objectives.distill.top_candidates`, 0 is the first.
+      rank: int [n], place of the truth in the order of `must.objectives.slam.top_candidates`, 0 is the first.
       wanted: probability, from an isotonic regression of "the truth is among the first k" on the margin.
       most: largest k, which is taken where no smaller one is enough.
 

@@ -33,7 +33,7 @@ class Weights(NamedTuple):
 
 
 class Slam(NamedTuple):
-    """How a student's predictions are corrupted as its teacher's labels are, see `must.objectives.distill`.
+    """How a student's predictions are corrupted as its teacher's labels are, see `must.objectives.slam`.
 
     Attributes:
       floor: least accuracy that a teacher is granted; above its true one it misstates it, so reports say how often it
@@ -57,6 +57,12 @@ _OPTIONS: dict[str, Any] = {
     "weights": {},  # of pseudo labels, students only: the fields of `Weights`
     "slam": {},  # correction of the student's predictions, students only: the fields of `Slam`
     "oracle_labels": False,  # the truth of config.hidden in the place of pseudo labels, students only
+    "repeat_labelled": 1,  # how often an annotated image is met for one of the pool
+    "truth_weight": 1.0,  # what ground truth counts for a pseudo label's 1
+    "pool_images": 0,  # of the pool that are met; 0: all
+    "epochs": 0,  # of the largest set, in the place of steps
+    "batches": "mixed",  # or "per_task": in every step one batch of the images annotated for each task
+    "teacher_dropping": 0.0,  # probability of leaving a teacher out, see `must.objectives.adaptors`
 }
 
 

@@ -57,36 +57,37 @@ def choose_policies(config: Config, seed: int, *, directory: str, report) -> dic
     found = load_teachers(built, os.path.join(seed_directory(directory, "policy"), "teachers"), built.config["label"]["mirror"])
     chosen = {}
     for name in built.names:
-        section = dict(built.config["policies"][name])
-        if section.pop("from_validation", False):
-            chosen[name] = policies.three_state(
-                _judged(built, found[name], name), len(built.tasks[name].classes), **section
-            )
-        else:
-            chosen[name] = setup.build_policy(section)
-    if not devices.is_writer():
-        return {}
-    with open(os.path.join(directory, "policy.json"), "w") as file:
-        json.dump({name: [np.asarray(t).tolist() for t in pair] for name, pair in chosen.items()}, file, indent=1)
+        chosen[name] = policy_of(built, found[name], name)
+    write_policies(directory, chosen)
     return {}
+
+
+def policy_of(built: Built, teacher: Teacher, name: str) -> Policy:
+    """Which labels of a teacher are believed: as configured, or thresholds per class from the validation split."""
+    section = dict(built.config["policies"][name])
+    if section.pop("from_validation", False):
+        return policies.three_state(_judged(built, teacher, name), len(built.tasks[name].classes), **section)
+    return setup.build_policy(section)
+
+
+def load_teacher(built: Built, directory: str, name: str, *, mirror: bool = False) -> Teacher:
+    """The trained teacher of a task."""
+    model = built.model((name,), "teacher")
+    variables, _ = stages.load_weights(directory, model, built.size)
+    return teachers.from_model(
+        name,
+        model,
+        jax.device_put(variables),
+        {name: built.tasks[name]},
+        size=built.size,
+        fingerprint=stages.weights_fingerprint(variables),
+        mirror=mirror,
+    )
 
 
 def load_teachers(built: Built, directory: str, mirror: bool) -> dict[str, Teacher]:
     """The trained teachers by task."""
-    found = {}
-    for name in built.names:
-        model = built.model((name,), "teacher")
-        variables, _ = stages.load_weights(os.path.join(directory, name), model, built.size)
-        found[name] = teachers.from_model(
-            name,
-            model,
-            jax.device_put(variables),
-            {name: built.tasks[name]},
-            size=built.size,
-            fingerprint=stages.weights_fingerprint(variables),
-            mirror=mirror,
-        )
-    return found
+    return {name: load_teacher(built, os.path.join(directory, name), name, mirror=mirror) for name in built.names}
 
 
 def kept_labels(built: Built, directory: str, most: int = 512) -> dict[str, dict[str, tuple[int, int, int]]]:
@@ -97,7 +98,7 @@ def kept_labels(built: Built, directory: str, most: int = 512) -> dict[str, dict
       directory: of the seed.
       most: records that are counted.
     """
-    believed = read_policies(directory)
+    believed = read_policies(os.path.join(directory, "policy"))
     records = Records(records_directory(directory), tasks=list(built.names), verify=False)
     counts = {}
     for name in built.names:
@@ -129,9 +130,16 @@ def seed_directory(directory: str, job: str) -> str:
     return directory[: -len(job)].rstrip(os.sep)
 
 
+def write_policies(directory: str, chosen: Mapping[str, Policy]) -> None:
+    """Thresholds as a small readable file, policy.json."""
+    if devices.is_writer():
+        with open(os.path.join(directory, "policy.json"), "w") as file:
+            json.dump({name: [np.asarray(t).tolist() for t in pair] for name, pair in chosen.items()}, file, indent=1)
+
+
 def read_policies(directory: str) -> dict[str, Policy]:
-    """What `choose_policies` left in a seed's directory."""
-    with open(os.path.join(directory, "policy", "policy.json")) as file:
+    """What `write_policies` left in a directory."""
+    with open(os.path.join(directory, "policy.json")) as file:
         return {name: Policy(*(np.float32(t) for t in pair)) for name, pair in json.load(file).items()}
 
 

@@ -67,13 +67,16 @@ def build_tasks(sections: Mapping[str, Mapping[str, Any]], sources: Mapping[str,
 def build_model(section: Mapping[str, Any], tasks: Mapping[str, Task]) -> Model:
     """Backbone, neck and the tasks' heads."""
     backbone, neck = dict(section["backbone"]), dict(section["neck"])
-    kinds = {"resnet": resnet.ResNet}
-    kind = backbone.pop("kind")
-    if kind not in kinds:
-        raise UserError(f"model.backbone.kind {kind!r}: not one of {sorted(kinds)}")
     neck["strides"] = tuple(neck["strides"])
+    made = {}
+    kinds = {"backbone": {"resnet": resnet.ResNet}, "neck": {"fpn": fpn.FPN, "pafpn": fpn.PAFPN}}
+    for name, part in (("backbone", backbone), ("neck", neck)):
+        kind = part.pop("kind", "fpn" if name == "neck" else "resnet")
+        if kind not in kinds[name]:
+            raise UserError(f"model.{name}.kind {kind!r}: not one of {sorted(kinds[name])}")
+        made[name] = kinds[name][kind]
     try:
-        parts = kinds[kind](**backbone), fpn.FPN(**neck)
+        parts = made["backbone"](**backbone), made["neck"](**neck)
     except TypeError as error:
         raise UserError(f"model: {error}") from None
     return multi_head.multi_head(*parts, {name: task.head() for name, task in tasks.items()})

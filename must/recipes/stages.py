@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from must.core import devices
 from must.core.types import Balance, Model, Objective, PyTree, Source, TrainState, UserError
-from must.data.pipeline import Encoder, Joined, train_batches
+from must.data.pipeline import Encoder, Grouped, Joined, train_batches
 from must.evaluate.compare import delta_m
 from must.evaluate.evaluate import summarize
 from must.recipes.measuring import Splits, measure
@@ -44,6 +44,8 @@ class Schedule(NamedTuple):
       evaluate_every: steps between validations; 0 validates at the end only.
       checkpoint_every: steps between resumable checkpoints.
       log_every: steps between logged losses.
+      frames: multi-scale input: sizes (height, width) in pixels of which every batch draws one.
+      frames_until: share of the steps after which every batch has the plain size.
     """
 
     steps: int
@@ -54,6 +56,8 @@ class Schedule(NamedTuple):
     evaluate_every: int = 0
     checkpoint_every: int = 500
     log_every: int = 50
+    frames: Sequence[tuple[int, int]] = ()
+    frames_until: float = 0.8
 
 
 class Weigher(NamedTuple):
@@ -81,11 +85,12 @@ def train(
     tasks: Mapping[str, Task],
     objective: Objective,
     balance: Balance,
-    source: Source,
+    source: Source | Mapping[str, Source],
     encoder: Encoder,
     schedule: Schedule,
     validation: tuple[Encoder, Splits],
     variables: PyTree | None = None,
+    frozen: PyTree = None,
     weigher: Weigher = NO_WEIGHTS,
     report: Report = lambda *args: None,
 ) -> dict:
@@ -98,11 +103,12 @@ def train(
       tasks: it answers.
       objective: what it minimises.
       balance: weights of the terms.
-      source: of training examples.
+      source: of training examples; or {group: source}, then every step takes a batch of each.
       encoder: of training rows.
       schedule: steps, batches, optimiser, selection.
       validation: how examples are shown, and the split that measures each task.
       variables: to start from; freshly initialised by default.
+      frozen: variables of the teachers that the objective asks.
       weigher: of the examples; by default every weight stays as the source has it.
       report: progress.
 
@@ -118,9 +124,7 @@ def train(
         variables = model.init(jax.random.fold_in(key, 1), np.zeros((1, *encoder.size, 3), np.uint8))
     state = states.create(jax.random.fold_in(key, 2), variables, objective, balance, tx)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    process = (jax.process_index(), jax.process_count())
-    batches = train_batches(source, encoder, batch_size=schedule.batch_size, seed=seed, process=process)
-    batches = Joined(batches, weigher.weights(variables), weigher.extras)
+    batches = Joined(_batches(source, encoder, schedule, seed), weigher.weights(variables), weigher.extras)
     checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
     state = _resume(checkpoints, devices.replicate(state), batches)
     bound = functools.partial(train_step, objective=objective, balance=balance, tx=tx, ema_decay=schedule.ema_decay)
@@ -147,17 +151,35 @@ def train(
         if last or at % schedule.checkpoint_every == 0:
             checkpoints.save(at, _saved(progress.state, batches), position={"grain": batches.get_state()})
         if last:
-            images = schedule.batch_size * (at - start - 1)  # the clock starts when the first step is over
+            groups = len(source) if isinstance(source, Mapping) else 1
+            images = groups * schedule.batch_size * (at - start - 1)  # the clock starts when the first step is over
             facts["images_per_second"] = round(images / progress.seconds, 1)
             facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
 
     start = int(state.step)
     try:
-        fit(state, step, batches, steps=schedule.steps, hooks=(hook,))
+        frozen = None if frozen is None else devices.replicate(frozen)
+        fit(state, step, batches, steps=schedule.steps, frozen=frozen, hooks=(hook,))
     finally:
         log.close()
         checkpoints.close()
     return facts | selection.close() | {"parameters": parameters}
+
+
+def _batches(source: Source | Mapping[str, Source], encoder: Encoder, schedule: Schedule, seed: int):
+    """Training batches of a source, or of several drawn side by side."""
+    options = {
+        "batch_size": schedule.batch_size,
+        "process": (jax.process_index(), jax.process_count()),
+        "sizes": schedule.frames,
+        "sizes_until": int(schedule.frames_until * schedule.steps),
+    }
+    if not isinstance(source, Mapping):
+        return train_batches(source, encoder, seed=seed, **options)
+    return Grouped({
+        group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
+        for number, (group, part) in enumerate(sorted(source.items()))
+    })
 
 
 def load_weights(directory: str, model: Model, size: tuple[int, int]) -> tuple[PyTree, dict]:

@@ -2,18 +2,20 @@
 
 import functools
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from must.core import devices
-from must.core.types import Policy, Source
+from must.core.types import Model, Policy, PyTree, Source
 from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
 from must.data.merge import Overlay
+from must.data.pipeline import epoch_steps
 from must.data.records import Records
 from must.evaluate.evaluate import summarize
-from must.objectives.distill import slam
+from must.objectives.distill import Hint
+from must.objectives.slam import slam
 from must.objectives.supervised import learning_rate_rule, supervised
 from must.recipes import measuring, setup, stages, weighing
 from must.recipes.built import Built
@@ -25,14 +27,14 @@ Config = Mapping[str, Any]
 def train_single(config: Config, seed: int, task: str, section: str, *, directory: str, report) -> dict:
     """A teacher, or with the student's schedule the scratch baseline: one task on its labelled set."""
     built = Built(config, seed)
-    return _train(built, (task,), built.split(task, "train"), section, {task: Policy()}, directory, report)
+    return train_run(built, (task,), built.split(task, "train"), section, {task: Policy()}, directory, report)
 
 
 def train_supervised(config: Config, seed: int, *, directory: str, report) -> dict:
     """The supervised multi-task baseline: all teachers' labels, no pseudo labels, the student's steps."""
     built = Built(config, seed)
     believed = {name: Policy() for name in built.names}
-    return _train(built, built.names, Concat(built.labelled()), "supervised", believed, directory, report)
+    return train_run(built, built.names, Concat(built.labelled()), "supervised", believed, directory, report)
 
 
 def train_student(config: Config, seed: int, arm: str, *, directory: str, report) -> dict:
@@ -45,7 +47,7 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
     built = Built(config, seed)
     settings = built.settings(arm)
     top = seed_directory(directory, "student" if arm == "student" else os.path.join("arms", arm))
-    believed = read_policies(top) | {name: setup.build_policy(s) for name, s in settings["policies"].items()}
+    believed = read_policies(os.path.join(top, "policy")) | {name: setup.build_policy(s) for name, s in settings["policies"].items()}
     records = Records(records_directory(top), tasks=list(built.names))
     source = _student_source(built, settings, records)
     weigher, seen = stages.NO_WEIGHTS, {}
@@ -53,7 +55,7 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
         held_out = Records(records_directory(top, "held_out"), tasks=list(built.names))
         said = weighing.Said(built, arm, believed, source, records, held_out)
         weigher, seen = weighing.weigher(said)
-    facts = _train(built, built.names, source, arm, believed, directory, report, weigher)
+    facts = train_run(built, built.names, source, arm, believed, directory, report, weigher)
     if weigher is not stages.NO_WEIGHTS:
         weigher.weights(stages.load_weights(directory, built.model(built.names, arm), built.size)[0])  # fills `seen`
         if devices.is_writer():
@@ -74,10 +76,49 @@ def _student_source(built: Built, settings: Mapping[str, Any], records: Source) 
     return Repeated(Weighted(Cached(Overlay(records, truth)), weights), times)
 
 
-def _train(
-    built: Built, names, source: Source, run: str, believed, directory: str, report, weigher=stages.NO_WEIGHTS
+class Online(NamedTuple):
+    """Frozen teachers that answer in the step.
+
+    Attributes:
+      models: {name: network}.
+      variables: {name: its weights}.
+      hints: what is taken from them.
+      shuffled: every row is given the answers to another one.
+    """
+
+    models: Mapping[str, Model]
+    variables: Mapping[str, PyTree]
+    hints: Sequence[Hint]
+    shuffled: bool = False
+
+
+ALONE = Online({}, {}, ())
+
+
+def train_run(
+    built: Built,
+    names: Sequence[str],
+    source: Source | Mapping[str, Source],
+    run: str,
+    believed: Mapping[str, Policy],
+    directory: str,
+    report,
+    weigher: stages.Weigher = stages.NO_WEIGHTS,
+    online: Online = ALONE,
 ) -> dict:
-    """Trains on `source` by the named section, then scores the selected weights on the test splits."""
+    """Trains on `source` by the named section, then scores the selected weights on the measured splits.
+
+    Args:
+      built: the seed's objects.
+      names: tasks of the network.
+      source: of training examples; or {group: source}, then every step takes a batch of each.
+      run: section of the configuration, or arm.
+      believed: which labels count, per task.
+      directory: of the run.
+      report: progress.
+      weigher: of the examples.
+      online: teachers that answer in the step.
+    """
     settings, model = built.settings(run), built.model(names, run)
     measured = {name: built.tasks[name] for name in names}
     learned = {name: built.tasks_of(run)[name] for name in names}
@@ -87,9 +128,13 @@ def _train(
         model,
         learned,
         scales=_scales(built, run),
-        policies=believed,
+        policies={name: believed[name] for name in names},
         corrections=corrections,
         normalize=settings["normalize"],
+        teachers=online.models,
+        hints=online.hints,
+        teacher_dropping=settings["teacher_dropping"],
+        shuffled=online.shuffled,
     )
     facts = stages.train(
         directory,
@@ -100,9 +145,10 @@ def _train(
         balance=setup.build_balance(settings["balance"]),
         source=source,
         encoder=setup.build_encoder(built.config["image"], learned, settings),
-        schedule=built.schedule(run),
+        schedule=_schedule(built, run, source),
         validation=(built.plain, built.splits("validation", names)),
         weigher=weigher,
+        frozen=online.variables or None,
         report=report,
     )
     variables, _ = stages.load_weights(directory, model, built.size)
@@ -112,6 +158,16 @@ def _train(
             measuring.save_rows(os.path.join(directory, f"rows-{split}.npz"), rows)
         facts[split] = summarize(measured, rows)
     return facts
+
+
+def _schedule(built: Built, run: str, source: Source | Mapping[str, Source]) -> stages.Schedule:
+    """The run's schedule, epochs turned into steps: an epoch is as long as the largest set."""
+    schedule, epochs = built.schedule(run), built.settings(run)["epochs"]
+    if not epochs:
+        return schedule
+    parts = source if isinstance(source, Mapping) else {"": source}
+    counts = {group: len(part) for group, part in parts.items()}
+    return schedule._replace(steps=epochs * epoch_steps(counts, schedule.batch_size))
 
 
 def _scales(built: Built, run: str) -> dict[str, float]:

@@ -25,7 +25,8 @@ class Task:
     """
 
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is the headline
-    terms: ClassVar[tuple[str, ...]]  # names of what `loss` returns
+    terms: ClassVar[tuple[str, ...]]  # names of what `loss` returns; `imitate` returns the same with "soft_" before
+    pdf_terms: ClassVar[tuple[str, ...]] = ()  # names of what `disagreement` returns
 
     def head(self) -> Any:
         """A flax module: `Features` -> outputs (any pytree with leading axis B)."""
@@ -58,6 +59,34 @@ class Task:
 
     def loss(self, outputs: Any, target: Any) -> dict[str, PerExample]:
         """Named per-example terms, values and norms [B]; never reduced over B."""
+        raise NotImplementedError
+
+    def imitate(self, outputs: Any, teacher: Any) -> dict[str, PerExample]:
+        """Named per-example terms of learning all that a teacher's outputs say; no gradient reaches the teacher.
+
+        By default the loss on the teacher's prediction, all of which is believed: soft distillation for a task whose
+        predictions keep what the outputs say.
+        """
+        target = self.target(self.predict(jax.lax.stop_gradient(teacher)), Policy(0.0, 0.0))
+        return {f"soft_{name}": term for name, term in self.loss(outputs, target).items()}
+
+    def disagreement(
+        self, outputs: Any, teacher: Any, shapes: dict[int, tuple[int, int]]
+    ) -> tuple[dict[int, Array], dict[str, PerExample]]:
+        """How far student and teacher are apart at every place of a pyramid, and terms that weigh places by it.
+
+        Args:
+          outputs: of the student.
+          teacher: outputs of the teacher.
+          shapes: {stride: (height, width)} of the pyramid's levels.
+
+        Returns:
+          ({stride: [B, h, w] >= 0, without gradient}, {term: PerExample}); levels may be left out.
+        """
+        raise NotImplementedError
+
+    def foreground(self, target: Any, shapes: dict[int, tuple[int, int]]) -> dict[int, Array]:
+        """Which places of a pyramid show an object of a target, {stride: bool [B, h, w]}."""
         raise NotImplementedError
 
     def predict(self, outputs: Any) -> Label:

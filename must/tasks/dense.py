@@ -4,6 +4,7 @@ A head runs at `head_stride` and predicts `shuffle` x `shuffle` sub-pixels, so t
 head_stride / shuffle pixels of the frame.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,3 +49,17 @@ def enlarge(maps: Array, factor: int) -> Array:
 def stored_shape(geometry: Geometry, stride: int) -> tuple[int, int]:
     """(height, width) of a map over the whole original with one value per `stride` pixels, rounded up."""
     return tuple(-(-side // stride) for side in geometry.source_size)
+
+
+def to_shape(maps: Array, shape: tuple[int, int]) -> Array:
+    """[B, h, w, ...] -> [B, *shape, ...]: cells averaged or repeated where the factor is whole, bilinear elsewhere."""
+    height, width = maps.shape[1:3]
+    if any(a % b and b % a for a, b in zip((height, width), shape, strict=True)):
+        return jax.image.resize(maps, (len(maps), *shape, *maps.shape[3:]), "linear")
+    for axis, wanted in zip((1, 2), shape, strict=True):
+        there = maps.shape[axis]
+        if there > wanted:
+            maps = maps.reshape(*maps.shape[:axis], wanted, there // wanted, *maps.shape[axis + 1 :]).mean(axis + 1)
+        elif there < wanted:
+            maps = jnp.repeat(maps, wanted // there, axis)
+    return maps

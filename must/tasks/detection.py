@@ -19,6 +19,7 @@ from must.core import boxes as bx
 from must.core.types import Array, ArraySpec, Features, Geometry, Label, Metric, PerExample, Policy, UserError
 from must.data import geometry as geo
 from must.tasks import drawing
+from must.tasks import points as points_of
 from must.tasks.base import Task
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
@@ -91,6 +92,7 @@ class Detection(Task):
         Metric("AR100", "", True),
     )
     terms: ClassVar[tuple[str, ...]] = ("score", "class", "box")
+    pdf_terms: ClassVar[tuple[str, ...]] = ("pdf_class", "pdf_box")
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -214,9 +216,9 @@ class Detection(Task):
         log_class = jax.nn.log_softmax(logits)
         # At a positive the class is settled, so its score speaks of the quality alone.
         counted = target["known"][:, None, :] | positive[..., None]
-        log_p, log_not_p = _log_known(quality, log_class, counted)
+        log_p, log_not_p = points_of.log_known(quality, log_class, counted)
         score = jnp.abs(aim - jnp.exp(log_p)) ** self.gamma * -(aim * log_p + (1.0 - aim) * log_not_p)
-        ignored = _inside_any(points, target["boxes"], target["ignored"]) & ~positive
+        ignored = points_of.inside_any(points, target["boxes"], target["ignored"]) & ~positive
         log_likelihood = jnp.take_along_axis(log_class, classes[..., None], -1)[..., 0]
         norm = positive.sum(-1).astype(jnp.float32)
         return {
@@ -224,6 +226,34 @@ class Detection(Task):
             "class": PerExample(jnp.where(positive, -log_likelihood, 0.0).sum(-1), norm),
             "box": PerExample(jnp.where(positive, 1.0 - giou, 0.0).sum(-1), norm),
         }
+
+    def imitate(self, outputs: dict[str, Array], teacher: dict[str, Array]) -> dict[str, PerExample]:
+        """Terms "soft_score", "soft_class" and "soft_box", see `must.tasks.points.soft`."""
+        self._check_alike(outputs, teacher)
+        return points_of.soft(outputs, teacher, self.gamma)
+
+    def disagreement(self, outputs, teacher, shapes):
+        """See the base class and `must.tasks.points.disagreement`."""
+        self._check_alike(outputs, teacher)
+        where, terms = points_of.disagreement(outputs, teacher)
+        return points_of.by_level(where, shapes, self.strides), terms
+
+    def foreground(self, target: dict[str, Array], shapes: dict[int, tuple[int, int]]) -> dict[int, Array]:
+        """Points inside a box that is taken as true, {stride: bool [B, h, w]}."""
+        size = {stride: (height * stride, width * stride) for stride, (height, width) in shapes.items()}
+        return {
+            stride: points_of.inside_any(
+                jnp.broadcast_to(jnp.asarray(bx.point_grid(size[stride], (stride,))), (len(target["boxes"]), h * w, 3)),
+                target["boxes"],
+                target["positive"],
+            ).reshape(-1, h, w)
+            for stride, (h, w) in shapes.items()
+        }
+
+    def _check_alike(self, outputs: dict[str, Array], teacher: dict[str, Array]) -> None:
+        if outputs["class"].shape != teacher["class"].shape:
+            shapes = outputs["class"].shape[1:], teacher["class"].shape[1:]
+            raise ValueError(f"detection: student and teacher have {shapes} points and classes: give both the same strides")
 
     def predict(self, outputs: dict[str, Array]) -> Label:
         """The `max_detections` best boxes after class-wise suppression, by falling score; every class is known."""
@@ -348,21 +378,6 @@ def _take(array: Array, index: Array) -> Array:
 
 def _expand(array: Array, like: Array) -> Array:
     return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))
-
-
-def _inside_any(points: Array, boxes: Array, chosen: Array) -> Array:
-    """Points [B, L, 3] inside any chosen [B, M] box [B, M, 4]: bool [B, L]."""
-    x, y = points[:, None, :, 0], points[:, None, :, 1]
-    x0, y0, x1, y1 = jnp.moveaxis(boxes[..., None], 2, 0)
-    depth = jnp.minimum(jnp.minimum(x - x0, x1 - x), jnp.minimum(y - y0, y1 - y))
-    return jnp.max(jnp.where(chosen[..., None], depth, 0.0), 1) > 0
-
-
-def _log_known(quality: Array, log_class: Array, counted: Array) -> tuple[Array, Array]:
-    """log p and log(1 - p) of p = sigmoid(quality) * (sum of the counted class probabilities), without cancellation."""
-    log_sum = lambda mask: jax.nn.logsumexp(jnp.where(mask, log_class, -1e9), -1)  # noqa: E731
-    log_object, log_nothing = jax.nn.log_sigmoid(quality), jax.nn.log_sigmoid(-quality)
-    return log_object + log_sum(counted), jnp.logaddexp(log_nothing, log_object + log_sum(~counted))
 
 
 def _interpolated(hits: np.ndarray, misses: np.ndarray, positives: int) -> np.ndarray:

@@ -43,6 +43,7 @@ class Segmentation(Task):
 
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("mIoU", "", True), Metric("pixel_accuracy", "", True))
     terms: ClassVar[tuple[str, ...]] = ("segmentation",)
+    pdf_terms: ClassVar[tuple[str, ...]] = ("pdf_class",)
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -116,6 +117,21 @@ class Segmentation(Task):
         value = jnp.where(used, value, 0.0).sum((1, 2))
         return {"segmentation": PerExample(value, used.sum((1, 2)).astype(jnp.float32))}
 
+    def imitate(self, outputs: Array, teacher: Array) -> dict[str, PerExample]:
+        """Term "soft_segmentation": KL(teacher || student) over all classes, summed over the pixels of the output."""
+        value = losses.kl_divergence(teacher, outputs).sum((1, 2))
+        return {"soft_segmentation": PerExample(value, _pixels(outputs))}
+
+    def disagreement(self, outputs, teacher, shapes):
+        """As the base class says, with D_c = (t_c - s_c)^2 per pixel; term "pdf_class": mean of sum_c D BCE(s, t)."""
+        said, aim = jax.nn.softmax(outputs), jax.lax.stop_gradient(jax.nn.softmax(teacher))
+        differ = jax.lax.stop_gradient((aim - said) ** 2)
+        bounded = jnp.clip(said, 1e-6, 1.0 - 1e-6)
+        loss = differ * -(aim * jnp.log(bounded) + (1.0 - aim) * jnp.log1p(-bounded))
+        where = jnp.sqrt(differ.sum(-1))
+        found = {stride: dense.to_shape(where, shape) for stride, shape in shapes.items()}
+        return found, {"pdf_class": PerExample(loss.sum((1, 2, 3)), _pixels(outputs))}
+
     def predict(self, outputs: Array) -> Label:
         """The `top_k` classes of the probabilities, enlarged bilinearly to the frame."""
         probs = dense.enlarge(jax.nn.softmax(outputs.astype(jnp.float32)), self._output_stride)
@@ -175,3 +191,8 @@ class Segmentation(Task):
         largest = [i for i in np.argsort(-area, kind="stable")[: drawing.ROWS] if area[i]]
         rows = [(f"{100 * area[i] / ids.size:.0f} % {self.classes[i]}", colours[i : i + 1]) for i in largest]
         return drawing.caption(picture, rows)
+
+
+def _pixels(outputs: Array) -> Array:
+    """Number of pixels of every example's output, [B]."""
+    return jnp.full(len(outputs), outputs.shape[1] * outputs.shape[2], jnp.float32)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.evaluate.compare import paired_t_interval
-from must.objectives.distill import mix_binary
+from must.objectives.slam import mix_binary
 from must.pseudo_label import weigh
 
 ARMS = ("plain", "estimated", "oracle", "slam", "clean")

@@ -1,0 +1,158 @@
+"""MulTaS: weak teachers, unseen images, partial annotation; a grid of students described by data.
+
+    python -m must.main --config=configs/multas.py --workdir=runs/multas
+    python -m must.main --config=configs/multas.py:sanity --workdir=runs/multas-sanity
+    python -m must.main --config=configs/multas.py:camvid --config.root=DATA --workdir=runs/multas-camvid
+    python -m must.main --config=configs/multas.py:coco_mini --config.root=DATA --workdir=runs/multas-coco
+    python -m must.main --config=configs/multas.py:voc --config.root=DATA --dry_run
+"""
+
+from ml_collections import ConfigDict
+
+DETECTION, SEGMENTATION, BOTH = ("detection",), ("segmentation",), ("detection", "segmentation")
+
+
+def get_config(variant: str = "scenes") -> ConfigDict:
+    """Variants.
+
+    scenes     procedural scenes, four seeds; README for time and results
+    sanity     every stage and every kind of label with a few steps, two minutes
+    camvid     street scenes: masks, and boxes derived from them
+    coco_mini  128 photos with boxes, 100 of them with masks too
+    voc        PASCAL VOC 2007 + 2012 and SBD with the paper's sizes, for accelerators
+    """
+    variants = {"scenes": scenes, "sanity": sanity}
+    if variant not in variants:
+        raise ValueError(f"no variant {variant!r} of multas: {', '.join(variants)}")
+    return variants[variant]()
+
+
+def scenes() -> ConfigDict:
+    """Boxes and masks of 512 scenes; teachers with a half, a quarter or an eighth of them, or with exclusive halves."""
+    config = ConfigDict()
+    config.recipe = "multas"
+    config.title = "MulTaS on procedural scenes"
+    config.seeds = (10, 11, 12, 13)
+    config.root = ""
+    config.workers = 0
+    config.image = {"size": (64, 64), "keep_aspect": True}
+    config.tasks = {
+        "detection": {"kind": "detection", "strides": (8, 16), "width": 32, "depth": 2, "max_boxes": 12},
+        "segmentation": {"kind": "segmentation", "shuffle": 2, "width": 32, "depth": 1, "stride": 1},
+    }
+    scene = {"kind": "scenes", "seed": "{seed}", "labels": BOTH}
+    config.sets = {
+        "scenes": {
+            "train": {**scene, "count": 512},
+            "validation": {**scene, "split": "validation", "count": 256},
+            "tune": {**scene, "split": "validation", "start": 10_000, "count": 512},
+            "test": {**scene, "split": "test", "count": 1024},
+        }
+    }
+    config.labelled = {"detection": "scenes", "segmentation": "scenes"}
+    config.measured_on = ("test",)
+    # What the teachers learn from; a student's images and annotations follow from it.
+    config.splits = {
+        "half": {"share": 0.5},
+        "quarter": {"share": 0.25},
+        "eighth": {"share": 0.125},
+        "exclusive": {"exclusive": True},
+    }
+    config.model = {
+        "backbone": {"kind": "resnet", "depth": 10, "width": 16, "stem": "imagenet", "stages": 3},
+        "neck": {"kind": "fpn", "channels": 32, "strides": (4, 8, 16)},
+    }
+    training = {
+        "steps": 600,
+        "batch_size": 16,
+        "optimizer": {"name": "adamw", "learning_rate": 4e-3, "warmup": 50, "weight_decay": 0.05, "clip_norm": 5.0},
+        "ema_decay": 0.99,
+        "select": "last",
+        "evaluate_every": 0,
+        "geometry": {"zoom": (1.0, 1.0), "shift": 0.1, "flip": True},
+        "view": {},
+        "balance": {"kind": "fixed"},
+        "normalize": "items",
+        "scales": {"segmentation": 4.0},
+    }
+    larger = {"backbone": {"width": 24}, "neck": {"kind": "pafpn"}}
+    # The selected step comes from the validation split, never from the test split.
+    config.teacher = {**training, "model": larger, "select": "best", "evaluate_every": 200}
+    config.student = {**training, "batches": "per_task"}
+    config.hints = {"mimic": {"scale": 1.0}, "pdf": {"scale": 1.0}, "defeat": {"scale": 1.0}, "adaptor": {"scale": 1.0}}
+    config.policies = {
+        "detection": {"from_validation": True, "precision": 0.6, "doubt": 0.2},
+        "segmentation": {"positive": 0.5, "negative": 0.0},
+    }
+    config.grid = grid()
+    config.contrasts = CONTRASTS
+    return config
+
+
+def grid():
+    """Every arm of the paper, and the controls."""
+    single, weak = (DETECTION, SEGMENTATION), ("quarter", "eighth")
+    return (
+        # Does a weak teacher help on images that it has not seen, and how much of it is their number?
+        {"tasks": single, "split": weak, "images": ("seen", "unseen", "unseen_cut", "all"), "labels": (("soft",),)},
+        {"tasks": single, "split": ("half",), "images": ("seen", "unseen"), "labels": (("soft",),)},
+        # The truth where the teachers had it, and everywhere: an oracle.
+        {"tasks": single, "split": ("quarter",), "images": ("seen",), "annotation": ("own",)},
+        {"tasks": single, "split": ("quarter",), "images": ("all",), "annotation": ("full",)},
+        # What is taken from the teacher.
+        {
+            "tasks": (DETECTION,),
+            "split": ("quarter",),
+            "images": ("unseen",),
+            "labels": (("hard",), ("soft", "mimic"), ("soft", "pdf"), ("soft", "defeat"), ("soft", "adaptor")),
+        },
+        {"tasks": (SEGMENTATION,), "split": ("quarter",), "images": ("unseen",), "labels": (("hard",), ("soft", "pdf"))},
+        # Answers for other pictures have to lose.
+        {"tasks": single, "split": ("quarter",), "images": ("unseen",), "labels": (("soft",),), "control": ("shuffled",)},
+        # Every image is annotated for one task: alone, together, together with what the teachers say.
+        {"tasks": single, "split": ("exclusive",), "images": ("seen",), "annotation": ("own",)},
+        {"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("own", "full")},
+        {"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("own",), "labels": (("soft",),), "where": ("missing", "all")},
+        {
+            "tasks": (BOTH,),
+            "split": ("exclusive",),
+            "annotation": ("own",),
+            "labels": (("soft",),),
+            "where": ("missing",),
+            "control": ("shuffled",),
+        },
+    )
+
+
+CONTRASTS = (
+    {"axis": "images", "subject": "unseen", "reference": "seen"},
+    {"axis": "images", "subject": "unseen_cut", "reference": "seen"},
+    {"axis": "images", "subject": "all", "reference": "seen"},
+    {"axis": "labels", "subject": ("hard",), "reference": ("soft",)},
+    {"axis": "labels", "subject": ("soft", "mimic"), "reference": ("soft",)},
+    {"axis": "labels", "subject": ("soft", "pdf"), "reference": ("soft",)},
+    {"axis": "labels", "subject": ("soft", "defeat"), "reference": ("soft",)},
+    {"axis": "labels", "subject": ("soft", "adaptor"), "reference": ("soft",)},
+    {"axis": "control", "subject": "shuffled", "reference": ""},
+)
+
+
+def sanity() -> ConfigDict:
+    """One seed, networks as small as they can be, every kind of label once."""
+    config = scenes()
+    config.seeds = (0,)
+    config.sets.scenes.train.count = 64
+    config.sets.scenes.validation.count = config.sets.scenes.test.count = 32
+    config.model.backbone.update(stages=2, width=8)
+    config.model.neck.update(strides=(4, 8), channels=16)
+    config.tasks.detection.update(strides=(8,), depth=1, width=16)
+    config.tasks.segmentation.update(width=16)
+    config.teacher.model.backbone.width = 12
+    for section in (config.teacher, config.student):
+        section.update(steps=10, evaluate_every=0, batch_size=8)
+    every = (("hard",), ("soft", "mimic", "pdf", "defeat", "adaptor"))
+    config.grid = (
+        {"tasks": (DETECTION,), "split": ("quarter",), "images": ("seen", "unseen"), "labels": every},
+        {"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("own",), "labels": (("soft",),), "where": ("missing",)},
+    )
+    return config

@@ -1,0 +1,204 @@
+"""MulTaS, weak teachers, unseen images, partial annotation (Le and Pham 2023): teachers -> grid -> compare -> report.
+
+Every split says which images the teacher of a task may learn from; a grid of students, each described by data
+(`must.recipes.arms`), then learns from images that the teachers saw or did not see, from annotations or from what the
+frozen teachers say of the same augmented picture in the same step.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from must.core import devices
+from must.core.types import Policy, Source, UserError
+from must.data import splits
+from must.data.combine import labels_of
+from must.data.merge import Overlay
+from must.data.splits import Annotated, Listed
+from must.recipes import arms, built, checks, grid, labelling, online, training
+from must.recipes.arms import Arm, Lists
+from must.recipes.jobs import Job
+
+STAGES = ("teachers", "grid", "compare", "report")
+Config = Mapping[str, Any]
+_SEED = 0  # of the splits, beside the run's seed
+
+
+class Built(built.Built):
+    """The objects of one seed, see `must.recipes.built.Built`; arms are the grid's students."""
+
+    def __init__(self, config: Config, seed: int):
+        super().__init__({**config, "arms": {}, "baselines": (), "pool": {}}, seed)
+        self.arms: dict[str, Arm] = arms.expand(self.config["grid"], self.names, tuple(self.config["splits"]))
+
+    def settings(self, run: str) -> dict[str, Any]:
+        arm = getattr(self, "arms", {}).get(run)
+        if arm is None:
+            return super().settings(run)
+        return {**super().settings("student"), **built.merged(self.config["student"], arm.student)}
+
+    def everything(self) -> Source:
+        """The training images with all annotations that there are."""
+        first, *others = self.labelled()
+        return Overlay(first, others) if others else first
+
+
+def plan(config: Config, workers: int) -> list[Job]:
+    """All jobs of a configuration.
+
+    Args:
+      config: plain dict, see `configs/multas.py`.
+      workers: unused, the grid has jobs enough to share.
+    """
+    found = arms.expand(config["grid"], tuple(config["tasks"]), tuple(config["splits"]))
+    jobs = []
+    for seed in config["seeds"]:
+        at = prefix(config, seed)
+        jobs.append(Job(f"{at}splits", "teachers", make_splits, (config, seed)))
+        for split, task in teachers(found):
+            jobs.append(Job(f"{at}teachers/{split}-{task}", "teachers", train_teacher, (config, seed, split, task), (f"{at}splits",)))
+        for name, arm in found.items():
+            needs = tuple(f"{at}teachers/{arm.split}-{task}" for task in arm.tasks)
+            jobs.append(Job(f"{at}grid/{name}", "grid", train_arm, (config, seed, name), needs))
+    trained = tuple(job.name for job in jobs if job.stage in ("teachers", "grid") and not job.name.endswith("splits"))
+    jobs.append(Job("compare", "compare", grid.compare, (config,), trained, alone=True))
+    jobs.append(Job("report", "report", grid.report, (config,), ("compare",), alone=True))
+    return jobs
+
+
+def teachers(found: Mapping[str, Arm]) -> list[tuple[str, str]]:
+    """(split, task) of every teacher that some arm has or is compared with."""
+    return list(dict.fromkeys((arm.split, task) for arm in found.values() for task in arm.tasks))
+
+
+def check(config: Config) -> None:
+    """Everything about a configuration that can be wrong and shows without training."""
+    built = Built(config, config["seeds"][0])
+    checks.check_sets(built)
+    for name, arm in built.arms.items():
+        if arm.labels:
+            online.check(built, name, arm)
+    for split in built.config["splits"]:
+        lists = _deal(built, split)
+        for arm in built.arms.values():
+            if arm.split == split:
+                lists.images(arm, _SEED)
+
+
+def single(config: Config) -> Config:
+    """The run that a plan is made for: there is one."""
+    return config
+
+
+def prefix(config: Config, seed: int) -> str:
+    """Where a seed's directories stand in the workdir: at its top when there is one seed."""
+    return "" if len(config["seeds"]) == 1 else f"seed-{seed}/"
+
+
+def runs(built: Built) -> list[tuple[str, tuple[str, ...]]]:
+    """The kinds of training runs of a seed: (section of the configuration, tasks of the network)."""
+    found = [("teacher", (task,)) for _, task in teachers(built.arms)]
+    return found + [(name, arm.tasks) for name, arm in built.arms.items()]
+
+
+def make_splits(config: Config, seed: int, *, directory: str, report) -> dict:
+    """Writes the list files: <split>/<task>.txt, what the teacher of a task learns from, and <split>/rest.txt."""
+    built = Built(config, seed)
+    counts = {}
+    for split in built.config["splits"]:
+        lists = _deal(built, split)
+        taken = {id for ids in lists.labelled.values() for id in ids}
+        files = {**lists.labelled, "rest": [id for id in lists.everything if id not in taken]}
+        for name, ids in files.items():
+            if devices.is_writer() and ids:
+                splits.write_list(os.path.join(directory, split, f"{name}.txt"), ids)
+            counts[f"{split}/{name}"] = len(ids)
+    return {"images": counts}
+
+
+def train_teacher(config: Config, seed: int, split: str, task: str, *, directory: str, report) -> dict:
+    """One task on the images that a split gives it, then which of its labels are believed."""
+    built = Built(config, seed)
+    top = labelling.seed_directory(directory, os.path.join("teachers", f"{split}-{task}"))
+    ids = read_lists(built, top, split).labelled[task]
+    source = Annotated(Listed(built.everything(), ids=ids), {task: ids})
+    facts = training.train_run(built, (task,), source, "teacher", {task: Policy()}, directory, report)
+    teacher = labelling.load_teacher(built, directory, task)
+    labelling.write_policies(directory, {task: labelling.policy_of(built, teacher, task)})
+    return facts | {"images": len(ids)}
+
+
+def train_arm(config: Config, seed: int, name: str, *, directory: str, report) -> dict:
+    """One student of the grid."""
+    built = Built(config, seed)
+    arm = built.arms[name]
+    top = labelling.seed_directory(directory, os.path.join("grid", name))
+    lists = read_lists(built, top, arm.split)
+    parts = arm_sources(built, name, lists)
+    believed, asked = {task: Policy() for task in arm.tasks}, training.ALONE
+    if arm.labels:
+        asked, believed = online.teachers_of(built, name, arm, os.path.join(top, "teachers"), parts)
+    facts = training.train_run(built, arm.tasks, parts, name, believed, directory, report, online=asked)
+    return facts | {"images": len(lists.images(arm, seed))}
+
+
+def arm_sources(built: Built, name: str, lists: Lists) -> Source | dict[str, Source]:
+    """What an arm draws from: one source, or one per task and one of images without annotation.
+
+    An annotation that the arm may not read is not in it.
+    """
+    arm = built.arms[name]
+    ids, shown = lists.images(arm, built.seed), lists.shown(arm)
+    everything = Annotated(built.everything(), shown)
+    if built.settings(name)["batches"] == "mixed" or len(arm.tasks) == 1 or not shown:
+        return Listed(everything, ids=ids)
+    there, groups, left = set(ids), {}, set(ids)
+    for task in arm.tasks:
+        mine = there.intersection(shown[task])
+        groups[task] = Listed(everything, ids=[id for id in ids if id in mine]) if mine else None
+        left -= mine
+    if left and arm.labels:
+        groups["unannotated"] = Listed(everything, ids=[id for id in ids if id in left])
+    return {group: source for group, source in groups.items() if source is not None}
+
+
+def read_lists(built: Built, directory: str, split: str) -> Lists:
+    """The list files of a seed's directory."""
+    where = os.path.join(directory, "splits", split)
+    labelled = {task: splits.read_list(os.path.join(where, f"{task}.txt")) for task in built.names}
+    return Lists(labelled, list(built.everything().ids))
+
+
+def _deal(built: Built, split: str) -> Lists:
+    """Draws a split, or reads the list files that the configuration names.
+
+    Raises:
+      UserError: an unknown way, ids that are not there, or tasks without images.
+    """
+    section, everything = dict(built.config["splits"][split]), built.everything()
+    ids = list(everything.ids)
+    kind, value = next(iter(section.items())) if len(section) == 1 else ("", None)
+    if kind == "files":
+        labelled = {task: splits.read_list(value[task]) for task in built.names}
+        Listed(everything, ids=list(dict.fromkeys(id for its in labelled.values() for id in its)))  # refuses unknown ids
+        return Lists(labelled, ids)
+    annotated = {task: [] for task in built.names}
+    for i, id in enumerate(ids):
+        for task in labels_of(everything, i):
+            if task in annotated:
+                annotated[task].append(id)
+    if kind == "share":
+        part, _ = splits.part(ids, value, _SEED + built.seed)
+        chosen = set(part)
+        labelled = {task: [id for id in its if id in chosen] for task, its in annotated.items()}
+    elif kind == "exclusive":
+        labelled = splits.exclusive(annotated, _SEED + built.seed)
+    else:
+        raise UserError(f"splits.{split}: give one of share (fraction or number), exclusive, files")
+    for task, its in labelled.items():
+        if not its:
+            raise UserError(f"splits.{split}: no annotated image for {task}")
+    return Lists(labelled, ids)
+
+
+__all__ = ["Built", "runs"]

@@ -1,0 +1,110 @@
+"""Teachers that answer in the step: from their directories and an arm's labels to what the objective takes."""
+
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from must.core.types import Model, Policy, PyTree, Source, UserError
+from must.data.pipeline import eval_batches
+from must.objectives import adaptors, distill
+from must.objectives.distill import Hint
+from must.recipes import labelling, setup, stages
+from must.recipes.arms import Arm
+from must.recipes.built import Built
+from must.recipes.training import Online
+
+_FEATURES = {"mimic", "pdf", "defeat", "adaptor"}
+
+
+def teachers_of(
+    built: Built, run: str, arm: Arm, directory: str, source: Source | Mapping[str, Source]
+) -> tuple[Online, dict[str, Policy]]:
+    """The frozen teachers of an arm with what it takes from them, and which of their labels are believed.
+
+    Args:
+      built: the seed's objects.
+      run: name of the arm.
+      arm: its data.
+      directory: of the teachers.
+      source: that the arm learns from; fixed standardisations are measured on it.
+    """
+    models, variables, believed = {}, {}, {}
+    for task in arm.tasks:
+        at = os.path.join(directory, f"{arm.split}-{task}")
+        models[task] = built.model((task,), "teacher")
+        variables[task], _ = stages.load_weights(at, models[task], built.size)
+        believed |= labelling.read_policies(at)
+    shown = next(iter(source.values())) if isinstance(source, Mapping) else source
+    return Online(models, variables, hints_of(built, run, arm, models, variables, shown), arm.control == "shuffled"), believed
+
+
+def hints_of(
+    built: Built,
+    run: str,
+    arm: Arm,
+    models: Mapping[str, Model],
+    variables: Mapping[str, PyTree] | None = None,
+    source: Source | None = None,
+) -> list[Hint]:
+    """What an arm takes from its teachers, one hint per task and kind of label.
+
+    Raises:
+      UserError: a hint that the two networks or the task cannot have.
+    """
+    student, found = distill.feature_widths(built.model(arm.tasks, run), built.size), []
+    for name in arm.tasks:
+        task, teacher = built.tasks[name], distill.feature_widths(models[name], built.size)
+        for kind in arm.labels:
+            options = {key: value for key, value in built.config["hints"].get(kind, {}).items()}
+            try:
+                if kind in _FEATURES - {"adaptor"}:
+                    widths = distill.shared_levels(student, teacher)
+                if kind == "hard":
+                    hint = distill.hard(name, task, name)
+                elif kind == "soft":
+                    hint = distill.soft(name, task, name, **options)
+                elif kind == "mimic":
+                    hint = distill.mimic(name, name, widths, **options)
+                elif kind == "pdf":
+                    hint = distill.pdf(name, task, name, widths, **options)
+                elif kind == "defeat":
+                    hint = distill.defeat(name, task, name, widths, **options)
+                else:
+                    if options.pop("standard", "running") == "phi_s" and variables is not None:
+                        options["standards"] = _standards(built, models[name], variables[name], source)
+                    hint = adaptors.adaptor(name, name, student, teacher, **options)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{run}: {kind} for {name}: {error}") from None
+            found.append(hint._replace(where=arm.where))
+    return found
+
+
+def check(built: Built, run: str, arm: Arm) -> None:
+    """Refuses hints that the networks or the tasks of an arm cannot have, from shapes alone."""
+    models = {name: built.model((name,), "teacher") for name in arm.tasks}
+    for name in arm.tasks:
+        task = built.tasks[name]
+        for kind, verb in (("pdf", "disagreement"), ("defeat", "foreground")):
+            if kind in arm.labels and getattr(type(task), verb) is getattr(setup.Task, verb):
+                raise UserError(f"{run}: {kind} does not work for {name}, which has no {verb}")
+    hints_of(built, run, arm, models)
+
+
+def _standards(built: Built, model: Model, variables: PyTree, source: Source, most: int = 128):
+    """PHI-S of every level, from what the teacher says of the first pictures."""
+    ask = jax.jit(lambda v, x: model.apply(v, x, train=False, key=None, with_features=True)[2].pyramid)
+    levels: dict[int, list[np.ndarray]] = {}
+    seen = 0
+    for batch in eval_batches(source, built.plain._replace(tasks={}), batch_size=32):
+        rows = batch.ids >= 0
+        for stride, level in ask(variables, batch.inputs["image"]).items():
+            levels.setdefault(stride, []).append(np.asarray(level)[rows].reshape(-1, level.shape[-1]))
+        seen += int(rows.sum())
+        if seen >= most:
+            break
+    return {stride: adaptors.phi_s(*adaptors.moments(np.concatenate(parts))) for stride, parts in levels.items()}
+
+
+__all__ = ["check", "hints_of", "teachers_of"]
