@@ -25,7 +25,7 @@ def write_page(
     Args:
       path: of the file, replaced as a whole.
       title: of the page.
-      results: as `must.evaluate.compare.along_budgets` makes it.
+      results: as `must.evaluate.budgets.along_budgets` makes it.
       weights: {arm: {"<task>|<what>": array}}; what is "covariates", "weights", "held_out", or "accuracy", "correct".
       shown: which run the weights are of.
       corrected: arms that weigh or correct their labels; the others are baselines.
