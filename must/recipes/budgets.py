@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from must.evaluate import compare as columns_of
+from must.evaluate.budgets import along_budgets, budget_table
 from must.recipes import must
 from must.report.budgets import write_page
 
@@ -24,11 +24,11 @@ def compare(config: Config, *, directory: str, report) -> dict:
     """Lays the results of every budget side by side: results.json, results.txt."""
     workdir = os.path.dirname(directory)
     parts = {budget: _read(os.path.join(workdir, _at(budget), "results.json")) for budget in config["budgets"]}
-    results = columns_of.along_budgets(config["recipe"], parts, reference=REFERENCE)
+    results = along_budgets(config["recipe"], parts, reference=REFERENCE)
     with open(os.path.join(workdir, "results.json"), "w") as file:
         json.dump(results, file, indent=1)
     with open(os.path.join(workdir, "results.txt"), "w") as file:
-        file.write(columns_of.budget_table(results))
+        file.write(budget_table(results))
     return {}
 
 

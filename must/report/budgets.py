@@ -25,7 +25,7 @@ def write_page(
     Args:
       path: of the file, replaced as a whole.
       title: of the page.
-      results: as `must.evaluate.compare.along_budgets` makes it.
+      results: as `must.evaluate.budgets.along_budgets` makes it.
       weights: {arm: {"<task>|<what>": array}}; what is "covariates", "weights", "held_out", or "accuracy", "correct".
       shown: which run the weights are of.
       corrected: arms that weigh or correct their labels; the others are baselines.
@@ -89,7 +89,7 @@ def _curves(results: Mapping[str, Any], task: str, entry: Mapping[str, Any], cor
 def _gains(results: Mapping[str, Any], task: str, entry: Mapping[str, Any]) -> str:
     budgets = [str(b) for b in results["budgets"]]
     rows = [
-        (column, [charts.Dot(i, by[b]["mean"], by[b]["ci95"], _with_p(by[b])) for i, b in enumerate(budgets)])
+        (column, [charts.Dot(i, by[b]["mean"], by[b]["ci95"], _figures(by[b])) for i, b in enumerate(budgets)])
         for column, by in entry["gains"].items()
         if column != "oracle_labels"
     ]
@@ -98,9 +98,8 @@ def _gains(results: Mapping[str, Any], task: str, entry: Mapping[str, Any]) -> s
     return f'<h2>Gain over {escape(results["reference"])}</h2>{legend}<div class="scroll">{charts.dots(rows, axis=axis)}</div>'
 
 
-def _with_p(gain: Mapping[str, Any]) -> str:
-    p = "" if gain.get("p") is None else f"  p {gain['p']:.3f}" if gain["p"] >= 0.001 else "  p < .001"
-    return tables.figures(gain, 2, signed=True) + p
+def _figures(gain: Mapping[str, Any]) -> str:
+    return tables.figures(gain, 2, signed=True) + tables.p_text(gain)
 
 
 def _scores(results: Mapping[str, Any], task: str, entry: Mapping[str, Any]) -> str:

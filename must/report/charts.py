@@ -259,6 +259,18 @@ def share_legend(names: Sequence[str]) -> str:
     return f'<p class="legend">{"".join(keys)}</p>'
 
 
+def diverging(value: float, *, strength: float = 1.0, neutral: str = "unsure") -> str:
+    """A colour as CSS: from that of what is bad at -1 over the neutral one at 0 to that of what is good at 1.
+
+    Args:
+      value: what lies outside of [-1, 1] has the colour of its end.
+      strength: share of the pure colour at the ends; less leaves words on it legible.
+      neutral: name of a colour in `STYLE`.
+    """
+    share = 100 * strength * min(1.0, abs(value))
+    return f"color-mix(in srgb, var(--{'good' if value > 0 else 'bad'}) {share:.0f}%, var(--{neutral}))"
+
+
 def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
     """Words at a place; kinds are "soft", "num" and "strong"."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'

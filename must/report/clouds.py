@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from must.report.charts import scale, svg, text, tick_text, ticks
+from must.report.charts import diverging, scale, svg, text, tick_text, ticks
 
 _RANGE = 2.0  # log2 of the weights at the ends of the colours
 
@@ -21,7 +21,7 @@ def histogram(weights: np.ndarray, *, title: str, width: int = 420, height: int 
     parts = [text(0, 14, title, "strong"), text(0, 30, words, "soft")]
     for count, start, stop in zip(counts, edges[:-1], edges[1:], strict=True):
         box = f'x="{px(start) + 0.5:.1f}" y="{py(count):.1f}" width="{px(stop) - px(start) - 1:.1f}" height="{bottom - py(count):.1f}"'
-        parts += [f'<rect {box} style="fill:{_colour((start + stop) / 2)}"/>'] if count else []
+        parts += [f'<rect {box} style="fill:{diverging((start + stop) / 2 / _RANGE)}"/>'] if count else []
     for power in range(-3, 4):
         label = ("≤ " if power == -3 else "≥ " if power == 3 else "") + (f"1/{2**-power}" if power < 0 else str(2**power))
         parts += [text(px(power), bottom + 16, label, "soft num", "start" if power == -3 else "end" if power == 3 else "middle")]
@@ -53,7 +53,7 @@ def cloud(points: np.ndarray, weights: np.ndarray, held_out: np.ndarray, *, titl
         box = f'x="{px(grid[0][i]):.1f}" y="{py(grid[1][j + 1]):.1f}" width="{step[0]:.1f}" height="{step[1]:.1f}"'
         hint = f"<title>{count[i, j]:.0f} examples, weight {2 ** (total[i, j] / count[i, j]):.2f}</title>"
         opacity = min(1.0, 0.25 + 0.75 * solid[i, j])
-        parts += [f'<rect {box} style="fill:{_colour(total[i, j] / count[i, j])};opacity:{opacity:.2f}">{hint}</rect>']
+        parts += [f'<rect {box} style="fill:{diverging((total[i, j] / count[i, j]) / _RANGE)};opacity:{opacity:.2f}">{hint}</rect>']
     shown = held_out[np.linspace(0, len(held_out) - 1, min(500, len(held_out))).astype(int)]
     parts += [
         f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.2" fill="none" stroke="var(--ink)" stroke-width="0.7" opacity="0.6"/>'
@@ -70,7 +70,7 @@ def weight_legend() -> str:
     """The colours of `cloud` and `histogram`, as HTML."""
     keys = (
         f'<span class="key"><svg width="14" height="14" aria-hidden="true"><rect y="2" width="12" height="12" '
-        f'style="fill:{_colour(power)}"/></svg> {words}</span>'
+        f'style="fill:{diverging(power / _RANGE)}"/></svg> {words}</span>'
         for power, words in ((-2, "1/4 or less"), (-1, "1/2"), (0, "1"), (1, "2"), (2, "4 or more"))
     )
     return f'<p class="legend">weight {"".join(keys)}</p>'
@@ -95,10 +95,3 @@ def reliability(claimed: np.ndarray, correct: np.ndarray, *, title: str, side: i
     parts += [text((left + right) / 2, side - 6, "estimated", "soft", "middle")]
     parts += [f'<g transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)">{text(0, 0, "true", "soft", "middle")}</g>']
     return svg(side, side, "".join(parts), title)
-
-
-def _colour(power: float) -> str:
-    """From orange (weight 1/4 and less) over grey (1) to blue (4 and more)."""
-    share = min(1.0, abs(power) / _RANGE)
-    end = "--good" if power > 0 else "--bad"
-    return f"color-mix(in srgb, var({end}) {100 * share:.0f}%, var(--unsure))"

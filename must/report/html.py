@@ -77,7 +77,7 @@ def write_report(
         _costs(results, columns),
         _learning(results, columns, curves or {}),
         _kept(kept or {}),
-        _pictures(grids or {}),
+        pictures_section(grids or {}),
         settings_section({**(settings or {}), "seeds": results["seeds"]}),
     ]
     save_page(path, title, body)
@@ -235,7 +235,8 @@ def _kept(kept: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
     return f'{head}<div class="pairs">{"".join(panels)}</div>'
 
 
-def _pictures(grids: Mapping[str, Mapping[str, Any]]) -> str:
+def pictures_section(grids: Mapping[str, Mapping[str, Any]]) -> str:
+    """One contact sheet per task, {task: {"columns": [names], "rows": [[uint8 [H, W, 3] per column]]}}; empty without any."""
     figures = []
     for task, grid in grids.items():
         rows = [[np.asarray(picture, np.uint8) for picture in row] for row in grid["rows"]]

@@ -14,6 +14,12 @@ def figures(summary: Mapping[str, Any], decimals: int, *, signed: bool = False) 
     return f"{text} ±{summary['ci95'][1] - summary['mean']:.{decimals}f}" if summary["ci95"] else text
 
 
+def p_text(summary: Mapping[str, Any]) -> str:
+    """The p of a test behind its figures, if there is one."""
+    p = summary.get("p")
+    return "" if p is None else f", p {p:.3f}" if p >= 0.001 else ", p < .001"
+
+
 def decimals(entry: Mapping[str, Any]) -> int:
     """Four significant digits of a task's largest score, between 1 and 4 decimals, the same in all columns."""
     largest = max((abs(s["mean"]) for s in entry["columns"].values() if s["mean"] is not None), default=1) or 1
@@ -42,10 +48,11 @@ def scores(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
     note = "Bold is the best of its row; ↑ higher, ↓ lower is better"
     note += "; ± is half of the 95 % interval." if many else "."
     made = table(["task", "metric", *columns], rows, left=2)
-    return f'{made}<p class="soft">{note}</p>{_per_seed(tasks, columns) if many else ""}'
+    return f'{made}<p class="soft">{note}</p>{per_seed(tasks, columns) if many else ""}'
 
 
-def _per_seed(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
+def per_seed(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """The scores of all runs by themselves, folded away."""
     rows = [
         [escape(task), escape(c), *("–" if v is None else f"{v:.{decimals(entry)}f}" for v in entry["scores"][c])]
         for task, entry in tasks.items()
