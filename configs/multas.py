@@ -86,6 +86,11 @@ def scenes() -> ConfigDict:
     }
     config.grid = grid()
     config.contrasts = CONTRASTS
+    config.pictures = (
+        "detection-quarter-seen-soft", "detection-quarter-unseen-soft",
+        "segmentation-quarter-seen-soft", "segmentation-quarter-unseen-soft",
+        "multi-exclusive-all-own-soft-missing",
+    )  # fmt: skip
     return config
 
 
@@ -124,17 +129,26 @@ def grid():
     )
 
 
+_ALONE = {task: f"{task}-exclusive-seen-own" for task in BOTH}
 CONTRASTS = (
-    {"axis": "images", "subject": "unseen", "reference": "seen"},
-    {"axis": "images", "subject": "unseen_cut", "reference": "seen"},
-    {"axis": "images", "subject": "all", "reference": "seen"},
+    *(
+        {"name": f"{part}: {images} against seen", "axis": "images", "subject": images, "reference": "seen",
+         "within": {"split": part, "labels": ["soft"], "control": ""}}
+        for part in ("eighth", "quarter", "half")
+        for images in ("unseen", "unseen_cut", "all")
+        if part != "half" or images == "unseen"
+    ),
     {"axis": "labels", "subject": ("hard",), "reference": ("soft",)},
     {"axis": "labels", "subject": ("soft", "mimic"), "reference": ("soft",)},
     {"axis": "labels", "subject": ("soft", "pdf"), "reference": ("soft",)},
     {"axis": "labels", "subject": ("soft", "defeat"), "reference": ("soft",)},
     {"axis": "labels", "subject": ("soft", "adaptor"), "reference": ("soft",)},
     {"axis": "control", "subject": "shuffled", "reference": ""},
-)
+    {"name": "both, exclusive, distilled, against one task each", "subject": "multi-exclusive-all-own-soft-missing", "reference": _ALONE},
+    {"name": "both, exclusive, not distilled, against one task each", "subject": "multi-exclusive-all-own", "reference": _ALONE},
+    {"name": "both, all truth, against one task each", "subject": "multi-exclusive-all-full", "reference": _ALONE},
+    {"name": "both, exclusive: distilled against not", "subject": "multi-exclusive-all-own-soft-missing", "reference": "multi-exclusive-all-own"},
+)  # fmt: skip
 
 
 def sanity() -> ConfigDict:
@@ -155,4 +169,5 @@ def sanity() -> ConfigDict:
         {"tasks": (DETECTION,), "split": ("quarter",), "images": ("seen", "unseen"), "labels": every},
         {"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("own",), "labels": (("soft",),), "where": ("missing",)},
     )
+    config.contrasts = ({"axis": "images", "subject": "unseen", "reference": "seen"},)
     return config

@@ -44,8 +44,8 @@ def compare(config: Config, *, directory: str, report) -> dict:
         metrics,
         by_split[first],
         costs=_costs(recipe, config, built, workdir),
-        seconds=_seconds(recipe, config, workdir),
-        images_per_second=_rates(recipe, config, workdir),
+        seconds=seconds_by_stage(recipe, config, workdir),
+        images_per_second=rates_by_stage(recipe, config, workdir),
     )
     for split in shifted:
         results.setdefault("other_splits", {})[split] = columns_of.results(
@@ -80,9 +80,9 @@ def report(config: Config, *, directory: str, report) -> dict:
         title=config["title"],
         results=results,
         curves={where: _curve(os.path.join(workdir, where)) for where in dict.fromkeys(_flat(columns))},
-        grids={task: _grid(built, workdir, task, shown) for task in built.names},
+        grids={task: picture_grid(built, workdir, task, shown) for task in built.names},
         kept=recipe.kept_labels(built, os.path.join(workdir, recipe.prefix(config, seed))),
-        settings=_settings(workdir),
+        settings=settings_of(workdir),
     )
     return {}
 
@@ -191,7 +191,7 @@ def _finished(recipe, config: Config, workdir: str):
             yield job, jobs.facts(workdir, job.name)
 
 
-def _seconds(recipe, config: Config, workdir: str) -> dict[str, float]:
+def seconds_by_stage(recipe, config: Config, workdir: str) -> dict[str, float]:
     """Work per stage, seconds; jobs that ran side by side add up."""
     total: dict[str, float] = {}
     for job, facts in _finished(recipe, config, workdir):
@@ -199,7 +199,7 @@ def _seconds(recipe, config: Config, workdir: str) -> dict[str, float]:
     return total
 
 
-def _rates(recipe, config: Config, workdir: str) -> dict[str, float]:
+def rates_by_stage(recipe, config: Config, workdir: str) -> dict[str, float]:
     """Training throughput per stage, mean over its runs."""
     rates: dict[str, list[float]] = {}
     for job, facts in _finished(recipe, config, workdir):
@@ -222,7 +222,7 @@ def _curve(directory: str) -> dict[str, list]:
     return series
 
 
-def _grid(built, workdir: str, task_name: str, shown: Mapping[str, Mapping[str, str]], examples: int = 6):
+def picture_grid(built, workdir: str, task_name: str, shown: Mapping[str, Mapping[str, str]], examples: int = 6):
     """Rows of pictures: input, truth, one per shown column; on the first test images."""
     task = built.tasks[task_name]
     encoder = built.plain._replace(tasks={task_name: task})
@@ -243,7 +243,7 @@ def first_split(built) -> str:
     return built.config["measured_on"][0]
 
 
-def _settings(workdir: str) -> dict:
+def settings_of(workdir: str) -> dict:
     found = {}
     for name in ("manifest", "config"):
         with open(os.path.join(workdir, f"{name}.json")) as file:
