@@ -61,6 +61,7 @@ class Hint(NamedTuple):
       scale: factor of its terms beside the task's; terms of the task's own keep theirs.
       where: "all" rows, those where the task's ground truth is "missing", or the "annotated" ones.
       droppable: takes part in teacher dropping.
+      skip: group of a step in which it has nothing to do, so that its teacher is not asked there.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Hint(NamedTuple):
     scale: float = 1.0
     where: str = ALL
     droppable: bool = False
+    skip: str = ""
 
 
 def hard(name: str, task: Task, teacher: str) -> Hint:

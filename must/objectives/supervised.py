@@ -68,21 +68,22 @@ def supervised(
         groups = {"": batch} if isinstance(batch, Batch) else dict(sorted(batch.items()))
         ratios: dict[str, Ratio] = {}
         hint_states = aux_state["hints"]
-        for number, part in enumerate(groups.values()):
+        for number, (group, part) in enumerate(groups.items()):
+            acting = [hint for hint in hints if not group or hint.skip != group]
             own_key = jax.random.fold_in(key, number) if len(groups) > 1 else key
             variables = {"params": params["model"], **model_state}
-            options = {"with_features": True} if hints else {}
+            options = {"with_features": True} if acting else {}
             outputs, model_state, *features = model.apply(
                 variables, part.inputs[view], train=True, key=own_key, axis_name=axis_name, **options
             )
             found = [_labelled(outputs, part, tasks, aux_state["policies"], corrections, normalize)]
-            if hints:
+            if acting:
                 answers = {
-                    name: _answer(teacher, frozen[name], part.inputs[teacher_view or view], shuffled)
-                    for name, teacher in teachers.items()
+                    name: _answer(teachers[name], frozen[name], part.inputs[teacher_view or view], shuffled)
+                    for name in dict.fromkeys(hint.teacher for hint in acting)
                 }
                 more, hint_states = _hinted(
-                    hints, params.get("objective", {}), hint_states, Answer(outputs, *features), answers, part,
+                    acting, params.get("objective", {}), hint_states, Answer(outputs, *features), answers, part,
                     aux_state["policies"], (own_key, teacher_dropping), normalize, axis_name,
                 )  # fmt: skip
                 found.append(more)
@@ -123,7 +124,7 @@ def _answer(teacher: Model, variables: PyTree, images: Array, shuffled: bool) ->
 def _hinted(hints, params, states, student, answers, batch: Batch, policies, dropping, normalize, axis_name):
     """(name, Ratio) of what the teachers give, and the hints' next states."""
     key, rate = dropping
-    found, after = {}, {}
+    found, after = {}, dict(states)
     for hint in hints:
         rows = _rows(batch, hint)
         context = Context(rows != 0, policies[hint.task], axis_name)
@@ -154,6 +155,8 @@ def _rows(batch: Batch, hint: Hint) -> Array:
 def _dropped(hints, found, key, rate: float, axis_name):
     """The same with the rows that drop a teacher left out of its droppable hints."""
     losses: dict[str, Array] = {}
+    if not any(hint.droppable for hint in hints):
+        return found
     for hint in hints:
         if hint.droppable:
             terms, rows = found[hint.name]

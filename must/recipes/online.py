@@ -77,7 +77,9 @@ def hints_of(
                     hint = adaptors.adaptor(name, name, student, teacher, **options)
             except (TypeError, ValueError) as error:
                 raise UserError(f"{run}: {kind} for {name}: {error}") from None
-            found.append(hint._replace(where=arm.where))
+            # With a batch per task every row of a task's own batch has its truth: nothing is missing there.
+            alone = arm.where == distill.MISSING and built.settings(run)["batches"] == "per_task"
+            found.append(hint._replace(where=arm.where, skip=name if alone else ""))
     return found
 
 
