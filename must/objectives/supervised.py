@@ -62,7 +62,13 @@ def supervised(
         # Thresholds are data: one compiled step serves every choice of them.
         return {}, {"policies": {name: _per_class(policies[name], task) for name, task in tasks.items()}}
 
-    return Objective(init=init, names=names, terms=terms, scales=by_term)
+    return Objective(init=init, names=names, terms=terms, scales=by_term, shared=without_heads)
+
+
+def without_heads(params: PyTree) -> PyTree:
+    """The model's parameters that all tasks share: without the heads of `must.models.multi_head`, else all of them."""
+    model = params["model"]
+    return {name: model[name] for name in model if not name.startswith("heads_")} if isinstance(model, dict) else model
 
 
 def loss_step(
