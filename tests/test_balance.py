@@ -363,9 +363,8 @@ def test_trains_a_small_network(kind):
         state, logs = step(state, _BATCH, None)
         history.append(sum(SCALES[name] * float(logs[f"loss/{name}"]) for name in NAMES))
     assert history[-1] < 0.35 * history[0]
-    assert float(logs["loss"]) == pytest.approx(
-        sum(logs[f"weight/{name[0]}"] * SCALES[name] * logs[f"loss/{name}"] for name in NAMES), rel=1e-4
-    )
+    weighted = sum(float(logs[f"weight/{name[0]}"]) * SCALES[name] * float(logs[f"loss/{name}"]) for name in NAMES)
+    assert float(logs["loss"]) == pytest.approx(weighted, rel=1e-4)
     assert {name for name in logs if name.startswith("weight/")} == {"weight/a", "weight/b"}
     assert ("cosine/b:a" in logs) == METHODS[kind]().gram
 
