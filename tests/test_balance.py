@@ -112,6 +112,13 @@ def test_gradnorm_by_hand():
     # b fell to a fifth, so its rate is 1/3 and a's 5/3 of their mean: b's weight is drawn down, a's up
     assert state["a"]["weight"] > weights["a"] and state["b"]["weight"] < weights["b"]
 
+    # One that is absent keeps its share: what the others have together stays 2.5 of 3.
+    before = {"a": 2.0, "b": 0.5, "c": 0.5}
+    stored = {task: {"weight": np.float32(w), "first": np.float32(1), "seen": True} for task, w in before.items()}
+    weights, state = _weigh("gradnorm", dict.fromkeys("abc", 1.0), stored, np.diag([1.0, 4.0, 0.0]), absent="c")
+    _close(weights, {"a": 1.6, "b": 0.4, "c": 0})
+    assert float(state["a"]["weight"] + state["b"]["weight"]) == pytest.approx(2.5, rel=1e-5)
+
 
 def test_aggregators_by_hand():
     conflict = [[1, -1], [-1, 2]]  # (1, 0) and (-1, 1): the first gains half the second, the second the whole first
