@@ -51,6 +51,7 @@ _HOMES = {
     "must.evaluate.compare": ("delta_m", "paired_t_interval"),
 }  # fmt: skip
 _MODULES = {
+    "aggregate": "must.objectives.aggregate",
     "balance": "must.objectives.balance",
     "boxes": "must.core.boxes",
     "geometry": "must.data.geometry",

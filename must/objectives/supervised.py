@@ -98,7 +98,10 @@ def supervised(
         believed = {name: _per_class(policies[name], task) for name, task in tasks.items()}
         return params, {"policies": believed, "hints": {name: state for name, (_, state) in made.items()}}
 
-    return Objective(init=init, names=tuple(by_term), terms=terms, scales=by_term)
+    def without_heads(params):
+        return {name: part for name, part in params["model"].items() if not name.startswith("heads_")}
+
+    return Objective(init=init, names=tuple(by_term), terms=terms, scales=by_term, shared=without_heads)
 
 
 def _labelled(outputs, batch: Batch, tasks, policies, corrections, normalize: str) -> Iterator[tuple[str, Ratio]]:

@@ -1,6 +1,7 @@
 """Configuration sections -> objects, each with `Thing(**section)`; the recipes read no key that is not turned into one here."""
 
 import functools
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from must.data.combine import Cached
 from must.data.pipeline import Encoder
 from must.data.sources import source
 from must.models import fpn, multi_head, resnet
+from must.objectives import aggregate
 from must.objectives import balance as balances
 from must.pseudo_label import policy
 from must.tasks import base
@@ -92,14 +94,31 @@ def build_encoder(image: Mapping[str, Any], tasks: Mapping[str, Task], training:
     return Encoder(tasks, size, functools.partial(geometry.draw, keep_aspect=keep_aspect, **drawn), {"image": view})
 
 
+BALANCES = {
+    "fixed": balances.fixed,
+    "uncertainty": balances.uncertainty,
+    "dwa": balances.dwa,
+    "rlw": balances.rlw,
+    "famo": balances.famo,
+    "gradnorm": balances.gradnorm,
+    "pcgrad": aggregate.pcgrad,
+    "cagrad": aggregate.cagrad,
+    "nash_mtl": aggregate.nash_mtl,
+    "upgrad": aggregate.upgrad,
+}
+
+
 def build_balance(section: Mapping[str, Any]) -> Balance:
-    """Weights of the terms: {"kind": "fixed"} or {"kind": "uncertainty", "learning_rate": ...}."""
+    """Weights of the tasks from {"kind": one of BALANCES, its arguments}."""
     section = dict(section)
-    kinds = {"fixed": balances.fixed, "uncertainty": balances.uncertainty}
     kind = section.pop("kind")
-    if kind not in kinds:
-        raise UserError(f"balance.kind {kind!r}: not one of {sorted(kinds)}")
-    return kinds[kind](**section)
+    if kind not in BALANCES:
+        raise UserError(f"balance.kind {kind!r}: not one of {', '.join(BALANCES)}")
+    unknown = sorted(set(section) - set(inspect.signature(BALANCES[kind]).parameters))
+    if unknown:
+        known = ", ".join(inspect.signature(BALANCES[kind]).parameters) or "no arguments"
+        raise UserError(f"balance.{unknown[0]}: {kind} takes {known}")
+    return BALANCES[kind](**section)
 
 
 def build_policy(section: Mapping[str, Any]) -> Policy:

@@ -102,7 +102,7 @@ def train(
       model: to train.
       tasks: it answers.
       objective: what it minimises.
-      balance: weights of the terms.
+      balance: weights of the tasks.
       source: of training examples; or {group: source}, then every step takes a batch of each.
       encoder: of training rows.
       schedule: steps, batches, optimiser, selection.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from must.core.types import Array, Balance, Objective, PyTree, TrainState
+from must.train.gradients import tasks_of
 
 
 def create(
@@ -16,7 +17,7 @@ def create(
       key: PRNG key; the run's randomness and the objective's own parameters come from it.
       variables: of the model, from `Model.init` or a checkpoint: {"params": ..., other collections}.
       objective: its parameters stand beside the model's under "objective" when it has any.
-      balance: weighter of the terms.
+      balance: weights of the tasks.
       tx: optimiser.
     """
     init_key, run_key = jax.random.split(key)
@@ -24,7 +25,7 @@ def create(
     variables = jax.tree.map(jnp.copy, variables)  # a step may be given this state's memory; the caller's stays
     params = {"model": variables["params"]} | ({"objective": extra} if extra else {})
     model_state = {name: value for name, value in variables.items() if name != "params"}
-    aux_state = {"objective": objective_state, "balance": balance.init(objective.names)}
+    aux_state = {"objective": objective_state, "balance": balance.init(tasks_of(objective.names))}
     ema_params = jax.tree.map(jnp.copy, params)  # a donated buffer may not be given twice
     return TrainState(jnp.int32(0), params, model_state, tx.init(params), aux_state, ema_params, run_key)
 

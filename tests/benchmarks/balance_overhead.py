@@ -1,0 +1,114 @@
+"""What every balance costs: a training step of the quickstart's student, five tasks, over the same step with the plain sum.
+
+    python tests/benchmarks/balance_overhead.py --batch 16 32 --rounds 9
+
+Whole steps, optimiser included, on random labels. A step of the plain sum stands next to every step of another method,
+so that other load falls on both alike; ratios are medians over the rounds.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from must.core.devices import set_xla_flags
+from must.core.types import Batch, Policy
+from must.objectives.supervised import supervised
+from must.recipes import setup
+from must.train import state as states
+from must.train.optimizer import optimizer
+from must.train.step import train_step
+
+CLASSES = {"classification": 12, "detection": 4, "segmentation": 7}
+GRADIENTS = ("gradnorm", "pcgrad", "cagrad", "nash_mtl", "upgrad")
+
+
+def _config() -> dict:
+    path = Path(__file__).parents[2] / "configs" / "quickstart.py"
+    spec = importlib.util.spec_from_file_location("quickstart", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return json.loads(module.get_config().to_json())
+
+
+def _label(field: str, shape, dtype, rng) -> np.ndarray:
+    """Noise that is a possible value of the field."""
+    if dtype == bool:
+        return np.full(shape, field != "crowd")
+    if field == "boxes":
+        corner = rng.uniform(0, 30, (*shape[:-1], 2))
+        return np.concatenate([corner, corner + rng.uniform(8, 30, corner.shape)], -1).astype(dtype)
+    top = {"float32": 1, "int32": 4, "uint8": 255 if field == "probs" else 7}[np.dtype(dtype).name]
+    return rng.uniform(0, top, shape).astype(dtype)
+
+
+def _batch(tasks, rows: int, size: tuple[int, int]) -> Batch:
+    """Noise in the network form of every task; half of the rows of each are labelled."""
+    rng = np.random.default_rng(0)
+    labels = {
+        name: {field: _label(field, (rows, *spec.shape), spec.dtype, rng) for field, spec in task.network_spec(size).items()}
+        for name, task in tasks.items()
+    }
+    weights = {name: (np.arange(rows) % 2 == i % 2).astype(np.float32) for i, name in enumerate(tasks)}
+    images = rng.integers(0, 256, (rows, *size, 3)).astype(np.uint8)
+    return Batch({"image": images}, labels, weights, np.arange(rows))
+
+
+def _arm(kind: str, model, variables, tasks, config):
+    """[state, compiled step] of one method."""
+    student = config["student"]
+    policies, scales = dict.fromkeys(tasks, Policy(0.0, 0.0)), {name: 1.0 for name in tasks} | student["scales"]
+    objective = supervised(model, tasks, scales=scales, policies=policies)
+    tx, balance = optimizer(steps=600, **student["optimizer"]), setup.build_balance({"kind": kind})
+    step = functools.partial(train_step, objective=objective, balance=balance, tx=tx, ema_decay=student["ema_decay"])
+    return [states.create(jax.random.key(0), variables, objective, balance, tx), jax.jit(step, donate_argnums=0)]
+
+
+def _timed(arm, batch) -> float:
+    begin = time.perf_counter()
+    arm[0], logs = arm[1](arm[0], batch, None)
+    jax.block_until_ready((arm[0], logs))
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=(16, 32))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--kinds", nargs="+", default=[kind for kind in setup.BALANCES if kind != "fixed"])
+    options = parser.parse_args()
+    set_xla_flags()
+
+    config = _config()
+    size = tuple(config["image"]["size"])
+    named = {name: {name: tuple(map(str, range(count)))} for name, count in CLASSES.items()}
+    sources = {name: argparse.Namespace(classes=named.get(name, {})) for name in config["tasks"]}
+    tasks = setup.build_tasks(config["tasks"], sources)
+    model = setup.build_model(config["model"], tasks)
+    variables = model.init(jax.random.key(0), np.zeros((1, *size, 3), np.uint8))
+    print(f"{'balance':14}{'batch':>6}{'plain, ms':>11}{'ms':>9}{'ratio':>8}{'goal':>7}{'compile, s':>12}", flush=True)
+    for rows in options.batch:
+        batch = jax.device_put(_batch(tasks, rows, size))
+        plain = _arm("fixed", model, variables, tasks, config)
+        _timed(plain, batch)
+        for kind in options.kinds:
+            arm = _arm(kind, model, variables, tasks, config)
+            start = _timed(arm, batch)
+            pairs = [(_timed(plain, batch), _timed(arm, batch)) for _ in range(options.rounds)]
+            ratio = statistics.median(b / a for a, b in pairs)
+            first, second = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
+            goal = 1 + 0.5 * len(tasks) if kind in GRADIENTS else 1.1
+            print(f"{kind:14}{rows:6}{first:11.1f}{second:9.1f}{ratio:8.2f}{goal:7.1f}{start:12.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
