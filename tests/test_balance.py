@@ -96,10 +96,14 @@ def test_random_weights_are_a_softmax_of_normals():
 def test_famo_by_hand():
     weights, state = _weigh("famo", {"a": 1.0, "b": 3.0})
     _close(weights, {"a": 1.5, "b": 0.5})  # z equal, so proportional to 1 / L
-    weights, _ = _weigh("famo", {"a": 0.5, "b": 3.0}, state)  # delta = (log 2, 0), J' delta = (1, -1) log 2 / 4
+    weights, state = _weigh("famo", {"a": 0.5, "b": 3.0}, state)  # delta = (log 2, 0), J' delta = (1, -1) log 2 / 4
     moved = 0.5 * math.log(2) / 4
     a, b = math.exp(-moved) / 0.5, math.exp(moved) / 3
     _close(weights, {"a": 2 * a / (a + b), "b": 2 * b / (a + b)})
+    _, after = _weigh("famo", {"a": 0.5, "b": 1.5}, state)  # delta = (0, log 2), z no longer equal
+    z = 1 / (1 + math.exp(2 * moved))
+    expected = -moved - 0.5 * (-z * (1 - z) * math.log(2) - 1e-3 * moved)
+    assert float(after["a"]["logit"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradnorm_by_hand():
@@ -309,7 +313,11 @@ def _alone(task, params, batch):
 
 def _only(task, shared_only):
     """Weight 1 for one task, 0 for the others, on the path of the Gram matrix."""
-    update = lambda losses, present, gram, state: ({t: jnp.float32(t == task) for t in losses}, gram)  # noqa: E731
+
+    def update(losses, present, gram, state):
+        assert tuple(losses) == ("b", "a")  # what the rows of the matrix are
+        return {t: jnp.float32(t == task) for t in losses}, gram
+
     return Balance(lambda tasks: None, update, gram=True, shared_only=shared_only)
 
 
