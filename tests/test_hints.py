@@ -478,7 +478,9 @@ def test_no_object_teaches_the_score_and_nothing_else():  # M7
     empty = batch()
     empty.labels["detection"]["valid"] = np.zeros((ROWS, 4), bool)
     empty.labels["segmentation"]["ids"][:] = 255
-    _, logs = step(fresh(), empty)
+    after, logs = step(fresh(), empty)
+    bias = lambda state: float(state.params["model"]["heads_detection"]["head"]["quality_bias8"])  # noqa: E731
+    assert bias(after) < bias(fresh())  # nothing is there, and that was learned
     assert float(logs["loss/detection/box"]) == 0 and float(logs["loss/detection/class"]) == 0
     assert 0 < float(logs["loss/detection/score"]) < 100
     assert float(logs["loss/segmentation/segmentation"]) == 0 and np.isfinite(float(logs["gradient_norm"]))

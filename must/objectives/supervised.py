@@ -98,10 +98,15 @@ def supervised(
         believed = {name: _per_class(policies[name], task) for name, task in tasks.items()}
         return params, {"policies": believed, "hints": {name: state for name, (_, state) in made.items()}}
 
-    def without_heads(params):
-        return {name: part for name, part in params["model"].items() if not name.startswith("heads_")}
-
     return Objective(init=init, names=tuple(by_term), terms=terms, scales=by_term, shared=without_heads)
+
+
+def without_heads(params: PyTree) -> PyTree:
+    """The model's parameters that all tasks share: without the heads of `must.models.multi_head`, else all of them."""
+    model = params["model"]
+    if not isinstance(model, Mapping):
+        return model
+    return {name: part for name, part in model.items() if not name.startswith("heads_")}
 
 
 def _labelled(outputs, batch: Batch, tasks, policies, corrections, normalize: str) -> Iterator[tuple[str, Ratio]]:
@@ -231,4 +236,5 @@ def _reduce(term: PerExample, weights, normalize: str) -> Ratio:
     if normalize == "items":
         return weighted_sum(term, weights)
     mean = PerExample(term.value / jnp.maximum(term.norm, 1.0), jnp.ones_like(term.norm))
-    return Ratio(weighted_sum(mean, weights).num, jnp.float32(weights.shape[0]))
+    # Nothing counted is nothing there: the task is then absent, not a task without loss.
+    return Ratio(weighted_sum(mean, weights).num, jnp.where((weights != 0).any(), jnp.float32(weights.shape[0]), 0.0))
