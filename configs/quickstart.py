@@ -5,11 +5,13 @@
     python -m must.main --config=configs/quickstart.py:evidence --workdir=runs/evidence
     python -m must.main --config=configs/quickstart.py:pool --workdir=runs/pool
     python -m must.main --config=configs/quickstart.py:weighted --workdir=runs/quickstart-weighted
+    python -m must.main --config=configs/quickstart.py:balancing --workdir=runs/balancing
 """
 
 from ml_collections import ConfigDict
 
 TASKS = ("classification", "detection", "segmentation", "depth", "normals")
+BALANCES = ("uncertainty", "dwa", "rlw", "famo", "gradnorm", "pcgrad", "cagrad", "nash_mtl", "upgrad")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -19,6 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     sanity    every stage with a few steps, a minute and a half
     evidence  five seeds, every column, a second table for a shifted domain; an hour
     weighted  two seeds, the student with and without weights of its pseudo labels; seven minutes
+    balancing three seeds, every way to balance tasks, with all labels and with one task's label per image; half an hour
     pool      what a student of the pool alone gains from one 4 and 16 times as large, at equal steps; half an hour
     """
     config = ConfigDict()
@@ -105,6 +108,21 @@ def get_config(variant: str = "") -> ConfigDict:
         config.seeds = (20, 21)
         config.arms = {"weighted": {"weights": {"kind": "ratio_of_means", "every": 100, "neighbours": 64}}}
         config.baselines = ()
+    elif variant == "balancing":
+        config.seeds = (30, 31, 32)
+        config.baselines = ()
+        for section in (config.teacher, config.student):
+            section.steps, section.evaluate_every = 300, 0
+        config.teacher.select = "last"
+        # Beside the plain sum with the scales above: the plain sum without any, which is where the methods start.
+        config.student.scales = {}
+        methods = {"scaled": {"scales": scales}, **{kind: {"balance": {"kind": kind}} for kind in BALANCES}}
+        methods["dwa"]["balance"]["window"] = 50
+        config.arms = {
+            **methods,
+            "partial": {"pseudo_labels": False},
+            **{f"partial_{name}": {**changes, "pseudo_labels": False} for name, changes in methods.items()},
+        }
     elif variant in ("evidence", "pool"):
         config.seeds = (10, 11, 12, 13, 14)  # no setting was chosen on these
         config.pool.pool.count = 4096
@@ -120,5 +138,5 @@ def get_config(variant: str = "") -> ConfigDict:
             config.student.update(steps=1200, evaluate_every=0, repeat_labelled=0, pool_images=1024)
             config.arms = {f"pool_{count}": {"pool_images": count} for count in (64, 256)}
     elif variant:
-        raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool, weighted")
+        raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool, weighted, balancing")
     return config

@@ -83,7 +83,7 @@ class _Paired(FileSource):
 
 
 class MaskPng(_Paired):
-    """Segmentation: 8-bit PNG masks, grey or palette, one class id per pixel.
+    """Segmentation: 8-bit PNG masks, grey or palette, one class id per pixel; or, with mask_suffix ".mat", SBD's.
 
     Args (the others are those of every paired set):
       masks: folder of the masks below root.
@@ -214,8 +214,20 @@ class NormalsPng(_Paired):
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """8-bit PNG, grey or palette -> stored ids, uint8 [H, W]."""
+    """8-bit PNG, grey or palette, or one of SBD's .mat files -> stored ids, uint8 [H, W]."""
+    if file.suffix == ".mat":
+        return _read_sbd(file)
     picture = open_picture(read_bytes(file), str(file))
     if picture.mode not in ("L", "P", "1"):
         raise UserError(f"{file}: masks need one 8-bit channel (grey or palette), this one has mode {picture.mode}")
     return np.asarray(picture).astype(np.uint8)
+
+
+def _read_sbd(file: Path) -> np.ndarray:
+    """The map of classes of the Semantic Boundaries Dataset (Hariharan et al. 2011): GTcls.Segmentation."""
+    from scipy.io import loadmat  # comes with JAX
+
+    try:
+        return np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0]).astype(np.uint8)
+    except Exception as error:  # scipy raises whatever a damaged file leads to
+        raise UserError(f"{file}: not a mask of SBD: {type(error).__name__} {error}") from None

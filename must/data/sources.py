@@ -26,6 +26,7 @@ KINDS = {
     "cached": "must.data.combine:Cached",
     "listed": "must.data.splits:Listed",
     "annotated": "must.data.splits:Annotated",
+    "without": "must.data.splits:Without",
     "remapped": "must.data.classes:Remapped",
 }
 

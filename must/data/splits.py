@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from must.core.types import Example, Label, Source, UserError
-from must.data.combine import Routed, hash_of
+from must.data.combine import Routed, as_list, hash_of
 from must.data.files import first_repeated
 
 
@@ -130,6 +130,25 @@ class Listed(Routed):
         self._source, self._indices = source, [place[id] for id in self.ids]
         self.name, self.classes = source.name, source.classes
         self.fingerprint = hash_of("listed", source.fingerprint, *self.ids)
+
+    def _route(self, index: int) -> tuple[Source, int]:
+        return self._source, self._indices[index]
+
+
+class Without(Routed):
+    """The examples of a source that are in none of other sources, told by the last part of their ids.
+
+    Args:
+      source: what to take from.
+      others: {name: source} or a sequence of sources, for instance the validation split of the same pictures.
+    """
+
+    def __init__(self, source: Source, others: Sequence[Source] | Mapping[str, Source]):
+        gone = {id.rpartition("/")[2] for other in as_list(others) for id in other.ids}
+        self._indices = [i for i, id in enumerate(source.ids) if id.rpartition("/")[2] not in gone]
+        self._source, self.name, self.classes = source, source.name, source.classes
+        self.ids = [source.ids[i] for i in self._indices]
+        self.fingerprint = hash_of("without", source.fingerprint, *self.ids)
 
     def _route(self, index: int) -> tuple[Source, int]:
         return self._source, self._indices[index]

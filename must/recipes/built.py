@@ -57,6 +57,7 @@ _OPTIONS: dict[str, Any] = {
     "weights": {},  # of pseudo labels, students only: the fields of `Weights`
     "slam": {},  # correction of the student's predictions, students only: the fields of `Slam`
     "oracle_labels": False,  # the truth of config.hidden in the place of pseudo labels, students only
+    "pseudo_labels": True,  # False: ground truth alone, so that every image lacks the other tasks' labels
     "repeat_labelled": 1,  # how often an annotated image is met for one of the pool
     "truth_weight": 1.0,  # what ground truth counts for a pseudo label's 1
     "pool_images": 0,  # of the pool that are met; 0: all

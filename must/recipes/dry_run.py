@@ -13,6 +13,7 @@ import numpy as np
 from must.core.types import Batch, Policy, UserError
 from must.data.classes import as_table
 from must.data.geometry import whole_image
+from must.data.pipeline import epoch_steps
 from must.objectives.supervised import supervised
 from must.recipes import setup
 from must.train import state as states
@@ -42,7 +43,8 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
         counts = {split: len(setup.build_source(spec)) for split, spec in section.items()}
         print(f"  {name:16} " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
     everything = built.everything()
-    print(f"  to label         {len(everything):,} images")
+    labels = "label" in recipe.STAGES
+    print(f"  {'to label' if labels else 'to learn from':16} {len(everything):,} images")
     for name, task in built.tasks.items():
         classes = getattr(task, "classes", None)
         print(f"  {name:16} " + (f"{len(classes)} classes: {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}" if classes else "no classes"))
@@ -58,18 +60,25 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
     budgets = f" for each of {len(whole['budgets'])} label budgets, here the largest" if "budgets" in whole else ""
     print(f"\nruns{budgets} (hours at {rate / 1e12:.2f} TFLOP/s, a plain matrix product here)")
     known: dict[str, tuple[int, int, float]] = {}
-    for section, names in recipe.runs(built):
+    runs = recipe.runs(built)
+    width = max(28, *(len(section) + 1 + len(names[0] if len(names) == 1 else "all tasks") for section, names in runs))
+    for section, names in runs:
         settings = built.settings(section)
         steps, size = settings["steps"], settings["batch_size"]
+        if settings["epochs"]:  # of the largest part of the images, here of all
+            steps = settings["epochs"] * epoch_steps({"all": len(everything)}, size)
         alike = repr((names, settings["model"], size, settings["optimizer"]))  # students differ in what they believe
         if alike not in known:
             known[alike] = _cost(built, names, section)
         parameters, memory, flops = known[alike]
         print(
-            f"  {section + ' ' + (names[0] if len(names) == 1 else 'all tasks'):28} {parameters / 1e6:7.2f} M parameters, "
+            f"  {section + ' ' + (names[0] if len(names) == 1 else 'all tasks'):{width}} {parameters / 1e6:7.2f} M parameters, "
             f"{steps:,} steps of {size:,}, {memory / 2**30:6.2f} GiB state, {steps * flops / rate / 3600:9.3f} h",
             flush=True,  # tracing the next step takes a while
         )
+    if not labels:
+        print("  teachers that answer in the step come on top: a forward pass each")
+        return
     sizes = {name: _label_bytes(built, name, packed=built.config["labelled"][name] not in declared) for name in built.names}
     total = sum(sizes.values())
     print("\nlabels: " + ", ".join(f"{name} {size / 1024:.1f} kB" for name, size in sizes.items()))

@@ -72,6 +72,8 @@ def _student_source(built: Built, settings: Mapping[str, Any], records: Source) 
         part = set(Subset(pool, count=settings["pool_images"]).ids)
         times |= {id: len(pool) // len(part) if id in part else 0 for id in pool.ids}
     weights = {name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names}
+    if not settings["pseudo_labels"]:
+        return Concat(labelled)
     truth = [*labelled, *built.hidden().values()] if settings["oracle_labels"] else labelled
     return Repeated(Weighted(Cached(Overlay(records, truth)), weights), times)
 
