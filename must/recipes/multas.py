@@ -21,7 +21,6 @@ from must.recipes.jobs import Job
 
 STAGES = ("teachers", "grid", "compare", "report")
 Config = Mapping[str, Any]
-_SEED = 0  # of the splits, beside the run's seed
 
 
 class Built(built.Built):
@@ -82,7 +81,7 @@ def check(config: Config) -> None:
         lists = _deal(built, split)
         for arm in built.arms.values():
             if arm.split == split:
-                lists.images(arm, _SEED)
+                lists.images(arm, built.seed)
 
 
 def single(config: Config) -> Config:
@@ -102,15 +101,13 @@ def runs(built: Built) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def make_splits(config: Config, seed: int, *, directory: str, report) -> dict:
-    """Writes the list files: <split>/<task>.txt, what the teacher of a task learns from, and <split>/rest.txt."""
+    """Writes the list files: <split>/<task>.txt, what the teacher of a task learns from, and <split>/all.txt."""
     built = Built(config, seed)
     counts = {}
     for split in built.config["splits"]:
         lists = _deal(built, split)
-        taken = {id for ids in lists.labelled.values() for id in ids}
-        files = {**lists.labelled, "rest": [id for id in lists.everything if id not in taken]}
-        for name, ids in files.items():
-            if devices.is_writer() and ids:
+        for name, ids in {**lists.labelled, "all": lists.everything}.items():
+            if devices.is_writer():
                 splits.write_list(os.path.join(directory, split, f"{name}.txt"), ids)
             counts[f"{split}/{name}"] = len(ids)
     return {"images": counts}
@@ -165,8 +162,8 @@ def arm_sources(built: Built, name: str, lists: Lists) -> Source | dict[str, Sou
 def read_lists(built: Built, directory: str, split: str) -> Lists:
     """The list files of a seed's directory."""
     where = os.path.join(directory, "splits", split)
-    labelled = {task: splits.read_list(os.path.join(where, f"{task}.txt")) for task in built.names}
-    return Lists(labelled, list(built.everything().ids))
+    read = lambda name: splits.read_list(os.path.join(where, f"{name}.txt"))  # noqa: E731
+    return Lists({task: read(task) for task in built.names}, read("all"))
 
 
 def _deal(built: Built, split: str) -> Lists:
@@ -176,29 +173,41 @@ def _deal(built: Built, split: str) -> Lists:
       UserError: an unknown way, ids that are not there, or tasks without images.
     """
     section, everything = dict(built.config["splits"][split]), built.everything()
-    ids = list(everything.ids)
-    kind, value = next(iter(section.items())) if len(section) == 1 else ("", None)
-    if kind == "files":
-        labelled = {task: splits.read_list(value[task]) for task in built.names}
-        Listed(everything, ids=list(dict.fromkeys(id for its in labelled.values() for id in its)))  # refuses unknown ids
-        return Lists(labelled, ids)
+    ids, files = list(everything.ids), section.pop("files", None)
+    if files:
+        return _read_user_lists(built, split, everything, dict(files), section.pop("exclusive", False))
+    if len(section) != 1 or not set(section) <= {"share", "exclusive"}:
+        raise UserError(f"splits.{split}: give one of share (fraction or number), exclusive, files")
     annotated = {task: [] for task in built.names}
     for i, id in enumerate(ids):
         for task in labels_of(everything, i):
             if task in annotated:
                 annotated[task].append(id)
-    if kind == "share":
-        part, _ = splits.part(ids, value, _SEED + built.seed)
-        chosen = set(part)
+    if "share" in section:
+        chosen = set(splits.part(ids, section["share"], built.seed)[0])
         labelled = {task: [id for id in its if id in chosen] for task, its in annotated.items()}
-    elif kind == "exclusive":
-        labelled = splits.exclusive(annotated, _SEED + built.seed)
     else:
-        raise UserError(f"splits.{split}: give one of share (fraction or number), exclusive, files")
+        labelled = splits.exclusive(annotated, built.seed)
     for task, its in labelled.items():
         if not its:
             raise UserError(f"splits.{split}: no annotated image for {task}")
     return Lists(labelled, ids)
+
+
+def _read_user_lists(built: Built, split: str, everything: Source, files: dict[str, str], exclusive: bool) -> Lists:
+    """Lists made elsewhere: a file per task, and "unseen" where that is not simply all the rest."""
+    for task in built.names:
+        if task not in files:
+            raise UserError(f"splits.{split}.files: no list for {task}")
+    lists = {name: splits.read_list(path) for name, path in files.items()}
+    labelled, seen = {task: lists[task] for task in built.names}, {id for task in built.names for id in lists[task]}
+    if exclusive:
+        splits.check_no_overlap({files[task]: ids for task, ids in labelled.items()})
+    unseen = lists.get("unseen", [id for id in everything.ids if id not in seen])
+    splits.check_no_overlap({"of the teachers": seen, files.get("unseen", "of the rest"): unseen})
+    Listed(everything, ids=[*seen, *unseen])  # refuses ids that are not there
+    wanted = seen.union(unseen)
+    return Lists(labelled, [id for id in everything.ids if id in wanted])
 
 
 __all__ = ["Built", "runs"]

@@ -53,9 +53,14 @@ def hints_of(
     Raises:
       UserError: a hint that the two networks or the task cannot have.
     """
-    student, found = distill.feature_widths(built.model(arm.tasks, run), built.size), []
+    try:
+        student = distill.feature_widths(built.model(arm.tasks, run), built.size)
+        teachers = {name: distill.feature_widths(models[name], built.size) for name in arm.tasks}
+    except ValueError as error:
+        raise UserError(f"{run}: {error}") from None
+    found = []
     for name in arm.tasks:
-        task, teacher = built.tasks[name], distill.feature_widths(models[name], built.size)
+        task, teacher = built.tasks[name], teachers[name]
         for kind in arm.labels:
             options = {key: value for key, value in built.config["hints"].get(kind, {}).items()}
             try:
