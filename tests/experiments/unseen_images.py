@@ -1,0 +1,87 @@
+"""Does a weak teacher help more on images that it has not seen? Small networks on synthetic data (SYSTEMS trap M11).
+
+    python tests/experiments/unseen_images.py
+
+Ten numbers, four classes by a small random network, a tenth of the labels wrong. The teacher, a wide network that learns
+its part of 1,024 examples by heart, answers for students that are too small to do so: on its own examples (seen), on the
+others (unseen), on as many others (cut), or on all.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+COUNT, TEST, CLASSES, INPUTS = 1024, 4096, 4, 10
+TEACHER, STUDENT = 128, 6  # widths
+
+
+def init(key, width, scale=1.0):
+    a, b = jax.random.split(key)
+    return {
+        "w": scale * jax.random.normal(a, (INPUTS, width)) / np.sqrt(INPUTS), "b": jnp.zeros(width),
+        "v": jax.random.normal(b, (width, CLASSES)) / np.sqrt(width), "c": jnp.zeros(CLASSES),
+    }  # fmt: skip
+
+
+def answer(params, x):
+    return jnp.tanh(x @ params["w"] + params["b"]) @ params["v"] + params["c"]
+
+
+def trained(key, x, target, rows, width, decay=0.0, scale=1.0, steps=400, rate=0.02):
+    """Adam on the cross-entropy of soft targets over the rows that are not 0."""
+    import optax
+
+    tx = optax.adamw(rate, weight_decay=decay)
+    params = init(key, width, scale)
+
+    def loss(params):
+        value = -(target * jax.nn.log_softmax(answer(params, x))).sum(-1)
+        return (rows * value).sum() / rows.sum()
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, tx.init(params)), None, length=steps)[0][0]
+
+
+@functools.partial(jax.jit, static_argnames="one_in")
+@functools.partial(jax.vmap, in_axes=(0, None))
+def run(key, one_in: int):
+    """{arm: accuracy} of one seed."""
+    keys = jax.random.split(key, 6)
+    truth = jax.tree.map(lambda leaf: 2.0 * leaf, init(keys[0], 4))
+    x = jax.random.normal(keys[1], (COUNT + TEST, INPUTS))
+    label = answer(truth, x).argmax(-1)
+    wrong = jax.random.bernoulli(keys[2], 0.1, (COUNT,))
+    noisy = jnp.where(wrong, jax.random.randint(keys[3], (COUNT,), 0, CLASSES), label[:COUNT])
+    x_train, hard = x[:COUNT], jax.nn.one_hot(noisy, CLASSES)
+    place = jnp.arange(COUNT)
+    seen = (place < COUNT // one_in).astype(jnp.float32)
+    teacher = trained(keys[4], x_train, hard, seen, TEACHER)
+    student = functools.partial(trained, keys[5], x_train, width=STUDENT, decay=0.3, scale=0.5, steps=300)
+    soft = jax.nn.softmax(answer(teacher, x_train))
+    cut = ((place >= COUNT // one_in) & (place < 2 * COUNT // one_in)).astype(jnp.float32)
+    rows = {"seen": seen, "unseen": 1.0 - seen, "cut": cut, "all": jnp.ones(COUNT)}
+    score = lambda params: (answer(params, x[COUNT:]).argmax(-1) == label[COUNT:]).mean()  # noqa: E731
+    found = {"teacher": score(teacher), "truth on seen": score(student(target=hard, rows=seen))}
+    found |= {name: score(student(target=soft, rows=where)) for name, where in rows.items()}
+    shuffled = jnp.roll(soft, 1, 0)
+    return found | {"shuffled": score(student(target=shuffled, rows=1.0 - seen))}
+
+
+def table(seeds: int = 16, parts: tuple[int, ...] = (2, 4, 8)) -> dict[int, dict[str, np.ndarray]]:
+    """{one in so many: {arm: accuracy [seeds]}}."""
+    keys = jax.random.split(jax.random.key(0), seeds)
+    return {n: {name: np.asarray(value) for name, value in run(keys, n).items()} for n in parts}
+
+
+if __name__ == "__main__":
+    found = table()
+    print("teacher's part  " + "".join(f"{name:>15}" for name in found[8]) + "   unseen > seen")
+    for one_in, arms in found.items():
+        better = int((arms["unseen"] > arms["seen"]).sum())
+        print(f"1/{one_in:<14}" + "".join(f"{value.mean():15.3f}" for value in arms.values()) + f"   {better} of {len(arms['seen'])}")
