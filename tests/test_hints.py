@@ -5,6 +5,7 @@ The numbers M1 ... M8 are traps of MulTaS's published code: each has the test th
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from must.core import losses
 from must.core.types import Features, Policy
 from must.models.multi_head import multi_head
 from must.models.fpn import FPN, PAFPN
-from must.models.resnet import ResNet
+from must.models.resnet import Norm, ResNet
 from must.objectives import adaptors, balance, distill
 from must.objectives.distill import Answer, Context
 from must.objectives.supervised import supervised
@@ -35,11 +36,27 @@ BELIEVED = {"detection": Policy(0.5, 0.5), "segmentation": Policy(0.0, 0.0)}
 ALL_ROWS = Context(jnp.ones(ROWS, bool), BELIEVED["detection"], None)
 
 
+class _Backbone(nn.Module):
+    """Two convolutions, strides 4 and 8: little to compile."""
+
+    width: int
+    norm: str
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        pyramid = {}
+        for stride, step, width in ((4, 4, self.width), (8, 2, 2 * self.width)):
+            x = nn.Conv(width, (step, step), (step, step))(x)
+            x = pyramid[stride] = nn.relu(Norm(self.norm, self.axis_name)(x, train=train))
+        return Features(pyramid, x.mean((1, 2)))
+
+
 @functools.cache
 def network(names=("detection", "segmentation"), width=4, channels=8, norm="group"):
     heads = {name: TASKS[name].head() for name in names}
     heads["segmentation"] = heads["segmentation"].clone(norm=norm)
-    return multi_head(ResNet(10, width=width, stages=2, norm=norm), FPN(channels, (4, 8)), heads)
+    return multi_head(_Backbone(width, norm), FPN(channels, (4, 8)), heads)
 
 
 @functools.cache
@@ -540,3 +557,24 @@ def test_pafpn_has_the_levels_of_its_pyramid():
         model = multi_head(ResNet(10, width=4, stages=2), neck, {})
         found = distill.feature_widths(model, (64, 64))
         assert found == {4: (16, 16, 8), 8: (8, 8, 8), 16: (4, 4, 8)}
+
+
+@pytest.mark.devices(8)
+def test_one_device_equals_eight():
+    from must.core import devices
+
+    names = ("detection_soft_teacher", "detection_pdf_teacher", "detection_adaptor_teacher")
+    chosen = [hint for name, hint in hints(where="missing").items() if name in names]
+    goal = objective(chosen, teacher_dropping=0.5)
+    bound = functools.partial(train_step, objective=goal, balance=balance.fixed(), tx=optimizer(steps=9, learning_rate=0.01, name="sgd"))
+    half = batch()._replace(weights={"detection": (np.arange(ROWS) % 2).astype(np.float32), "segmentation": np.ones(ROWS, np.float32)})
+    data = {"detection": half, "segmentation": batch(1)}
+    ends = []
+    for where in (jax.devices()[:1], jax.devices()):
+        tx = optimizer(steps=9, learning_rate=0.01, name="sgd")
+        state = states.create(jax.random.key(0), variables(), goal, balance.fixed(), tx)
+        step = devices.parallelize(bound, devices=where)
+        for _ in range(2):
+            state, logs = step(state, data, FROZEN)
+        ends.append((jax.device_get(state.params), jax.device_get(state.aux_state["objective"]["hints"]), jax.device_get(logs)))
+    close(ends[0], ends[1], 1e-4)

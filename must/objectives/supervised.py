@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from must.core.devices import global_row_index
 from must.core.ratio import Ratio, merge, weighted_sum
 from must.core.types import Array, Batch, Label, Model, Objective, PerExample, Policy, PyTree
-from must.objectives.adaptors import drop_teachers
-from must.objectives.distill import ALL, ANNOTATED, Answer, Context, Hint
+from must.objectives import online
+from must.objectives.distill import Answer, Hint
 from must.tasks.base import Task
 
 # (outputs, label in network form, target, the supervision's extras) -> {term: PerExample}, as `Task.loss`
@@ -78,15 +77,12 @@ def supervised(
             )
             found = [_labelled(outputs, part, tasks, aux_state["policies"], corrections, normalize)]
             if acting:
-                answers = {
-                    name: _answer(teachers[name], frozen[name], part.inputs[teacher_view or view], shuffled)
-                    for name in dict.fromkeys(hint.teacher for hint in acting)
-                }
-                more, hint_states = _hinted(
-                    acting, params.get("objective", {}), hint_states, Answer(outputs, *features), answers, part,
-                    aux_state["policies"], (own_key, teacher_dropping), normalize, axis_name,
+                said = online.ask(acting, teachers, frozen, part.inputs[teacher_view or view], shuffled=shuffled)
+                taken, hint_states = online.take(
+                    acting, params.get("objective", {}), hint_states, Answer(outputs, *features), said, part,
+                    aux_state["policies"], key=own_key, dropping=teacher_dropping, axis_name=axis_name,
                 )  # fmt: skip
-                found.append(more)
+                found.append((name, _reduce(term, rows, normalize)) for name, term, rows in taken)
             for name, ratio in (item for terms_of in found for item in terms_of):
                 ratios[name] = merge(ratios[name], ratio) if name in ratios else ratio
         return ratios, model_state, {**aux_state, "hints": hint_states}
@@ -120,65 +116,6 @@ def _labelled(outputs, batch: Batch, tasks, policies, corrections, normalize: st
             found = tasks[name].loss(outputs[name], target)
         for term, per_example in found.items():
             yield f"{name}/{term}", _reduce(per_example, batch.weights[supervision], normalize)
-
-
-def _answer(teacher: Model, variables: PyTree, images: Array, shuffled: bool) -> Answer:
-    """What a frozen teacher says, a constant."""
-    outputs, _, features = teacher.apply(variables, images, train=False, key=None, with_features=True)
-    answer = jax.lax.stop_gradient(Answer(outputs, features))
-    return jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), answer) if shuffled else answer
-
-
-def _hinted(hints, params, states, student, answers, batch: Batch, policies, dropping, normalize, axis_name):
-    """(name, Ratio) of what the teachers give, and the hints' next states."""
-    key, rate = dropping
-    found, after = {}, dict(states)
-    for hint in hints:
-        rows = _rows(batch, hint)
-        context = Context(rows != 0, policies[hint.task], axis_name)
-        own, after[hint.name] = hint.apply(
-            params.get(hint.name, {}), states[hint.name], student, answers[hint.teacher], context
-        )
-        found[hint.name] = (own, rows)
-    if rate:
-        found = _dropped(hints, found, key, rate, axis_name)
-    named = [
-        (f"{hint.task}/{term}", _reduce(per_example, found[hint.name][1], normalize))
-        for hint in hints
-        for term, per_example in found[hint.name][0].items()
-    ]
-    return named, after
-
-
-def _rows(batch: Batch, hint: Hint) -> Array:
-    """1 for the rows that a hint acts on, [B]; padding is none of them."""
-    real = (batch.ids >= 0).astype(jnp.float32)
-    own = [weights for name, weights in batch.weights.items() if name.partition("@")[0] == hint.task]
-    annotated = sum((w != 0).astype(jnp.float32) for w in own) if own else jnp.zeros_like(real)
-    if hint.where == ALL:
-        return real
-    return real * ((annotated > 0) if hint.where == ANNOTATED else (annotated == 0))
-
-
-def _dropped(hints, found, key, rate: float, axis_name):
-    """The same with the rows that drop a teacher left out of its droppable hints."""
-    losses: dict[str, Array] = {}
-    if not any(hint.droppable for hint in hints):
-        return found
-    for hint in hints:
-        if hint.droppable:
-            terms, rows = found[hint.name]
-            mean = sum(term.value / jnp.maximum(term.norm, 1.0) for term in terms.values())
-            losses[hint.teacher] = losses.get(hint.teacher, 0.0) + jnp.where(rows != 0, mean, 0.0)
-    count = len(next(iter(losses.values())))
-    rows_key = jax.random.fold_in(key, 1)
-    draw = lambda row: jax.random.uniform(jax.random.fold_in(rows_key, row), (len(losses),))  # noqa: E731
-    keep = drop_teachers(losses, jax.vmap(draw)(global_row_index(count, axis_name)), rate)
-    return {
-        hint.name: (terms, rows * keep[hint.teacher] if hint.droppable else rows)
-        for hint in hints
-        for terms, rows in [found[hint.name]]
-    }
 
 
 def loss_step(
