@@ -45,6 +45,7 @@ def scenes() -> ConfigDict:
         "scenes": {
             "train": {**scene, "count": 512},
             "validation": {**scene, "split": "validation", "count": 256},
+            # Settings were chosen on seed 100 and --config.measured_on="('tune',)"; the test split stayed unseen.
             "tune": {**scene, "split": "validation", "start": 10_000, "count": 512},
             "test": {**scene, "split": "test", "count": 768},
         }
@@ -74,6 +75,9 @@ def scenes() -> ConfigDict:
         "balance": {"kind": "fixed"},
         "normalize": "items",
         "scales": {"segmentation": 4.0},
+        "epochs": 0,  # of the largest set, in the place of steps
+        "frames": (),  # multi-scale input: sizes of which every batch draws one for the first 80 % of the steps
+        "teacher_dropping": 0.0,  # an example drops a teacher of adaptors with this probability, never the worst learned
     }
     larger = {"backbone": {"width": 24}, "neck": {"kind": "pafpn"}}
     # The selected step comes from the validation split, never from the test split.
@@ -168,7 +172,7 @@ def sanity() -> ConfigDict:
         {"tasks": (DETECTION,), "split": ("quarter",), "images": ("seen", "unseen"), "labels": every},
         {"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("own",), "labels": (("soft",),), "where": ("missing",)},
     )
-    config.contrasts = ({"axis": "images", "subject": "unseen", "reference": "seen"},)
+    config.contrasts, config.pictures = ({"axis": "images", "subject": "unseen", "reference": "seen"},), ()
     return config
 
 
@@ -265,8 +269,8 @@ def voc() -> ConfigDict:
     """PASCAL VOC 2007 + 2012 with the masks of SBD, networks and schedules as in the paper, for accelerators.
 
     DATA/VOC2007 and DATA/VOC2012 hold the devkit's folders, DATA/SBD has img and cls of benchmark_RELEASE/dataset.
-    Teachers learn from 8,274, 4,136 and 2,066 images, as many as the paper's; what is left is unseen: splits of our own,
-    exact complements, where the paper's lists are complements only nearly. The 1,449 images with VOC 2012's validation
+    Splits have 8,274, 4,136 and 2,066 images, as many as the paper's, of which those with masks teach masks; what is left is
+    unseen: splits of our own, exact complements, where the paper's lists are complements only nearly. The 1,449 images with VOC 2012's validation
     masks select steps and train nothing; boxes and masks of VOC 2007's test images are measured once.
     """
     config = scenes()

@@ -112,12 +112,14 @@ def get_config(variant: str = "") -> ConfigDict:
         config.seeds = (30, 31, 32)
         config.baselines = ()
         for section in (config.teacher, config.student):
-            section.steps, section.evaluate_every = 300, 0
+            section.steps, section.evaluate_every = 200, 0
         config.teacher.select = "last"
         # Beside the plain sum with the scales above: the plain sum without any, which is where the methods start.
         config.student.scales = {}
         methods = {"scaled": {"scales": scales}, **{kind: {"balance": {"kind": kind}} for kind in BALANCES}}
         methods["dwa"]["balance"]["window"] = 50
+        for kind in ("rlw", "pcgrad"):
+            methods[kind]["balance"]["seed"] = "{seed}"
         config.arms = {
             **methods,
             "partial": {"pseudo_labels": False},

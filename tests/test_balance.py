@@ -389,7 +389,7 @@ _BATCH = _batch()
 
 def test_watching_changes_nothing_but_the_logs():
     fresh, step = _trainer("fixed")
-    watched = functools.partial(train_step, objective=OBJECTIVE, balance=balances.fixed(watch=True), tx=TX)
+    watched = functools.partial(train_step, objective=OBJECTIVE, balance=balances.fixed()._replace(gram=True), tx=TX)
     plain, logs = step(fresh(), _BATCH, None)
     other, more = jax.jit(watched)(fresh(), _BATCH, None)
     _equal_trees(plain.params, other.params)

@@ -32,7 +32,7 @@ TASKS = {
     "detection": Detection(("a", "b"), strides=(8,), width=8, depth=1, max_boxes=4),
     "segmentation": Segmentation(("a", "b", "c"), width=8, depth=1, stride=1),
 }
-BELIEVED = {"detection": Policy(0.5, 0.5), "segmentation": Policy(0.0, 0.0)}
+BELIEVED = {"detection": Policy(0.2, 0.2), "segmentation": Policy(0.0, 0.0)}
 ALL_ROWS = Context(jnp.ones(ROWS, bool), BELIEVED["detection"], None)
 
 
@@ -203,8 +203,8 @@ def test_constant_disagreement_makes_pdf_a_plain_mean():  # M3
 
 
 def mean_of_one(term):
-    assert float(term.norm.sum()) == pytest.approx(1.0)
-    return float(term.value.sum())
+    assert float(term.norm.sum()) > 1  # else the step would divide by 1
+    return float(term.value.sum() / term.norm.sum())
 
 
 def test_pdf_features_count_where_the_answers_differ():
@@ -224,10 +224,11 @@ def test_defeat_by_hand():
     target = {"boxes": jnp.array([[[8.0, 8, 24, 24], [0, 0, 32, 32]]]), "positive": jnp.array([[True, False]])}
     inside = task.foreground(target, {4: (8, 8), 8: (4, 4)})
     assert inside[8].sum() == 4 and inside[4].sum() == 16 and bool(inside[8][0, 1, 1]) and not bool(inside[8][0, 0, 0])
-    student, said = answer(0), answer(1)
+    student, said = answer(0), _answering(("detection", "segmentation"), 4, 8)(FROZEN["teacher"], batch().inputs["image"])
     terms = evaluate(hints()["detection_defeat_teacher"], student, said, identity(8))
     label = task.predict(said.outputs["detection"])
     mask = task.foreground(task.target(label, BELIEVED["detection"]), {4: (8, 8), 8: (4, 4)})
+    assert 0 < mask[8].sum() < mask[8].size
     parts = {True: [], False: []}
     for stride in (4, 8):
         error = ((student.features.pyramid[stride] - said.features.pyramid[stride]) ** 2).mean(-1)
@@ -395,14 +396,17 @@ def objective(found=(), model=None, **options):
 
 
 TX = optimizer(steps=1000, learning_rate=0.01)
+SGD = optimizer(steps=100, learning_rate=0.05, name="sgd")
 
 
 @functools.cache
 def stepper(names=(), where="all", norm="group", **options):
     chosen = [hint for name, hint in hints(where=where).items() if name in names]
     goal = objective(chosen, network(norm=norm), **options)
-    bound = functools.partial(train_step, objective=goal, balance=balance.fixed(), tx=TX)
-    fresh = lambda: states.create(jax.random.key(0), variables(norm=norm), goal, balance.fixed(), TX)  # noqa: E731
+    # Adam would blow rounding up where a gradient is 0.
+    tx = SGD if where == "missing" or not names else TX
+    bound = functools.partial(train_step, objective=goal, balance=balance.fixed(), tx=tx)
+    fresh = lambda: states.create(jax.random.key(0), variables(norm=norm), goal, balance.fixed(), tx)  # noqa: E731
     return jax.jit(bound), fresh
 
 
@@ -451,8 +455,10 @@ def test_rows_of_a_hint():
         assert found[where] == pytest.approx(float(terms.value[rows].sum() / max(1, float(terms.norm[rows].sum()))), rel=1e-3), where
 
 
-def test_groups_and_one_mixed_batch_give_the_same_gradient():
-    step, fresh = stepper(("detection_soft_teacher",), "missing")
+@pytest.mark.parametrize("normalize", ["items", "batch"])
+def test_groups_and_one_mixed_batch_give_the_same_gradient(normalize):
+    named = tuple(name for name in EVERY if normalize == "items" and "adaptor" not in name)  # running statistics follow the groups
+    step, fresh = stepper(named, "missing", normalize=normalize)
     boxes, masks = batch(1), batch(2, rows=4)
     only = lambda b, task: b._replace(weights={t: w * (t == task) for t, w in b.weights.items()})  # noqa: E731
     boxes, masks = only(boxes, "detection"), only(masks, "segmentation")
@@ -462,8 +468,9 @@ def test_groups_and_one_mixed_batch_give_the_same_gradient():
     close(logs, mixed_logs)
     # A group may lack the other task's labels altogether.
     lean = {name: b._replace(labels={name: b.labels[name]}, weights={name: b.weights[name]}) for name, b in (("detection", boxes), ("segmentation", masks))}  # noqa: E501
-    alone, _ = step(fresh(), lean, FROZEN)
-    close(grouped.params, alone.params)
+    if normalize == "items":
+        alone, _ = step(fresh(), lean, FROZEN)
+        close(grouped.params, alone.params)
 
 
 def test_a_task_is_divided_by_its_own_count():  # M6
@@ -543,12 +550,19 @@ def test_a_shuffled_teacher_answers_for_another_picture():
     close(straight(fresh(), same, FROZEN)[1]["loss"], mixed(other(), same, FROZEN)[1]["loss"])
 
 
-def test_teachers_stay_and_adaptors_are_not_exported():
-    step, fresh = stepper(EVERY)
-    before = jax.tree.map(np.array, FROZEN)
-    state, _ = step(fresh(), batch(), FROZEN)
-    jax.tree.map(np.testing.assert_array_equal, before, FROZEN)
-    assert "detection_mimic_teacher" in state.params["objective"]
+def test_no_gradient_reaches_a_teacher_and_adaptors_are_not_exported():
+    goal = objective(list(hints().values()))
+    state = states.create(jax.random.key(0), variables(), goal, balance.fixed(), TX)
+
+    @jax.jit
+    def total(frozen, params):
+        aux = state.aux_state["objective"]
+        ratios, _, _ = goal.terms(params, state.model_state, aux, frozen, batch(), jax.random.key(0), None)
+        return sum(ratio.num for ratio in ratios.values())
+
+    theirs, mine = jax.jit(jax.grad(total, argnums=(0, 1)))(FROZEN, state.params)
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(theirs))
+    assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(mine["objective"]["detection_mimic_teacher"]))
     assert set(states.model_variables(state)["params"]) == set(variables()["params"])
 
 
@@ -560,21 +574,28 @@ def test_pafpn_has_the_levels_of_its_pyramid():
 
 
 @pytest.mark.devices(8)
-def test_one_device_equals_eight():
+@pytest.mark.parametrize("normalize", ["items", "batch"])
+def test_one_device_equals_eight(normalize):
+    """With dropping between two teachers, answers moved on by a row, and labels on some devices only."""
     from must.core import devices
 
-    names = ("detection_soft_teacher", "detection_pdf_teacher", "detection_adaptor_teacher")
-    chosen = [hint for name, hint in hints(where="missing").items() if name in names]
-    goal = objective(chosen, teacher_dropping=0.5)
-    bound = functools.partial(train_step, objective=goal, balance=balance.fixed(), tx=optimizer(steps=9, learning_rate=0.01, name="sgd"))
-    half = batch()._replace(weights={"detection": (np.arange(ROWS) % 2).astype(np.float32), "segmentation": np.ones(ROWS, np.float32)})
+    levels = {stride: (32 // stride, 32 // stride, 8) for stride in (4, 8)}
+    second = adaptors.adaptor("segmentation", "other", levels, levels)
+    chosen = [hints()[f"detection_{kind}_teacher"] for kind in ("soft", "pdf", "adaptor")] + [second]
+    tasks = dict(TASKS)
+    goal = supervised(
+        network(), tasks, scales=dict.fromkeys(tasks, 1.0), policies=BELIEVED, hints=chosen, normalize=normalize,
+        teachers={"teacher": network(), "other": network()}, teacher_dropping=0.5, shuffled=True,
+    )  # fmt: skip
+    frozen = {**FROZEN, "other": variables(seed=2)}
+    bound = functools.partial(train_step, objective=goal, balance=balance.fixed(), tx=SGD)
+    half = batch()._replace(weights={"detection": (np.arange(ROWS) < 2).astype(np.float32), "segmentation": np.ones(ROWS, np.float32)})
     data = {"detection": half, "segmentation": batch(1)}
     ends = []
     for where in (jax.devices()[:1], jax.devices()):
-        tx = optimizer(steps=9, learning_rate=0.01, name="sgd")
-        state = states.create(jax.random.key(0), variables(), goal, balance.fixed(), tx)
+        state = states.create(jax.random.key(0), variables(), goal, balance.fixed(), SGD)
         step = devices.parallelize(bound, devices=where)
         for _ in range(2):
-            state, logs = step(state, data, FROZEN)
-        ends.append((jax.device_get(state.params), jax.device_get(state.aux_state["objective"]["hints"]), jax.device_get(logs)))
-    close(ends[0], ends[1], 1e-4)
+            state, logs = step(state, data, frozen)
+        ends.append(jax.device_get((state.params, state.aux_state["objective"]["hints"], logs)))
+    close(ends[0], ends[1], 2e-4)

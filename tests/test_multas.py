@@ -130,16 +130,59 @@ def test_lists_made_elsewhere(tmp_path):
 
 def test_hints_that_a_task_cannot_have():
     config = config_of()
-    config["grid"] = [{"tasks": [["segmentation"]], "split": ["exclusive"], "labels": [["defeat"]]}]
+    config["grid"] = [{"tasks": [["detection"], ["segmentation"]], "split": ["exclusive"], "labels": [["defeat"]]}]
     with pytest.raises(UserError, match="defeat does not work for segmentation"):
         multas.check(config)
-    config["grid"] = [{"tasks": [["detection"]], "split": ["exclusive"], "labels": [["mimic"]]}]
+    config["grid"] = [{"tasks": [["detection", "segmentation"]], "split": ["exclusive"], "labels": [["mimic"]]}]
     config["hints"]["mimic"] = {"sale": 1.0}
     with pytest.raises(UserError, match="mimic for detection: .*sale"):
         multas.check(config)
     config["hints"]["mimic"] = {}
     config["teacher"]["model"]["neck"]["strides"] = [2, 4]
     with pytest.raises(UserError, match="pyramid|strides"):
+        multas.check(config)
+
+
+BOTH = [["detection"], ["segmentation"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"splits": {"exclusive": "half"}}, "splits.exclusive: 'half', give one of"),
+        ({"splits": {"exclusive": {"share": "1/2"}}}, "splits.exclusive: a part of '1/2'"),
+        ({"splits": {"exclusive": {"share": 1.0}}}, "leaves one side empty"),
+        ({"splits": {"exclusive": {"exclusive": False}}}, "only True means"),
+        ({"splits": {"exclusive": {"files": "x.txt"}}}, "files is {task: list file}"),
+        ({"grid": [{"tasks": BOTH, "split": "exclusive", "labels": [["soft"]]}]}, "grid.0.split: give a list of choices"),
+        ({"grid": [{"tasks": BOTH, "split": ["exclusive"], "labels": ["soft"]}]}, "grid.0.labels: give a list of lists"),
+        ({"grid": []}, "grid: no arm"),
+        ({"grid": [{"tasks": BOTH[:1], "split": ["exclusive"], "labels": [["soft"]]}]}, "tasks.segmentation: no arm"),
+        ({"grid": [{"tasks": BOTH, "split": ["exclusive"], "labels": [["soft"]], "student": {"stepz": 5}}]}, "student.stepz"),
+        ({"contrasts": [{"axis": "colour", "subject": "a", "reference": "b"}]}, "contrasts: .*colour"),
+        ({"contrasts": [{"name": "x", "subject": "nobody", "reference": "nobody else"}]}, "contrasts: .*nobody"),
+        ({"pictures": ["nobody"]}, "pictures: 'nobody'"),
+        ({"hints": {"mimik": {}}}, "hints.mimik"),
+        ({"policies": {"detection": {"threshold": 0.5}}}, "policies: say which labels of segmentation"),
+        ({"student.balance": {}}, "balance.kind None"),
+        ({"student.balance": {"kind": "best"}}, "balance.kind 'best'"),
+        ({"student.batches": "per-task"}, "'mixed' or 'per_task'"),
+        ({"student.teacher_dropping": 7}, "a probability below 1"),
+        ({"student.frames": [32]}, "not a .height, width."),
+        ({"student.frames": [[31, 31]]}, "31 x 31"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_trains(change, message):
+    config = config_of()
+    for key, value in change.items():
+        *path, last = key.split(".")
+        section = config
+        for name in path:
+            section = section[name]
+        section[last] = value
+    if "grid" in change:
+        config["contrasts"], config["pictures"] = [], []
+    with pytest.raises(UserError, match=message):
         multas.check(config)
 
 

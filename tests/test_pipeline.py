@@ -2,13 +2,15 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
 from must.core.types import Example, UserError
 from must.data import geometry
 from must.data.augment import Photometric
-from must.data.pipeline import Encoder, eval_batches, train_batches
+from must.data.pipeline import Encoder, Grouped, epoch_steps, eval_batches, train_batches
+from must.data.scenes import CLASSES, Scenes
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 
@@ -141,3 +143,43 @@ def test_photometric_views_keep_shape_and_vary():
     np.testing.assert_array_equal(views[0], view(image, np.random.default_rng(0)))
     still = Photometric(0.0, noise=0.0)(image, np.random.default_rng(0)).astype(int)
     assert np.abs(still - image).max() <= 1
+
+
+def _scenes(count, name):
+    return Scenes(count, size=16, labels=("classification",), name=name)
+
+
+def test_groups_go_through_their_sets_at_their_own_pace():
+    encoder = Encoder({"classification": Classification(CLASSES["classification"])}, (16, 16))
+    make = lambda: Grouped({  # noqa: E731
+        name: train_batches(_scenes(count, name), encoder, batch_size=4, seed=i) for i, (name, count) in enumerate((("a", 8), ("b", 20)))
+    })  # fmt: skip
+    batches = make()
+    seen = [next(batches) for _ in range(5)]
+    assert sorted(np.concatenate([step["b"].ids for step in seen])) == list(range(20))  # one epoch of the largest set
+    assert sorted(np.concatenate([step["a"].ids for step in seen[:4]])) == sorted([*range(8), *range(8)])  # two of the other
+    assert epoch_steps({"a": 8, "b": 20}, 4) == 5 and epoch_steps({"a": 3}, 4) == 1
+    position = batches.get_state()
+    ahead = next(batches)
+    again = make()
+    again.set_state(position)
+    jax.tree.map(np.testing.assert_array_equal, next(again), ahead)
+
+
+def test_every_batch_draws_its_frame_until_the_plain_size():
+    encoder = Encoder({"classification": Classification(CLASSES["classification"])}, (16, 16))
+    sizes = [(16, 16), (24, 24), (32, 32)]
+    make = lambda seed: train_batches(  # noqa: E731
+        _scenes(20, "a"), encoder, batch_size=4, seed=seed, sizes=sizes, sizes_until=12
+    )
+    frames = lambda batches, count: [next(batches).inputs["image"].shape[1:3] for _ in range(count)]  # noqa: E731
+    shapes = frames(make(0), 16)
+    assert set(shapes[:12]) == set(sizes) and set(shapes[12:]) == {(16, 16)}
+    assert frames(make(1), 16) == shapes  # groups with seeds of their own agree
+    batches = make(0)
+    frames(batches, 10)
+    position = batches.get_state()
+    rest = frames(batches, 6)
+    again = make(0)
+    again.set_state(position)
+    assert frames(again, 6) == rest == shapes[10:]

@@ -21,14 +21,16 @@ def part(ids: Sequence[str], share: float | int, seed: int) -> tuple[list[str], 
 
     Args:
       ids: of the set.
-      share: fraction below 1, rounded down per source, or number of ids.
+      share: fraction between 0 and 1, rounded down, or an integer number of ids.
       seed: of the draw.
 
     Raises:
       UserError: nothing or everything is taken.
     """
     total = len(ids)
-    wanted = int(share) if share >= 1 else int(share * total)
+    if isinstance(share, bool) or not isinstance(share, (int, float)):
+        raise UserError(f"a part of {share!r}: give a fraction between 0 and 1, or a number of examples")
+    wanted = share if isinstance(share, int) else int(share * total)
     if not 0 < wanted < total:
         raise UserError(f"a part of {share} out of {total} examples leaves one side empty")
     by_source: dict[str, list[int]] = {}

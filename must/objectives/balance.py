@@ -16,17 +16,17 @@ from must.core.types import Array, Balance
 FLOOR = 1e-6  # of what is divided by or taken the logarithm of
 
 
-def fixed(watch: bool = False) -> Balance:
+def fixed() -> Balance:
     """The plain sum: every weight is 1 and only `Objective.scales` decide; the strong baseline (Kurin et al. 2022).
 
-    Args:
-      watch: also have norms and cosines of the tasks' gradients logged, at a backward pass per task.
+    With `_replace(gram=True)` this and every other balance has norms and cosines of the tasks' gradients logged, at a
+    backward pass per task.
     """
 
     def update(losses, present, gram, state):
         return {task: present[task].astype(jnp.float32) for task in losses}, state
 
-    return Balance(init=lambda tasks: {}, update=update, gram=watch)
+    return Balance(init=lambda tasks: {}, update=update)
 
 
 def uncertainty(learning_rate: float = 0.01) -> Balance:

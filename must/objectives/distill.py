@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from must.core.ratio import all_devices
 from must.core.types import Array, Features, Model, PerExample, Policy, PyTree
 from must.tasks.base import Task
 
+_UNIT = 1e-4  # disagreement that counts as one item: no denominator falls below one item, and few are as small
 ALL, MISSING, ANNOTATED = "all", "missing", "annotated"  # rows that a hint acts on, by the task's own ground truth
 
 
@@ -121,7 +121,8 @@ def pdf(
 
         sum omega (A F_s - F_t)^2,  omega ~ sqrt(sum_c D_c), sum omega = 1 over batch, places and channels
 
-    plus the terms of `Task.disagreement`. Where student and teacher agree everywhere omega is 0, not 0 / 0.
+    plus the terms of `Task.disagreement`. The sum of the weights is the term's denominator, over all rows, groups and
+    devices; where student and teacher agree everywhere the term is 0, not 0 / 0.
 
     Args:
       name, teacher, widths: see `mimic`.
@@ -134,15 +135,11 @@ def pdf(
         shapes = _shapes(student, widths)
         where, terms = task.disagreement(student.outputs[name], said.outputs[name], shapes)
         errors = _errors(params, student, said)
-        rows = context.present.astype(jnp.float32)
-        total, value = 0.0, 0.0
+        value, weight = 0.0, 0.0
         for stride, level in where.items():
-            total += (rows[:, None, None] * level).sum() * errors[stride].shape[-1]
-            value += (level[..., None] * errors[stride]).sum((1, 2, 3))
-        total, count = all_devices((total, rows.sum()), context.axis_name)
-        # The weights are normalised here, so the term's denominator, a sum over rows, has to come to 1.
-        share = jnp.where(context.present, 1.0 / jnp.maximum(count, 1.0), 0.0)
-        feature = PerExample(feature_scale * value / jnp.maximum(total, 1e-6), share)
+            value += (level[..., None] * errors[stride]).sum((1, 2, 3)) / _UNIT
+            weight += level.sum((1, 2)) * errors[stride].shape[-1] / _UNIT
+        feature = PerExample(feature_scale * value, weight)
         return {"pdf_feature": feature, **terms}, state
 
     return _adapted("pdf", name, teacher, widths, ("pdf_feature", *task.pdf_terms), apply, scale)

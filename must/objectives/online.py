@@ -11,7 +11,14 @@ from must.objectives.adaptors import drop_teachers
 from must.objectives.distill import ALL, ANNOTATED, Answer, Context, Hint
 
 
-def ask(hints: Sequence[Hint], teachers: Mapping[str, Model], frozen: PyTree, images: Array, *, shuffled: bool = False):
+def ask(
+    hints: Sequence[Hint],
+    teachers: Mapping[str, Model],
+    frozen: PyTree,
+    images: Array,
+    shuffled: bool = False,
+    axis_name: str | None = None,
+) -> dict[str, Answer]:
     """What the teachers of some hints say of a batch, {teacher: Answer}, constants.
 
     Args:
@@ -19,14 +26,24 @@ def ask(hints: Sequence[Hint], teachers: Mapping[str, Model], frozen: PyTree, im
       teachers: {name: model}, run in inference mode.
       frozen: {name: variables}.
       images: uint8 [B, H, W, 3].
-      shuffled: every row is given the answer to the one before it on its device.
+      shuffled: every row is given the answer to the one before it in the global batch.
+      axis_name: device axis.
     """
     answers = {}
     for name in dict.fromkeys(hint.teacher for hint in hints):
         outputs, _, features = teachers[name].apply(frozen[name], images, train=False, key=None, with_features=True)
         answer = jax.lax.stop_gradient(Answer(outputs, features))
-        answers[name] = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), answer) if shuffled else answer
+        answers[name] = jax.tree.map(lambda leaf: _moved_on(leaf, axis_name), answer) if shuffled else answer
     return answers
+
+
+def _moved_on(rows: Array, axis_name: str | None) -> Array:
+    """Every row one place on, the last of a device to the next device."""
+    last = rows[-1:]
+    if axis_name is not None:
+        count = jax.lax.psum(1, axis_name)
+        last = jax.lax.ppermute(last, axis_name, [(i, (i + 1) % count) for i in range(count)])
+    return jnp.concatenate([last, rows[:-1]])
 
 
 def take(

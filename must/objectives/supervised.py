@@ -77,7 +77,7 @@ def supervised(
             )
             found = [_labelled(outputs, part, tasks, aux_state["policies"], corrections, normalize)]
             if acting:
-                said = online.ask(acting, teachers, frozen, part.inputs[teacher_view or view], shuffled=shuffled)
+                said = online.ask(acting, teachers, frozen, part.inputs[teacher_view or view], shuffled, axis_name)
                 taken, hint_states = online.take(
                     acting, params.get("objective", {}), hint_states, Answer(outputs, *features), said, part,
                     aux_state["policies"], key=own_key, dropping=teacher_dropping, axis_name=axis_name,
@@ -173,5 +173,4 @@ def _reduce(term: PerExample, weights, normalize: str) -> Ratio:
     if normalize == "items":
         return weighted_sum(term, weights)
     mean = PerExample(term.value / jnp.maximum(term.norm, 1.0), jnp.ones_like(term.norm))
-    # Nothing counted is nothing there: the task is then absent, not a task without loss.
-    return Ratio(weighted_sum(mean, weights).num, jnp.where((weights != 0).any(), jnp.float32(weights.shape[0]), 0.0))
+    return Ratio(weighted_sum(mean, weights).num, jnp.float32(weights.shape[0]))

@@ -66,7 +66,7 @@ def expand(grid: Sequence[Mapping[str, Any]], tasks: Sequence[str], known_splits
       known_splits: names of the labelled parts.
 
     Raises:
-      UserError: an axis or a choice that is not there, or an arm that learns nothing.
+      UserError: no arm, an axis or a choice that is not there, or an arm that learns nothing.
     """
     found: dict[str, Arm] = {}
     for number, block in enumerate(grid):
@@ -78,11 +78,22 @@ def expand(grid: Sequence[Mapping[str, Any]], tasks: Sequence[str], known_splits
         for axis in ("tasks", "split"):
             if axis not in block:
                 raise UserError(f"grid.{number}: says no {axis}")
+        for axis, choices in block.items():
+            inner = [choices, *choices] if axis in ("tasks", "labels") and not isinstance(choices, str) else [choices]
+            if any(isinstance(value, str) or not isinstance(value, Sequence) for value in inner):
+                what = "a list of lists" if axis in ("tasks", "labels") else "a list"
+                raise UserError(f"grid.{number}.{axis}: give {what} of choices, not {choices!r}")
         for choice in itertools.product(*block.values()):
             fields = {k: tuple(v) if k in ("tasks", "labels") else v for k, v in zip(block, choice, strict=True)}
             arm = Arm(**fields, student=student)
             _check(arm, f"grid.{number}", tasks, known_splits)
+            # One arm, whatever the order in which its parts are named.
+            arm = arm._replace(
+                tasks=tuple(t for t in tasks if t in arm.tasks), labels=tuple(kind for kind in LABELS if kind in arm.labels)
+            )
             found[arm.name(tasks)] = arm
+    if not found:
+        raise UserError("grid: no arm")
     return found
 
 
@@ -124,7 +135,7 @@ class Lists(NamedTuple):
         """Ids of what an arm sees.
 
         Raises:
-          UserError: nothing.
+          UserError: there is no unseen image.
         """
         seen = {id for task in arm.tasks for id in self.labelled[task]}
         if arm.images == "all":

@@ -2,9 +2,11 @@
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from must.core.types import UserError
 from must.evaluate.grid import grid_results, grid_table
 from must.recipes import jobs, multas
 from must.recipes.arms import Arm
@@ -38,6 +40,30 @@ def compare(config: Config, *, directory: str, report) -> dict:
     with open(os.path.join(workdir, "results.txt"), "w") as file:
         file.write(grid_table(results))
     return {}
+
+
+def check(built: "multas.Built") -> None:
+    """Refuses contrasts and pictures of arms that the grid does not have.
+
+    Raises:
+      UserError: naming them.
+    """
+    names = {task: [] for task in built.names}
+    for column, arm in built.arms.items():
+        for task in arm.tasks:
+            names[task] += [column, f"teacher-{arm.split}"]
+    numbers = [0.1, 0.3, 0.2]
+    scores = {task: dict.fromkeys(columns, numbers) for task, columns in names.items()}
+    metrics = {name: task.metrics[0] for name, task in built.tasks.items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # equal scores have no t test
+            grid_results("", [0, 1, 2], metrics, scores, _settings(built.arms), built.config["contrasts"], {})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"contrasts: {error}") from None
+    for name in built.config["pictures"]:
+        if name not in built.arms:
+            raise UserError(f"pictures: {name!r} is no arm of the grid")
 
 
 def report(config: Config, *, directory: str, report) -> dict:

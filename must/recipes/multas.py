@@ -5,6 +5,7 @@ Every split says which images the teacher of a task may learn from; a grid of st
 frozen teachers say of the same augmented picture in the same step.
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from must.data import splits
 from must.data.combine import labels_of
 from must.data.merge import Overlay
 from must.data.splits import Annotated, Listed
-from must.recipes import arms, built, checks, grid, labelling, online, training
+from must.recipes import arms, built, checks, grid, labelling, online, setup, stages, training
 from must.recipes.arms import Arm, Lists
 from must.recipes.jobs import Job
 
@@ -40,6 +41,20 @@ class Built(built.Built):
         """The training images with all annotations that there are."""
         first, *others = self.labelled()
         return Overlay(first, others) if others else first
+
+    @functools.cached_property
+    def _annotated(self) -> dict[str, list[str]]:
+        everything = self.everything()
+        found: dict[str, list[str]] = {task: [] for task in self.names}
+        for i, id in enumerate(everything.ids):
+            for task in labels_of(everything, i):
+                if task in found:
+                    found[task].append(id)
+        return found
+
+    def annotated(self) -> dict[str, list[str]]:
+        """{task: ids of the training images that have its annotation}."""
+        return self._annotated
 
 
 def plan(config: Config, workers: int) -> list[Job]:
@@ -74,6 +89,7 @@ def check(config: Config) -> None:
     """Everything about a configuration that can be wrong and shows without training."""
     built = Built(config, config["seeds"][0])
     checks.check_sets(built)
+    _check_settings(built)
     for name, arm in built.arms.items():
         if arm.labels:
             online.check(built, name, arm)
@@ -82,6 +98,37 @@ def check(config: Config) -> None:
         for arm in built.arms.values():
             if arm.split == split:
                 lists.images(arm, built.seed)
+    grid.check(built)
+
+
+def _check_settings(built: Built) -> None:
+    """What the sections of the teachers and of every arm cannot mean."""
+    known = set(built.settings("student")) | set(stages.Schedule._fields)
+    for run, changes in {"teacher": {}, "student": {}, **{name: arm.student for name, arm in built.arms.items()}}.items():
+        settings = built.settings(run)
+        for key in changes:
+            if key not in known:
+                raise UserError(f"{run}: student.{key}: not a key of student: {', '.join(sorted(known))}")
+        setup.build_balance(settings["balance"])
+        if settings["batches"] not in ("mixed", "per_task"):
+            raise UserError(f"{run}.batches {settings['batches']!r}: 'mixed' or 'per_task'")
+        if not 0 <= settings["teacher_dropping"] < 1:
+            raise UserError(f"{run}.teacher_dropping {settings['teacher_dropping']}: a probability below 1")
+        if settings["epochs"] < 0:
+            raise UserError(f"{run}.epochs {settings['epochs']}: 0, then steps count, or more")
+        for frame in settings.get("frames", ()):
+            if not isinstance(frame, (list, tuple)) or len(frame) != 2:
+                raise UserError(f"{run}.frames: {frame!r} is not a (height, width)")
+            for task in built.tasks.values():
+                task.network_spec(tuple(frame))
+    for kind in built.config["hints"]:
+        if kind not in arms.LABELS:
+            raise UserError(f"hints.{kind}: not one of {', '.join(arms.LABELS)}")
+    for name in built.names:
+        if name not in built.config["policies"]:
+            raise UserError(f"policies: say which labels of {name} are believed")
+        if not any(name in arm.tasks for arm in built.arms.values()):
+            raise UserError(f"tasks.{name}: no arm of the grid learns it: leave it out")
 
 
 def single(config: Config) -> Config:
@@ -172,20 +219,26 @@ def _deal(built: Built, split: str) -> Lists:
     Raises:
       UserError: an unknown way, ids that are not there, or tasks without images.
     """
-    section, everything = dict(built.config["splits"][split]), built.everything()
+    section, everything = built.config["splits"][split], built.everything()
+    if not isinstance(section, Mapping):
+        raise UserError(f"splits.{split}: {section!r}, give one of share, exclusive, files")
+    section = dict(section)
     ids, files = list(everything.ids), section.pop("files", None)
-    if files:
+    if files is not None:
+        if not isinstance(files, Mapping) or not set(section) <= {"exclusive"}:
+            raise UserError(f"splits.{split}: files is {{task: list file}}, beside it only exclusive")
         return _read_user_lists(built, split, everything, dict(files), section.pop("exclusive", False))
     if len(section) != 1 or not set(section) <= {"share", "exclusive"}:
         raise UserError(f"splits.{split}: give one of share (fraction or number), exclusive, files")
-    annotated = {task: [] for task in built.names}
-    for i, id in enumerate(ids):
-        for task in labels_of(everything, i):
-            if task in annotated:
-                annotated[task].append(id)
+    annotated = built.annotated()
     if "share" in section:
-        chosen = set(splits.part(ids, section["share"], built.seed)[0])
+        try:
+            chosen = set(splits.part(ids, section["share"], built.seed)[0])
+        except UserError as error:
+            raise UserError(f"splits.{split}: {error}") from None
         labelled = {task: [id for id in its if id in chosen] for task, its in annotated.items()}
+    elif section["exclusive"] is not True:
+        raise UserError(f"splits.{split}.exclusive: {section['exclusive']!r}, only True means something")
     else:
         labelled = splits.exclusive(annotated, built.seed)
     for task, its in labelled.items():
@@ -199,6 +252,9 @@ def _read_user_lists(built: Built, split: str, everything: Source, files: dict[s
     for task in built.names:
         if task not in files:
             raise UserError(f"splits.{split}.files: no list for {task}")
+    for name in files:
+        if name not in (*built.names, "unseen"):
+            raise UserError(f"splits.{split}.files.{name}: neither a task nor 'unseen'")
     lists = {name: splits.read_list(path) for name, path in files.items()}
     labelled, seen = {task: lists[task] for task in built.names}, {id for task in built.names for id in lists[task]}
     if exclusive:
@@ -206,8 +262,8 @@ def _read_user_lists(built: Built, split: str, everything: Source, files: dict[s
     unseen = lists.get("unseen", [id for id in everything.ids if id not in seen])
     splits.check_no_overlap({"of the teachers": seen, files.get("unseen", "of the rest"): unseen})
     Listed(everything, ids=[*seen, *unseen])  # refuses ids that are not there
+    for task, there in built.annotated().items():
+        if bare := next((id for id in labelled[task] if id not in set(there)), None):
+            raise UserError(f"{files[task]}: {bare} has no annotation of {task}")
     wanted = seen.union(unseen)
     return Lists(labelled, [id for id in everything.ids if id in wanted])
-
-
-__all__ = ["Built", "runs"]

@@ -10,10 +10,11 @@ from must.core.types import Model, Policy, PyTree, Source, UserError
 from must.data.pipeline import eval_batches
 from must.objectives import adaptors, distill
 from must.objectives.distill import Hint
-from must.recipes import labelling, setup, stages
+from must.recipes import labelling, stages
 from must.recipes.arms import Arm
 from must.recipes.built import Built
 from must.recipes.training import Online
+from must.tasks.base import Task
 
 _FEATURES = {"mimic", "pdf", "defeat", "adaptor"}
 
@@ -67,7 +68,7 @@ def hints_of(
                 if kind in _FEATURES - {"adaptor"}:
                     widths = distill.shared_levels(student, teacher)
                 if kind == "hard":
-                    hint = distill.hard(name, task, name)
+                    hint = distill.hard(name, task, name, **options)
                 elif kind == "soft":
                     hint = distill.soft(name, task, name, **options)
                 elif kind == "mimic":
@@ -77,7 +78,10 @@ def hints_of(
                 elif kind == "defeat":
                     hint = distill.defeat(name, task, name, widths, **options)
                 else:
-                    if options.pop("standard", "running") == "phi_s" and variables is not None:
+                    standard = options.pop("standard", "running")
+                    if standard not in ("running", "phi_s"):
+                        raise ValueError(f"standard {standard!r} is neither 'running' nor 'phi_s'")
+                    if standard == "phi_s" and variables is not None:
                         options["standards"] = _standards(built, models[name], variables[name], source)
                     hint = adaptors.adaptor(name, name, student, teacher, **options)
             except (TypeError, ValueError) as error:
@@ -94,7 +98,7 @@ def check(built: Built, run: str, arm: Arm) -> None:
     for name in arm.tasks:
         task = built.tasks[name]
         for kind, verb in (("pdf", "disagreement"), ("defeat", "foreground")):
-            if kind in arm.labels and getattr(type(task), verb) is getattr(setup.Task, verb):
+            if kind in arm.labels and getattr(type(task), verb) is getattr(Task, verb):
                 raise UserError(f"{run}: {kind} does not work for {name}, which has no {verb}")
     hints_of(built, run, arm, models)
 
@@ -112,6 +116,3 @@ def _standards(built: Built, model: Model, variables: PyTree, source: Source, mo
         if seen >= most:
             break
     return {stride: adaptors.phi_s(*adaptors.moments(np.concatenate(parts))) for stride, parts in levels.items()}
-
-
-__all__ = ["check", "hints_of", "teachers_of"]

@@ -70,7 +70,7 @@ def build_model(section: Mapping[str, Any], tasks: Mapping[str, Task]) -> Model:
     """Backbone, neck and the tasks' heads."""
     backbone, neck = dict(section["backbone"]), dict(section["neck"])
     neck["strides"] = tuple(neck["strides"])
-    made = {}
+    made: dict[str, Any] = {}
     kinds = {"backbone": {"resnet": resnet.ResNet}, "neck": {"fpn": fpn.FPN, "pafpn": fpn.PAFPN}}
     for name, part in (("backbone", backbone), ("neck", neck)):
         kind = part.pop("kind", "fpn" if name == "neck" else "resnet")
@@ -109,16 +109,17 @@ BALANCES = {
 
 
 def build_balance(section: Mapping[str, Any]) -> Balance:
-    """Weights of the tasks from {"kind": one of BALANCES, its arguments}."""
+    """Weights of the tasks from {"kind": one of BALANCES, its arguments}; "watch": True logs the tasks' gradients too."""
     section = dict(section)
-    kind = section.pop("kind")
+    kind, watch = section.pop("kind", None), section.pop("watch", False)
     if kind not in BALANCES:
         raise UserError(f"balance.kind {kind!r}: not one of {', '.join(BALANCES)}")
     unknown = sorted(set(section) - set(inspect.signature(BALANCES[kind]).parameters))
     if unknown:
         known = ", ".join(inspect.signature(BALANCES[kind]).parameters) or "no arguments"
         raise UserError(f"balance.{unknown[0]}: {kind} takes {known}")
-    return BALANCES[kind](**section)
+    made = BALANCES[kind](**section)
+    return made._replace(gram=made.gram or bool(watch))
 
 
 def build_policy(section: Mapping[str, Any]) -> Policy:

@@ -16,7 +16,7 @@ class Seen(NamedTuple):
     Attributes:
       terms: {term: []}, without its factor; 0 for a term that the batch has no labels for.
       losses: {task: []}, sum of its terms with their factors.
-      present: {task: bool []}, whether any term with a factor other than 0 counted or lost anything.
+      present: {task: bool []}, whether any term with a factor other than 0 lost anything.
     """
 
     terms: dict[str, Array]
@@ -52,9 +52,9 @@ def task_losses(objective: Objective, ratios: Mapping[str, Ratio], axis_name: st
         den = all_devices(jax.lax.stop_gradient(ratio.den), axis_name)
         term = ratio.num / jnp.maximum(den, 1.0)
         local[task] += scale * term
-        # Images without any object have no box to count, and yet teach that there is none.
-        num = all_devices(jax.lax.stop_gradient(ratio.num), axis_name)
-        present[task] |= ((den > 0) | (num != 0)) & (scale != 0)
+        # Not by the denominator: images without any object have no box to count, and yet teach that there is none; and
+        # one that counts the whole batch says nothing about who was there.
+        present[task] |= (all_devices(jax.lax.stop_gradient(ratio.num), axis_name) != 0) & (scale != 0)
         terms[name] = jax.lax.stop_gradient(term)
     terms, losses = all_devices((terms, jax.lax.stop_gradient(local)), axis_name)
     return local, Seen(terms, losses, present)
