@@ -38,7 +38,7 @@ def compare(config: Config, *, directory: str, report) -> dict:
     with open(os.path.join(workdir, "results.json"), "w") as file:
         json.dump(results, file, indent=1)
     with open(os.path.join(workdir, "results.txt"), "w") as file:
-        file.write(grid_table(results))
+        file.write(grid_table(results, width=126))
     return {}
 
 
