@@ -224,11 +224,15 @@ def test_defeat_by_hand():
     target = {"boxes": jnp.array([[[8.0, 8, 24, 24], [0, 0, 32, 32]]]), "positive": jnp.array([[True, False]])}
     inside = task.foreground(target, {4: (8, 8), 8: (4, 4)})
     assert inside[8].sum() == 4 and inside[4].sum() == 16 and bool(inside[8][0, 1, 1]) and not bool(inside[8][0, 0, 0])
-    student, said = answer(0), _answering(("detection", "segmentation"), 4, 8)(FROZEN["teacher"], batch().inputs["image"])
+    student, said = answer(0), answer(1)
+    outputs = said.outputs["detection"]  # one sure box, 12 px wide around the point (12, 12)
+    sure = jnp.full_like(outputs["quality"], -6.0).at[:, 5].set(4.0)
+    outputs = {**outputs, "quality": sure, "distances": jnp.full_like(outputs["distances"], 6.0)}
+    said = said._replace(outputs={**said.outputs, "detection": outputs})
     terms = evaluate(hints()["detection_defeat_teacher"], student, said, identity(8))
     label = task.predict(said.outputs["detection"])
     mask = task.foreground(task.target(label, BELIEVED["detection"]), {4: (8, 8), 8: (4, 4)})
-    assert 0 < mask[8].sum() < mask[8].size
+    assert mask[8].sum() == ROWS and mask[4].sum() == 4 * ROWS
     parts = {True: [], False: []}
     for stride in (4, 8):
         error = ((student.features.pyramid[stride] - said.features.pyramid[stride]) ** 2).mean(-1)
@@ -435,7 +439,7 @@ def test_labels_that_may_not_be_seen_cannot_matter():  # M1
     for labels in (permuted, erased):
         _, other = step(fresh(), hidden._replace(labels=labels), FROZEN)
         assert {k: float(v) for k, v in logs.items()} == {k: float(v) for k, v in other.items()}
-    assert float(logs["loss/detection/defeat_background"]) > 0  # and the hints were at work
+    assert float(logs["loss/detection/defeat_foreground"]) > 0  # and the hints were at work
     _, seen = step(fresh(), data, FROZEN)
     assert float(seen["loss"]) != float(logs["loss"])
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.recipes import arms, multas, online
+from must.recipes import arms, hints, multas
 from must.recipes.arms import Arm, Lists
 
 REPOSITORY = Path(__file__).parents[1]
@@ -209,7 +209,7 @@ def test_hints_per_group_are_asked_only_where_something_is_missing():
     built = multas.Built(config_of(), 0)
     name = "multi-exclusive-all-own-soft-missing"
     models = {task: built.model((task,), "teacher") for task in TASKS}
-    found = online.hints_of(built, name, built.arms[name], models)
+    found = hints.hints_of(built, name, built.arms[name], models)
     assert {hint.task: (hint.where, hint.skip) for hint in found} == {t: ("missing", t) for t in TASKS}
 
 
@@ -248,7 +248,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_page(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, dict(rows[0]), dict(rows[1]))
     lines = [(top / "grid" / name / "metrics.jsonl").read_text() for top in (whole, broken)]
     assert lines[0] == lines[1]
-    assert results["selected_on"] == "validation" and results["measured_on"] == "test"
+    assert results["selected_on"] == {"teacher": "validation", "student": "last step"} and results["measured_on"] == "test"
     assert set(results["arms"]) == {"teacher-exclusive", *multas.Built(config_of(), 0).arms}
     page = (whole / "report.html").read_text()
     assert all(arm in page for arm in results["arms"])

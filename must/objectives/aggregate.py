@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from must.core.types import Array, Balance
-from must.objectives.balance import even, named_key
+from must.objectives.balance import even, named, named_key, stacked
 
 # Beside ones on the diagonal, an order above float32's resolution: makes singular matrices definite, moves others less
 # than the tolerance of the tests.
@@ -35,7 +35,7 @@ def pcgrad(seed: int = 0) -> Balance:
         tasks = tuple(losses)
         key, draw = jax.random.split(state)
         places = jnp.stack([jnp.stack([jax.random.uniform(named_key(draw, a, b)) for b in tasks]) for a in tasks])
-        return _named(pcgrad_weights(gram, _there(present, tasks), places), tasks), key
+        return named(pcgrad_weights(gram, stacked(present, tasks), places), tasks), key
 
     return Balance(init=lambda tasks: jax.random.key(seed), update=update, gram=True, shared_only=True)
 
@@ -202,7 +202,7 @@ def upgrad_weights(gram: Array, present: Array) -> Array:
 def _aggregator(weights: Callable[[Array, Array], Array]) -> Balance:
     def update(losses, present, gram, state):
         tasks = tuple(losses)
-        return _named(weights(gram, _there(present, tasks)), tasks), state
+        return named(weights(gram, stacked(present, tasks)), tasks), state
 
     return Balance(init=lambda tasks: {}, update=update, gram=True, shared_only=True)
 
@@ -222,11 +222,3 @@ def _cosines(gram: Array, present: Array) -> tuple[Array, Array]:
     inverse = jnp.where(takes_part, 1.0 / jnp.sqrt(jnp.where(takes_part, jnp.diagonal(gram), 1.0)), 0.0)
     cosines = jnp.clip(gram * inverse[:, None] * inverse[None, :], -1.0, 1.0)
     return jnp.where(jnp.eye(len(gram), dtype=bool), 1.0 + RIDGE, cosines), inverse
-
-
-def _there(present, tasks) -> Array:
-    return jnp.stack([present[task] for task in tasks])
-
-
-def _named(vector: Array, tasks) -> dict[str, Array]:
-    return {task: vector[i] for i, task in enumerate(tasks)}

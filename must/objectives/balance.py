@@ -65,10 +65,10 @@ def dwa(temperature: float = 2.0, window: int = 100) -> Balance:
         rates = [
             jnp.where(state[t]["windows"] > 1, state[t]["last"] / jnp.maximum(state[t]["before"], FLOOR), 1.0) for t in tasks
         ]
-        there = _vector(present, tasks)
+        there = stacked(present, tasks)
         weights = jnp.sum(there) * _softmax(jnp.stack(rates) / temperature, there)
         moved = {t: _keep(present[t], _collect(state[t], losses[t], window), state[t]) for t in tasks}
-        return _named(weights, tasks), moved
+        return named(weights, tasks), moved
 
     return Balance(init=init, update=update)
 
@@ -97,8 +97,8 @@ def rlw(seed: int = 0) -> Balance:
         tasks = tuple(losses)
         key, draw = jax.random.split(state)
         scores = jnp.stack([jax.random.normal(named_key(draw, task)) for task in tasks])
-        there = _vector(present, tasks)
-        return _named(jnp.sum(there) * _softmax(scores, there), tasks), key
+        there = stacked(present, tasks)
+        return named(jnp.sum(there) * _softmax(scores, there), tasks), key
 
     return Balance(init=lambda tasks: jax.random.key(seed), update=update)
 
@@ -122,7 +122,7 @@ def famo(learning_rate: float = 0.025, decay: float = 1e-3) -> Balance:
 
     def update(losses, present, gram, state):
         tasks = tuple(losses)
-        there, values = _vector(present, tasks), jnp.maximum(_vector(losses, tasks), FLOOR)
+        there, values = stacked(present, tasks), jnp.maximum(stacked(losses, tasks), FLOOR)
         logits, before, seen = (jnp.stack([state[t][name] for t in tasks]) for name in ("logit", "log_loss", "seen"))
         compared = there & seen
         delta = jnp.where(compared, before - jnp.log(values), 0.0)
@@ -133,7 +133,7 @@ def famo(learning_rate: float = 0.025, decay: float = 1e-3) -> Balance:
         weights = jnp.sum(there) * _softmax(logits - jnp.log(values), there)
         after = {"logit": logits, "log_loss": jnp.log(values), "seen": there}
         new = {t: {name: value[i] for name, value in after.items()} for i, t in enumerate(tasks)}
-        return _named(weights, tasks), {t: _keep(present[t], new[t], state[t]) for t in tasks}
+        return named(weights, tasks), {t: _keep(present[t], new[t], state[t]) for t in tasks}
 
     return Balance(init=init, update=update)
 
@@ -157,7 +157,7 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> Balance:
 
     def update(losses, present, gram, state):
         tasks = tuple(losses)
-        there, values = _vector(present, tasks), _vector(losses, tasks)
+        there, values = stacked(present, tasks), stacked(losses, tasks)
         stored, first, seen = (jnp.stack([state[t][name] for t in tasks]) for name in ("weight", "first", "seen"))
         first = jnp.where(seen, first, values)
         weights = even(stored, there)
@@ -171,7 +171,7 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> Balance:
         share = jnp.sum(jnp.where(there, stored, 0.0)) / jnp.maximum(jnp.sum(there), 1)
         after = {"weight": even(moved, there) * share, "first": first, "seen": there}
         new = {t: {name: value[i] for name, value in after.items()} for i, t in enumerate(tasks)}
-        return _named(weights, tasks), {t: _keep(present[t], new[t], state[t]) for t in tasks}
+        return named(weights, tasks), {t: _keep(present[t], new[t], state[t]) for t in tasks}
 
     return Balance(init=init, update=update, gram=True)
 
@@ -203,9 +203,11 @@ def _keep(present, new, old):
     return jax.tree.map(lambda a, b: jnp.where(present, a, b), new, old)
 
 
-def _vector(values, tasks: Sequence[str]) -> Array:
+def stacked(values, tasks: Sequence[str]) -> Array:
+    """{task: []} -> [T] in the order of the tasks."""
     return jnp.stack([values[task] for task in tasks])
 
 
-def _named(vector: Array, tasks: Sequence[str]) -> dict[str, Array]:
+def named(vector: Array, tasks: Sequence[str]) -> dict[str, Array]:
+    """[T] -> {task: []}."""
     return {task: vector[i] for i, task in enumerate(tasks)}

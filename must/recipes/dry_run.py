@@ -71,6 +71,8 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
         if alike not in known:
             known[alike] = _cost(built, names, section)
         parameters, memory, flops = known[alike]
+        if settings["batches"] == "per_task":
+            flops *= len(names)
         print(
             f"  {section + ' ' + (names[0] if len(names) == 1 else 'all tasks'):{width}} {parameters / 1e6:7.2f} M parameters, "
             f"{steps:,} steps of {size:,}, {memory / 2**30:6.2f} GiB state, {steps * flops / rate / 3600:9.3f} h",

@@ -33,7 +33,9 @@ def compare(config: Config, *, directory: str, report) -> dict:
         seconds=seconds_by_stage(multas, config, workdir),
         images_per_second=rates_by_stage(multas, config, workdir),
     )
-    results["selected_on"], results["measured_on"] = "validation", split
+    ways = {"best": "validation", "last": "last step"}
+    results["selected_on"] = {run: ways[config[run]["select"]] for run in ("teacher", "student")}
+    results["measured_on"] = split
     results["other_splits"] = {other: _scores(config, built, workdir, other) for other in others}
     with open(os.path.join(workdir, "results.json"), "w") as file:
         json.dump(results, file, indent=1)

@@ -16,7 +16,7 @@ from must.data import splits
 from must.data.combine import labels_of
 from must.data.merge import Overlay
 from must.data.splits import Annotated, Listed
-from must.recipes import arms, built, checks, grid, labelling, online, setup, stages, training
+from must.recipes import arms, built, checks, grid, hints, labelling, setup, stages, training
 from must.recipes.arms import Arm, Lists
 from must.recipes.jobs import Job
 
@@ -92,7 +92,7 @@ def check(config: Config) -> None:
     _check_settings(built)
     for name, arm in built.arms.items():
         if arm.labels:
-            online.check(built, name, arm)
+            hints.check(built, name, arm)
     for split in built.config["splits"]:
         lists = _deal(built, split)
         for arm in built.arms.values():
@@ -181,7 +181,7 @@ def train_arm(config: Config, seed: int, name: str, *, directory: str, report) -
     parts = arm_sources(built, name, lists)
     believed, asked = {task: Policy() for task in arm.tasks}, training.ALONE
     if arm.labels:
-        asked, believed = online.teachers_of(built, name, arm, os.path.join(top, "teachers"), parts)
+        asked, believed = hints.teachers_of(built, name, arm, os.path.join(top, "teachers"), parts)
     facts = training.train_run(built, arm.tasks, parts, name, believed, directory, report, online=asked)
     return facts | {"images": len(lists.images(arm, seed))}
 

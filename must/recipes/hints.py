@@ -1,4 +1,4 @@
-"""Teachers that answer in the step: from their directories and an arm's labels to what the objective takes."""
+"""From an arm's labels to hints: the frozen teachers of their directories and what the objective takes from them."""
 
 import os
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from must.core.types import Model, Policy, PyTree, Source, UserError
+from must.data.combine import Concat, Subset
 from must.data.pipeline import eval_batches
 from must.objectives import adaptors, distill
 from must.objectives.distill import Hint
@@ -37,7 +38,7 @@ def teachers_of(
         models[task] = built.model((task,), "teacher")
         variables[task], _ = stages.load_weights(at, models[task], built.size)
         believed |= labelling.read_policies(at)
-    shown = next(iter(source.values())) if isinstance(source, Mapping) else source
+    shown = Concat(source) if isinstance(source, Mapping) else source
     return Online(models, variables, hints_of(built, run, arm, models, variables, shown), arm.control == "shuffled"), believed
 
 
@@ -104,15 +105,12 @@ def check(built: Built, run: str, arm: Arm) -> None:
 
 
 def _standards(built: Built, model: Model, variables: PyTree, source: Source, most: int = 128):
-    """PHI-S of every level, from what the teacher says of the first pictures."""
+    """PHI-S of every level, from what the teacher says of some of the pictures, drawn over all of them."""
+    part = Subset(source, count=min(most, len(source)), seed=built.seed)
     ask = jax.jit(lambda v, x: model.apply(v, x, train=False, key=None, with_features=True)[2].pyramid)
     levels: dict[int, list[np.ndarray]] = {}
-    seen = 0
-    for batch in eval_batches(source, built.plain._replace(tasks={}), batch_size=32):
+    for batch in eval_batches(part, built.plain._replace(tasks={}), batch_size=32):
         rows = batch.ids >= 0
         for stride, level in ask(variables, batch.inputs["image"]).items():
             levels.setdefault(stride, []).append(np.asarray(level)[rows].reshape(-1, level.shape[-1]))
-        seen += int(rows.sum())
-        if seen >= most:
-            break
     return {stride: adaptors.phi_s(*adaptors.moments(np.concatenate(parts))) for stride, parts in levels.items()}
