@@ -424,3 +424,12 @@ def test_unknown_names_are_refused_in_one_line():
         build_balance({"kind": "famo", "rate": 1})
     with pytest.raises(UserError, match="balance.seed: upgrad takes no arguments"):
         build_balance({"kind": "upgrad", "seed": 1})
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_no_buffer_stands_twice_in_a_fresh_state(kind):
+    """A step that is given the state's memory, as every run's is, refuses one that does."""
+    state = _trainer(kind)[0]()
+    raw = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
+    places = [raw(leaf).unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(places) == len(set(places))

@@ -26,7 +26,8 @@ def create(
     params = {"model": variables["params"]} | ({"objective": extra} if extra else {})
     model_state = {name: value for name, value in variables.items() if name != "params"}
     aux_state = {"objective": objective_state, "balance": balance.init(tasks_of(objective.names))}
-    ema_params = jax.tree.map(jnp.copy, params)  # a donated buffer may not be given twice
+    aux_state = jax.tree.map(jnp.copy, aux_state)  # a donated buffer may not stand twice in a state
+    ema_params = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.int32(0), params, model_state, tx.init(params), aux_state, ema_params, run_key)
 
 
