@@ -16,7 +16,7 @@ from must.core.types import Features, Policy
 from must.models.multi_head import multi_head
 from must.models.fpn import FPN, PAFPN
 from must.models.resnet import Norm, ResNet
-from must.objectives import adaptors, balance, distill
+from must.objectives import adaptors, balance, distill, online
 from must.objectives.distill import Answer, Context
 from must.objectives.supervised import supervised
 from must.core.types import Batch
@@ -320,6 +320,8 @@ def test_losses_and_gradients_are_finite(kind):
         outputs["quality"] = jnp.full_like(outputs["quality"], -60.0)
         said = answer(1)._replace(outputs={**answer(1).outputs, "detection": outputs})
     for name, hint in hints().items():
+        if kind == "cold" and name.endswith(("hard_teacher", "mimic_teacher", "adaptor_teacher")):
+            continue  # they read nothing that is cold
         params, state = hint.init(jax.random.key(0))
         params = identity(8) if kind == "equal" and "kernel" in str(jax.tree.structure(params)) else params
 
@@ -446,22 +448,19 @@ def test_labels_that_may_not_be_seen_cannot_matter():  # M1
 
 def test_rows_of_a_hint():
     data = batch()
-    half = data._replace(weights={**data.weights, "detection": (np.arange(ROWS) < 4).astype(np.float32)})
-    name = ("detection_soft_teacher",)
-    found = {}
-    for where in ("all", "missing", "annotated"):
-        step, fresh = stepper(name, where)
-        found[where] = float(step(fresh(), half, FROZEN)[1]["loss/detection/soft_score"])
-    names = ("detection", "segmentation")
-    student, said = answer(0), _answering(names, 4, 8)(FROZEN["teacher"], data.inputs["image"])
-    terms = TASKS["detection"].imitate(student.outputs["detection"], said.outputs["detection"])["soft_score"]
-    for where, rows in {"all": slice(None), "missing": slice(4, None), "annotated": slice(4)}.items():
-        assert found[where] == pytest.approx(float(terms.value[rows].sum() / max(1, float(terms.norm[rows].sum()))), rel=1e-3), where
+    ids = np.where(np.arange(ROWS) == 7, -1, np.arange(ROWS))  # the last row is padding
+    half = data._replace(weights={"detection": (np.arange(ROWS) < 4).astype(np.float32)}, ids=ids)
+    rows = {where: online.rows_of(half, hints(where=where)["detection_soft_teacher"]) for where in ("all", "missing", "annotated")}
+    np.testing.assert_array_equal(rows["all"], [1, 1, 1, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(rows["missing"], [0, 0, 0, 0, 1, 1, 1, 0])
+    np.testing.assert_array_equal(rows["annotated"], [1, 1, 1, 1, 0, 0, 0, 0])
+    other = hints(where="missing")["segmentation_soft_teacher"]  # of which the batch has no labels at all
+    np.testing.assert_array_equal(online.rows_of(half, other), rows["all"])
 
 
 @pytest.mark.parametrize("normalize", ["items", "batch"])
 def test_groups_and_one_mixed_batch_give_the_same_gradient(normalize):
-    named = tuple(name for name in EVERY if normalize == "items" and "adaptor" not in name)  # running statistics follow the groups
+    named = ("detection_soft_teacher", "detection_pdf_teacher") if normalize == "items" else ()
     step, fresh = stepper(named, "missing", normalize=normalize)
     boxes, masks = batch(1), batch(2, rows=4)
     only = lambda b, task: b._replace(weights={t: w * (t == task) for t, w in b.weights.items()})  # noqa: E731
@@ -529,18 +528,18 @@ def test_points_follow_the_frame(size):  # M10
     assert len(grid) == sum((-(-size // s)) ** 2 for s in (8, 16, 32, 64))
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_every_hint_overfits_eight_examples(name):
-    step, fresh = stepper((name,))
+def test_every_hint_overfits_eight_examples():
+    step, fresh = stepper(EVERY)
     data = batch()
     unlabelled = data._replace(weights={task: np.zeros(ROWS, np.float32) for task in data.weights})
-    state = fresh()
-    seen = []
-    for _ in range(60):
+    state, seen = fresh(), []
+    for _ in range(150):
         state, logs = step(state, unlabelled, FROZEN)
-        seen.append(float(logs["loss"]))
-    assert np.isfinite(seen).all()
-    assert seen[-1] < 0.7 * seen[0], (seen[0], seen[-1])
+        seen.append({name: float(value) for name, value in logs.items() if name.startswith("loss/")})
+    assert np.isfinite([list(values.values()) for values in seen]).all()
+    for hint in hints().values():
+        total = lambda values: sum(values[f"loss/{hint.task}/{term}"] for term in hint.terms)  # noqa: B023, E731
+        assert total(seen[-1]) < 0.8 * total(seen[0]), hint.name
 
 
 def test_a_shuffled_teacher_answers_for_another_picture():
@@ -578,8 +577,7 @@ def test_pafpn_has_the_levels_of_its_pyramid():
 
 
 @pytest.mark.devices(8)
-@pytest.mark.parametrize("normalize", ["items", "batch"])
-def test_one_device_equals_eight(normalize):
+def test_one_device_equals_eight():
     """With dropping between two teachers, answers moved on by a row, and labels on some devices only."""
     from must.core import devices
 
@@ -588,7 +586,7 @@ def test_one_device_equals_eight(normalize):
     chosen = [hints()[f"detection_{kind}_teacher"] for kind in ("soft", "pdf", "adaptor")] + [second]
     tasks = dict(TASKS)
     goal = supervised(
-        network(), tasks, scales=dict.fromkeys(tasks, 1.0), policies=BELIEVED, hints=chosen, normalize=normalize,
+        network(), tasks, scales=dict.fromkeys(tasks, 1.0), policies=BELIEVED, hints=chosen,
         teachers={"teacher": network(), "other": network()}, teacher_dropping=0.5, shuffled=True,
     )  # fmt: skip
     frozen = {**FROZEN, "other": variables(seed=2)}
