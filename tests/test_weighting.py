@@ -67,7 +67,7 @@ def _said(workdir, weights=None, slam=None, tasks=None):
     records = Records(records_directory(str(workdir)), tasks=list(built.names))
     held_out = Records(records_directory(str(workdir), "held_out"), tasks=list(built.names))
     source = _student_source(built, built.settings(run), records)
-    return weighing.Said(built, run, read_policies(str(workdir)), source, records, held_out)
+    return weighing.Said(built, run, read_policies(str(workdir / "policy")), source, records, held_out)
 
 
 def _variables(said, seed):
