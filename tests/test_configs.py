@@ -21,7 +21,7 @@ def _config(name, variant, root=""):
     return json.loads(json.dumps(config.to_dict()))
 
 
-@pytest.mark.parametrize("variant", ["", "sanity", "evidence", "pool", "weighted"])
+@pytest.mark.parametrize("variant", ["", "sanity", "evidence", "pool", "weighted", "balancing"])
 def test_quickstart_keeps_every_id_in_one_place(variant):
     built = recipe.Built(_config("quickstart", variant), 0)
     train = [set(source.ids) for source in built.labelled()]

@@ -256,3 +256,16 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_page(tmp_path):
     assert facts["images"] == 32 and facts["selected_step"] == 6
     ids = (whole / "splits" / "exclusive" / "detection.txt").read_text().split()
     assert len(ids) == 16
+
+
+def test_the_scenes_and_the_published_setting_are_ready():
+    multas.check(config_of("configs/multas.py", "scenes"))
+    from must.recipes.dry_run import _with_declared
+
+    config, declared = _with_declared({**config_of("configs/multas.py", "voc"), "root": "/nowhere"})
+    assert set(declared) == {"voc"}
+    built = multas.Built(config, 0)
+    found = {split: multas._deal(built, split) for split in ("half", "quarter", "eighth")}
+    assert [len(lists.labelled["detection"]) for lists in found.values()] == [8274, 4136, 2066]
+    assert built.schedule("student").frames and built.settings("teacher")["epochs"] == 70
+    assert {arm.split for arm in built.arms.values()} >= {"quarter", "eighth", "exclusive"}

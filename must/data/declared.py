@@ -41,8 +41,11 @@ class Declared:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        labels = {task: _EXAMPLES[form](*self._size) for task, form in self._forms.items()}
-        return Example(self.ids[index], np.full((*self._size, 3), 128, np.uint8), labels)
+        return Example(self.ids[index], np.full((*self._size, 3), 128, np.uint8), self.labels(index))
+
+    def labels(self, index: int) -> dict[str, Label]:
+        """The labels without the picture."""
+        return {task: _EXAMPLES[form](*self._size) for task, form in self._forms.items()}
 
 
 def _boxes(height: int, width: int) -> Label:

@@ -9,6 +9,7 @@ Sources: Le and Pham 2023 (MulTaS) for the selection; Zhang et al. 2021 (PDF-Dis
 2017 (mimic).
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -169,6 +170,7 @@ def defeat(name: str, task: Task, teacher: str, widths: Mapping[int, tuple[int, 
     return _adapted("defeat", name, teacher, widths, ("defeat_foreground", "defeat_background"), apply, scale)
 
 
+@functools.lru_cache(maxsize=64)  # the arms of a grid share a few networks
 def feature_widths(model: Model, size: tuple[int, int]) -> dict[int, tuple[int, int, int]]:
     """{stride: (height, width, channels)} of a network's features at a frame of `size` pixels, from shapes alone."""
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
