@@ -43,7 +43,8 @@ class Built(built.Built):
         return Overlay(first, others) if others else first
 
     @functools.cached_property
-    def _annotated(self) -> dict[str, list[str]]:
+    def annotated(self) -> dict[str, list[str]]:
+        """{task: ids of the training images that have its annotation}."""
         everything = self.everything()
         found: dict[str, list[str]] = {task: [] for task in self.names}
         for i, id in enumerate(everything.ids):
@@ -51,10 +52,6 @@ class Built(built.Built):
                 if task in found:
                     found[task].append(id)
         return found
-
-    def annotated(self) -> dict[str, list[str]]:
-        """{task: ids of the training images that have its annotation}."""
-        return self._annotated
 
 
 def plan(config: Config, workers: int) -> list[Job]:
@@ -230,7 +227,7 @@ def _deal(built: Built, split: str) -> Lists:
         return _read_user_lists(built, split, everything, dict(files), section.pop("exclusive", False))
     if len(section) != 1 or not set(section) <= {"share", "exclusive"}:
         raise UserError(f"splits.{split}: give one of share (fraction or number), exclusive, files")
-    annotated = built.annotated()
+    annotated = built.annotated
     if "share" in section:
         try:
             chosen = set(splits.part(ids, section["share"], built.seed)[0])
@@ -262,7 +259,7 @@ def _read_user_lists(built: Built, split: str, everything: Source, files: dict[s
     unseen = lists.get("unseen", [id for id in everything.ids if id not in seen])
     splits.check_no_overlap({"of the teachers": seen, files.get("unseen", "of the rest"): unseen})
     Listed(everything, ids=[*seen, *unseen])  # refuses ids that are not there
-    for task, there in built.annotated().items():
+    for task, there in built.annotated.items():
         if bare := next((id for id in labelled[task] if id not in set(there)), None):
             raise UserError(f"{files[task]}: {bare} has no annotation of {task}")
     wanted = seen.union(unseen)
