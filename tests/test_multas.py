@@ -163,6 +163,7 @@ BOTH = [["detection"], ["segmentation"]]
         ({"contrasts": [{"name": "x", "subject": "nobody", "reference": "nobody else"}]}, "contrasts: .*nobody"),
         ({"pictures": ["nobody"]}, "pictures: 'nobody'"),
         ({"hints": {"mimik": {}}}, "hints.mimik"),
+        ({"hints": {"adaptor": {"standard": "phis"}}}, "hints.adaptor.standard 'phis'"),
         ({"policies": {"detection": {"threshold": 0.5}}}, "policies: say which labels of segmentation"),
         ({"student.balance": {}}, "balance.kind None"),
         ({"student.balance": {"kind": "best"}}, "balance.kind 'best'"),
@@ -211,6 +212,25 @@ def test_hints_per_group_are_asked_only_where_something_is_missing():
     models = {task: built.model((task,), "teacher") for task in TASKS}
     found = hints.hints_of(built, name, built.arms[name], models)
     assert {hint.task: (hint.where, hint.skip) for hint in found} == {t: ("missing", t) for t in TASKS}
+
+
+def test_groups_that_share_pictures_can_standardise(tmp_path):
+    """A quarter annotated for both tasks stands in both groups; PHI-S is measured on every picture once."""
+    config = config_of()
+    config["splits"] = {"exclusive": {"share": 0.25}}
+    config["grid"] = [{"tasks": [list(TASKS)], "split": ["exclusive"], "annotation": ["own"], "labels": [["adaptor"]]}]
+    config["student"].update(steps=1, checkpoint_every=1)
+    config["teacher"].update(steps=1, checkpoint_every=1)
+    quiet = lambda *progress: None  # noqa: E731
+    place = lambda job: str(tmp_path / job)  # noqa: E731
+    for job, make, arguments in (
+        ("splits", multas.make_splits, ()),
+        *((f"teachers/exclusive-{task}", multas.train_teacher, ("exclusive", task)) for task in TASKS),
+        ("grid/multi-exclusive-all-own-adaptor", multas.train_arm, ("multi-exclusive-all-own-adaptor",)),
+    ):
+        os.makedirs(place(job))
+        facts = make(config, 0, *arguments, directory=place(job), report=quiet)
+    assert facts["images"] == 32
 
 
 # the command

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from must.core.types import Model, Policy, PyTree, Source, UserError
-from must.data.combine import Concat, Subset
+from must.data.combine import Subset
 from must.data.pipeline import eval_batches
 from must.objectives import adaptors, distill
 from must.objectives.distill import Hint
@@ -17,11 +17,25 @@ from must.recipes.built import Built
 from must.recipes.training import Online
 from must.tasks.base import Task
 
-_FEATURES = {"mimic", "pdf", "defeat", "adaptor"}
+# label: (task's name, task, levels of the student, of the teacher, options) -> Hint; a teacher has its task's name.
+_MAKERS = {
+    "hard": lambda name, task, mine, theirs, **options: distill.hard(name, task, name, **options),
+    "soft": lambda name, task, mine, theirs, **options: distill.soft(name, task, name, **options),
+    "mimic": lambda name, task, mine, theirs, **options: distill.mimic(
+        name, name, distill.shared_levels(mine, theirs), **options
+    ),
+    "pdf": lambda name, task, mine, theirs, **options: distill.pdf(
+        name, task, name, distill.shared_levels(mine, theirs), **options
+    ),
+    "defeat": lambda name, task, mine, theirs, **options: distill.defeat(
+        name, task, name, distill.shared_levels(mine, theirs), **options
+    ),
+    "adaptor": lambda name, task, mine, theirs, **options: adaptors.adaptor(name, name, mine, theirs, **options),
+}
 
 
 def teachers_of(
-    built: Built, run: str, arm: Arm, directory: str, source: Source | Mapping[str, Source]
+    built: Built, run: str, arm: Arm, directory: str, pictures: Source
 ) -> tuple[Online, dict[str, Policy]]:
     """The frozen teachers of an arm with what it takes from them, and which of their labels are believed.
 
@@ -30,7 +44,7 @@ def teachers_of(
       run: name of the arm.
       arm: its data.
       directory: of the teachers.
-      source: that the arm learns from; fixed standardisations are measured on it.
+      pictures: that the arm learns from; fixed standardisations are measured on them.
     """
     models, variables, believed = {}, {}, {}
     for task in arm.tasks:
@@ -38,8 +52,7 @@ def teachers_of(
         models[task] = built.model((task,), "teacher")
         variables[task], _ = stages.load_weights(at, models[task], built.size)
         believed |= labelling.read_policies(at)
-    shown = Concat(source) if isinstance(source, Mapping) else source
-    return Online(models, variables, hints_of(built, run, arm, models, variables, shown), arm.control == "shuffled"), believed
+    return Online(models, variables, hints_of(built, run, arm, models, variables, pictures), arm.control == "shuffled"), believed
 
 
 def hints_of(
@@ -48,7 +61,7 @@ def hints_of(
     arm: Arm,
     models: Mapping[str, Model],
     variables: Mapping[str, PyTree] | None = None,
-    source: Source | None = None,
+    pictures: Source | None = None,
 ) -> list[Hint]:
     """What an arm takes from its teachers, one hint per task and kind of label.
 
@@ -62,29 +75,12 @@ def hints_of(
         raise UserError(f"{run}: {error}") from None
     found = []
     for name in arm.tasks:
-        task, teacher = built.tasks[name], teachers[name]
         for kind in arm.labels:
-            options = {key: value for key, value in built.config["hints"].get(kind, {}).items()}
+            options = dict(built.config["hints"].get(kind, {}))
+            if kind == "adaptor" and options.pop("standard", "running") == "phi_s" and variables is not None:
+                options["standards"] = _standards(built, models[name], variables[name], pictures)
             try:
-                if kind in _FEATURES - {"adaptor"}:
-                    widths = distill.shared_levels(student, teacher)
-                if kind == "hard":
-                    hint = distill.hard(name, task, name, **options)
-                elif kind == "soft":
-                    hint = distill.soft(name, task, name, **options)
-                elif kind == "mimic":
-                    hint = distill.mimic(name, name, widths, **options)
-                elif kind == "pdf":
-                    hint = distill.pdf(name, task, name, widths, **options)
-                elif kind == "defeat":
-                    hint = distill.defeat(name, task, name, widths, **options)
-                else:
-                    standard = options.pop("standard", "running")
-                    if standard not in ("running", "phi_s"):
-                        raise ValueError(f"standard {standard!r} is neither 'running' nor 'phi_s'")
-                    if standard == "phi_s" and variables is not None:
-                        options["standards"] = _standards(built, models[name], variables[name], source)
-                    hint = adaptors.adaptor(name, name, student, teacher, **options)
+                hint = _MAKERS[kind](name, built.tasks[name], student, teachers[name], **options)
             except (TypeError, ValueError) as error:
                 raise UserError(f"{run}: {kind} for {name}: {error}") from None
             # With a batch per task every row of a task's own batch has its truth: nothing is missing there.
@@ -101,6 +97,8 @@ def check(built: Built, run: str, arm: Arm) -> None:
         for kind, verb in (("pdf", "disagreement"), ("defeat", "foreground")):
             if kind in arm.labels and getattr(type(task), verb) is getattr(Task, verb):
                 raise UserError(f"{run}: {kind} does not work for {name}, which has no {verb}")
+    if (standard := built.config["hints"].get("adaptor", {}).get("standard", "running")) not in ("running", "phi_s"):
+        raise UserError(f"hints.adaptor.standard {standard!r}: neither 'running' nor 'phi_s'")
     hints_of(built, run, arm, models)
 
 

@@ -177,10 +177,11 @@ def train_arm(config: Config, seed: int, name: str, *, directory: str, report) -
     lists = read_lists(built, top, arm.split)
     parts = arm_sources(built, name, lists)
     believed, asked = {task: Policy() for task in arm.tasks}, training.ALONE
+    pictures = Listed(built.everything(), ids=lists.images(arm, built.seed))
     if arm.labels:
-        asked, believed = hints.teachers_of(built, name, arm, os.path.join(top, "teachers"), parts)
+        asked, believed = hints.teachers_of(built, name, arm, os.path.join(top, "teachers"), pictures)
     facts = training.train_run(built, arm.tasks, parts, name, believed, directory, report, online=asked)
-    return facts | {"images": len(lists.images(arm, seed))}
+    return facts | {"images": len(pictures)}
 
 
 def arm_sources(built: Built, name: str, lists: Lists) -> Source | dict[str, Source]:

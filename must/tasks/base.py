@@ -75,6 +75,8 @@ class Task:
     ) -> tuple[dict[int, Array], dict[str, PerExample]]:
         """How far student and teacher are apart at every place of a pyramid, and terms that weigh places by it.
 
+        A task may do without: PDF is then refused for it before anything trains.
+
         Args:
           outputs: of the student.
           teacher: outputs of the teacher.
@@ -86,7 +88,10 @@ class Task:
         raise NotImplementedError
 
     def foreground(self, target: Any, shapes: dict[int, tuple[int, int]]) -> dict[int, Array]:
-        """Which places of a pyramid show an object of a target, {stride: bool [B, h, w]}."""
+        """Which places of a pyramid show an object of a target, {stride: bool [B, h, w]}.
+
+        A task may do without: DeFeat is then refused for it before anything trains.
+        """
         raise NotImplementedError
 
     def predict(self, outputs: Any) -> Label:
