@@ -243,3 +243,14 @@ def test_trends_stand_in_the_order_of_their_means():
     paths = re.findall(r'stroke-width="1.6" d="M[\d.]+ ([\d.]+)L[\d.]+ ([\d.]+)"', drawing)
     (low1, low2), (high1, high2) = [[float(v) for v in pair] for pair in paths]
     assert low1 > low2 > high1 > high2  # y grows downwards
+
+
+def test_a_long_caption_is_broken_and_stays_in_its_column():
+    picture = np.zeros((20, 20, 3), np.uint8)
+    short = contact_sheet([[picture, picture]], ["a", "b"])
+    long = contact_sheet([[picture, picture]], ["a", "multi-exclusive-all-own-soft-missing"])
+    assert long.shape[1] == short.shape[1] and long.shape[0] > short.shape[0]
+    height = long.shape[0] - short.shape[0]
+    edge = long[: 24 + height, [0, 1, -2, -1]]
+    assert (edge == edge[0, 0]).all()  # nothing runs over the sheet's sides
+    np.testing.assert_array_equal(long[24 + height :], short[24:])  # the pictures only moved down

@@ -80,7 +80,7 @@ def report(config: Config, *, directory: str, report) -> dict:
         os.path.join(workdir, "report.html"),
         title=config["title"],
         results=results,
-        pictures={task: picture_grid(built, workdir, task, _shown(config, built, seed, task)) for task in built.names},
+        pictures={task: _pictures(config, built, workdir, seed, task) for task in built.names},
         settings=settings_of(workdir),
     )
     return {}
@@ -109,11 +109,13 @@ def _settings(arms: Mapping[str, Arm]) -> dict[str, dict[str, Any] | None]:
     return found
 
 
-def _shown(config: Config, built: "multas.Built", seed: int, task: str) -> dict[str, dict[str, str]]:
-    """Columns of pictures: the teacher and the arms that the configuration names, else the first two of the task."""
+def _pictures(config: Config, built: "multas.Built", workdir: str, seed: int, task: str) -> dict[str, Any]:
+    """What the teacher and the arms that the configuration names, else the first two of the task, say of pictures."""
     at = multas.prefix(config, seed)
     able = [name for name, arm in built.arms.items() if task in arm.tasks]
     chosen = [name for name in config["pictures"] if name in able] or able[:2]
     part = built.arms[chosen[0]].split
-    columns = {"teacher": {task: f"{at}teachers/{part}-{task}"}}
-    return columns | {name: dict.fromkeys(built.arms[name].tasks, f"{at}grid/{name}") for name in chosen}
+    shown = {"teacher": {task: f"{at}teachers/{part}-{task}"}}
+    shown |= {name: dict.fromkeys(built.arms[name].tasks, f"{at}grid/{name}") for name in chosen}
+    found = picture_grid(built, workdir, task, shown)
+    return {**found, "columns": [f"teacher-{part}" if name == "teacher" else name for name in found["columns"]]}
