@@ -39,11 +39,12 @@ class ArraySpec(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One image and what is known about it.
+    """One image or video and what is known about it.
 
     Attributes:
       id: unique over all sources of a run, "<source>/<name>".
-      image: uint8 [H, W, 3], RGB.
+      image: uint8 [H, W, 3], RGB; or a video: an array [T, H, W, 3], or what has that `shape` and gives the frames of an
+        array of indices, video[indices] -> uint8 [len(indices), H, W, 3], so that frames are decoded when asked for.
       labels: {task name: Label in record form}; a task that is absent is not annotated here.
       weights: {task name: how much its label counts}; 1 for a task that is absent.
     """
@@ -87,6 +88,7 @@ class Geometry(NamedTuple):
       offset: network position of the original's corner, (vertical, horizontal), pixels.
       flip: mirrored left to right.
       zoom: magnification relative to showing the whole image in the frame; metric depth is divided by it.
+      reverse: of a video, played backwards.
     """
 
     source_size: tuple[int, int]
@@ -95,6 +97,7 @@ class Geometry(NamedTuple):
     offset: tuple[float, float]
     flip: bool = False
     zoom: float = 1.0
+    reverse: bool = False
 
 
 class Policy(NamedTuple):
@@ -116,7 +119,7 @@ class Features(NamedTuple):
     """What every backbone and neck returns.
 
     Attributes:
-      pyramid: {stride: [B, H / stride, W / stride, C]}.
+      pyramid: {stride: [B, H / stride, W / stride, C]}; of a video [B, T, H / stride, W / stride, C], where T may shrink.
       pooled: [B, C], global average of the coarsest backbone level.
     """
 
@@ -128,7 +131,7 @@ class Model(NamedTuple):
     """A network as two pure functions.
 
     Attributes:
-      init: (key, inputs [B, H, W, 3] uint8) -> variables, {"params": ..., other collections}.
+      init: (key, inputs [B, H, W, 3] or [B, T, H, W, 3] uint8) -> variables, {"params": ..., other collections}.
       apply: (variables, inputs, *, train: bool, key, axis_name=None) -> ({task name: outputs}, model_state), where
         model_state is the variables without "params"; statistics are taken over `axis_name` when it is given.
     """
@@ -141,7 +144,7 @@ class Batch(NamedTuple):
     """What one step reads; a leading axis B everywhere.
 
     Attributes:
-      inputs: {view: uint8 [B, H, W, 3]}.
+      inputs: {view: uint8 [B, H, W, 3], of videos [B, T, H, W, 3]}.
       labels: {supervision: Label in network form}; a supervision is a task, or a task from one source.
       weights: {supervision: float32 [B]}; 0 means absent and leaves the denominator, any other value stays in it.
       ids: int64 [B], position in the source, for joining per-example state; -1 is padding.

@@ -33,6 +33,10 @@ class Encoder(NamedTuple):
     views: Mapping[str, View | None] = {"image": None}
     keep_aspect: bool = True
 
+    def blank_inputs(self) -> dict[str, np.ndarray]:
+        """The inputs of one row without a picture, {view: zeros [1, ...]}: what a network is initialised on."""
+        return {name: np.zeros((1, *self.size, 3), np.uint8) for name in self.views}
+
     def __call__(self, example: Example, index: int, rng: np.random.Generator) -> Batch:
         """The row of `example`, arrays without the leading axis B.
 

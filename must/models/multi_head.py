@@ -18,7 +18,7 @@ class MultiHead(nn.Module):
     """Images -> {task: outputs}. Parameters are named backbone, neck and heads_<task>.
 
     Attributes:
-      backbone: (float [B, H, W, 3], train=) -> `Features`.
+      backbone: (float [B, H, W, 3] or [B, T, H, W, 3], train=) -> `Features`.
       neck: (`Features`, train=) -> `Features`, or None.
       heads: {task: (`Features`, train=, image_size=) -> outputs}.
     """
@@ -28,13 +28,13 @@ class MultiHead(nn.Module):
     heads: dict[str, nn.Module]
 
     def __call__(self, inputs: Array, *, train: bool) -> tuple[dict[str, Array], Features]:
-        """uint8 [B, H, W, 3] -> outputs of every head, and the features that they read."""
+        """uint8 [B, H, W, 3] or [B, T, H, W, 3] -> outputs of every head, and the features that they read."""
         image = (inputs.astype(jnp.float32) - jnp.array(MEAN)) / jnp.array(STD)
         features = self.backbone(image, train=train)
         if self.neck is not None:
             features = self.neck(features, train=train)
         outputs = {
-            task: head(features, train=train, image_size=tuple(inputs.shape[1:3])) for task, head in self.heads.items()
+            task: head(features, train=train, image_size=tuple(inputs.shape[-3:-1])) for task, head in self.heads.items()
         }
         return outputs, features
 
