@@ -170,6 +170,6 @@ def _parameters(workdir):
     from must.recipes import stages
 
     built = recipe.Built(json.loads((workdir / "config.json").read_text()), 0)
-    variables, _ = stages.load_weights(str(workdir / "teachers" / "depth"), built.model(("depth",)), built.size)
+    variables, _ = stages.load_weights(str(workdir / "teachers" / "depth"), built.model(("depth",)), built.inputs)
     flat = jax.tree_util.tree_leaves_with_path(variables["params"])
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}

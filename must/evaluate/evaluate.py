@@ -23,7 +23,7 @@ def eval_step(
     *,
     model: Model,
     tasks: Mapping[str, Task],
-    view: str = "image",
+    view: str | None = "image",
     axis_name: str | None = None,
 ) -> dict[str, dict[str, Array]]:
     """Rows of one batch for every task that the model answers and the batch annotates; pure, traceable.
@@ -33,13 +33,14 @@ def eval_step(
       batch: labels and weights under task names.
       model: applied in inference mode.
       tasks: {task name: Task}.
-      view: which inputs the model sees, uint8 [B, H, W, 3].
+      view: which inputs the model sees, uint8 [B, H, W, 3] or [B, T, H, W, 3]; None hands it all, {view: inputs}.
       axis_name: unused, rows do not meet; the argument lets `must.core.devices.parallelize` run it.
 
     Returns:
       {task name: rows [B, ...] of `Task.measure`, and "weight" [B]}.
     """
-    outputs, _ = model.apply(variables, batch.inputs[view], train=False, key=None, axis_name=axis_name)
+    inputs = batch.inputs if view is None else batch.inputs[view]
+    outputs, _ = model.apply(variables, inputs, train=False, key=None, axis_name=axis_name)
     return _rows({name: task.predict(outputs[name]) for name, task in tasks.items() if name in outputs}, batch, tasks)
 
 

@@ -33,11 +33,11 @@ def ask(
     for name in dict.fromkeys(hint.teacher for hint in hints):
         outputs, _, features = teachers[name].apply(frozen[name], images, train=False, key=None, with_features=True)
         answer = jax.lax.stop_gradient(Answer(outputs, features))
-        answers[name] = jax.tree.map(lambda leaf: _moved_on(leaf, axis_name), answer) if shuffled else answer
+        answers[name] = jax.tree.map(lambda leaf: moved_on(leaf, axis_name), answer) if shuffled else answer
     return answers
 
 
-def _moved_on(rows: Array, axis_name: str | None) -> Array:
+def moved_on(rows: Array, axis_name: str | None) -> Array:
     """Every row one place on, the last of a device to the next device."""
     last = rows[-1:]
     if axis_name is not None:

@@ -82,6 +82,7 @@ class Built:
         self.tasks: dict[str, Task] = build_tasks(self.config["tasks"], labelled)
         self.size = tuple(self.config["image"]["size"])
         self.plain = build_encoder(self.config["image"], self.tasks)
+        self.inputs = self.plain.blank_inputs()["image"]  # what a network is initialised on
         self._models: dict[tuple, Model] = {}
         self._tasks: dict[str, dict[str, Task]] = {}
         checks.check_runs(self)

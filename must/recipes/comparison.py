@@ -170,7 +170,7 @@ def _network(built, workdir: str, where: str, directories: Mapping[str, str], co
     """(predictor of all tasks that this directory's network answers in a column, its variables)."""
     names = tuple(task for task, other in directories.items() if other == where)
     model = built.model(names, column)
-    variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.size)
+    variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.inputs)
     return measuring.predictor(model, {name: built.tasks[name] for name in names}), variables
 
 

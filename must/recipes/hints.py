@@ -50,7 +50,7 @@ def teachers_of(
     for task in arm.tasks:
         at = os.path.join(directory, f"{arm.split}-{task}")
         models[task] = built.model((task,), "teacher")
-        variables[task], _ = stages.load_weights(at, models[task], built.size)
+        variables[task], _ = stages.load_weights(at, models[task], built.inputs)
         believed |= labelling.read_policies(at)
     return Online(models, variables, hints_of(built, run, arm, models, variables, pictures), arm.control == "shuffled"), believed
 

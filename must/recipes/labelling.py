@@ -73,7 +73,7 @@ def policy_of(built: Built, teacher: Teacher, name: str) -> Policy:
 def load_teacher(built: Built, directory: str, name: str, *, mirror: bool = False) -> Teacher:
     """The trained teacher of a task."""
     model = built.model((name,), "teacher")
-    variables, _ = stages.load_weights(directory, model, built.size)
+    variables, _ = stages.load_weights(directory, model, built.inputs)
     return teachers.from_model(
         name,
         model,

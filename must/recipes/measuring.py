@@ -24,13 +24,23 @@ def by_source(splits: Splits) -> list[tuple[Source, list[str]]]:
 
 
 def measure(
-    variables: PyTree, model: Model, tasks: Mapping[str, Task], encoder: Encoder, splits: Splits, *, batch_size: int = 64
+    variables: PyTree,
+    model: Model,
+    tasks: Mapping[str, Task],
+    encoder: Encoder,
+    splits: Splits,
+    *,
+    batch_size: int = 64,
+    view: str | None = "image",
 ) -> dict[str, Rows]:
-    """Rows of every task on the split that measures it; a split that serves several tasks is read once."""
+    """Rows of every task on the split that measures it; a split that serves several tasks is read once.
+
+    The model is given one view of the encoder's, or with None {view: inputs}.
+    """
     rows = {}
     for source, names in by_source({name: splits[name] for name in tasks if name in splits}):
         mine = {name: tasks[name] for name in names}
-        step = _compiled_eval(model, tuple(mine.items()))
+        step = _compiled_eval(model, tuple(mine.items()), view)
         rows |= evaluate(step, variables, eval_batches(source, encoder._replace(tasks=mine), batch_size=batch_size))
     return rows
 
@@ -50,8 +60,8 @@ def _compiled_predict(model: Model, tasks: tuple[tuple[str, Task], ...]):
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled_eval(model: Model, tasks: tuple[tuple[str, Task], ...]):
-    return devices.parallelize(functools.partial(eval_step, model=model, tasks=dict(tasks)), out_axes=0)
+def _compiled_eval(model: Model, tasks: tuple[tuple[str, Task], ...], view: str | None):
+    return devices.parallelize(functools.partial(eval_step, model=model, tasks=dict(tasks), view=view), out_axes=0)
 
 
 def save_rows(path: str, rows: Mapping[str, Rows]) -> None:

@@ -19,9 +19,7 @@ import numpy as np
 from must.core import devices
 from must.core.types import Balance, Model, Objective, PyTree, Source, TrainState, UserError
 from must.data.pipeline import Encoder, Grouped, Joined, train_batches
-from must.evaluate.compare import delta_m
-from must.evaluate.evaluate import summarize
-from must.recipes.measuring import Splits, measure
+from must.recipes.selection import Judge, Selection, local
 from must.tasks.base import Task
 from must.train import state as states
 from must.train.checkpoint import Checkpoints, fingerprint
@@ -46,6 +44,7 @@ class Schedule(NamedTuple):
       log_every: steps between logged losses.
       frames: multi-scale input: sizes (height, width) in pixels of which every batch draws one.
       frames_until: share of the steps after which every batch has the plain size.
+      patience: the run ends when so many validations in a row were no better than the best one; 0: it never does.
     """
 
     steps: int
@@ -58,6 +57,7 @@ class Schedule(NamedTuple):
     log_every: int = 50
     frames: Sequence[tuple[int, int]] = ()
     frames_until: float = 0.8
+    patience: int = 0
 
 
 class Weigher(NamedTuple):
@@ -88,7 +88,7 @@ def train(
     source: Source | Mapping[str, Source],
     encoder: Encoder,
     schedule: Schedule,
-    validation: tuple[Encoder, Splits],
+    judge: Judge,
     variables: PyTree | None = None,
     frozen: PyTree = None,
     weigher: Weigher = NO_WEIGHTS,
@@ -106,14 +106,15 @@ def train(
       source: of training examples; or {group: source}, then every step takes a batch of each.
       encoder: of training rows.
       schedule: steps, batches, optimiser, selection.
-      validation: how examples are shown, and the split that measures each task.
+      judge: what chooses among the weights that the run comes by.
       variables: to start from; freshly initialised by default.
       frozen: variables of the teachers that the objective asks.
       weigher: of the examples; by default every weight stays as the source has it.
       report: progress.
 
     Returns:
-      Facts: selected step, validation scores, parameters, images per second, share of time spent waiting for data.
+      Facts: steps made, selected step, validation scores, parameters, images per second, share of time spent waiting for
+      data.
 
     Raises:
       UserError: the loss stopped being finite.
@@ -121,7 +122,7 @@ def train(
     tx = optimizer(steps=schedule.steps, **schedule.optimizer)
     key = jax.random.key(seed)
     if variables is None:
-        variables = model.init(jax.random.fold_in(key, 1), np.zeros((1, *encoder.size, 3), np.uint8))
+        variables = model.init(jax.random.fold_in(key, 1), encoder.blank_inputs()["image"])
     state = states.create(jax.random.fold_in(key, 2), variables, objective, balance, tx)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     batches = Joined(_batches(source, encoder, schedule, seed), weigher.weights(variables), weigher.extras)
@@ -131,11 +132,14 @@ def train(
     step = devices.parallelize(bound, donate=(0,))
 
     log = _Log(directory, int(state.step))
-    selection = _Selection(directory, schedule, tasks, model, validation)
+    selection = Selection(directory, tasks, model, judge, schedule)
     facts: dict[str, Any] = {}
 
-    def hook(progress: Progress) -> None:
+    def hook(progress: Progress) -> bool:
         at, last = progress.step, progress.step == progress.steps
+        if last or (schedule.evaluate_every and at % schedule.evaluate_every == 0):
+            log.write(at, selection.look(progress.state, last))
+            last = last or selection.exhausted(at)
         if at % schedule.log_every == 0 or last:
             logs = {name: float(value) for name, value in progress.logs.items()}
             if not math.isfinite(logs["loss"]):
@@ -143,10 +147,8 @@ def train(
                 raise UserError(f"{directory}: step {at}: not finite: {', '.join(bad)}; lower the learning rate or clip_norm")
             log.write(at, logs)
             report(at, progress.steps, f"loss {logs['loss']:.3f}")
-        if last or (schedule.evaluate_every and at % schedule.evaluate_every == 0):
-            log.write(at, selection.look(progress.state, last))
         if weigher.every and at % weigher.every == 0 and not last:
-            batches.weights = weigher.weights(_local(states.model_variables(progress.state, ema=False)))
+            batches.weights = weigher.weights(local(states.model_variables(progress.state, ema=False)))
             log.write(at, {f"mean_weight/{name}": float(table.mean()) for name, table in batches.weights.items()})
         if last or at % schedule.checkpoint_every == 0:
             checkpoints.save(at, _saved(progress.state, batches), position={"grain": batches.get_state()})
@@ -155,15 +157,17 @@ def train(
             images = groups * schedule.batch_size * (at - start - 1)  # the clock starts when the first step is over
             facts["images_per_second"] = round(images / progress.seconds, 1)
             facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
+        return last
 
     start = int(state.step)
+    steps = start if selection.exhausted(start) else schedule.steps  # one that had ended was killed before it said so
     try:
         frozen = None if frozen is None else devices.replicate(frozen)
-        fit(state, step, batches, steps=schedule.steps, frozen=frozen, hooks=(hook,))
+        state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
     finally:
         log.close()
         checkpoints.close()
-    return facts | selection.close() | {"parameters": parameters}
+    return facts | selection.close() | {"parameters": parameters, "steps": int(state.step)}
 
 
 def _batches(source: Source | Mapping[str, Source], encoder: Encoder, schedule: Schedule, seed: int):
@@ -182,13 +186,13 @@ def _batches(source: Source | Mapping[str, Source], encoder: Encoder, schedule: 
     })
 
 
-def load_weights(directory: str, model: Model, size: tuple[int, int]) -> tuple[PyTree, dict]:
-    """(variables, facts) that a training run selected.
+def load_weights(directory: str, model: Model, inputs: PyTree) -> tuple[PyTree, dict]:
+    """(variables, facts) that a training run selected; the model is initialised on `inputs`, of which shapes matter.
 
     Raises:
       UserError: none there, of another model, or damaged.
     """
-    like = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, 3), np.uint8))
+    like = jax.eval_shape(model.init, jax.random.key(0), inputs)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like)
     weights = Checkpoints(os.path.join(directory, "weights"))
@@ -209,11 +213,6 @@ def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> Tra
     batches.set_state(position["grain"])
     batches.weights = {name: np.asarray(table) for name, table in saved["weights"].items()}
     return saved["train"]
-
-
-def _local(variables: PyTree) -> PyTree:
-    """This process's copy of replicated arrays."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), variables)
 
 
 class _Log:
@@ -247,49 +246,6 @@ class _Log:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
-
-
-class _Selection:
-    """Validates averaged weights and keeps the selected ones.
-
-    Several tasks have metrics of several units: a candidate replaces the kept weights when its delta_m against them is
-    above 0, so that no unit outweighs another.
-    """
-
-    def __init__(self, directory: str, schedule: Schedule, tasks, model: Model, validation: tuple[Encoder, Splits]):
-        if schedule.select not in ("best", "last"):
-            raise UserError(f"select {schedule.select!r}: not one of 'best', 'last'")
-        self._schedule, self._tasks, self._model = schedule, dict(tasks), model
-        self._encoder, self._splits = validation
-        self._weights = Checkpoints(os.path.join(directory, "weights"))
-        self._best = self._weights.facts() if self._weights.latest() is not None else None
-
-    def look(self, state: TrainState, last: bool) -> dict[str, float]:
-        """Scores of the averaged weights, as log lines."""
-        variables = states.model_variables(state)
-        step = int(state.step)
-        scores = summarize(self._tasks, measure(_local(variables), self._model, self._tasks, self._encoder, self._splits))
-        headline = {name: scores[name][self._tasks[name].metrics[0].name] for name in scores}
-        candidate = {"step": step, "validation": headline, "batch_size": self._schedule.batch_size}
-        candidate["learning_rate"] = self._schedule.optimizer["learning_rate"]
-        keep = last if self._schedule.select == "last" else self._better(headline)
-        # A resumed run comes by steps that were judged before it was killed.
-        if keep and step > (self._weights.latest() or -1):
-            self._weights.save(step, variables, facts=candidate)
-            self._best = candidate
-        return {f"validation/{t}/{m}": value for t, metrics in scores.items() for m, value in metrics.items()}
-
-    def close(self) -> dict:
-        self._weights.close()
-        return {"selected_step": self._best["step"], "validation": self._best["validation"]}
-
-    def _better(self, headline: dict[str, float]) -> bool:
-        if self._best is None:
-            return True
-        # A first AP of 0 has no relative gain: a floor stands in for it.
-        floor = {name: max(value, 1e-3) for name, value in self._best["validation"].items()}
-        direction = {name: self._tasks[name].metrics[0].higher_is_better for name in headline}
-        return delta_m(headline, floor, direction) > 0
 
 
 def weights_fingerprint(variables: PyTree) -> str:

@@ -20,6 +20,7 @@ from must.objectives.supervised import learning_rate_rule, supervised
 from must.recipes import measuring, setup, stages, weighing
 from must.recipes.built import Built
 from must.recipes.labelling import read_policies, records_directory, seed_directory
+from must.recipes.selection import Judge
 
 Config = Mapping[str, Any]
 
@@ -57,7 +58,7 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
         weigher, seen = weighing.weigher(said)
     facts = train_run(built, built.names, source, arm, believed, directory, report, weigher)
     if weigher is not stages.NO_WEIGHTS:
-        weigher.weights(stages.load_weights(directory, built.model(built.names, arm), built.size)[0])  # fills `seen`
+        weigher.weights(stages.load_weights(directory, built.model(built.names, arm), built.inputs)[0])  # fills `seen`
         if devices.is_writer():
             np.savez_compressed(os.path.join(directory, "weights.npz"), **seen)
     return facts | {"images": len(set(source.ids))}
@@ -148,12 +149,12 @@ def train_run(
         source=source,
         encoder=setup.build_encoder(built.config["image"], learned, settings),
         schedule=_schedule(built, run, source),
-        validation=(built.plain, built.splits("validation", names)),
+        judge=Judge(built.plain, built.splits("validation", names)),
         weigher=weigher,
         frozen=online.variables or None,
         report=report,
     )
-    variables, _ = stages.load_weights(directory, model, built.size)
+    variables, _ = stages.load_weights(directory, model, built.inputs)
     for split in built.config["measured_on"]:
         rows = measuring.measure(variables, model, measured, built.plain, built.splits(split, names))
         if devices.is_writer():

@@ -36,9 +36,9 @@ def fit(
     *,
     steps: int,
     frozen: PyTree = None,
-    hooks: Iterable[Callable[[Progress], None]] = (),
+    hooks: Iterable[Callable[[Progress], bool | None]] = (),
 ) -> TrainState:
-    """Trains from `state.step` to `steps`.
+    """Trains from `state.step` to `steps`, or until a hook returns True.
 
     Args:
       state: fresh or restored; it is donated.
@@ -60,6 +60,6 @@ def fit(
             jax.block_until_ready(logs)
             start, waited = time.perf_counter(), 0.0
         progress = Progress(i + 1, steps, state, logs, time.perf_counter() - start, waited)
-        for hook in hooks:
-            hook(progress)
+        if any([hook(progress) for hook in hooks]):  # a list: every hook sees every step
+            break
     return state

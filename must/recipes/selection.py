@@ -1,0 +1,120 @@
+"""Which of the weights that a run comes by are kept: the best on a validation split, or the last."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from must.core.types import Metric, Model, PyTree, TrainState, UserError
+from must.data.pipeline import Encoder
+from must.evaluate.compare import delta_m
+from must.evaluate.evaluate import summarize
+from must.recipes.measuring import Splits, measure
+from must.tasks.base import Task
+from must.train import state as states
+from must.train.checkpoint import Checkpoints
+
+
+class Judge(NamedTuple):
+    """How the weights of a run are judged while it learns.
+
+    Attributes:
+      encoder: how examples are shown.
+      splits: {task: the split that measures it}.
+      view: of the encoder that the model is given; None: all of them.
+      tasks: that decide which weights are kept; all by default.
+      parts: {task: variables -> variables of a part of the network}, each kept by itself where its own task was best, in
+        students/<task>/weights.
+    """
+
+    encoder: Encoder
+    splits: Splits
+    view: str | None = "image"
+    tasks: Sequence[str] = ()
+    parts: Mapping[str, Callable[[PyTree], PyTree]] = {}
+
+
+class Selection:
+    """Validates averaged weights and keeps the selected ones, of the network and of its parts."""
+
+    def __init__(self, directory: str, tasks: Mapping[str, Task], model: Model, judge: Judge, schedule):
+        if schedule.select not in ("best", "last"):
+            raise UserError(f"select {schedule.select!r}: not one of 'best', 'last'")
+        self._schedule, self._tasks, self._model, self._judge = schedule, dict(tasks), model, judge
+        metrics = {name: task.metrics[0] for name, task in self._tasks.items()}
+        self._kept = _Kept(os.path.join(directory, "weights"), {n: metrics[n] for n in judge.tasks or tasks}, schedule)
+        self._parts = {
+            name: _Kept(os.path.join(directory, "students", name, "weights"), {name: metrics[name]}, schedule)
+            for name in judge.parts
+        }
+
+    def look(self, state: TrainState, last: bool) -> dict[str, float]:
+        """Scores of the averaged weights, as log lines."""
+        variables = states.model_variables(state)
+        judge, step = self._judge, int(state.step)
+        rows = measure(local(variables), self._model, self._tasks, judge.encoder, judge.splits, view=judge.view)
+        scores = summarize(self._tasks, rows)
+        headline = {name: scores[name][self._tasks[name].metrics[0].name] for name in scores}
+        self._kept.offer(step, variables, headline, last)
+        for name, kept in self._parts.items():
+            kept.offer(step, judge.parts[name](variables), headline, last)
+        return {f"validation/{t}/{m}": value for t, metrics in scores.items() for m, value in metrics.items()}
+
+    def exhausted(self, step: int) -> bool:
+        """Whether nothing better has come for as long as the schedule waits."""
+        best, patience, every = self._kept.best, self._schedule.patience, self._schedule.evaluate_every
+        return bool(patience and every and best) and step - best["step"] >= patience * every
+
+    def close(self) -> dict:
+        for kept in (self._kept, *self._parts.values()):
+            kept.close()
+        best = self._kept.best
+        facts = {"selected_step": best["step"], "validation": best["validation"]}
+        if self._parts:
+            facts["selected_steps"] = {name: kept.best["step"] for name, kept in self._parts.items()}
+        return facts
+
+
+class _Kept:
+    """The weights that were best by some tasks, or the last ones, with what they scored.
+
+    Tasks of one metric are judged by its mean. Several units: a candidate replaces the kept weights when its delta_m
+    against them is above 0, so that no unit outweighs another.
+    """
+
+    def __init__(self, directory: str, metrics: Mapping[str, Metric], schedule):
+        self._metrics, self._schedule = metrics, schedule
+        self._weights = Checkpoints(directory)
+        self.best = self._weights.facts() if self._weights.latest() is not None else None
+
+    def offer(self, step: int, variables: PyTree, headline: Mapping[str, float], last: bool) -> None:
+        """Keeps these weights if they are to be kept."""
+        candidate = {"step": step, "validation": {name: headline[name] for name in self._metrics}}
+        candidate["batch_size"] = self._schedule.batch_size
+        candidate["learning_rate"] = self._schedule.optimizer["learning_rate"]
+        keep = last if self._schedule.select == "last" else self._better(candidate["validation"])
+        # A resumed run comes by steps that were judged before it was killed.
+        if keep and step > (self._weights.latest() or -1):
+            self._weights.save(step, variables, facts=candidate)
+            self.best = candidate
+
+    def close(self) -> None:
+        self._weights.close()
+
+    def _better(self, headline: dict[str, float]) -> bool:
+        if self.best is None:
+            return True
+        there = self.best["validation"]
+        if len(set(self._metrics.values())) == 1:
+            sign = 1 if next(iter(self._metrics.values())).higher_is_better else -1
+            return sign * (sum(headline.values()) - sum(there.values())) > 0
+        # A first AP of 0 has no relative gain: a floor stands in for it.
+        floor = {name: max(value, 1e-3) for name, value in there.items()}
+        return delta_m(headline, floor, {name: metric.higher_is_better for name, metric in self._metrics.items()}) > 0
+
+
+def local(variables: PyTree) -> PyTree:
+    """This process's copy of replicated arrays."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), variables)
