@@ -3,6 +3,7 @@
 Paddings are explicit and symmetric, as in torchvision, so that released weights mean the same here.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -117,6 +118,7 @@ class Block(nn.Module):
       norm: kind of normalisation, see `Norm`.
       momentum, axis_name: see `Norm`.
       dtype: of the computation; parameters stay float32.
+      reads: [B, H, W, C] -> [B, H, W, C], what the branch sees of the block's input; without it the input itself.
     """
 
     width: int
@@ -126,6 +128,7 @@ class Block(nn.Module):
     momentum: float = 0.9
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    reads: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -135,7 +138,7 @@ class Block(nn.Module):
             layers = ((self.width, 1, 1), (self.width, 3, self.stride), (out, 1, 1))
         else:
             layers = ((self.width, 3, self.stride), (out, 3, 1))
-        y = x
+        y = x if self.reads is None else self.reads(x)
         for i, (channels, kernel, stride) in enumerate(layers):
             last = i == len(layers) - 1
             y = self._conv(channels, kernel, stride, f"conv{i + 1}")(y)
@@ -189,9 +192,13 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Features:
         """Normalised float [B, H, W, 3] -> a level after every stage; `pooled` is the mean of the last one."""
+        return self.of_images(x, train=train)
+
+    @nn.compact
+    def of_images(self, x: Array, *, train: bool, reads: Callable[[Array], Array] | None = None) -> Features:
+        """The same with `reads` in every block, see `Block`."""
         if self.depth not in BLOCKS or self.stem not in ("imagenet", "small") or not 1 <= self.stages <= 4:
             raise ValueError(f"no ResNet of depth {self.depth}, stem {self.stem!r}, {self.stages} stages")
         kernel = 7 if self.stem == "imagenet" else 3
@@ -221,6 +228,7 @@ class ResNet(nn.Module):
                     self.momentum,
                     self.axis_name,
                     self.dtype,
+                    reads,
                     name=f"stage{stage + 1}_block{i + 1}",
                 )(x, train=train)
             pyramid[stride * 2**stage] = x

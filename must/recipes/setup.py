@@ -12,7 +12,7 @@ from must.data.augment import Photometric
 from must.data.combine import Cached
 from must.data.pipeline import Encoder
 from must.data.sources import source
-from must.models import fpn, multi_head, resnet
+from must.models import fpn, multi_head, resnet, temporal_shift
 from must.objectives import aggregate
 from must.objectives import balance as balances
 from must.pseudo_label import policy
@@ -66,22 +66,29 @@ def build_tasks(sections: Mapping[str, Mapping[str, Any]], sources: Mapping[str,
     return tasks
 
 
-def build_model(section: Mapping[str, Any], tasks: Mapping[str, Task]) -> Model:
-    """Backbone, neck and the tasks' heads."""
-    backbone, neck = dict(section["backbone"]), dict(section["neck"])
-    neck["strides"] = tuple(neck["strides"])
-    made: dict[str, Any] = {}
-    kinds = {"backbone": {"resnet": resnet.ResNet}, "neck": {"fpn": fpn.FPN, "pafpn": fpn.PAFPN}}
-    for name, part in (("backbone", backbone), ("neck", neck)):
-        kind = part.pop("kind", "fpn" if name == "neck" else "resnet")
-        if kind not in kinds[name]:
-            raise UserError(f"model.{name}.kind {kind!r}: not one of {sorted(kinds[name])}")
-        made[name] = kinds[name][kind]
+PARTS = {
+    "backbone": {"resnet": resnet.ResNet, "temporal_shift": temporal_shift.TemporalShiftResNet},
+    "neck": {"fpn": fpn.FPN, "pafpn": fpn.PAFPN},
+}
+
+
+def _part(name: str, section: Mapping[str, Any], kind: str) -> Any:
+    """The backbone or neck that a section names; `kind` where it names none."""
+    section = {key: tuple(v) if isinstance(v, list) else v for key, v in section.items()}
+    kind = section.pop("kind", kind)
+    if kind not in PARTS[name]:
+        raise UserError(f"model.{name}.kind {kind!r}: not one of {', '.join(PARTS[name])}")
     try:
-        parts = made["backbone"](**backbone), made["neck"](**neck)
+        return PARTS[name][kind](**section)
     except TypeError as error:
-        raise UserError(f"model: {error}") from None
-    return multi_head.multi_head(*parts, {name: task.head() for name, task in tasks.items()})
+        raise UserError(f"model.{name}: {error}") from None
+
+
+def build_model(section: Mapping[str, Any], tasks: Mapping[str, Task]) -> Model:
+    """Backbone, neck and the tasks' heads; without a neck (absent, None or {}) the heads read the backbone's levels."""
+    backbone = _part("backbone", section["backbone"], "resnet")
+    neck = _part("neck", section["neck"], "fpn") if section.get("neck") else None
+    return multi_head.multi_head(backbone, neck, {name: task.head() for name, task in tasks.items()})
 
 
 def build_encoder(image: Mapping[str, Any], tasks: Mapping[str, Task], training: Mapping[str, Any] | None = None) -> Encoder:
