@@ -9,6 +9,8 @@ import numpy as np
 class Photometric:
     """Random light, contrast, saturation, hue, blur, noise and cutout, each drawn per example.
 
+    All frames of a clip change alike, down to the pattern of the noise, so that nothing moves that did not.
+
     Args:
       strength: 1 is strong (brightness and contrast within 40 %); 0 changes nothing.
       color: factor on saturation and hue changes; 0 where colour carries the class.
@@ -23,7 +25,7 @@ class Photometric:
         self.strength, self.color, self.blur, self.noise, self.cutout = strength, color, blur, noise, cutout
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [H, W, 3]."""
+        """uint8 [..., H, W, 3] -> the same shape, the same change along the leading axes."""
         gain, contrast, saturation = 1.0 + self.strength * rng.uniform(-0.4, 0.4, 3)
         saturation = 1.0 + self.color * (saturation - 1.0)
         hue = self.strength * self.color * rng.uniform(-0.1, 0.1)
@@ -35,12 +37,12 @@ class Photometric:
             out = _blur(out)
         if self.noise:
             sigma = rng.uniform(0.0, self.noise * self.strength)
-            out += rng.standard_normal(out.shape, np.float32) * np.float32(sigma)
+            out += rng.standard_normal(out.shape[-3:], np.float32) * np.float32(sigma)
         if rng.random() < self.cutout * self.strength:
-            height, width = image.shape[:2]
+            height, width = image.shape[-3:-1]
             h, w = rng.integers(1, height // 3 + 1), rng.integers(1, width // 3 + 1)
             y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-            out[y : y + h, x : x + w] = 128.0
+            out[..., y : y + h, x : x + w, :] = 128.0
         return np.clip(out, 0.0, 255.0).astype(np.uint8)
 
 
@@ -59,8 +61,8 @@ def _hue_rotation(turns: float) -> np.ndarray:
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
-    for axis in (0, 1):
-        padded = np.pad(image, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
+    for axis in (image.ndim - 3, image.ndim - 2):
+        padded = np.pad(image, [(1, 1) if a == axis else (0, 0) for a in range(image.ndim)], mode="edge")
         low, mid, high = (np.take(padded, range(i, i + image.shape[axis]), axis) for i in range(3))
         image = 0.25 * low + 0.5 * mid + 0.25 * high
     return image

@@ -7,6 +7,7 @@ All of them keep the ids and pass on what a source may have beyond the protocol:
 import bisect
 import hashlib
 import itertools
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -146,6 +147,8 @@ class Weighted(Routed):
 class Cached(Routed):
     """Examples are decoded once and kept in memory, read-only, until the limit is reached; the others stay as they are.
 
+    A video is kept with all of its frames, or stays one that decodes the frames that it is asked for.
+
     Args:
       source: what to keep.
       limit_mib: memory for images and labels, MiB.
@@ -167,6 +170,10 @@ class Cached(Routed):
         example = self._kept.get(index)
         if example is None:
             example = self._source[index]
+            if not isinstance(example.image, np.ndarray):
+                if math.prod(example.image.shape) > self._room:
+                    return example
+                example = example._replace(image=example.image[np.arange(example.image.shape[0])])
             arrays = _arrays(example)
             size = sum(array.nbytes for array in arrays)
             with self._lock:

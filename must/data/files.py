@@ -6,9 +6,10 @@ Pictures are taken as stored: EXIF orientation is not applied, since labels are 
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +76,24 @@ class FileSource:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of ids, settings, sizes and contents; of a large file only the first and the last 64 KiB are read."""
-        digest = hashlib.sha256(repr((self.ids, self.classes, self._settings)).encode())
-        for path in (*self._pictures, *self._label_files):
-            size = path.stat().st_size
-            digest.update(size.to_bytes(8, "little"))
-            with open(path, "rb") as file:
-                if size <= _WHOLE_FILE:
-                    digest.update(file.read())
-                else:
-                    digest.update(file.read(_WHOLE_FILE // 2))
-                    file.seek(-_WHOLE_FILE // 2, os.SEEK_END)
-                    digest.update(file.read())
-        return digest.hexdigest()
+        described = repr((self.ids, self.classes, self._settings))
+        return fingerprint_of(described, itertools.chain(self._pictures, self._label_files))
+
+
+def fingerprint_of(described: str, files: Iterable[Path]) -> str:
+    """Hash of a description and of files' sizes and contents; of a large file only the first and the last 64 KiB."""
+    digest = hashlib.sha256(described.encode())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with open(path, "rb") as file:
+            if size <= _WHOLE_FILE:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(_WHOLE_FILE // 2))
+                file.seek(-_WHOLE_FILE // 2, os.SEEK_END)
+                digest.update(file.read())
+    return digest.hexdigest()
 
 
 def source_name(name: str, root: str, split: str) -> str:

@@ -1,4 +1,4 @@
-"""One geometry per example, and how each kind of array follows it: images, maps of labels, boxes.
+"""One geometry per example, and how each kind of array follows it: images and videos, maps of labels, boxes.
 
 What a depth or a normal map does beyond moving its pixels (division by the zoom, mirrored x axis) its task knows.
 Photometric changes live in `must.data.augment`.
@@ -30,6 +30,7 @@ def draw(
     shift: float = 0.0,
     flip: bool = True,
     keep_aspect: bool = True,
+    reverse: bool = False,
 ) -> Geometry:
     """A random crop or padding with scale jitter and mirroring.
 
@@ -41,6 +42,7 @@ def draw(
       shift: largest extra displacement as a fraction of the frame, drawn uniformly in whole network pixels.
       flip: mirror left to right with probability 1/2.
       keep_aspect: same scale in both directions.
+      reverse: of a video, play it backwards with probability 1/2.
     """
     base = whole_image(source_size, size, keep_aspect=keep_aspect)
     magnification = float(np.exp(rng.uniform(np.log(zoom[0]), np.log(zoom[1]))))
@@ -51,17 +53,22 @@ def draw(
         extra = round(shift * size[axis])
         # Whole network pixels, so that an unscaled image is copied and not resampled.
         offset.append(float(round(rng.uniform(min(0.0, slack), max(0.0, slack))) + rng.integers(-extra, extra + 1)))
-    return Geometry(source_size, size, scale, tuple(offset), bool(flip and rng.random() < 0.5), magnification)
+    mirrored = bool(flip and rng.random() < 0.5)
+    backwards = bool(reverse and rng.random() < 0.5)  # drawn last: whoever does not ask for it has the same stream as ever
+    return Geometry(source_size, size, scale, tuple(offset), mirrored, magnification, backwards)
 
 
 def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int, int] = FILL) -> np.ndarray:
-    """The picture in the network's frame, antialiased; uint8 [H, W, 3] -> uint8 [h, w, 3]."""
+    """The picture in the network's frame, antialiased; uint8 [H, W, 3] -> uint8 [h, w, 3].
+
+    Frames [T, H, W, 3] become [T, h, w, 3], all alike and in their order: what plays them backwards gives them reversed.
+    """
     height, width = geometry.size
     if geometry.scale == (1.0, 1.0) and all(o == round(o) for o in geometry.offset):
-        return transform_map(image, geometry, fill)
+        return _placed(image, geometry, fill, image.ndim - 3)
     from PIL import Image
 
-    out = np.empty((height, width, 3), np.uint8)
+    out = np.empty((*image.shape[:-3], height, width, 3), np.uint8)
     out[:] = fill
     # The part of the frame that the image covers, and the part of the image that lands there.
     spans = []
@@ -73,9 +80,11 @@ def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int,
         spans.append((low, high, max(0.0, begin), min(float(geometry.source_size[axis]), end)))
     (top, bottom, y0, y1), (left, right, x0, x1) = spans
     if bottom > top and right > left:
-        picture = Image.fromarray(image).resize((right - left, bottom - top), Image.BILINEAR, box=(x0, y0, x1, y1))
-        out[top:bottom, left:right] = np.asarray(picture)
-    return np.ascontiguousarray(out[:, ::-1]) if geometry.flip else out
+        frames = ((image, out),) if image.ndim == 3 else zip(image, out, strict=True)
+        for frame, into in frames:
+            picture = Image.fromarray(frame).resize((right - left, bottom - top), Image.BILINEAR, box=(x0, y0, x1, y1))
+            into[top:bottom, left:right] = np.asarray(picture)
+    return np.ascontiguousarray(out[..., ::-1, :]) if geometry.flip else out
 
 
 def transform_map(array: np.ndarray, geometry: Geometry, fill) -> np.ndarray:
@@ -89,15 +98,7 @@ def transform_map(array: np.ndarray, geometry: Geometry, fill) -> np.ndarray:
     Returns:
       [h, w, ...], same type.
     """
-    rows, top, bottom = _sources(geometry, 0, array.shape[0])
-    columns, left, right = _sources(geometry, 1, array.shape[1])
-    inside = array[rows][:, columns]
-    if inside.shape[:2] == geometry.size:
-        return inside
-    out = np.empty(geometry.size + array.shape[2:], array.dtype)
-    out[:] = fill
-    out[top:bottom, left:right] = inside
-    return out
+    return _placed(array, geometry, fill, 0)
 
 
 def restore_map(array: np.ndarray, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
@@ -143,6 +144,20 @@ def restore_boxes(boxes: np.ndarray, geometry: Geometry) -> np.ndarray:
     (sy, sx), (oy, ox) = geometry.scale, geometry.offset
     out = np.stack([(x0 - ox) / sx, (y0 - oy) / sy, (x1 - ox) / sx, (y1 - oy) / sy], -1)
     return np.clip(out, 0, np.array([geometry.source_size[1], geometry.source_size[0]] * 2)).astype(np.float32)
+
+
+def _placed(array: np.ndarray, geometry: Geometry, fill, axis: int) -> np.ndarray:
+    """`transform_map` of an array whose rows and columns are the axes `axis` and `axis + 1`."""
+    rows, top, bottom = _sources(geometry, 0, array.shape[axis])
+    columns, left, right = _sources(geometry, 1, array.shape[axis + 1])
+    before = (slice(None),) * axis
+    inside = array[(*before, rows)][(*before, slice(None), columns)]
+    if inside.shape[axis : axis + 2] == geometry.size:
+        return inside
+    out = np.empty(array.shape[:axis] + geometry.size + array.shape[axis + 2 :], array.dtype)
+    out[:] = fill
+    out[(*before, slice(top, bottom), slice(left, right))] = inside
+    return out
 
 
 @functools.lru_cache(maxsize=4096)  # a run without scale jitter draws few different geometries

@@ -41,8 +41,10 @@ class Encoder(NamedTuple):
         """The row of `example`, arrays without the leading axis B.
 
         Raises:
-          UserError: a label that cannot be right, naming the record.
+          UserError: a label that cannot be right, or a video, naming the record.
         """
+        if len(example.image.shape) != 3:
+            raise UserError(f"record {example.id}: is a video {tuple(example.image.shape)}, not a picture; ClipEncoder takes it")
         source_size = example.image.shape[:2]
         if self.draw is None:
             geometry = geometries.whole_image(source_size, self.size, keep_aspect=self.keep_aspect)
@@ -50,15 +52,24 @@ class Encoder(NamedTuple):
             geometry = self.draw(rng, source_size, self.size)
         picture = geometries.transform_image(example.image, geometry)
         inputs = {name: picture if view is None else view(picture, rng) for name, view in self.views.items()}
-        labels, weights = {}, {}
-        for name, task in self.tasks.items():
-            label = example.labels.get(name)
-            try:
-                labels[name] = task.blank(self.size) if label is None else task.transform(label, geometry)
-            except ValueError as error:
-                raise UserError(f"record {example.id}, {name}: {error}") from None
-            weights[name] = np.float32(0 if label is None else example.weights.get(name, 1))
-        return Batch(inputs, labels, weights, np.int64(index), {})
+        return Batch(inputs, *labels_and_weights(self.tasks, example, geometry), np.int64(index), {})
+
+
+def labels_and_weights(tasks: Mapping[str, Any], example: Example, geometry: Geometry) -> tuple[dict, dict]:
+    """{task: Label in network form} and {task: float32 []} of a row; a task that is absent is blank and has weight 0.
+
+    Raises:
+      UserError: a label that cannot be right, naming the record.
+    """
+    labels, weights = {}, {}
+    for name, task in tasks.items():
+        label = example.labels.get(name)
+        try:
+            labels[name] = task.blank(geometry.size) if label is None else task.transform(label, geometry)
+        except ValueError as error:
+            raise UserError(f"record {example.id}, {name}: {error}") from None
+        weights[name] = np.float32(0 if label is None else example.weights.get(name, 1))
+    return labels, weights
 
 
 def stack(rows: list[Batch]) -> Batch:

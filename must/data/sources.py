@@ -18,6 +18,7 @@ KINDS = {
     "mask_png": "must.data.dense:MaskPng",
     "depth_png": "must.data.dense:DepthPng",
     "normals_png": "must.data.dense:NormalsPng",
+    "frame_folders": "must.data.frames:FrameFolders",
     "declared": "must.data.declared:Declared",
     "join": "must.data.merge:Join",
     "concat": "must.data.combine:Concat",

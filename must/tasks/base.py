@@ -49,6 +49,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def admissible(self, label: Label, geometry: Geometry) -> Geometry:
+        """The drawn geometry of a clip without the mirroring or reversal that this label, in record form, cannot follow."""
+        return geometry
+
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Network form of one example -> record form in the frame of the original image; host NumPy."""
         raise NotImplementedError

@@ -1,0 +1,212 @@
+"""Clips that are folders of pictures, one picture a frame; and what every source of clips in files shares."""
+
+import functools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from must.core.types import Example, Label, UserError
+from must.data import labels
+from must.data.files import (
+    PICTURES, decode_picture, fingerprint_of, folder, locate, picture_size, read_bytes, read_classes, read_lines, source_name,
+)  # fmt: skip
+
+
+class FrameVideo:
+    """A video whose frames are encoded pictures, decoded when asked for.
+
+    Args:
+      frames: the pictures' files, or their bytes.
+      where: the video in messages.
+
+    Attributes:
+      shape: (T, H, W, 3); the size is that of the first frame.
+    """
+
+    def __init__(self, frames: Sequence[Path | bytes], where: str):
+        self._frames, self._where = frames, where
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (len(self._frames), *picture_size(self.encoded(0), self._name(0)), 3)
+
+    def encoded(self, index: int) -> bytes:
+        """One frame as it is stored."""
+        frame = self._frames[index]
+        return frame if isinstance(frame, bytes) else read_bytes(frame)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """Frames by index, int [N] -> uint8 [N, H, W, 3].
+
+        Raises:
+          UserError: a frame that is broken or has not the size of the first.
+        """
+        wanted, places = np.unique(indices, return_inverse=True)
+        frames = np.empty((len(wanted), *self.shape[1:]), np.uint8)
+        for index, into in zip(wanted.tolist(), frames, strict=True):
+            picture = decode_picture(self.encoded(index), self._name(index))
+            if picture.shape != into.shape:
+                sizes = [f"{width}x{height}" for height, width, _ in (picture.shape, into.shape)]
+                raise UserError(f"{self._name(index)}: is {sizes[0]} (width x height), the clip's first frame is {sizes[1]}")
+            into[:] = picture
+        return frames if len(wanted) == len(places) and (np.diff(places) > 0).all() else frames[places]
+
+    def _name(self, index: int) -> str:
+        frame = self._frames[index]
+        return f"{self._where}: frame {index}" if isinstance(frame, bytes) else str(frame)
+
+
+class ClipSource:
+    """Clips in files, in a fixed order, each with one class or none; a subclass says in `video` how one is opened.
+
+    Args:
+      name: first part of every id.
+      class_ids: {key: class id or None}, in order; the key is the second part of the id.
+      classes: names of the classes.
+      task: key of the labels.
+    """
+
+    def __init__(self, name: str, class_ids: dict[str, int | None], classes: Sequence[str], task: str):
+        if not name or "/" in name:
+            raise UserError(f"source name {name!r}: needs at least one character and no '/'")
+        self.name, self._task = name, task
+        self.ids = [f"{name}/{key}" for key in class_ids]
+        self.classes = {task: tuple(classes)} if classes else {}
+        self._class_ids = list(class_ids.values())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.ids[index], self.video(index), self.labels(index))
+
+    def labels(self, index: int) -> dict[str, Label]:
+        """The labels alone; no frame is decoded."""
+        class_id = self._class_ids[index]
+        return {} if class_id is None else {self._task: labels.classification(class_id)}
+
+    def video(self, index: int) -> FrameVideo:
+        """What has a shape (T, H, W, 3) and gives frames by index."""
+        raise NotImplementedError
+
+    def files(self) -> list[Path]:
+        """Everything that the fingerprint depends on."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of ids, classes and of the files' sizes and contents, see `fingerprint_of`."""
+        return fingerprint_of(repr((self.ids, self.classes, self._class_ids, self._task)), self.files())
+
+
+class FrameFolders(ClipSource):
+    """Clips as folders of pictures in natural order of their names ("9.jpg" before "10.jpg").
+
+    Args:
+      root: folder of the set.
+      split: name of the split.
+      list: file below root with a line "<clip folder> <class index>" or, without a label, "<clip folder>" for each
+        clip; "{split}" is replaced. Empty: every folder below `clips` that holds pictures, without labels.
+      classes: names or a file of names below root (`read_classes`), read when the list has labels.
+      clips: folder below root that the clips' paths are relative to; "{split}" is replaced.
+      frames: number that every clip must have; 0 for any.
+      task: key of the labels.
+      name: of the source; by default "<root>-<split>".
+
+    Raises:
+      UserError: a line without a folder, a folder named twice, missing or without pictures, a class index that is none,
+        a clip with another number of frames.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        split: str = "",
+        list: str = "splits/{split}.txt",
+        classes: str | Sequence[str] = "classes.txt",
+        clips: str = "",
+        frames: int = 0,
+        task: str = "action",
+        name: str = "",
+    ):
+        path = folder(locate(root, clips, split))
+        class_ids = read_clips(locate(root, list, split)) if list else {key: None for key in _picture_folders(path)}
+        names = checked_classes(class_ids, classes, root, locate(root, list, split))
+        super().__init__(source_name(name, root, split), class_ids, names, task)
+        self._folders = [path / key for key in class_ids]
+        self._files = [_pictures(clip) for clip in self._folders]
+        for clip, found in zip(self._folders, self._files, strict=True):
+            if frames and len(found) != frames:
+                raise UserError(f"{clip}: has {len(found)} frames, {frames} are wanted")
+
+    def video(self, index: int) -> FrameVideo:
+        return FrameVideo([self._folders[index] / file for file in self._files[index]], str(self._folders[index]))
+
+    def files(self) -> list[Path]:
+        return [clip / file for clip, found in zip(self._folders, self._files, strict=True) for file in found]
+
+
+def read_clips(file: Path) -> dict[str, int | None]:
+    """{clip: class index or None} of a list with a line "<clip> <class index>" or "<clip>" for each.
+
+    Raises:
+      UserError: no such file, nothing in it, a clip twice.
+    """
+    found: dict[str, int | None] = {}
+    for number, line in enumerate(read_lines(file), 1):
+        clip, _, last = line.rpartition(" ")
+        labelled = clip.strip() and re.fullmatch(r"-?\d+", last)
+        clip = (clip if labelled else line).strip().rstrip("/")
+        if clip in found:
+            raise UserError(f"{file}: line {number}: names {clip!r} twice")
+        found[clip] = int(last) if labelled else None
+    return found
+
+
+def checked_classes(
+    class_ids: dict[str, int | None], classes: str | Sequence[str], root: str, file: Path
+) -> tuple[str, ...]:
+    """The names of the classes, none when no clip has one; UserError for an index that is no class, naming the list."""
+    if all(class_id is None for class_id in class_ids.values()):
+        return ()
+    names = tuple(read_classes(classes, root).values())
+    for clip, class_id in class_ids.items():
+        if class_id is not None and not 0 <= class_id < len(names):
+            raise UserError(f"{file}: {clip}: class index {class_id} with {len(names)} classes")
+    return names
+
+
+def _picture_folders(path: Path) -> list[str]:
+    """Folders below a path that hold pictures, relative to it, in natural order."""
+    found = []
+    for directory, folders, names in os.walk(path, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if directory != str(path) and any(_is_picture(name) for name in names):
+            found.append(Path(directory).relative_to(path).as_posix())
+    if not found:
+        raise UserError(f"{path}: no folders of pictures")
+    return sorted(found, key=_natural)
+
+
+def _pictures(path: Path) -> list[str]:
+    """The names of a folder's pictures in natural order; UserError when there are none."""
+    try:
+        names = [name for name in os.listdir(path) if _is_picture(name)]
+    except OSError as error:
+        raise UserError(f"{path}: {'no such folder' if isinstance(error, FileNotFoundError) else error.strerror}") from None
+    if not names:
+        raise UserError(f"{path}: clip without pictures")
+    return sorted(names, key=_natural)
+
+
+def _is_picture(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURES
+
+
+def _natural(name: str) -> tuple:
+    """A key that sorts numbers in names by their value."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)), name
