@@ -28,7 +28,10 @@ class Rays(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Distances of the planes from the eye, metres; turned by `yaw`, radians; `wall_top` is y where the walls end."""
+    """Distances of the planes from the eye, metres; turned by `yaw`, radians; `wall_top` is y where the walls end.
+
+    `shift` is where the eye stands along the room's own x and z, so that textures stay where they are when it moves.
+    """
 
     floor: float
     ceiling: float
@@ -37,6 +40,7 @@ class Room(NamedTuple):
     right: float
     yaw: float
     wall_top: float = -math.inf
+    shift: tuple[float, float] = (0.0, 0.0)
 
 
 class Background(NamedTuple):
@@ -199,4 +203,5 @@ def window(x: float, z: float, reach: float, top: float, bottom: float, rays: Ra
 
 
 def _outline(solid: Solid, floor: float, rays: Rays) -> tuple[slice, slice]:
-    return window(solid.x, solid.z, solid.reach, floor - solid.height, floor, rays)
+    foot = floor - solid.lift
+    return window(solid.x, solid.z, solid.reach, foot - solid.height, foot, rays)

@@ -57,7 +57,7 @@ class Frame(NamedTuple):
     pitch: float
 
 
-class _Ids(Sequence):
+class NumberedIds(Sequence):
     """`<name>/<index>` for a range of indices, made when asked for."""
 
     def __init__(self, name: str, indices: range):
@@ -110,7 +110,7 @@ class Scenes:
         self.count, self.seed, self.size, self.domain, self.split = count, seed, size, domain, split
         self.annotated, self.start = labels, start
         self.name = name or f"scenes-{domain}-{split}-{seed}"
-        self.ids = _Ids(self.name, range(start, start + count))
+        self.ids = NumberedIds(self.name, range(start, start + count))
         self.classes = {task: names for task, names in CLASSES.items() if task in labels}
         content = (_VERSION, count, seed, size, domain, split, sorted(labels), start)
         self.fingerprint = hashlib.sha256(repr(content).encode()).hexdigest()[:16]

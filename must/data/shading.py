@@ -3,6 +3,7 @@
 import colorsys
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -112,10 +113,14 @@ def shade(
     light: Lighting,
     decor: Decor,
     rays: Rays,
+    unseen: Sequence[Solid] = (),
 ) -> np.ndarray:
-    """The picture, uint8 [S, S, 3]; `solids` and `paints` are those that `hits` shows, in its order."""
+    """The picture, uint8 [S, S, 3].
+
+    `solids` and `paints` are those that `hits` shows, in its order; of bodies `unseen` there are only shadows.
+    """
     size = len(rays.x)
-    rgb = _shade_room(room, background, solids, light, decor, rays).reshape(3, -1)
+    rgb = _shade_room(room, background, [*solids, *unseen], light, decor, rays).reshape(3, -1)
     for channel, values in zip(rgb, _shade_solids(hits, solids, paints, light, room.floor), strict=True):
         channel[hits.pixel] = values
     np.sqrt(rgb, out=rgb)
@@ -147,6 +152,9 @@ def _shade_room(room: Room, background: Background, solids: list[Solid], light: 
     on_floor = plane == FLOOR
     for solid in solids:
         _shadow(bright, on_floor, solid, light, room.floor, rays)
+    sx, sz = room.shift
+    if sx or sz:
+        x, z = x + sx, z + sz
     across, along = np.where(plane >= LEFT, z, x), np.where(plane <= CEILING, z, y)
     texel = _texel(along) * _TILE
     texel |= _texel(across)
@@ -263,7 +271,7 @@ def _pattern(paint: Paint, solid: Solid, floor: float, point: np.ndarray) -> np.
     cos, sin = math.cos(solid.yaw), math.sin(solid.yaw)
     fx, fy, fz = paint.frequency
     px, py, pz = paint.phase
-    cells = np.floor((point[1] - floor) * fy + py)
+    cells = np.floor((point[1] - (floor - solid.lift)) * fy + py)
     if fx or fz:
         x, z = point[0] - solid.x, point[2] - solid.z
         cells = cells + np.floor(x * (cos * fx) + z * (sin * fx) + px) + np.floor(z * (cos * fz) - x * (sin * fz) + pz)

@@ -23,11 +23,12 @@ class Solid(NamedTuple):
     height: float
     yaw: float
     reach: float  # radius of the circle on the floor that holds the body
+    lift: float = 0.0  # of its foot above the floor
 
 
 def _quadric(solid: Solid, floor: float) -> tuple[float, float, float]:
     """(s, y of the centre, R) of the surface x^2 + z^2 + s y^2 = R about the centre; a box has only a centre."""
-    radius = solid.half[0]
+    radius, floor = solid.half[0], floor - solid.lift
     if solid.shape == SPHERE:
         return 1.0, floor - radius, radius**2
     if solid.shape == CONE:
@@ -48,7 +49,7 @@ def cast(solids, counts, floor, directions):
     end = 0
     for solid, own in zip(solids[:rounds], counts, strict=False):
         part = slice(end, end := end + own)
-        if solid.shape == CYLINDER and solid.height < floor:
+        if solid.shape == CYLINDER and solid.height + solid.lift < floor:
             _cast_lid(solid, floor, directions[:, part], hit[part], depth[part], face[part])
     if rounds < len(solids):
         part = slice(middle, count)
@@ -63,8 +64,8 @@ def _cast_round(solids, counts, floor, directions):
         s, y, radius2 = _quadric(solid, floor)
         rest = solid.x**2 + solid.z**2 + s * y**2 - radius2
         # A sphere is cut by no height; one metre of room keeps its poles safe from rounding.
-        top = floor - solid.height - (solid.shape == SPHERE)
-        table.append((solid.x, s * y, solid.z, s, rest, top, floor + (solid.shape == SPHERE)))
+        foot, spare = floor - solid.lift, solid.shape == SPHERE
+        table.append((solid.x, s * y, solid.z, s, rest, foot - solid.height - spare, foot + spare))
     cx, sy, cz, s, c, top, bottom = np.repeat(np.array(table, np.float32).T, counts, axis=1)
     x, y, z = directions
     a = x * x + z * z + s * (y * y)
@@ -78,7 +79,7 @@ def _cast_round(solids, counts, floor, directions):
 def _cast_lid(solid, floor, directions, hit, depth, face) -> None:
     """Adds a cylinder's lid, seen from above, in place."""
     x, y, z = directions
-    lid = (floor - solid.height) / np.maximum(y, 1e-6)
+    lid = (floor - solid.lift - solid.height) / np.maximum(y, 1e-6)
     across, along = lid * x - solid.x, lid * z - solid.z
     cap = across * across + along * along < solid.half[0] ** 2
     hit |= cap
@@ -92,13 +93,13 @@ def _cast_box(solids, counts, floor, directions):
     for solid in solids:
         cos, sin = math.cos(solid.yaw), math.sin(solid.yaw)
         u, w = cos * solid.x + sin * solid.z, cos * solid.z - sin * solid.x
-        (a, b), top = solid.half, floor - solid.height
-        table.append((cos, sin, u - a, u + a, w - b, w + b, top))
-    cos, sin, u0, u1, w0, w1, top = np.repeat(np.array(table, np.float32).T, counts, axis=1)
+        (a, b), foot = solid.half, floor - solid.lift
+        table.append((cos, sin, u - a, u + a, w - b, w + b, foot - solid.height, foot))
+    cos, sin, u0, u1, w0, w1, top, foot = np.repeat(np.array(table, np.float32).T, counts, axis=1)
     x, y, z = directions
     tiny = np.float32(1e-20)  # a ray parallel to a slab is as good as one that meets it at the end of the world
     u, v, w = 1 / (x * cos + z * sin + tiny), 1 / (y + tiny), 1 / (z * cos - x * sin + tiny)
-    u0, u1, w0, w1, top, bottom = u0 * u, u1 * u, w0 * w, w1 * w, top * v, floor * v
+    u0, u1, w0, w1, top, bottom = u0 * u, u1 * u, w0 * w, w1 * w, top * v, foot * v
     near_x, near_y = np.minimum(u0, u1), np.minimum(top, bottom)
     depth = np.maximum(np.maximum(near_x, np.minimum(w0, w1)), near_y)
     far = np.minimum(np.minimum(np.maximum(u0, u1), np.maximum(w0, w1)), np.maximum(top, bottom))

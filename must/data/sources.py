@@ -8,6 +8,7 @@ from must.core.types import Source, UserError
 
 KINDS = {
     "scenes": "must.data.scenes:Scenes",
+    "moving_scenes": "must.data.moving_scenes:MovingScenes",
     "records": "must.data.records:Records",
     "tfds": "must.data.tfds_source:Tfds",
     "image_folder": "must.data.folders:ImageFolder",
