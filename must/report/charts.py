@@ -41,11 +41,13 @@ class Dot(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One curve: series index, steps and values of one length."""
+    """One curve: series index, steps and values of one length; dashed or not; the step to ring, if any."""
 
     series: int
     x: Sequence[float]
     y: Sequence[float]
+    dashed: bool = False
+    chosen: float | None = None
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -150,14 +152,17 @@ def _dot(dot: Dot, y: float, place, limits: tuple[float, float], width: int) -> 
     return [*parts, mark(dot.series, place(dot.value), y)]
 
 
-def lines(curves: Sequence[Line], *, title: str, axis: str, width: int = 300, height: int = 190) -> str:
-    """Curves over training steps; `axis` says what is measured, with its unit."""
-    curves = [_finite(curve) for curve in curves]
+def lines(
+    curves: Sequence[Line], *, title: str, axis: str, level: float | None = None, width: int = 300, height: int = 190
+) -> str:
+    """Curves over training steps; `axis` says what is measured, with its unit; `level` is a value of series 0 for all steps."""
+    curves = [thinned for curve in curves if (thinned := _finite(curve)).y]
     values = sorted(y for curve in curves for y in curve.y)
     if not values:
         return ""
     # A first value far outside would flatten everything after it.
     low, high = values[int(0.02 * (len(values) - 1))], values[math.ceil(0.98 * (len(values) - 1))]
+    low, high = (low, high) if level is None else (min(low, level), max(high, level))
     low, high = (low - 0.06 * (high - low), high + 0.06 * (high - low)) if high > low else (low - 0.5, high + 0.5)
     last = max(x for curve in curves for x in curve.x)
     first = min(0, *(x for curve in curves for x in curve.x)) if last > 0 else last - 1
@@ -172,11 +177,17 @@ def lines(curves: Sequence[Line], *, title: str, axis: str, width: int = 300, he
         parts += [text(px(t), bottom + 16, tick_text(t), "soft num", "middle")]
     parts += [f'<path class="axis" d="M{left} {bottom}H{right}"/>']
     parts += [text((left + right) / 2, height - 4, "step", "soft", "middle")]
+    if level is not None:
+        parts += [f'<path fill="none" stroke="var(--s0)" stroke-width="1.8" d="M{left} {py(level):.1f}H{right}"/>']
     for curve in curves:
+        colour = f'fill="none" stroke="var(--s{curve.series % SERIES})"'
+        dashes = ' stroke-dasharray="5 3"' if curve.dashed else ""
         points = [(px(x), py(min(max(y, low), high))) for x, y in zip(curve.x, curve.y, strict=True)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        parts += [f'<path fill="none" stroke="var(--s{curve.series % SERIES})" stroke-width="1.8" d="M{path}"/>']
-        parts += [mark(curve.series, *points[-1], 3.2)]
+        parts += [f'<path {colour} stroke-width="1.8"{dashes} d="M{path}"/>', mark(curve.series, *points[-1], 3.2)]
+        if curve.chosen is not None:
+            x, y = min(points, key=lambda point: abs(point[0] - px(curve.chosen)))  # noqa: B023
+            parts += [f'<circle {colour} stroke-width="1.5" cx="{x:.1f}" cy="{y:.1f}" r="6"/>']
     return svg(width, height, "".join(parts), f"{title}, {axis}")
 
 
@@ -219,7 +230,7 @@ def _finite(curve: Line, most: int = 300) -> Line:
     points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None and math.isfinite(y)]
     stride = max(1, math.ceil(len(points) / most))
     points = points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
-    return Line(curve.series, [x for x, _ in points], [y for _, y in points])
+    return curve._replace(x=[x for x, _ in points], y=[y for _, y in points])
 
 
 _SHARE_COLOURS = ("good", "unsure", "bad")

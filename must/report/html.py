@@ -83,13 +83,13 @@ def write_report(
     save_page(path, title, body)
 
 
-def save_page(path: str, title: str, body: Sequence[str]) -> None:
-    """One self-contained file from HTML sections, replaced as a whole."""
+def save_page(path: str, title: str, body: Sequence[str], *, style: str = "") -> None:
+    """One self-contained file from HTML sections and the style that only they need, replaced as a whole."""
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<style>{charts.STYLE}{_STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+        f"<style>{charts.STYLE}{_STYLE}{style}</style></head><body><main>{''.join(body)}</main></body></html>\n"
     )
     with open(f"{path}.partial", "w", encoding="utf-8") as file:
         file.write(page)

@@ -1,4 +1,4 @@
-"""Pictures as pages hold them: contact sheets of uint8 arrays, and images inside of text.
+"""Pictures as pages hold them: contact sheets of uint8 arrays, videos as strips and animations, images inside of text.
 
 What is drawn on a picture is the tasks' business (`Task.draw`).
 """
@@ -73,6 +73,47 @@ def _to_width(picture: np.ndarray, width: int) -> Image.Image:
     size = (width, max(1, round(image.height * width / image.width)))
     how = Image.Resampling.NEAREST if image.width <= width else Image.Resampling.BOX
     return image if size == image.size else image.resize(size, how)
+
+
+def strip(video: np.ndarray, *, most: int = 6, largest: int = 112) -> np.ndarray:
+    """Frames of a video side by side: uint8 [T, H, W, 3] -> uint8 [h, w, 3].
+
+    Args:
+      video: RGB.
+      most: of the frames, evenly spaced with the first and the last.
+      largest: side of a frame in pixels; a larger one is reduced.
+    """
+    frames = [np.asarray(frame) for frame in _frames(video, most, largest)]
+    gap = np.full((frames[0].shape[0], max(1, frames[0].shape[1] // 32), 3), 255, np.uint8)
+    return np.concatenate([part for frame in frames for part in (gap, frame)][1:], axis=1)
+
+
+def animation_uri(video: np.ndarray, fps: float, *, most: int = 32, largest: int = 160, quality: int = 78) -> str:
+    """A video as text for an `src`, played for ever: uint8 [T, H, W, 3] -> "data:image/webp...".
+
+    Animated WebP is a ninth of a PNG and a fifth of a GIF of the same clip (16 frames of 112 pixels: 36, 360, 175 kB) and
+    moves in every browser of today.
+
+    Args:
+      video: RGB.
+      fps: frames per second; one that is thinned out takes as long as the whole.
+      most: of the frames, evenly spaced with the first and the last.
+      largest: side of a frame in pixels; a larger one is reduced.
+      quality: of the lossy compression.
+    """
+    frames = _frames(video, most, largest)
+    held = round(1000 * len(video) / (fps * len(frames)))
+    buffer = io.BytesIO()
+    how = {"save_all": True, "append_images": frames[1:], "duration": held, "loop": 0, "quality": quality, "method": 4}
+    frames[0].save(buffer, "WEBP", **how)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _frames(video: np.ndarray, most: int, largest: int) -> list[Image.Image]:
+    places = np.unique(np.linspace(0, len(video) - 1, min(most, len(video))).round().astype(int))
+    side = max(video.shape[1:3])
+    width = video.shape[2] if side <= largest else max(1, round(video.shape[2] * largest / side))
+    return [_to_width(video[place], width) for place in places]
 
 
 def data_uri(picture: np.ndarray, *, quality: int | None = 88) -> str:

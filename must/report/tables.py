@@ -31,8 +31,15 @@ def metric(entry: Mapping[str, Any]) -> str:
     return f"{entry['metric']} ({entry['unit']})" if entry["unit"] else entry["metric"]
 
 
-def scores(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """One row per task, one cell per column, the best in bold; every seed by itself folded away below."""
+def scores(tasks: Mapping[str, Any], columns: Sequence[str], *, kind: str = "task", sums: int = 0) -> str:
+    """One row per task, one cell per column, the best in bold; every seed by itself folded away below.
+
+    Args:
+      tasks: {task: entry of the results}.
+      columns: in their order.
+      kind: what a row is called.
+      sums: how many of the last rows are sums of those above.
+    """
     rows = []
     for task, entry in tasks.items():
         means = {c: s["mean"] for c, s in entry["columns"].items() if s["mean"] is not None}
@@ -47,11 +54,11 @@ def scores(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
     many = any(summary["ci95"] for entry in tasks.values() for summary in entry["columns"].values())
     note = "Bold is the best of its row; ↑ higher, ↓ lower is better"
     note += "; ± is half of the 95 % interval." if many else "."
-    made = table(["task", "metric", *columns], rows, left=2)
-    return f'{made}<p class="soft">{note}</p>{per_seed(tasks, columns) if many else ""}'
+    made = table([kind, "metric", *columns], rows, left=2, sums=sums)
+    return f'{made}<p class="soft">{note}</p>{per_seed(tasks, columns, kind=kind) if many else ""}'
 
 
-def per_seed(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
+def per_seed(tasks: Mapping[str, Any], columns: Sequence[str], *, kind: str = "task") -> str:
     """The scores of all runs by themselves, folded away."""
     rows = [
         [escape(task), escape(c), *("–" if v is None else f"{v:.{decimals(entry)}f}" for v in entry["scores"][c])]
@@ -59,7 +66,7 @@ def per_seed(tasks: Mapping[str, Any], columns: Sequence[str]) -> str:
         for c in columns
         if c in entry["scores"]
     ]
-    heads = ["task", "column", *(f"run {i + 1}" for i in range(max(map(len, rows)) - 2))]
+    heads = [kind, "column", *(f"run {i + 1}" for i in range(max(map(len, rows)) - 2))]
     return f"<details><summary>Every seed by itself</summary>{table(heads, rows, left=2)}</details>"
 
 
@@ -97,13 +104,13 @@ def against_guess(found: Mapping[str, Any], tasks: Mapping[str, Any], columns: S
     return f'{made}<p class="soft">{note}</p>'
 
 
-def costs(costs: Mapping[str, Mapping[str, float]]) -> str:
-    """What it takes to have all tasks answered, per column; empty when nothing was measured."""
+def costs(costs: Mapping[str, Mapping[str, float]], *, of: str = "image") -> str:
+    """What it takes to have all tasks of one image, or clip, answered, per column; empty when nothing was measured."""
     forms = {
         "networks": ("networks to run", 1, "{:,.0f}"),
         "parameters": ("parameters (million)", 1e-6, "{:,.2f}"),
-        "milliseconds": ("time per image (ms)", 1, "{:,.2f}"),
-        "images_per_second": ("images per second", 1, "{:,.0f}"),
+        "milliseconds": (f"time per {of} (ms)", 1, "{:,.2f}"),
+        "images_per_second": (f"{of}s per second", 1, "{:,.0f}"),
     }
     rows = []
     for key, (name, scale, form) in forms.items():
@@ -113,13 +120,13 @@ def costs(costs: Mapping[str, Mapping[str, float]]) -> str:
     return table(["", *costs], rows) if rows else ""
 
 
-def seconds(spent: Mapping[str, float], rates: Mapping[str, float]) -> str:
+def seconds(spent: Mapping[str, float], rates: Mapping[str, float], *, of: str = "image") -> str:
     """Time and throughput per stage; empty when nothing was measured."""
     rows = [
         [escape(stage), f"{value:,.1f}", f"{rates[stage]:,.0f}" if rates.get(stage) else "–"]
         for stage, value in spent.items()
     ]
-    return table(["stage", "seconds", "images per second"], rows) if rows else ""
+    return table(["stage", "seconds", f"{of}s per second"], rows) if rows else ""
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, sums: int = 0) -> str:
