@@ -144,6 +144,34 @@ class Weighted(Routed):
         return self._source, index
 
 
+class Aliased(Routed):
+    """The same examples, whose label of a task stands under a further name too.
+
+    Args:
+      source: of the examples.
+      names: {further name: task}.
+    """
+
+    def __init__(self, source: Source, names: Mapping[str, str]):
+        self._source, self._names = source, dict(names)
+        self.name, self.ids = source.name, source.ids
+        self.classes = {**source.classes, **{new: source.classes[old] for new, old in names.items() if old in source.classes}}
+        self.fingerprint = hash_of("aliased", source.fingerprint, repr(sorted(names.items())))
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        return example._replace(labels=self._named(example.labels))
+
+    def labels(self, index: int) -> dict[str, Label]:
+        return self._named(labels_of(self._source, index))
+
+    def _route(self, index: int) -> tuple[Source, int]:
+        return self._source, index
+
+    def _named(self, labels: dict[str, Label]) -> dict[str, Label]:
+        return {**labels, **{new: labels[old] for new, old in self._names.items() if old in labels}}
+
+
 class Cached(Routed):
     """Examples are decoded once and kept in memory, read-only, until the limit is reached; the others stay as they are.
 

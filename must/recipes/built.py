@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from must.core.types import Model, Source, UserError
 from must.data.combine import Concat
+from must.data.pipeline import Encoder
 from must.recipes import checks, stages
 from must.recipes.setup import build_encoder, build_model, build_source, build_tasks, fill
 from must.tasks.base import Task
@@ -119,6 +120,19 @@ class Built:
         if key not in self._models:
             self._models[key] = build_model(section, {name: self.tasks[name] for name in names})
         return self._models[key]
+
+    def encoder(self, names, run: str) -> Encoder:
+        """How examples are shown to a network that learns these tasks."""
+        tasks = self.tasks_of(run)
+        return build_encoder(self.config["image"], {name: tasks[name] for name in names}, self.settings(run))
+
+    def shown(self, names) -> Encoder:
+        """How examples are shown to a network that is validated."""
+        return self.plain
+
+    def judged(self, names, run: str) -> tuple[Model, Encoder]:
+        """The network as it is measured in the end, and how examples are shown to it there."""
+        return self.model(names, run), self.shown(names)
 
     def tasks_of(self, run: str) -> dict[str, Task]:
         """The tasks as a run learns them: with its own changes to their hyper-parameters."""

@@ -9,6 +9,7 @@ from typing import Any
 from must.core.types import Balance, Model, Policy, Source, UserError
 from must.data import geometry
 from must.data.augment import Photometric
+from must.data.clips import ClipEncoder, Window
 from must.data.combine import Cached
 from must.data.pipeline import Encoder
 from must.data.sources import source
@@ -91,14 +92,35 @@ def build_model(section: Mapping[str, Any], tasks: Mapping[str, Task]) -> Model:
     return multi_head.multi_head(backbone, neck, {name: task.head() for name, task in tasks.items()})
 
 
-def build_encoder(image: Mapping[str, Any], tasks: Mapping[str, Task], training: Mapping[str, Any] | None = None) -> Encoder:
-    """What a model sees: the whole image, or with `training` = {"geometry", "view"} a drawn one."""
+def build_encoder(
+    image: Mapping[str, Any],
+    tasks: Mapping[str, Task],
+    training: Mapping[str, Any] | None = None,
+    frames: Mapping[str, int] | None = None,
+    clips: int = 1,
+) -> Encoder | ClipEncoder:
+    """What a model sees: the whole image, or with `training` = {"geometry", "view"} a drawn one.
+
+    Args:
+      image: {"size", "keep_aspect"}; with "clip" = {fields of `Window`} of videos.
+      tasks: whose labels a row carries.
+      training: how pictures change.
+      frames: of videos, {view: T}.
+      clips: of videos, how many make a row.
+    """
     size, keep_aspect = tuple(image["size"]), image["keep_aspect"]
-    if training is None:
-        return Encoder(tasks, size, keep_aspect=keep_aspect)
-    drawn = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in training["geometry"].items()}
-    view = Photometric(**training["view"]) if training["view"] else None
-    return Encoder(tasks, size, functools.partial(geometry.draw, keep_aspect=keep_aspect, **drawn), {"image": view})
+    draw, view = None, None
+    if training is not None:
+        drawn = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in training["geometry"].items()}
+        draw = functools.partial(geometry.draw, keep_aspect=keep_aspect, **drawn)
+        view = Photometric(**training["view"]) if training["view"] else None
+    if "clip" not in image:
+        return Encoder(tasks, size, draw, {"image": view}, keep_aspect)
+    try:
+        window = Window(random=training is not None, **image["clip"])
+    except TypeError as error:
+        raise UserError(f"image.clip: {str(error).partition(') ')[2] or error}") from None
+    return ClipEncoder(tasks, size, frames or {"image": 8}, window, draw, view, keep_aspect, clips)
 
 
 BALANCES = {

@@ -147,16 +147,17 @@ def train_run(
         objective=objective,
         balance=setup.build_balance(settings["balance"]),
         source=source,
-        encoder=setup.build_encoder(built.config["image"], learned, settings),
+        encoder=built.encoder(names, run),
         schedule=_schedule(built, run, source),
-        judge=Judge(built.plain, built.splits("validation", names)),
+        judge=Judge(built.shown(names), built.splits("validation", names)),
         weigher=weigher,
         frozen=online.variables or None,
         report=report,
     )
-    variables, _ = stages.load_weights(directory, model, built.inputs)
+    variables, _ = stages.load_weights(directory, model, built.shown(names).blank_inputs()["image"])
+    model, encoder = built.judged(names, run)
     for split in built.config["measured_on"]:
-        rows = measuring.measure(variables, model, measured, built.plain, built.splits(split, names))
+        rows = measuring.measure(variables, model, measured, encoder, built.splits(split, names))
         if devices.is_writer():
             measuring.save_rows(os.path.join(directory, f"rows-{split}.npz"), rows)
         facts[split] = summarize(measured, rows)

@@ -1,0 +1,131 @@
+"""The objects of one seed of a JEDI configuration: sets, experts' networks, the joint network and what it minimises."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from must.core.types import Model, Objective, PyTree, Source, UserError
+from must.data.combine import Aliased, Concat
+from must.data.pipeline import Encoder
+from must.models.experts import TEACHER, Expert, Experts, experts
+from must.models.over_clips import over_clips
+from must.objectives.joint import joint
+from must.recipes import built, setup
+from must.tasks.base import Task
+
+# Of the joint stage; all but the last three are arguments of `must.objectives.joint.joint`.
+JOINT: dict[str, Any] = {
+    "distill": 1.0,
+    "student": 1.0,
+    "teacher": 1.0,
+    "temperature": 1.0,
+    "teacher_gradient": "all",
+    "threshold": 0.0,
+    "own_set": False,
+    "ema_teacher": 0.0,
+    "shuffled": False,
+    "sampling": "equal",  # a batch of every set and of the pool in a step; or "proportional": one batch of all together
+    "frozen": False,  # backbones stay what they are: the linear layers learn on features that are computed once
+    "random_teachers": False,  # teachers start from random numbers, not as their experts
+}
+
+
+class JointBuilt(built.Built):
+    """The objects of one seed, see `configs/jedi.py`; a task is a set, and has its name."""
+
+    def __init__(self, config: Mapping[str, Any], seed: int):
+        for name in config["tasks"]:
+            for section in ("sets", "experts"):
+                if name not in config[section]:
+                    raise UserError(f"{section}: no {name!r}, which config.tasks has")
+        for section in ("sets", "experts"):
+            for name in config[section]:
+                if name not in config["tasks"]:
+                    raise UserError(f"tasks: no {name!r}, which config.{section} has")
+        labelled = {name: name for name in config["tasks"]}
+        super().__init__({**config, "labelled": labelled, "student": config["joint"], "baselines": ()}, seed)
+        self.video = "clip" in self.config["image"]
+
+    def settings(self, run: str) -> dict[str, Any]:
+        own = super().settings("student" if run == "joint" else run)
+        return own if run == "expert" else {**JOINT, **own}
+
+    def model(self, names: Sequence[str], run: str = "expert") -> Model:
+        """The network of one expert; of the joint stage, all students and teachers in one."""
+        if run != "expert":
+            return self.joined().model
+        (name,) = names
+        section = built.merged(self.config["model"], self.config["experts"][name].get("model", {}))
+        return _network(json.dumps(section, sort_keys=True), name, self.tasks[name])
+
+    def joined(self) -> Experts:
+        """All experts with their teachers."""
+        return _joined(tuple((name, self.model((name,)), self.tasks[name], self._view(name)) for name in self.names))
+
+    def encoder(self, names: Sequence[str], run: str) -> Encoder:
+        return self._encoder(names, run, self.settings(run))
+
+    def shown(self, names: Sequence[str], run: str = "expert", clips: int = 1) -> Encoder:
+        """One expert's examples; of the joint stage, in all views."""
+        return self._encoder(names, run, None, clips)
+
+    def judged(self, names: Sequence[str], run: str) -> tuple[Model, Encoder]:
+        clips = self.config["test_clips"]
+        return over_clips(self.model(names, run)), self.shown(names, run, clips)
+
+    def objective(self, run: str, initial: PyTree, parts: Experts | None = None) -> Objective:
+        """What an arm of the joint stage minimises; `initial` parameters are where an average of teachers starts."""
+        settings = self.settings(run)
+        options = {key: settings[key] for key in JOINT if key not in ("ema_teacher", "sampling", "frozen", "random_teachers")}
+        tasks = {name: self.tasks_of(run)[name] for name in self.names}
+        return joint(parts or self.joined(), tasks, **options, ema_decay=settings["ema_teacher"], initial=initial)
+
+    def batches(self, run: str) -> Source | dict[str, Source]:
+        """What an arm draws from: {set or "pool": source}, or all in one."""
+        parts = self.splits("train")
+        if self.pool():
+            parts["pool"] = Concat(self.pool())
+        return parts if self.settings(run)["sampling"] == "equal" else Concat(list(parts.values()))
+
+    def both(self) -> dict[str, Task]:
+        """The tasks of the joint network: of every set its student's and its teacher's."""
+        return self.tasks | {TEACHER.format(name): task for name, task in self.tasks.items()}
+
+    def both_splits(self, split: str) -> dict[str, Source]:
+        """What measures them."""
+        found: dict[str, Source] = {}
+        for name in self.names:
+            source = Aliased(self.split(name, split), {TEACHER.format(name): name})
+            found |= {name: source, TEACHER.format(name): source}
+        return found
+
+    def everything(self) -> Source:
+        """All clips that train something."""
+        return Concat([*self.labelled(), *self.pool()])
+
+    def _encoder(self, names, run: str, training, clips: int = 1) -> Encoder:
+        tasks = {name: self.tasks_of(run)[name] for name in names}
+        frames = None
+        if self.video:
+            length = {name: self.config["experts"][name]["frames"] for name in self.names}
+            alone = run == "expert"
+            frames = {"image" if alone else self._view(name): length[name] for name in (names if alone else self.names)}
+        return setup.build_encoder(self.config["image"], tasks, training, frames, clips)
+
+    def _view(self, name: str) -> str:
+        """The input of an expert in the joint stage: experts with clips of one length share one."""
+        return f"{self.config['experts'][name]['frames']} frames" if self.video else "image"
+
+
+# Asked again, the same objects, whose programs are compiled already.
+
+
+@functools.lru_cache(maxsize=64)
+def _network(section: str, name: str, task: Task) -> Model:
+    return setup.build_model(json.loads(section), {name: task})
+
+
+@functools.lru_cache(maxsize=16)
+def _joined(parts: tuple[tuple[str, Model, Task, str], ...]) -> Experts:
+    return experts({name: Expert(model, len(task.classes), view, task.dropout) for name, model, task, view in parts})
