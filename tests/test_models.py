@@ -66,9 +66,9 @@ def test_parameter_count_is_the_published_one(depth, published):
 
 
 def test_unknown_depth_stem_and_norm_are_refused():
-    for module in (ResNet(19), ResNet(stem="large"), ResNet(norm="layer"), ResNet(stages=5)):
-        with pytest.raises(ValueError):
-            _shapes(module, jnp.zeros((1, 32, 32, 3)), train=False)
+    for wrong in ({"depth": 19}, {"stem": "large"}, {"norm": "layer"}, {"stages": 5}):
+        with pytest.raises(ValueError, match=str(*wrong.values())):
+            _shapes(ResNet(**wrong), jnp.zeros((1, 32, 32, 3)), train=False)
 
 
 def test_zero_initialised_branches_make_a_block_the_identity_at_first():

@@ -181,6 +181,9 @@ class ResNet(nn.Module):
       momentum: of the running batch statistics.
       axis_name: devices over which batch statistics are averaged while training.
       dtype: of the computation; parameters stay float32.
+
+    Raises:
+      ValueError: no such depth, stem or number of stages.
     """
 
     depth: int = 18
@@ -192,6 +195,11 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
+    def __post_init__(self):
+        if self.depth not in BLOCKS or self.stem not in ("imagenet", "small") or not 1 <= self.stages <= 4:
+            raise ValueError(f"no ResNet of depth {self.depth}, stem {self.stem!r}, {self.stages} stages")
+        super().__post_init__()
+
     def __call__(self, x: Array, *, train: bool) -> Features:
         """Normalised float [B, H, W, 3] -> a level after every stage; `pooled` is the mean of the last one."""
         return self.of_images(x, train=train)
@@ -199,8 +207,6 @@ class ResNet(nn.Module):
     @nn.compact
     def of_images(self, x: Array, *, train: bool, reads: Callable[[Array], Array] | None = None) -> Features:
         """The same with `reads` in every block, see `Block`."""
-        if self.depth not in BLOCKS or self.stem not in ("imagenet", "small") or not 1 <= self.stages <= 4:
-            raise ValueError(f"no ResNet of depth {self.depth}, stem {self.stem!r}, {self.stages} stages")
         kernel = 7 if self.stem == "imagenet" else 3
         x = nn.Conv(
             self.width,

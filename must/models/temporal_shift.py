@@ -13,7 +13,7 @@ from must.models.resnet import ResNet
 
 
 def shift(x: Array, frames: int, fold: int = 8, causal: bool = False) -> Array:
-    """Moves 1/fold of the channels from the following frame and 1/fold from the one before; zeros come in at the ends.
+    """Takes the first 1/fold of the channels from the frame after, the next from the one before, zeros at the ends.
 
     A clip of one frame stays as it is: there is no time to mix.
 
@@ -21,7 +21,7 @@ def shift(x: Array, frames: int, fold: int = 8, causal: bool = False) -> Array:
       x: [B * frames, H, W, C], the frames of one clip after one another.
       frames: T.
       fold: 8 in the paper; fewer than `fold` channels move one each.
-      causal: only from the frame before, for a stream (the paper's online model).
+      causal: the first 1/fold from the frame before and no more, for a stream (the paper's online model).
 
     Returns:
       As x.
@@ -30,12 +30,10 @@ def shift(x: Array, frames: int, fold: int = 8, causal: bool = False) -> Array:
         return x
     part = max(1, x.shape[-1] // fold)
     clips = x.reshape(-1, frames, *x.shape[1:])
-    nothing = jnp.zeros_like(clips[:, :1, ..., :part])
-    before = jnp.concatenate([nothing, clips[:, :-1, ..., :part]], 1)
-    if causal:
-        return jnp.concatenate([before, clips[..., part:]], -1).reshape(x.shape)
-    after = jnp.concatenate([clips[:, 1:, ..., part : 2 * part], nothing], 1)
-    return jnp.concatenate([before, after, clips[..., 2 * part :]], -1).reshape(x.shape)
+    moving = part if causal else 2 * part
+    padded = jnp.pad(clips[..., :moving], ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    after, before = padded[:, 2:, ..., : moving - part], padded[:, :-2, ..., moving - part :]
+    return jnp.concatenate([after, before, clips[..., moving:]], -1).reshape(x.shape)
 
 
 class TemporalShiftResNet(ResNet):

@@ -13,7 +13,7 @@ from must.data.clips import ClipEncoder, Window
 from must.data.combine import Cached
 from must.data.pipeline import Encoder
 from must.data.sources import source
-from must.models import fpn, multi_head, resnet, temporal_shift
+from must.models import fpn, multi_head, r2plus1d, resnet, temporal_shift, video_transformer
 from must.objectives import aggregate
 from must.objectives import balance as balances
 from must.pseudo_label import policy
@@ -68,7 +68,12 @@ def build_tasks(sections: Mapping[str, Mapping[str, Any]], sources: Mapping[str,
 
 
 PARTS = {
-    "backbone": {"resnet": resnet.ResNet, "temporal_shift": temporal_shift.TemporalShiftResNet},
+    "backbone": {
+        "resnet": resnet.ResNet,
+        "temporal_shift": temporal_shift.TemporalShiftResNet,
+        "r2plus1d": r2plus1d.R2Plus1D,
+        "video_transformer": video_transformer.VideoTransformer,
+    },
     "neck": {"fpn": fpn.FPN, "pafpn": fpn.PAFPN},
 }
 
@@ -81,7 +86,7 @@ def _part(name: str, section: Mapping[str, Any], kind: str) -> Any:
         raise UserError(f"model.{name}.kind {kind!r}: not one of {', '.join(PARTS[name])}")
     try:
         return PARTS[name][kind](**section)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # an unknown key, an impossible value
         raise UserError(f"model.{name}: {error}") from None
 
 
