@@ -79,7 +79,7 @@ def report(config: Config, *, directory: str, report) -> dict:
         path,
         title=config["title"],
         results=results,
-        curves={where: _curve(os.path.join(workdir, where)) for where in dict.fromkeys(_flat(columns))},
+        curves={where: read_curves(os.path.join(workdir, where)) for where in dict.fromkeys(_flat(columns))},
         grids={task: picture_grid(built, workdir, task, shown) for task in built.names},
         kept=recipe.kept_labels(built, os.path.join(workdir, recipe.prefix(config, seed))),
         settings=settings_of(workdir),
@@ -153,7 +153,7 @@ def _costs(recipe, config: Config, built, workdir: str) -> dict[str, dict[str, f
         for where in networks:
             predict, variables = _network(built, workdir, where, directories, column)
             parameters += sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-            seconds += _median_time(lambda: predict(variables, images))  # noqa: B023
+            seconds += median_time(lambda: predict(variables, images))  # noqa: B023
         found[column] = {
             "networks": len(networks),
             "parameters": parameters,
@@ -174,7 +174,7 @@ def _network(built, workdir: str, where: str, directories: Mapping[str, str], co
     return measuring.predictor(model, {name: built.tasks[name] for name in names}), variables
 
 
-def _median_time(call) -> float:
+def median_time(call) -> float:
     """Seconds until all outputs are ready, after a first call."""
     jax.block_until_ready(call())
     times = []
@@ -208,7 +208,7 @@ def rates_by_stage(recipe, config: Config, workdir: str) -> dict[str, float]:
     return {stage: round(float(np.mean(values)), 1) for stage, values in rates.items()}
 
 
-def _curve(directory: str) -> dict[str, list]:
+def read_curves(directory: str) -> dict[str, list]:
     """Series of metrics.jsonl by name, each as {"step": [...], "value": [...]}."""
     series: dict[str, dict[str, list]] = {}
     with open(os.path.join(directory, "metrics.jsonl")) as file:

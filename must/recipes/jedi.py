@@ -1,38 +1,103 @@
-"""JEDI, joint experts over several data sets (Bicsi et al. 2023): experts -> joint -> compare -> report, and export.
+"""JEDI, joint experts over several data sets (Bicsi et al. 2023): experts -> joint -> compare -> report -> export.
 
-Every set has an expert, trained alone until its validation score stops. The experts are the first students of the joint
-stage, in which a teacher per set reads the features of all of them. Arms are further joint stages from the same experts with
-other settings, of as many steps: without distillation, with shuffled answers, with frozen backbones. A task is a set.
+Every set has an expert, trained alone until its validation score stops rising. The experts are the first students of the
+joint stage, in which a teacher per set reads the features of all of them. Arms are further joint stages from the same
+experts with other settings and as many steps: without distillation, with shuffled answers, with frozen backbones.
 """
 
-import functools
-import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from must.core import devices
-from must.core.types import Model, Objective, PyTree, Source, UserError
-from must.data.combine import Concat
-from must.data.pipeline import Encoder
-from must.evaluate.evaluate import summarize
+from must.core.types import UserError
 from must.evaluate.joint import ARM
-from must.models.experts import Expert, Experts, experts
-from must.models.over_clips import over_clips
-from must.objectives.joint import GRADIENTS, joint
-from must.objectives.supervised import supervised
-from must.core.types import Policy
-from must.recipes import built, checks, joint_page, joint_stage, measuring, overlaps, setup, stages
+from must.objectives.joint import GRADIENTS
+from must.recipes import checks, setup, stages
 from must.recipes.jobs import Job
-from must.recipes.selection import Judge
+from must.recipes.joint_built import JOINT, JointBuilt
+from must.recipes.joint_export import export
+from must.recipes.joint_page import compare, report
+from must.recipes.joint_stage import train_expert, train_joint
 from must.tasks.classification import Classification
 
 STAGES = ("experts", "joint", "compare", "report", "export")
+Built = JointBuilt
 Config = Mapping[str, Any]
 
-# What the joint stage may say besides how it trains; the first ones are arguments of `must.objectives.joint.joint`.
-OBJECTIVE = {
-    "distill": 1.0, "student": 1.0, "teacher": 1.0, "temperature": 1.0, "teacher_gradient": "all", "threshold": 0.0,
-    "own_set": False, "ema_decay_teacher": 0.0, "shuffled": False,
-}  # fmt: skip
+
+def plan(config: Config, workers: int) -> list[Job]:
+    """All jobs of a configuration.
+
+    Args:
+      config: plain dict, see `configs/jedi.py`.
+      workers: unused, there are jobs enough to share.
+    """
+    found = []
+    for seed in config["seeds"]:
+        at = prefix(config, seed)
+        own = tuple(f"{at}experts/{name}" for name in config["tasks"])
+        found += [Job(job, "experts", train_expert, (config, seed, name)) for job, name in zip(own, config["tasks"], strict=True)]
+        found.append(Job(f"{at}joint/{ARM}", "joint", train_joint, (config, seed, ARM), own))
+        for arm in config["arms"]:  # they make as many steps as JEDI made
+            found.append(Job(f"{at}joint/{arm}", "joint", train_joint, (config, seed, arm), (*own, f"{at}joint/{ARM}")))
+    trained = tuple(job.name for job in found)
+    found.append(Job("compare", "compare", compare, (config,), trained, alone=True))
+    found.append(Job("report", "report", report, (config,), ("compare",), alone=True))
+    first = prefix(config, config["seeds"][0])
+    found.append(Job("export", "export", export, (config,), (f"{first}joint/{ARM}",), alone=True))
+    return found
+
+
+def check(config: Config) -> None:
+    """Everything about a configuration that can be wrong and shows without training."""
+    built = JointBuilt(config, config["seeds"][0])
+    checks.check_sets(built)
+    for name, task in built.tasks.items():
+        if not isinstance(task, Classification):
+            raise UserError(f"tasks.{name}: joint experts know classes, not {type(task).__name__.lower()}")
+        if built.config["experts"][name].get("frames", 1) < 1:
+            raise UserError(f"experts.{name}.frames {built.config['experts'][name]['frames']}: at least 1")
+        for key in built.config["experts"][name]:
+            if key not in ("frames", "model"):
+                raise UserError(f"experts.{name}.{key}: not one of frames, model")
+    for run in ("expert", "joint", *built.config["arms"]):
+        _check_settings(built, run)
+    if built.config["overlaps"] not in ("refuse", "ignore"):
+        raise UserError(f"overlaps {built.config['overlaps']!r}: 'refuse' or 'ignore'")
+    if built.config["overlaps"] == "refuse":
+        checks.check_overlaps(built)
+
+
+def _check_settings(built: JointBuilt, run: str) -> None:
+    """What a section cannot mean."""
+    settings = built.settings(run)
+    known = {*built.settings("expert"), *stages.Schedule._fields, *(() if run == "expert" else JOINT)}
+    for key in settings:
+        if key not in known:
+            raise UserError(f"{run}.{key}: not one of {', '.join(sorted(known))}")
+    setup.build_balance(settings["balance"])
+    if run == "expert":
+        return
+    if settings["teacher_gradient"] not in GRADIENTS:
+        raise UserError(f"{run}.teacher_gradient {settings['teacher_gradient']!r}: one of {', '.join(GRADIENTS)}")
+    if settings["sampling"] not in ("equal", "proportional"):
+        raise UserError(f"{run}.sampling {settings['sampling']!r}: 'equal' or 'proportional'")
+    if settings["temperature"] <= 0:
+        raise UserError(f"{run}.temperature {settings['temperature']}: must be positive")
+    for key in ("threshold", "ema_teacher"):
+        if not 0 <= settings[key] < 1:
+            raise UserError(f"{run}.{key} {settings[key]}: 0 to below 1")
+
+
+def single(config: Config) -> Config:
+    """The run that a plan is made for: there is one."""
+    return config
+
+
+def prefix(config: Config, seed: int) -> str:
+    """Where a seed's directories stand in the workdir: at its top when there is one seed."""
+    return "" if len(config["seeds"]) == 1 else f"seed-{seed}/"
+
+
+def runs(built: JointBuilt) -> list[tuple[str, tuple[str, ...]]]:
+    """The kinds of training runs of a seed: (section of the configuration, sets of the network)."""
+    return [("expert", (name,)) for name in built.names] + [(arm, built.names) for arm in ("joint", *built.config["arms"])]

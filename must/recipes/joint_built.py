@@ -9,7 +9,7 @@ from must.core.types import Model, Objective, PyTree, Source, UserError
 from must.data.combine import Aliased, Concat
 from must.data.pipeline import Encoder
 from must.models.experts import TEACHER, Expert, Experts, experts
-from must.models.over_clips import over_clips
+from must.models.multi_clip import over_clips
 from must.objectives.joint import joint
 from must.recipes import built, setup
 from must.tasks.base import Task
@@ -72,7 +72,8 @@ class JointBuilt(built.Built):
 
     def judged(self, names: Sequence[str], run: str) -> tuple[Model, Encoder]:
         clips = self.config["test_clips"]
-        return over_clips(self.model(names, run)), self.shown(names, run, clips)
+        model = self.model(names, run)
+        return _over_clips(model) if clips > 1 else model, self.shown(names, run, clips)
 
     def objective(self, run: str, initial: PyTree, parts: Experts | None = None) -> Objective:
         """What an arm of the joint stage minimises; `initial` parameters are where an average of teachers starts."""
@@ -119,6 +120,7 @@ class JointBuilt(built.Built):
 
 
 # Asked again, the same objects, whose programs are compiled already.
+_over_clips = functools.lru_cache(maxsize=16)(over_clips)
 
 
 @functools.lru_cache(maxsize=64)

@@ -27,6 +27,7 @@ class Judge(NamedTuple):
       tasks: that decide which weights are kept; all by default.
       parts: {task: variables -> variables of a part of the network}, each kept by itself where its own task was best, in
         students/<task>/weights.
+      whole: variables -> what is kept of them in weights/; the variables themselves by default.
     """
 
     encoder: Encoder
@@ -34,6 +35,7 @@ class Judge(NamedTuple):
     view: str | None = "image"
     tasks: Sequence[str] = ()
     parts: Mapping[str, Callable[[PyTree], PyTree]] = {}
+    whole: Callable[[PyTree], PyTree] = lambda variables: variables
 
 
 class Selection:
@@ -57,7 +59,7 @@ class Selection:
         rows = measure(local(variables), self._model, self._tasks, judge.encoder, judge.splits, view=judge.view)
         scores = summarize(self._tasks, rows)
         headline = {name: scores[name][self._tasks[name].metrics[0].name] for name in scores}
-        self._kept.offer(step, variables, headline, last)
+        self._kept.offer(step, judge.whole(variables), headline, last)
         for name, kept in self._parts.items():
             kept.offer(step, judge.parts[name](variables), headline, last)
         return {f"validation/{t}/{m}": value for t, metrics in scores.items() for m, value in metrics.items()}

@@ -1,0 +1,108 @@
+"""JEDI: joint experts over several video data sets, each with its own label space.
+
+    python -m must.main --config=configs/jedi.py --workdir=runs/jedi
+    python -m must.main --config=configs/jedi.py:sanity --workdir=runs/jedi-sanity
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "scenes") -> ConfigDict:
+    """Variants.
+
+    scenes  three procedural video sets with different actions, domains and clip lengths, four seeds
+    sanity  every stage with a few steps
+    """
+    variants = {"scenes": scenes, "sanity": sanity}
+    if variant not in variants:
+        raise ValueError(f"no variant {variant!r} of jedi: {', '.join(variants)}")
+    return variants[variant]()
+
+
+def scenes() -> ConfigDict:
+    """Who moves, and where to: 96 labelled clips a set, 768 without labels."""
+    config = ConfigDict()
+    config.recipe = "jedi"
+    config.title = "JEDI on procedural clips"
+    config.seeds = (10, 11, 12, 13)
+    config.root = ""
+    config.workers = 0
+    config.image = {"size": (48, 48), "keep_aspect": True, "clip": {"span": 0}}
+    frames = {"camera": 8, "bodies": 6, "both": 4}
+    config.tasks = {name: {"kind": "action"} for name in frames}
+    clip = {"kind": "moving_scenes", "seed": "{seed}", "size": 48}
+    config.sets = {}
+    for name, count in frames.items():
+        of = {**clip, "actions": name, "task": name, "frames": count if count > 4 else 8}
+        config.sets[name] = {
+            "train": {**of, "count": 96},
+            "validation": {**of, "split": "validation", "count": 128},
+            "tune": {**of, "split": "validation", "start": 10_000, "count": 256},
+            "test": {**of, "split": "test", "count": 384},
+        }
+    config.pool = {
+        name: {**clip, "actions": name, "task": name, "frames": 8, "split": "pool", "count": 256, "labels": False}
+        for name in frames
+    }
+    config.measured_on = ("test",)
+    config.test_clips = 1
+    config.overlaps = "ignore"  # clips are drawn from numbers: no two splits share one
+    config.experts = {name: {"frames": count, "model": {}} for name, count in frames.items()}
+    config.model = {
+        "backbone": {"kind": "temporal_shift", "depth": 10, "width": 16, "stem": "imagenet", "stages": 3, "norm": "batch"},
+        "neck": {},
+    }
+    training = {
+        "steps": 1200,
+        "batch_size": 16,
+        "optimizer": {"name": "adamw", "learning_rate": 2e-3, "final_factor": 1.0, "warmup": 50, "weight_decay": 0.05, "clip_norm": 5.0},
+        "ema_decay": 0.99,
+        "select": "best",
+        "evaluate_every": 50,
+        "patience": 6,
+        "geometry": {"zoom": (1.0, 1.0), "shift": 0.08, "flip": True, "reverse": True},
+        "view": {},
+        "balance": {"kind": "fixed"},
+        "normalize": "items",
+        "scales": {},
+    }
+    config.expert = training
+    config.joint = {
+        **training,
+        "steps": 800,
+        "batch_size": 8,
+        "optimizer": {**training["optimizer"], "learning_rate": 1e-3},
+        "distill": 1.0, "student": 1.0, "teacher": 1.0, "temperature": 1.0, "teacher_gradient": "all", "threshold": 0.0,
+        "own_set": False, "ema_teacher": 0.0, "shuffled": False, "sampling": "equal", "frozen": False,
+        "random_teachers": False,
+    }  # fmt: skip
+    config.arms = {"plain": {"distill": 0.0}, "shuffled": {"shuffled": True}, "frozen": {"frozen": True}}
+    config.words = {
+        "expert": "trained alone on its set",
+        "student": "trained jointly, deployed alone",
+        "teacher": "reads the features of all experts",
+        "plain": "the same steps without distillation",
+        "shuffled": "answers for other clips",
+        "frozen": "linear layers on the experts' features",
+    }
+    config.controls = ("shuffled",)
+    config.pairs = (
+        ("student", "expert"), ("teacher", "expert"), ("student", "plain"), ("plain", "expert"), ("shuffled", "plain"),
+        ("student", "frozen"), ("teacher", "plain-teacher"),
+    )  # fmt: skip
+    config.expected = (("student", "expert"), ("teacher", "expert"), ("student", "plain"), ("plain", "shuffled"))
+    return config
+
+
+def sanity() -> ConfigDict:
+    """One seed, two sets, networks as small as they can be."""
+    config = scenes()
+    config.seeds = (0,)
+    for name in ("camera", "bodies", "both"):
+        for split, count in {"train": 16, "validation": 8, "tune": 8, "test": 16}.items():
+            config.sets[name][split].count = count
+        config.pool[name].count = 8
+    config.model.backbone.update(stages=2, width=8)
+    config.expert.update(steps=6, evaluate_every=3, batch_size=8)
+    config.joint.update(steps=6, evaluate_every=3, batch_size=4)
+    return config

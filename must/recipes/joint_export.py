@@ -1,0 +1,2 @@
+def export(config, *, directory, report):
+    return {}
