@@ -91,9 +91,8 @@ def _high(found: Sequence[Bar], most: float | None) -> float:
 def _bar(bar: Bar, x: float, size: float, py, high: float) -> list[str]:
     if bar.value is None:
         return [charts.text(x + size / 2, py(0) - 6, "–", "soft", "middle")]
-    colour = f"var(--s{bar.series % charts.SERIES})"
     middle, inner, floor = x + size / 2, 0.84 * size, py(0)
-    fill = f'fill="{colour}"' + (f' fill-opacity="0.25" stroke="{colour}" stroke-width="1.4"' if bar.light else "")
+    fill = _paint(bar.series, bar.light)
     least = py(max(0.0, bar.value))
     parts = [
         f'<g><title>{escape(bar.hint)}</title><rect x="{middle - inner / 2:.1f}" y="{least:.1f}" width="{inner:.1f}" '
@@ -125,17 +124,24 @@ def _bar(bar: Bar, x: float, size: float, py, high: float) -> list[str]:
     return [*parts, "</g>"]
 
 
+def _paint(series: int, light: bool) -> str:
+    colour = f"var(--s{series % charts.SERIES})"
+    pale = f'style="fill:color-mix(in srgb, {colour} 25%, var(--page))" stroke="{colour}" stroke-width="1.4"'
+    return pale if light else f'fill="{colour}"'
+
+
 def legend(keys: Sequence[tuple[int, bool, str]], *, lines: bool = False) -> str:
     """(series, light, name) beside what they look like, as HTML: bars, or lines whose light ones are dashed."""
     found = []
     for series, light, name in keys:
         colour = f"var(--s{series % charts.SERIES})"
-        paint = f'fill="{colour}"' + (f' fill-opacity="0.25" stroke="{colour}" stroke-width="1.4"' if light else "")
-        shape = f'<rect x="4" y="1" width="12" height="12" {paint}/>'
+        shape = f'<rect x="4" y="1" width="12" height="12" {_paint(series, light)}/>'
         if lines:
             dashes = ' stroke-dasharray="5 3"' if light else ""
             shape = f'<path fill="none" stroke="{colour}" stroke-width="2"{dashes} d="M0 7H22"/>'
-        found.append(f'<span class="key"><svg width="22" height="14" aria-hidden="true">{shape}</svg> {escape(name)}</span>')
+        found.append(
+            f'<span class="key"><svg width="22" height="14" aria-hidden="true">{shape}</svg> {escape(name)}</span>'
+        )
     return f'<p class="legend">{"".join(found)}</p>'
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from must.report import charts
 
-_CELL = (8.0, 22.0)  # pixels, least and greatest
+_CELL = (8.0, 26.0)  # pixels, least and greatest
 _GAP = 14  # pixels between two maps
 _LONGEST = 20  # characters of a class name; longer ones are cut, hovering says them whole
 
@@ -104,5 +104,8 @@ def scale() -> str:
         f'<rect x="{30 + i * size}" y="3" width="{size}" height="12" fill="var(--s1)" fill-opacity="{(i + 0.5) / steps:.2f}"/>'
         for i in range(steps)
     ]
-    words = [charts.text(24, 13, "0", "soft num", "end"), charts.text(36 + steps * size, 13, "100 % of a class's clips", "soft")]
+    words = [
+        charts.text(24, 13, "0", "soft num", "end"),
+        charts.text(36 + steps * size, 13, "100 % of a class's clips", "soft"),
+    ]
     return charts.svg(420, 20, "".join(parts + words), "shades from 0 to 100 %")
