@@ -196,7 +196,7 @@ def test_what_is_missing_is_left_out(tmp_path):
     parts["clips"]["camera"][0]["answers"] = {"expert": np.ones(7)}
     text, _, words = page(tmp_path, found(2), parts)
     assert "all clips" in words and "nowhere" not in text and "A ring marks" not in words
-    assert "on the validation split." in words and words.count("sprites head") == 1
+    assert "the expert on the validation split." in words and words.count("sprites head") == 1
 
 
 def test_an_expectation_that_failed_is_said(tmp_path):
@@ -208,10 +208,16 @@ def test_an_expectation_that_failed_is_said(tmp_path):
 def test_bars_have_the_heights_of_their_values_and_wide_intervals_are_cut():
     made = [bars.Bar(0, False, 20.0, None, [20.0], "a"), bars.Bar(1, True, 60.0, (-400.0, 520.0), [55.0, 65.0], "b")]
     svg = bars.bars([("set", [*made, bars.Bar(2, False, None, None, [None], "c")])], axis="top1", most=100)
-    low, high = (float(h) for h in re.findall(r'<rect x="[^"]*" y="[^"]*" width="[^"]*" height="([^"]*)"', svg))
+    found = re.findall(r'<rect x="[^"]*" y="([^"]*)" width="[^"]*" height="([^"]*)"', svg)
+    (y_low, low), (y_high, high) = [[float(v) for v in pair] for pair in found]
     assert high == pytest.approx(3 * low, rel=0.01)
+    floor = float(re.findall(r'class="axis" d="M[\d.]+ ([\d.]+)H', svg)[-1])
+    assert y_low + low == pytest.approx(floor, abs=0.2) and y_high + high == pytest.approx(floor, abs=0.2)
     stem = re.search(r'stroke-width="1.3" d="M[\d.]+ ([\d.]+)V([\d.]+)"', svg)  # no caps: both ends lie outside
     assert float(stem[1]) > float(stem[2]) >= 0 and svg.count("<circle") == 2
+    svg = bars.bars([("set", [bars.Bar(0, False, 99.0, (88.0, 110.0), [], "a")])], axis="top1", most=100)
+    hundred = float(re.search(r'y="([\d.]+)" text-anchor="end">100<', svg)[1]) - 4
+    assert float(re.search(r'stroke-width="1.3" d="M[\d.]+ [\d.]+V([\d.]+)', svg)[1]) == pytest.approx(hundred, abs=0.2)
 
 
 def test_a_curve_is_dashed_ringed_at_its_step_and_the_level_is_in_sight():

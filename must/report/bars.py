@@ -54,7 +54,7 @@ def bars(
     left = 18 + 7 * max(len(charts.tick_text(t)) for t in y_ticks)
     size = min(_MOST, (width - left) / (sum(len(group) for _, group in groups) + _GAP * len(groups)))
     names = [textwrap.wrap(label, max(6, int((len(group) + _GAP) * size / 7))) for label, group in groups]
-    top, bottom = (30 if size >= _TURN else 46), height - 12 - 16 * max(map(len, names))
+    top, bottom = (34 if size >= _TURN else 56), height - 12 - 16 * max(map(len, names))
     py = charts.scale(0, high, bottom, top)
     right = left + sum(size * (len(group) + _GAP) for _, group in groups)
     parts = [charts.text(0, 12, axis, "soft")]
@@ -99,6 +99,17 @@ def _bar(bar: Bar, x: float, size: float, py, high: float) -> list[str]:
         f'height="{floor - least:.1f}" {fill}/>'
     ]
     runs = [run for run in bar.runs if run is not None]
+    above = max([bar.value, *(runs if len(runs) > 1 else [])])
+    if bar.interval:
+        low, top = max(0.0, bar.interval[0]), min(high, bar.interval[1])
+        cap = min(4.0, 0.25 * size)
+        caps = f"M{middle - cap:.1f} {py(low):.1f}h{2 * cap:.1f}" if low == bar.interval[0] else ""
+        caps += f"M{middle - cap:.1f} {py(top):.1f}h{2 * cap:.1f}" if top == bar.interval[1] else ""
+        stem = f"M{middle:.1f} {py(low):.1f}V{py(top):.1f}"
+        # A pale edge parts the line from the bar in both themes.
+        for paint, thick in (("page", 3.3), ("ink", 1.3)):
+            parts += [f'<path fill="none" stroke="var(--{paint})" stroke-width="{thick}" d="{stem}{caps}"/>']
+        above = max(above, top)
     if len(runs) > 1:
         step = min(5.0, 0.6 * inner / len(runs))
         for i, run in enumerate(runs):
@@ -107,15 +118,6 @@ def _bar(bar: Bar, x: float, size: float, py, high: float) -> list[str]:
                 f'<circle cx="{place:.1f}" cy="{py(run):.1f}" r="{min(2.4, 0.12 * size):.1f}" fill="var(--page)" '
                 'stroke="var(--ink)" stroke-width="0.8"/>'
             ]
-    above = max([bar.value, *(runs if len(runs) > 1 else [])])
-    if bar.interval:
-        low, top = max(0.0, bar.interval[0]), min(high, bar.interval[1])
-        cap = min(4.0, 0.25 * size)
-        caps = f"M{middle - cap:.1f} {py(low):.1f}h{2 * cap:.1f}" if low == bar.interval[0] else ""
-        caps += f"M{middle - cap:.1f} {py(top):.1f}h{2 * cap:.1f}" if top == bar.interval[1] else ""
-        stem = f"M{middle:.1f} {py(low):.1f}V{py(top):.1f}"
-        parts += [f'<path fill="none" stroke="var(--ink)" stroke-width="1.3" d="{stem}{caps}"/>']
-        above = max(above, top)
     words, y = f"{bar.value:.1f}", py(above) - 6
     if size >= _TURN:
         parts += [charts.text(middle, y, words, "num", "middle")]

@@ -124,7 +124,7 @@ def _scores(results: Mapping[str, Any], series: Mapping[str, tuple[int, bool]]) 
         last_apart=len(results["tasks"]) > 1,
     )  # fmt: skip
     said = [
-        f"<li><b>{escape(column)}</b>: {escape(words)}{' (control, must lose)' if column in results['controls'] else ''}</li>"
+        f"<li><b>{escape(column)}</b>: {escape(words)}{' (control, must lose)' * (column in results['controls'])}</li>"
         for column in series
         if (words := results["words"].get(column))
     ]
@@ -191,7 +191,7 @@ def _learning(results, series, curves: Curves, selected: Mapping[str, float], ex
         return ""
     split = "test" if experts is None else "validation"
     ring = " A ring marks the step whose weights were kept." if any(arm in selected for arm in results["arms"]) else ""
-    text = f"On the validation split, of one seed; dashed are teachers, the grey level is the expert on the {split} split.{ring}"
+    text = f"Validation split, one seed; dashed are teachers, the grey level is the expert on the {split} split.{ring}"
     keys = bars.legend([(*look, c) for c, look in series.items() if c in shown or c == "expert"], lines=True)
     return f'<h2>Learning curves</h2><p>{text}</p>{keys}<div class="panels">{"".join(panels)}</div>'
 
@@ -201,9 +201,9 @@ def _confusions(results: Mapping[str, Any], confusions: Mapping[str, Mapping[str
     if not maps:
         return ""
     text = (
-        "Rows are clips by their class in their own set, columns what a student's head says about them. The sets' own heads are "
-        "framed; the other maps show which classes of two sets look alike to the students. Hover a cell for its figures; a "
-        "dotted row has no clips."
+        "Rows are clips by their class in their own set, columns what a student's head says about them. The sets' own "
+        "heads are framed; the other maps show which classes of two sets look alike to the students. Hover a cell for "
+        "its figures; a dotted row has no clips."
     )
     return f'<h2>What every head says about every set</h2><p>{text}</p>{matrices.scale()}<div class="scroll">{maps}</div>'
 

@@ -18,8 +18,8 @@ def heat_maps(
     """One map per set (down) and head (across), dark where the rate is high; those of a set and its own head are framed.
 
     Args:
-      rates: {set: {head: [classes of the set, or 1 for all its clips, classes of the head]}} in [0, 1]; a map may be missing
-        or of other sizes, which leaves it out, and a row of zeros is one without clips.
+      rates: {set: {head: [classes of the set, or 1 for all its clips, classes of the head]}} in [0, 1]; a map may be
+        missing or of other sizes, which leaves it out, and a row of zeros is one without clips.
       classes: {set or head: names of its classes}.
       width: that the drawing should have, pixels; many classes take more.
 
@@ -101,7 +101,7 @@ def scale() -> str:
     """The shades of the maps and the rates they stand for."""
     steps, size = 20, 9
     parts = [
-        f'<rect x="{30 + i * size}" y="3" width="{size}" height="12" fill="var(--s1)" fill-opacity="{(i + 0.5) / steps:.2f}"/>'
+        f'<rect x="{30 + i * size}" y="3" width="{size}" height="12" fill="var(--s1)" fill-opacity="{(i + 0.5) / steps}"/>'
         for i in range(steps)
     ]
     words = [
