@@ -1,10 +1,11 @@
-"""JEDI's numbers: experts, students and teachers of several data sets, by set and as means over sets; who says what of whom.
+"""JEDI's numbers: experts, students and teachers of several data sets, by set and as means; who says what of whom.
 
 Numbers in, numbers or text out; nothing here knows a network or a file. A set is a data set with classes of its own, so
 a "task" of `must.evaluate.compare`; a column is one way to answer it: "expert" (trained alone), "student" and "teacher" (of
 the joint stage), and for every further arm A of that stage "A" (its students) and "A-teacher".
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def results(
 
     Returns:
       What `must.evaluate.compare.results` returns for the recipe "jedi", the subject "student" and the reference "expert",
-      with "words", "controls", "classes", "arms" {arm: [column of its students, of its teachers]}, those that have scores, and
+      with "words", "controls", "classes", "arms" {arm: [column of its students, of its teachers]}, those with scores, and
       "over_sets": {"metric", "unit", "higher_is_better", "scores" {column: [per seed]}, "columns" {column: summary of the
       mean over sets, per seed}, of the columns that every set has, and "differences"}, a list in the order of the pairs of
       {"name", "subject", "reference", "sets", "mean", "ci95", "per_seed", "p", "by_set", "expected", "as_expected"}:
@@ -104,7 +105,9 @@ def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
     return [sum(map(float, values)) / len(values) for values in zip(*rows, strict=True)]
 
 
-def _difference(pair: tuple[str, str], metric: Metric, scores: Mapping, expected: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _difference(
+    pair: tuple[str, str], metric: Metric, scores: Mapping, expected: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
     subject, reference = pair
     sign = 1 if metric.higher_is_better else -1
     by_set = {
@@ -146,10 +149,12 @@ def table(results: Mapping[str, Any], width: int = 100) -> str:
     longest = max(map(len, columns))
     for c in columns:
         said = [results["words"].get(c, ""), "control, must lose" if c in results["controls"] else ""]
-        lines += [f"  {c.ljust(longest)}  {'; '.join(filter(None, said))}"] if any(said) else []
+        first = f"  {c.ljust(longest)}  "
+        words = "; ".join(filter(None, said))
+        lines += textwrap.wrap(words, width, initial_indent=first, subsequent_indent=" " * len(first))
     if over["differences"]:
         places = text.decimals(over)
-        heads = {"": "mean", "as expected": "as expected"} if any(d["expected"] for d in over["differences"]) else {"": "mean"}
+        heads = {"": "mean"} | ({"as expected": "as expected"} if any(d["expected"] for d in over["differences"]) else {})
         heads |= {f"set {name}": name for name in sets} if len(sets) > 1 else {}
         paired = ", paired by seed" if len(results["seeds"]) > 1 else ""
         found = {d["name"]: _figures(d, places) for d in over["differences"]}

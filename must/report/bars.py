@@ -54,7 +54,7 @@ def bars(
     left = 18 + 7 * max(len(charts.tick_text(t)) for t in y_ticks)
     size = min(_MOST, (width - left) / (sum(len(group) for _, group in groups) + _GAP * len(groups)))
     names = [textwrap.wrap(label, max(6, int((len(group) + _GAP) * size / 7))) for label, group in groups]
-    top, bottom = (30 if size >= _TURN else 46), height - 12 - 16 * max(map(len, names))
+    top, bottom = (34 if size >= _TURN else 56), height - 12 - 16 * max(map(len, names))
     py = charts.scale(0, high, bottom, top)
     right = left + sum(size * (len(group) + _GAP) for _, group in groups)
     parts = [charts.text(0, 12, axis, "soft")]
@@ -91,15 +91,25 @@ def _high(found: Sequence[Bar], most: float | None) -> float:
 def _bar(bar: Bar, x: float, size: float, py, high: float) -> list[str]:
     if bar.value is None:
         return [charts.text(x + size / 2, py(0) - 6, "–", "soft", "middle")]
-    colour = f"var(--s{bar.series % charts.SERIES})"
     middle, inner, floor = x + size / 2, 0.84 * size, py(0)
-    fill = f'fill="{colour}"' + (f' fill-opacity="0.25" stroke="{colour}" stroke-width="1.4"' if bar.light else "")
+    fill = _paint(bar.series, bar.light)
     least = py(max(0.0, bar.value))
     parts = [
         f'<g><title>{escape(bar.hint)}</title><rect x="{middle - inner / 2:.1f}" y="{least:.1f}" width="{inner:.1f}" '
         f'height="{floor - least:.1f}" {fill}/>'
     ]
     runs = [run for run in bar.runs if run is not None]
+    above = max([bar.value, *(runs if len(runs) > 1 else [])])
+    if bar.interval:
+        low, top = max(0.0, bar.interval[0]), min(high, bar.interval[1])
+        cap = min(4.0, 0.25 * size)
+        caps = f"M{middle - cap:.1f} {py(low):.1f}h{2 * cap:.1f}" if low == bar.interval[0] else ""
+        caps += f"M{middle - cap:.1f} {py(top):.1f}h{2 * cap:.1f}" if top == bar.interval[1] else ""
+        stem = f"M{middle:.1f} {py(low):.1f}V{py(top):.1f}"
+        # A pale edge parts the line from the bar in both themes.
+        for paint, thick in (("page", 3.3), ("ink", 1.3)):
+            parts += [f'<path fill="none" stroke="var(--{paint})" stroke-width="{thick}" d="{stem}{caps}"/>']
+        above = max(above, top)
     if len(runs) > 1:
         step = min(5.0, 0.6 * inner / len(runs))
         for i, run in enumerate(runs):
@@ -108,15 +118,6 @@ def _bar(bar: Bar, x: float, size: float, py, high: float) -> list[str]:
                 f'<circle cx="{place:.1f}" cy="{py(run):.1f}" r="{min(2.4, 0.12 * size):.1f}" fill="var(--page)" '
                 'stroke="var(--ink)" stroke-width="0.8"/>'
             ]
-    above = max([bar.value, *(runs if len(runs) > 1 else [])])
-    if bar.interval:
-        low, top = max(0.0, bar.interval[0]), min(high, bar.interval[1])
-        cap = min(4.0, 0.25 * size)
-        caps = f"M{middle - cap:.1f} {py(low):.1f}h{2 * cap:.1f}" if low == bar.interval[0] else ""
-        caps += f"M{middle - cap:.1f} {py(top):.1f}h{2 * cap:.1f}" if top == bar.interval[1] else ""
-        stem = f"M{middle:.1f} {py(low):.1f}V{py(top):.1f}"
-        parts += [f'<path fill="none" stroke="var(--ink)" stroke-width="1.3" d="{stem}{caps}"/>']
-        above = max(above, top)
     words, y = f"{bar.value:.1f}", py(above) - 6
     if size >= _TURN:
         parts += [charts.text(middle, y, words, "num", "middle")]
@@ -125,17 +126,24 @@ def _bar(bar: Bar, x: float, size: float, py, high: float) -> list[str]:
     return [*parts, "</g>"]
 
 
+def _paint(series: int, light: bool) -> str:
+    colour = f"var(--s{series % charts.SERIES})"
+    pale = f'style="fill:color-mix(in srgb, {colour} 25%, var(--page))" stroke="{colour}" stroke-width="1.4"'
+    return pale if light else f'fill="{colour}"'
+
+
 def legend(keys: Sequence[tuple[int, bool, str]], *, lines: bool = False) -> str:
     """(series, light, name) beside what they look like, as HTML: bars, or lines whose light ones are dashed."""
     found = []
     for series, light, name in keys:
         colour = f"var(--s{series % charts.SERIES})"
-        paint = f'fill="{colour}"' + (f' fill-opacity="0.25" stroke="{colour}" stroke-width="1.4"' if light else "")
-        shape = f'<rect x="4" y="1" width="12" height="12" {paint}/>'
+        shape = f'<rect x="4" y="1" width="12" height="12" {_paint(series, light)}/>'
         if lines:
             dashes = ' stroke-dasharray="5 3"' if light else ""
             shape = f'<path fill="none" stroke="{colour}" stroke-width="2"{dashes} d="M0 7H22"/>'
-        found.append(f'<span class="key"><svg width="22" height="14" aria-hidden="true">{shape}</svg> {escape(name)}</span>')
+        found.append(
+            f'<span class="key"><svg width="22" height="14" aria-hidden="true">{shape}</svg> {escape(name)}</span>'
+        )
     return f'<p class="legend">{"".join(found)}</p>'
 
 

@@ -157,8 +157,7 @@ def lines(
 ) -> str:
     """Curves over training steps; `axis` says what is measured, with its unit; `level` is a value of series 0 for all steps."""
     curves = [thinned for curve in curves if (thinned := _finite(curve)).y]
-    values = sorted(y for curve in curves for y in curve.y)
-    if not values:
+    if not (values := sorted(y for curve in curves for y in curve.y)):
         return ""
     # A first value far outside would flatten everything after it.
     low, high = values[int(0.02 * (len(values) - 1))], values[math.ceil(0.98 * (len(values) - 1))]
@@ -180,14 +179,13 @@ def lines(
     if level is not None:
         parts += [f'<path fill="none" stroke="var(--s0)" stroke-width="1.8" d="M{left} {py(level):.1f}H{right}"/>']
     for curve in curves:
-        colour = f'fill="none" stroke="var(--s{curve.series % SERIES})"'
-        dashes = ' stroke-dasharray="5 3"' if curve.dashed else ""
+        colour = f'fill="none" stroke="var(--s{curve.series % SERIES})"' + ' stroke-dasharray="5 3"' * curve.dashed
         points = [(px(x), py(min(max(y, low), high))) for x, y in zip(curve.x, curve.y, strict=True)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        parts += [f'<path {colour} stroke-width="1.8"{dashes} d="M{path}"/>', mark(curve.series, *points[-1], 3.2)]
+        parts += [f'<path {colour} stroke-width="1.8" d="M{path}"/>', mark(curve.series, *points[-1], 3.2)]
         if curve.chosen is not None:
             x, y = min(points, key=lambda point: abs(point[0] - px(curve.chosen)))  # noqa: B023
-            parts += [f'<circle {colour} stroke-width="1.5" cx="{x:.1f}" cy="{y:.1f}" r="6"/>']
+            parts += [f'<circle {colour} stroke-width="1.8" cx="{x:.1f}" cy="{y:.1f}" r="6"/>']
     return svg(width, height, "".join(parts), f"{title}, {axis}")
 
 

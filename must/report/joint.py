@@ -17,6 +17,8 @@ from must.report.pictures import animation_uri, data_uri, strip
 _MEAN = "mean over sets"
 _ANSWERS = 3  # most probable classes
 _STYLE = """
+th, td { padding-left:14px; font-size:14px; } th { white-space:normal; vertical-align:bottom; }
+tr.sum td:not(.word) { font-weight:400; } .legend { max-width:none; }
 .clips { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,500px),1fr)); gap:16px; }
 .clip { background:var(--panel); border-radius:6px; padding:14px; min-width:0; }
 .film { display:grid; grid-template-columns:112px 1fr; gap:12px; align-items:start; margin-bottom:12px; }
@@ -122,7 +124,7 @@ def _scores(results: Mapping[str, Any], series: Mapping[str, tuple[int, bool]]) 
         last_apart=len(results["tasks"]) > 1,
     )  # fmt: skip
     said = [
-        f"<li><b>{escape(column)}</b>: {escape(words)}{' (control, must lose)' if column in results['controls'] else ''}</li>"
+        f"<li><b>{escape(column)}</b>: {escape(words)}{' (control, must lose)' * (column in results['controls'])}</li>"
         for column in series
         if (words := results["words"].get(column))
     ]
@@ -172,16 +174,16 @@ def _dot(series: int, summary: Mapping[str, Any]) -> charts.Dot:
 
 def _learning(results, series, curves: Curves, selected: Mapping[str, float], experts: Mapping[str, float] | None) -> str:
     """One panel per set with the students and teachers of all arms, the expert as a level."""
-    panels, shown = [], {}
+    panels, shown = [], set()
     for name, entry in results["tasks"].items():
         found = []
         for arm, columns in results["arms"].items():
             for column in columns:
                 number, light = series.get(column, (0, False))
                 curve = curves.get(arm, {}).get(f"validation/{name}{'-teacher' if light else ''}/{entry['metric']}")
-                if curve and len(curve["step"]) == len(curve["value"]):
+                if curve and len(curve.get("step", [])) == len(curve.get("value", [0])):
                     found.append(charts.Line(number, curve["step"], curve["value"], light, selected.get(arm)))
-                    shown[column] = (number, light, column)
+                    shown.add(column)
         mean = entry["columns"].get("expert", {}).get("mean")
         level = mean if experts is None else experts.get(name)
         panels.append(charts.lines(found, title=name, axis=tables.metric(entry), level=level, width=350, height=230))
@@ -189,8 +191,8 @@ def _learning(results, series, curves: Curves, selected: Mapping[str, float], ex
         return ""
     split = "test" if experts is None else "validation"
     ring = " A ring marks the step whose weights were kept." if any(arm in selected for arm in results["arms"]) else ""
-    text = f"On the validation split, of one seed; dashed are teachers, the grey level is the expert on the {split} split.{ring}"
-    keys = bars.legend([(0, False, "expert"), *(shown[c] for c in series if c in shown)], lines=True)
+    text = f"Validation split, one seed; dashed are teachers, the grey level is the expert on the {split} split.{ring}"
+    keys = bars.legend([(*look, c) for c, look in series.items() if c in shown or c == "expert"], lines=True)
     return f'<h2>Learning curves</h2><p>{text}</p>{keys}<div class="panels">{"".join(panels)}</div>'
 
 
@@ -199,9 +201,9 @@ def _confusions(results: Mapping[str, Any], confusions: Mapping[str, Mapping[str
     if not maps:
         return ""
     text = (
-        "Rows are clips by their class in their own set, columns what a student's head says about them. The sets' own heads are "
-        "framed; the other maps show which classes of two sets look alike to the students. Hover a cell for its figures; a "
-        "dotted row has no clips."
+        "Rows are clips by their class in their own set, columns what a student's head says about them. The sets' own "
+        "heads are framed; the other maps show which classes of two sets look alike to the students. Hover a cell for "
+        "its figures; a dotted row has no clips."
     )
     return f'<h2>What every head says about every set</h2><p>{text}</p>{matrices.scale()}<div class="scroll">{maps}</div>'
 

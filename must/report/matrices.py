@@ -7,7 +7,7 @@ import numpy as np
 
 from must.report import charts
 
-_CELL = (8.0, 22.0)  # pixels, least and greatest
+_CELL = (8.0, 26.0)  # pixels, least and greatest
 _GAP = 14  # pixels between two maps
 _LONGEST = 20  # characters of a class name; longer ones are cut, hovering says them whole
 
@@ -18,8 +18,8 @@ def heat_maps(
     """One map per set (down) and head (across), dark where the rate is high; those of a set and its own head are framed.
 
     Args:
-      rates: {set: {head: [classes of the set, or 1 for all its clips, classes of the head]}} in [0, 1]; a map may be missing
-        or of other sizes, which leaves it out, and a row of zeros is one without clips.
+      rates: {set: {head: [classes of the set, or 1 for all its clips, classes of the head]}} in [0, 1]; a map may be
+        missing or of other sizes, which leaves it out, and a row of zeros is one without clips.
       classes: {set or head: names of its classes}.
       width: that the drawing should have, pixels; many classes take more.
 
@@ -101,8 +101,11 @@ def scale() -> str:
     """The shades of the maps and the rates they stand for."""
     steps, size = 20, 9
     parts = [
-        f'<rect x="{30 + i * size}" y="3" width="{size}" height="12" fill="var(--s1)" fill-opacity="{(i + 0.5) / steps:.2f}"/>'
+        f'<rect x="{30 + i * size}" y="3" width="{size}" height="12" fill="var(--s1)" fill-opacity="{(i + 0.5) / steps}"/>'
         for i in range(steps)
     ]
-    words = [charts.text(24, 13, "0", "soft num", "end"), charts.text(36 + steps * size, 13, "100 % of a class's clips", "soft")]
+    words = [
+        charts.text(24, 13, "0", "soft num", "end"),
+        charts.text(36 + steps * size, 13, "100 % of a class's clips", "soft"),
+    ]
     return charts.svg(420, 20, "".join(parts + words), "shades from 0 to 100 %")

@@ -84,7 +84,7 @@ def strip(video: np.ndarray, *, most: int = 6, largest: int = 112) -> np.ndarray
       largest: side of a frame in pixels; a larger one is reduced.
     """
     frames = [np.asarray(frame) for frame in _frames(video, most, largest)]
-    gap = np.full((frames[0].shape[0], max(1, frames[0].shape[1] // 32), 3), 255, np.uint8)
+    gap = np.broadcast_to(np.uint8(_PAPER), (frames[0].shape[0], max(1, frames[0].shape[1] // 32), 3))
     return np.concatenate([part for frame in frames for part in (gap, frame)][1:], axis=1)
 
 
