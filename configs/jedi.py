@@ -6,6 +6,8 @@
 
 from ml_collections import ConfigDict
 
+from must.data.moving_scenes import MIRRORED, REVERSED
+
 
 def get_config(variant: str = "scenes") -> ConfigDict:
     """Variants.
@@ -29,7 +31,9 @@ def scenes() -> ConfigDict:
     config.workers = 0
     config.image = {"size": (48, 48), "keep_aspect": True, "clip": {"span": 0}}
     frames = {"camera": 8, "bodies": 6, "both": 4}
-    config.tasks = {name: {"kind": "action"} for name in frames}
+    config.tasks = {
+        name: {"kind": "action", "mirrored": MIRRORED[name], "reversed": REVERSED[name], "dropout": 0.0} for name in frames
+    }
     clip = {"kind": "moving_scenes", "seed": "{seed}", "size": 48}
     config.sets = {}
     for name, count in frames.items():
@@ -61,7 +65,7 @@ def scenes() -> ConfigDict:
         "evaluate_every": 50,
         "patience": 6,
         "geometry": {"zoom": (1.0, 1.0), "shift": 0.08, "flip": True, "reverse": True},
-        "view": {},
+        "view": {"strength": 0.5, "color": 1.0, "blur": 0.0, "noise": 4.0},
         "balance": {"kind": "fixed"},
         "normalize": "items",
         "scales": {},
