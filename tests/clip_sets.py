@@ -60,7 +60,7 @@ def write_video(path, count, codec="libx264", size=(48, 64), options=None):
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = *size, "yuv420p", 6
         for i in range(count):
             picture = np.full((*size, 3), 40, np.uint8)
-            picture[:, 2 * i : 2 * i + 8] = (220, 60, 20)
+            picture[:, 2 * i % size[1] :][:, :8] = (220, 60, 20)
             for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():

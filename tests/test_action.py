@@ -36,7 +36,8 @@ def test_admissible_takes_off_what_the_label_cannot_follow():
         left = task.admissible(labels.classification(CLASSES.index(name)), BOTH)
         return left.flip, left.reverse
 
-    assert [allowed(TASK, name) for name in CLASSES] == [(True, True), (True, True), (True, False), (False, True), (True, True)]
+    left = [(True, True), (True, True), (True, False), (False, True), (True, True)]
+    assert [allowed(TASK, name) for name in CLASSES] == left
     assert {allowed(Action(CLASSES), name) for name in CLASSES} == {(False, False)}
     assert {allowed(Action(CLASSES, mirrored={}), name) for name in CLASSES} == {(True, False)}
     soft = {"ids": np.array([0], np.uint16), "probs": np.array([0.9], np.float16), "rest": np.float16(0.1)}
@@ -53,7 +54,8 @@ def test_a_label_that_cannot_follow_is_not_moved_silently():
 @pytest.mark.parametrize("geometry", [PLAIN, FLIP, BACK, BOTH])
 def test_restore_undoes_transform(geometry):
     three = Action(("a", "b", "c"), mirrored={"a": "b"}, reversed={"b": "c"}, top_k=3)  # which do not commute
-    label = {"ids": np.array([1, 0, 2], np.uint16), "probs": np.array([0.5, 0.375, 0.125], np.float16), "rest": np.float16(0)}
+    probs = np.array([0.5, 0.375, 0.125], np.float16)
+    label = {"ids": np.array([1, 0, 2], np.uint16), "probs": probs, "rest": np.float16(0)}
     back = three.restore(three.transform(label, geometry), geometry)
     for field, value in label.items():
         np.testing.assert_array_equal(back[field], value)

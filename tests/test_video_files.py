@@ -46,6 +46,13 @@ def test_frames_by_index_are_those_in_order(videos, name):
         video[np.array([COUNT])]
 
 
+def test_a_container_that_cannot_seek_is_decoded_from_its_start(tmp_path):
+    file = write_video(tmp_path / "long.mpg", 60, "mpeg1video")
+    video, whole = VideoFile(file, read_table(file)), straight(file)
+    for wanted in ([55, 3, 30], [59], [20]):
+        np.testing.assert_array_equal(video[np.array(wanted)], whole[wanted])
+
+
 def test_a_late_frame_does_not_need_the_early_ones(videos, monkeypatch):
     table = read_table(videos / "left/a.mp4")
     decoded = []

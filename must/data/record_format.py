@@ -2,7 +2,8 @@
 
 A feature is stored under its path, "<task>/<field>". Numbers are widened as TFDS does (integers and booleans to int64,
 floats to float32); "zlib" fields are raw little-endian bytes, deflated, with their shape beside them where more than
-one size varies; "png" fields and the image are encoded pictures, a video is the list of its frames as such. Which files hold records `must.data.records` knows.
+one size varies; "png" fields and the image are encoded pictures, a video is the list of its frames as such. Which files
+hold records `must.data.records` knows.
 """
 
 import functools
@@ -119,7 +120,7 @@ def encode_record(
 
 
 def decode_record(record: bytes, specs: Specs) -> tuple[str, bytes | list[bytes] | None, dict[str, Label]]:
-    """Id, encoded picture or frames if there are any, and the labels of the tasks in `specs`; inverse of `encode_record`."""
+    """Id, encoded picture or frames if there are any, labels of the tasks in `specs`; inverse of `encode_record`."""
     feature = _example_class().FromString(record).features.feature
     labels = {
         task: {name: _get(feature, f"{task}/{name}", spec) for name, spec in fields.items()}
