@@ -63,6 +63,7 @@ def _hue_rotation(turns: float) -> np.ndarray:
 def _blur(image: np.ndarray) -> np.ndarray:
     for axis in (image.ndim - 3, image.ndim - 2):
         padded = np.pad(image, [(1, 1) if a == axis else (0, 0) for a in range(image.ndim)], mode="edge")
-        low, mid, high = (np.take(padded, range(i, i + image.shape[axis]), axis) for i in range(3))
+        before, size = (slice(None),) * axis, image.shape[axis]
+        low, mid, high = (padded[(*before, slice(i, i + size))] for i in range(3))
         image = 0.25 * low + 0.5 * mid + 0.25 * high
     return image

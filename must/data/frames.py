@@ -11,7 +11,8 @@ import numpy as np
 from must.core.types import Example, Label, UserError
 from must.data import labels
 from must.data.files import (
-    PICTURES, decode_picture, fingerprint_of, folder, locate, picture_size, read_bytes, read_classes, read_lines, source_name,
+    PICTURES, decode_picture, fingerprint_of, folder, locate, picture_size, read_bytes, read_classes, read_lines,
+    source_name,
 )  # fmt: skip
 
 
@@ -49,8 +50,8 @@ class FrameVideo:
         for index, into in zip(wanted.tolist(), frames, strict=True):
             picture = decode_picture(self.encoded(index), self._name(index))
             if picture.shape != into.shape:
-                sizes = [f"{width}x{height}" for height, width, _ in (picture.shape, into.shape)]
-                raise UserError(f"{self._name(index)}: is {sizes[0]} (width x height), the clip's first frame is {sizes[1]}")
+                own, first = (f"{width}x{height}" for height, width, _ in (picture.shape, into.shape))
+                raise UserError(f"{self._name(index)}: is {own} (width x height), the clip's first frame is {first}")
             into[:] = picture
         return frames if len(wanted) == len(places) and (np.diff(places) > 0).all() else frames[places]
 

@@ -69,7 +69,6 @@ def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int,
     from PIL import Image
 
     out = np.empty((*image.shape[:-3], height, width, 3), np.uint8)
-    out[:] = fill
     # The part of the frame that the image covers, and the part of the image that lands there.
     spans = []
     for axis in range(2):
@@ -79,12 +78,15 @@ def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int,
         end = (high - geometry.offset[axis]) / geometry.scale[axis]
         spans.append((low, high, max(0.0, begin), min(float(geometry.source_size[axis]), end)))
     (top, bottom, y0, y1), (left, right, x0, x1) = spans
+    if (top, bottom, left, right) != (0, height, 0, width):
+        out[:] = fill
     if bottom > top and right > left:
-        frames = ((image, out),) if image.ndim == 3 else zip(image, out, strict=True)
+        shown = out[..., ::-1, :] if geometry.flip else out
+        frames = ((image, shown),) if image.ndim == 3 else zip(image, shown, strict=True)
         for frame, into in frames:
             picture = Image.fromarray(frame).resize((right - left, bottom - top), Image.BILINEAR, box=(x0, y0, x1, y1))
             into[top:bottom, left:right] = np.asarray(picture)
-    return np.ascontiguousarray(out[..., ::-1, :]) if geometry.flip else out
+    return out
 
 
 def transform_map(array: np.ndarray, geometry: Geometry, fill) -> np.ndarray:

@@ -44,7 +44,8 @@ class Encoder(NamedTuple):
           UserError: a label that cannot be right, or a video, naming the record.
         """
         if len(example.image.shape) != 3:
-            raise UserError(f"record {example.id}: is a video {tuple(example.image.shape)}, not a picture; ClipEncoder takes it")
+            shape = tuple(example.image.shape)
+            raise UserError(f"record {example.id}: is a video {shape}, not a picture; ClipEncoder takes videos")
         source_size = example.image.shape[:2]
         if self.draw is None:
             geometry = geometries.whole_image(source_size, self.size, keep_aspect=self.keep_aspect)

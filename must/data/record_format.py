@@ -2,34 +2,36 @@
 
 A feature is stored under its path, "<task>/<field>". Numbers are widened as TFDS does (integers and booleans to int64,
 floats to float32); "zlib" fields are raw little-endian bytes, deflated, with their shape beside them where more than
-one size varies; "png" fields and the image are encoded pictures. Which files hold records `must.data.records` knows.
+one size varies; "png" fields and the image are encoded pictures, a video is the list of its frames as such. Which files
+hold records `must.data.records` knows.
 """
 
 import functools
 import io
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from must.core.types import ArraySpec, Label, UserError
 
-IMAGE, ID = "image", "id"
+IMAGE, VIDEO, ID = "image", "video", "id"
 Specs = Mapping[str, Mapping[str, ArraySpec]]
 _LEVEL = 1  # of deflate: higher levels save about 1 % on label maps
 
 
-def features_of(specs: Specs, *, images: bool = True) -> Any:
+def features_of(specs: Specs, *, images: bool = True, videos: bool = False) -> Any:
     """The TFDS features of a record.
 
     Args:
       specs: {task: Task.label_spec()}.
       images: the record holds the picture itself.
+      videos: it holds a video instead.
 
     Returns:
-      tfds.features.FeaturesDict: "id", "image" and one dict of fields per task.
+      tfds.features.FeaturesDict: "id", "image" or "video", and one dict of fields per task.
     """
     import tensorflow_datasets as tfds
 
@@ -44,7 +46,10 @@ def features_of(specs: Specs, *, images: bool = True) -> Any:
         )  # fmt: skip
 
     features = {ID: tfds.features.Text(doc="<source>/<name>")}
-    if images:
+    if videos:
+        frame = tfds.features.Image(shape=(None, None, 3), doc="RGB, encoded as in the source or as PNG")
+        features[VIDEO] = tfds.features.Sequence(frame, doc="frames in order")
+    elif images:
         features[IMAGE] = tfds.features.Image(shape=(None, None, 3), doc="RGB, encoded as in the source or as PNG")
     for task, fields in specs.items():
         features[task] = {name: feature(spec) for name, spec in fields.items()}
@@ -58,7 +63,7 @@ def check_specs(specs: Specs) -> None:
       UserError: a task or field name with "/", a reserved task name, or an encoding that does not fit its shape.
     """
     for task, fields in specs.items():
-        if task in (ID, IMAGE) or "/" in task:
+        if task in (ID, IMAGE, VIDEO) or "/" in task:
             raise UserError(f"task {task!r}: a record cannot hold this name")
         for name, spec in fields.items():
             varying = spec.shape.count(None)
@@ -87,12 +92,14 @@ def mismatch(value: Any, spec: ArraySpec) -> str:
     return ""
 
 
-def encode_record(id: str, image: bytes | None, labels: Mapping[str, Label], specs: Specs) -> bytes:
+def encode_record(
+    id: str, image: bytes | Sequence[bytes] | None, labels: Mapping[str, Label], specs: Specs
+) -> bytes:
     """One record.
 
     Args:
       id: of the example.
-      image: encoded picture, or None when the records refer to it by id.
+      image: encoded picture, or encoded frames of a video, or None when the records refer to it by id.
       labels: {task: fields in record form} for all tasks of `specs`; types and shapes as specified.
       specs: {task: Task.label_spec()}.
 
@@ -102,22 +109,26 @@ def encode_record(id: str, image: bytes | None, labels: Mapping[str, Label], spe
     example = _example_class()()
     feature = example.features.feature
     feature[ID].bytes_list.value.append(id.encode())
-    if image is not None:
+    if isinstance(image, bytes):
         feature[IMAGE].bytes_list.value.append(image)
+    elif image is not None:
+        feature[VIDEO].bytes_list.value.extend(image)
     for task, fields in specs.items():
         for name, spec in fields.items():
             _put(feature, f"{task}/{name}", labels[task][name], spec)
     return example.SerializeToString(deterministic=True)
 
 
-def decode_record(record: bytes, specs: Specs) -> tuple[str, bytes | None, dict[str, Label]]:
-    """Id, encoded picture if there is one, and the labels of the tasks in `specs`; inverse of `encode_record`."""
+def decode_record(record: bytes, specs: Specs) -> tuple[str, bytes | list[bytes] | None, dict[str, Label]]:
+    """Id, encoded picture or frames if there are any, labels of the tasks in `specs`; inverse of `encode_record`."""
     feature = _example_class().FromString(record).features.feature
     labels = {
         task: {name: _get(feature, f"{task}/{name}", spec) for name, spec in fields.items()}
         for task, fields in specs.items()
     }
     image = feature[IMAGE].bytes_list.value[0] if IMAGE in feature else None
+    if VIDEO in feature:
+        image = list(feature[VIDEO].bytes_list.value)
     return feature[ID].bytes_list.value[0].decode(), image, labels
 
 

@@ -1,4 +1,5 @@
-"""A directory of records as a source: pseudo labels written by `must.pseudo_label.write`, or any labels in that layout.
+"""A directory of records as a source: pseudo labels written by `must.pseudo_label.write`, clips by
+`must.pseudo_label.clips`, or any labels in that layout.
 
     features.json, dataset_info.json            what TFDS needs to read it
     <name>-<split>.array_record-00000-of-00016  the records, `must.data.record_format`
@@ -18,6 +19,7 @@ import numpy as np
 
 from must.core.types import ArraySpec, Example, Label, Source, UserError
 from must.data.files import decode_picture
+from must.data.frames import FrameVideo
 from must.data.record_format import decode_record
 
 COMMITTED, PROVENANCE, IDS = "dataset_info.json", "provenance.json", "ids.txt"
@@ -81,6 +83,8 @@ class Records:
 
     def __getitem__(self, index: int) -> Example:
         id, data, labels = self._read(index)
+        if isinstance(data, list):
+            return Example(id, FrameVideo(data, f"{self._directory}: {id}"), labels)
         if data is not None:
             return Example(id, decode_picture(data, f"{self._directory}: {id}"), labels)
         if id not in self._places:
@@ -92,8 +96,9 @@ class Records:
         return self._read(index)[2]
 
     def encoded(self, index: int) -> bytes | None:
-        """The picture as it is stored, PNG or JPEG, or None."""
-        return self._read(index)[1]
+        """The picture as it is stored, PNG or JPEG, or None; a video's frames are encoded one by one, see `FrameVideo`."""
+        data = self._read(index)[1]
+        return None if isinstance(data, list) else data
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_readers": {}, "_lock": None}
@@ -101,7 +106,7 @@ class Records:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def _read(self, index: int) -> tuple[str, bytes | None, dict[str, Label]]:
+    def _read(self, index: int) -> tuple[str, bytes | list[bytes] | None, dict[str, Label]]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         shard = bisect.bisect_right(self._starts, index) - 1

@@ -20,6 +20,7 @@ KINDS = {
     "depth_png": "must.data.dense:DepthPng",
     "normals_png": "must.data.dense:NormalsPng",
     "frame_folders": "must.data.frames:FrameFolders",
+    "video_files": "must.data.video_files:VideoFiles",
     "declared": "must.data.declared:Declared",
     "join": "must.data.merge:Join",
     "concat": "must.data.combine:Concat",

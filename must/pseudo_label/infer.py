@@ -131,8 +131,9 @@ class Labeller:
             stored = self._source.encoded(index) if self._copy_images and hasattr(self._source, "encoded") else None
         except UserError as error:
             return _Picture(reason=str(error))
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise UserError(f"{self._source.ids[index]}: image is {image.dtype} {image.shape}, not uint8 [H, W, 3]")
+        if len(image.shape) != 3 or image.dtype != np.uint8 or image.shape[2] != 3:
+            kind = getattr(image, "dtype", "a video")
+            raise UserError(f"{self._source.ids[index]}: image is {kind} {image.shape}, not uint8 [H, W, 3]")
         shape = image.shape[:2]
         self._small = shape[0] * shape[1] < _SMALL
         if self._copy_images and not (stored and is_plain(stored, shape)):

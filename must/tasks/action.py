@@ -46,7 +46,7 @@ class Action(Classification):
         if geometry.flip:
             partners = _partners(self.mirrored, self.classes)
             geometry = geometry._replace(flip=_follows(probs, partners))
-            probs = probs[partners] if geometry.flip else probs
+            probs = _moved(probs, partners) if geometry.flip else probs
         if geometry.reverse:
             geometry = geometry._replace(reverse=_follows(probs, _partners(self.reversed, self.classes)))
         return geometry
@@ -62,7 +62,7 @@ class Action(Classification):
             partners = _partners(getattr(self, field), self.classes)
             if not _follows(probs, partners):
                 raise ValueError(f"what class a clip has when {field} is not declared for this label")
-            probs = probs[partners]
+            probs = _moved(probs, partners)
         return {"probs": probs}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
@@ -72,7 +72,7 @@ class Action(Classification):
             partners = _partners(getattr(self, field), self.classes)
             if partners is None:
                 raise ValueError(f"what class a clip has when {field} is not declared")
-            probs = probs[np.where(partners < 0, np.arange(len(partners)), partners)]
+            probs = _moved(probs, partners)
         return super().restore({"probs": probs}, geometry)
 
     def mirror(self, outputs: Array) -> Array:
@@ -94,10 +94,11 @@ class Action(Classification):
           image: uint8 [H, W, 3], or a clip [T, H, W, 3].
           label: in network form.
         """
-        if len(image.shape) == 4:
-            shown = np.linspace(0, image.shape[0] - 1, min(_SHOWN, image.shape[0])).round().astype(np.int64)
-            image = drawing.upscale(np.concatenate(list(image[shown]), 1), 96)
-        return super().draw(image, label)
+        if len(image.shape) == 3:
+            return super().draw(image, label)
+        shown = np.linspace(0, image.shape[0] - 1, min(_SHOWN, image.shape[0])).round().astype(np.int64)
+        strip = drawing.upscale(np.concatenate(list(image[shown]), 1), 96)  # half of a picture's, since there are four
+        return drawing.caption(strip, self.bars(label))
 
     def _changes(self, geometry: Geometry | None) -> list[str]:
         """Which changes the geometry makes, in order; none where the label is read without one, as any classification's."""
@@ -126,6 +127,11 @@ def _partners(changes: Changes | None, classes: tuple[str, ...]) -> np.ndarray |
     becomes = dict(changes)
     place = {name: i for i, name in enumerate(classes)} | {NO_CLASS: -1}
     return np.array([place[becomes.get(name, name)] for name in classes], np.int64)
+
+
+def _moved(probs: np.ndarray, partners: np.ndarray) -> np.ndarray:
+    """Every class's probability at its partner; a class without one keeps its own."""
+    return probs[np.where(partners < 0, np.arange(len(partners)), partners)]
 
 
 def _follows(probs: np.ndarray, partners: np.ndarray | None) -> bool:

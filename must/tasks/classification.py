@@ -161,7 +161,10 @@ class Classification(Task):
 
     def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
         """The picture over bars of the three most probable classes."""
+        return drawing.caption(drawing.upscale(image), self.bars(label))
+
+    def bars(self, label: Label) -> list[tuple[str, np.ndarray]]:
+        """The three most probable classes, rows of `drawing.caption`."""
         probs = np.asarray(label["probs"], np.float32)
         best = [i for i in np.argsort(-probs, kind="stable")[:3] if probs[i] >= 0.005]
-        rows = [(f"{100 * probs[i]:.0f} % {self.classes[i]}", drawing.bar(probs[i])) for i in best]
-        return drawing.caption(drawing.upscale(image), rows)
+        return [(f"{100 * probs[i]:.0f} % {self.classes[i]}", drawing.bar(probs[i])) for i in best]
