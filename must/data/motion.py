@@ -13,12 +13,13 @@ import numpy as np
 from must.data.layout import Scene
 from must.data.solids import Solid
 
-TURN = (0.06, 0.16)  # of the camera, and of a body about the eye, radians in one clip; 0.025 is a pixel at 48 pixels
-WALK = (0.2, 0.5)  # of the camera, metres in one clip
-APPROACH = (0.2, 0.5)  # of a body
-HOP = (0.1, 0.25)  # height, metres
+# In one clip, at pace 1.
+TURN = (0.1, 0.22)  # of the camera, and of a body about the eye, radians; 0.025 is a pixel at 48 pixels
+WALK = (0.3, 0.7)  # of the camera, metres
+APPROACH = (0.3, 0.6)  # of a body, metres
+HOP = (0.12, 0.28)  # height, metres
 SHAKE = 0.012  # of the camera, radians
-CLEARANCE = 0.35  # metres about the nearest body that no other may touch, so that no motion ends in a collision
+CLEARANCE = 0.5  # metres about the nearest body that no other may touch, so that no motion ends in a collision
 
 
 class Motion(NamedTuple):
@@ -55,8 +56,15 @@ class Pose(NamedTuple):
     grain: float
 
 
-def draw_poses(key: str, motion: Motion, frames: int) -> list[Pose]:
-    """Draws a pace and a moment of rest near the middle of the clip, and follows the motion through all frames."""
+def draw_poses(key: str, motion: Motion, frames: int, pace: float) -> list[Pose]:
+    """Draws speeds and a moment of rest near the middle of the clip, and follows the motion through all frames.
+
+    Args:
+      key: of the example, on which alone the draws depend.
+      motion: of the action.
+      frames: number of frames.
+      pace: how far things go, as a multiple of the ranges above.
+    """
     digest = hashlib.shake_128(f"{key}/motion".encode()).digest(4 * (24 + frames))
     numbers = (np.frombuffer(digest, np.uint32) * 2.0**-32).tolist()
     stream, grains = iter(numbers[:24]), numbers[24:]
@@ -64,8 +72,8 @@ def draw_poses(key: str, motion: Motion, frames: int) -> list[Pose]:
     def draw(low: float, high: float) -> float:
         return low + (high - low) * next(stream)
 
-    rest, turn, walk, approach = draw(0.4, 0.6), draw(*TURN), draw(*WALK), draw(*APPROACH)
-    hop, hops = draw(*HOP), draw(1.5, 2.5)
+    rest, hops = draw(0.4, 0.6), draw(1.5, 2.5)
+    turn, walk, approach, hop = (pace * draw(*span) for span in (TURN, WALK, APPROACH, HOP))
     waves = [(draw(0.3, 1) * SHAKE, draw(0.6, 2.2), draw(0, 1)) for _ in range(4)]
 
     def shake(first: int, time: float) -> float:
