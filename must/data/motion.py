@@ -16,10 +16,10 @@ from must.data.solids import Solid
 # In one clip, at pace 1.
 TURN = (0.1, 0.22)  # of the camera, and of a body about the eye, radians; 0.025 is a pixel at 48 pixels
 WALK = (0.3, 0.7)  # of the camera, metres
-APPROACH = (0.3, 0.6)  # of a body, metres
-HOP = (0.12, 0.28)  # height, metres
-SHAKE = 0.012  # of the camera, radians
-CLEARANCE = 0.5  # metres about the nearest body that no other may touch, so that no motion ends in a collision
+APPROACH = (0.3, 0.5)  # of a body, metres
+HOP = (0.1, 0.22)  # height, metres
+SHAKE = 0.005  # of the camera, radians
+CLEARANCE = 0.55  # metres about the nearest body that no other may touch, so that no motion ends in a collision
 
 
 class Motion(NamedTuple):

@@ -49,7 +49,7 @@ MOTIONS = {
 }
 ACTIONS = {space: tuple(motions) for space, motions in MOTIONS.items()}
 DOMAIN = {"camera": "indoor", "bodies": "outdoor", "both": "clutter", "turns": "night"}  # unless another is asked for
-PACE = {"camera": 0.85, "bodies": 1.25, "both": 1.25, "turns": 1.0}  # one body is harder to see move than the whole picture
+PACE = {"camera": 0.85, "bodies": 1.6, "both": 1.6, "turns": 1.0}  # one body is harder to see move than the whole picture
 
 
 def _swapped(*pairs: tuple[str, str]) -> dict[str, str]:
