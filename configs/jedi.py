@@ -30,14 +30,14 @@ def scenes() -> ConfigDict:
     config.root = ""
     config.workers = 0
     config.image = {"size": (48, 48), "keep_aspect": True, "clip": {"span": 0}}
-    frames = {"camera": 8, "bodies": 6, "both": 4}
+    frames = {"camera": 4, "bodies": 8, "both": 6}
     config.tasks = {
         name: {"kind": "action", "mirrored": MIRRORED[name], "reversed": REVERSED[name], "dropout": 0.0} for name in frames
     }
     clip = {"kind": "moving_scenes", "seed": "{seed}", "size": 48}
     config.sets = {}
     for name, count in frames.items():
-        of = {**clip, "actions": name, "task": name, "frames": count if count > 4 else 8}
+        of = {**clip, "actions": name, "task": name, "frames": 8}
         config.sets[name] = {
             "train": {**of, "count": 96},
             "validation": {**of, "split": "validation", "count": 128},
@@ -53,7 +53,7 @@ def scenes() -> ConfigDict:
     config.overlaps = "ignore"  # clips are drawn from numbers: no two splits share one
     config.experts = {name: {"frames": count, "model": {}} for name, count in frames.items()}
     config.model = {
-        "backbone": {"kind": "temporal_shift", "depth": 10, "width": 16, "stem": "imagenet", "stages": 3, "norm": "batch"},
+        "backbone": {"kind": "temporal_shift", "depth": 10, "width": 12, "stem": "small", "stages": 3, "norm": "batch"},
         "neck": {},
     }
     training = {
