@@ -63,11 +63,11 @@ class FrameWise(ResNet):
 def test_levels_have_the_stated_strides_and_lengths(size):
     frames, height, width = size
     clips = jnp.zeros((2, *size, 3))
-    features, _ = _shapes(TemporalShiftResNet(50, 8, stages=3), clips, train=True)
+    features, _ = _shapes(TemporalShiftResNet(18, 8, stages=3), clips, train=True)
     assert {s: v.shape for s, v in features.pyramid.items()} == {
-        s: (2, frames, -(-height // s), -(-width // s), s // 4 * 32) for s in (4, 8, 16)
+        s: (2, frames, -(-height // s), -(-width // s), s // 4 * 8) for s in (4, 8, 16)
     }
-    assert features.pooled.shape == (2, 128)
+    assert features.pooled.shape == (2, 32)
     features, _ = _shapes(R2Plus1D(10, 8), clips, train=True)
     assert {s: v.shape for s, v in features.pyramid.items()} == {
         s: (2, -(-2 * frames // s), -(-height // s), -(-width // s), s // 2 * 8) for s in (2, 4, 8, 16)
@@ -143,12 +143,14 @@ def test_image_weights_load_unchanged_and_mean_the_same_on_one_frame():
 def test_the_order_of_frames_matters_to_the_shift_and_not_to_a_mean_over_frames():
     x = _random(2, 4, 16, 16, 3)
     shifted, frame_wise = TemporalShiftResNet(10, 8, "group", "small", 2), FrameWise(10, 8, "group", "small", 2)
-    variables = _active(_init(frame_wise, x, train=False))
+    variables = _init(frame_wise, x, train=False)
 
     @jax.jit
     def pooled(variables, x):
         return [net.apply(variables, x, train=False).pooled for net in (shifted, frame_wise)]
 
+    np.testing.assert_array_equal(*pooled(variables, x))  # branches start as nothing, the identity path keeps its frame
+    variables = _active(variables)
     forwards, backwards = pooled(variables, x), pooled(variables, x[:, ::-1])
     np.testing.assert_allclose(backwards[1], forwards[1], rtol=1e-4, atol=1e-5)
     assert np.abs(backwards[0] - forwards[0]).max() > 0.01 * np.abs(forwards[0]).max()
@@ -180,6 +182,32 @@ def test_factorised_convolutions_equal_the_3d_ones(frames, stride):
             ]
 
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), *both(x, kernel))
+
+
+# --- transformer
+
+
+def test_a_pixel_reaches_its_tubelet_then_its_time_step_then_all_and_steps_have_an_order():
+    clips = _random(1, 6, 8, 12, 3)
+    touched = clips.copy()
+    touched[0, 3, 5, 9] += 1.0
+
+    def parts(depth):
+        network = VideoTransformer(8, depth, 1, heads=2, patch=4, tubelet=2)
+        variables = jax.tree.map(lambda leaf: _random(*leaf.shape), _shapes(network, clips, train=False)[1])
+        return jax.jit(lambda clips: network.apply(variables, clips, train=False))
+
+    for depth in (0, 1):
+        network = parts(depth)
+        before, after = network(clips), network(touched)
+        changed = np.abs(after.pyramid[4] - before.pyramid[4]).max(-1)[0] > 1e-6
+        np.testing.assert_array_equal(np.argwhere(changed)[:, 0], 1 if depth == 0 else [1] * 6)
+        if depth == 0:
+            assert np.argwhere(changed).tolist() == [[1, 1, 2]]
+        assert np.abs(after.pooled - before.pooled).max() > 1e-4
+    reordered = network(clips[:, [4, 5, 2, 3, 0, 1]])
+    np.testing.assert_allclose(reordered.pyramid[4], before.pyramid[4][:, ::-1], atol=1e-4)  # space does not see time
+    assert np.abs(reordered.pooled - before.pooled).max() > 1e-2
 
 
 # --- all families
