@@ -1,4 +1,4 @@
-"""Clips per second of the video backbones, forward and training step, on one core; what the shift and 3-D convolutions cost.
+"""Clips per second of the video backbones on one core, and what the shift and 3-D convolutions cost.
 
     XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-individual_convolution taskset -c 1 \\
         python tests/benchmarks/video_speed.py --batch=8 --frames=8 --size=48
@@ -112,7 +112,8 @@ def main() -> None:
         pairs = zip(spent[name, i], spent["frame-wise ResNet", i], strict=True)
         return statistics.median(ours / first for ours, first in pairs)
 
-    print(f"{'network':20}{'parameters':>12}{'forward ms':>12}{'clips/s':>9}{'step ms':>10}{'clips/s':>9}{'of the first':>14}")
+    speeds = f"{'forward ms':>12}{'clips/s':>9}{'step ms':>10}{'clips/s':>9}"
+    print(f"{'network':20}{'parameters':>12}{speeds}{'of the first':>14}")
     for name, (count, *_) in built.items():
         forward, step = (statistics.median(spent[name, i]) for i in (1, 2))
         print(
