@@ -63,16 +63,16 @@ class FrameWise(ResNet):
 def test_levels_have_the_stated_strides_and_lengths(size):
     frames, height, width = size
     clips = jnp.zeros((2, *size, 3))
-    features, _ = _shapes(TemporalShiftResNet(50, 8, stages=3), clips, train=True)
+    features, _ = _shapes(TemporalShiftResNet(10, 8, stages=3), clips, train=True)
     assert {s: v.shape for s, v in features.pyramid.items()} == {
-        s: (2, frames, -(-height // s), -(-width // s), s // 4 * 32) for s in (4, 8, 16)
+        s: (2, frames, -(-height // s), -(-width // s), s // 4 * 8) for s in (4, 8, 16)
     }
-    assert features.pooled.shape == (2, 128)
-    features, _ = _shapes(R2Plus1D(10, 8), clips, train=True)
+    assert features.pooled.shape == (2, 32)
+    features, _ = _shapes(R2Plus1D(10, 8, stages=3), clips, train=True)
     assert {s: v.shape for s, v in features.pyramid.items()} == {
-        s: (2, -(-2 * frames // s), -(-height // s), -(-width // s), s // 2 * 8) for s in (2, 4, 8, 16)
+        s: (2, -(-2 * frames // s), -(-height // s), -(-width // s), s // 2 * 8) for s in (2, 4, 8)
     }
-    assert features.pooled.shape == (2, 64)
+    assert features.pooled.shape == (2, 32)
     network = VideoTransformer(24, 1, 1, patch=8 if height == 48 else 2, tubelet=2 if frames == 4 else 5)
     features, _ = _shapes(network, clips, train=True)
     assert {s: v.shape for s, v in features.pyramid.items()} == {
@@ -143,12 +143,14 @@ def test_image_weights_load_unchanged_and_mean_the_same_on_one_frame():
 def test_the_order_of_frames_matters_to_the_shift_and_not_to_a_mean_over_frames():
     x = _random(2, 4, 16, 16, 3)
     shifted, frame_wise = TemporalShiftResNet(10, 8, "group", "small", 2), FrameWise(10, 8, "group", "small", 2)
-    variables = _active(_init(frame_wise, x, train=False))
+    variables = _init(frame_wise, x, train=False)
 
     @jax.jit
     def pooled(variables, x):
         return [net.apply(variables, x, train=False).pooled for net in (shifted, frame_wise)]
 
+    np.testing.assert_array_equal(*pooled(variables, x))  # branches start as nothing, the identity path keeps its frame
+    variables = _active(variables)
     forwards, backwards = pooled(variables, x), pooled(variables, x[:, ::-1])
     np.testing.assert_allclose(backwards[1], forwards[1], rtol=1e-4, atol=1e-5)
     assert np.abs(backwards[0] - forwards[0]).max() > 0.01 * np.abs(forwards[0]).max()
@@ -180,6 +182,32 @@ def test_factorised_convolutions_equal_the_3d_ones(frames, stride):
             ]
 
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), *both(x, kernel))
+
+
+# --- transformer
+
+
+def test_a_pixel_reaches_its_tubelet_then_its_time_step_then_all_and_steps_have_an_order():
+    clips = _random(1, 6, 8, 12, 3)
+    touched = clips.copy()
+    touched[0, 3, 5, 9] += 1.0
+
+    def parts(depth):
+        network = VideoTransformer(8, depth, 1, heads=2, patch=4, tubelet=2)
+        variables = jax.tree.map(lambda leaf: _random(*leaf.shape), _shapes(network, clips, train=False)[1])
+        return jax.jit(lambda clips: network.apply(variables, clips, train=False))
+
+    for depth in (0, 1):
+        network = parts(depth)
+        before, after = network(clips), network(touched)
+        changed = np.abs(after.pyramid[4] - before.pyramid[4]).max(-1)[0] > 1e-6
+        np.testing.assert_array_equal(np.argwhere(changed)[:, 0], 1 if depth == 0 else [1] * 6)
+        if depth == 0:
+            assert np.argwhere(changed).tolist() == [[1, 1, 2]]
+        assert np.abs(after.pooled - before.pooled).max() > 1e-4
+    reordered = network(clips[:, [4, 5, 2, 3, 0, 1]])
+    np.testing.assert_allclose(reordered.pyramid[4], before.pyramid[4][:, ::-1], atol=1e-4)  # space does not see time
+    assert np.abs(reordered.pooled - before.pooled).max() > 1e-2
 
 
 # --- all families
@@ -216,9 +244,9 @@ def test_clips_do_not_see_each_other_and_every_parameter_has_a_finite_gradient(n
     assert np.abs(changed[2] - logits[2]).max() > 1e-3
 
 
-@pytest.mark.parametrize("backbone", [TemporalShiftResNet(10, 4, stem="small", stages=1), R2Plus1D(10, 4, stem="small", stages=1)])
-def test_statistics_are_over_clips_frames_and_space_of_all_devices(backbone):
-    model = multi_head(backbone, None, {"action": ClassHead(3)})
+@pytest.mark.parametrize("family", [TemporalShiftResNet, R2Plus1D])
+def test_statistics_are_over_clips_frames_and_space_of_all_devices(family):
+    model = multi_head(family(10, 4, stem="small", stages=1), None, {"action": ClassHead(3)})
     clips = _clips(4, 2, 8, 8, 3)
     variables = model.init(KEY, clips)
     variables = {**variables, "params": _active(variables["params"])}
@@ -303,10 +331,10 @@ def _linear():
 def test_several_clips_give_the_mean_of_their_probabilities():
     model = over_clips(_linear())
     clips = _clips(2, 5, 2, 2, 2, 3) // 64
-    outputs, state = model.apply({"params": 0.7}, clips, train=False)
-    each = [_linear().apply({"params": 0.7}, clips[:, k], train=False)[0] for k in range(5)]
-    for task in ("a", "b"):
-        mean = np.mean([jax.nn.softmax(answers[task]) for answers in each], 0)
+    outputs, state = jax.jit(lambda clips: model.apply({"params": 0.7}, clips, train=False))(clips)
+    logits = 0.7 * clips.reshape(2, 5, -1)[..., :3]
+    for task, each in (("a", logits), ("b", -logits[..., :2])):
+        mean = (np.exp(each) / np.exp(each).sum(-1, keepdims=True)).mean(1)
         np.testing.assert_allclose(np.exp(outputs[task]), mean, rtol=1e-5)
     assert state == {"seen": 1}
     assert model.init(KEY, clips)["params"].shape == (2, 2, 2, 3)  # initialised on one clip
@@ -330,22 +358,20 @@ def test_one_clip_passes_through_and_training_on_several_is_refused():
 TASKS = {"action": Classification(("left", "right", "still"))}
 
 
-@pytest.mark.parametrize("section, sizes", [
-    ({"kind": "temporal_shift", "depth": 10, "width": 8, "stem": "small", "stages": 2}, 16),
-    ({"kind": "r2plus1d", "depth": 10, "width": 8, "stages": 3}, 32),
-    ({"kind": "video_transformer", "width": 24, "depth": 1, "temporal_depth": 1, "patch": 8}, 24),
+@pytest.mark.parametrize("section, neck, width", [
+    ({"kind": "temporal_shift", "depth": 10, "width": 8, "stem": "small", "stages": 2}, {}, 16),
+    ({"kind": "r2plus1d", "depth": 10, "width": 8, "stages": 2}, {"neck": {}}, 16),
+    ({"kind": "video_transformer", "width": 24, "depth": 1, "temporal_depth": 1, "patch": 8}, {"neck": None}, 24),
 ])  # fmt: skip
-def test_a_section_names_a_backbone_and_needs_no_neck(section, sizes):
+def test_a_section_names_a_backbone_and_needs_no_neck(section, neck, width):
     clips = jax.ShapeDtypeStruct((2, 4, 16, 16, 3), jnp.uint8)
-    for neck in ({"neck": {}}, {"neck": None}, {}):
-        model = build_model({"backbone": section, **neck}, TASKS)
-        params = jax.eval_shape(model.init, KEY, clips)["params"]
-        assert set(params) == {"backbone", "heads_action"}
-        assert params["heads_action"]["logits"]["kernel"].shape == (sizes, 3)
+    params = jax.eval_shape(build_model({"backbone": section, **neck}, TASKS).init, KEY, clips)["params"]
+    assert set(params) == {"backbone", "heads_action"}
+    assert params["heads_action"]["logits"]["kernel"].shape == (width, 3)
 
 
 @pytest.mark.parametrize("section, said", [
-    ({"backbone": {"kind": "tsm"}}, "model.backbone.kind 'tsm': not one of resnet, temporal_shift, r2plus1d, video_transformer"),
+    ({"backbone": {"kind": "tsm"}}, "model.backbone.kind 'tsm': not one of resnet, .*, video_transformer"),
     ({"backbone": {"kind": "temporal_shift", "shifts": 3}}, "model.backbone: .*'shifts'"),
     ({"backbone": {"kind": "temporal_shift", "depth": 19}}, "model.backbone: no ResNet of depth 19"),
     ({"backbone": {"kind": "r2plus1d", "depth": 50}}, r"model.backbone: no R\(2\+1\)D of depth 50"),
