@@ -14,12 +14,12 @@ from must.data.layout import Scene
 from must.data.solids import Solid
 
 # In one clip, at pace 1.
-TURN = (0.1, 0.22)  # of the camera, and of a body about the eye, radians; 0.025 is a pixel at 48 pixels
-WALK = (0.3, 0.7)  # of the camera, metres
-APPROACH = (0.3, 0.5)  # of a body, metres
-HOP = (0.1, 0.22)  # height, metres
+TURN = (0.2, 0.4)  # of the camera, and of a body about the eye, radians; 0.025 is a pixel at 48 pixels
+WALK = (0.5, 1.0)  # of the camera, metres
+APPROACH = (0.5, 0.8)  # of a body, metres
+HOP = (0.2, 0.4)  # height, metres
 SHAKE = 0.005  # of the camera, radians
-CLEARANCE = 0.55  # metres about the nearest body that no other may touch, so that no motion ends in a collision
+CLEARANCE = 0.7  # metres about the nearest body that no other may touch, so that no motion ends in a collision
 
 
 class Motion(NamedTuple):

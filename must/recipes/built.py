@@ -1,12 +1,15 @@
 """The objects of one seed of a configuration: sets, tasks, networks, and how each kind of run trains."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from must.core.types import Model, Source, UserError
+import numpy as np
+
+from must.core.types import Array, Model, Objective, Policy, PyTree, Source, UserError
 from must.data.combine import Concat
 from must.data.pipeline import Encoder
+from must.objectives.supervised import supervised
 from must.recipes import checks, stages
 from must.recipes.setup import build_encoder, build_model, build_source, build_tasks, fill
 from must.tasks.base import Task
@@ -143,6 +146,17 @@ class Built:
             sections = merged(self.config["tasks"], json.loads(changes))
             self._tasks[changes] = build_tasks(sections, self.splits("train"))
         return self._tasks[changes]
+
+    def planned(self, names, run: str) -> tuple[Callable[[Array], PyTree], dict[str, np.ndarray], Objective]:
+        """What a run would train: key -> fresh variables, the inputs of one row, what it minimises without any teacher."""
+        model, inputs = self.model(names, run), self.shown(names).blank_inputs()
+        scales, believed = dict.fromkeys(names, 1.0), dict.fromkeys(names, Policy())
+        objective = supervised(model, {name: self.tasks[name] for name in names}, scales=scales, policies=believed)
+        return lambda key: model.init(key, inputs["image"]), inputs, objective
+
+    def groups(self, run: str, names) -> int:
+        """How many batches a step of a run takes."""
+        return len(names) if self.settings(run)["batches"] == "per_task" else 1
 
     def weights(self, run: str) -> Weights | None:
         """Its weights of pseudo labels, with the tasks spelled out."""

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Batch, Policy, UserError
+from must.core.types import Batch, UserError
 from must.data.classes import as_table
 from must.data.geometry import whole_image
 from must.data.pipeline import epoch_steps
-from must.objectives.supervised import supervised
 from must.recipes import setup
 from must.train import state as states
 from must.train.optimizer import optimizer
@@ -71,15 +70,16 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
         if alike not in known:
             known[alike] = _cost(built, names, section)
         parameters, memory, flops = known[alike]
-        if settings["batches"] == "per_task":
-            flops *= len(names)
+        groups = built.groups(section, names)
+        flops *= groups
         print(
             f"  {section + ' ' + (names[0] if len(names) == 1 else 'all tasks'):{width}} {parameters / 1e6:7.2f} M parameters, "
-            f"{steps:,} steps of {size:,}, {memory / 2**30:6.2f} GiB state, {steps * flops / rate / 3600:9.3f} h",
+            f"{steps:,} steps of {size * groups:,}, {memory / 2**30:6.2f} GiB state, {steps * flops / rate / 3600:9.3f} h",
             flush=True,  # tracing the next step takes a while
         )
     if not labels:
-        print("  teachers that answer in the step come on top: a forward pass each")
+        if "teachers" in recipe.STAGES:
+            print("  teachers that answer in the step come on top: a forward pass each")
         return
     sizes = {name: _label_bytes(built, name, packed=built.config["labelled"][name] not in declared) for name in built.names}
     total = sum(sizes.values())
@@ -128,20 +128,17 @@ def _check_first(built, source) -> None:
 
 def _cost(built, names, section: str) -> tuple[int, int, float]:
     """(parameters, bytes of the state, floating-point operations of a step), from shapes alone."""
-    tasks = {name: built.tasks[name] for name in names}
-    model, settings = built.model(names, section), built.settings(section)
-    scales, believed = dict.fromkeys(names, 1.0), dict.fromkeys(names, Policy())
-    objective = supervised(model, tasks, scales=scales, policies=believed)
+    settings = built.settings(section)
+    variables, inputs, objective = built.planned(names, section)
     balance, tx = setup.build_balance(settings["balance"]), optimizer(steps=settings["steps"], **settings["optimizer"])
     schedule = built.schedule(section)
 
     def fresh(key):
-        variables = model.init(key, jnp.zeros((1, *built.size, 3), jnp.uint8))
-        return states.create(key, variables, objective, balance, tx)
+        return states.create(key, variables(key), objective, balance, tx)
 
     state = jax.eval_shape(fresh, jax.random.key(0))
     rows = min(schedule.batch_size, 8)  # operations grow linearly with the rows, compile-time memory too
-    row = _shapes(tasks, built.size, rows)
+    row = _shapes({name: built.tasks[name] for name in names}, built.size, inputs, rows)
     step = functools.partial(train_step, objective=objective, balance=balance, tx=tx)
     analysis = jax.jit(step).lower(state, row).cost_analysis() or {}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -149,21 +146,22 @@ def _cost(built, names, section: str) -> tuple[int, int, float]:
     return parameters, memory, float(analysis.get("flops", 0.0)) * schedule.batch_size / rows
 
 
-def _shapes(tasks, size: tuple[int, int], rows: int) -> Batch:
-    """A batch of shapes."""
+def _shapes(tasks, size: tuple[int, int], inputs, rows: int) -> Batch:
+    """A batch of shapes; `inputs` {view: [1, ...]}."""
     of = jax.ShapeDtypeStruct
     labels = {
         name: {field: of((rows, *spec.shape), spec.dtype) for field, spec in task.network_spec(size).items()}
         for name, task in tasks.items()
     }
     weights = {name: of((rows,), np.float32) for name in tasks}
-    return Batch({"image": of((rows, *size, 3), np.uint8)}, labels, weights, of((rows,), np.int32), {})
+    views = {view: of((rows, *array.shape[1:]), array.dtype) for view, array in inputs.items()}
+    return Batch(views, labels, weights, of((rows,), np.int32), {})
 
 
 def _label_bytes(built, name: str, *, packed: bool) -> int:
     """Size of a prediction that says what the first annotation of the task says, compressed when `packed`."""
     task, example = built.tasks[name], built.split(name, "train")[0]
-    geometry = whole_image(example.image.shape[:2], built.size, keep_aspect=built.plain.keep_aspect)
+    geometry = whole_image(example.image.shape[-3:-1], built.size, keep_aspect=built.plain.keep_aspect)
     fields = task.restore(task.transform(example.labels[name], geometry), geometry)
     raw = [np.ascontiguousarray(value).tobytes() for value in fields.values()]
     return sum(len(zlib.compress(field) if packed else field) for field in raw)

@@ -5,6 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from must.core.types import Model, Objective, PyTree, Source, UserError
 from must.data.combine import Aliased, Concat
 from must.data.pipeline import Encoder
@@ -81,6 +84,18 @@ class JointBuilt(built.Built):
         options = {key: settings[key] for key in JOINT if key not in ("ema_teacher", "sampling", "frozen", "random_teachers")}
         tasks = {name: self.tasks_of(run)[name] for name in self.names}
         return joint(parts or self.joined(), tasks, **options, ema_decay=settings["ema_teacher"], initial=initial)
+
+    def planned(self, names, run: str):
+        if run == "expert":
+            return super().planned(names, run)
+        inputs, parts = self.shown(names, run).blank_inputs(), self.joined()
+        shapes = jax.eval_shape(parts.init, jax.random.key(0), inputs)["params"]
+        initial = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        return lambda key: parts.init(key, inputs), inputs, self.objective(run, initial)
+
+    def groups(self, run: str, names) -> int:
+        equal = run != "expert" and self.settings(run)["sampling"] == "equal"
+        return len(names) + bool(self.pool()) if equal else 1
 
     def batches(self, run: str) -> Source | dict[str, Source]:
         """What an arm draws from: {set or "pool": source}, or all in one."""
