@@ -15,7 +15,7 @@ def get_config(variant: str = "scenes") -> ConfigDict:
     scenes  three procedural video sets with different actions, domains and clip lengths, four seeds
     sanity  every stage with a few steps
     """
-    variants = {"scenes": scenes, "sanity": sanity}
+    variants = {"scenes": scenes, "sanity": sanity, "folders": folders}
     if variant not in variants:
         raise ValueError(f"no variant {variant!r} of jedi: {', '.join(variants)}")
     return variants[variant]()
@@ -30,7 +30,8 @@ def scenes() -> ConfigDict:
     config.root = ""
     config.workers = 0
     config.image = {"size": (48, 48), "keep_aspect": True, "clip": {"span": 0}}
-    frames = {"camera": 4, "bodies": 8, "both": 6}
+    frames = {"camera": 8, "bodies": 4, "both": 6}
+    labelled = {"camera": 24, "bodies": 40, "both": 35}
     config.tasks = {
         name: {"kind": "action", "mirrored": MIRRORED[name], "reversed": REVERSED[name], "dropout": 0.0} for name in frames
     }
@@ -39,7 +40,7 @@ def scenes() -> ConfigDict:
     for name, count in frames.items():
         of = {**clip, "actions": name, "task": name, "frames": 8}
         config.sets[name] = {
-            "train": {**of, "count": 96},
+            "train": {**of, "count": labelled[name]},
             "validation": {**of, "split": "validation", "count": 128},
             "tune": {**of, "split": "validation", "start": 10_000, "count": 256},
             "test": {**of, "split": "test", "count": 384},
@@ -57,13 +58,13 @@ def scenes() -> ConfigDict:
         "neck": {},
     }
     training = {
-        "steps": 1200,
+        "steps": 2000,
         "batch_size": 16,
-        "optimizer": {"name": "adamw", "learning_rate": 2e-3, "final_factor": 1.0, "warmup": 50, "weight_decay": 0.05, "clip_norm": 5.0},
+        "optimizer": {"name": "adamw", "learning_rate": 4e-3, "final_factor": 1.0, "warmup": 50, "weight_decay": 0.05, "clip_norm": 5.0},
         "ema_decay": 0.99,
         "select": "best",
         "evaluate_every": 50,
-        "patience": 6,
+        "patience": 10,
         "geometry": {"zoom": (1.0, 1.0), "shift": 0.08, "flip": True, "reverse": True},
         "view": {"strength": 0.5, "color": 1.0, "blur": 0.0, "noise": 4.0},
         "balance": {"kind": "fixed"},
@@ -95,6 +96,41 @@ def scenes() -> ConfigDict:
         ("student", "frozen"), ("teacher", "plain-teacher"),
     )  # fmt: skip
     config.expected = (("student", "expert"), ("teacher", "expert"), ("student", "plain"), ("plain", "shuffled"))
+    return config
+
+
+def folders() -> ConfigDict:
+    """Two sets of short clips as folders of frames, and photos under a wandering frame as the unlabeled pool."""
+    config = scenes()
+    config.title = "JEDI on folders of frames"
+    config.seeds = (0, 1, 2, 3)
+    config.image.size = (48, 64)
+    names = {"egomotion": "video_egomotion", "sprites": "video_sprites"}
+    config.tasks = {
+        "egomotion": {
+            "kind": "action",
+            "mirrored": {"pan_left": "pan_right", "roll_cw": ""},
+            "reversed": {"pan_left": "pan_right", "roll_cw": "", "tilt_up": ""},
+        },
+        "sprites": {
+            "kind": "action",
+            "mirrored": {"move_left": "move_right", "spin_cw": "spin_ccw"},
+            "reversed": {
+                "move_left": "move_right", "move_up": "move_down", "approach": "recede", "spin_cw": "spin_ccw",
+            },
+        },
+    }  # fmt: skip
+    config.sets = {
+        name: {
+            use: {"kind": "frame_folders", "root": f"{{root}}/{folder}", "split": split, "frames": 8, "task": name}
+            for use, split in {"train": "train", "validation": "val", "test": "test"}.items()
+        }
+        for name, folder in names.items()
+    }
+    photos = {"kind": "photos", "root": "{root}/unlabeled_photos", "images": "images"}
+    config.pool = {"photos": {"kind": "moving_photos", "source": photos, "frames": 8, "size": 64}}
+    config.overlaps = "refuse"
+    config.experts = {"egomotion": {"frames": 8, "model": {}}, "sprites": {"frames": 6, "model": {}}}
     return config
 
 
