@@ -29,6 +29,7 @@ def get_config():
     config.pool = {"both": {**clip, "actions": "both", "split": "pool", "count": 12, "labels": False}}
     config.workers = 1
     config.experts = {name: {"frames": count, "model": {}} for name, count in frames.items()}
+    config.experts.camera.model = {"backbone": {"norm": "group"}}
     config.model = {
         "backbone": {"kind": "temporal_shift", "depth": 10, "width": 4, "stem": "small", "stages": 2, "norm": "batch"},
         "neck": {},

