@@ -22,6 +22,7 @@ from must.tasks.classification import Classification
 STAGES = ("experts", "joint", "compare", "report", "export")
 Built = JointBuilt
 Config = Mapping[str, Any]
+_TRAINING = ("geometry", "view", "balance", "normalize", "scales", "tasks")  # what a section may say besides its schedule
 
 
 def plan(config: Config, workers: int) -> list[Job]:
@@ -57,11 +58,13 @@ def check(config: Config) -> None:
     for name, task in built.tasks.items():
         if not isinstance(task, Classification):
             raise UserError(f"tasks.{name}: joint experts know classes, not {type(task).__name__.lower()}")
-        if built.config["experts"][name].get("frames", 1) < 1:
-            raise UserError(f"experts.{name}.frames {built.config['experts'][name]['frames']}: at least 1")
-        for key in built.config["experts"][name]:
+        section = built.config["experts"][name]
+        for key in section:
             if key not in ("frames", "model"):
                 raise UserError(f"experts.{name}.{key}: not one of frames, model")
+        if section.get("frames", 0 if built.video else 1) < 1:
+            raise UserError(f"experts.{name}.frames {section.get('frames')}: at least 1")
+    built.joined()  # networks that cannot be made
     for run in ("expert", "joint", *built.config["arms"]):
         _check_settings(built, run)
     if built.config["overlaps"] not in overlapping.WAYS:
@@ -70,23 +73,25 @@ def check(config: Config) -> None:
 
 def _check_settings(built: JointBuilt, run: str) -> None:
     """What a section cannot mean."""
-    settings = built.settings(run)
-    known = {*built.settings("expert"), *stages.Schedule._fields, *(() if run == "expert" else JOINT)}
-    for key in settings:
+    settings, where = built.settings(run), run if run in ("expert", "joint") else f"arms.{run}"
+    if run in (ARM, "teacher"):
+        raise UserError(f"{where}: the results have a column or an arm of that name already")
+    known = {*stages.Schedule._fields, *_TRAINING, *(("epochs",) if run == "expert" else JOINT)}
+    for key in built.config[run] if run == where else built.config["arms"][run]:
         if key not in known:
-            raise UserError(f"{run}.{key}: not one of {', '.join(sorted(known))}")
+            raise UserError(f"{where}.{key}: not one of {', '.join(sorted(known))}")
     setup.build_balance(settings["balance"])
     if run == "expert":
         return
     if settings["teacher_gradient"] not in GRADIENTS:
-        raise UserError(f"{run}.teacher_gradient {settings['teacher_gradient']!r}: one of {', '.join(GRADIENTS)}")
+        raise UserError(f"{where}.teacher_gradient {settings['teacher_gradient']!r}: one of {', '.join(GRADIENTS)}")
     if settings["sampling"] not in ("equal", "proportional"):
-        raise UserError(f"{run}.sampling {settings['sampling']!r}: 'equal' or 'proportional'")
+        raise UserError(f"{where}.sampling {settings['sampling']!r}: 'equal' or 'proportional'")
     if settings["temperature"] <= 0:
-        raise UserError(f"{run}.temperature {settings['temperature']}: must be positive")
+        raise UserError(f"{where}.temperature {settings['temperature']}: must be positive")
     for key in ("threshold", "ema_teacher"):
         if not 0 <= settings[key] < 1:
-            raise UserError(f"{run}.{key} {settings[key]}: 0 to below 1")
+            raise UserError(f"{where}.{key} {settings[key]}: 0 to below 1")
 
 
 def single(config: Config) -> Config:

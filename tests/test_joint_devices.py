@@ -1,0 +1,55 @@
+"""A joint step of several groups on one device and on eight: the same losses, gradients, parameters and averages."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from must.core import devices
+from must.models.experts import experts
+from must.objectives import balance
+from must.objectives.joint import joint
+from must.train import state as states
+from must.train.step import train_step
+from tests.test_joint import TASKS, groups, moved, parts, start
+
+STEPS = 3
+
+
+def trained(compile_step, objective, variables):
+    """Numbers after a few steps on groups of 16 rows a set and 24 of the pool: two and three rows a device."""
+    # Plain SGD: Adam would magnify differences of 1e-8 in a gradient near 0 to a whole step.
+    tx, weights = optax.sgd(0.1, momentum=0.9), balance.fixed()
+    step = compile_step(functools.partial(train_step, objective=objective, balance=weights, tx=tx, ema_decay=0.9))
+    state = states.create(jax.random.key(2), variables, objective, weights, tx)
+    for _ in range(STEPS):
+        state, logs = step(state, groups(count=16, pool=24), None)
+    kept = {"state": (state.params, state.opt_state, state.aux_state, state.ema_params), "logs": logs}
+    return jax.tree.map(np.asarray, kept)
+
+
+def farthest(a, b):
+    return max(float(np.max(np.abs(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_one_device_equals_eight(shuffled):
+    """Dropout, a threshold and an average of teachers; answers of other rows come from other devices too."""
+    assert jax.device_count() == 8
+    made = experts(parts(dropout=0.3))
+    variables = moved(made, start(made))
+    objective = joint(made, TASKS, threshold=0.5, ema_decay=0.9, initial=variables["params"], shuffled=shuffled)
+    one = trained(functools.partial(devices.parallelize, devices=jax.devices()[:1]), objective, variables)
+    eight = trained(devices.parallelize, objective, variables)
+    assert one["logs"].keys() == eight["logs"].keys() and one["logs"]["loss/a/distill"] > 0.05
+    assert farthest(one, eight) < 2e-5
+    if shuffled:  # the control is another objective, so that equality says something of it
+        other = joint(made, TASKS, threshold=0.5, ema_decay=0.9, initial=variables["params"])
+        straight = trained(functools.partial(devices.parallelize, devices=jax.devices()[:1]), other, variables)
+        assert farthest(one, straight) > 1e-2
+    else:
+        across = functools.partial(devices._across_processes, out_axes=None, donate=(), devices=jax.devices())
+        assert farthest(one, trained(across, objective, variables)) < 2e-5
