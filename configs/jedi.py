@@ -155,7 +155,7 @@ def images() -> ConfigDict:
         "materials": {"domain": "outdoor", "classes": materials, "class_map": {name: pair[1] for name, pair in both.items()}},
         "both": {"domain": "night", "classes": tuple(both), "class_map": {name: name for name in both}},
     }
-    labelled = {"shapes": 96, "materials": 96, "both": 192}
+    labelled = {"shapes": 96, "materials": 96, "both": 240}
     config.tasks = {name: {"kind": "classification"} for name in spaces}
     rooms = {"kind": "scenes", "seed": "{seed}", "size": 48}
 
@@ -183,6 +183,7 @@ def images() -> ConfigDict:
     for section in (config.expert, config.joint):
         section.geometry = {"zoom": (0.9, 1.1), "shift": 0.08, "flip": True}
         section.view = {"strength": 0.5, "color": 0.3, "blur": 0.0, "noise": 4.0}
+    config.expert.steps, config.joint.steps = 600, 300
     return config
 
 

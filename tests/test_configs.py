@@ -183,6 +183,8 @@ def test_still_images_are_named_by_shape_material_or_both():
     row = built.encoder(built.names, "joint")(built.split("both", "train")[0], 0, np.random.default_rng(0))
     assert {view: array.shape for view, array in row.inputs.items()} == {"image": (48, 48, 3)}
     assert row.weights == {"shapes": 0, "materials": 0, "both": 1}
+    with pytest.raises(UserError, match="test_clips 3"):
+        jedi.check(_config("jedi", "images") | {"test_clips": 3})
 
 
 def test_the_setting_on_public_action_sets_is_planned_without_data(capsys):
