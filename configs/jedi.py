@@ -185,6 +185,7 @@ def images() -> ConfigDict:
         section.geometry = {"zoom": (0.9, 1.1), "shift": 0.08, "flip": True}
         section.view = {"strength": 0.5, "color": 0.3, "blur": 0.0, "noise": 4.0}
     config.expert.steps, config.joint.steps = 600, 300
+    config.words.shuffled = "answers for other pictures"
     return config
 
 
