@@ -135,6 +135,8 @@ def folders() -> ConfigDict:
     config.pool = {"photos": {"kind": "moving_photos", "source": photos, "frames": 8, "size": 64}}
     config.overlaps = "refuse"
     config.experts = {"egomotion": {"frames": 8, "model": {}}, "sprites": {"frames": 6, "model": {}}}
+    config.expert.update(steps=1000)
+    config.joint.update(steps=200)
     return config
 
 
