@@ -64,6 +64,8 @@ def check(config: Config) -> None:
                 raise UserError(f"experts.{name}.{key}: not one of frames, model")
         if section.get("frames", 0 if built.video else 1) < 1:
             raise UserError(f"experts.{name}.frames {section.get('frames')}: at least 1")
+    if built.config["test_clips"] > 1 and not built.video:
+        raise UserError(f"test_clips {built.config['test_clips']}: still images have no clips; leave it at 1")
     built.joined()  # networks that cannot be made
     for run in ("expert", "joint", *built.config["arms"]):
         _check_settings(built, run)
