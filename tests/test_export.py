@@ -304,7 +304,8 @@ def workdir(top):
     clip = {"kind": "moving_scenes", "seed": "{seed}", "size": 16, "actions": "camera", "task": "camera", "frames": 4}
     config = get_jedi("sanity").to_dict()
     config["tasks"] = {"camera": config["tasks"]["camera"]}
-    config["sets"] = {"camera": {split: {**clip, "split": split, "count": 4} for split in ("train", "validation", "tune", "test")}}
+    splits = ("train", "validation", "tune", "test")
+    config["sets"] = {"camera": {split: {**clip, "split": split, "count": 4} for split in splits}}
     config["experts"], config["pool"], config["image"]["size"] = {"camera": {"frames": 4, "model": {}}}, {}, (16, 16)
     config["model"]["backbone"].update(stages=1, width=4)
     built = JointBuilt(config, 0)
