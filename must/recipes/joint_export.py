@@ -23,7 +23,7 @@ from must.tasks.classification import Classification
 Config = Mapping[str, Any]
 Scores = Mapping[str, float]
 
-_CLOSE = 1e-3  # scores may differ by so much, relative to 1 at least: other devices and threads round in another way ...
+_CLOSE = 1e-4  # scores may differ by so much, relative to 1 at least: other devices and threads round in another way ...
 _TIES = 1  # ... and so many examples may have changed sides
 
 
