@@ -135,7 +135,8 @@ def print_results(workdir: str) -> None:
         print(f"report: {page}")
 
 
-def _recipe(config: Config):
+def recipe_of(config: Config):
+    """The module of the recipe that a configuration names."""
     return importlib.import_module(f"must.recipes.{config['recipe']}")
 
 
