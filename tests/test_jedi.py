@@ -99,7 +99,7 @@ def test_a_student_alone_scores_what_the_results_say(whole):
     results = json.loads((whole.top / "results.json").read_text())["tasks"]
     for name in SETS:
         assert results[name]["scores"]["expert"] == [pytest.approx(top1(whole.built, load_expert(whole.built, whole.top, name), name))]
-        for arm, column in (("jedi", "student"), ("plain", "plain"), ("frozen", "frozen"), ("mixed", "mixed")):
+        for arm, column in (("jedi", "student"), ("plain", "plain"), ("frozen", "frozen")):
             student = load_student(whole.built, str(whole.top / "joint" / arm / "students" / name), name)
             assert results[name]["scores"][column] == [pytest.approx(top1(whole.built, student, name))], (name, arm)
 
@@ -150,7 +150,7 @@ def test_distillation_makes_a_difference_from_the_second_step_on(whole):
     assert abs(jedi_loss[STEPS] - plain_loss[STEPS]) > 1e-5
 
 
-@pytest.mark.parametrize("arm", ["jedi", "plain", "frozen", "mixed"])
+@pytest.mark.parametrize("arm", ["jedi", "plain", "frozen"])
 def test_students_are_kept_where_each_was_best_and_teachers_where_all_were(whole, arm):
     directory = whole.top / "joint" / arm
     facts = jobs.facts(str(whole.top), f"joint/{arm}")
@@ -166,13 +166,13 @@ def test_students_are_kept_where_each_was_best_and_teachers_where_all_were(whole
 
 def test_scores_change_while_it_learns(whole):
     """Or the test above could not fail."""
-    found = [lines(whole.top / "joint" / arm, f"validation/{name}/top1") for name in SETS for arm in ("jedi", "plain", "mixed")]
+    found = [lines(whole.top / "joint" / arm, f"validation/{name}/top1") for name in SETS for arm in ("jedi", "plain")]
     assert any(max(scores, key=scores.get) > 1 for scores in found), found
 
 
 def test_the_page_shows_every_column(whole):
     results = json.loads((whole.top / "results.json").read_text())
-    columns = {"expert", *(c for arm in ("plain", "frozen", "mixed") for c in (arm, f"{arm}-teacher")), "student", "teacher"}
+    columns = {"expert", *(c for arm in ("plain", "frozen") for c in (arm, f"{arm}-teacher")), "student", "teacher"}
     assert set(results["over_sets"]["scores"]) == columns
     assert [pair["as_expected"] is None for pair in results["over_sets"]["differences"]] == [False, True, True, True]
     page = (whole.top / "report.html").read_text()
@@ -281,7 +281,8 @@ def test_pictures_go_through_the_same_recipe(tmp_path):
 def test_what_a_step_draws_from(whole):
     groups = {name: len(source) for name, source in whole.built.batches("joint").items()}
     assert groups == {"camera": 20, "turns": 20, "pool": 12}
-    assert len(whole.built.batches("mixed")) == 52
+    mixed = jedi.Built(config_of(joint__sampling="proportional"), 0)
+    assert len(mixed.batches("joint")) == 52 and mixed.groups("joint", SETS) == 1
     pool = whole.built.batches("joint")["pool"]
     assert all(pool[i].labels == {} for i in range(len(pool)))
 
@@ -341,7 +342,7 @@ def test_clips_of_a_test_set_may_not_train_another_expert():  # J9
 def test_the_dry_run_says_what_every_run_costs(capsys):
     dry_run(jedi, config_of())
     said = capsys.readouterr().out
-    rows = {"expert camera": 4, "expert turns": 4, "joint all tasks": 12, "plain all tasks": 12, "mixed all tasks": 4}
+    rows = {"expert camera": 4, "expert turns": 4, "joint all tasks": 12, "plain all tasks": 12, "frozen all tasks": 12}
     for run_of, count in rows.items():
         (line,) = [line for line in said.splitlines() if line.strip().startswith(run_of)]
         assert f"6 steps of {count}," in line
