@@ -1,4 +1,4 @@
-"""JEDI as small as it can be: two sets of moving scenes, clips of 4 and of 3 frames of 16 pixels, a few steps of plain SGD."""
+"""JEDI as small as it can be: two sets of moving scenes, clips of 4 and of 3 frames of 16 pixels, six steps of plain SGD."""
 
 import importlib.util
 import pathlib
@@ -22,7 +22,8 @@ def get_config():
     config.tasks = {name: {"kind": "action", "dropout": 0.25} for name in frames}
     config.sets = {
         name: {
-            split: {**clip, "actions": name, "task": name, "split": split, "count": count} for split, count in counts.items()
+            split: {**clip, "actions": name, "task": name, "split": split, "count": count}
+            for split, count in counts.items()
         }
         for name in frames
     }

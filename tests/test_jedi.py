@@ -98,7 +98,9 @@ def bodies(variables, name):
 def test_a_student_alone_scores_what_the_results_say(whole):
     results = json.loads((whole.top / "results.json").read_text())["tasks"]
     for name in SETS:
-        assert results[name]["scores"]["expert"] == [pytest.approx(top1(whole.built, load_expert(whole.built, whole.top, name), name))]
+        assert results[name]["scores"]["expert"] == [
+            pytest.approx(top1(whole.built, load_expert(whole.built, whole.top, name), name))
+        ]
         for arm, column in (("jedi", "student"), ("plain", "plain"), ("frozen", "frozen")):
             student = load_student(whole.built, str(whole.top / "joint" / arm / "students" / name), name)
             assert results[name]["scores"][column] == [pytest.approx(top1(whole.built, student, name))], (name, arm)
@@ -126,7 +128,9 @@ def test_teachers_start_as_their_experts(whole):  # J1, through what is on disk
     said = predict(jax.device_put(from_experts(experts)), batch.inputs)
     for name in SETS:
         np.testing.assert_allclose(said[f"{name}-teacher"]["probs"], said[name]["probs"], atol=1e-5)
-        assert np.ptp(np.asarray(said[name]["probs"]), axis=0).max() > 1e-3  # an answer that hears nothing starts as any other
+        assert (
+            np.ptp(np.asarray(said[name]["probs"]), axis=0).max() > 1e-3
+        )  # an answer that hears nothing starts as any other
 
 
 def test_frozen_backbones_stay_those_of_the_experts_to_the_bit(whole):
@@ -218,12 +222,16 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     directory = with_experts(whole, tmp_path) / "joint" / "jedi"
     os.makedirs(directory)
     command = [sys.executable, "-c", KILLED, json.dumps(whole.config), str(directory)]
-    killed = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    killed = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
+    )
     assert killed.returncode == -9, killed.stderr[-2000:]
     assert Checkpoints(str(directory / "checkpoints")).latest() == 4
     facts = jedi.train_joint(whole.config, 0, "jedi", directory=str(directory), report=quiet)
     there = jobs.facts(str(whole.top), "joint/jedi")
-    assert {key: facts[key] for key in ("steps", "selected_steps", "test")} == {key: there[key] for key in ("steps", "selected_steps", "test")}
+    assert {key: facts[key] for key in ("steps", "selected_steps", "test")} == {
+        key: there[key] for key in ("steps", "selected_steps", "test")
+    }
     for part in ("checkpoints", "weights", *(f"students/{name}/weights" for name in SETS)):
         a, b = (Checkpoints(str(top / part)).facts()["sha256"] for top in (directory, whole.top / "joint" / "jedi"))
         assert a == b, part
@@ -239,7 +247,9 @@ def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
     stages(config, top, "joint")
     facts = {arm: jobs.facts(str(top), f"joint/{arm}") for arm in ("jedi", "frozen")}
     assert facts["jedi"]["steps"] == 3 and facts["frozen"]["steps"] == 3  # the first, and two that were no better
-    assert facts["jedi"]["selected_steps"] == dict.fromkeys(SETS, 1) and facts["jedi"]["selected_step"] == 1  # ties keep the earlier
+    assert (
+        facts["jedi"]["selected_steps"] == dict.fromkeys(SETS, 1) and facts["jedi"]["selected_step"] == 1
+    )  # ties keep the earlier
     built = jedi.Built(config, 0)
     for name in SETS:
         expert = load_expert(built, top, name)
@@ -249,17 +259,24 @@ def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
     (top / "joint" / "jedi" / "done.json").unlink()  # killed after the last checkpoint, before it said so
     stages(config, top, "joint")
     assert jobs.facts(str(top), "joint/jedi")["steps"] == 3
-    assert before == (contents(top / "joint" / "jedi" / "checkpoints"), (top / "joint" / "jedi" / "metrics.jsonl").read_text())
+    assert before == (
+        contents(top / "joint" / "jedi" / "checkpoints"),
+        (top / "joint" / "jedi" / "metrics.jsonl").read_text(),
+    )
 
 
 def test_pictures_go_through_the_same_recipe(tmp_path):
     """Two domains of still scenes, drawn in proportion to their size, without a pool."""
+    still = {"kind": "scenes", "size": 16, "labels": ["classification"]}
     scenes = lambda domain, split, count: {  # noqa: E731
-        "kind": "must.data.combine:Aliased", "names": {domain: "classification"},
-        "source": {"kind": "scenes", "domain": domain, "split": split, "count": count, "size": 16, "labels": ["classification"]},
-    }  # fmt: skip
+        "kind": "must.data.combine:Aliased",
+        "names": {domain: "classification"},
+        "source": {**still, "domain": domain, "split": split, "count": count},
+    }
     domains = {"indoor": 24, "outdoor": 12}
-    config = config_of(pool={}, arms={}, joint__sampling="proportional", joint__steps=2, expert__steps=2, pairs=[["student", "expert"]])
+    config = config_of(
+        pool={}, arms={}, joint__sampling="proportional", joint__steps=2, expert__steps=2, pairs=[["student", "expert"]]
+    )
     config["image"] = {"size": [16, 16], "keep_aspect": True}
     config["tasks"] = {name: {"kind": "classification"} for name in domains}
     config["sets"] = {

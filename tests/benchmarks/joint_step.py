@@ -3,8 +3,8 @@
     taskset -c 1 python tests/benchmarks/joint_step.py --batch 8 --rounds 9
 
 Whole steps of `configs/jedi.py`, optimiser included, on random clips; every ratio is the median over pairs of steps that
-stand next to each other, so that other load falls on both alike. "three alone" are single steps of the three experts, each on
-the rows of all groups; the loop over experts and vmap are compared with three experts of one clip length.
+stand next to each other, so that other load falls on both alike. "three alone" are single steps of the three experts, each
+on the rows of all groups; the loop over experts and vmap are compared with three experts of one clip length.
 """
 
 import argparse
@@ -108,9 +108,17 @@ def steps(rows: int, rounds: int) -> None:
         batch = _batch(built, shown, rows * (len(built.names) + 1), name, i)
         single.append((_arm(built, objective, model.init(jax.random.key(i), shown["image"])), jax.device_put(batch)))
     whole = _joint_arm(built, parts, variables, rows, inputs)
-    print(f"{f'{rows} clips of each of {len(built.names) + 1} groups':44}{'ms':>10}{'ms':>10}{'ratio':>8}{'goal':>9}", flush=True)
+    print(
+        f"{f'{rows} clips of each of {len(built.names) + 1} groups':44}{'ms':>10}{'ms':>10}{'ratio':>8}{'goal':>9}",
+        flush=True,
+    )
     _compared("three alone -> joint", single, whole, rounds, "1.15")
-    _compared("joint -> with an average of teachers", whole, _joint_arm(built, parts, variables, rows, inputs, ema_decay=0.99), rounds)
+    _compared(
+        "joint -> with an average of teachers",
+        whole,
+        _joint_arm(built, parts, variables, rows, inputs, ema_decay=0.99),
+        rounds,
+    )
 
     alike = _built(experts={name: {"frames": 6, "model": {}} for name in built.names})
     section = {n: Expert(alike.model((n,)), len(alike.tasks[n].classes), "6 frames") for n in alike.names}
@@ -137,7 +145,10 @@ def waiting(rows: int, count: int) -> None:
             last = []
             fit(arm[0], arm[1], batches, steps=count, hooks=(last.append,))
             share = last[-1].data_seconds / last[-1].seconds
-            print(f"{title:44}{1e3 * last[-1].seconds / (count - 1):10.1f} ms a step, {100 * share:.1f} % of it waiting", flush=True)
+            print(
+                f"{title:44}{1e3 * last[-1].seconds / (count - 1):10.1f} ms a step, {100 * share:.1f} % of it waiting",
+                flush=True,
+            )
 
 
 def _written(source, root: Path, count: int) -> FrameFolders:

@@ -17,7 +17,7 @@ import optax
 
 from must.core.types import Batch, Features, Model
 from must.evaluate.compare import paired_t_interval
-from must.models.experts import Expert, experts, expert_variables, from_experts
+from must.models.experts import Expert, expert_variables, experts, from_experts
 from must.objectives import balance
 from must.objectives.joint import joint
 from must.tasks.classification import Classification
@@ -38,7 +38,10 @@ def _expert(name: str) -> Expert:
     def init(key, inputs):
         body, head = jax.random.split(key)
         kernel = jax.random.normal(body, (inputs.shape[-1], WIDTH)) / np.sqrt(inputs.shape[-1])
-        logits = {"kernel": jax.random.normal(head, (WIDTH, CLASSES[name])) / np.sqrt(WIDTH), "bias": jnp.zeros(CLASSES[name])}
+        logits = {
+            "kernel": jax.random.normal(head, (WIDTH, CLASSES[name])) / np.sqrt(WIDTH),
+            "bias": jnp.zeros(CLASSES[name]),
+        }
         return {"params": {"body": kernel, f"heads_{name}": {"logits": logits}}}
 
     def apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False):
@@ -67,7 +70,8 @@ def world(seed: int) -> tuple[dict[str, Batch], np.ndarray, dict[str, np.ndarray
     def batch(owner, count):
         inputs, truth = draw(count)
         labels = {
-            name: {"probs": np.eye(classes, dtype=np.float32)[truth[name]] * (name == owner)} for name, classes in CLASSES.items()
+            name: {"probs": np.eye(classes, dtype=np.float32)[truth[name]] * (name == owner)}
+            for name, classes in CLASSES.items()
         }
         weights = {name: np.full(count, name == owner, np.float32) for name in CLASSES}
         return Batch({"image": inputs}, labels, weights, np.arange(count), {})
