@@ -15,8 +15,9 @@ import pytest
 from must.core.types import UserError
 from must.data.pipeline import eval_batches
 from must.models.experts import from_experts
-from must.recipes import jedi, jobs, measuring
+from must.recipes import jedi, jobs, measuring, overlapping
 from must.recipes.dry_run import dry_run
+from must.recipes.joint_built import JointBuilt
 from must.recipes.joint_stage import load_expert, load_joint, load_student
 from must.recipes.run import run
 from must.train.checkpoint import Checkpoints
@@ -336,7 +337,7 @@ def test_what_a_step_draws_from(whole):
         ({"arms": {"student": {}}}, "arms.student: a name"),
         ({"arms": {"jedi": {}}}, "arms.jedi: the results have"),
         ({"arms": {"teacher": {}}}, "arms.teacher: the results have"),
-        ({"overlaps": "drop"}, "overlaps 'drop': 'refuse' or 'ignore'"),
+        ({"overlaps": "some"}, "overlaps 'some': one of refuse, drop, ignore"),
         ({"tasks__camera": {"kind": "depth"}}, "tasks.camera: joint experts know classes, not depth"),
     ],
 )  # fmt: skip
@@ -348,12 +349,20 @@ def test_mistakes_are_one_line_that_names_the_key(change, says):
 
 def test_clips_of_a_test_set_may_not_train_another_expert():  # J9
     config = config_of(overlaps="refuse")
-    jedi.check(config)
+
+    def find(**changes):
+        return overlapping.find({**config, **changes}, config["seeds"][0], directory="", report=None)
+
+    assert find() == {"dropped": [], "overlaps": []}
     leak = {**config["sets"]["camera"]["test"], "labels": False, "name": "other-videos", "start": 3, "count": 2}
     config["pool"]["leak"] = leak
-    with pytest.raises(UserError, match=r"moving-camera-indoor-test-0/3 of the test set of camera .* other-videos/3"):
-        jedi.check(config)
-    jedi.check({**config, "overlaps": "ignore"})
+    with pytest.raises(UserError, match=r"other-videos/3 \(pool other-videos\) shows what moving-camera-indoor-test-0/3 \(camera test"):
+        find()
+    dropped = find(overlaps="drop")["dropped"]
+    assert dropped == ["other-videos/3", "other-videos/4"]
+    everything = JointBuilt(config, 0).everything().ids
+    kept = JointBuilt(config, 0, dropped).everything().ids
+    assert set(everything) - set(kept) == set(dropped) and len(kept) == len(everything) - 2
 
 
 def test_the_dry_run_says_what_every_run_costs(capsys):

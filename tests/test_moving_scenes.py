@@ -9,7 +9,7 @@ from must.data import raycast
 from must.data.moving_scenes import ACTIONS, DOMAIN, MIRRORED, REVERSED, MovingScenes, picture
 from must.data.sources import source
 
-EACH = 20  # clips of every class that the flow is averaged over
+EACH = 12  # clips of every class that the flow is averaged over
 
 
 def flow(clip):
@@ -29,7 +29,7 @@ def flow(clip):
 def space(request):
     """A label space and {class: [EACH] clips} of it."""
     names = ACTIONS[request.param]
-    clips = MovingScenes(EACH * len(names), seed=5, actions=request.param)
+    clips = MovingScenes(EACH * len(names), seed=5, actions=request.param, frames=16)
     found = {name: [] for name in names}
     for i in range(len(clips)):
         found[names[clips.action(i)]].append(clips.render(i))

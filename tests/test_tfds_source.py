@@ -1,6 +1,7 @@
 """A prepared TFDS directory is read by name, without TensorFlow; what is missing is named."""
 
 import io
+import json
 import pickle
 import sys
 
@@ -38,8 +39,6 @@ def _example(features, i):
 def _write(folder, suffix="array_record"):
     """Three records of every kind of label that is read."""
     import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from tensorflow_datasets.core import ShardedFileTemplate, SplitInfo, example_serializer
 
     kinds = tfds.features
     features = kinds.FeaturesDict(
@@ -53,18 +52,27 @@ def _write(folder, suffix="array_record"):
             "depth": kinds.Tensor(shape=SIZE, dtype=np.float16),
         }
     )
-    directory = folder / "toy" / "1.0.0"
+    return _write_rows(folder, "toy", features, [_example(kinds, i) for i in range(3)], suffix)
+
+
+def _write_rows(folder, name, features, rows, suffix="array_record"):
+    """One shard and its metadata."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core import ShardedFileTemplate, SplitInfo, example_serializer
+
+    directory = folder / name / "1.0.0"
     directory.mkdir(parents=True)
     template = ShardedFileTemplate(
-        data_dir=directory, dataset_name="toy", split="train", filetype_suffix=suffix,
+        data_dir=directory, dataset_name=name, split="train", filetype_suffix=suffix,
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
     )  # fmt: skip
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    writer = ArrayRecordWriter(str(directory / f"toy-train.{suffix}-00000-of-00001"), "group_size:1")
-    for i in range(3):
-        writer.write(serializer.serialize_example(features.encode_example(_example(kinds, i))))
+    writer = ArrayRecordWriter(str(directory / f"{name}-train.{suffix}-00000-of-00001"), "group_size:1")
+    for row in rows:
+        writer.write(serializer.serialize_example(features.encode_example(row)))
     writer.close()
-    split = SplitInfo(name="train", shard_lengths=[3], num_bytes=0, filename_template=template)
+    split = SplitInfo(name="train", shard_lengths=[len(rows)], num_bytes=0, filename_template=template)
     tfds.folder_dataset.write_metadata(
         data_dir=directory, features=features, split_infos=[split], check_data=False, version="1.0.0"
     )
@@ -158,3 +166,45 @@ def test_slices_of_one_split_have_the_ids_of_the_whole(folder):
     assert [(last[i].image == whole[i + 1].image).all() for i in range(2)] == [True, True]
     with pytest.raises(UserError, match="share toy-train/00000001"):
         check_disjoint({"training": first, "validation": last})
+
+
+def _write_videos(folder, as_video=True):
+    """Videos of 3, 0 and 5 frames, 8 x 12 pixels, frame t of video i all 20 i + t; stored as TFDS stores a Video."""
+    import tensorflow_datasets as tfds
+
+    kinds = tfds.features
+    of = {"video": kinds.Sequence(kinds.Image(shape=(None, None, 3))), "label": kinds.ClassLabel(names=["a", "b"])}
+    rows = [
+        {"video": [_png(np.full((*SIZE, 3), 20 * i + t, np.uint8)) for t in range(count)], "label": i % 2}
+        for i, count in enumerate((3, 0, 5))
+    ]
+    _write_rows(folder, "toy", kinds.FeaturesDict(of), rows)
+    if as_video:  # only TensorFlow could make a Video feature; this is how its file names one
+        file = folder / "toy" / "1.0.0" / "features.json"
+        content = json.loads(file.read_text())
+        content["featuresDict"]["features"]["video"] = {
+            "pythonClassName": "tensorflow_datasets.core.features.video_feature.Video",
+            "video": {"dtype": "uint8", "encodingFormat": "png", "shape": {"dimensions": ["-1", "-1", "-1", "3"]}},
+        }
+        file.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("as_video", [True, False])
+def test_a_video_decodes_the_frames_that_are_asked_for(tmp_path, as_video, monkeypatch):
+    from must.data import frames
+
+    _write_videos(tmp_path, as_video)
+    data = source("tfds", dataset="toy", split="train", data_dir=str(tmp_path), image="video", labels={"moves": "label"}, name="clips")
+    decoded = []
+    real = frames.decode_picture
+    monkeypatch.setattr(frames, "decode_picture", lambda *arguments: decoded.append(arguments[1]) or real(*arguments))
+    example = pickle.loads(pickle.dumps(data))[2]
+    assert example.id == "clips/00000002" and example.image.shape == (5, *SIZE, 3) and not decoded
+    assert example.labels["moves"]["ids"].tolist() == [0] and data.classes == {"moves": ("a", "b")}
+    found = example.image[np.array([4, 0, 4])]
+    assert found.shape == (3, *SIZE, 3) and found[:, 0, 0, 0].tolist() == [44, 40, 44] and len(decoded) == 2
+    assert data.labels(0).keys() == {"moves"} and data.encoded(0) is None
+    with pytest.raises(UserError, match="clips/00000001 has no frames"):
+        data[1]
+    assert "tensorflow" not in sys.modules

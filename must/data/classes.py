@@ -61,10 +61,7 @@ def load_class_map(path: str | Path, source_classes: Sequence[str], target_class
     Raises:
       UserError: a line without "->", a name of neither space, a source class with two lines or none.
     """
-    number = {name: i for i, name in enumerate(target_classes)} | _WORDS
-    if len(number) < len(target_classes) + len(_WORDS):
-        raise UserError(f"{path}: a target class is called twice, or like one of the words {', '.join(_WORDS)}")
-    goes: dict[str, int] = {}
+    goes: dict[str, str] = {}
     for line in read_lines(Path(path)):
         text = f" {line}".split(" #")[0].strip()
         if not text:
@@ -72,18 +69,39 @@ def load_class_map(path: str | Path, source_classes: Sequence[str], target_class
         left, arrow, right = (part.strip() for part in text.partition("->"))
         if not (left and arrow and right):
             raise UserError(f"{path}: {line!r} is not of the form 'source class -> target class'")
-        if left != "*" and left not in source_classes:
-            raise UserError(f"{path}: {left!r} is no class of the source{_nearest(left, source_classes)}")
-        if right not in number:
-            raise UserError(f"{path}: {right!r} is no target class{_nearest(right, number)}")
         if left in goes:
             raise UserError(f"{path}: {left!r} has two lines")
-        goes[left] = number[right]
+        goes[left] = right
+    return make_class_map(goes, source_classes, target_classes, where=str(path))
+
+
+def make_class_map(
+    goes: Mapping[str, str], source_classes: Sequence[str], target_classes: Sequence[str], *, where: str
+) -> ClassMap:
+    """A class map from {left side: right side} of its lines.
+
+    Args:
+      goes: {source class or "*": target class or one of the words}.
+      source_classes: names.
+      target_classes: names.
+      where: the map in messages.
+
+    Raises:
+      UserError: a name of neither space, a source class that goes nowhere.
+    """
+    number = {name: i for i, name in enumerate(target_classes)} | _WORDS
+    if len(number) < len(target_classes) + len(_WORDS):
+        raise UserError(f"{where}: a target class is called twice, or like one of the words {', '.join(_WORDS)}")
+    for left, right in goes.items():
+        if left != "*" and left not in source_classes:
+            raise UserError(f"{where}: {left!r} is no class of the source{_nearest(left, source_classes)}")
+        if right not in number:
+            raise UserError(f"{where}: {right!r} is no target class{_nearest(right, number)}")
     gaps = [name for name in source_classes if name not in goes and "*" not in goes]
     if gaps:
         more = f" and {len(gaps) - 5} more" if len(gaps) > 5 else ""
-        raise UserError(f"{path}: no line for source class {', '.join(map(repr, gaps[:5]))}{more}")
-    table = tuple(goes.get(name, goes.get("*")) for name in source_classes)
+        raise UserError(f"{where}: no line for source class {', '.join(map(repr, gaps[:5]))}{more}")
+    table = tuple(number[goes.get(name, goes.get("*"))] for name in source_classes)
     return ClassMap(tuple(source_classes), tuple(target_classes), table)
 
 
@@ -108,7 +126,8 @@ class Remapped:
     Args:
       source: with classes of the task.
       task: key of the labels.
-      class_map: a `ClassMap`, or a file for `load_class_map`, which needs `classes`.
+      class_map: a `ClassMap`; or a file for `load_class_map` or its lines as {source class: target class}, which need
+        `classes`.
       classes: target names, or a file of names (`read_classes`).
 
     Raises:
@@ -119,7 +138,7 @@ class Remapped:
         self,
         source: Source,
         task: str,
-        class_map: ClassMap | str | Path,
+        class_map: ClassMap | Mapping[str, str] | str | Path,
         *,
         classes: str | Sequence[str] | Mapping[Any, str] | None = None,
     ):
@@ -128,8 +147,13 @@ class Remapped:
             raise UserError(f"{source.name}: no classes of {task!r} to map, only of {there}")
         if not isinstance(class_map, ClassMap):
             if classes is None:
-                raise UserError(f"{class_map}: a class map needs `classes`, the target's names")
-            class_map = load_class_map(class_map, source.classes[task], tuple(read_classes(classes).values()))
+                where = source.name if isinstance(class_map, Mapping) else class_map
+                raise UserError(f"{where}: a class map needs `classes`, the target's names")
+            spaces = source.classes[task], tuple(read_classes(classes).values())
+            if isinstance(class_map, Mapping):
+                class_map = make_class_map(class_map, *spaces, where=f"class map of {source.name}")
+            else:
+                class_map = load_class_map(class_map, *spaces)
         if class_map.source != tuple(source.classes[task]):
             count = len(source.classes[task])
             raise UserError(f"{source.name}: its {count} classes of {task!r} are not those of the map")

@@ -8,6 +8,8 @@ from must.core.types import Source, UserError
 
 KINDS = {
     "scenes": "must.data.scenes:Scenes",
+    "moving_photos": "must.data.moving_photos:MovingPhotos",
+    "aliased": "must.data.combine:Aliased",
     "moving_scenes": "must.data.moving_scenes:MovingScenes",
     "records": "must.data.records:Records",
     "tfds": "must.data.tfds_source:Tfds",

@@ -3,7 +3,9 @@
 Nothing is downloaded or prepared here; how to do that once, the error messages say.
 """
 
+import functools
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import numpy as np
 from must.core.types import Example, Label, UserError
 from must.data import labels as forms
 from must.data.files import decode_picture, open_picture, picture_size, read_classes
+from must.data.frames import FrameVideo
 
 _CROWD_KEYS = ("is_crowd", "is_difficult")
+_FEATURES = "tensorflow_datasets.core.features"
 
 
 class Tfds:
@@ -22,14 +26,15 @@ class Tfds:
 
     A ClassLabel gives classification; a Sequence with a BBoxFeature and a ClassLabel gives detection (`is_crowd` and
     `is_difficult` boxes become crowd); an Image with one uint8 channel gives segmentation; any other Image with one
-    channel and a Tensor [H, W] or [H, W, 1] give depth. Ids are "<name>/<position>".
+    channel and a Tensor [H, W] or [H, W, 1] give depth. A Video or a Sequence of Images in the place of the picture gives
+    videos, whose frames are decoded when asked for. Ids are "<name>/<position>".
 
     Args:
       dataset: "name", "name/config", "name/config:version", or a folder that holds dataset_info.json.
       split: as TFDS writes it, "train[:10%]" included.
       labels: {task name: feature}.
       data_dir: where TFDS keeps its data; by default ~/tensorflow_datasets.
-      image: feature of the picture.
+      image: feature of the picture or video.
       classes: {task name: names, {stored id: name} or a file (`read_classes`)}; needed for segmentation, otherwise
         the feature's own.
       ignore: stored id of pixels without a class, None when there is none.
@@ -37,7 +42,8 @@ class Tfds:
       name: of the source; by default the data set's with the split behind it.
 
     Raises:
-      UserError: not prepared, not as ArrayRecord, no such split or feature, a feature that is no label.
+      UserError: not prepared, not as ArrayRecord, no such split or feature, a feature that is no label; when it is read: a
+        broken record, a video without frames.
     """
 
     def __init__(
@@ -55,7 +61,11 @@ class Tfds:
     ):
         import tensorflow_datasets as tfds
 
-        builder = _open(dataset, data_dir)
+        self._arguments = {  # a worker opens the set again
+            "dataset": dataset, "split": split, "labels": labels, "data_dir": data_dir, "image": image, "classes": classes,
+            "ignore": ignore, "unit": unit, "name": name,
+        }  # fmt: skip
+        builder, videos = _open(dataset, data_dir)
         features = builder.info.features
         self._where = f"tfds {builder.info.full_name}, {split}"
         labels = dict(labels or {})
@@ -84,7 +94,7 @@ class Tfds:
         self.name = name or f"{builder.name}-{whole}".replace("/", "-")
         self.ids = [f"{self.name}/{place}" for place in places]
         self.classes = classes
-        self._image = image
+        self._image, self._video = image, image in videos
         info = builder.info
         content = (info.full_name, str(info.splits), split, labels, image, classes, ignore, unit)
         sums = [(split.name, tuple(split.shard_lengths), split.num_bytes) for split in info.splits.values()]
@@ -93,19 +103,33 @@ class Tfds:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __reduce__(self):
+        return functools.partial(Tfds, **self._arguments), ()
+
     def __getitem__(self, index: int) -> Example:
         row = self._row(index)
+        if self._video:
+            video = self._frames_of(row, index)
+            return Example(self.ids[index], video, self._labels_of(row, index, video.shape[1:3]))
         image = decode_picture(row[self._image], self.ids[index])
         return Example(self.ids[index], image, self._labels_of(row, index, image.shape[:2]))
 
     def labels(self, index: int) -> dict[str, Label]:
         """The labels alone; the picture is not decoded."""
         row = self._row(index)
+        if self._video:
+            return self._labels_of(row, index, self._frames_of(row, index).shape[1:3])
         return self._labels_of(row, index, picture_size(row[self._image], self.ids[index]))
 
-    def encoded(self, index: int) -> bytes:
-        """The picture as it is stored."""
-        return self._row(index)[self._image]
+    def encoded(self, index: int) -> bytes | None:
+        """The picture as it is stored; None of a video."""
+        return None if self._video else self._row(index)[self._image]
+
+    def _frames_of(self, row: dict[str, Any], index: int) -> FrameVideo:
+        frames = list(row[self._image])
+        if not frames:
+            raise UserError(f"{self._where}: record {self.ids[index]} has no frames")
+        return FrameVideo(frames, self.ids[index])
 
     def _row(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
@@ -227,19 +251,42 @@ def _reader(feature: Any, given: Any, ignore: int | None, unit: str | float, whe
     raise UserError(f"{where}: {type(feature).__name__} is neither a class, boxes, a mask nor a map of depth")
 
 
-def _open(dataset: str, data_dir: str | None) -> Any:
-    """A builder from files alone, without the data set's own code."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import read_only_builder
+def _open(dataset: str, data_dir: str | None) -> tuple[Any, frozenset[str]]:
+    """A builder from files alone, without the data set's own code, and its features that are videos.
+
+    The builder gives the frames of a video as they are stored: TFDS can skip the decoding of a picture, not of a sequence
+    of them, and it needs TensorFlow for as much as naming a Video.
+    """
+    from tensorflow_datasets.core import dataset_info, read_only_builder
+    from tensorflow_datasets.core.features import FeatureConnector
 
     directory = Path(dataset).expanduser()
     try:
-        if (directory / "dataset_info.json").is_file():
-            return tfds.builder_from_directory(str(directory))
-        return read_only_builder.builder_from_files(dataset, data_dir=data_dir)
+        if not (directory / "dataset_info.json").is_file():
+            directory = Path(read_only_builder._find_builder_dir(dataset, data_dir=data_dir))
+        content = json.loads((directory / "features.json").read_text())
+        videos = _store_frames(content)
+        if not videos:
+            return read_only_builder.builder_from_directory(str(directory)), videos
+        info = dataset_info.read_from_json(directory / "dataset_info.json")
+        info.features.CopyFrom(FeatureConnector.from_json(content).to_proto())
+        return read_only_builder.builder_from_metadata(str(directory), info), videos
     except Exception:  # not found, no such version, unreadable metadata: tfds has a type for each
         place = data_dir or "~/tensorflow_datasets"
         raise UserError(
             f"tfds {dataset!r}: nothing prepared in {place} (data_dir); once, with the extra must[tf]: "
             f"tfds build {dataset} --file_format=array_record --data_dir={place}"
         ) from None
+
+
+def _store_frames(content: dict[str, Any]) -> frozenset[str]:
+    """Names the videos of a features.json, and replaces each there by what is on disk: a sequence of encoded pictures."""
+    features = content.get("featuresDict", {}).get("features", {})
+    videos = frozenset(
+        name for name, feature in features.items() if "video" in feature or "image" in feature.get("sequence", {}).get("feature", {})
+    )
+    for name in videos:
+        picture = {"pythonClassName": f"{_FEATURES}.tensor_feature.Tensor", "tensor": {"shape": {}, "dtype": "string", "encoding": "none"}}
+        stored = {"feature": picture, "length": "-1"}
+        features[name] = {"pythonClassName": f"{_FEATURES}.sequence_feature.Sequence", "sequence": stored}
+    return videos

@@ -44,6 +44,19 @@ def eval_step(
     return _rows({name: task.predict(outputs[name]) for name, task in tasks.items() if name in outputs}, batch, tasks)
 
 
+def labels_step(
+    variables: PyTree,
+    batch: Batch,
+    *,
+    predict: Callable[[PyTree, Mapping[str, Array]], dict[str, Label]],
+    tasks: Mapping[str, Task],
+    axis_name: str | None = None,
+) -> dict[str, dict[str, Array]]:
+    """`eval_step` of what says labels, for instance an exported network: (variables, {view: inputs}) -> {task: label}."""
+    del axis_name
+    return _rows({name: label for name, label in predict(variables, batch.inputs).items() if name in tasks}, batch, tasks)
+
+
 def constant_step(
     guesses: Mapping[str, Label], batch: Batch, *, tasks: Mapping[str, Task], axis_name: str | None = None
 ) -> dict[str, dict[str, Array]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from must.core.types import Source, UserError
 from must.data.combine import Concat, labels_of
-from must.data.disjoint import check_disjoint, overlaps
+from must.data.disjoint import check_disjoint
 from must.recipes.measuring import by_source
 from must.tasks.classification import Classification
 
@@ -45,23 +45,6 @@ def check_sets(built: "Built") -> None:
             if len(classes) < 2:
                 only = f"one class only, {built.tasks[name].classes[classes.pop()]!r}" if classes else "no label"
                 raise UserError(f"{validation.name}: the validation set of {name} holds {only}")
-
-
-def check_overlaps(built: "Built") -> None:
-    """Refuses held-out examples that training shows, under whatever id: sets that were cut from the same videos (J9).
-
-    Raises:
-      UserError: naming both.
-    """
-    held = {
-        f"{split} set of {name}": source
-        for split in dict.fromkeys(("validation", *built.config["measured_on"]))
-        for name, source in built.splits(split).items()
-    }
-    for found in overlaps({"training": built.everything(), **held}):
-        if found.use == "training":
-            shown = f"{found.other_id} of the {found.other_use} shows what {found.id} shows, which is trained on"
-            raise UserError(f"overlaps: {shown}; leave one out, or say overlaps = 'ignore'")
 
 
 def _check_hidden(built: "Built", name: str, truth: Source) -> None:

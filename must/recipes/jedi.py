@@ -11,7 +11,7 @@ from typing import Any
 from must.core.types import UserError
 from must.evaluate.joint import ARM
 from must.objectives.joint import GRADIENTS
-from must.recipes import checks, setup, stages
+from must.recipes import checks, overlapping, setup, stages
 from must.recipes.jobs import Job
 from must.recipes.joint_built import JOINT, JointBuilt
 from must.recipes.joint_export import export
@@ -35,8 +35,11 @@ def plan(config: Config, workers: int) -> list[Job]:
     found = []
     for seed in config["seeds"]:
         at = prefix(config, seed)
+        clean = () if config["overlaps"] == "ignore" else (f"{at}{overlapping.JOB}",)
+        found += [Job(job, "experts", overlapping.find, (config, seed)) for job in clean]
         own = tuple(f"{at}experts/{name}" for name in config["tasks"])
-        found += [Job(job, "experts", train_expert, (config, seed, name)) for job, name in zip(own, config["tasks"], strict=True)]
+        for job, name in zip(own, config["tasks"], strict=True):
+            found.append(Job(job, "experts", train_expert, (config, seed, name), clean))
         found.append(Job(f"{at}joint/{ARM}", "joint", train_joint, (config, seed, ARM), own))
         for arm in config["arms"]:  # they make as many steps as JEDI made
             found.append(Job(f"{at}joint/{arm}", "joint", train_joint, (config, seed, arm), (*own, f"{at}joint/{ARM}")))
@@ -64,10 +67,8 @@ def check(config: Config) -> None:
     built.joined()  # networks that cannot be made
     for run in ("expert", "joint", *built.config["arms"]):
         _check_settings(built, run)
-    if built.config["overlaps"] not in ("refuse", "ignore"):
-        raise UserError(f"overlaps {built.config['overlaps']!r}: 'refuse' or 'ignore'")
-    if built.config["overlaps"] == "refuse":
-        checks.check_overlaps(built)
+    if built.config["overlaps"] not in overlapping.WAYS:
+        raise UserError(f"overlaps {built.config['overlaps']!r}: one of {', '.join(overlapping.WAYS)}")
 
 
 def _check_settings(built: JointBuilt, run: str) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from must.core.types import Model, Objective, PyTree, Source, UserError
 from must.data.combine import Aliased, Concat
 from must.data.pipeline import Encoder
+from must.data.splits import Listed
 from must.models.experts import TEACHER, Expert, Experts, experts
 from must.models.multi_clip import over_clips
 from must.objectives.joint import joint
@@ -35,9 +36,16 @@ JOINT: dict[str, Any] = {
 
 
 class JointBuilt(built.Built):
-    """The objects of one seed, see `configs/jedi.py`; a task is a set, and has its name."""
+    """The objects of one seed, see `configs/jedi.py`; a task is a set, and has its name.
 
-    def __init__(self, config: Mapping[str, Any], seed: int):
+    Args:
+      config: plain dict.
+      seed: one of its seeds.
+      dropped: ids that train nothing, since they overlap with what measures (`must.recipes.overlapping`).
+    """
+
+    def __init__(self, config: Mapping[str, Any], seed: int, dropped: Iterable[str] = ()):
+        self._dropped = frozenset(dropped)
         for name in config["tasks"]:
             for section in ("sets", "experts"):
                 if name not in config[section]:
@@ -49,6 +57,18 @@ class JointBuilt(built.Built):
         labelled = {name: name for name in config["tasks"]}
         super().__init__({**config, "labelled": labelled, "student": config["joint"], "baselines": ()}, seed)
         self.video = "clip" in self.config["image"]
+
+    def split(self, task: str, split: str) -> Source:
+        source = super().split(task, split)
+        return self._kept(source) if split == "train" else source
+
+    def pool(self) -> list[Source]:
+        return [self._kept(source) for source in super().pool()]
+
+    def _kept(self, source: Source) -> Source:
+        """A source without what is dropped; the same object while nothing of it is."""
+        ids = [id for id in source.ids if id not in self._dropped] if self._dropped else source.ids
+        return source if len(ids) == len(source) else Listed(source, ids=ids)
 
     def settings(self, run: str) -> dict[str, Any]:
         own = super().settings("student" if run == "joint" else run)
@@ -118,7 +138,7 @@ class JointBuilt(built.Built):
 
     def everything(self) -> Source:
         """All clips that train something."""
-        return Concat([*self.labelled(), *self.pool()])
+        return Concat([*self.splits("train").values(), *self.pool()])
 
     def _encoder(self, names, run: str, training, clips: int = 1) -> Encoder:
         tasks = {name: self.tasks_of(run)[name] for name in names}

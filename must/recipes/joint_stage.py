@@ -15,7 +15,7 @@ from must.evaluate.evaluate import summarize
 from must.evaluate.joint import ARM
 from must.models import experts as joint_experts
 from must.models.experts import expert_variables, from_experts
-from must.recipes import jobs, measuring, setup, stages, training
+from must.recipes import jobs, measuring, overlapping, setup, stages, training
 from must.recipes.joint_built import JointBuilt
 from must.recipes.labelling import seed_directory
 from must.recipes.selection import Judge
@@ -25,13 +25,13 @@ Config = Mapping[str, Any]
 
 def train_expert(config: Config, seed: int, name: str, *, directory: str, report) -> dict:
     """The network of one set, on its labels alone."""
-    built = JointBuilt(config, seed)
+    built = overlapping.built_for(config, seed, directory, f"experts/{name}")
     return training.train_run(built, (name,), built.split(name, "train"), "expert", {name: Policy()}, directory, report)
 
 
 def train_joint(config: Config, seed: int, arm: str, *, directory: str, report) -> dict:
     """All experts with their teachers: JEDI, or an arm that differs in some settings and makes as many steps."""
-    built = JointBuilt(config, seed)
+    built = overlapping.built_for(config, seed, directory, f"joint/{arm}")
     run, top = ("joint" if arm == ARM else arm), seed_directory(directory, os.path.join("joint", arm))
     settings, schedule = built.settings(run), built.schedule(run)
     if arm != ARM:

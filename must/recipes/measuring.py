@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from must.core import devices
-from must.core.types import Model, PyTree, Source
+from must.core.types import Array, Label, Model, PyTree, Source
 from must.data.pipeline import Encoder, eval_batches
-from must.evaluate.evaluate import Rows, eval_step, evaluate
+from must.evaluate.evaluate import Rows, eval_step, evaluate, labels_step
 from must.tasks.base import Task
 
 Splits = Mapping[str, Source]  # task name -> the labelled split that measures it
@@ -41,6 +41,24 @@ def measure(
     for source, names in by_source({name: splits[name] for name in tasks if name in splits}):
         mine = {name: tasks[name] for name in names}
         step = _compiled_eval(model, tuple(mine.items()), view)
+        rows |= evaluate(step, variables, eval_batches(source, encoder._replace(tasks=mine), batch_size=batch_size))
+    return rows
+
+
+def measure_labels(
+    variables: PyTree,
+    predict: Callable[[PyTree, Mapping[str, Array]], dict[str, Label]],
+    tasks: Mapping[str, Task],
+    encoder: Encoder,
+    splits: Splits,
+    *,
+    batch_size: int = 64,
+) -> dict[str, Rows]:
+    """`measure` of what says labels, (variables, {view: inputs}) -> {task: label}, on one device: an exported network."""
+    rows = {}
+    for source, names in by_source({name: splits[name] for name in tasks if name in splits}):
+        mine = {name: tasks[name] for name in names}
+        step = jax.jit(functools.partial(labels_step, predict=predict, tasks=mine))
         rows |= evaluate(step, variables, eval_batches(source, encoder._replace(tasks=mine), batch_size=batch_size))
     return rows
 

@@ -262,7 +262,7 @@ class Detection(Task):
         quality = jax.nn.sigmoid(quality)
         best, where = jax.lax.top_k(quality, min(self.candidates, quality.shape[-1]))
         scores = best[..., None] * jax.nn.softmax(_take(logits, where))
-        scores, flat = jax.lax.top_k(scores.reshape(len(scores), -1), min(self.candidates, where.shape[-1] * count))
+        scores, flat = jax.lax.top_k(scores.reshape(scores.shape[0], -1), min(self.candidates, where.shape[-1] * count))
         classes, where = flat % count, jnp.take_along_axis(where, flat // count, 1)
         boxes = bx.from_distances(_take(outputs["points"], where), _take(outputs["distances"], where))
         boxes = jnp.clip(boxes.astype(jnp.float32), 0.0, outputs["size"][:, None, jnp.array([1, 0, 1, 0])])
@@ -276,7 +276,7 @@ class Detection(Task):
         found = {name: jnp.where(_expand(valid, value), value, 0) for name, value in found.items()} | {"valid": valid}
         found = {name: jnp.pad(v, [(0, 0), (0, missing)] + [(0, 0)] * (v.ndim - 2)) for name, v in found.items()}
         found["crowd"] = jnp.zeros_like(found["valid"])
-        found["known"] = jnp.ones((len(scores), count), bool)
+        found["known"] = jnp.ones((scores.shape[0], count), bool)
         return found
 
     def mirror(self, outputs: dict[str, Array]) -> dict[str, Array]:

@@ -1,0 +1,180 @@
+"""A network becomes files that can be used without the code that made it; what they are is in `must.export.exported`."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+import safetensors.numpy
+from jax import export
+
+from must.core.types import Array, Label, Model, PyTree, UserError
+from must.export.exported import ABOUT, FORMAT, PROGRAM, VERSION, WEIGHTS, load_exported
+from must.tasks.base import Task
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_ROWS = 3  # random examples on which the files have to say what the network says
+
+
+def export_model(
+    directory: str,
+    model: Model,
+    variables: PyTree,
+    *,
+    tasks: Mapping[str, Task],
+    inputs: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+    view: str | None = "image",
+    bound: float = 1e-5,
+) -> dict[str, Any]:
+    """Writes a network as weights, program and description, reads them again and compares with the network.
+
+    The directory appears whole, in the place of an earlier export, or not at all. The comparison is on random pictures, on
+    the CPU where this process has one, since other devices may round products of the same program in two ways.
+
+    Args:
+      directory: of the files, made when missing.
+      model: applied in inference mode.
+      variables: of the model, all of which are exported.
+      tasks: {task name: Task} that it answers.
+      inputs: one row of it, {view: array [1, ...]}, of which shapes and types matter (`Encoder.blank_inputs`).
+      settings: JSON for export.json's "preprocessing": how inputs are made (`must.export.preprocessing`).
+      view: which of the inputs the model is given; None hands it all, {view: inputs}.
+      bound: largest difference that is accepted, of floats relative to the field's largest (at least to 1), of integers
+        and booleans the share of entries that are not the same.
+
+    Returns:
+      What export.json says.
+
+    Raises:
+      UserError: the files say something else than the network, or something foreign is in the directory.
+    """
+    directory = os.path.abspath(directory)
+    there = os.listdir(directory) if os.path.isdir(directory) else []
+    if there and ABOUT not in there:
+        raise UserError(f"{directory}: holds other files and no exported network, so nothing is written there")
+    weights, program = _program(model, jax.device_get(variables), tasks, view)
+    batch = export.symbolic_shape("b")
+    shapes = {name: jax.ShapeDtypeStruct((*batch, *row.shape[1:]), row.dtype) for name, row in inputs.items()}
+    with _without_paths():
+        exported = export.export(jax.jit(program), platforms=PLATFORMS)(weights, shapes)
+    content = {WEIGHTS: safetensors.numpy.save(weights), PROGRAM: bytes(exported.serialize())}
+    labels = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "use": "jax.export.deserialize(model.stablehlo).call(weights, {view: inputs}) -> {task: label}; any batch size",
+        "tasks": {name: _about(task, labels[name]) for name, task in tasks.items()},
+        "inputs": {name: _form(row) for name, row in inputs.items()},
+        "preprocessing": dict(settings),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "platforms": list(exported.platforms),
+        "versions": {"must": _version("must"), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        "files": {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()},
+    }
+    partial = directory + ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    try:
+        for name, data in content.items():
+            with open(os.path.join(partial, name), "wb") as file:
+                file.write(data)
+        _write_json(os.path.join(partial, ABOUT), about)
+        with _on_cpu():
+            difference, where = _difference(program, weights, partial, inputs)
+        if not difference <= bound:
+            raise UserError(f"{directory}: the exported {where} differs from the network's by {difference:.3g}, over {bound:g}")
+        about["verified"] = {"largest_difference": difference, "bound": bound}
+        _write_json(os.path.join(partial, ABOUT), about)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return about
+
+
+def _program(model: Model, variables: PyTree, tasks: Mapping[str, Task], view: str | None):
+    """({flat name: array}, (such weights, {view: inputs}) -> {task: label}): weights are arguments, not baked in."""
+    paths, tree = jax.tree_util.tree_flatten_with_path(variables)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    if len(set(names)) < len(names):
+        raise ValueError("variables that differ only by a '/' in their names cannot be told apart")
+
+    def program(weights: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Label]:
+        own = jax.tree.unflatten(tree, [weights[name] for name in names])
+        outputs, _ = model.apply(own, inputs if view is None else inputs[view], train=False, key=None)
+        return {name: task.predict(outputs[name]) for name, task in tasks.items()}
+
+    # Of an array that is not contiguous safetensors would write other numbers.
+    return {name: np.array(leaf, order="C") for name, (_, leaf) in zip(names, paths, strict=True)}, program
+
+
+def _difference(program, weights, directory: str, inputs: Mapping[str, np.ndarray]) -> tuple[float, str]:
+    """(largest difference between network and files on random inputs, "task.field" where it is)."""
+    rng = np.random.default_rng(0)
+    rows = {name: rng.integers(0, 256, (_ROWS, *row.shape[1:])).astype(row.dtype) for name, row in inputs.items()}
+    wanted, found = jax.device_get(jax.jit(program)(weights, rows)), load_exported(directory).predict(rows)
+    return max((_apart(wanted[task][field], found[task][field]), f"{task}.{field}") for task in wanted for field in wanted[task])
+
+
+def _apart(wanted: np.ndarray, found: np.ndarray) -> float:
+    if not np.issubdtype(wanted.dtype, np.floating):
+        return float(np.mean(wanted != found))
+    if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
+        return float("inf")
+    return float(np.abs(wanted - found).max() / max(1.0, np.abs(wanted).max()))
+
+
+def _about(task: Task, label: Label) -> dict[str, Any]:
+    """Enough to make the task again with `must.tasks.base.build`, and the fields of its labels without B."""
+    fields = dataclasses.asdict(task)
+    return {
+        "kind": f"{type(task).__module__}:{type(task).__qualname__}",
+        "classes": fields.pop("classes", None),
+        "hyper_parameters": fields,
+        "metrics": [metric._asdict() for metric in task.metrics],
+        "label": {field: _form(aval) for field, aval in label.items()},
+    }
+
+
+def _form(array: Any) -> dict[str, Any]:
+    return {"shape": list(array.shape[1:]), "dtype": np.dtype(array.dtype).name}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+
+
+def _write_json(path: str, content: Mapping[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+
+
+@contextlib.contextmanager
+def _without_paths():
+    """Programs traced inside do not name the files of the machine that they were made on."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
+
+
+def _on_cpu():
+    """Computes on the CPU if this process has one."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
