@@ -1,4 +1,4 @@
-"""JEDI as small as it can be: two sets of moving scenes, clips of 4 and of 3 frames of 16 pixels, six steps of plain SGD."""
+"""JEDI as small as it can be: two sets of moving scenes, clips of 4 and of 3 frames of 16 pixels, six steps of SGD."""
 
 import importlib.util
 import pathlib

@@ -338,7 +338,7 @@ def test_what_a_step_draws_from(whole):
         ({"arms": {"jedi": {}}}, "arms.jedi: the results have"),
         ({"arms": {"teacher": {}}}, "arms.teacher: the results have"),
         ({"overlaps": "some"}, "overlaps 'some': one of refuse, drop, ignore"),
-        ({"tasks__camera": {"kind": "depth"}}, "tasks.camera: joint experts know classes, not depth"),
+        ({"tasks__camera": {"kind": "detection"}}, "tasks.camera: joint experts know classes, not detection"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_that_names_the_key(change, says):
