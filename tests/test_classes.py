@@ -141,7 +141,8 @@ def test_a_map_in_a_configuration_is_that_of_the_file(tmp_path):
     written, read = (Remapped(data, "kind", given, classes=["x", "y"]) for given in (lines, tmp_path / "map.txt"))
     assert written.class_map == read.class_map and written.fingerprint == read.fingerprint
     assert written.class_map.table == (0, -1, 1)
-    for wrong, says in (({"a": "x"}, "no line for source class 'b', 'c'"), ({"d": "x"}, "'d' is no class"), ({"a": "z"}, "'z' is no target")):
+    mistakes = (({"a": "x"}, "no line for source class 'b', 'c'"), ({"d": "x"}, "'d' is no class"), ({"a": "z"}, "'z' is no target"))
+    for wrong, says in mistakes:
         with pytest.raises(UserError, match=f"class map of m: {says}"):
             Remapped(data, "kind", wrong, classes=["x", "y"])
     with pytest.raises(UserError, match="m: a class map needs `classes`"):
