@@ -33,8 +33,8 @@ def scenes() -> ConfigDict:
     config.root = ""
     config.workers = 0
     config.image = {"size": (48, 48), "keep_aspect": True, "clip": {"span": 0}}
-    frames = {"camera": 8, "bodies": 4, "both": 6}
-    labelled = {"camera": 24, "bodies": 40, "both": 35}
+    frames = {"camera": 4, "bodies": 5, "both": 6}
+    labelled = {"camera": 24, "bodies": 60, "both": 63}
     config.tasks = {
         name: {"kind": "action", "mirrored": MIRRORED[name], "reversed": REVERSED[name], "dropout": 0.0} for name in frames
     }
@@ -67,18 +67,19 @@ def scenes() -> ConfigDict:
         "ema_decay": 0.99,
         "select": "best",
         "evaluate_every": 50,
-        "patience": 10,
+        "patience": 20,
         "geometry": {"zoom": (1.0, 1.0), "shift": 0.08, "flip": True, "reverse": True},
         "view": {"strength": 0.5, "color": 1.0, "blur": 0.0, "noise": 4.0},
         "balance": {"kind": "fixed"},
         "normalize": "items",
         "scales": {},
     }
-    config.expert = training
+    config.expert = {**training, "optimizer": {**training["optimizer"], "final_factor": 0.05}}
     config.joint = {
         **training,
-        "steps": 800,
+        "steps": 300,
         "batch_size": 8,
+        "patience": 4,  # arms make as many steps as JEDI did
         "optimizer": {**training["optimizer"], "learning_rate": 1e-3},
         "distill": 1.0, "student": 1.0, "teacher": 1.0, "temperature": 1.0, "teacher_gradient": "all", "threshold": 0.0,
         "own_set": False, "ema_teacher": 0.0, "shuffled": False, "sampling": "equal", "frozen": False,
@@ -134,6 +135,8 @@ def folders() -> ConfigDict:
     config.pool = {"photos": {"kind": "moving_photos", "source": photos, "frames": 8, "size": 64}}
     config.overlaps = "refuse"
     config.experts = {"egomotion": {"frames": 8, "model": {}}, "sprites": {"frames": 6, "model": {}}}
+    config.expert.update(steps=1000)
+    config.joint.update(steps=200)
     return config
 
 

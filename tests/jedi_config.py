@@ -1,4 +1,4 @@
-"""JEDI as small as it can be: two sets of moving scenes, clips of 4 and of 3 frames of 16 pixels, a few steps of plain SGD."""
+"""JEDI as small as it can be: two sets of moving scenes, clips of 4 and of 3 frames of 16 pixels, six steps of SGD."""
 
 import importlib.util
 import pathlib
@@ -22,7 +22,8 @@ def get_config():
     config.tasks = {name: {"kind": "action", "dropout": 0.25} for name in frames}
     config.sets = {
         name: {
-            split: {**clip, "actions": name, "task": name, "split": split, "count": count} for split, count in counts.items()
+            split: {**clip, "actions": name, "task": name, "split": split, "count": count}
+            for split, count in counts.items()
         }
         for name in frames
     }
@@ -37,7 +38,7 @@ def get_config():
     for section in (config.expert, config.joint):
         section.update(steps=6, batch_size=4, evaluate_every=1, checkpoint_every=2, log_every=1, patience=0, ema_decay=0.5)
         section.optimizer = {"name": "sgd", "learning_rate": 0.3, "warmup": 0, "weight_decay": 0.0, "clip_norm": 0.0}
-    config.arms = {"plain": {"distill": 0.0}, "frozen": {"frozen": True}, "mixed": {"sampling": "proportional"}}
+    config.arms = {"plain": {"distill": 0.0}, "frozen": {"frozen": True}}
     config.words = {}
     config.controls = ()
     config.pairs = (("student", "expert"), ("student", "plain"), ("student", "frozen"), ("teacher", "expert"))

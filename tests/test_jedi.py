@@ -99,8 +99,10 @@ def bodies(variables, name):
 def test_a_student_alone_scores_what_the_results_say(whole):
     results = json.loads((whole.top / "results.json").read_text())["tasks"]
     for name in SETS:
-        assert results[name]["scores"]["expert"] == [pytest.approx(top1(whole.built, load_expert(whole.built, whole.top, name), name))]
-        for arm, column in (("jedi", "student"), ("plain", "plain"), ("frozen", "frozen"), ("mixed", "mixed")):
+        assert results[name]["scores"]["expert"] == [
+            pytest.approx(top1(whole.built, load_expert(whole.built, whole.top, name), name))
+        ]
+        for arm, column in (("jedi", "student"), ("plain", "plain"), ("frozen", "frozen")):
             student = load_student(whole.built, str(whole.top / "joint" / arm / "students" / name), name)
             assert results[name]["scores"][column] == [pytest.approx(top1(whole.built, student, name))], (name, arm)
 
@@ -127,7 +129,9 @@ def test_teachers_start_as_their_experts(whole):  # J1, through what is on disk
     said = predict(jax.device_put(from_experts(experts)), batch.inputs)
     for name in SETS:
         np.testing.assert_allclose(said[f"{name}-teacher"]["probs"], said[name]["probs"], atol=1e-5)
-        assert np.ptp(np.asarray(said[name]["probs"]), axis=0).max() > 1e-3  # an answer that hears nothing starts as any other
+        assert (
+            np.ptp(np.asarray(said[name]["probs"]), axis=0).max() > 1e-3
+        )  # an answer that hears nothing starts as any other
 
 
 def test_frozen_backbones_stay_those_of_the_experts_to_the_bit(whole):
@@ -151,7 +155,7 @@ def test_distillation_makes_a_difference_from_the_second_step_on(whole):
     assert abs(jedi_loss[STEPS] - plain_loss[STEPS]) > 1e-5
 
 
-@pytest.mark.parametrize("arm", ["jedi", "plain", "frozen", "mixed"])
+@pytest.mark.parametrize("arm", ["jedi", "plain", "frozen"])
 def test_students_are_kept_where_each_was_best_and_teachers_where_all_were(whole, arm):
     directory = whole.top / "joint" / arm
     facts = jobs.facts(str(whole.top), f"joint/{arm}")
@@ -167,13 +171,13 @@ def test_students_are_kept_where_each_was_best_and_teachers_where_all_were(whole
 
 def test_scores_change_while_it_learns(whole):
     """Or the test above could not fail."""
-    found = [lines(whole.top / "joint" / arm, f"validation/{name}/top1") for name in SETS for arm in ("jedi", "plain", "mixed")]
+    found = [lines(whole.top / "joint" / arm, f"validation/{name}/top1") for name in SETS for arm in ("jedi", "plain")]
     assert any(max(scores, key=scores.get) > 1 for scores in found), found
 
 
 def test_the_page_shows_every_column(whole):
     results = json.loads((whole.top / "results.json").read_text())
-    columns = {"expert", *(c for arm in ("plain", "frozen", "mixed") for c in (arm, f"{arm}-teacher")), "student", "teacher"}
+    columns = {"expert", *(c for arm in ("plain", "frozen") for c in (arm, f"{arm}-teacher")), "student", "teacher"}
     assert set(results["over_sets"]["scores"]) == columns
     assert [pair["as_expected"] is None for pair in results["over_sets"]["differences"]] == [False, True, True, True]
     page = (whole.top / "report.html").read_text()
@@ -219,12 +223,16 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     directory = with_experts(whole, tmp_path) / "joint" / "jedi"
     os.makedirs(directory)
     command = [sys.executable, "-c", KILLED, json.dumps(whole.config), str(directory)]
-    killed = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    killed = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
+    )
     assert killed.returncode == -9, killed.stderr[-2000:]
     assert Checkpoints(str(directory / "checkpoints")).latest() == 4
     facts = jedi.train_joint(whole.config, 0, "jedi", directory=str(directory), report=quiet)
     there = jobs.facts(str(whole.top), "joint/jedi")
-    assert {key: facts[key] for key in ("steps", "selected_steps", "test")} == {key: there[key] for key in ("steps", "selected_steps", "test")}
+    assert {key: facts[key] for key in ("steps", "selected_steps", "test")} == {
+        key: there[key] for key in ("steps", "selected_steps", "test")
+    }
     for part in ("checkpoints", "weights", *(f"students/{name}/weights" for name in SETS)):
         a, b = (Checkpoints(str(top / part)).facts()["sha256"] for top in (directory, whole.top / "joint" / "jedi"))
         assert a == b, part
@@ -240,7 +248,9 @@ def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
     stages(config, top, "joint")
     facts = {arm: jobs.facts(str(top), f"joint/{arm}") for arm in ("jedi", "frozen")}
     assert facts["jedi"]["steps"] == 3 and facts["frozen"]["steps"] == 3  # the first, and two that were no better
-    assert facts["jedi"]["selected_steps"] == dict.fromkeys(SETS, 1) and facts["jedi"]["selected_step"] == 1  # ties keep the earlier
+    assert (
+        facts["jedi"]["selected_steps"] == dict.fromkeys(SETS, 1) and facts["jedi"]["selected_step"] == 1
+    )  # ties keep the earlier
     built = jedi.Built(config, 0)
     for name in SETS:
         expert = load_expert(built, top, name)
@@ -250,17 +260,24 @@ def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
     (top / "joint" / "jedi" / "done.json").unlink()  # killed after the last checkpoint, before it said so
     stages(config, top, "joint")
     assert jobs.facts(str(top), "joint/jedi")["steps"] == 3
-    assert before == (contents(top / "joint" / "jedi" / "checkpoints"), (top / "joint" / "jedi" / "metrics.jsonl").read_text())
+    assert before == (
+        contents(top / "joint" / "jedi" / "checkpoints"),
+        (top / "joint" / "jedi" / "metrics.jsonl").read_text(),
+    )
 
 
 def test_pictures_go_through_the_same_recipe(tmp_path):
     """Two domains of still scenes, drawn in proportion to their size, without a pool."""
+    still = {"kind": "scenes", "size": 16, "labels": ["classification"]}
     scenes = lambda domain, split, count: {  # noqa: E731
-        "kind": "must.data.combine:Aliased", "names": {domain: "classification"},
-        "source": {"kind": "scenes", "domain": domain, "split": split, "count": count, "size": 16, "labels": ["classification"]},
-    }  # fmt: skip
+        "kind": "must.data.combine:Aliased",
+        "names": {domain: "classification"},
+        "source": {**still, "domain": domain, "split": split, "count": count},
+    }
     domains = {"indoor": 24, "outdoor": 12}
-    config = config_of(pool={}, arms={}, joint__sampling="proportional", joint__steps=2, expert__steps=2, pairs=[["student", "expert"]])
+    config = config_of(
+        pool={}, arms={}, joint__sampling="proportional", joint__steps=2, expert__steps=2, pairs=[["student", "expert"]]
+    )
     config["image"] = {"size": [16, 16], "keep_aspect": True}
     config["tasks"] = {name: {"kind": "classification"} for name in domains}
     config["sets"] = {
@@ -282,7 +299,8 @@ def test_pictures_go_through_the_same_recipe(tmp_path):
 def test_what_a_step_draws_from(whole):
     groups = {name: len(source) for name, source in whole.built.batches("joint").items()}
     assert groups == {"camera": 20, "turns": 20, "pool": 12}
-    assert len(whole.built.batches("mixed")) == 52
+    mixed = jedi.Built(config_of(joint__sampling="proportional"), 0)
+    assert len(mixed.batches("joint")) == 52 and mixed.groups("joint", SETS) == 1
     pool = whole.built.batches("joint")["pool"]
     assert all(pool[i].labels == {} for i in range(len(pool)))
 
@@ -320,7 +338,7 @@ def test_what_a_step_draws_from(whole):
         ({"arms": {"jedi": {}}}, "arms.jedi: the results have"),
         ({"arms": {"teacher": {}}}, "arms.teacher: the results have"),
         ({"overlaps": "some"}, "overlaps 'some': one of refuse, drop, ignore"),
-        ({"tasks__camera": {"kind": "depth"}}, "tasks.camera: joint experts know classes, not depth"),
+        ({"tasks__camera": {"kind": "detection"}}, "tasks.camera: joint experts know classes, not detection"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_that_names_the_key(change, says):
@@ -350,7 +368,7 @@ def test_clips_of_a_test_set_may_not_train_another_expert():  # J9
 def test_the_dry_run_says_what_every_run_costs(capsys):
     dry_run(jedi, config_of())
     said = capsys.readouterr().out
-    rows = {"expert camera": 4, "expert turns": 4, "joint all tasks": 12, "plain all tasks": 12, "mixed all tasks": 4}
+    rows = {"expert camera": 4, "expert turns": 4, "joint all tasks": 12, "plain all tasks": 12, "frozen all tasks": 12}
     for run_of, count in rows.items():
         (line,) = [line for line in said.splitlines() if line.strip().startswith(run_of)]
         assert f"6 steps of {count}," in line

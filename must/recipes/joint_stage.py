@@ -71,7 +71,7 @@ def _train_all(built: JointBuilt, run: str, variables: PyTree, schedule, directo
     return stages.train(
         directory,
         seed=built.seed,
-        model=built.joined().model,
+        model=built.joined(run).model,
         tasks=built.both(),
         objective=built.objective(run, variables["params"]),
         balance=setup.build_balance(built.settings(run)["balance"]),
