@@ -259,7 +259,8 @@ def paper() -> ConfigDict:
     config.model.backbone.update(depth=50, width=64, stem="imagenet", stages=4)
     training = {
         "optimizer": {
-            "name": "sgd", "learning_rate": 0.01, "final_factor": 0.0, "warmup": 2000, "weight_decay": 1e-4, "clip_norm": 20.0,
+            "name": "sgd", "learning_rate": 0.01, "final_factor": 0.0, "warmup": 2000, "weight_decay": 1e-4,
+            "clip_norm": 20.0,
         },
         "ema_decay": 0.9998,
         "evaluate_every": 2000,
