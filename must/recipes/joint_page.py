@@ -76,7 +76,7 @@ def report(config: Config, *, directory: str, report) -> dict:
         results=results,
         curves={arm: read_curves(os.path.join(top, "joint", arm)) for arm in arms},
         confusions=_confusions(built, top),
-        clips=_clips(built, top) if built.video else {},
+        clips=_clips(built, top),
         settings=settings_of(workdir),
         selected={arm: found["selected_step"] for arm, found in facts.items()},
         experts={name: jobs.facts(top, f"experts/{name}")["validation"][name] for name in built.names},
@@ -164,7 +164,7 @@ def _answers(built: JointBuilt, variables: PyTree, name: str) -> tuple[dict[str,
 
 
 def _clips(built: JointBuilt, top: str, most: int = 4) -> dict[str, list[dict[str, Any]]]:
-    """Test clips of every set, spread over it, with what expert, student and teacher say of them."""
+    """Test examples of every set, spread over it, with what expert, student and teacher say of them."""
     together = jax.device_put(load_joint(built, os.path.join(top, "joint", joint.ARM)))
     found = {}
     for name in built.names:
@@ -186,7 +186,7 @@ def _clips(built: JointBuilt, top: str, most: int = 4) -> dict[str, list[dict[st
         }
         found[name] = [
             {
-                "video": own[i],
+                "video": own[i] if built.video else own[i][None],  # a picture is a clip of one frame
                 "truth": task.classes[int(row.labels[name]["probs"].argmax())],
                 "answers": {column: np.asarray(label["probs"])[i] for column, label in said.items()},
             }
