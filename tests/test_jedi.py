@@ -356,7 +356,8 @@ def test_clips_of_a_test_set_may_not_train_another_expert():  # J9
     assert find() == {"dropped": [], "overlaps": []}
     leak = {**config["sets"]["camera"]["test"], "labels": False, "name": "other-videos", "start": 3, "count": 2}
     config["pool"]["leak"] = leak
-    with pytest.raises(UserError, match=r"other-videos/3 \(pool other-videos\) shows what moving-camera-indoor-test-0/3 \(camera test"):
+    shows = r"other-videos/3 \(pool other-videos\) shows what moving-camera-indoor-test-0/3 \(camera test"
+    with pytest.raises(UserError, match=shows):
         find()
     dropped = find(overlaps="drop")["dropped"]
     assert dropped == ["other-videos/3", "other-videos/4"]

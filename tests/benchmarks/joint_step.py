@@ -106,6 +106,7 @@ def steps(rows: int, rounds: int) -> None:
         mine = {name: built.tasks[name]}
         objective = supervised(model, mine, scales={name: 1.0}, policies={name: Policy()})
         batch = _batch(built, shown, rows * (len(built.names) + 1), name, i)
+        batch = batch._replace(labels={name: batch.labels[name]}, weights={name: batch.weights[name]})
         single.append((_arm(built, objective, model.init(jax.random.key(i), shown["image"])), jax.device_put(batch)))
     whole = _joint_arm(built, parts, variables, rows, inputs)
     print(
