@@ -73,15 +73,27 @@ def lines(directory: Path, key: str) -> dict[int, float]:
     return {line["step"]: line[key] for line in found if key in line}
 
 
-def top1(built, variables, name, clips=1) -> float:
+def scores(built, variables, name, clips=1) -> dict[str, float]:
     """Of one network alone on the test split, counted by hand; answers to several clips are averaged."""
     predict = measuring.predictor(built.model((name,)), {name: built.tasks[name]})
-    right = []
+    right, losses = [], []
     for batch in eval_batches(built.split(name, "test"), built.shown((name,), clips=clips), batch_size=ROWS):
         shown = batch.inputs["image"] if clips > 1 else batch.inputs["image"][:, None]
         probs = np.mean([predict(variables, shown[:, k])[name]["probs"] for k in range(clips)], 0)
-        right += list((probs.argmax(-1) == batch.labels[name]["probs"].argmax(-1))[batch.ids >= 0])
-    return 100 * float(np.mean(right))
+        found = counted(probs, batch, name)
+        right, losses = right + found[0], losses + found[1]
+    return {"top1": pytest.approx(100 * float(np.mean(right))), "nll": pytest.approx(float(np.mean(losses)), abs=1e-5)}
+
+
+def counted(probs, batch, name):
+    """(which answers are right, their losses) of the real rows."""
+    truth, real = batch.labels[name]["probs"].argmax(-1), batch.ids >= 0
+    losses = -np.log(probs[np.arange(len(truth)), truth])
+    return list((probs.argmax(-1) == truth)[real]), list(losses[real])
+
+
+def measured(facts, name):
+    return {metric: facts["test"][name][metric] for metric in ("top1", "nll")}
 
 
 def same(a, b) -> bool:
@@ -98,13 +110,13 @@ def bodies(variables, name):
 
 def test_a_student_alone_scores_what_the_results_say(whole):
     results = json.loads((whole.top / "results.json").read_text())["tasks"]
+    columns = {"experts/{}": "expert", "joint/jedi": "student", "joint/plain": "plain", "joint/frozen": "frozen"}
     for name in SETS:
-        assert results[name]["scores"]["expert"] == [
-            pytest.approx(top1(whole.built, load_expert(whole.built, whole.top, name), name))
-        ]
-        for arm, column in (("jedi", "student"), ("plain", "plain"), ("frozen", "frozen")):
-            student = load_student(whole.built, str(whole.top / "joint" / arm / "students" / name), name)
-            assert results[name]["scores"][column] == [pytest.approx(top1(whole.built, student, name))], (name, arm)
+        for job, column in columns.items():
+            at = whole.top / job.format(name) / ("" if column == "expert" else f"students/{name}")
+            found = measured(jobs.facts(str(whole.top), job.format(name)), name)
+            assert found == scores(whole.built, load_student(whole.built, str(at), name), name), (name, column)
+            assert results[name]["scores"][column] == [found["top1"]]
 
 
 def test_a_teacher_scores_what_the_results_say(whole):
@@ -112,13 +124,15 @@ def test_a_teacher_scores_what_the_results_say(whole):
     variables = load_joint(whole.built, str(whole.top / "joint" / "jedi"))
     encoder = whole.built.shown(whole.built.names, "joint")
     for name in SETS:
-        right = []
+        right, losses = [], []
         source, mine = whole.built.split(name, "test"), encoder._replace(tasks={name: whole.built.tasks[name]})
         for batch in eval_batches(source, mine, batch_size=ROWS):
-            said = np.asarray(predict(variables, batch.inputs)[f"{name}-teacher"]["probs"]).argmax(-1)
-            right += list((said == batch.labels[name]["probs"].argmax(-1))[batch.ids >= 0])
-        facts = jobs.facts(str(whole.top), "joint/jedi")
-        assert facts["test"][f"{name}-teacher"]["top1"] == pytest.approx(100 * np.mean(right))
+            found = counted(np.asarray(predict(variables, batch.inputs)[f"{name}-teacher"]["probs"]), batch, name)
+            right, losses = right + found[0], losses + found[1]
+        wanted = measured(jobs.facts(str(whole.top), "joint/jedi"), f"{name}-teacher")
+        assert wanted["top1"] == pytest.approx(100 * np.mean(right)) and wanted["nll"] == pytest.approx(
+            np.mean(losses), abs=1e-5
+        )
 
 
 def test_teachers_start_as_their_experts(whole):  # J1, through what is on disk
@@ -159,20 +173,20 @@ def test_distillation_makes_a_difference_from_the_second_step_on(whole):
 def test_students_are_kept_where_each_was_best_and_teachers_where_all_were(whole, arm):
     directory = whole.top / "joint" / arm
     facts = jobs.facts(str(whole.top), f"joint/{arm}")
-    scores = {name: lines(directory, f"validation/{name}/top1") for name in SETS}
-    assert all(list(found) == list(range(1, STEPS + 1)) for found in scores.values())
-    for name, found in scores.items():
+    curves = {name: lines(directory, f"validation/{name}/top1") for name in SETS}
+    assert all(list(found) == list(range(1, STEPS + 1)) for found in curves.values())
+    for name, found in curves.items():
         first = max(found, key=lambda step: found[step])  # noqa: B023 of several the earliest
         assert facts["selected_steps"][name] == first
         assert Checkpoints(str(directory / "students" / name / "weights")).facts()["step"] == first
-    mean = {step: round(sum(found[step] for found in scores.values()), 3) for step in range(1, STEPS + 1)}
+    mean = {step: round(sum(found[step] for found in curves.values()), 3) for step in range(1, STEPS + 1)}
     assert facts["selected_step"] == max(mean, key=lambda step: mean[step])
 
 
 def test_scores_change_while_it_learns(whole):
     """Or the test above could not fail."""
     found = [lines(whole.top / "joint" / arm, f"validation/{name}/top1") for name in SETS for arm in ("jedi", "plain")]
-    assert any(max(scores, key=scores.get) > 1 for scores in found), found
+    assert any(max(curve, key=curve.get) > 1 for curve in found), found
 
 
 def test_the_page_shows_every_column(whole):
@@ -255,7 +269,7 @@ def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
     for name in SETS:
         expert = load_expert(built, top, name)
         assert same(expert, load_student(built, str(top / "joint" / "jedi" / "students" / name), name))
-        assert facts["jedi"]["test"][name]["top1"] == pytest.approx(top1(built, expert, name, clips=3))
+        assert measured(facts["jedi"], name) == scores(built, expert, name, clips=3)
     before = contents(top / "joint" / "jedi" / "checkpoints"), (top / "joint" / "jedi" / "metrics.jsonl").read_text()
     (top / "joint" / "jedi" / "done.json").unlink()  # killed after the last checkpoint, before it said so
     stages(config, top, "joint")
@@ -288,11 +302,10 @@ def test_pictures_go_through_the_same_recipe(tmp_path):
     config["model"]["backbone"] = {"depth": 10, "width": 4, "stem": "small", "stages": 2}
     config["expert"]["geometry"] = config["joint"]["geometry"] = {"flip": True}
     stages(config, tmp_path / "run", "experts", "joint", "compare", "report")
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
     built = jedi.Built(config, 0)
     for name in domains:
         student = load_student(built, str(tmp_path / "run" / "joint" / "jedi" / "students" / name), name)
-        assert results["tasks"][name]["scores"]["student"] == [pytest.approx(top1(built, student, name))]
+        assert measured(jobs.facts(str(tmp_path / "run"), "joint/jedi"), name) == scores(built, student, name)
     assert len(built.batches("joint")) == 36 and (tmp_path / "run" / "report.html").exists()
 
 
@@ -356,7 +369,8 @@ def test_clips_of_a_test_set_may_not_train_another_expert():  # J9
     assert find() == {"dropped": [], "overlaps": []}
     leak = {**config["sets"]["camera"]["test"], "labels": False, "name": "other-videos", "start": 3, "count": 2}
     config["pool"]["leak"] = leak
-    with pytest.raises(UserError, match=r"other-videos/3 \(pool other-videos\) shows what moving-camera-indoor-test-0/3 \(camera test"):
+    shows = r"other-videos/3 \(pool other-videos\) shows what moving-camera-indoor-test-0/3 \(camera test"
+    with pytest.raises(UserError, match=shows):
         find()
     dropped = find(overlaps="drop")["dropped"]
     assert dropped == ["other-videos/3", "other-videos/4"]

@@ -96,7 +96,7 @@ def _joint_arm(built: jedi.Built, parts, variables, rows: int, inputs, **options
 
 
 def steps(rows: int, rounds: int) -> None:
-    """The joint step against single ones, an average of teachers, a loop against vmap."""
+    """The joint step against single ones, and with an average of teachers."""
     built = _built()
     inputs, parts = built.shown(built.names, "joint").blank_inputs(), built.joined()
     variables = parts.init(jax.random.key(0), inputs)
@@ -106,6 +106,7 @@ def steps(rows: int, rounds: int) -> None:
         mine = {name: built.tasks[name]}
         objective = supervised(model, mine, scales={name: 1.0}, policies={name: Policy()})
         batch = _batch(built, shown, rows * (len(built.names) + 1), name, i)
+        batch = batch._replace(labels={name: batch.labels[name]}, weights={name: batch.weights[name]})
         single.append((_arm(built, objective, model.init(jax.random.key(i), shown["image"])), jax.device_put(batch)))
     whole = _joint_arm(built, parts, variables, rows, inputs)
     print(
@@ -120,6 +121,9 @@ def steps(rows: int, rounds: int) -> None:
         rounds,
     )
 
+
+def vectorised(rows: int, rounds: int) -> None:
+    """A loop over experts that are alike against vmap; compiling the latter takes minutes."""
     alike = _built(experts={name: {"frames": 6, "model": {}} for name in built.names})
     section = {n: Expert(alike.model((n,)), len(alike.tasks[n].classes), "6 frames") for n in alike.names}
     inputs = alike.shown(alike.names, "joint").blank_inputs()
@@ -171,10 +175,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="clips of every set and of the pool in a step")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20, help="of the run that waits for data")
+    parser.add_argument("--parts", nargs="+", default=("steps", "vectorised", "waiting"))
     options = parser.parse_args()
     set_xla_flags()
-    steps(options.batch, options.rounds)
-    waiting(options.batch, options.steps)
+    if "steps" in options.parts:
+        steps(options.batch, options.rounds)
+    if "vectorised" in options.parts:
+        vectorised(options.batch, options.rounds)
+    if "waiting" in options.parts:
+        waiting(options.batch, options.steps)
 
 
 if __name__ == "__main__":
