@@ -362,6 +362,16 @@ def test_what_a_step_draws_from(whole):
         ({"arms": {"teacher": {}}}, "arms.teacher: the results have"),
         ({"overlaps": "some"}, "overlaps 'some': one of refuse, drop, ignore"),
         ({"tasks__camera": {"kind": "detection"}}, "tasks.camera: joint experts know classes, not detection"),
+        ({"sets__turns__validation": config_of()["sets"]["turns"]["test"]}, "the turns validation and the turns test set share"),
+        ({"joint__normalize": "items"}, "joint.normalize: not one of"),
+        ({"arms": {"odd": {"steps": 5}}}, "arms.odd.steps: every arm makes as many"),
+        ({"test_clips": 0}, "test_clips 0: at least 1"),
+        ({"pairs": [["student", "plane"]]}, "pairs: no column 'plane': expert, student, teacher, plain"),
+        ({"arms": {}}, "pairs: no column 'plain': expert, student, teacher"),
+        ({"pairs": ["student"]}, "pairs: 'student' is not two columns"),
+        ({"controls": ["shuffled"]}, "controls: no column 'shuffled'"),
+        ({"expected": [["student", "frozen-teacher"]]}, "expected: student and frozen-teacher are not one of config.pairs"),
+        ({"pool__both__actions": "camera", "pool__both__labels": True, "pool__both__task": "camera"}, "pool: .* has labels of 'camera'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_that_names_the_key(change, says):
