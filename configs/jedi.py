@@ -71,10 +71,8 @@ def scenes() -> ConfigDict:
         "geometry": {"zoom": (1.0, 1.0), "shift": 0.08, "flip": True, "reverse": True},
         "view": {"strength": 0.5, "color": 1.0, "blur": 0.0, "noise": 4.0},
         "balance": {"kind": "fixed"},
-        "normalize": "items",
-        "scales": {},
     }
-    config.expert = {**training, "optimizer": {**training["optimizer"], "final_factor": 0.05}}
+    config.expert = {**training, "normalize": "items", "scales": {}, "optimizer": {**training["optimizer"], "final_factor": 0.05}}
     config.joint = {
         **training,
         "steps": 300,

@@ -85,8 +85,9 @@ class JointBuilt(built.Built):
         return _network(json.dumps(section, sort_keys=True), name, self.tasks[name])
 
     def joined(self, run: str = "joint") -> Experts:
-        """All experts with their teachers."""
-        parts = tuple((name, self.model((name,)), self.tasks[name], self._view(name)) for name in self.names)
+        """All experts with their teachers, as a run of the joint stage learns them."""
+        tasks = self.tasks_of(run)
+        parts = tuple((name, self.model((name,)), tasks[name], self._view(name)) for name in self.names)
         return _joined(parts, self.settings(run)["vectorise"])
 
     def encoder(self, names: Sequence[str], run: str) -> Encoder:
