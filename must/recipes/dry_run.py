@@ -66,7 +66,7 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
         steps, size = settings["steps"], settings["batch_size"]
         if settings["epochs"]:  # of the largest part of the images, here of all
             steps = settings["epochs"] * epoch_steps({"all": len(everything)}, size)
-        alike = repr((names, settings["model"], size, settings["optimizer"]))  # students differ in what they believe
+        alike = repr((names, settings["model"], size, settings["optimizer"], [settings.get(key) for key in ("frozen", "ema_teacher")]))  # students differ in what they believe
         if alike not in known:
             known[alike] = _cost(built, names, section)
         parameters, memory, flops = known[alike]

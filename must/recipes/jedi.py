@@ -55,6 +55,12 @@ def plan(config: Config, workers: int) -> list[Job]:
 
 def check(config: Config) -> None:
     """Everything about a configuration that can be wrong and shows without training."""
+    if not config["seeds"] or not config["measured_on"] or not config["tasks"]:
+        raise UserError("seeds, measured_on, tasks: give at least one of each")
+    for name, splits in config["sets"].items():
+        for split in ("train", "validation", *config["measured_on"]):
+            if split not in splits:
+                raise UserError(f"sets.{name}: no split {split!r}")
     built = JointBuilt(config, config["seeds"][0])
     checks.check_sets(built)
     for split in built.config["measured_on"]:
@@ -114,8 +120,14 @@ def _check_settings(built: JointBuilt, run: str) -> None:
     if where != run and "steps" in built.config["arms"][run]:
         raise UserError(f"{where}.steps: every arm makes as many as the joint stage")
     setup.build_balance(settings["balance"])
+    if settings.get("patience") and (settings.get("select") != "best" or not settings.get("evaluate_every")):
+        raise UserError(f"{where}.patience {settings['patience']}: needs select = 'best' and evaluate_every above 0")
     if run == "expert":
         return
+    for key, default in JOINT.items():
+        form = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(settings[key], form) or isinstance(settings[key], bool) != isinstance(default, bool):
+            raise UserError(f"{where}.{key} {settings[key]!r}: like {default!r}")
     if settings["teacher_gradient"] not in GRADIENTS:
         raise UserError(f"{where}.teacher_gradient {settings['teacher_gradient']!r}: one of {', '.join(GRADIENTS)}")
     if settings["sampling"] not in ("equal", "proportional"):

@@ -43,7 +43,7 @@ class JointBuilt(built.Built):
     Args:
       config: plain dict.
       seed: one of its seeds.
-      dropped: ids that train nothing, since they overlap with what measures (`must.recipes.overlapping`).
+      dropped: ids that neither train nor select, since they overlap with what measures (`must.recipes.overlapping`).
     """
 
     def __init__(self, config: Mapping[str, Any], seed: int, dropped: Iterable[str] = ()):
@@ -62,7 +62,7 @@ class JointBuilt(built.Built):
 
     def split(self, task: str, split: str) -> Source:
         source = super().split(task, split)
-        return self._kept(source) if split == "train" else source
+        return self._kept(source) if split in ("train", "validation") else source
 
     def pool(self) -> list[Source]:
         return [self._kept(source) for source in super().pool()]

@@ -1,4 +1,4 @@
-"""Clips that train something and show what measures something (trap J9): found by content, then refused or left out.
+"""Clips that train or select something and show what measures something (trap J9): found by content, then refused or left out.
 
 Video data sets share source videos: a test clip of one set may be an unlabelled clip of the joint stage.
 """
@@ -38,12 +38,14 @@ def find(config: Config, seed: int, *, directory: str, report) -> dict:
 
 
 def leaks(built: JointBuilt) -> list[Overlap]:
-    """Overlaps between what measures (the earlier of a pair) and what trains, over all sets and the pool."""
-    splits = dict.fromkeys(("validation", *built.config["measured_on"]))
-    measures = {f"{name} {split}": built.split(name, split) for name in built.names for split in splits}
+    """Overlaps of what measures, what selects and what trains, over all sets and the pool; the one to leave out comes second."""
+    measures = {f"{name} {split}": built.split(name, split) for name in built.names for split in built.config["measured_on"]}
+    selects = {f"{name} validation": built.split(name, "validation") for name in built.names}
     trains = {f"{name} train": built.split(name, "train") for name in built.names}
     trains |= {f"pool {source.name}": source for source in built.pool()}
-    return [found for found in overlaps({**measures, **trains}) if found.use in measures and found.other_use in trains]
+    rank = {**dict.fromkeys(measures, 0), **dict.fromkeys(selects, 1), **dict.fromkeys(trains, 2)}
+    # Two sets that train may share clips, and so may two that measure.
+    return [found for found in overlaps({**measures, **selects, **trains}) if rank[found.use] < rank[found.other_use]]
 
 
 def built_for(config: Config, seed: int, directory: str, job: str) -> JointBuilt:
