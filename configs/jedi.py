@@ -94,7 +94,7 @@ def scenes() -> ConfigDict:
     }
     config.controls = ("shuffled",)
     config.pairs = (
-        ("student", "expert"), ("teacher", "expert"), ("student", "plain"), ("plain", "expert"), ("shuffled", "plain"),
+        ("student", "expert"), ("teacher", "expert"), ("student", "plain"), ("plain", "expert"), ("shuffled", "plain"), ("shuffled", "student"),
         ("student", "frozen"), ("teacher", "plain-teacher"),
     )  # fmt: skip
     config.expected = (("student", "expert"), ("teacher", "expert"), ("student", "plain"), ("plain", "shuffled"))
