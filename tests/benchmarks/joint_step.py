@@ -124,7 +124,7 @@ def steps(rows: int, rounds: int) -> None:
 
 def vectorised(rows: int, rounds: int) -> None:
     """A loop over experts that are alike against vmap; compiling the latter takes minutes."""
-    alike = _built(experts={name: {"frames": 6, "model": {}} for name in built.names})
+    alike = _built(experts={name: {"frames": 6, "model": {}} for name in _built().names})
     section = {n: Expert(alike.model((n,)), len(alike.tasks[n].classes), "6 frames") for n in alike.names}
     inputs = alike.shown(alike.names, "joint").blank_inputs()
     loop, together = (experts(section, vectorise=vectorise) for vectorise in (False, True))
