@@ -158,7 +158,7 @@ def waiting(rows: int, count: int) -> None:
 def _written(source, root: Path, count: int) -> FrameFolders:
     """The first clips of a source as folders of JPEG frames with a list of their classes."""
     lines = []
-    for i in range(count):
+    for i in range(min(count, len(source))):
         example = source[i]
         clip = root / f"clip-{i:04d}"
         clip.mkdir(parents=True)
