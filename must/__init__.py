@@ -61,6 +61,9 @@ _HOMES = {
     "must.pseudo_label.teacher": ("from_function", "from_model", "label_step"),
     "must.pseudo_label.plan": ("make_plan",),
     "must.pseudo_label.write": ("label_images",),
+    "must.export.exported": ("Exported", "load_exported"),
+    "must.export.preprocessing": ("preprocessing",),
+    "must.export.write": ("export_model",),
     "must.evaluate.evaluate": ("bootstrap_interval", "eval_step", "summarize"),
     "must.evaluate.compare": ("delta_m", "paired_t_interval"),
 }  # fmt: skip

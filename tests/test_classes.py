@@ -134,6 +134,21 @@ def test_a_remapped_source_from_a_section(tmp_path):
     assert label["classes"].tolist() == [0, 0] and label["unknown"].tolist() == [1]
 
 
+def test_a_map_in_a_configuration_is_that_of_the_file(tmp_path):
+    (tmp_path / "map.txt").write_text("a -> x\nb -> ignore\n* -> y\n")
+    data = Memory("m", [{"kind": forms.classification(i)} for i in range(3)], {"kind": ("a", "b", "c")})
+    lines = {"a": "x", "b": "ignore", "*": "y"}
+    written, read = (Remapped(data, "kind", given, classes=["x", "y"]) for given in (lines, tmp_path / "map.txt"))
+    assert written.class_map == read.class_map and written.fingerprint == read.fingerprint
+    assert written.class_map.table == (0, -1, 1)
+    mistakes = (({"a": "x"}, "no line for source class 'b', 'c'"), ({"d": "x"}, "'d' is no class"), ({"a": "z"}, "'z' is no target"))
+    for wrong, says in mistakes:
+        with pytest.raises(UserError, match=f"class map of m: {says}"):
+            Remapped(data, "kind", wrong, classes=["x", "y"])
+    with pytest.raises(UserError, match="m: a class map needs `classes`"):
+        Remapped(data, "kind", lines)
+
+
 def test_maps_that_do_not_fit_the_source(class_map, tmp_path):
     data = Memory("m", [{}], {"kind": ("a", "b")})
     with pytest.raises(UserError, match="not those of the map"):

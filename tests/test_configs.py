@@ -4,10 +4,14 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from must.core.types import UserError
+from must.data.combine import labels_of
+from must.recipes import jedi
 from must.recipes import must as recipe
+from must.recipes.dry_run import _with_declared, dry_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,8 +58,6 @@ def test_folders_find_the_real_sets(data_pack):
 
 
 def test_the_published_setting_is_planned_from_declared_features():
-    from must.recipes.dry_run import _with_declared
-
     config, reasons = _with_declared(_config("must", "paper", "nowhere"))
     assert set(reasons) == {"imagenet", "objects365", "coco", "nyu", "pool.imagenet"} and "nothing prepared" in reasons["nyu"]
     built = recipe.Built(config, 0)
@@ -147,9 +149,68 @@ def test_a_validation_set_that_tells_nothing(data_pack, tmp_path, validation, sa
 
 def test_cifar_is_planned_from_its_declared_features():
     from must.recipes import weighted_distillation
-    from must.recipes.dry_run import _with_declared
 
     config, reasons = _with_declared(weighted_distillation.single(_config("weighted_distillation", "cifar100", "nowhere")))
     assert set(reasons) == {"cifar100", "pool.pool", "hidden.classification"}
     built = recipe.Built(config, 0)
     assert len(built.split("classification", "train")) == 20_000 and len(built.tasks["classification"].classes) == 100
+
+
+@pytest.mark.parametrize("variant", ["scenes", "images", "sanity"])
+def test_joint_experts_know_their_own_classes_and_share_no_example(variant):
+    built = jedi.Built(_config("jedi", variant), 0)
+    jedi.check(built.config)
+    assert len({task.classes for task in built.tasks.values()}) == len(built.names) == 3
+    assert all(set(labels_of(source, 0)) >= {name} for name, source in built.splits("train").items())
+    assert not any(labels_of(source, i) for source in built.pool() for i in (0, len(source) - 1))
+    uses = ("train", "validation", "tune", "test")
+    splits = [set(source.ids) for split in uses for source in built.splits(split).values()]
+    splits += [set(source.ids) for source in built.pool()]
+    assert len(set().union(*splits)) == sum(map(len, splits))
+
+
+def test_still_images_are_named_by_shape_material_or_both():
+    from must.data.scenes import CLASSES, Scenes
+
+    built = jedi.Built(_config("jedi", "images"), 0)
+    names = CLASSES["classification"]
+    for name, domain in {"shapes": "indoor", "materials": "outdoor", "both": "night"}.items():
+        source, classes = built.split(name, "train"), built.tasks[name].classes
+        scenes = Scenes(len(source), seed=0, size=48, domain=domain, labels=["classification"])
+        for i in range(24):
+            whole = names[int(scenes[i].labels["classification"]["ids"][0])]
+            said = classes[int(labels_of(source, i)[name]["ids"][0])]
+            assert said == {"shapes": whole.split()[1], "materials": whole.split()[0], "both": whole}[name]
+    row = built.encoder(built.names, "joint")(built.split("both", "train")[0], 0, np.random.default_rng(0))
+    assert {view: array.shape for view, array in row.inputs.items()} == {"image": (48, 48, 3)}
+    assert row.weights == {"shapes": 0, "materials": 0, "both": 1}
+    with pytest.raises(UserError, match="test_clips 3"):
+        jedi.check(_config("jedi", "images") | {"test_clips": 3})
+
+
+def test_the_setting_on_public_action_sets_is_planned_without_data(capsys):
+    config = _config("jedi", "paper", "nowhere") | {"arms": {}}
+    config["model"]["backbone"].update(depth=10, width=8, stages=2)  # traced in a second each
+    dry_run(jedi, config)
+    said = capsys.readouterr().out
+    assert "tfds 'ucf101/ucf101_1_256': nothing prepared" in said and "joint all tasks" in said
+    planned, reasons = _with_declared(config)
+    assert set(reasons) == {"ucf101", "hmdb51", "kinetics400", "something_v2", "pool.unlabeled"}
+    built = jedi.Built(planned, 0)
+    assert [len(built.tasks[n].classes) for n in ("ucf101", "hmdb51", "kinetics400", "something_v2")] == [101, 51, 400, 174]
+    assert [len(pool) for pool in built.pool()] == [27_157] and not built.pool()[0].labels(0)
+    row = built.encoder(built.names, "joint")(built.split("hmdb51", "train")[0], 0, np.random.default_rng(0))
+    (view,) = row.inputs.values()
+    assert view.shape == (8, 224, 224, 3)
+    something = built.tasks["something_v2"]
+    assert len(something.mirrored) == 6 and something.reversed is None and built.tasks["ucf101"].mirrored == ()
+
+
+def test_joint_experts_find_the_real_clips(data_pack):
+    built = jedi.Built(_config("jedi", "folders", str(data_pack)), 0)
+    checks = {name: (len(built.split(name, "train")), len(built.tasks[name].classes)) for name in built.names}
+    assert all(count > 20 and classes > 2 for count, classes in checks.values()), checks
+    example = built.split("sprites", "train")[0]
+    row = built.encoder(built.names, "joint")(example, 0, np.random.default_rng(0))
+    lengths = {section["frames"] for section in built.config["experts"].values()}
+    assert {view: array.shape for view, array in row.inputs.items()} == {f"{n} frames": (n, 48, 64, 3) for n in lengths}

@@ -280,6 +280,29 @@ def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
     )
 
 
+def test_an_arm_ends_where_jedi_ended_under_the_same_learning_rates(whole, tmp_path):
+    """One without any change of settings is JEDI again, although the schedule was cut short."""
+    falling = {**whole.config["joint"]["optimizer"], "final_factor": 0.0}
+    config = config_of(joint__optimizer=falling, joint__steps=40, joint__patience=1, arms={"again": {}}, pairs=[], expected=[])
+    top = with_experts(whole, tmp_path / "run")
+    stages(config, top, "joint")
+    facts = [jobs.facts(str(top), f"joint/{arm}") for arm in ("jedi", "again")]
+    assert facts[0]["steps"] == facts[1]["steps"] < 40 and facts[0]["test"] == facts[1]["test"]
+    found = [Checkpoints(str(top / "joint" / arm / "checkpoints")).facts()["sha256"] for arm in ("jedi", "again")]
+    assert found[0] == found[1]
+
+
+def test_an_arm_has_the_dropout_that_its_own_tasks_say():
+    config = config_of(arms={"more": {"tasks": {"camera": {"dropout": 0.9}}}}, pairs=[], expected=[])
+    built = JointBuilt(config, 0)
+    found = {"camera": np.ones((2, 500), np.float32), "turns": np.ones((2, 500), np.float32)}
+    ones = {"logits": {"kernel": np.ones((500, 1), np.float32), "bias": 0.0}}
+    params = {"experts": {name: {f"heads_{name}": ones} for name in built.names}}
+    for run, name, rate in (("joint", "camera", 0.25), ("more", "camera", 0.9), ("more", "turns", 0.25)):
+        kept = built.joined(run).students(params, found, (jax.random.key(1), np.arange(2)))[name] * (1 - rate) / 500
+        np.testing.assert_allclose(kept, 1 - rate, atol=0.1)
+
+
 def test_pictures_go_through_the_same_recipe(tmp_path):
     """Two domains of still scenes, drawn in proportion to their size, without a pool."""
     still = {"kind": "scenes", "size": 16, "labels": ["classification"]}
@@ -352,6 +375,16 @@ def test_what_a_step_draws_from(whole):
         ({"arms": {"teacher": {}}}, "arms.teacher: the results have"),
         ({"overlaps": "some"}, "overlaps 'some': one of refuse, drop, ignore"),
         ({"tasks__camera": {"kind": "detection"}}, "tasks.camera: joint experts know classes, not detection"),
+        ({"sets__turns__validation": config_of()["sets"]["turns"]["test"]}, "the turns validation and the turns test set share"),
+        ({"joint__normalize": "items"}, "joint.normalize: not one of"),
+        ({"arms": {"odd": {"steps": 5}}}, "arms.odd.steps: every arm makes as many"),
+        ({"test_clips": 0}, "test_clips 0: at least 1"),
+        ({"pairs": [["student", "plane"]]}, "pairs: no column 'plane': expert, student, teacher, plain"),
+        ({"arms": {}}, "pairs: no column 'plain': expert, student, teacher"),
+        ({"pairs": ["student"]}, "pairs: 'student' is not two columns"),
+        ({"controls": ["shuffled"]}, "controls: no column 'shuffled'"),
+        ({"expected": [["student", "frozen-teacher"]]}, "expected: student and frozen-teacher are not one of config.pairs"),
+        ({"pool__both__actions": "camera", "pool__both__labels": True, "pool__both__task": "camera"}, "pool: .* has labels of 'camera'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_that_names_the_key(change, says):

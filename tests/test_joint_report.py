@@ -176,7 +176,7 @@ def test_page_is_complete_well_formed_and_self_contained(tmp_path, seeds):
         "A note.",
         "3.21",
         "12.5",
-        "time per clip (ms)",
+        "time per example (ms)",
     ):
         assert name in words
     assert "undefined" not in words and "as expected" in words

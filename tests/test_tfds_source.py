@@ -195,7 +195,8 @@ def test_a_video_decodes_the_frames_that_are_asked_for(tmp_path, as_video, monke
     from must.data import frames
 
     _write_videos(tmp_path, as_video)
-    data = source("tfds", dataset="toy", split="train", data_dir=str(tmp_path), image="video", labels={"moves": "label"}, name="clips")
+    section = {"dataset": "toy", "split": "train", "data_dir": str(tmp_path), "image": "video", "name": "clips"}
+    data = source("tfds", labels={"moves": "label"}, **section)
     decoded = []
     real = frames.decode_picture
     monkeypatch.setattr(frames, "decode_picture", lambda *arguments: decoded.append(arguments[1]) or real(*arguments))

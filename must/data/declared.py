@@ -11,7 +11,7 @@ from must.data import labels as forms
 
 
 class Declared:
-    """One split as its authors describe it; every example is a grey picture with one plausible annotation.
+    """One split as its authors describe it; every example is a grey picture or video with one plausible annotation.
 
     Only dry runs use it: the shapes, counts and label spaces are right, the content is not.
 
@@ -19,33 +19,43 @@ class Declared:
       name: of the source.
       count: number of examples.
       size: (height, width) of a typical picture, pixels.
-      labels: {task name: {"form": "classification", "detection", "segmentation" or "depth", "classes": how many}}.
+      labels: {task name: {"form": "classification", "detection", "segmentation" or "depth", "classes": how many, "names":
+        of the first ones, where a configuration speaks of them}}.
+      frames: of a typical video; 0: pictures.
 
     Raises:
       UserError: a kind of label that is none of these.
     """
 
-    def __init__(self, name: str, *, count: int, size: tuple[int, int], labels: Mapping[str, Mapping[str, Any]]):
+    def __init__(
+        self, name: str, *, count: int, size: tuple[int, int], labels: Mapping[str, Mapping[str, Any]], frames: int = 0
+    ):
         for task, label in labels.items():
             if label["form"] not in _EXAMPLES:
                 raise UserError(f"declared {name}: {task} is {label['form']!r}, not one of {', '.join(_EXAMPLES)}")
         self.name, self._size = name, tuple(size)
+        self._shape = (*((frames,) if frames else ()), *self._size, 3)
         self._forms = {task: label["form"] for task, label in labels.items()}
         self.ids = [f"{name}/{i:08d}" for i in range(count)]
-        self.classes = {
-            task: tuple(f"class {i}" for i in range(label["classes"])) for task, label in labels.items() if "classes" in label
-        }
-        self.fingerprint = hashlib.sha256(repr((name, count, self._size, sorted(self._forms.items()))).encode()).hexdigest()
+        self.classes = {task: _names(label) for task, label in labels.items() if "classes" in label}
+        content = (name, count, self._shape, sorted(self._forms.items()), sorted(self.classes.items()))
+        self.fingerprint = hashlib.sha256(repr(content).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.ids[index], np.full((*self._size, 3), 128, np.uint8), self.labels(index))
+        grey = np.broadcast_to(np.uint8(128), self._shape)  # a second of video would fill megabytes
+        return Example(self.ids[index], grey, self.labels(index))
 
     def labels(self, index: int) -> dict[str, Label]:
         """The labels without the picture."""
         return {task: _EXAMPLES[form](*self._size) for task, form in self._forms.items()}
+
+
+def _names(label: Mapping[str, Any]) -> tuple[str, ...]:
+    named = tuple(label.get("names", ()))
+    return named + tuple(f"class {i}" for i in range(len(named), label["classes"]))
 
 
 def _boxes(height: int, width: int) -> Label:

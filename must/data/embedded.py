@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from must.core.types import Batch, Example, Label, Source
+from must.core.types import Batch, Example, Source
 from must.data.combine import Routed, hash_of, labels_of
 from must.data.geometry import whole_image
 from must.data.pipeline import labels_and_weights

@@ -282,11 +282,12 @@ def _open(dataset: str, data_dir: str | None) -> tuple[Any, frozenset[str]]:
 def _store_frames(content: dict[str, Any]) -> frozenset[str]:
     """Names the videos of a features.json, and replaces each there by what is on disk: a sequence of encoded pictures."""
     features = content.get("featuresDict", {}).get("features", {})
-    videos = frozenset(
-        name for name, feature in features.items() if "video" in feature or "image" in feature.get("sequence", {}).get("feature", {})
-    )
+    videos = [
+        name for name, of in features.items() if "video" in of or "image" in of.get("sequence", {}).get("feature", {})
+    ]
+    text = {"shape": {}, "dtype": "string", "encoding": "none"}
+    picture = {"pythonClassName": f"{_FEATURES}.tensor_feature.Tensor", "tensor": text}
     for name in videos:
-        picture = {"pythonClassName": f"{_FEATURES}.tensor_feature.Tensor", "tensor": {"shape": {}, "dtype": "string", "encoding": "none"}}
         stored = {"feature": picture, "length": "-1"}
         features[name] = {"pythonClassName": f"{_FEATURES}.sequence_feature.Sequence", "sequence": stored}
-    return videos
+    return frozenset(videos)

@@ -128,7 +128,7 @@ def _difference(
         **over,
         "by_set": {name: compare.tested(values) for name, values in by_set.items()},
         "expected": wanted,
-        "as_expected": None if wanted is None or over["mean"] is None else (over["mean"] > 0) == (wanted == "above"),
+        "as_expected": None if None in (wanted, over["mean"]) else over["mean"] * (1 if wanted == "above" else -1) > 0,
     }
 
 

@@ -91,7 +91,8 @@ def export_model(
         with _on_cpu():
             difference, where = _difference(program, weights, partial, inputs)
         if not difference <= bound:
-            raise UserError(f"{directory}: the exported {where} differs from the network's by {difference:.3g}, over {bound:g}")
+            apart = f"differs from the network's by {difference:.3g}, over {bound:g}"
+            raise UserError(f"{directory}: the exported {where} {apart}")
         about["verified"] = {"largest_difference": difference, "bound": bound}
         _write_json(os.path.join(partial, ABOUT), about)
         shutil.rmtree(directory, ignore_errors=True)
@@ -122,15 +123,16 @@ def _difference(program, weights, directory: str, inputs: Mapping[str, np.ndarra
     rng = np.random.default_rng(0)
     rows = {name: rng.integers(0, 256, (_ROWS, *row.shape[1:])).astype(row.dtype) for name, row in inputs.items()}
     wanted, found = jax.device_get(jax.jit(program)(weights, rows)), load_exported(directory).predict(rows)
-    return max((_apart(wanted[task][field], found[task][field]), f"{task}.{field}") for task in wanted for field in wanted[task])
+    fields = [(task, field) for task in wanted for field in wanted[task]]
+    return max((_apart(wanted[task][field], found[task][field]), f"{task}.{field}") for task, field in fields)
 
 
 def _apart(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Infinite where one of the two is not a number."""
     if not np.issubdtype(wanted.dtype, np.floating):
         return float(np.mean(wanted != found))
-    if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
-        return float("inf")
-    return float(np.abs(wanted - found).max() / max(1.0, np.abs(wanted).max()))
+    difference = np.abs(wanted - found).max() / max(1.0, np.abs(wanted).max())
+    return float(difference) if np.isfinite(difference) else float("inf")
 
 
 def _about(task: Task, label: Label) -> dict[str, Any]:

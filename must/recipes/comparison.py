@@ -25,7 +25,7 @@ Config = Mapping[str, Any]
 
 def compare(config: Config, *, directory: str, report) -> dict:
     """Collects the scores of all columns and seeds, measures what each column costs to run, writes results.json."""
-    recipe, workdir = _recipe(config), os.path.dirname(directory)
+    recipe, workdir = recipe_of(config), os.path.dirname(directory)
     built = recipe.Built(config, config["seeds"][0])
     metrics = {name: task.metrics[0] for name, task in built.tasks.items()}
     by_split = {}
@@ -67,7 +67,7 @@ def report(config: Config, *, directory: str, report) -> dict:
     """Draws the pages from what the other jobs left."""
     from must.report.html import write_report
 
-    recipe, workdir = _recipe(config), os.path.dirname(directory)
+    recipe, workdir = recipe_of(config), os.path.dirname(directory)
     seed = config["seeds"][0]
     built = recipe.Built(config, seed)
     with open(os.path.join(workdir, "results.json")) as file:
@@ -135,7 +135,8 @@ def print_results(workdir: str) -> None:
         print(f"report: {page}")
 
 
-def _recipe(config: Config):
+def recipe_of(config: Config):
+    """The module of the recipe that a configuration names."""
     return importlib.import_module(f"must.recipes.{config['recipe']}")
 
 

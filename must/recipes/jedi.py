@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from must.core.types import UserError
-from must.evaluate.joint import ARM
+from must.data.combine import labels_of
+from must.data.disjoint import check_disjoint
+from must.evaluate.joint import ARM, columns_of
 from must.objectives.joint import GRADIENTS
 from must.recipes import checks, overlapping, setup, stages
 from must.recipes.jobs import Job
@@ -22,7 +24,7 @@ from must.tasks.classification import Classification
 STAGES = ("experts", "joint", "compare", "report", "export")
 Built = JointBuilt
 Config = Mapping[str, Any]
-_TRAINING = ("geometry", "view", "balance", "normalize", "scales", "tasks")  # what a section may say besides its schedule
+_TRAINING = ("geometry", "view", "balance", "tasks")  # what a section may say besides its schedule
 
 
 def plan(config: Config, workers: int) -> list[Job]:
@@ -55,6 +57,10 @@ def check(config: Config) -> None:
     """Everything about a configuration that can be wrong and shows without training."""
     built = JointBuilt(config, config["seeds"][0])
     checks.check_sets(built)
+    for split in built.config["measured_on"]:
+        for name in built.names:  # the weights that are best on one would be scored on the same examples
+            if split != "validation":
+                check_disjoint({f"{name} validation": built.split(name, "validation"), f"{name} {split}": built.split(name, split)})
     for name, task in built.tasks.items():
         if not isinstance(task, Classification):
             raise UserError(f"tasks.{name}: joint experts know classes, not {type(task).__name__.lower()}")
@@ -64,11 +70,36 @@ def check(config: Config) -> None:
                 raise UserError(f"experts.{name}.{key}: not one of frames, model")
         if section.get("frames", 0 if built.video else 1) < 1:
             raise UserError(f"experts.{name}.frames {section.get('frames')}: at least 1")
+    if built.config["test_clips"] > 1 and not built.video:
+        raise UserError(f"test_clips {built.config['test_clips']}: still images have no clips; leave it at 1")
+    if built.config["test_clips"] < 1:
+        raise UserError(f"test_clips {built.config['test_clips']}: at least 1")
+    for source in built.pool():
+        for name in set(labels_of(source, 0)) & set(built.names):
+            raise UserError(f"pool: {source.name} has labels of {name!r}, which would teach the joint stage and no expert")
     built.joined()  # networks that cannot be made
     for run in ("expert", "joint", *built.config["arms"]):
         _check_settings(built, run)
     if built.config["overlaps"] not in overlapping.WAYS:
         raise UserError(f"overlaps {built.config['overlaps']!r}: one of {', '.join(overlapping.WAYS)}")
+    _check_columns(built.config)
+
+
+def _check_columns(config: Config) -> None:
+    """What is compared is there: else the results could not be written once everything is trained."""
+    columns = ["expert", *(column for arm in (ARM, *config["arms"]) for column in columns_of(arm))]
+    for key in ("pairs", "expected"):
+        for pair in config[key]:
+            if isinstance(pair, str) or len(pair) != 2:
+                raise UserError(f"{key}: {pair!r} is not two columns")
+    named = [(key, column) for key in ("pairs", "expected") for pair in config[key] for column in pair]
+    for key, column in (*named, *(("controls", column) for column in config["controls"])):
+        if column not in columns:
+            raise UserError(f"{key}: no column {column!r}: {', '.join(columns)}")
+    compared = {frozenset(pair) for pair in config["pairs"]}
+    for pair in config["expected"]:
+        if frozenset(pair) not in compared:
+            raise UserError(f"expected: {' and '.join(pair)} are not one of config.pairs")
 
 
 def _check_settings(built: JointBuilt, run: str) -> None:
@@ -76,10 +107,12 @@ def _check_settings(built: JointBuilt, run: str) -> None:
     settings, where = built.settings(run), run if run in ("expert", "joint") else f"arms.{run}"
     if run in (ARM, "teacher"):
         raise UserError(f"{where}: the results have a column or an arm of that name already")
-    known = {*stages.Schedule._fields, *_TRAINING, *(("epochs",) if run == "expert" else JOINT)}
+    known = {*stages.Schedule._fields, *_TRAINING, *(("epochs", "normalize", "scales") if run == "expert" else JOINT)}
     for key in built.config[run] if run == where else built.config["arms"][run]:
         if key not in known:
             raise UserError(f"{where}.{key}: not one of {', '.join(sorted(known))}")
+    if where != run and "steps" in built.config["arms"][run]:
+        raise UserError(f"{where}.steps: every arm makes as many as the joint stage")
     setup.build_balance(settings["balance"])
     if run == "expert":
         return

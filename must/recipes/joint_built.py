@@ -1,6 +1,7 @@
 """The objects of one seed of a JEDI configuration: sets, experts' networks, the joint network and what it minimises."""
 
 import functools
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from must.objectives.joint import joint
 from must.recipes import built, setup
 from must.tasks.base import Task
 
-# Of the joint stage; all but the last three are arguments of `must.objectives.joint.joint`.
+# Of the joint stage; see `must.objectives.joint.joint` for those without a comment.
 JOINT: dict[str, Any] = {
     "distill": 1.0,
     "student": 1.0,
@@ -27,11 +28,12 @@ JOINT: dict[str, Any] = {
     "teacher_gradient": "all",
     "threshold": 0.0,
     "own_set": False,
-    "ema_teacher": 0.0,
+    "ema_teacher": 0.0,  # decay of the average that answers; 0: the current weights do
     "shuffled": False,
     "sampling": "equal",  # a batch of every set and of the pool in a step; or "proportional": one batch of all together
     "frozen": False,  # backbones stay what they are: the linear layers learn on features that are computed once
     "random_teachers": False,  # teachers start from random numbers, not as their experts
+    "vectorise": False,  # apply experts that are alike at once, see `must.models.experts.experts`
 }
 
 
@@ -77,14 +79,16 @@ class JointBuilt(built.Built):
     def model(self, names: Sequence[str], run: str = "expert") -> Model:
         """The network of one expert; of the joint stage, all students and teachers in one."""
         if run != "expert":
-            return self.joined().model
+            return self.joined(run).model
         (name,) = names
         section = built.merged(self.config["model"], self.config["experts"][name].get("model", {}))
         return _network(json.dumps(section, sort_keys=True), name, self.tasks[name])
 
-    def joined(self) -> Experts:
-        """All experts with their teachers."""
-        return _joined(tuple((name, self.model((name,)), self.tasks[name], self._view(name)) for name in self.names))
+    def joined(self, run: str = "joint") -> Experts:
+        """All experts with their teachers, as a run of the joint stage learns them."""
+        tasks = self.tasks_of(run)
+        parts = tuple((name, self.model((name,)), tasks[name], self._view(name)) for name in self.names)
+        return _joined(parts, self.settings(run)["vectorise"])
 
     def encoder(self, names: Sequence[str], run: str) -> Encoder:
         return self._encoder(names, run, self.settings(run))
@@ -101,14 +105,14 @@ class JointBuilt(built.Built):
     def objective(self, run: str, initial: PyTree, parts: Experts | None = None) -> Objective:
         """What an arm of the joint stage minimises; `initial` parameters are where an average of teachers starts."""
         settings = self.settings(run)
-        options = {key: settings[key] for key in JOINT if key not in ("ema_teacher", "sampling", "frozen", "random_teachers")}
+        options = {key: settings[key] for key in JOINT if key in inspect.signature(joint).parameters}
         tasks = {name: self.tasks_of(run)[name] for name in self.names}
-        return joint(parts or self.joined(), tasks, **options, ema_decay=settings["ema_teacher"], initial=initial)
+        return joint(parts or self.joined(run), tasks, **options, ema_decay=settings["ema_teacher"], initial=initial)
 
     def planned(self, names, run: str):
         if run == "expert":
             return super().planned(names, run)
-        inputs, parts = self.shown(names, run).blank_inputs(), self.joined()
+        inputs, parts = self.shown(names, run).blank_inputs(), self.joined(run)
         shapes = jax.eval_shape(parts.init, jax.random.key(0), inputs)["params"]
         initial = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         return lambda key: parts.init(key, inputs), inputs, self.objective(run, initial)
@@ -164,5 +168,9 @@ def _network(section: str, name: str, task: Task) -> Model:
 
 
 @functools.lru_cache(maxsize=16)
-def _joined(parts: tuple[tuple[str, Model, Task, str], ...]) -> Experts:
-    return experts({name: Expert(model, len(task.classes), view, task.dropout) for name, model, task, view in parts})
+def _joined(parts: tuple[tuple[str, Model, Task, str], ...], vectorise: bool) -> Experts:
+    own = {name: Expert(model, len(task.classes), view, task.dropout) for name, model, task, view in parts}
+    try:
+        return experts(own, vectorise=vectorise)
+    except ValueError as error:
+        raise UserError(f"vectorise: {error}") from None

@@ -15,6 +15,7 @@ from must.export.preprocessing import preprocessing
 from must.export.write import export_model
 from must.models.multi_clip import over_clips
 from must.recipes import jobs, measuring
+from must.recipes.comparison import recipe_of
 from must.recipes.joint_built import JointBuilt
 from must.recipes.joint_stage import load_student
 from must.tasks.base import Task
@@ -23,7 +24,7 @@ from must.tasks.classification import Classification
 Config = Mapping[str, Any]
 Scores = Mapping[str, float]
 
-_CLOSE = 1e-3  # scores may differ by so much, relative to 1 at least: other devices and threads round in another way ...
+_CLOSE = 1e-4  # scores may differ by so much, relative to 1 at least: other devices and threads round in another way ...
 _TIES = 1  # ... and so many examples may have changed sides
 
 
@@ -35,10 +36,8 @@ def export(config: Config, *, directory: str, report) -> dict:
     Raises:
       UserError: the files say something else than the network, or score otherwise than it did.
     """
-    from must.recipes import jedi
-
     built = JointBuilt(config, config["seeds"][0])
-    top = os.path.join(os.path.dirname(directory), jedi.prefix(config, built.seed))
+    top = os.path.join(os.path.dirname(directory), recipe_of(config).prefix(config, built.seed))
     known = jobs.facts(top, f"joint/{ARM}")
     found = {}
     for number, name in enumerate(built.names):

@@ -13,7 +13,7 @@ from must.data.pipeline import eval_batches
 from must.evaluate import joint
 from must.models.experts import TEACHER
 from must.recipes import jobs, measuring
-from must.recipes.comparison import median_time, rates_by_stage, read_curves, seconds_by_stage, settings_of
+from must.recipes.comparison import median_time, rates_by_stage, read_curves, recipe_of, seconds_by_stage, settings_of
 from must.recipes.joint_built import JointBuilt
 from must.recipes.joint_stage import load_expert, load_joint, load_student
 
@@ -23,15 +23,13 @@ _ROWS = 16  # clips that a network is timed on
 
 def compare(config: Config, *, directory: str, report) -> dict:
     """Collects the scores of all columns and seeds, measures what each costs to run, writes results.json."""
-    from must.recipes import jedi
-
     workdir = os.path.dirname(directory)
     built = JointBuilt(config, config["seeds"][0])
     metrics = {name: task.metrics[0] for name, task in built.tasks.items()}
     split = config["measured_on"][0]
     scores: dict[str, dict[str, list[float]]] = {name: {} for name in built.names}
     for seed in config["seeds"]:
-        top = os.path.join(workdir, jedi.prefix(config, seed))
+        top = os.path.join(workdir, recipe_of(config).prefix(config, seed))
         for name in built.names:
             own, metric = scores[name], metrics[name].name
             own.setdefault("expert", []).append(jobs.facts(top, f"experts/{name}")[split][name][metric])
@@ -40,7 +38,7 @@ def compare(config: Config, *, directory: str, report) -> dict:
                 found = jobs.facts(top, f"joint/{arm}")[split]
                 own.setdefault(student, []).append(found[name][metric])
                 own.setdefault(teacher, []).append(found[TEACHER.format(name)][metric])
-    first = os.path.join(workdir, jedi.prefix(config, config["seeds"][0]))
+    first = os.path.join(workdir, recipe_of(config).prefix(config, config["seeds"][0]))
     results = joint.results(
         config["seeds"],
         metrics,
@@ -51,8 +49,8 @@ def compare(config: Config, *, directory: str, report) -> dict:
         expected=[tuple(pair) for pair in config["expected"]],
         classes={name: task.classes for name, task in built.tasks.items()},
         costs=_costs(built, first),
-        seconds=seconds_by_stage(jedi, config, workdir),
-        images_per_second=rates_by_stage(jedi, config, workdir),
+        seconds=seconds_by_stage(recipe_of(config), config, workdir),
+        images_per_second=rates_by_stage(recipe_of(config), config, workdir),
     )
     results["notes"] = _notes(built, workdir)
     for name, content in (("results.json", json.dumps(results, indent=1)), ("results.txt", joint.table(results))):
@@ -63,12 +61,11 @@ def compare(config: Config, *, directory: str, report) -> dict:
 
 def report(config: Config, *, directory: str, report) -> dict:
     """Draws the page from what the other jobs left."""
-    from must.recipes import jedi
     from must.report.joint import write_joint_report
 
     workdir = os.path.dirname(directory)
     built = JointBuilt(config, config["seeds"][0])
-    top = os.path.join(workdir, jedi.prefix(config, config["seeds"][0]))
+    top = os.path.join(workdir, recipe_of(config).prefix(config, config["seeds"][0]))
     with open(os.path.join(workdir, "results.json")) as file:
         results = json.load(file)
     arms = (joint.ARM, *config["arms"])
@@ -79,7 +76,7 @@ def report(config: Config, *, directory: str, report) -> dict:
         results=results,
         curves={arm: read_curves(os.path.join(top, "joint", arm)) for arm in arms},
         confusions=_confusions(built, top),
-        clips=_clips(built, top) if built.video else {},
+        clips=_clips(built, top),
         settings=settings_of(workdir),
         selected={arm: found["selected_step"] for arm, found in facts.items()},
         experts={name: jobs.facts(top, f"experts/{name}")["validation"][name] for name in built.names},
@@ -89,8 +86,6 @@ def report(config: Config, *, directory: str, report) -> dict:
 
 def _notes(built: JointBuilt, workdir: str) -> list[str]:
     """How many examples and steps stand behind the numbers."""
-    from must.recipes import jedi
-
     config = built.config
     counts = ", ".join(
         f"{name} {len(built.split(name, 'train'))} / {len(built.split(name, 'validation'))} / "
@@ -98,7 +93,7 @@ def _notes(built: JointBuilt, workdir: str) -> list[str]:
     )
     made: dict[str, list[int]] = {"experts": [], "joint": []}
     for seed in config["seeds"]:
-        top = os.path.join(workdir, jedi.prefix(config, seed))
+        top = os.path.join(workdir, recipe_of(config).prefix(config, seed))
         made["experts"] += [jobs.facts(top, f"experts/{name}")["steps"] for name in built.names]
         made["joint"].append(jobs.facts(top, f"joint/{joint.ARM}")["steps"])
     spread = {stage: f"{min(steps):,} to {max(steps):,}" if min(steps) < max(steps) else f"{min(steps):,}" for stage, steps in made.items()}
@@ -169,7 +164,7 @@ def _answers(built: JointBuilt, variables: PyTree, name: str) -> tuple[dict[str,
 
 
 def _clips(built: JointBuilt, top: str, most: int = 4) -> dict[str, list[dict[str, Any]]]:
-    """Test clips of every set, spread over it, with what expert, student and teacher say of them."""
+    """Test examples of every set, spread over it, with what expert, student and teacher say of them."""
     together = jax.device_put(load_joint(built, os.path.join(top, "joint", joint.ARM)))
     found = {}
     for name in built.names:
@@ -191,7 +186,7 @@ def _clips(built: JointBuilt, top: str, most: int = 4) -> dict[str, list[dict[st
         }
         found[name] = [
             {
-                "video": own[i],
+                "video": own[i] if built.video else own[i][None],  # a picture is a clip of one frame
                 "truth": task.classes[int(row.labels[name]["probs"].argmax())],
                 "answers": {column: np.asarray(label["probs"])[i] for column, label in said.items()},
             }

@@ -33,14 +33,14 @@ def train_joint(config: Config, seed: int, arm: str, *, directory: str, report) 
     """All experts with their teachers: JEDI, or an arm that differs in some settings and makes as many steps."""
     built = overlapping.built_for(config, seed, directory, f"joint/{arm}")
     run, top = ("joint" if arm == ARM else arm), seed_directory(directory, os.path.join("joint", arm))
-    settings, schedule = built.settings(run), built.schedule(run)
+    settings, schedule, stop = built.settings(run), built.schedule(run), 0
     if arm != ARM:
-        schedule = schedule._replace(steps=jobs.facts(top, os.path.join("joint", ARM))["steps"], patience=0)
+        schedule, stop = schedule._replace(patience=0), jobs.facts(top, os.path.join("joint", ARM))["steps"]
     trained = {name: load_expert(built, top, name) for name in built.names}
     random = jax.random.fold_in(jax.random.key(seed), 3) if settings["random_teachers"] else None
     variables = from_experts(trained, random)
     learn = _train_heads if settings["frozen"] else _train_all
-    facts = learn(built, run, variables, schedule, directory, report)
+    facts = learn(built, run, variables, schedule, stop, directory, report)
     return facts | measure_joint(built, run, directory)
 
 
@@ -59,7 +59,7 @@ def load_joint(built: JointBuilt, directory: str) -> PyTree:
     return stages.load_weights(directory, built.joined().model, built.shown(built.names, "joint").blank_inputs())[0]
 
 
-def _train_all(built: JointBuilt, run: str, variables: PyTree, schedule, directory: str, report) -> dict:
+def _train_all(built: JointBuilt, run: str, variables: PyTree, schedule, stop: int, directory: str, report) -> dict:
     """End to end."""
     judge = Judge(
         built.shown(built.names, "joint"),
@@ -71,7 +71,7 @@ def _train_all(built: JointBuilt, run: str, variables: PyTree, schedule, directo
     return stages.train(
         directory,
         seed=built.seed,
-        model=built.joined().model,
+        model=built.joined(run).model,
         tasks=built.both(),
         objective=built.objective(run, variables["params"]),
         balance=setup.build_balance(built.settings(run)["balance"]),
@@ -80,18 +80,19 @@ def _train_all(built: JointBuilt, run: str, variables: PyTree, schedule, directo
         schedule=schedule,
         judge=judge,
         variables=variables,
+        stop=stop,
         report=report,
     )
 
 
-def _train_heads(built: JointBuilt, run: str, variables: PyTree, schedule, directory: str, report) -> dict:
+def _train_heads(built: JointBuilt, run: str, variables: PyTree, schedule, stop: int, directory: str, report) -> dict:
     """The staged, frozen twin: backbones are applied once to every clip, as it is shown without augmentation, then the
     linear layers of students and teachers learn on what came out."""
     whole = built.joined()
     widths = {name: joint_experts.student_head(variables["params"], name)["kernel"].shape[0] for name in built.names}
     heads = joint_experts.experts({
-        name: joint_experts.cached(name, widths[name], len(built.tasks[name].classes), built.tasks[name].dropout)
-        for name in built.names
+        name: joint_experts.cached(name, widths[name], len(task.classes), task.dropout)
+        for name, task in built.tasks_of(run).items()
     })  # fmt: skip
     compute = functools.partial(jax.jit(whole.features), variables)
 
@@ -137,6 +138,7 @@ def _train_heads(built: JointBuilt, run: str, variables: PyTree, schedule, direc
             whole=whole_network,
         ),
         variables=start,
+        stop=stop,
         report=report,
     )
 

@@ -92,6 +92,7 @@ def train(
     variables: PyTree | None = None,
     frozen: PyTree = None,
     weigher: Weigher = NO_WEIGHTS,
+    stop: int = 0,
     report: Report = lambda *args: None,
 ) -> dict:
     """Trains one model, or takes up where an interrupted run stopped.
@@ -110,6 +111,7 @@ def train(
       variables: to start from; freshly initialised by default.
       frozen: variables of the teachers that the objective asks.
       weigher: of the examples; by default every weight stays as the source has it.
+      stop: step after which the run ends, under the learning rates of the whole schedule; 0: the schedule's last.
       report: progress.
 
     Returns:
@@ -160,7 +162,7 @@ def train(
         return last
 
     start = int(state.step)
-    steps = start if selection.exhausted(start) else schedule.steps  # one that had ended was killed before it said so
+    steps = start if selection.exhausted(start) else stop or schedule.steps  # one that had ended was killed before it said so
     try:
         frozen = None if frozen is None else devices.replicate(frozen)
         state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))

@@ -201,9 +201,9 @@ def _confusions(results: Mapping[str, Any], confusions: Mapping[str, Mapping[str
     if not maps:
         return ""
     text = (
-        "Rows are clips by their class in their own set, columns what a student's head says about them. The sets' own "
+        "Rows are examples by their class in their own set, columns what a student's head says about them. The sets' own "
         "heads are framed; the other maps show which classes of two sets look alike to the students. Hover a cell for "
-        "its figures; a dotted row has no clips."
+        "its figures; a dotted row has no examples."
     )
     return f'<h2>What every head says about every set</h2><p>{text}</p>{matrices.scale()}<div class="scroll">{maps}</div>'
 
@@ -213,8 +213,8 @@ def _clips(results: Mapping[str, Any], clips: Mapping[str, Sequence[Mapping[str,
     for name, found in clips.items():
         cards = "".join(_clip(name, clip, results["classes"].get(name, [])) for clip in found)
         parts += [f'<h3>{escape(name)}</h3><div class="clips">{cards}</div>'] if cards else []
-    text = "Test clips with some of their frames, and the most probable classes; blue is the true class."
-    return f"<h2>Clips</h2><p>{text}</p>{''.join(parts)}" if parts else ""
+    text = "Test examples, of clips some frames, and the most probable classes; blue is the true class."
+    return f"<h2>Examples</h2><p>{text}</p>{''.join(parts)}" if parts else ""
 
 
 def _clip(name: str, clip: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -238,8 +238,8 @@ def _clip(name: str, clip: Mapping[str, Any], classes: Sequence[str]) -> str:
 
 
 def _costs(results: Mapping[str, Any]) -> str:
-    running = tables.costs(results["costs"], of="clip")
-    spent = tables.seconds(results["seconds"], results["images_per_second"], of="clip")
+    running = tables.costs(results["costs"], of="example")
+    spent = tables.seconds(results["seconds"], results["images_per_second"], of="example")
     parts = [f"<div><h2>What answering costs</h2>{running}</div>"] if running else []
     parts += [f"<div><h2>Where the time went</h2>{spent}</div>"] if spent else []
     return f'<div class="pairs">{"".join(parts)}</div>' if parts else ""
