@@ -124,7 +124,7 @@ def steps(rows: int, rounds: int) -> None:
 
 def vectorised(rows: int, rounds: int) -> None:
     """A loop over experts that are alike against vmap; compiling the latter takes minutes."""
-    alike = _built(experts={name: {"frames": 6, "model": {}} for name in built.names})
+    alike = _built(experts={name: {"frames": 6, "model": {}} for name in _built().names})
     section = {n: Expert(alike.model((n,)), len(alike.tasks[n].classes), "6 frames") for n in alike.names}
     inputs = alike.shown(alike.names, "joint").blank_inputs()
     loop, together = (experts(section, vectorise=vectorise) for vectorise in (False, True))
@@ -158,7 +158,7 @@ def waiting(rows: int, count: int) -> None:
 def _written(source, root: Path, count: int) -> FrameFolders:
     """The first clips of a source as folders of JPEG frames with a list of their classes."""
     lines = []
-    for i in range(count):
+    for i in range(min(count, len(source))):
         example = source[i]
         clip = root / f"clip-{i:04d}"
         clip.mkdir(parents=True)
