@@ -28,7 +28,7 @@ def get_config(variant: str = "scenes") -> ConfigDict:
 
 
 def scenes() -> ConfigDict:
-    """Who moves, and where to: 96 labelled clips a set, 768 without labels."""
+    """Who moves, and where to: 24 to 63 labelled clips a set, 768 without labels."""
     config = ConfigDict()
     config.recipe = "jedi"
     config.title = "JEDI on procedural clips"
