@@ -77,15 +77,20 @@ def values(objective, variables, batch, seed=1, params=None):
     state = {kind: value for kind, value in variables.items() if kind != "params"}
     _, aux = objective.init(jax.random.key(0))
     params = {"model": variables["params"]} if params is None else params
-    ratios, _, _ = objective.terms(params, state, aux, None, batch, jax.random.key(seed), None)
-    return {name: ratio.num / jnp.maximum(ratio.den, 1) for name, ratio in ratios.items()}
+
+    @jax.jit  # operation by operation it takes several times as long
+    def mean(params, state, aux, batch, key):
+        ratios, _, _ = objective.terms(params, state, aux, None, batch, key, None)
+        return {name: ratio.num / jnp.maximum(ratio.den, 1) for name, ratio in ratios.items()}
+
+    return mean(params, state, aux, batch, jax.random.key(seed))
 
 
 def gradient(objective, variables, batch, term):
     def loss(params):
         return values(objective, variables, batch, params={"model": params})[term]
 
-    return jax.grad(loss)(variables["params"])
+    return jax.jit(jax.grad(loss))(variables["params"])
 
 
 def size(tree):

@@ -57,9 +57,9 @@ def check(config: Config) -> None:
     """Everything about a configuration that can be wrong and shows without training."""
     if not config["seeds"] or not config["measured_on"] or not config["tasks"]:
         raise UserError("seeds, measured_on, tasks: give at least one of each")
-    for name, splits in config["sets"].items():
+    for name in config["tasks"]:
         for split in ("train", "validation", *config["measured_on"]):
-            if split not in splits:
+            if split not in config["sets"].get(name, {split: None}):
                 raise UserError(f"sets.{name}: no split {split!r}")
     built = JointBuilt(config, config["seeds"][0])
     checks.check_sets(built)
