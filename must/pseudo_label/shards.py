@@ -56,6 +56,8 @@ class ShardFile:
         self._writer.close()
         _sync(self.path)
         if (count := record_count(self.path)) != len(self.ids):
+            if not os.path.exists(self.path):  # a worker without locks, who has just finished, has cleared it away
+                raise FileNotFoundError(self.path)
             raise UserError(f"{self.path}: {count} of {len(self.ids)} records arrived; is the disk full?")
         return {
             "count": len(self.ids),
