@@ -373,6 +373,12 @@ def test_what_a_step_draws_from(whole):
         ({"arms": {"student": {}}}, "arms.student: a name"),
         ({"arms": {"jedi": {}}}, "arms.jedi: the results have"),
         ({"arms": {"teacher": {}}}, "arms.teacher: the results have"),
+        ({"joint__own_set": "no"}, "joint.own_set 'no': like False"),
+        ({"joint__threshold": "a"}, "joint.threshold 'a': like 0.0"),
+        ({"arms": {"odd": {"ema_teacher": None}}}, "arms.odd.ema_teacher None: like 0.0"),
+        ({"joint__select": "last", "joint__patience": 2}, "joint.patience 2: needs select"),
+        ({"seeds": []}, "seeds, measured_on, tasks: give at least one"),
+        ({"measured_on": ["nope"]}, "no split 'nope'"),
         ({"overlaps": "some"}, "overlaps 'some': one of refuse, drop, ignore"),
         ({"tasks__camera": {"kind": "detection"}}, "tasks.camera: joint experts know classes, not detection"),
         ({"sets__turns__validation": config_of()["sets"]["turns"]["test"]}, "the turns validation and the turns test set share"),
@@ -410,6 +416,30 @@ def test_clips_of_a_test_set_may_not_train_another_expert():  # J9
     everything = JointBuilt(config, 0).everything().ids
     kept = JointBuilt(config, 0, dropped).everything().ids
     assert set(everything) - set(kept) == set(dropped) and len(kept) == len(everything) - 2
+
+
+def test_validation_clips_that_another_set_tests_select_nothing():  # J9
+    config = config_of(overlaps="refuse")
+    names = list(config["sets"])
+    test = config["sets"][names[0]]["test"]
+    config["sets"][names[0]]["validation"] = {**test, "name": "held-out-again"}
+    found = overlapping.find({**config, "overlaps": "drop"}, 0, directory="", report=None)
+    assert len(found["dropped"]) == test["count"] and all(id.startswith("held-out-again/") for id in found["dropped"])
+    with pytest.raises(UserError, match="held-out-again/"):
+        overlapping.find(config, 0, directory="", report=None)
+    assert len(JointBuilt(config, 0, found["dropped"][1:]).split(names[0], "validation")) == 1
+
+
+def test_weights_that_are_not_finite_are_never_kept(tmp_path):
+    config = config_of()
+    config["expert"]["optimizer"]["learning_rate"] = 1e30
+    config["expert"]["optimizer"].pop("clip_norm", None)
+    with pytest.raises(UserError, match="not finite"):
+        run(jedi, config, str(tmp_path / "run"), stage="experts")
+    for path in (tmp_path / "run").rglob("weights"):
+        kept = Checkpoints(str(path))
+        if kept.latest() is not None:
+            assert np.isfinite(list(kept.facts()["validation"].values())).all() and kept.facts()["step"] == 1
 
 
 def test_the_dry_run_says_what_every_run_costs(capsys):

@@ -17,7 +17,7 @@ from must.recipes import checks, overlapping, setup, stages
 from must.recipes.jobs import Job
 from must.recipes.joint_built import JOINT, JointBuilt
 from must.recipes.joint_export import export
-from must.recipes.joint_page import compare, report
+from must.recipes.joint_comparison import compare, report
 from must.recipes.joint_stage import train_expert, train_joint
 from must.tasks.classification import Classification
 

@@ -139,14 +139,17 @@ def train(
 
     def hook(progress: Progress) -> bool:
         at, last = progress.step, progress.step == progress.steps
-        if last or (schedule.evaluate_every and at % schedule.evaluate_every == 0):
-            log.write(at, selection.look(progress.state, last))
-            last = last or selection.exhausted(at)
-        if at % schedule.log_every == 0 or last:
+        logs_now = at % schedule.log_every == 0
+        looks = last or (schedule.evaluate_every and at % schedule.evaluate_every == 0)
+        if logs_now or looks:
             logs = {name: float(value) for name, value in progress.logs.items()}
-            if not math.isfinite(logs["loss"]):
+            if not math.isfinite(logs["loss"]):  # before its weights are judged and kept
                 bad = [name for name, value in logs.items() if not math.isfinite(value)]
                 raise UserError(f"{directory}: step {at}: not finite: {', '.join(bad)}; lower the learning rate or clip_norm")
+        if looks:
+            log.write(at, selection.look(progress.state, last))
+            last = last or selection.exhausted(at)
+        if logs_now or last:
             log.write(at, logs)
             report(at, progress.steps, f"loss {logs['loss']:.3f}")
         if weigher.every and at % weigher.every == 0 and not last:
