@@ -101,18 +101,23 @@ class Geometry(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """Which labels are believed, by score; scalars or one value per class.
+    """Which labels are believed, by calibrated score; scalars or one value per class.
 
-    score >= positive: taken as true; negative <= score < positive: ignored, no loss either way; below negative: absent.
-    Ground truth has score 1 and is always taken. positive == negative gives hard two-state labels (MuST: 0.5).
+    score >= positive: positive, taken as true; negative <= score < positive: ignored, no loss either way; below negative:
+    negative, taken as absent. Ground truth, and nothing else, has score 1 and is always taken. positive == negative gives
+    hard two-state labels (MuST: 0.5). What the states mean for a task's loss its `target` says.
 
     Attributes:
       positive: [] or [C].
       negative: [] or [C].
+      temperature: [], T that divides the logits of a distribution over classes before anything else (Guo et al. 2017).
+      curve: [K] or [C, K], the calibrated score at the scores 0, 1 / (K - 1), ..., 1, linear between them.
     """
 
     positive: Array = 0.5
     negative: Array = 0.5
+    temperature: Array = 1.0
+    curve: Array = (0.0, 1.0)
 
 
 class Features(NamedTuple):

@@ -163,10 +163,11 @@ def learning_rate_rule(student: tuple[int, float], teachers: Mapping[str, tuple[
 
 
 def _per_class(policy: Policy, task: Task) -> Policy:
-    """The thresholds in one form, [C] for a task that has classes, else []."""
+    """The policy as arrays in one form, thresholds [C] for a task that has classes, else []."""
     shape = (len(task.classes),) if getattr(task, "classes", ()) else ()
+    bounds = (jnp.broadcast_to(jnp.asarray(bound, jnp.float32), shape) for bound in policy[:2])
     # A copy: the step is given the state's memory, the caller keeps its own.
-    return Policy(*(jnp.array(jnp.broadcast_to(jnp.asarray(bound, jnp.float32), shape), copy=True) for bound in policy))
+    return Policy(*(jnp.array(value, jnp.float32, copy=True) for value in (*bounds, *policy[2:])))
 
 
 def _reduce(term: PerExample, weights, normalize: str) -> Ratio:

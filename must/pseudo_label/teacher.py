@@ -26,20 +26,23 @@ def label_step(
       images: uint8 [B, H, W, 3].
       model: outputs {task: ...}.
       tasks: which of the outputs become labels.
-      mirror: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018).
+      mirror: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018); how far
+        the two agree is the score of a task whose network says none.
       axis_name: unused, rows do not meet; the argument lets `parallelize` run it.
 
     Returns:
       {task: Label in network form, leading axis B}.
     """
     outputs, _ = model.apply(variables, images, train=False, key=None)
-    if mirror:
-        mirrored, _ = model.apply(variables, images[:, :, ::-1], train=False, key=None)
-        outputs = {
-            name: jax.tree.map(lambda a, b: 0.5 * (a + b), outputs[name], task.mirror(mirrored[name]))
-            for name, task in tasks.items()
-        }
-    return {name: task.predict(outputs[name]) for name, task in tasks.items()}
+    if not mirror:
+        return {name: task.predict(outputs[name]) for name, task in tasks.items()}
+    mirrored, _ = model.apply(variables, images[:, :, ::-1], train=False, key=None)
+    labels = {}
+    for name, task in tasks.items():
+        one, other = outputs[name], task.mirror(mirrored[name])
+        mean = jax.tree.map(lambda a, b: 0.5 * (a + b), one, other)
+        labels[name] = task.predict(mean) | task.agreement(one, other)
+    return labels
 
 
 def from_model(

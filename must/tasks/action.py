@@ -57,23 +57,23 @@ class Action(Classification):
         Raises:
           ValueError: a label that cannot be right, or that cannot follow (`admissible`).
         """
-        probs = super().transform(label, geometry)["probs"]
+        found = super().transform(label, geometry)
         for field in self._changes(geometry):
             partners = _partners(getattr(self, field), self.classes)
-            if not _follows(probs, partners):
+            if not _follows(found["probs"], partners):
                 raise ValueError(f"what class a clip has when {field} is not declared for this label")
-            probs = _moved(probs, partners)
-        return {"probs": probs}
+            found = {name: _moved(value, partners) for name, value in found.items()}
+        return found
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """As the base class says; the classes are those of the clip as it was. A class without a partner stays."""
-        probs = np.asarray(label["probs"])
+        found = {name: np.asarray(value) for name, value in label.items()}
         for field in reversed(self._changes(geometry)):
             partners = _partners(getattr(self, field), self.classes)
             if partners is None:
                 raise ValueError(f"what class a clip has when {field} is not declared")
-            probs = _moved(probs, partners)
-        return super().restore({"probs": probs}, geometry)
+            found = {name: _moved(value, partners) for name, value in found.items()}
+        return super().restore(found, geometry)
 
     def mirror(self, outputs: Array) -> Array:
         """Logits of mirrored clips in the order of the classes of the originals.

@@ -117,12 +117,24 @@ class Task:
         """
         raise NotImplementedError
 
+    def agreement(self, outputs: Any, others: Any) -> Label:
+        """Scores from how far two outputs for the same pictures agree, fields of a label in network form; jnp, traceable.
+
+        For a task whose network says no confidence; {} for all others.
+        """
+        return {}
+
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """What one example's prediction claims: (score [N], correct [N], class id [N]); host NumPy.
 
-        Thresholds and calibration are chosen from these on a validation split; None for a task without scores.
+        Thresholds and calibration are chosen from these on a validation split; ids are 0 where there are no classes. None
+        for a task without scores.
         """
         return None
+
+    def items(self, truth: Label) -> np.ndarray:
+        """How many true items of each class one example has, int [C], what `judge` could find; [1] without classes."""
+        raise NotImplementedError
 
     def certainty(self, label: Label) -> Array:
         """How sure a label in network form is of itself, leading axis B -> [B, D], with D = 0 for one without scores.

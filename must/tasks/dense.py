@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, Geometry, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, UserError
+from must.data.geometry import restore_map, transform_map
+
+SCORES = ArraySpec(
+    (None, None), "uint8", "zlib", "score * 255; 255 = truth, 254 = a teacher that says none; one value may stand for all"
+)
+_LEVELS = 8  # codes that a stored score is rounded to a multiple of: a noisy map takes half the bytes
 
 
 def output_stride(task: str, head_stride: int, shuffle: int) -> int:
@@ -44,6 +50,24 @@ def enlarge(maps: Array, factor: int) -> Array:
         shape[axis] *= factor
         maps = jnp.stack(phases, axis + 1).reshape(shape)
     return maps
+
+
+def transform_scores(label: Label, geometry: Geometry) -> np.ndarray:
+    """The scores of a label in record form in the network's frame, uint8 [h, w]; records of old are believed throughout."""
+    stored = np.asarray(label.get("scores", np.full((1, 1), 255, np.uint8)))
+    if stored.ndim != 2 or not stored.size:
+        raise ValueError(f"scores of shape {stored.shape}")
+    return transform_map(stored, geometry, 0)
+
+
+def restore_scores(label: Label, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
+    """The scores of a label in network form as a record has them, within 4/255; one value where all are the same."""
+    scores = np.asarray(label["scores"])
+    if (scores == scores.flat[0]).all():
+        return scores.reshape(-1)[:1].reshape(1, 1)
+    stored = restore_map(scores, geometry, shape).astype(np.int32)
+    rounded = np.minimum((stored + _LEVELS // 2) // _LEVELS * _LEVELS, 254)
+    return np.where(stored == 255, 255, rounded).astype(np.uint8)
 
 
 def stored_shape(geometry: Geometry, stride: int) -> tuple[int, int]:

@@ -12,7 +12,9 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
+from must.tasks.states import LARGEST, codes, states
 
+_CLOSE = 1.25  # factor within which a depth is right (delta1)
 _LEVELS = 65534  # steps between the least and the largest depth of a stored map; code 0 is "invalid"
 
 
@@ -84,11 +86,12 @@ class Depth(Task):
             "depth": ArraySpec((None, None), "uint16", "zlib", "metres = code * scale + offset; code 0 = invalid"),
             "scale": ArraySpec((), "float32", doc="metres per code"),
             "offset": ArraySpec((), "float32", doc="metres"),
+            "scores": dense.SCORES,
         }
 
     def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         dense.check_size("depth", size, self._output_stride)
-        return {"depth": jax.ShapeDtypeStruct(size, np.float32)}
+        return {"depth": jax.ShapeDtypeStruct(size, np.float32), "scores": jax.ShapeDtypeStruct(size, np.uint8)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
         code = np.asarray(label["depth"])
@@ -101,12 +104,13 @@ class Depth(Task):
         if valid.size and not valid.min() * scale + offset > 0:
             raise ValueError(f"depth of {valid.min() * scale + offset:.3g} m")
         code = transform_map(code, geometry, 0)
-        return {"depth": np.where(code > 0, (code * scale + offset) / self._zoom(geometry), 0.0).astype(np.float32)}
+        depth = np.where(code > 0, (code * scale + offset) / self._zoom(geometry), 0.0).astype(np.float32)
+        return {"depth": depth, "scores": dense.transform_scores(label, geometry)}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixels at 1 / `stride` of the original's size, each within (largest - least) / 131068 metres."""
-        depth = np.asarray(label["depth"], np.float64)
-        depth = restore_map(depth, geometry, dense.stored_shape(geometry, self.stride)) * self._zoom(geometry)
+        depth, shape = np.asarray(label["depth"], np.float64), dense.stored_shape(geometry, self.stride)
+        depth = restore_map(depth, geometry, shape) * self._zoom(geometry)
         valid = np.isfinite(depth) & (depth > 0)
         low, high = (depth[valid].min(), depth[valid].max()) if valid.any() else (0.0, 0.0)
         scale = (high - low) / _LEVELS
@@ -115,17 +119,19 @@ class Depth(Task):
             "depth": np.where(valid, code + 1, 0).astype(np.uint16),
             "scale": np.float32(scale),
             "offset": np.float32(low - scale),
+            "scores": dense.restore_scores(label, geometry, shape),
         }
 
     def _zoom(self, geometry: Geometry) -> float:
         return geometry.zoom if self.depth_kind == "metric" else 1.0
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """At the output's resolution: depth and valid [B, h', w']. A depth has no score, so the policy is not asked."""
+        """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is ignored."""
         depth = dense.sample(label["depth"], self._output_stride)
+        scores = dense.sample(label["scores"], self._output_stride).astype(jnp.float32) / 255.0
         # In inverse depth the far is near zero and needs no bound.
         valid = self._in_range(depth) if self.depth_kind == "metric" else jnp.isfinite(depth) & (depth > 0)
-        return {"depth": jnp.where(valid, depth, 1.0), "valid": valid}
+        return {"depth": jnp.where(valid, depth, 1.0), "valid": valid & states(policy, scores).positive}
 
     def _in_range(self, depth: Array) -> Array:
         return (depth >= self.min_depth) & (depth <= self.max_depth)  # False for NaN
@@ -157,11 +163,18 @@ class Depth(Task):
         """Metres within `min_depth`..`max_depth`; the logarithm or inverse depth is enlarged bilinearly."""
         value = dense.enlarge(outputs.astype(jnp.float32), self._output_stride)[..., 0]
         if self.depth_kind == "metric":
-            return {"depth": jnp.clip(jnp.exp(value), self.min_depth, self.max_depth)}
-        low, high = value.min((1, 2), keepdims=True), value.max((1, 2), keepdims=True)
-        near = (value - low) / jnp.maximum(high - low, 1e-6)
-        far_inverse = 1.0 / self.max_depth
-        return {"depth": 1.0 / (far_inverse + near * (1.0 / self.min_depth - far_inverse))}
+            depth = jnp.clip(jnp.exp(value), self.min_depth, self.max_depth)
+        else:
+            low, high = value.min((1, 2), keepdims=True), value.max((1, 2), keepdims=True)
+            near = (value - low) / jnp.maximum(high - low, 1e-6)
+            far_inverse = 1.0 / self.max_depth
+            depth = 1.0 / (far_inverse + near * (1.0 / self.min_depth - far_inverse))
+        return {"depth": depth, "scores": jnp.full(depth.shape, LARGEST, jnp.uint8)}
+
+    def agreement(self, outputs: Array, others: Array) -> Label:
+        """The smaller of two depths over the larger."""
+        one, other = (self.predict(said)["depth"] for said in (outputs, others))
+        return {"scores": codes(jnp.minimum(one, other) / jnp.maximum(one, other))}
 
     def mirror(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
@@ -196,6 +209,24 @@ class Depth(Task):
             "silog": losses.silog(jnp.log(depth), jnp.log(true), valid, 1.0, 0.0),
         }
         return rows | {"images": valid.any((1, 2)).astype(jnp.float32)}
+
+    def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """As the base class says; a claim per pixel with a true depth, right within a factor of 1.25.
+
+        None for a relative depth, whose pixels are right only together.
+        """
+        if self.depth_kind == "relative":
+            return None
+        depth, true = np.asarray(prediction["depth"]), np.asarray(truth["depth"])
+        valid = (true >= self.min_depth) & (true <= self.max_depth)
+        ratio = np.maximum(depth[valid], 1e-6) / true[valid]
+        scores = np.asarray(prediction["scores"])[valid].astype(np.float32) / 255.0
+        return scores, np.maximum(ratio, 1 / ratio) < _CLOSE, np.zeros(len(ratio), np.int64)
+
+    def items(self, truth: Label) -> np.ndarray:
+        """As the base class says; pixels."""
+        true = np.asarray(truth["depth"])
+        return np.array([((true >= self.min_depth) & (true <= self.max_depth)).sum()])
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """Means over the images that have valid pixels; NaN without any."""

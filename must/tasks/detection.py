@@ -21,6 +21,7 @@ from must.data import geometry as geo
 from must.tasks import drawing
 from must.tasks import points as points_of
 from must.tasks.base import Task
+from must.tasks.states import states
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
 _RECALLS = np.linspace(0.0, 1.0, 101)  # where the precision is read
@@ -181,17 +182,12 @@ class Detection(Task):
         """Boxes [B, M, 4], classes [B, M], known [B, C]; positive and ignored [B, M] by the policy, else absent."""
         valid = label["valid"]
         classes = jnp.where(valid, label["classes"], 0)
-        positive, negative = (
-            # Ground truth, with score 1, is always taken.
-            jnp.minimum(jnp.broadcast_to(jnp.asarray(bound, jnp.float32), (len(self.classes),)), 1.0)[classes]
-            for bound in policy
-        )
-        taken = label["scores"] >= positive
+        state = states(policy, label["scores"], classes)
         return {
             "boxes": jnp.where(valid[..., None], label["boxes"], 0.0),
             "classes": classes,
-            "positive": valid & ~label["crowd"] & taken,
-            "ignored": valid & (label["scores"] >= negative) & (label["crowd"] | ~taken),
+            "positive": valid & ~label["crowd"] & state.positive,
+            "ignored": valid & ~state.negative & (label["crowd"] | ~state.positive),
             "known": label["known"],
         }
 
@@ -338,6 +334,11 @@ class Detection(Task):
         hit, miss = (np.asarray(rows[name])[0, :, 0] for name in ("hit", "miss"))
         claims = hit | miss
         return np.asarray(prediction["scores"])[claims], hit[claims], np.asarray(prediction["classes"])[claims]
+
+    def items(self, truth: Label) -> np.ndarray:
+        """As the base class says; boxes of known classes that are no crowds."""
+        classes, counted = np.asarray(truth["classes"]), np.asarray(truth["valid"]) & ~np.asarray(truth["crowd"])
+        return np.bincount(classes[counted], minlength=len(self.classes)) * np.asarray(truth["known"])
 
     def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
         """Boxes from `draw_floor` up with class and score, crowds thin and nameless; below, how many of each class."""

@@ -12,9 +12,11 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
+from must.tasks.states import LARGEST, codes, states
 
 _BINS = 1800  # of 0.1 degrees
 _WITHIN = (11.25, 22.5, 30.0)  # degrees
+_CLOSE = 22.5  # degrees within which a normal is right
 _FLIP = np.array([-1.0, 1.0, 1.0], np.float32)
 
 
@@ -61,11 +63,11 @@ class Normals(Task):
 
     def label_spec(self) -> dict[str, ArraySpec]:
         doc = "normal * 127, x right, y down, z forward; 0, 0, 0 = invalid"
-        return {"normals": ArraySpec((None, None, 3), "int8", "zlib", doc)}
+        return {"normals": ArraySpec((None, None, 3), "int8", "zlib", doc), "scores": dense.SCORES}
 
     def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         dense.check_size("normals", size, self._output_stride)
-        return {"normals": jax.ShapeDtypeStruct((*size, 3), np.float32)}
+        return {"normals": jax.ShapeDtypeStruct((*size, 3), np.float32), "scores": jax.ShapeDtypeStruct(size, np.uint8)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
         """As the base class says; vectors shorter than one half (blended over an edge) are invalid."""
@@ -77,20 +79,23 @@ class Normals(Task):
         if square.max(initial=0.0) > 1.2**2:
             raise ValueError(f"a normal of length {np.sqrt(square.max()):.2f}")
         normals *= np.where(square >= 0.5**2, 1.0 / np.sqrt(np.maximum(square, 0.5**2)), np.float32(0))
-        return {"normals": normals * _FLIP if geometry.flip else normals}
+        normals = normals * _FLIP if geometry.flip else normals
+        return {"normals": normals, "scores": dense.transform_scores(label, geometry)}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixel at 1 / `stride` of the original's size; each component within 1/254, angles within 0.4°."""
         normals = np.asarray(label["normals"], np.float32) * (_FLIP if geometry.flip else 1.0)
-        normals = restore_map(normals, geometry, dense.stored_shape(geometry, self.stride))
+        shape = dense.stored_shape(geometry, self.stride)
+        normals = restore_map(normals, geometry, shape)
         normals = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, 0.0)
-        return {"normals": np.round(127.0 * np.clip(normals, -1.0, 1.0)).astype(np.int8)}
+        coded = np.round(127.0 * np.clip(normals, -1.0, 1.0)).astype(np.int8)
+        return {"normals": coded, "scores": dense.restore_scores(label, geometry, shape)}
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """At the output's resolution: normals [B, h', w', 3], valid [B, h', w']."""
-        del policy  # a normal has no score
+        """At the output's resolution: normals [B, h', w', 3], and valid [B, h', w'], where the score is positive."""
         normals, valid = _checked(dense.sample(label["normals"], self._output_stride))
-        return {"normals": normals, "valid": valid}
+        scores = dense.sample(label["scores"], self._output_stride).astype(jnp.float32) / 255.0
+        return {"normals": normals, "valid": valid & states(policy, scores).positive}
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
         """Term "normals": 1 - cosine, or the angle in radians, summed over the valid pixels, with their number."""
@@ -102,7 +107,13 @@ class Normals(Task):
 
     def predict(self, outputs: Array) -> Label:
         """Unit vectors, enlarged bilinearly to the frame."""
-        return {"normals": losses.unit(dense.enlarge(losses.unit(outputs), self._output_stride))}
+        normals = losses.unit(dense.enlarge(losses.unit(outputs), self._output_stride))
+        return {"normals": normals, "scores": jnp.full(normals.shape[:-1], LARGEST, jnp.uint8)}
+
+    def agreement(self, outputs: Array, others: Array) -> Label:
+        """1 - angle / 90 degrees between two normals, at least 0."""
+        one, other = (self.predict(said)["normals"] for said in (outputs, others))
+        return {"scores": codes(jnp.maximum(0.0, 1.0 - jnp.rad2deg(losses.angle(one, other)) / 90.0))}
 
     def mirror(self, outputs: Array) -> Array:
         """Columns reversed, x negated."""
@@ -121,6 +132,19 @@ class Normals(Task):
         histogram = jax.vmap(lambda b, v: jnp.zeros(_BINS, jnp.int32).at[b.ravel()].add(v.ravel().astype(jnp.int32)))
         rows = {"pixels": count(valid), "degrees": degrees.sum((1, 2)), "histogram": histogram(bins, valid)}
         return rows | {f"within_{limit}": count(valid & (degrees < limit)) for limit in _WITHIN}
+
+    def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As the base class says; a claim per pixel with a true normal, right within 22.5 degrees."""
+        said, true = (np.nan_to_num(np.asarray(label["normals"], np.float32)) for label in (prediction, truth))
+        valid = np.einsum("hwc,hwc->hw", true, true) > 0.25
+        scores = np.asarray(prediction["scores"])[valid].astype(np.float32) / 255.0
+        correct = np.einsum("nc,nc->n", said[valid], true[valid]) > np.cos(np.deg2rad(_CLOSE))
+        return scores, correct, np.zeros(len(scores), np.int64)
+
+    def items(self, truth: Label) -> np.ndarray:
+        """As the base class says; pixels."""
+        true = np.nan_to_num(np.asarray(truth["normals"], np.float32))
+        return np.array([(np.einsum("hwc,hwc->hw", true, true) > 0.25).sum()])
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """Over all pixels of all images; the (lower) median within 0.05 degrees. NaN without any pixel."""

@@ -12,14 +12,16 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
-from must.tasks.soft_labels import believed, spread
+from must.tasks.soft_labels import among, known_classes, only_known, spread, unknown_classes
+from must.tasks.states import codes, states
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation(Task):
     """One class of `classes` per pixel.
 
-    Probabilities travel as uint8, p = code / 255: within 1/510 of the truth, online and in records alike.
+    Probabilities travel as uint8, p = code / 255: within 1/510 of the truth, online and in records alike; those of a
+    teacher end at 254/255, since 1 is the truth's.
 
     Attributes:
       classes: names, in the order of the ids.
@@ -63,12 +65,13 @@ class Segmentation(Task):
         return {
             "ids": ArraySpec(shape, "uint8", encoding, f"class ids, most probable first; {self.ignore} = no label"),
             "probs": ArraySpec(shape, "uint8", encoding, "their probabilities * 255"),
+            "unknown": ArraySpec((None,), "uint16", doc="ids of the classes that this source does not know"),
         }
 
     def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         dense.check_size("segmentation", size, self._output_stride)
         spec = jax.ShapeDtypeStruct((*size, self.top_k), np.uint8)
-        return {"ids": spec, "probs": spec}
+        return {"ids": spec, "probs": spec, "known": jax.ShapeDtypeStruct((len(self.classes),), np.bool_)}
 
     @property
     def _output_stride(self) -> int:
@@ -82,7 +85,7 @@ class Segmentation(Task):
         wrong = ids[(ids >= len(self.classes)) & (ids != self.ignore)]
         if wrong.size:
             raise ValueError(f"class id {wrong.flat[0]} with {len(self.classes)} classes")
-        out = {}
+        out = {"known": known_classes(label, len(self.classes))}
         for name, array, fill in (("ids", ids, self.ignore), ("probs", probs, 0)):
             array = array.reshape(*array.shape[:2], -1)[..., : self.top_k].astype(np.uint8)
             out[name] = np.full((*geometry.size, self.top_k), fill, np.uint8)
@@ -92,30 +95,56 @@ class Segmentation(Task):
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixels at 1 / `stride` of the original's size; nothing is rounded."""
         shape = dense.stored_shape(geometry, self.stride)
-        return {name: restore_map(np.asarray(label[name]), geometry, shape) for name in ("ids", "probs")}
+        maps = {name: restore_map(np.asarray(label[name]), geometry, shape) for name in ("ids", "probs")}
+        return {**maps, "unknown": unknown_classes(label)}
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """At the output's resolution: ids and probs (0..1) [B, h', w', K]; used [B, h', w']."""
+        """What each pixel of the output's resolution teaches, by the state of each class.
+
+        Returns:
+          ids, probs: [B, h', w', K], probabilities 0..1.
+          used: bool [B, h', w'], the first class is positive.
+          candidates: bool [B, h', w', C], the classes that are not negative, where none is positive but some are
+            negative: the class is one of them. Elsewhere all False. An unlisted class may have as much as the last
+            listed one, or all that the listed ones leave, if that is less.
+          known: bool [B, 1, 1, C].
+        """
+        count = len(self.classes)
         ids = dense.sample(label["ids"], self._output_stride).astype(jnp.int32)
         probs = dense.sample(label["probs"], self._output_stride).astype(jnp.float32) / 255.0
-        best = jnp.minimum(ids[..., 0], len(self.classes) - 1)
-        used = (ids[..., 0] != self.ignore) & believed(policy, best, probs[..., 0])
-        return {"ids": ids, "probs": probs, "used": used}
+        listed, labelled = jnp.minimum(ids, count - 1), ids[..., 0] != self.ignore
+        state = states(policy, probs, listed)
+        used = labelled & state.positive[..., 0]
+        most = jnp.minimum(probs[..., -1], 1.0 - probs.sum(-1))
+        every = jnp.arange(count)
+        negative = states(policy, most[..., None], every).negative
+        for k in range(self.top_k):
+            negative = jnp.where(ids[..., k, None] == every, state.negative[..., k, None], negative)
+        known = label["known"][:, None, None, :]
+        candidates = known & ~negative
+        doubtful = labelled & ~used & candidates.any(-1) & (known & negative).any(-1)
+        return {
+            "ids": ids, "probs": probs, "used": used, "candidates": candidates & doubtful[..., None], "known": known
+        }  # fmt: skip
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
-        """Term "segmentation": cross-entropy summed over the believed pixels, with their number.
+        """Term "segmentation": cross-entropy, or -log P(one of the candidates), summed over the pixels with a state.
 
         With one class per pixel the target is that class; with more it is the listed probabilities, and what they leave
-        of 1 evenly over the other classes.
+        of 1 evenly over the other known classes.
         """
-        ids, probs, used = target["ids"], target["probs"], target["used"]
+        ids, probs, used, known = target["ids"], target["probs"], target["used"], target["known"]
+        doubtful = target["candidates"].any(-1)
         if self.top_k == 1:
             aim = jax.nn.one_hot(ids[..., 0], len(self.classes))
         else:
-            aim = spread(ids, probs, jnp.maximum(0.0, 1.0 - probs.sum(-1)), len(self.classes))
-        value = losses.soft_cross_entropy(jnp.where(used[..., None], outputs, 0.0), aim)
-        value = jnp.where(used, value, 0.0).sum((1, 2))
-        return {"segmentation": PerExample(value, used.sum((1, 2)).astype(jnp.float32))}
+            aim = spread(ids, probs, jnp.maximum(0.0, 1.0 - probs.sum(-1)), len(self.classes)) * known
+            aim = aim / jnp.maximum(aim.sum(-1, keepdims=True), 1e-12)
+        logits = jnp.where((used | doubtful)[..., None], outputs, 0.0).astype(jnp.float32)
+        value = losses.soft_cross_entropy(only_known(logits, known), aim)
+        partly = among(logits, jnp.where(doubtful[..., None], target["candidates"], known), known)
+        value = jnp.where(used, value, jnp.where(doubtful, partly, 0.0)).sum((1, 2))
+        return {"segmentation": PerExample(value, (used | doubtful).sum((1, 2)).astype(jnp.float32))}
 
     def imitate(self, outputs: Array, teacher: Array) -> dict[str, PerExample]:
         """Term "soft_segmentation": KL(teacher || student) over all classes, summed over the pixels of the output."""
@@ -139,7 +168,8 @@ class Segmentation(Task):
             best, ids = jnp.max(probs, -1, keepdims=True), jnp.argmax(probs, -1, keepdims=True)
         else:
             best, ids = jax.lax.top_k(probs, self.top_k)
-        return {"ids": ids.astype(jnp.uint8), "probs": jnp.round(255.0 * best).astype(jnp.uint8)}
+        known = jnp.ones((len(ids), len(self.classes)), bool)
+        return {"ids": ids.astype(jnp.uint8), "probs": codes(best), "known": known}
 
     def mirror(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
@@ -175,10 +205,16 @@ class Segmentation(Task):
         return {"mIoU": float(iou.mean()), "pixel_accuracy": float(hit.sum() / true.sum())}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As the base class says; one claim per pixel that has a true label."""
-        true, ids, probs = (np.asarray(x)[..., 0] for x in (truth["ids"], prediction["ids"], prediction["probs"]))
+        """As the base class says; a claim of every listed class of a pixel that has a true label."""
+        true, ids, probs = np.asarray(truth["ids"])[..., :1], np.asarray(prediction["ids"]), np.asarray(prediction["probs"])
         valid = (true != self.ignore) & (ids != self.ignore)
+        valid &= np.asarray(truth["known"])[np.minimum(ids, len(self.classes) - 1)]
         return probs[valid].astype(np.float32) / 255.0, (ids == true)[valid], ids[valid].astype(np.int64)
+
+    def items(self, truth: Label) -> np.ndarray:
+        """As the base class says; pixels."""
+        ids = np.asarray(truth["ids"])[..., 0]
+        return np.bincount(ids[ids != self.ignore], minlength=len(self.classes))
 
     def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
         """The classes blended over the picture, pixels without a label hatched, the three largest classes named."""

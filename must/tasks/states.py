@@ -1,0 +1,63 @@
+"""Positive, ignored or negative: what a policy makes of raw scores, the same for boxes, classes and pixels."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from must.core.types import Array, Policy
+
+LARGEST = 254  # of the codes 0..255 of a teacher's scores per pixel: only the truth is certain
+
+
+class States(NamedTuple):
+    """Two of the three states; what is in neither is ignored.
+
+    Attributes:
+      positive: bool [...], taken as true.
+      negative: bool [...], taken as absent.
+    """
+
+    positive: Array
+    negative: Array
+
+
+def states(policy: Policy, scores: Array, ids: Array | None = None) -> States:
+    """The states of claims with raw scores [...] in 0..1 of the classes `ids` [...]; score 1, the truth, is positive.
+
+    A task without classes has no ids and one threshold.
+    """
+    value = calibrated(policy, scores, ids)
+    positive, negative = (_of(jnp.asarray(bound, jnp.float32), ids) for bound in policy[:2])
+    taken = (scores >= 1) | (value >= positive)
+    return States(taken, ~taken & (value < negative))
+
+
+def calibrated(policy: Policy, scores: Array, ids: Array | None = None) -> Array:
+    """The probability that claims with raw scores [...] of the classes `ids` [...] are true, by `policy.curve`."""
+    curve = jnp.asarray(policy.curve, jnp.float32)
+    last = curve.shape[-1] - 1
+    place = jnp.clip(scores, 0.0, 1.0) * last
+    low = jnp.clip(place.astype(jnp.int32), 0, last - 1)
+    at = (lambda knot: curve[knot]) if curve.ndim == 1 else (lambda knot: curve[ids, knot])
+    if last == 1:  # a line needs no look-up
+        before, after = (_of(curve[..., knot], ids) for knot in (0, 1))
+    else:
+        before, after = at(low), at(low + 1)
+    return before + (place - low) * (after - before)
+
+
+def tempered(policy: Policy, probs: Array) -> Array:
+    """Distributions over classes [..., C] with logits divided by `policy.temperature`."""
+    powered = probs ** (1.0 / jnp.asarray(policy.temperature, jnp.float32))
+    return powered / jnp.maximum(powered.sum(-1, keepdims=True), 1e-12)
+
+
+def codes(scores: Array) -> Array:
+    """Scores 0..1 of a teacher -> uint8, within 1/510 but never certain."""
+    xp = np if isinstance(scores, np.ndarray) else jnp
+    return xp.minimum(xp.round(255.0 * scores), LARGEST).astype(xp.uint8)
+
+
+def _of(values: Array, ids: Array | None) -> Array:
+    return values[ids] if values.ndim else values
