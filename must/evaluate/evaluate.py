@@ -190,23 +190,19 @@ def constant_guess(task: Task, labels: Sequence[Label], *, candidates: int = 32)
       One label in network form, without B.
     """
     first = labels[0]
-    fields = set(first)
-    if fields == {"probs", "known"}:
-        mean = np.mean([label["probs"] for label in labels], axis=0, dtype=np.float32)
-        return {"probs": mean, "known": np.ones_like(first["known"])}
-    if fields == {"ids", "probs", "known"}:
+    fields = set(first) - set(task.optional)
+    if fields == {"probs"}:
+        return {"probs": np.mean([label["probs"] for label in labels], axis=0, dtype=np.float32)}
+    if fields == {"ids", "probs"}:
         counts = sum(np.bincount(np.ravel(label["ids"][..., 0]), minlength=256) for label in labels)
-        everywhere = {"ids": np.argmax(counts[:255]), "probs": 255, "known": True}
-        return {field: np.full_like(first[field], value) for field, value in everywhere.items()}
-    if fields == {"depth", "scores"}:
+        return {"ids": np.full_like(first["ids"], np.argmax(counts[:255])), "probs": np.full_like(first["probs"], 255)}
+    if fields == {"depth"}:
         valid = np.concatenate([label["depth"][label["depth"] > 0] for label in labels])
-        median = np.full_like(first["depth"], np.median(valid) if valid.size else 1)
-        return {"depth": median, "scores": np.full_like(first["scores"], 255)}
-    if fields == {"normals", "scores"}:
+        return {"depth": np.full_like(first["depth"], np.median(valid) if valid.size else 1)}
+    if fields == {"normals"}:
         mean = sum(np.sum(label["normals"], (0, 1)) for label in labels)  # invalid ones are zeros and add nothing
         unit = mean / max(float(np.linalg.norm(mean)), 1e-12)
-        everywhere = np.broadcast_to(unit, first["normals"].shape).astype(np.float32)
-        return {"normals": everywhere, "scores": np.full_like(first["scores"], 255)}
+        return {"normals": np.broadcast_to(unit, first["normals"].shape).astype(np.float32)}
     if {"boxes", "valid"} <= fields:
         return {field: np.zeros_like(value) for field, value in first.items()}
     return _best_of(task, labels, candidates)

@@ -166,7 +166,9 @@ class Labeller:
                 if key not in labels:
                     raise UserError(f"teacher {teacher.name}: says nothing of {key}, only of {', '.join(labels)}")
                 label = {name: np.asarray(field) for name, field in labels[key].items()}
-                if problem := check_batch(label, task.network_spec(tuple(teacher.size)), self._batch_size, rows):
+                spec = task.network_spec(tuple(teacher.size))
+                spec = {name: field for name, field in spec.items() if name in label or name not in task.optional}
+                if problem := check_batch(label, spec, self._batch_size, rows):
                     row, what = problem
                     raise UserError(f"teacher {teacher.name}: {key}.{what}, record {ids[row]}")
                 fetched[-1][key] = label

@@ -27,6 +27,7 @@ class Task:
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is the headline
     terms: ClassVar[tuple[str, ...]]  # names of what `loss` returns; `imitate` returns the same with "soft_" before
     pdf_terms: ClassVar[tuple[str, ...]] = ()  # names of what `disagreement` returns
+    optional: ClassVar[tuple[str, ...]] = ()  # fields that a label in network form may lack: all classes known, all certain
 
     def head(self) -> Any:
         """A flax module: `Features` -> outputs (any pytree with leading axis B)."""

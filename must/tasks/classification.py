@@ -12,7 +12,7 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.tasks import drawing
 from must.tasks.base import Task
 from must.tasks.soft_labels import among, known_classes, only_known, spread, unknown_classes
-from must.tasks.states import states, tempered
+from must.tasks.states import states, tempered, uncertain
 
 _LEAST = 0.05  # of a probability that claims its class
 
@@ -49,6 +49,7 @@ class Classification(Task):
         Metric("nll", "nat", False),
     )
     terms: ClassVar[tuple[str, ...]] = ("class",)
+    optional: ClassVar[tuple[str, ...]] = ("known",)
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -120,8 +121,8 @@ class Classification(Task):
             class is one of them. Elsewhere all False.
           known: bool [B, C].
         """
-        probs, known = tempered(policy, label["probs"]), label["known"]
-        best, count = jnp.argmax(probs, -1), len(self.classes)
+        probs, count = tempered(policy, label["probs"]), len(self.classes)
+        best, known = jnp.argmax(probs, -1), jnp.asarray(label.get("known", np.ones((1, count), bool)))
         state = states(policy, jnp.where(label["probs"] >= 1, 1.0, probs), jnp.arange(count))
         finite = jnp.all(jnp.isfinite(probs), -1)
         used = finite & jnp.take_along_axis(state.positive, best[:, None], -1)[:, 0]
@@ -150,8 +151,7 @@ class Classification(Task):
         return {"class": PerExample(value, (used | doubtful).astype(jnp.float32))}
 
     def predict(self, outputs: Array) -> Label:
-        probs = jax.nn.softmax(outputs.astype(jnp.float32) / self.temperature)
-        return {"probs": probs, "known": jnp.ones(probs.shape, bool)}
+        return {"probs": uncertain(jax.nn.softmax(outputs.astype(jnp.float32) / self.temperature))}
 
     def mirror(self, outputs: Array) -> Array:
         """The outputs: a class has no left and right."""
@@ -180,7 +180,7 @@ class Classification(Task):
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As the base class says; a claim of every class with at least 5 % and of the most probable one."""
-        probs, known = np.asarray(prediction["probs"]), np.asarray(truth["known"])
+        probs, known = np.asarray(prediction["probs"]), np.asarray(truth.get("known", True))
         claimed = np.flatnonzero(known & ((probs >= _LEAST) | (probs == probs.max())))
         return probs[claimed], claimed == np.asarray(truth["probs"]).argmax(), claimed
 

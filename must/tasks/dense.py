@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, ArraySpec, Geometry, Label, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, Policy, UserError
 from must.data.geometry import restore_map, transform_map
+from must.tasks.states import LARGEST, states
 
 SCORES = ArraySpec(
     (None, None), "uint8", "zlib", "score * 255; 255 = truth, 254 = a teacher that says none; one value may stand for all"
@@ -62,12 +63,19 @@ def transform_scores(label: Label, geometry: Geometry) -> np.ndarray:
 
 def restore_scores(label: Label, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
     """The scores of a label in network form as a record has them, within 4/255; one value where all are the same."""
-    scores = np.asarray(label["scores"])
+    scores = np.asarray(label.get("scores", np.full((1, 1), LARGEST, np.uint8)))
     if (scores == scores.flat[0]).all():
         return scores.reshape(-1)[:1].reshape(1, 1)
     stored = restore_map(scores, geometry, shape).astype(np.int32)
     rounded = np.minimum((stored + _LEVELS // 2) // _LEVELS * _LEVELS, 254)
     return np.where(stored == 255, 255, rounded).astype(np.uint8)
+
+
+def positive(label: Label, policy: Policy, stride: int) -> Array:
+    """Where the scores of a label in network form are positive, at the output's resolution; without scores everywhere."""
+    if "scores" not in label:
+        return jnp.asarray(True)
+    return states(policy, sample(label["scores"], stride).astype(jnp.float32) / 255.0).positive
 
 
 def stored_shape(geometry: Geometry, stride: int) -> tuple[int, int]:

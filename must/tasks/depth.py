@@ -1,7 +1,7 @@
 """Monocular depth, metric or relative."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
-from must.tasks.states import LARGEST, codes, states
+from must.tasks.states import codes
 
 _CLOSE = 1.25  # factor within which a depth is right (delta1)
 _LEVELS = 65534  # steps between the least and the largest depth of a stored map; code 0 is "invalid"
@@ -52,6 +52,8 @@ class Depth(Task):
     width: int = 128
     depth: int = 3
     stride: int = 4
+
+    optional: ClassVar[tuple[str, ...]] = ("scores",)
 
     def __post_init__(self):
         dense.output_stride("depth", self.head_stride, self.shuffle)
@@ -128,10 +130,9 @@ class Depth(Task):
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
         """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is ignored."""
         depth = dense.sample(label["depth"], self._output_stride)
-        scores = dense.sample(label["scores"], self._output_stride).astype(jnp.float32) / 255.0
         # In inverse depth the far is near zero and needs no bound.
         valid = self._in_range(depth) if self.depth_kind == "metric" else jnp.isfinite(depth) & (depth > 0)
-        return {"depth": jnp.where(valid, depth, 1.0), "valid": valid & states(policy, scores).positive}
+        return {"depth": jnp.where(valid, depth, 1.0), "valid": valid & dense.positive(label, policy, self._output_stride)}
 
     def _in_range(self, depth: Array) -> Array:
         return (depth >= self.min_depth) & (depth <= self.max_depth)  # False for NaN
@@ -163,13 +164,11 @@ class Depth(Task):
         """Metres within `min_depth`..`max_depth`; the logarithm or inverse depth is enlarged bilinearly."""
         value = dense.enlarge(outputs.astype(jnp.float32), self._output_stride)[..., 0]
         if self.depth_kind == "metric":
-            depth = jnp.clip(jnp.exp(value), self.min_depth, self.max_depth)
-        else:
-            low, high = value.min((1, 2), keepdims=True), value.max((1, 2), keepdims=True)
-            near = (value - low) / jnp.maximum(high - low, 1e-6)
-            far_inverse = 1.0 / self.max_depth
-            depth = 1.0 / (far_inverse + near * (1.0 / self.min_depth - far_inverse))
-        return {"depth": depth, "scores": jnp.full(depth.shape, LARGEST, jnp.uint8)}
+            return {"depth": jnp.clip(jnp.exp(value), self.min_depth, self.max_depth)}
+        low, high = value.min((1, 2), keepdims=True), value.max((1, 2), keepdims=True)
+        near = (value - low) / jnp.maximum(high - low, 1e-6)
+        far_inverse = 1.0 / self.max_depth
+        return {"depth": 1.0 / (far_inverse + near * (1.0 / self.min_depth - far_inverse))}
 
     def agreement(self, outputs: Array, others: Array) -> Label:
         """The smaller of two depths over the larger."""
@@ -213,9 +212,9 @@ class Depth(Task):
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """As the base class says; a claim per pixel with a true depth, right within a factor of 1.25.
 
-        None for a relative depth, whose pixels are right only together.
+        None without scores, and for a relative depth, whose pixels are right only together.
         """
-        if self.depth_kind == "relative":
+        if self.depth_kind == "relative" or "scores" not in prediction:
             return None
         depth, true = np.asarray(prediction["depth"]), np.asarray(truth["depth"])
         valid = (true >= self.min_depth) & (true <= self.max_depth)

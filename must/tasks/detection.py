@@ -21,7 +21,7 @@ from must.data import geometry as geo
 from must.tasks import drawing
 from must.tasks import points as points_of
 from must.tasks.base import Task
-from must.tasks.states import states
+from must.tasks.states import states, uncertain
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
 _RECALLS = np.linspace(0.0, 1.0, 101)  # where the precision is read
@@ -267,7 +267,7 @@ class Detection(Task):
             boxes, classes, scores, threshold=self.nms_iou, count=self.max_detections
         )  # fmt: skip
         found = {"boxes": _take(boxes, index), "classes": jnp.take_along_axis(classes, index, 1)}
-        found["scores"] = jnp.take_along_axis(scores, index, 1)
+        found["scores"] = uncertain(jnp.take_along_axis(scores, index, 1))
         missing = self.max_detections - index.shape[1]
         found = {name: jnp.where(_expand(valid, value), value, 0) for name, value in found.items()} | {"valid": valid}
         found = {name: jnp.pad(v, [(0, 0), (0, missing)] + [(0, 0)] * (v.ndim - 2)) for name, v in found.items()}

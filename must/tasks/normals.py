@@ -12,7 +12,7 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
-from must.tasks.states import LARGEST, codes, states
+from must.tasks.states import codes
 
 _BINS = 1800  # of 0.1 degrees
 _WITHIN = (11.25, 22.5, 30.0)  # degrees
@@ -46,6 +46,7 @@ class Normals(Task):
         *(Metric(f"within_{limit}", "%", True) for limit in _WITHIN),
     )
     terms: ClassVar[tuple[str, ...]] = ("normals",)
+    optional: ClassVar[tuple[str, ...]] = ("scores",)
 
     def __post_init__(self):
         dense.output_stride("normals", self.head_stride, self.shuffle)
@@ -94,8 +95,7 @@ class Normals(Task):
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
         """At the output's resolution: normals [B, h', w', 3], and valid [B, h', w'], where the score is positive."""
         normals, valid = _checked(dense.sample(label["normals"], self._output_stride))
-        scores = dense.sample(label["scores"], self._output_stride).astype(jnp.float32) / 255.0
-        return {"normals": normals, "valid": valid & states(policy, scores).positive}
+        return {"normals": normals, "valid": valid & dense.positive(label, policy, self._output_stride)}
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
         """Term "normals": 1 - cosine, or the angle in radians, summed over the valid pixels, with their number."""
@@ -107,8 +107,7 @@ class Normals(Task):
 
     def predict(self, outputs: Array) -> Label:
         """Unit vectors, enlarged bilinearly to the frame."""
-        normals = losses.unit(dense.enlarge(losses.unit(outputs), self._output_stride))
-        return {"normals": normals, "scores": jnp.full(normals.shape[:-1], LARGEST, jnp.uint8)}
+        return {"normals": losses.unit(dense.enlarge(losses.unit(outputs), self._output_stride))}
 
     def agreement(self, outputs: Array, others: Array) -> Label:
         """1 - angle / 90 degrees between two normals, at least 0."""
@@ -133,8 +132,10 @@ class Normals(Task):
         rows = {"pixels": count(valid), "degrees": degrees.sum((1, 2)), "histogram": histogram(bins, valid)}
         return rows | {f"within_{limit}": count(valid & (degrees < limit)) for limit in _WITHIN}
 
-    def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As the base class says; a claim per pixel with a true normal, right within 22.5 degrees."""
+    def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """As the base class says; a claim per pixel with a true normal, right within 22.5 degrees; None without scores."""
+        if "scores" not in prediction:
+            return None
         said, true = (np.nan_to_num(np.asarray(label["normals"], np.float32)) for label in (prediction, truth))
         valid = np.einsum("hwc,hwc->hw", true, true) > 0.25
         scores = np.asarray(prediction["scores"])[valid].astype(np.float32) / 255.0

@@ -46,6 +46,7 @@ class Segmentation(Task):
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("mIoU", "", True), Metric("pixel_accuracy", "", True))
     terms: ClassVar[tuple[str, ...]] = ("segmentation",)
     pdf_terms: ClassVar[tuple[str, ...]] = ("pdf_class",)
+    optional: ClassVar[tuple[str, ...]] = ("known",)
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -120,7 +121,7 @@ class Segmentation(Task):
         negative = states(policy, most[..., None], every).negative
         for k in range(self.top_k):
             negative = jnp.where(ids[..., k, None] == every, state.negative[..., k, None], negative)
-        known = label["known"][:, None, None, :]
+        known = jnp.asarray(label.get("known", np.ones((1, count), bool)))[:, None, None, :]
         candidates = known & ~negative
         doubtful = labelled & ~used & candidates.any(-1) & (known & negative).any(-1)
         return {
@@ -168,8 +169,7 @@ class Segmentation(Task):
             best, ids = jnp.max(probs, -1, keepdims=True), jnp.argmax(probs, -1, keepdims=True)
         else:
             best, ids = jax.lax.top_k(probs, self.top_k)
-        known = jnp.ones((len(ids), len(self.classes)), bool)
-        return {"ids": ids.astype(jnp.uint8), "probs": codes(best), "known": known}
+        return {"ids": ids.astype(jnp.uint8), "probs": codes(best)}
 
     def mirror(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
@@ -208,7 +208,8 @@ class Segmentation(Task):
         """As the base class says; a claim of every listed class of a pixel that has a true label."""
         true, ids, probs = np.asarray(truth["ids"])[..., :1], np.asarray(prediction["ids"]), np.asarray(prediction["probs"])
         valid = (true != self.ignore) & (ids != self.ignore)
-        valid &= np.asarray(truth["known"])[np.minimum(ids, len(self.classes) - 1)]
+        known = np.asarray(truth.get("known", np.ones(len(self.classes), bool)))
+        valid &= known[np.minimum(ids, len(self.classes) - 1)]
         return probs[valid].astype(np.float32) / 255.0, (ids == true)[valid], ids[valid].astype(np.int64)
 
     def items(self, truth: Label) -> np.ndarray:

@@ -45,7 +45,7 @@ def known_classes(label: Label, classes: int) -> np.ndarray:
 
 def unknown_classes(label: Label) -> np.ndarray:
     """The inverse of `known_classes`, from a label in network form."""
-    return np.flatnonzero(~np.asarray(label["known"])).astype(np.uint16)
+    return np.flatnonzero(~np.asarray(label.get("known", True))).astype(np.uint16)
 
 
 def among(logits: Array, candidates: Array, known: Array) -> Array:

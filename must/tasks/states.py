@@ -7,7 +7,8 @@ import numpy as np
 
 from must.core.types import Array, Policy
 
-LARGEST = 254  # of the codes 0..255 of a teacher's scores per pixel: only the truth is certain
+# Only the truth is certain: the largest score of a teacher, as half precision has it, and as a code of 0..255.
+SUREST, LARGEST = 1 - 2**-11, 254
 
 
 class States(NamedTuple):
@@ -49,8 +50,14 @@ def calibrated(policy: Policy, scores: Array, ids: Array | None = None) -> Array
 
 def tempered(policy: Policy, probs: Array) -> Array:
     """Distributions over classes [..., C] with logits divided by `policy.temperature`."""
-    powered = probs ** (1.0 / jnp.asarray(policy.temperature, jnp.float32))
-    return powered / jnp.maximum(powered.sum(-1, keepdims=True), 1e-12)
+    temperature = jnp.asarray(policy.temperature, jnp.float32)
+    powered = probs ** (1.0 / temperature)
+    return jnp.where(temperature == 1, probs, powered / jnp.maximum(powered.sum(-1, keepdims=True), 1e-12))
+
+
+def uncertain(scores: Array) -> Array:
+    """Scores 0..1 of a teacher, of which none is the truth's."""
+    return (np if isinstance(scores, np.ndarray) else jnp).minimum(scores, SUREST)
 
 
 def codes(scores: Array) -> Array:
