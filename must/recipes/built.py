@@ -58,6 +58,8 @@ _OPTIONS: dict[str, Any] = {
     "model": {},  # changes to config.model
     "tasks": {},  # {task: changes to its section of config.tasks}, in what the run learns; scores stay what they are
     "policies": {},  # {task: section} in the place of config.policies, students only
+    "labels_from": "",  # an arm that learns what another student says instead of the teachers: a further round
+    "weights_file": "",  # weights of examples by record id, see `must.data.weights`
     "weights": {},  # of pseudo labels, students only: the fields of `Weights`
     "slam": {},  # correction of the student's predictions, students only: the fields of `Slam`
     "oracle_labels": False,  # the truth of config.hidden in the place of pseudo labels, students only
@@ -177,6 +179,15 @@ class Built:
     def weighs(self) -> bool:
         """Whether some student's pseudo labels get weights from the validation split."""
         return any(self.weights(run) or self.slam(run) for run in self.students())
+
+    def policies(self, run: str) -> dict[str, dict[str, Any]]:
+        """Which labels a run believes, {task: section}."""
+        return {**self.config["policies"], **self.settings(run)["policies"]}
+
+    def judges(self) -> bool:
+        """Whether some student's labels are believed by what the validation split says of them."""
+        runs = self.students()
+        return any(section.get("from_validation") for run in runs for section in self.policies(run).values())
 
     def students(self) -> tuple[str, ...]:
         """The student and its arms."""

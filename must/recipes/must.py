@@ -14,7 +14,9 @@ from typing import Any
 
 from must.recipes.comparison import compare, report
 from must.recipes.jobs import Job
-from must.recipes.labelling import choose_policies, kept_labels, label
+from must.recipes.believing import choose_policies, kept_labels
+from must.recipes.labelling import label, label_job, policy_job, student_job
+from must.recipes.showing import pages_of_labels
 from must.recipes.built import Built
 from must.recipes.checks import check_sets
 from must.recipes.training import train_single, train_student, train_supervised
@@ -38,12 +40,17 @@ def plan(config: Config, workers: int) -> list[Job]:
         mine = [f"{at}teachers/{task}" for task in config["tasks"]]
         for task in config["tasks"]:
             jobs.append(Job(f"{at}teachers/{task}", "teachers", train_single, (config, seed, task, "teacher")))
-        parts = [f"{at}label/{k}" for k in range(workers)]
-        for k, part in enumerate(parts):
-            jobs.append(Job(part, "label", label, (config, seed, k, workers), tuple(mine)))
-        jobs.append(Job(f"{at}policy", "label", choose_policies, (config, seed), tuple(mine)))
-        for arm, where in students(config, seed).items():
-            jobs.append(Job(where, "student", train_student, (config, seed, arm), (*parts, f"{at}policy")))
+        for by in labellers(config):
+            needs = (f"{at}{student_job(by)}",) if by else tuple(mine)
+            parts = tuple(f"{at}{label_job(by)}/{k}" for k in range(workers))
+            for k, part in enumerate(parts):
+                jobs.append(Job(part, "label", label, (config, seed, k, workers, by), needs))
+            jobs.append(Job(f"{at}{policy_job(by)}", "label", choose_policies, (config, seed, by), parts))
+            jobs += pages_of_labels(config, seed, at) if not by else []
+            for arm, changes in {"student": config["student"], **config["arms"]}.items():
+                if changes.get("labels_from", "") == by:
+                    where, needs = f"{at}{student_job(arm)}", (*parts, f"{at}{policy_job(by)}")
+                    jobs.append(Job(where, "student", train_student, (config, seed, arm), needs))
         if "supervised" in config["baselines"]:
             jobs.append(Job(f"{at}baselines/supervised", "baselines", train_supervised, (config, seed)))
     for seed in config["seeds"]:  # the longest part, so it comes last
@@ -73,8 +80,16 @@ def prefix(config: Config, seed: int) -> str:
 
 def students(config: Config, seed: int) -> dict[str, str]:
     """{column: directory below the workdir} of the student and of the arms, students with other settings."""
-    at = prefix(config, seed)
-    return {"student": f"{at}student", **{arm: f"{at}arms/{arm}" for arm in config["arms"]}}
+    return {arm: f"{prefix(config, seed)}{student_job(arm)}" for arm in ("student", *config["arms"])}
+
+
+def labellers(config: Config) -> tuple[str, ...]:
+    """Whose labels students learn from: "", the teachers, and students that teach in a next round, each after its own."""
+    taught = {arm: changes.get("labels_from", "") for arm, changes in config["arms"].items()}
+    order = [""]
+    while following := [by for by in dict.fromkeys(taught.values()) if by not in order and taught.get(by, "") in order]:
+        order += following
+    return tuple(order)
 
 
 def columns(config: Config, seed: int) -> dict[str, dict[str, str]]:

@@ -13,13 +13,15 @@ from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
 from must.data.merge import Overlay
 from must.data.pipeline import epoch_steps
 from must.data.records import Records
+from must.data.weights import read_weights
 from must.evaluate.evaluate import summarize
 from must.objectives.distill import Hint
 from must.objectives.slam import slam
 from must.objectives.supervised import learning_rate_rule, supervised
 from must.recipes import measuring, setup, stages, weighing
 from must.recipes.built import Built
-from must.recipes.labelling import read_policies, records_directory, seed_directory
+from must.recipes.believing import policies_of
+from must.recipes.labelling import HELD_OUT, records_directory, seed_directory, student_job
 from must.recipes.selection import Judge
 
 Config = Mapping[str, Any]
@@ -47,13 +49,13 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
     """
     built = Built(config, seed)
     settings = built.settings(arm)
-    top = seed_directory(directory, "student" if arm == "student" else os.path.join("arms", arm))
-    believed = read_policies(os.path.join(top, "policy")) | {name: setup.build_policy(s) for name, s in settings["policies"].items()}
-    records = Records(records_directory(top), tasks=list(built.names))
+    top, by = seed_directory(directory, student_job(arm)), settings["labels_from"]
+    believed = policies_of(built, top, arm)
+    records = Records(records_directory(top, by=by), tasks=list(built.names))
     source = _student_source(built, settings, records)
     weigher, seen = stages.NO_WEIGHTS, {}
     if built.weights(arm) or built.slam(arm):
-        held_out = Records(records_directory(top, "held_out"), tasks=list(built.names))
+        held_out = Records(records_directory(top, HELD_OUT, by), tasks=list(built.names))
         said = weighing.Said(built, arm, believed, source, records, held_out)
         weigher, seen = weighing.weigher(said)
     facts = train_run(built, built.names, source, arm, believed, directory, report, weigher)
@@ -72,7 +74,9 @@ def _student_source(built: Built, settings: Mapping[str, Any], records: Source) 
         pool = Concat(built.pool())
         part = set(Subset(pool, count=settings["pool_images"]).ids)
         times |= {id: len(pool) // len(part) if id in part else 0 for id in pool.ids}
-    weights = {name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names}
+    given = read_weights(settings["weights_file"]) if settings["weights_file"] else {}
+    truth_weights = {name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names}
+    weights = {name: {**given.get(name, {}), **truth_weights[name]} for name in built.names}
     if not settings["pseudo_labels"]:
         return Concat(labelled)
     truth = [*labelled, *built.hidden().values()] if settings["oracle_labels"] else labelled
