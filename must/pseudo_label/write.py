@@ -87,7 +87,7 @@ def label_images(
     plan = make_plan(name, split, source, shards=shards, batch_size=batch_size)
     looks = {"copy_images": copy_images, "keep_aspect": keep_aspect}
     wanted = identity(plan, source, teachers, provenance or {}, **looks)
-    bound = int(max_rejects * plan.count + 1e-9)  # 0.029 * 1000 is a little less than 29
+    bound = int(max_rejects * plan.count + 1e-9)  # 0.29 * 100 is a little less than 29
     job = _Job(directory, plan, bound, progress or (lambda done, total: None))
     if job.claim(wanted):
         order = sorted(range(plan.shards), key=lambda shard: ((shard - worker[0]) % worker[1] != 0, shard))
