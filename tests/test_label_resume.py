@@ -344,6 +344,18 @@ def test_too_many_unreadable_pictures_fail_the_pass_and_are_listed(tmp_path):
     assert label_toy(tmp_path / "1.0.0", source=source, max_rejects=0.1).rejects == 4
 
 
+@pytest.mark.parametrize("count, share, allowed", [(50, 0.001, 0), (41, 0.05, 2), (100, 0.29, 29)])
+def test_the_bound_is_rounded_down_and_its_message_says_what_would_do(tmp_path, count, share, allowed):
+    source = ToySource(count, broken=tuple(range(allowed + 1)))
+
+    def label(share):
+        return label_toy(tmp_path / "1.0.0", source=source, shards=1, batch_size=count, max_rejects=share)
+
+    with pytest.raises(UserError, match=f"{allowed + 1} of {count} .* allows {allowed}; .* would allow {allowed + 1}") as said:
+        label(share)
+    assert label(float(str(said.value).partition("max_rejects=")[2].split()[0])).rejects == allowed + 1
+
+
 def test_a_shard_or_everything_may_be_rejected(tmp_path):
     summary = label_toy(tmp_path / "1.0.0", source=ToySource(6, broken=(0, 1, 2)), shards=2, max_rejects=0.5)
     assert summary.records == 3 and len(Records(tmp_path / "1.0.0")) == 3
