@@ -11,7 +11,7 @@ from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
 from must.tasks import drawing
 from must.tasks.base import Task
-from must.tasks.soft_labels import believed, spread
+from must.tasks.soft_labels import believed, distribution, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +127,10 @@ class Classification(Task):
 
     def predict(self, outputs: Array) -> Label:
         return {"probs": jax.nn.softmax(outputs.astype(jnp.float32) / self.temperature)}
+
+    def adopt(self, said: Array, size: tuple[int, int]) -> Label:
+        """Probabilities [B, C]."""
+        return {"probs": distribution(said, ("B",), len(self.classes))}
 
     def mirror(self, outputs: Array) -> Array:
         """The outputs: a class has no left and right."""
