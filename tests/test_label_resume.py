@@ -273,7 +273,7 @@ def _replace(name, change):
         (_replace("probs", lambda p: p[:3]), "toy.probs has shape"),
         (_replace("mean", lambda m: m[..., 0]), "toy.mean has shape"),
         (_replace("probs", lambda p: (p * 100).astype(np.int32)), "toy.probs is int32, not float32"),
-        (_replace("probs", lambda p: np.pad(p, [(0, 0), (0, 1)])), "toy.ids holds class id 3 with 3 classes"),
+        (_replace("probs", lambda p: np.pad(p, [(0, 0), (0, 1)])), r"toy.probs has shape \(8, 4\), not \(8, 3\)"),
         (lambda label: label.pop("mean"), "toy.mean is missing"),
     ],
 )

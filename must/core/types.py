@@ -22,6 +22,18 @@ class UserError(Exception):
     """Something that the user can mend; the message is one line that names the file, key or record id."""
 
 
+class LabelError(ValueError):
+    """A label that cannot be right; the message is "<field> <what is wrong>", who catches it adds task and record.
+
+    Attributes:
+      row: of the batch, or None where it is none in particular.
+    """
+
+    def __init__(self, message: str, row: int | None = None):
+        super().__init__(message)
+        self.row = row
+
+
 class ArraySpec(NamedTuple):
     """One field of a label as a record stores it.
 

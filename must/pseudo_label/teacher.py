@@ -1,12 +1,14 @@
-"""Making a `Teacher`: anything that turns images into labels."""
+"""Making a `Teacher`: anything that turns images into labels. Networks of other frameworks: `must.pseudo_label.adapters`."""
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
 from must.core import devices
-from must.core.types import Array, Label, Model, PyTree, Teacher
+from must.core.types import Array, Label, LabelError, Model, PyTree, Teacher
+from must.pseudo_label.check import check_said
 from must.tasks.base import Task
 
 
@@ -74,11 +76,57 @@ def from_model(
 
 def from_function(
     name: str,
-    predict: Callable[[Array], dict[str, Label]],
+    predict: Callable[[Array], Mapping[str, Any]],
     tasks: Mapping[str, Task],
     *,
     size: tuple[int, int],
     fingerprint: str,
+    multiple: int = 1,
 ) -> Teacher:
-    """A teacher from any Python function, uint8 [B, H, W, 3] of `size` -> {task: Label in network form}."""
-    return Teacher(name, dict(tasks), predict, size, fingerprint)
+    """A teacher from any Python function.
+
+    Args:
+      name: for provenance and messages.
+      predict: uint8 [B, H, W, 3] -> {task: what `Task.adopt` of that task takes, or its Label in network form}.
+      tasks: that it labels.
+      size: (height, width) of its input, pixels.
+      fingerprint: of its weights and code; records made with another one are refused.
+      multiple: what height and width must be multiples of; `size` is rounded up.
+
+    Raises:
+      UserError: a size that a task cannot have.
+    """
+    size = rounded_up(size, multiple)
+    for task in tasks.values():
+        task.network_spec(size)
+    return Teacher(name, dict(tasks), lambda images: adopted(tasks, predict(images), size), size, fingerprint)
+
+
+def rounded_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Both sides to the next multiple."""
+    height, width = (-(-int(side) // multiple) * multiple for side in size)
+    return height, width
+
+
+def adopted(
+    tasks: Mapping[str, Task], said: Mapping[str, Any], size: tuple[int, int], *, first: int = 0
+) -> dict[str, Label]:
+    """What a network of another project says as labels in network form; a mapping is one already.
+
+    Args:
+      tasks: that are adopted; whatever else is said is left out.
+      said: {task: what `Task.adopt` takes, or a Label in network form}.
+      size: (height, width) of the images, pixels.
+      first: row of the batch that `said` begins with, for messages.
+
+    Raises:
+      LabelError: what cannot be right; names task and field.
+    """
+    check_said(tasks, said)
+    labels = {}
+    for key, task in tasks.items():
+        try:
+            labels[key] = said[key] if isinstance(said[key], Mapping) else task.adopt(said[key], size)
+        except LabelError as error:
+            raise LabelError(f"{key}.{error}", None if error.row is None else first + error.row) from None
+    return labels

@@ -22,6 +22,7 @@ class Task:
 
     A label's way:    record --transform--> network form --target--> target --loss(outputs, .)--> per-example terms
     A teacher's way:  outputs --predict--> network form --restore--> record
+    Others' networks: what they say --adopt--> network form --restore--> record
     """
 
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is the headline
@@ -102,6 +103,23 @@ class Task:
     def predict(self, outputs: Any) -> Label:
         """Outputs -> label in network form with scores, leading axis B; jnp, traceable."""
         raise NotImplementedError
+
+    def adopt(self, said: Any, size: tuple[int, int]) -> Label:
+        """What a network of another project says, in the form that such networks say it in -> network form; host NumPy.
+
+        A task may do without: a teacher of another project then has to give its labels in network form.
+
+        Args:
+          said: of B images; each task says which forms it takes.
+          size: (height, width) of the images that the network saw, pixels.
+
+        Returns:
+          Label in network form, leading axis B.
+
+        Raises:
+          LabelError: what cannot be right; the message names the field.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no adopt(); give its labels in network form")
 
     def mirror(self, outputs: Any) -> Any:
         """Outputs on left-right mirrored images, brought back to the frame of the originals; leading axis B."""

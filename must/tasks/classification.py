@@ -11,7 +11,7 @@ from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
 from must.tasks import drawing
 from must.tasks.base import Task
-from must.tasks.soft_labels import among, known_classes, only_known, spread, unknown_classes
+from must.tasks.soft_labels import among, distribution, known_classes, only_known, spread, unknown_classes
 from must.tasks.states import states, tempered, uncertain
 
 _LEAST = 0.05  # of a probability that claims its class
@@ -152,6 +152,10 @@ class Classification(Task):
 
     def predict(self, outputs: Array) -> Label:
         return {"probs": uncertain(jax.nn.softmax(outputs.astype(jnp.float32) / self.temperature))}
+
+    def adopt(self, said: Array, size: tuple[int, int]) -> Label:
+        """Probabilities [B, C]."""
+        return {"probs": uncertain(distribution(said, ("B",), len(self.classes)))}
 
     def mirror(self, outputs: Array) -> Array:
         """The outputs: a class has no left and right."""

@@ -1,14 +1,16 @@
 """What the tasks with one output per pixel share: the step between the head's resolution and the frame's.
 
 A head runs at `head_stride` and predicts `shuffle` x `shuffle` sub-pixels, so that its output has one cell per
-head_stride / shuffle pixels of the frame.
+head_stride / shuffle pixels of the frame. The functions on the host are for what networks of other projects say.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, ArraySpec, Geometry, Label, Policy, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Policy, UserError
 from must.data.geometry import restore_map, transform_map
 from must.tasks.states import LARGEST, states
 
@@ -95,3 +97,59 @@ def to_shape(maps: Array, shape: tuple[int, int]) -> Array:
         elif there < wanted:
             maps = jnp.repeat(maps, wanted // there, axis)
     return maps
+
+
+def floats(field: str, said: Array, axes: tuple[str | int, ...]) -> np.ndarray:
+    """What was said as float32 on the host; LabelError unless it has these axes: letters of any size, sizes."""
+    maps = np.asarray(said)
+    fits = maps.ndim == len(axes) and all(want == got for want, got in zip(axes, maps.shape) if isinstance(want, int))
+    if not fits or maps.dtype.kind != "f" or 0 in maps.shape[1:]:
+        raise LabelError(f"{field} is {maps.dtype} {maps.shape}, not floats [{', '.join(map(str, axes))}]")
+    return maps.astype(np.float32, copy=False)
+
+
+def resize(maps: np.ndarray, size: tuple[int, int], rows: slice = slice(None)) -> np.ndarray:
+    """Bilinear, pixel centres aligned, edges repeated, on the host: float32 [h, w, C] -> those rows of [*size, C]."""
+    height, width, channels = maps.shape
+    if width != size[1]:
+        maps = _interpolation(width, size[1]) @ maps
+    if height == size[0]:
+        return maps[rows]
+    return (_interpolation(height, size[0])[rows] @ maps.reshape(height, -1)).reshape(-1, size[1], channels)
+
+
+def resize_valid(maps: np.ndarray, valid: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """`resize` between valid pixels alone; a pixel is valid where they have at least half of its weight.
+
+    Args:
+      maps: float32 [B, h, w, C], 0 where not valid.
+      valid: bool [B, h, w].
+      size: (H, W).
+
+    Returns:
+      float32 [B, H, W, C], 0 where not valid, and bool [B, H, W].
+    """
+    if maps.shape[1:3] == tuple(size):
+        return maps, valid
+    out, share = (np.empty((len(maps), *size, channels), np.float32) for channels in (maps.shape[-1], 1))
+    for row in range(len(maps)):
+        out[row], share[row] = resize(maps[row], size), resize(valid[row, ..., None].astype(np.float32), size)
+    enough = share >= 0.5
+    return np.where(enough, out, 0.0) / np.where(enough, share, np.float32(1)), enough[..., 0]
+
+
+def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The nearest pixel, on the host: [B, h, w] -> [B, *size]."""
+    rows, columns = ((2 * np.arange(n) + 1) * there // (2 * n) for n, there in zip(size, maps.shape[1:], strict=True))
+    return maps[:, rows[:, None], columns]
+
+
+@functools.lru_cache(maxsize=64)
+def _interpolation(there: int, wanted: int) -> np.ndarray:
+    """float32 [wanted, there]: the weights of the pixels of one axis in those of another length."""
+    position = np.clip((np.arange(wanted) + 0.5) * there / wanted - 0.5, 0, there - 1)
+    low = np.minimum(position.astype(np.int64), max(there - 2, 0))
+    weights = np.zeros((wanted, there), np.float32)
+    weights[np.arange(wanted), low] = 1.0 - (position - low)
+    weights[np.arange(wanted), np.minimum(low + 1, there - 1)] += position - low
+    return weights

@@ -175,6 +175,12 @@ class Depth(Task):
         one, other = (self.predict(said)["depth"] for said in (outputs, others))
         return {"scores": codes(jnp.minimum(one, other) / jnp.maximum(one, other))}
 
+    def adopt(self, said: Array, size: tuple[int, int]) -> Label:
+        """Depth [B, h, w] in metres at any resolution, enlarged bilinearly; not finite or not above 0 is invalid."""
+        depth = dense.floats("depth", said, ("B", "h", "w"))
+        valid = np.isfinite(depth) & (depth > 0)
+        return {"depth": dense.resize_valid(np.where(valid, depth, 0.0)[..., None], valid, size)[0][..., 0]}
+
     def mirror(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
 

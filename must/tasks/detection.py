@@ -7,6 +7,7 @@ boxes and classes from few images, where one heat map per class learns only boxe
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -16,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import boxes as bx
-from must.core.types import Array, ArraySpec, Features, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.core.types import Array, ArraySpec, Features, Geometry, Label, LabelError, Metric, PerExample, Policy, UserError
 from must.data import geometry as geo
-from must.tasks import drawing
+from must.tasks import box_lists, drawing
 from must.tasks import points as points_of
 from must.tasks.base import Task
 from must.tasks.states import states, uncertain
@@ -274,6 +275,31 @@ class Detection(Task):
         found["crowd"] = jnp.zeros_like(found["valid"])
         found["known"] = jnp.ones((scores.shape[0], count), bool)
         return found
+
+    def adopt(self, said: Sequence[Mapping[str, Array]], size: tuple[int, int]) -> Label:
+        """Of every image "boxes" [n, 4] x0 y0 x1 y1 in its pixels, "scores" [n], "labels" [n], ids of `classes`; any n.
+
+        That is torchvision's convention. They may come with "unknown": ids of the classes that this network does not
+        look for. Suppression is the network's own; boxes below `score_floor` or without area are left out.
+        """
+        out = {
+            name: np.zeros((len(said), *shape), dtype)
+            for name, (shape, dtype) in _forms(self.max_detections, len(self.classes)).items()
+        }
+        for row, found in enumerate(said):
+            try:
+                fields = box_lists.checked(found, size, len(self.classes))
+            except LabelError as error:
+                raise LabelError(str(error), row) from None
+            keep = (fields["scores"] >= self.score_floor) & (fields["boxes"][:, 2:] > fields["boxes"][:, :2]).all(-1)
+            best = np.flatnonzero(keep)
+            best = best[np.argsort(-fields["scores"][best], kind="stable")][: self.max_detections]
+            for name in ("boxes", "classes", "scores"):
+                out[name][row, : len(best)] = fields[name][best]
+            out["valid"][row, : len(best)] = True
+            out["known"][row] = True
+            out["known"][row, fields["unknown"]] = False
+        return out
 
     def mirror(self, outputs: dict[str, Array]) -> dict[str, Array]:
         """As the base class says; exact also where the width is no multiple of the stride and the grid overhangs."""

@@ -77,8 +77,7 @@ class Normals(Task):
             raise ValueError(f"normals of shape {codes.shape}")
         normals = transform_map(codes, geometry, 0).astype(np.float32) / 127.0
         square = np.einsum("hwc,hwc->hw", normals, normals)[..., None]  # this runs for every row of every batch
-        if square.max(initial=0.0) > 1.2**2:
-            raise ValueError(f"a normal of length {np.sqrt(square.max()):.2f}")
+        _check_length(square)
         normals *= np.where(square >= 0.5**2, 1.0 / np.sqrt(np.maximum(square, 0.5**2)), np.float32(0))
         normals = normals * _FLIP if geometry.flip else normals
         return {"normals": normals, "scores": dense.transform_scores(label, geometry)}
@@ -89,6 +88,7 @@ class Normals(Task):
         shape = dense.stored_shape(geometry, self.stride)
         normals = restore_map(normals, geometry, shape)
         normals = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, 0.0)
+        _check_length(np.einsum("hwc,hwc->hw", normals, normals))
         coded = np.round(127.0 * np.clip(normals, -1.0, 1.0)).astype(np.int8)
         return {"normals": coded, "scores": dense.restore_scores(label, geometry, shape)}
 
@@ -113,6 +113,12 @@ class Normals(Task):
         """1 - angle / 90 degrees between two normals, at least 0."""
         one, other = (self.predict(said)["normals"] for said in (outputs, others))
         return {"scores": codes(jnp.maximum(0.0, 1.0 - jnp.rad2deg(losses.angle(one, other)) / 90.0))}
+
+    def adopt(self, said: Array, size: tuple[int, int]) -> Label:
+        """Vectors [B, h, w, 3] of any length and resolution, enlarged bilinearly; zero or not finite is invalid."""
+        normals = dense.floats("normals", said, ("B", "h", "w", 3))
+        normals, valid = _unit(normals, np.isfinite(normals).all(-1))
+        return {"normals": _unit(*dense.resize_valid(normals, valid, size))[0]}
 
     def mirror(self, outputs: Array) -> Array:
         """Columns reversed, x negated."""
@@ -173,6 +179,19 @@ _WITHIN_NAMES = tuple(f"within_{limit}" for limit in _WITHIN)
 
 def _colours(normals: np.ndarray) -> np.ndarray:
     return drawing.to_uint8((normals * (1.0, -1.0, -1.0) + 1.0) / 2.0)
+
+
+def _check_length(square: np.ndarray) -> None:
+    if square.max(initial=0.0) > 1.2**2:
+        raise ValueError(f"a normal of length {np.sqrt(square.max()):.2f}")
+
+
+def _unit(vectors: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors [..., 3] where there is one, else 0, and where, bool [...]."""
+    vectors = np.where(valid[..., None], vectors, np.float32(0))
+    length = np.linalg.norm(vectors, axis=-1)
+    valid = length > 1e-6
+    return vectors / np.where(valid, length, np.inf)[..., None], valid
 
 
 def _checked(normals: Array) -> tuple[Array, Array]:

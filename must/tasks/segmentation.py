@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import losses
-from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, UserError
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
-from must.tasks.soft_labels import among, known_classes, only_known, spread, unknown_classes
+from must.tasks.soft_labels import among, distribution, known_classes, only_known, spread, unknown_classes
 from must.tasks.states import codes, states
+
+_BAND = 1 << 20  # numbers of an enlarged map that are made at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +173,45 @@ class Segmentation(Task):
             best, ids = jax.lax.top_k(probs, self.top_k)
         return {"ids": ids.astype(jnp.uint8), "probs": codes(best)}
 
+    def adopt(self, said: Array | tuple[Array, Array], size: tuple[int, int]) -> Label:
+        """Probabilities [B, h, w, C], enlarged bilinearly; or class ids [B, h, w] and confidences in 0..1, the nearest.
+
+        h, w: any resolution, the map covers the frame evenly.
+        """
+        if isinstance(said, tuple):
+            return self._adopt_ids(*said, size)
+        probs = distribution(said, ("B", "h", "w"), len(self.classes))
+        ids, found = (np.empty((len(probs), *size, self.top_k), np.uint8) for _ in range(2))
+        rows = max(1, _BAND // (size[1] * len(self.classes)))  # a band stays in the cache between its uses
+        for image, map_ in enumerate(probs):
+            wide = dense.resize(map_, (map_.shape[0], size[1]))
+            for top in range(0, size[0], rows):
+                band = slice(top, top + rows)
+                ids[image, band], found[image, band] = _best(dense.resize(wide, size, band), self.top_k)
+        return {"ids": ids, "probs": found}
+
+    def _adopt_ids(self, ids: Array, confidence: Array, size: tuple[int, int]) -> Label:
+        ids, confidence = np.asarray(ids), np.asarray(confidence)
+        if ids.ndim != 3 or ids.dtype.kind not in "iu":
+            raise LabelError(f"ids is {ids.dtype} {ids.shape}, not integers [B, h, w]")
+        if confidence.shape != ids.shape or confidence.dtype.kind != "f":
+            raise LabelError(f"probs is {confidence.dtype} {confidence.shape}, not floats {ids.shape}")
+        labelled = ids != self.ignore
+        wrong = labelled & ((ids < 0) | (ids >= len(self.classes)))
+        if wrong.any():
+            row = int(np.nonzero(wrong)[0][0])
+            raise LabelError(f"ids holds class id {ids[wrong][0]} with {len(self.classes)} classes", row)
+        wrong = labelled & ~((confidence >= 0) & (confidence <= 1))
+        if wrong.any():
+            row = int(np.nonzero(wrong)[0][0])
+            raise LabelError(f"probs holds a confidence of {confidence[wrong][0]:.4g}", row)
+        coded = codes(np.where(labelled, confidence, 0.0))
+        out = {}
+        for name, maps, fill in (("ids", ids, self.ignore), ("probs", coded, 0)):
+            out[name] = np.full((len(ids), *size, self.top_k), fill, np.uint8)
+            out[name][..., 0] = dense.nearest(maps, size)
+        return out
+
     def mirror(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
 
@@ -233,3 +274,16 @@ class Segmentation(Task):
 def _pixels(outputs: Array) -> Array:
     """Number of pixels of every example's output, [B]."""
     return jnp.full(len(outputs), outputs.shape[1] * outputs.shape[2], jnp.float32)
+
+
+def _best(probs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the largest of [..., C], the first of equals, and their codes, uint8 [..., count]."""
+    probs = probs if count == 1 else probs.copy()
+    ids, found = (np.empty((*probs.shape[:-1], count), np.uint8) for _ in range(2))
+    for place in range(count):
+        best = probs.argmax(-1, keepdims=True)
+        ids[..., place] = best[..., 0]
+        found[..., place] = codes(np.take_along_axis(probs, best, -1)[..., 0])
+        if place + 1 < count:
+            np.put_along_axis(probs, best, -1.0, -1)
+    return ids, found

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, Label
+from must.core.types import Array, Label, LabelError
+
+ROUNDING = 1e-3  # by which a sum of probabilities may miss 1
 
 
 def spread(ids: Array, probs: Array, rest: Array, classes: int) -> Array:
@@ -27,6 +29,35 @@ def spread(ids: Array, probs: Array, rest: Array, classes: int) -> Array:
     out = (hits * probs[..., None]).sum(-2) + unlisted * each[..., None]
     total = out.sum(-1)
     return out / (total + (total == 0))[..., None]
+
+
+def distribution(said: Array, axes: tuple[str, ...], classes: int) -> np.ndarray:
+    """What another network calls class probabilities, checked; host NumPy.
+
+    Args:
+      said: [*axes, C].
+      axes: letters of the axes before the last, batch first.
+      classes: C.
+
+    Returns:
+      float32 [*axes, C].
+
+    Raises:
+      LabelError: other axes, no float, not finite, negative, or a sum that misses 1 by more than `ROUNDING`.
+    """
+    probs = np.asarray(said)
+    if probs.ndim != len(axes) + 1 or probs.shape[-1] != classes or probs.dtype.kind != "f" or 0 in probs.shape[1:]:
+        raise LabelError(f"probs is {probs.dtype} {probs.shape}, not floats [{', '.join(axes)}, {classes}]")
+    probs = probs.astype(np.float32, copy=False)
+    total, least = probs.sum(-1), probs.min(-1)
+    wrong = ~((np.abs(total - 1) <= ROUNDING) & (least >= 0))  # true of NaN
+    if wrong.any():
+        where = tuple(axis[0] for axis in np.nonzero(wrong))
+        if not np.isfinite(total[where]):
+            raise LabelError("probs is not finite", int(where[0]))
+        sums = f"least {least[where]:.4g}, sum {total[where]:.4g}"
+        raise LabelError(f"probs are no probabilities: {sums}", int(where[0]))
+    return probs
 
 
 def known_classes(label: Label, classes: int) -> np.ndarray:
