@@ -66,7 +66,10 @@ def policy_of(built: Built, teacher: Teacher, name: str) -> Policy:
     """Which labels of a teacher are believed: as configured, or thresholds per class from the validation split."""
     section = dict(built.config["policies"][name])
     if section.pop("from_validation", False):
-        return policies.three_state(_judged(built, teacher, name), len(built.tasks[name].classes), **section)
+        found = policies.fit(built.tasks[name], _pairs(built, teacher, name), **section)
+        if found is None:
+            raise UserError(f"policies.{name}: its predictions carry no scores to choose thresholds from")
+        return found[0]
     return setup.build_policy(section)
 
 
@@ -143,15 +146,11 @@ def read_policies(directory: str) -> dict[str, Policy]:
         return {name: Policy(*(np.float32(t) for t in pair)) for name, pair in json.load(file).items()}
 
 
-def _judged(built: Built, teacher: Teacher, name: str):
-    """What the teacher claims on the validation split, and whether it is so."""
-    task, triples = built.tasks[name], []
-    encoder = built.plain._replace(tasks={name: task})
+def _pairs(built: Built, teacher: Teacher, name: str):
+    """What the teacher says on the validation split, and what is so, one example at a time."""
+    encoder = built.plain._replace(tasks={name: built.tasks[name]})
     for batch in eval_batches(built.split(name, "validation"), encoder, batch_size=64):
         said = jax.device_get(teacher.predict(batch.inputs["image"])[name])
         for row in np.flatnonzero(batch.weights[name]):
-            pick = lambda tree: {field: np.asarray(value)[row] for field, value in tree.items()}  # noqa: E731
-            triples.append(task.judge(pick(said), pick(batch.labels[name])))
-    if any(triple is None for triple in triples):
-        raise UserError(f"policies.{name}: its predictions carry no scores to choose thresholds from")
-    return triples
+            pick = lambda tree: {field: np.asarray(value)[row] for field, value in tree.items()}  # noqa: B023, E731
+            yield pick(said), pick(batch.labels[name])
