@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,20 +27,22 @@ class States(NamedTuple):
 def states(policy: Policy, scores: Array, ids: Array | None = None) -> States:
     """The states of claims with raw scores [...] in 0..1 of the classes `ids` [...]; score 1, the truth, is positive.
 
-    A task without classes has no ids and one threshold.
+    A task without classes has no ids and one threshold. NumPy for NumPy, which need not compile for every number of
+    claims, JAX for JAX.
     """
-    value = calibrated(policy, scores, ids)
-    positive, negative = (_of(jnp.asarray(bound, jnp.float32), ids) for bound in policy[:2])
+    value, xp = calibrated(policy, scores, ids), _library(policy, scores, ids)
+    positive, negative = (_of(xp.asarray(bound, np.float32), ids) for bound in policy[:2])
     taken = (scores >= 1) | (value >= positive)
     return States(taken, ~taken & (value < negative))
 
 
 def calibrated(policy: Policy, scores: Array, ids: Array | None = None) -> Array:
     """The probability that claims with raw scores [...] of the classes `ids` [...] are true, by `policy.curve`."""
-    curve = jnp.asarray(policy.curve, jnp.float32)
+    xp = _library(policy, scores, ids)
+    curve = xp.asarray(policy.curve, np.float32)
     last = curve.shape[-1] - 1
-    place = jnp.clip(scores, 0.0, 1.0) * last
-    low = jnp.clip(place.astype(jnp.int32), 0, last - 1)
+    place = xp.clip(xp.asarray(scores, np.float32), 0.0, 1.0) * last
+    low = xp.clip(place.astype(np.int32), 0, last - 1)
     at = (lambda knot: curve[knot]) if curve.ndim == 1 else (lambda knot: curve[ids, knot])
     if last == 1:  # a line needs no look-up
         before, after = (_of(curve[..., knot], ids) for knot in (0, 1))
@@ -50,6 +53,7 @@ def calibrated(policy: Policy, scores: Array, ids: Array | None = None) -> Array
 
 def tempered(policy: Policy, probs: Array) -> Array:
     """Distributions over classes [..., C] with logits divided by `policy.temperature`."""
+<<<<<<< HEAD
     temperature = jnp.asarray(policy.temperature, jnp.float32)
     powered = probs ** (1.0 / temperature)
     return jnp.where(temperature == 1, probs, powered / jnp.maximum(powered.sum(-1, keepdims=True), 1e-12))
@@ -58,12 +62,21 @@ def tempered(policy: Policy, probs: Array) -> Array:
 def uncertain(scores: Array) -> Array:
     """Scores 0..1 of a teacher, of which none is the truth's."""
     return (np if isinstance(scores, np.ndarray) else jnp).minimum(scores, SUREST)
+=======
+    xp = _library(policy, probs, None)
+    powered = xp.asarray(probs, np.float32) ** (1.0 / xp.asarray(policy.temperature, np.float32))
+    return powered / xp.maximum(powered.sum(-1, keepdims=True), 1e-12)
+>>>>>>> 8dcaa42c803ddf04da3af2b06640f5c3b7106089
 
 
 def codes(scores: Array) -> Array:
     """Scores 0..1 of a teacher -> uint8, within 1/510 but never certain."""
     xp = np if isinstance(scores, np.ndarray) else jnp
     return xp.minimum(xp.round(255.0 * scores), LARGEST).astype(xp.uint8)
+
+
+def _library(policy: Policy, scores: Array, ids: Array | None):
+    return jnp if any(isinstance(value, jax.Array) for value in (scores, ids, *policy)) else np
 
 
 def _of(values: Array, ids: Array | None) -> Array:
