@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,8 @@ class Records:
         """
         self._directory = os.fspath(directory)
         self.provenance = read_provenance(self._directory)
+        if (stored_as := self.provenance.get("file_format", "array_record")) != "array_record":
+            raise UserError(f"{self._directory}: holds {stored_as} files for tf.data, only array_record is read by index")
         if self.provenance["split"] != split:
             raise UserError(f"{self._directory}: holds split {self.provenance['split']!r}, not {split!r}")
         own, added = self.provenance["tasks"], read_additions(self._directory)
@@ -201,6 +203,13 @@ def record_count(path: str) -> int:
         return _open(path).num_records()
     except Exception as error:  # the reader has types of its own
         raise UserError(f"{path}: damaged ({error})") from None
+
+
+def stored_records(path: str) -> Iterator[bytes]:
+    """The records of a shard in order, each a serialised tf.train.Example."""
+    reader = _open(path)
+    for index in range(reader.num_records()):
+        yield reader.read([index])[0]
 
 
 def _check_file(directory: str, entry: dict[str, Any], verify: bool) -> None:
