@@ -24,7 +24,8 @@ from must.pseudo_label import weigh
 from must.recipes import weighing
 from must.recipes import must as recipe
 from must.recipes.jobs import run_jobs
-from must.recipes.labelling import read_policies, records_directory
+from must.recipes.believing import policies_of
+from must.recipes.labelling import records_directory
 from must.recipes.built import Built
 from must.recipes.checks import check_sets
 from must.recipes.training import _student_source
@@ -67,7 +68,7 @@ def _said(workdir, weights=None, slam=None, tasks=None):
     records = Records(records_directory(str(workdir)), tasks=list(built.names))
     held_out = Records(records_directory(str(workdir), "held_out"), tasks=list(built.names))
     source = _student_source(built, built.settings(run), records)
-    return weighing.Said(built, run, read_policies(str(workdir / "policy")), source, records, held_out)
+    return weighing.Said(built, run, policies_of(built, str(workdir), run), source, records, held_out)
 
 
 def _variables(said, seed):

@@ -82,7 +82,7 @@ def _smallest(parts: list[tuple[np.ndarray, ...]], most: int) -> tuple[np.ndarra
 
 def is_distribution(label: Label) -> bool:
     """Whether a label in network form is one distribution over classes."""
-    return set(label) == {"probs", "known"}
+    return set(label) - {"known"} == {"probs"}
 
 
 def fit_temperature(probs: np.ndarray, truth: np.ndarray) -> float:

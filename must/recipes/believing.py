@@ -14,6 +14,7 @@ from must.data.pipeline import Encoder, eval_batches
 from must.data.records import Records
 from must.pseudo_label import policy as policies
 from must.pseudo_label.calibrate import gather
+from must.pseudo_label.policy_file import read_policies, save_policies
 from must.recipes import setup
 from must.recipes.built import Built
 from must.recipes.labelling import HELD_OUT, policy_job, records_directory, seed_directory
@@ -49,7 +50,12 @@ def policies_of(built: Built, directory: str, run: str) -> dict[str, Policy]:
     """What a run of the seed in `directory` believes."""
     settings = built.settings(run)
     file = file_of(run if settings["policies"] else None)
-    return policies.read_policies(os.path.join(directory, policy_job(settings["labels_from"]), file), built.tasks)
+    return read(os.path.join(directory, policy_job(settings["labels_from"]), file), built)
+
+
+def read(path: str, built: Built) -> dict[str, Policy]:
+    """The policies in a file, of the classes that the tasks have."""
+    return read_policies(path, {name: task.classes for name, task in built.tasks.items() if hasattr(task, "classes")})
 
 
 def file_of(run: str | None) -> str:
@@ -110,7 +116,7 @@ def _asked(built: Built, teacher: Teacher, name: str) -> Pairs:
 
 def _save(path: str, found: Mapping[str, tuple[Policy, dict]], tasks: Mapping[str, Task]) -> None:
     if devices.is_writer():
-        policies.save_policies(path, {name: (policy, facts, tasks[name]) for name, (policy, facts) in found.items()})
+        save_policies(path, {name: (policy, facts, tasks[name]) for name, (policy, facts) in found.items()})
 
 
 def kept_labels(built: Built, directory: str, most: int = 512) -> dict[str, dict[str, tuple[int, int, int]]]:
@@ -121,7 +127,7 @@ def kept_labels(built: Built, directory: str, most: int = 512) -> dict[str, dict
       directory: of the seed.
       most: records that are counted.
     """
-    believed = policies.read_policies(os.path.join(directory, policy_job(), BELIEVED), built.tasks)
+    believed = read(os.path.join(directory, policy_job(), BELIEVED), built)
     records = Records(records_directory(directory), tasks=list(built.names), verify=False)
     counts = {}
     for name, policy in believed.items():

@@ -46,7 +46,6 @@ def label(config: Config, seed: int, index: int, count: int, by: str = "", *, di
     return {}
 
 
-<<<<<<< HEAD
 def to_label(built: Built, by: str = "") -> dict[str, Source]:
     """{name of the records: images}."""
     wanted = {POOL: built.everything()}
@@ -55,28 +54,6 @@ def to_label(built: Built, by: str = "") -> dict[str, Source]:
     if built.config.get("quality") and not by:
         wanted[MEASURED] = _together(built.splits(built.config["measured_on"][0]))
     return wanted
-=======
-def choose_policies(config: Config, seed: int, *, directory: str, report) -> dict:
-    """Which labels are believed: as configured, or thresholds per class from the teachers on the validation split."""
-    built = Built(config, seed)
-    found = load_teachers(built, os.path.join(seed_directory(directory, "policy"), "teachers"), built.config["label"]["mirror"])
-    chosen = {}
-    for name in built.names:
-        chosen[name] = policy_of(built, found[name], name)
-    write_policies(directory, chosen)
-    return {}
-
-
-def policy_of(built: Built, teacher: Teacher, name: str) -> Policy:
-    """Which labels of a teacher are believed: as configured, or thresholds per class from the validation split."""
-    section = dict(built.config["policies"][name])
-    if section.pop("from_validation", False):
-        found = policies.fit(built.tasks[name], _pairs(built, teacher, name), **section)
-        if found is None:
-            raise UserError(f"policies.{name}: its predictions carry no scores to choose thresholds from")
-        return found[0]
-    return setup.build_policy(section)
->>>>>>> 8dcaa42c803ddf04da3af2b06640f5c3b7106089
 
 
 def load_teacher(built: Built, directory: str, name: str, *, mirror: bool = False) -> Teacher:
@@ -144,29 +121,3 @@ def records_directory(directory: str, name: str = POOL, by: str = "") -> str:
 def seed_directory(directory: str, job: str) -> str:
     """The seed's directory, from that of one of its jobs and the job's name below it."""
     return directory[: -len(job)].rstrip(os.sep)
-<<<<<<< HEAD
-=======
-
-
-def write_policies(directory: str, chosen: Mapping[str, Policy]) -> None:
-    """Thresholds as a small readable file, policy.json."""
-    if devices.is_writer():
-        with open(os.path.join(directory, "policy.json"), "w") as file:
-            json.dump({name: [np.asarray(t).tolist() for t in pair] for name, pair in chosen.items()}, file, indent=1)
-
-
-def read_policies(directory: str) -> dict[str, Policy]:
-    """What `write_policies` left in a directory."""
-    with open(os.path.join(directory, "policy.json")) as file:
-        return {name: Policy(*(np.float32(t) for t in pair)) for name, pair in json.load(file).items()}
-
-
-def _pairs(built: Built, teacher: Teacher, name: str):
-    """What the teacher says on the validation split, and what is so, one example at a time."""
-    encoder = built.plain._replace(tasks={name: built.tasks[name]})
-    for batch in eval_batches(built.split(name, "validation"), encoder, batch_size=64):
-        said = jax.device_get(teacher.predict(batch.inputs["image"])[name])
-        for row in np.flatnonzero(batch.weights[name]):
-            pick = lambda tree: {field: np.asarray(value)[row] for field, value in tree.items()}  # noqa: B023, E731
-            yield pick(said), pick(batch.labels[name])
->>>>>>> 8dcaa42c803ddf04da3af2b06640f5c3b7106089

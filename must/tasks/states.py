@@ -53,20 +53,15 @@ def calibrated(policy: Policy, scores: Array, ids: Array | None = None) -> Array
 
 def tempered(policy: Policy, probs: Array) -> Array:
     """Distributions over classes [..., C] with logits divided by `policy.temperature`."""
-<<<<<<< HEAD
-    temperature = jnp.asarray(policy.temperature, jnp.float32)
-    powered = probs ** (1.0 / temperature)
-    return jnp.where(temperature == 1, probs, powered / jnp.maximum(powered.sum(-1, keepdims=True), 1e-12))
+    xp = _library(policy, probs, None)
+    temperature = xp.asarray(policy.temperature, np.float32)
+    powered = xp.asarray(probs, np.float32) ** (1.0 / temperature)
+    return xp.where(temperature == 1, probs, powered / xp.maximum(powered.sum(-1, keepdims=True), 1e-12))
 
 
 def uncertain(scores: Array) -> Array:
     """Scores 0..1 of a teacher, of which none is the truth's."""
     return (np if isinstance(scores, np.ndarray) else jnp).minimum(scores, SUREST)
-=======
-    xp = _library(policy, probs, None)
-    powered = xp.asarray(probs, np.float32) ** (1.0 / xp.asarray(policy.temperature, np.float32))
-    return powered / xp.maximum(powered.sum(-1, keepdims=True), 1e-12)
->>>>>>> 8dcaa42c803ddf04da3af2b06640f5c3b7106089
 
 
 def codes(scores: Array) -> Array:
