@@ -1,7 +1,7 @@
 """The jobs in which teachers label: who, which images, into which records."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from must.core.types import Source, Teacher
 from must.data.merge import Overlay
 from must.pseudo_label import teacher as teachers
 from must.pseudo_label.write import label_images
-from must.recipes import setup, stages
+from must.recipes import stages
 from must.recipes.built import Built
 from must.recipes.measuring import by_source
 
@@ -58,9 +58,9 @@ def to_label(built: Built, by: str = "") -> dict[str, Source]:
 
 def load_teacher(built: Built, directory: str, name: str, *, mirror: bool = False) -> Teacher:
     """The teacher of a task, trained by this run or given by the configuration."""
-    if name in built.config.get("external", {}):
-        return setup.build_teacher(built.config["external"][name], name, built.tasks[name], built.size)
-    return _from_weights(built, directory, name, (name,), "teacher", mirror)
+    if name in built.given():
+        return built.given()[name]
+    return teacher_of_run(built, directory, name, (name,), "teacher", mirror)
 
 
 def load_teachers(built: Built, directory: str, mirror: bool) -> dict[str, Teacher]:
@@ -71,10 +71,12 @@ def load_teachers(built: Built, directory: str, mirror: bool) -> dict[str, Teach
 
 def load_student(built: Built, directory: str, run: str, *, mirror: bool = False) -> Teacher:
     """A student of a seed as the teacher of all tasks."""
-    return _from_weights(built, os.path.join(directory, student_job(run)), run, built.names, run, mirror)
+    return teacher_of_run(built, os.path.join(directory, student_job(run)), run, built.names, run, mirror)
 
 
-def _from_weights(built: Built, directory: str, name: str, tasks, run: str, mirror: bool) -> Teacher:
+def teacher_of_run(built: Built, directory: str, name: str, tasks: Sequence[str], run: str, mirror: bool) -> Teacher:
+    """A network that a run of this kind trained in a directory, as a teacher of its tasks."""
+    tasks = tuple(tasks)
     model = built.model(tasks, run)
     variables, _ = stages.load_weights(directory, model, built.inputs)
     return teachers.from_model(
