@@ -92,7 +92,7 @@ def from_torch(
 
     @torch.no_grad()
     def predict(images: np.ndarray) -> Mapping[str, Any]:
-        pixels = torch.from_numpy(images).to(device).movedim(-1, 1).float() / 255
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).movedim(-1, 1).float() / 255
         return jax.tree.map(_on_host, read(module(((pixels - mean_) / std_).contiguous())))
 
     fingerprint = _preprocessed(_state_hash(module.state_dict()), mean, std)

@@ -2,8 +2,8 @@
 
 A field is judged by its name, which means the same in every task: "probs" are probabilities (a distribution where there is
 one for each of the task's classes; 255ths where they are uint8), "scores" lie in 0..1, "ids" and "classes" are class
-ids, "boxes" are x0 y0 x1 y1 in pixels of the teacher's input, and "valid" says which slots are filled. Empty slots may
-hold anything.
+ids, "boxes" are x0 y0 x1 y1 in pixels of the teacher's input, "known" stands for each class, and "valid" says which slots
+are filled. Empty slots may hold anything.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,18 +82,16 @@ def check_record(label: Label, spec: Mapping[str, ArraySpec], task: Any) -> str:
 
 def _form(label: Mapping[str, np.ndarray], spec: Mapping[str, Any], batch_size: int) -> str:
     """Fields, shapes and kinds."""
-    slots = tuple(spec["valid"].shape) if "valid" in spec else ()
-    there = label["valid"].shape[1:2] if "valid" in label else slots
-    for name, want in spec.items():
+    for name in spec:
         if name not in label:
             return f"{name} is missing"
-        field, kind = label[name], np.dtype(want.dtype).kind
-        shape = (batch_size, *want.shape)
-        fits = field.shape == shape
-        if slots and shape[1:2] == slots:
-            fits |= field.shape == (batch_size, *there, *shape[2:])
-        if not fits:
-            return f"{name} has shape {field.shape}, not {shape}"
+    slots = tuple(spec["valid"].shape) if "valid" in spec else ()
+    for name, want in spec.items():
+        field, kind, shape = label[name], np.dtype(want.dtype).kind, tuple(want.shape)
+        if slots and shape[:1] == slots and name != "known":
+            shape = (*label["valid"].shape[1:2], *shape[1:])
+        if field.shape != (batch_size, *shape):
+            return f"{name} has shape {field.shape}, not {(batch_size, *shape)}"
         if field.dtype.kind != kind and {field.dtype.kind, kind} != {"i", "u"}:
             return f"{name} is {field.dtype}, not {np.dtype(want.dtype)}"
     return ""
