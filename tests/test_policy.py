@@ -70,14 +70,12 @@ def test_confidence_makes_a_broken_promise_rare():
 
 
 def test_pixels_of_few_images_are_little_evidence():
-    rng = np.random.default_rng(2)
-    examples = np.repeat(np.arange(20), 1000)
-    score = rng.random(len(examples)).astype(np.float32)
-    skill = np.clip(0.93 + 0.06 * rng.standard_normal(20), 0, 1)[examples]  # of the teacher on each image
-    claims = Claims(score, rng.random(len(score)) < skill * score**0.1, np.zeros(len(score), int), np.array([2e4]), (), examples)
-    curve = fit_isotonic(claims)
-    apart, together = (choose(c, curve=curve, confidence=0.95)[0] for c in (claims._replace(examples=None), claims))
-    assert together.positive > apart.positive  # the same claims, were they of one image each, would prove more
+    examples = np.repeat(np.arange(12), 1000)
+    right = np.where(examples % 3 == 0, 800, 1000)  # of the pixels of each image; 93 % in all
+    claims = Claims(np.full(12_000, 0.9, np.float32), np.arange(12_000) % 1000 < right, 0 * examples, np.array([12e3]), (), examples)
+    bound = lambda claims, confidence: choose(claims, confidence=confidence)[0].positive  # noqa: E731
+    assert np.isfinite(bound(claims, 0.0)) and np.isfinite(bound(claims._replace(examples=None), 0.95))
+    assert np.isinf(bound(claims, 0.95))  # the same claims, were they of one image each, would prove it
 
 
 def test_what_no_threshold_reaches_is_ignored_and_said():
@@ -103,7 +101,8 @@ def test_facts_are_what_the_policy_does_and_more_precision_costs_recall():
             assert fact["wanted"] == (0.95 if name == "easy" else wanted) <= fact["precision"] + 1e-6
             seen = claims.correct[mine & state.positive].mean()
             assert fact["precision"] <= seen < fact["precision"] + 0.05
-            assert fact["claims"] == mine.sum() and claims.correct[mine & state.negative].mean() < 0.2
+            assert fact["claims"] == mine.sum()
+        assert claims.correct[state.negative].mean() < 0.2
         recalls.append([facts["classes"][name]["recall"] for name in NAMES])
     assert (np.diff(np.array(recalls)[:, 1:], axis=0) < 0).all() and np.ptp(np.array(recalls)[:, 0]) == 0
 
