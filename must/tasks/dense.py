@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, ArraySpec, Geometry, Label, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, Policy, UserError
 from must.data.geometry import restore_map, transform_map
+from must.tasks.states import Claims, decide_codes
 
 SCORES = ArraySpec(
     (None, None), "uint8", "zlib", "score * 255; 255 = truth, 254 = a teacher that says none; one value may stand for all"
@@ -68,6 +69,13 @@ def restore_scores(label: Label, geometry: Geometry, shape: tuple[int, int]) -> 
     stored = restore_map(scores, geometry, shape).astype(np.int32)
     rounded = np.minimum((stored + _LEVELS // 2) // _LEVELS * _LEVELS, 254)
     return np.where(stored == 255, 255, rounded).astype(np.uint8)
+
+
+def decided(label: Label, policy: Policy) -> Claims:
+    """What becomes of every pixel of a label with scores in network form, [h, w]; no pixel is negative."""
+    codes = np.asarray(label["scores"])
+    found = Claims(*(field[codes] for field in decide_codes(policy)))
+    return found._replace(negative=np.zeros_like(found.negative))
 
 
 def stored_shape(geometry: Geometry, stride: int) -> tuple[int, int]:
