@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from must.core.types import Array, Geometry, Label, UserError
+from must.core.types import Array, Geometry, Label, Policy, UserError
 from must.tasks import drawing
 from must.tasks.classification import Classification
 
@@ -87,18 +87,19 @@ class Action(Classification):
             raise UserError(f"action: averaging over mirrored clips needs 'mirrored', which {which}")
         return outputs[..., partners]
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
         """Up to four frames of the clip, side by side in their order, over bars of the three most probable classes.
 
         Args:
           image: uint8 [H, W, 3], or a clip [T, H, W, 3].
           label: in network form.
+          policy: see the base class.
         """
         if len(image.shape) == 3:
-            return super().draw(image, label)
+            return super().draw(image, label, policy)
         shown = np.linspace(0, image.shape[0] - 1, min(_SHOWN, image.shape[0])).round().astype(np.int64)
         strip = drawing.upscale(np.concatenate(list(image[shown]), 1), 96)  # half of a picture's, since there are four
-        return drawing.caption(strip, self.bars(label))
+        return drawing.caption(strip, self.bars(label, policy))
 
     def _changes(self, geometry: Geometry | None) -> list[str]:
         """Which changes the geometry makes, in order; none where the label is read without one, as any classification's."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.tasks.states import Claims
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +164,25 @@ class Task:
         """
         return jnp.zeros((len(next(iter(label.values()))), 0))
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """A picture of one label in network form: uint8 [H, W, 3] -> uint8 [H, W, 3]; for truth, teacher and student."""
+    def claims(self, label: Label, policy: Policy) -> Claims | None:
+        """What one example's label says and what becomes of it under a policy; host NumPy. None for a task without scores.
+
+        The states are those that `target` gives the loss: a pixel is positive or ignored, never negative.
+        """
+        return None
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """A picture of one label in network form, for truth, teacher and student.
+
+        Args:
+          image: uint8 [H, W, 3].
+          label: of this frame.
+          policy: shows what becomes of the label: what is taken as true plainly, what is ignored dashed and hatched. Without
+            one the label is drawn as it is.
+
+        Returns:
+          uint8 [factor * H + caption, factor * W, 3], the picture enlarged by a whole factor over an optional caption.
+        """
         raise NotImplementedError
 
     def blank(self, size: tuple[int, int]) -> Label:

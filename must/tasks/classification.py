@@ -12,7 +12,7 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.tasks import drawing
 from must.tasks.base import Task
 from must.tasks.soft_labels import among, distribution, known_classes, only_known, spread, unknown_classes
-from must.tasks.states import states, tempered, uncertain
+from must.tasks.states import Claims, decide, states, tempered, uncertain
 
 _LEAST = 0.05  # of a probability that claims its class
 
@@ -192,12 +192,37 @@ class Classification(Task):
         """As the base class says; one item."""
         return np.eye(len(self.classes), dtype=np.int64)[np.asarray(truth["probs"]).argmax()]
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """The picture over bars of the three most probable classes."""
-        return drawing.caption(drawing.upscale(image), self.bars(label))
+    def claims(self, label: Label, policy: Policy) -> Claims:
+        """As the base class says; of every known class with at least 5 % and of the most probable one."""
+        probs, known = np.asarray(label["probs"]), np.asarray(label.get("known", np.ones(len(self.classes), bool)))
+        claimed = known & ((probs >= _LEAST) | (probs == probs.max())) & np.isfinite(probs).all()
+        return self._decided(label, policy).where(claimed)
 
-    def bars(self, label: Label) -> list[tuple[str, np.ndarray]]:
+    def _decided(self, label: Label, policy: Policy) -> Claims:
+        """Of every class. Only the most probable one is taken, and where all are ruled out nothing is said of any."""
+        probs, known = np.asarray(label["probs"], np.float32), np.asarray(label.get("known", np.ones(len(self.classes), bool)))
+        shown = np.where(probs >= 1, 1.0, np.asarray(tempered(policy, probs)))
+        found = decide(policy, shown, np.arange(len(self.classes)))
+        negative = found.negative & (known & ~found.negative).any()
+        return found._replace(positive=found.positive & (np.arange(len(probs)) == probs.argmax()), negative=negative)
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """The picture over bars of the three most probable classes, with a policy coloured and worded by their states."""
+        return drawing.caption(drawing.upscale(image), self.bars(label, policy))
+
+    def bars(self, label: Label, policy: Policy | None = None) -> list[tuple[str, np.ndarray]]:
         """The three most probable classes, rows of `drawing.caption`."""
         probs = np.asarray(label["probs"], np.float32)
         best = [i for i in np.argsort(-probs, kind="stable")[:3] if probs[i] >= 0.005]
-        return [(f"{100 * probs[i]:.0f} % {self.classes[i]}", drawing.bar(probs[i])) for i in best]
+        if policy is None:
+            return [(f"{100 * probs[i]:.0f} % {self.classes[i]}", drawing.bar(probs[i])) for i in best]
+        found, rows = self._decided(label, policy), []
+        for i in best:
+            said, score = f"{100 * found.scores[i]:.0f} % {self.classes[i]}", found.scores[i]
+            if found.positive[i]:
+                rows.append((f"{said}: taken", drawing.bar(score, drawing.TAKEN)))
+            elif found.negative[i]:
+                rows.append((f"{said}: absent", drawing.bar(score, drawing.ABSENT)))
+            else:
+                rows.append((f"{said}: ignored", drawing.bar(score, drawing.IGNORED)))
+        return rows

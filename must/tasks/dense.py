@@ -12,7 +12,7 @@ import numpy as np
 
 from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Policy, UserError
 from must.data.geometry import restore_map, transform_map
-from must.tasks.states import LARGEST, states
+from must.tasks.states import LARGEST, Claims, decide_codes, states
 
 SCORES = ArraySpec(
     (None, None), "uint8", "zlib", "score * 255; 255 = truth, 254 = a teacher that says none; one value may stand for all"
@@ -78,6 +78,14 @@ def positive(label: Label, policy: Policy, stride: int) -> Array:
     if "scores" not in label:
         return jnp.asarray(True)
     return states(policy, sample(label["scores"], stride).astype(jnp.float32) / 255.0).positive
+
+
+def decided(label: Label, policy: Policy) -> Claims:
+    """What becomes of every pixel of a label with scores in network form, [h, w]; no pixel is negative."""
+    shape = next(iter(label.values())).shape[:2]
+    codes = np.asarray(label.get("scores", np.full(shape, LARGEST, np.uint8)))
+    found = Claims(*(field[codes] for field in decide_codes(policy)))
+    return found._replace(negative=np.zeros_like(found.negative))
 
 
 def stored_shape(geometry: Geometry, stride: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
-from must.tasks.states import codes
+from must.tasks.states import Claims, codes
 
 _CLOSE = 1.25  # factor within which a depth is right (delta1)
 _LEVELS = 65534  # steps between the least and the largest depth of a stored map; code 0 is "invalid"
@@ -130,8 +130,7 @@ class Depth(Task):
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
         """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is ignored."""
         depth = dense.sample(label["depth"], self._output_stride)
-        # In inverse depth the far is near zero and needs no bound.
-        valid = self._in_range(depth) if self.depth_kind == "metric" else jnp.isfinite(depth) & (depth > 0)
+        valid = self._learnable(depth)
         return {"depth": jnp.where(valid, depth, 1.0), "valid": valid & dense.positive(label, policy, self._output_stride)}
 
     def _in_range(self, depth: Array) -> Array:
@@ -242,8 +241,19 @@ class Depth(Task):
             for metric, value in zip(self.metrics, values, strict=True)
         }
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """Near red, far blue, even steps in the logarithm over this picture's own range, which stands below it."""
+    def claims(self, label: Label, policy: Policy) -> Claims:
+        """As the base class says; of every pixel with a depth that can be learned."""
+        return dense.decided(label, policy).where(self._learnable(np.asarray(label["depth"])))
+
+    def _learnable(self, depth: Array) -> Array:
+        # In inverse depth the far is near zero and needs no bound.
+        return self._in_range(depth) if self.depth_kind == "metric" else (depth > 0) & (depth < np.inf)
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """Near red, far blue, even steps in the logarithm over this picture's own range, which stands below it.
+
+        With a policy ignored pixels are greyed under diagonals.
+        """
         depth = np.asarray(label["depth"], np.float32)
         valid = np.isfinite(depth) & (depth > 0)
         low, high = np.percentile(depth[valid], (1, 99)) if valid.any() else (1.0, 1.0)
@@ -252,6 +262,10 @@ class Depth(Task):
         ends = f"{low:.2f} to {high:.2f} m" if self.depth_kind == "metric" else "near to far"
         ramp = drawing.turbo(1.0 - np.linspace(0.0, 1.0, 100))
         rows = [(ends, ramp)] if valid.any() else []
+        if policy is not None:
+            ignored = valid & ~(self._learnable(depth) & dense.decided(label, policy).positive)
+            picture = drawing.fade(picture, drawing.upscale(ignored))
+            rows.append(drawing.share(ignored, "ignored"))
         return drawing.caption(picture, rows)
 
 

@@ -22,7 +22,7 @@ from must.data import geometry as geo
 from must.tasks import box_lists, drawing
 from must.tasks import points as points_of
 from must.tasks.base import Task
-from must.tasks.states import states, uncertain
+from must.tasks.states import Claims, decide, states, uncertain
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
 _RECALLS = np.linspace(0.0, 1.0, 101)  # where the precision is read
@@ -366,28 +366,56 @@ class Detection(Task):
         classes, counted = np.asarray(truth["classes"]), np.asarray(truth["valid"]) & ~np.asarray(truth["crowd"])
         return np.bincount(classes[counted], minlength=len(self.classes)) * np.asarray(truth["known"])
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """Boxes from `draw_floor` up with class and score, crowds thin and nameless; below, how many of each class."""
+    def claims(self, label: Label, policy: Policy) -> Claims:
+        """As the base class says; of every box."""
+        return self._decided(label, policy).where(np.asarray(label["valid"]))
+
+    def _decided(self, label: Label, policy: Policy) -> Claims:
+        """Of every place for a box, [M]; a crowd is never taken."""
+        found = decide(policy, label["scores"], np.where(label["valid"], label["classes"], 0).astype(np.int64))
+        return found._replace(positive=found.positive & ~np.asarray(label["crowd"]))
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """Boxes from `draw_floor` up with class and score, crowds thin and nameless; below, how many of each class.
+
+        With a policy: what is taken with its calibrated score, what is ignored dashed and hatched, no others.
+        """
         from PIL import Image, ImageDraw
 
         enlarged = drawing.upscale(image)
         zoom, colours = enlarged.shape[0] / image.shape[0], drawing.palette(len(self.classes))
         boxes, classes, scores, crowd = (np.asarray(label[n]) for n in ("boxes", "classes", "scores", "crowd"))
-        shown = np.asarray(label["valid"]) & (scores >= self.draw_floor) & (boxes[:, 2:] > boxes[:, :2]).all(-1)
-        canvas = Image.fromarray(enlarged)
+        shown, ignored = np.asarray(label["valid"]) & (boxes[:, 2:] > boxes[:, :2]).all(-1), np.zeros(len(boxes), bool)
+        if policy is None:
+            shown = shown & (scores >= self.draw_floor)
+        else:
+            state = self._decided(label, policy)
+            shown, scores = shown & ~state.negative, np.where(scores == 1, 1.0, state.scores)
+            ignored = shown & ~state.positive
+        corners = np.round(boxes * zoom - (0, 0, 1, 1)).astype(np.int64)
+        inside = np.zeros(enlarged.shape[:2], bool)
+        for x0, y0, x1, y1 in corners[ignored]:
+            inside[max(0, y0) : y1, max(0, x0) : x1] = True
+        canvas = Image.fromarray(drawing.tint(enlarged, inside) if inside.any() else enlarged)
         pen = ImageDraw.Draw(canvas)
-        for i in np.flatnonzero(shown)[::-1]:  # the surest last, on top
+        for i in sorted(np.flatnonzero(shown)[::-1], key=lambda i: not ignored[i]):  # the surest last, on top
             colour = tuple(colours[classes[i]].tolist())
-            x0, y0, x1, y1 = (boxes[i] * zoom - (0, 0, 1, 1)).tolist()
-            pen.rectangle((x0, y0, x1, y1), outline=colour, width=1 if crowd[i] else 2)
+            x0, y0, x1, y1 = corners[i].tolist()
+            if ignored[i]:
+                drawing.dashed(pen, (x0, y0, x1, y1), colour)
+            else:
+                pen.rectangle((x0, y0, x1, y1), outline=colour, width=1 if crowd[i] else 2)
             if not crowd[i]:
                 text = self.classes[classes[i]] + ("" if scores[i] == 1 else f" {scores[i]:.2f}")
                 corner = (x0 + 2, max(0, y0 - 11))
-                pen.rectangle(pen.textbbox(corner, text), fill=colour)
-                pen.text(corner, text, fill=(0, 0, 0) if sum(colour) > 330 else (255, 255, 255))
-        number = np.bincount(classes[shown & ~crowd], minlength=len(self.classes))
+                pen.rectangle(pen.textbbox(corner, text), fill=(24, 24, 28) if ignored[i] else colour)
+                dark = not ignored[i] and sum(colour) > 330
+                pen.text(corner, text, fill=(0, 0, 0) if dark else (255, 255, 255))
+        number = np.bincount(classes[shown & ~ignored & ~crowd], minlength=len(self.classes))
         most = [c for c in np.argsort(-number, kind="stable")[: drawing.ROWS] if number[c]]
         rows = [(f"{number[c]} {self.classes[c]}", colours[c : c + 1]) for c in most]
+        if ignored.any():
+            rows = [*rows[: drawing.ROWS - 1], (f"{ignored.sum()} ignored", drawing.share(ignored, "")[1])]
         return drawing.caption(np.asarray(canvas), rows)
 
 

@@ -12,7 +12,7 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
-from must.tasks.states import codes
+from must.tasks.states import Claims, codes
 
 _BINS = 1800  # of 0.1 degrees
 _WITHIN = (11.25, 22.5, 30.0)  # degrees
@@ -164,17 +164,32 @@ class Normals(Task):
         within = {name: 100.0 * float(np.asarray(rows[name]).sum(dtype=np.int64) / pixels) for name in _WITHIN_NAMES}
         return {"mean_angle": float(mean), "median_angle": float(median)} | within
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """The usual colours, (n + 1) / 2 of the axes right, up and towards the camera; invalid pixels hatched."""
+    def claims(self, label: Label, policy: Policy) -> Claims:
+        """As the base class says; of every pixel with a normal."""
+        return dense.decided(label, policy).where(_there(np.asarray(label["normals"], np.float32)))
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """The usual colours, (n + 1) / 2 of the axes right, up and towards the camera; invalid pixels hatched.
+
+        With a policy ignored pixels are greyed under diagonals.
+        """
         normals = np.asarray(label["normals"], np.float32)
-        valid = np.isfinite(normals).all(-1) & (np.abs(np.nan_to_num(normals)).max(-1) > 0)
+        valid = _there(normals)
         picture = drawing.upscale(_colours(np.where(valid[..., None], normals, 0.0)))
+        if policy is not None:
+            picture = drawing.fade(picture, drawing.upscale(valid & ~dense.decided(label, policy).positive))
         axes = (("to the right", (1.0, 0.0, 0.0)), ("up", (0.0, -1.0, 0.0)), ("to the camera", (0.0, 0.0, -1.0)))
         legend = [(name, _colours(np.array([axis]))) for name, axis in axes]
         return drawing.caption(drawing.hatch(picture, drawing.upscale(~valid)), legend)
 
 
 _WITHIN_NAMES = tuple(f"within_{limit}" for limit in _WITHIN)
+
+
+def _there(normals: np.ndarray) -> np.ndarray:
+    """Where there is a normal that `target` uses, bool [...]."""
+    finite = np.nan_to_num(normals)
+    return np.isfinite(normals).all(-1) & (np.einsum("...c,...c->...", finite, finite) > 0.25)
 
 
 def _colours(normals: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
 from must.tasks.soft_labels import among, distribution, known_classes, only_known, spread, unknown_classes
-from must.tasks.states import codes, states
+from must.tasks.states import Claims, codes, decide_codes, states
 
 _BAND = 1 << 20  # numbers of an enlarged map that are made at a time
 
@@ -258,16 +258,49 @@ class Segmentation(Task):
         ids = np.asarray(truth["ids"])[..., 0]
         return np.bincount(ids[ids != self.ignore], minlength=len(self.classes))
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """The classes blended over the picture, pixels without a label hatched, the three largest classes named."""
+    def claims(self, label: Label, policy: Policy) -> Claims:
+        """As the base class says; of the first class of every labelled pixel."""
+        return self._decided(label, policy)[0].where(np.asarray(label["ids"])[..., 0] != self.ignore)
+
+    def _decided(self, label: Label, policy: Policy) -> tuple[Claims, np.ndarray]:
+        """The first class of every pixel, [h, w], and which pixels only have candidates: `target` without its strides."""
+        ids, stored = np.asarray(label["ids"]), np.asarray(label["probs"])
+        known, table = np.asarray(label.get("known", np.ones(len(self.classes), bool))), decide_codes(policy, len(self.classes))
+        listed = np.minimum(ids, len(self.classes) - 1)
+        first = Claims(listed[..., 0], *(field[listed[..., 0], stored[..., 0]] for field in table[1:]))
+        labelled = ids[..., 0] != self.ignore
+        used = labelled & first.positive
+        # Of the known classes as many are candidates as an unlisted class's most would make, corrected for the listed ones.
+        possible = known[:, None] & ~table.negative
+        most = np.clip(np.minimum(stored[..., -1], 255 - stored.sum(-1, dtype=np.int64)), 0, 255)
+        count = possible.sum(0)[most]
+        for k in range(ids.shape[-1]):
+            here, there = possible[listed[..., k], stored[..., k]], possible[listed[..., k], most]
+            count += np.where(ids[..., k] != self.ignore, here.astype(np.int64) - there, 0)
+        partly = labelled & ~used & (count > 0) & (count < known.sum())
+        return first._replace(positive=used, negative=np.zeros_like(used)), partly
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """The classes blended over the picture, pixels without a label hatched, the three largest classes named.
+
+        With a policy ignored pixels are greyed under diagonals, and those for which some classes are ruled out keep their
+        colour under thin ones.
+        """
         ids = np.asarray(label["ids"])[..., 0]
         unlabeled = ids == self.ignore
         colours = drawing.palette(len(self.classes))
         blend = (0.4 * image + 0.6 * colours[np.where(unlabeled, 0, ids)]).astype(np.uint8)
         picture = drawing.hatch(drawing.upscale(blend), drawing.upscale(unlabeled))
+        if policy is not None:
+            claims, partly = self._decided(label, policy)
+            ignored = ~unlabeled & ~claims.positive
+            picture = drawing.fade(picture, drawing.upscale(ignored & ~partly))
+            picture = drawing.tint(picture, drawing.upscale(partly))
         area = np.bincount(ids[~unlabeled], minlength=len(self.classes))
         largest = [i for i in np.argsort(-area, kind="stable")[: drawing.ROWS] if area[i]]
         rows = [(f"{100 * area[i] / ids.size:.0f} % {self.classes[i]}", colours[i : i + 1]) for i in largest]
+        if policy is not None and ignored.any():
+            rows = [*rows[: drawing.ROWS - 1], drawing.share(ignored, "ignored")]
         return drawing.caption(picture, rows)
 
 
