@@ -1,15 +1,13 @@
-"""Labels leave as files that other tools read, and come back: the same numbers under the same ids, corrected where edited."""
+"""Labels leave as files that other tools read, and come back under their ids: the same numbers, or corrected ones."""
 
-import io
 import json
 import os
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from must.core.types import Example, UserError
+from must.core.types import UserError
 from must.data.coco import CocoJson
 from must.data.dense import DepthPng, MaskPng, NormalsPng
 from must.data.edited import EditedCoco
@@ -17,99 +15,12 @@ from must.data.file_names import file_of, id_of
 from must.data.folders import ImageCsv
 from must.data.label_files import LabelFiles
 from must.data.merge import Overlay
+from must.data.records import Records
 from must.export.labels import export_labels
-from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection
-from must.tasks.normals import Normals
 from must.tasks.segmentation import Segmentation
-
-CLASSES = ("cat", "dög, big", "cow", "2")
-TASKS = {
-    "class": Classification(CLASSES),
-    "boxes": Detection(CLASSES),
-    "masks": Segmentation(CLASSES, top_k=3),
-    "depth": Depth(),
-    "normals": Normals(),
-}
-SIZE = (23, 31)  # of the pictures; the maps have a pixel per 4 x 4, rounded up
-STORED = (6, 8)
-
-
-def random_labels(rng, size=SIZE, stored=STORED):
-    """One label of each task in record form, with all that a field may hold."""
-    count = int(rng.integers(0, 5))
-    corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), 1) * (size[1], size[0])
-    ids = rng.permuted(np.tile(np.arange(len(CLASSES), dtype=np.uint8), (*stored, 1)), axis=-1)[..., :3]
-    ids[rng.random(stored) < 0.1] = 255
-    normals = rng.normal(size=(*stored, 3)) - (0, 0, 2)
-    normals = np.round(127 * normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.int8)
-    normals[rng.random(stored) < 0.1] = 0
-    probs = np.sort(rng.dirichlet(np.ones(len(CLASSES))))[::-1].astype(np.float16)
-    listed = int(rng.integers(1, len(CLASSES) + 1))
-    return {
-        "class": {
-            "ids": rng.permutation(len(CLASSES)).astype(np.uint16)[:listed],
-            "probs": probs[:listed],
-            "rest": np.float16(probs[listed:].sum()),
-            "unknown": np.flatnonzero(rng.random(len(CLASSES)) < 0.3).astype(np.uint16),
-        },
-        "boxes": {
-            "boxes": corners.reshape(count, 4).astype(np.float32),
-            "classes": rng.integers(0, len(CLASSES), count).astype(np.uint16),
-            "scores": rng.uniform(0, 1, count).astype(np.float16),
-            "crowd": rng.random(count) < 0.3,
-            "unknown": np.flatnonzero(rng.random(len(CLASSES)) < 0.3).astype(np.uint16),
-        },
-        "masks": {
-            "ids": ids,
-            "probs": rng.integers(0, 256, ids.shape, np.uint8),
-            "unknown": np.flatnonzero(rng.random(len(CLASSES)) < 0.3).astype(np.uint16),
-        },
-        "depth": {
-            "depth": rng.choice(np.array([0, 1, 2, 30000, 65534, 65535], np.uint16), stored),
-            "scale": np.float32(rng.uniform(1e-6, 9e-4)),
-            "offset": np.float32(rng.uniform(-1e-9, 3)),
-            "scores": rng.integers(0, 256, stored, np.uint8) if count else np.full((1, 1), 254, np.uint8),
-        },
-        "normals": {"normals": normals, "scores": rng.integers(0, 256, stored, np.uint8)},
-    }
-
-
-class Labelled:
-    """Random examples with the given ids, some without some labels; every other picture is there as a JPEG."""
-
-    name, fingerprint = "pool", "random"
-
-    def __init__(self, ids, seed=0, missing=True):
-        self.ids = list(ids)
-        self.classes = {name: CLASSES for name in ("class", "boxes", "masks")}
-        rng = np.random.default_rng(seed)
-        self.known = [random_labels(rng) for _ in self.ids]
-        for label in self.known[1::2] if missing else ():
-            del label[str(rng.choice(list(label)))]
-
-    def __len__(self):
-        return len(self.ids)
-
-    def image(self, index):
-        return np.random.default_rng(zlib.crc32(self.ids[index].encode())).integers(0, 255, (*SIZE, 3), np.uint8)
-
-    def encoded(self, index):
-        if index % 2:
-            return None
-        file = io.BytesIO()
-        Image.fromarray(self.image(index)).save(file, "JPEG")
-        return file.getvalue()
-
-    def labels(self, index):
-        return {task: dict(label) for task, label in self.known[index].items()}
-
-    def __getitem__(self, index):
-        data = self.encoded(index)
-        image = self.image(index) if data is None else np.asarray(Image.open(io.BytesIO(data)))
-        return Example(self.ids[index], image, self.labels(index))
-
+from tests.random_labels import CLASSES, SIZE, STORED, TASKS, Labelled, label_random, random_labels
 
 IDS = ["pool/a/1", "pool/a/2.jpg", 'pool/ü: "x"\n%', "pool/.hidden", "pool/..//z", "pool/1.png/2", "pool/1"]
 IDS += ["pool/" + "lóng." * 99, "pool/" + "deep/" * 99]
@@ -144,6 +55,21 @@ def test_every_field_of_every_task_comes_back_exactly_under_its_id(exported):
         np.testing.assert_array_equal(back[index].image, source[index].image)
         if (data := source.encoded(index)) is not None:
             assert back.encoded(index) == data, "a picture that was encoded is copied byte for byte"
+
+
+def test_records_of_every_task_leave_and_come_back(tmp_path):
+    source = Labelled([f"pool/{i}" for i in range(6)], missing=False)
+    label_random(tmp_path / "random" / "1.0.0", source)
+    records = Records(tmp_path / "random" / "1.0.0")
+    assert sum(len(records.labels(index)["boxes"]["boxes"]) for index in range(6)) > 3
+    export_labels(tmp_path / "out", records, TASKS, images=True)
+    back = LabelFiles(tmp_path / "out")
+    edited = EditedCoco(tmp_path / "out" / "boxes" / "coco.json", records, task="boxes")
+    both = Overlay(records, [edited])
+    for index in range(6):
+        assert_same(back.labels(index), records.labels(index))
+        assert_same(both.labels(index), records.labels(index))
+        assert back.encoded(index) == records.encoded(index)
 
 
 def test_labels_without_pictures_take_them_from_a_source_by_id(tmp_path):

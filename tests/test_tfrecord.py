@@ -14,12 +14,13 @@ from must.core.types import UserError
 from must.data.records import Records, file_hash, stored_records
 from must.export import tfrecord
 from must.export.tfrecord import write_tfrecord
+from tests.random_labels import TASKS, Labelled, label_random
 from tests.toy_labels import ToySource, label_toy
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """A complete directory with every kind of field; not to be changed."""
+    """A complete directory with every type and encoding of fields; not to be changed."""
     directory = tmp_path_factory.mktemp("records") / "toy" / "1.0.0"
     label_toy(directory)
     return directory
@@ -51,23 +52,39 @@ def test_shards_hold_the_same_bytes_in_the_same_order(records, twin):
         assert facts["sha256"] == file_hash(twin / facts["file"])
 
 
-def test_tf_data_gives_every_field_as_records_do(records, twin):
+def assert_tf_data_gives(twin, source):
+    """Every field of every task in the order and with the types of the records."""
     import tensorflow_datasets as tfds
 
-    source = Records(records)
     builder = tfds.builder_from_directory(twin)
     assert builder.info.splits["train"].num_examples == len(source)
-    read = list(tfds.as_numpy(builder.as_dataset(split="train", shuffle_files=False)))
+    # Pictures as they are stored: TensorFlow's JPEG decoder rounds in its own way.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    read = list(tfds.as_numpy(builder.as_dataset(split="train", shuffle_files=False, decoders=decoders)))
     assert [example["id"].decode() for example in read] == list(source.ids)
     for index, example in enumerate(read):
-        np.testing.assert_array_equal(example["image"], source[index].image)
-        for field, value in source.labels(index)["toy"].items():
-            got = example["toy"][field]
-            if isinstance(value, str):
-                assert got.decode() == value
-            else:  # TFDS gives pictures three axes
-                assert got.dtype == np.asarray(value).dtype, field
-                np.testing.assert_array_equal(np.reshape(got, np.shape(value)), value, err_msg=field)
+        assert example["image"] == source.encoded(index)
+        for task, label in source.labels(index).items():
+            for field, value in label.items():
+                got = example[task][field]
+                if isinstance(value, str):
+                    assert got.decode() == value
+                else:  # TFDS gives pictures three axes
+                    assert got.dtype == np.asarray(value).dtype, field
+                    np.testing.assert_array_equal(np.reshape(got, np.shape(value)), value, err_msg=f"{task}.{field}")
+
+
+def test_tf_data_gives_every_type_and_encoding(records, twin):
+    assert_tf_data_gives(twin, Records(records))
+
+
+def test_tf_data_gives_every_field_of_every_task(tmp_path):
+    pytest.importorskip("tensorflow")
+    label_random(tmp_path / "records", Labelled([f"pool/{i}" for i in range(6)], missing=False))
+    write_tfrecord(tmp_path / "records", tmp_path / "twin")
+    source = Records(tmp_path / "records")
+    assert set(source[0].labels) == set(TASKS)
+    assert_tf_data_gives(tmp_path / "twin", source)
 
 
 def test_a_twin_is_left_as_it_is_and_takes_no_foreign_place(records, twin, tmp_path):
@@ -97,6 +114,7 @@ def test_a_killed_run_leaves_nothing_that_looks_complete(records, tmp_path):
     pytest.importorskip("tensorflow")
     # Stops for good behind the third shard.
     program = f"""
+import time
 from must.export import tfrecord
 write, done = tfrecord._write_shard, []
 def slow(*arguments):
@@ -113,7 +131,7 @@ tfrecord.write_tfrecord({str(records)!r}, {str(tmp_path / "twin")!r})
         if line.strip() == "3":
             break
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "twin").exists()
     assert os.listdir(tmp_path) != [], "it was at work"
     write_tfrecord(records, tmp_path / "twin")
