@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from must.core import devices
 from must.core.types import Array, Label, LabelError, Model, PyTree, Teacher
 from must.pseudo_label.check import check_said
+from must.data.geometry import transform_image, whole_image
 from must.tasks.base import Task
 
 
@@ -100,6 +102,30 @@ def from_function(
     for task in tasks.values():
         task.network_spec(size)
     return Teacher(name, dict(tasks), lambda images: adopted(tasks, predict(images), size), size, fingerprint)
+
+
+def in_frame(teacher: Teacher, size: tuple[int, int], *, keep_aspect: bool = True) -> Teacher:
+    """The same teacher for pictures of another size: they are brought to its own, its labels back, as the records have them.
+
+    Args:
+      teacher: with an input of any size.
+      size: (height, width) of the pictures and of the labels in network form, pixels.
+      keep_aspect: pad the pictures instead of stretching them.
+    """
+    if tuple(teacher.size) == tuple(size):
+        return teacher
+    there, here = whole_image(size, teacher.size, keep_aspect=keep_aspect), whole_image(size, size)
+
+    def predict(images: Array) -> dict[str, Label]:
+        said = jax.device_get(teacher.predict(np.stack([transform_image(np.asarray(image), there) for image in images])))
+        labels = {}
+        for key, task in teacher.tasks.items():
+            rows = ({name: field[row] for name, field in said[key].items()} for row in range(len(images)))
+            mapped = [task.transform(task.restore(row, there), here) for row in rows]
+            labels[key] = {name: np.stack([row[name] for row in mapped]) for name in mapped[0]}
+        return labels
+
+    return teacher._replace(predict=predict, size=tuple(size))
 
 
 def rounded_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:

@@ -16,8 +16,9 @@ from must.pseudo_label import policy as policies
 from must.pseudo_label.calibrate import gather
 from must.pseudo_label.policy_file import read_policies, save_policies
 from must.recipes import setup
-from must.recipes.built import Built
-from must.recipes.labelling import HELD_OUT, policy_job, records_directory, seed_directory
+from must.recipes.built import HELD_OUT, Built
+from must.recipes.comparison import recipe_of
+from must.recipes.labelling import policy_job, records_directory, seed_directory
 from must.tasks.base import Task
 from must.tasks.states import states
 
@@ -28,14 +29,14 @@ BELIEVED = "policy.json"  # of config.policies; a run with policies of its own h
 
 def choose_policies(config: Config, seed: int, by: str = "", *, directory: str, report) -> dict:
     """Which labels of the teachers, or of the student `by`, are believed by each run that learns from them."""
-    built = Built(config, seed)
+    built = recipe_of(config).Built(config, seed)
     top = seed_directory(directory, policy_job(by))
     chosen: dict[str, Any] = {}
     for run in (None, *built.students()):
         settings = built.settings(run) if run else {"labels_from": by, "policies": {}}
         if settings["labels_from"] != by or (run and not settings["policies"]):
             continue
-        sections = built.policies(run) if run else built.config["policies"]
+        sections = built.policies(run)
         found = {}
         for name in built.names:
             key = (name, repr(sections[name]))
@@ -73,7 +74,7 @@ def save_live(directory: str, built: Built, teacher: Teacher, name: str) -> None
 def _policy(built: Built, top: str, name: str, section: Mapping[str, Any], by: str) -> tuple[Policy, dict]:
     def pairs() -> Pairs:
         records = Records(records_directory(top, HELD_OUT, by), tasks=[name], verify=False)
-        for said, truth, _ in recorded(records, built.split(name, "validation"), name, built.plain, built.tasks[name]):
+        for said, truth, _ in recorded(records, built.truth(HELD_OUT)[name], name, built.plain, built.tasks[name]):
             yield said, truth
 
     return _fitted(built.tasks[name], name, section, pairs)

@@ -1,18 +1,24 @@
 """The objects of one seed of a configuration: sets, tasks, networks, and how each kind of run trains."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from must.core.types import Array, Model, Objective, Policy, PyTree, Source, UserError
+from must.core.types import Array, Model, Objective, Policy, PyTree, Source, Teacher, UserError
 from must.data.combine import Concat
 from must.data.pipeline import Encoder
 from must.objectives.supervised import supervised
 from must.recipes import checks, stages
+from must.recipes.given import build_teacher
+from must.recipes.measuring import together
 from must.recipes.setup import build_encoder, build_model, build_source, build_tasks, fill
 from must.tasks.base import Task
+
+# The records of a seed: what is learned from; where held-out truth tells what to believe; where truth tells the quality.
+POOL, HELD_OUT, MEASURED = "pool", "held_out", "measured"
 
 
 class Weights(NamedTuple):
@@ -180,9 +186,39 @@ class Built:
         """Whether some student's pseudo labels get weights from the validation split."""
         return any(self.weights(run) or self.slam(run) for run in self.students())
 
-    def policies(self, run: str) -> dict[str, dict[str, Any]]:
-        """Which labels a run believes, {task: section}."""
-        return {**self.config["policies"], **self.settings(run)["policies"]}
+    def policies(self, run: str | None = None) -> dict[str, dict[str, Any]]:
+        """Which labels a run believes, or one that says nothing of its own: {task: section}."""
+        return {**self.config["policies"], **(self.settings(run)["policies"] if run else {})}
+
+    def known_truth(self, which: str) -> tuple[str, ...]:
+        """Tasks with truth of that kind: all."""
+        return self.names
+
+    def truth(self, which: str) -> dict[str, Source]:
+        """{task: truth} that is held out for choosing, or measured on."""
+        return self.splits("validation" if which == HELD_OUT else self.config["measured_on"][0])
+
+    def to_label(self, by: str = "") -> dict[str, Source]:
+        """{name of the records: images} that the teachers, or the student `by`, label."""
+        wanted = {POOL: self.everything()}
+        if self.weighs() or self.judges():
+            wanted[HELD_OUT] = together(self.truth(HELD_OUT))
+        if self.config.get("quality") and not by:
+            wanted[MEASURED] = together(self.truth(MEASURED))
+        return wanted
+
+    def records(self, directory: str) -> str:
+        """Where what the teachers of the seed in a directory said of all images lies."""
+        return os.path.join(directory, "pseudo_labels", POOL, "1.0.0")
+
+    def trained(self) -> tuple[str, ...]:
+        """Tasks whose teachers this run trains."""
+        return tuple(name for name in self.names if name not in self.config.get("external", {}))
+
+    def given(self) -> dict[str, Teacher]:
+        """{task: teacher} of the tasks whose teachers the configuration names."""
+        sections = self.config.get("external", {})
+        return {name: build_teacher(name, section, {name: self.tasks[name]}, self.size) for name, section in sections.items()}
 
     def judges(self) -> bool:
         """Whether some student's labels are believed by what the validation split says of them."""

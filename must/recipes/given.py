@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from must.core.types import Teacher, UserError
-from must.recipes.comparison import recipe_of
-from must.recipes.labelling import teacher_of_run
 from must.tasks.base import Task
 
 
@@ -65,6 +63,9 @@ def _from_run(name: str, directory: str, tasks: Mapping[str, Task], mirror: bool
         workdir, above = os.path.dirname(workdir), workdir
         if workdir == above:
             raise UserError(f"teacher {name}: {directory}: no run here, none of the folders above holds a config.json")
+    from must.recipes.comparison import recipe_of  # a recipe may name teachers itself
+    from must.recipes.labelling import teacher_of_run
+
     with open(os.path.join(workdir, "config.json")) as file:
         config = json.load(file)
     recipe = recipe_of(config)

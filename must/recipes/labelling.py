@@ -6,67 +6,51 @@ from typing import Any
 
 import jax
 
-from must.core.types import Source, Teacher
-from must.data.merge import Overlay
+from must.core.types import Teacher
 from must.pseudo_label import teacher as teachers
+from must.pseudo_label.add import add_labels
 from must.pseudo_label.write import label_images
 from must.recipes import stages
-from must.recipes.built import Built
-from must.recipes.measuring import by_source
+from must.recipes.built import POOL, Built
+from must.recipes.comparison import recipe_of
 
 Config = Mapping[str, Any]
-POOL, HELD_OUT, MEASURED = "pool", "held_out", "measured"
 
 
 def label(config: Config, seed: int, index: int, count: int, by: str = "", *, directory: str, report) -> dict:
     """The labelling pass, or one worker's part of it: every teacher, or the student `by`, on every image.
 
-    Three directories of records: what the student learns from; the validation splits, where the truth tells which labels
-    can be believed; and, for the report on their quality, the first measured split.
+    Up to three directories of records: what the student learns from; examples whose truth tells which labels can be
+    believed; and others whose truth tells how good the labels are. With `onto` the first is another run's, which the
+    labels are added to.
     """
-    built = Built(config, seed)
+    built = recipe_of(config).Built(config, seed)
     top = seed_directory(directory, os.path.join(label_job(by), str(index)))
     if jax.process_count() > 1:
         index, count = jax.process_index(), jax.process_count()
     section = dict(built.config["label"])
-    mirror = section.pop("mirror")
-    found = [load_student(built, top, by, mirror=mirror)] if by else list(load_teachers(built, top, mirror).values())
-    for name, source in to_label(built, by).items():
-        label_images(
-            records_directory(top, name, by),
-            records_name(name, by),
-            source,
-            found,
-            worker=(index, count),
-            provenance={"mirror": mirror},
-            keep_aspect=built.plain.keep_aspect,
-            progress=report,
-            **section,
-        )
+    mirror = section.pop("mirror", False)
+    found = [load_student(built, top, by, mirror=mirror)] if by else teachers_of(built, top, mirror)
+    options = {"worker": (index, count), "provenance": {"mirror": mirror}, "keep_aspect": built.plain.keep_aspect}
+    options |= {"progress": report, **section}
+    for name, source in built.to_label(by).items():
+        label_images(records_directory(top, name, by), records_name(name, by), source, found, **options)
+    if built.config.get("onto"):
+        options.pop("copy_images", None)
+        add_labels(built.config["onto"], found, **options)
     return {}
 
 
-def to_label(built: Built, by: str = "") -> dict[str, Source]:
-    """{name of the records: images}."""
-    wanted = {POOL: built.everything()}
-    if built.weighs() or built.judges():
-        wanted[HELD_OUT] = _together(built.splits("validation"))
-    if built.config.get("quality") and not by:
-        wanted[MEASURED] = _together(built.splits(built.config["measured_on"][0]))
-    return wanted
+def teachers_of(built: Built, directory: str, mirror: bool) -> list[Teacher]:
+    """The teachers of a seed, trained by the run or given by the configuration."""
+    at = os.path.join(directory, "teachers")
+    trained = [load_teacher(built, os.path.join(at, name), name, mirror=mirror) for name in built.trained()]
+    return trained + list(built.given().values())
 
 
 def load_teacher(built: Built, directory: str, name: str, *, mirror: bool = False) -> Teacher:
-    """The teacher of a task, trained by this run or given by the configuration."""
-    if name in built.given():
-        return built.given()[name]
+    """The trained teacher of a task."""
     return teacher_of_run(built, directory, name, (name,), "teacher", mirror)
-
-
-def load_teachers(built: Built, directory: str, mirror: bool) -> dict[str, Teacher]:
-    """The teachers of a seed by task."""
-    at = os.path.join(directory, "teachers")
-    return {name: load_teacher(built, os.path.join(at, name), name, mirror=mirror) for name in built.names}
 
 
 def load_student(built: Built, directory: str, run: str, *, mirror: bool = False) -> Teacher:
@@ -88,11 +72,6 @@ def teacher_of_run(built: Built, directory: str, name: str, tasks: Sequence[str]
         fingerprint=stages.weights_fingerprint(variables),
         mirror=mirror,
     )
-
-
-def _together(splits: Mapping[str, Source]) -> Source:
-    first, *others = (split for split, _ in by_source(splits))
-    return Overlay(first, others) if others else first
 
 
 def label_job(by: str = "") -> str:

@@ -16,14 +16,14 @@ from must.recipes.comparison import compare, report
 from must.recipes.jobs import Job
 from must.recipes.believing import choose_policies, kept_labels
 from must.recipes.labelling import label, label_job, policy_job, student_job
-from must.recipes.showing import pages_of_labels
+from must.recipes import showing
 from must.recipes.built import Built
 from must.recipes.checks import check_sets
-from must.recipes.training import train_single, train_student, train_supervised
+from must.recipes.training import measure_given, train_single, train_student, train_supervised
 
 __all__ = ["Built", "kept_labels"]  # what `must.recipes.comparison` asks of a recipe besides the functions below
 
-STAGES = ("teachers", "label", "student", "baselines", "compare", "report")
+STAGES = ("teachers", "label", *showing.STAGES, "student", "baselines", "compare", "report")
 Config = Mapping[str, Any]
 
 
@@ -39,14 +39,18 @@ def plan(config: Config, workers: int) -> list[Job]:
         at = prefix(config, seed)
         mine = [f"{at}teachers/{task}" for task in config["tasks"]]
         for task in config["tasks"]:
-            jobs.append(Job(f"{at}teachers/{task}", "teachers", train_single, (config, seed, task, "teacher")))
+            where = f"{at}teachers/{task}"
+            if task in config.get("external", {}):
+                jobs.append(Job(where, "teachers", measure_given, (config, seed, task)))
+            else:
+                jobs.append(Job(where, "teachers", train_single, (config, seed, task, "teacher")))
         for by in labellers(config):
             needs = (f"{at}{student_job(by)}",) if by else tuple(mine)
             parts = tuple(f"{at}{label_job(by)}/{k}" for k in range(workers))
             for k, part in enumerate(parts):
                 jobs.append(Job(part, "label", label, (config, seed, k, workers, by), needs))
             jobs.append(Job(f"{at}{policy_job(by)}", "label", choose_policies, (config, seed, by), parts))
-            jobs += pages_of_labels(config, seed, at) if not by else []
+            jobs += [] if by else showing.jobs_of(config, seed, at, (*parts, f"{at}{policy_job()}"))
             for arm, changes in {"student": config["student"], **config["arms"]}.items():
                 if changes.get("labels_from", "") == by:
                     where, needs = f"{at}{student_job(arm)}", (*parts, f"{at}{policy_job(by)}")
@@ -65,6 +69,7 @@ def plan(config: Config, workers: int) -> list[Job]:
 
 def check(config: Config) -> None:
     """Everything about a configuration that can be wrong and shows without training."""
+    showing.check(config)
     check_sets(Built(config, config["seeds"][0]))
 
 

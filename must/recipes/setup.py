@@ -60,7 +60,7 @@ def build_tasks(sections: Mapping[str, Mapping[str, Any]], sources: Mapping[str,
     tasks = {}
     for name, section in sections.items():
         section = dict(section)
-        names = sources[name].classes.get(name)
+        names = sources[name].classes.get(name) if name in sources else None
         if names and "classes" not in section:
             section["classes"] = tuple(names)
         tasks[name] = base.build(**{key: tuple(v) if isinstance(v, list) else v for key, v in section.items()})

@@ -18,10 +18,11 @@ from must.evaluate.evaluate import summarize
 from must.objectives.distill import Hint
 from must.objectives.slam import slam
 from must.objectives.supervised import learning_rate_rule, supervised
+from must.pseudo_label.teacher import in_frame
 from must.recipes import measuring, setup, stages, weighing
-from must.recipes.built import Built
+from must.recipes.built import HELD_OUT, Built
 from must.recipes.believing import policies_of
-from must.recipes.labelling import HELD_OUT, records_directory, seed_directory, student_job
+from must.recipes.labelling import records_directory, seed_directory, student_job
 from must.recipes.selection import Judge
 
 Config = Mapping[str, Any]
@@ -31,6 +32,19 @@ def train_single(config: Config, seed: int, task: str, section: str, *, director
     """A teacher, or with the student's schedule the scratch baseline: one task on its labelled set."""
     built = Built(config, seed)
     return train_run(built, (task,), built.split(task, "train"), section, {task: Policy()}, directory, report)
+
+
+def measure_given(config: Config, seed: int, task: str, *, directory: str, report) -> dict:
+    """The scores of a teacher that the configuration names, in the frame in which all columns are compared."""
+    built = Built(config, seed)
+    tasks, teacher = {task: built.tasks[task]}, in_frame(built.given()[task], built.size)
+    facts = {}
+    for split in built.config["measured_on"]:
+        rows = measuring.measure_teacher(teacher, tasks, built.plain, built.splits(split, (task,)))
+        if devices.is_writer():
+            measuring.save_rows(os.path.join(directory, f"rows-{split}.npz"), rows)
+        facts[split] = summarize(tasks, rows)
+    return facts
 
 
 def train_supervised(config: Config, seed: int, *, directory: str, report) -> dict:
