@@ -114,7 +114,8 @@ def test_class_ids_with_a_confidence_come_from_the_nearest_pixel(top_k):
 def test_boxes_are_sorted_cut_and_padded():
     corners = [(k, 0, k + 2, 3) for k in range(6)]
     scores, labels = [0.3, 0.9, 0.04, 0.5, 0.9, 0.6], [0, 1, 2, 3, 4, 0]
-    said = [boxes(*corners, scores=scores, labels=labels, masks=None), boxes((-0.5, 3, 25, 5), (3, 3, 3, 5), unknown=[2, 4])]
+    second = boxes((-0.5, 3, 25, 5), (3, 3, 3, 5), unknown=[2, 4])
+    said = [boxes(*corners, scores=scores, labels=labels, masks=None), second]
     label = TASKS["detection"].adopt(said, SIZE)
     np.testing.assert_array_equal(label["classes"][0], [1, 4, 0, 3])  # of equals the first; four slots
     np.testing.assert_array_equal(label["boxes"][0, :, 0], [1, 4, 5, 3])

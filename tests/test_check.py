@@ -1,9 +1,12 @@
 """Labels that cannot be right are refused before they are written, by teacher, field and record."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from must.core.types import UserError
+from must.data.geometry import whole_image
 from must.pseudo_label.check import check_batch
 from must.pseudo_label.infer import Labeller
 from must.pseudo_label.teacher import from_function
@@ -51,15 +54,16 @@ def make(field, change):
     return lambda label: label.update({field: change(label[field])})
 
 
-FINITE = [("classification", "probs"), ("detection", "boxes"), ("detection", "scores"), ("depth", "depth"), ("normals", "normals")]
+FIELDS = [(task, field) for task in TASKS for field in good(task)]
+FLOATS = [(task, field) for task, field in FIELDS if good(task)[field].dtype == np.float32]
 WRONG = [
-    *((task, put(field, 1, bad), 1, f"{field} is not finite") for task, field in FINITE for bad in (np.nan, np.inf)),
+    *((task, put(field, 1, bad), 1, f"{field} is not finite") for task, field in FLOATS for bad in (np.nan, np.inf)),
     # Shapes and kinds
-    *((task, make(field, lambda value: value[..., :-1]), 0, f"{field} has shape") for task in TASKS for field in good(task) if field != "valid"),
-    *((task, make(field, lambda value: value[:-1]), 0, f"{field} has shape") for task in TASKS for field in good(task)),
-    *((task, lambda label, field=field: label.pop(field), 0, f"{field} is missing") for task in TASKS for field in good(task)),
+    *((task, make(field, lambda v: v[..., :-1]), 0, f"{field} has shape") for task, field in FIELDS if field != "valid"),
+    *((task, make(field, lambda v: v[:-1]), 0, f"{field} has shape") for task, field in FIELDS),
+    *((task, lambda label, field=field: label.pop(field), 0, f"{field} is missing") for task, field in FIELDS),
     ("depth", make("depth", lambda value: value[..., None]), 0, "depth has shape (3, 16, 24, 1), not (3, 16, 24)"),
-    ("classification", make("probs", lambda value: np.pad(value, [(0, 0), (0, 1)])), 0, "probs has shape (3, 4), not (3, 3)"),
+    ("classification", make("probs", lambda v: np.pad(v, [(0, 0), (0, 1)])), 0, "probs has shape (3, 4), not (3, 3)"),
     ("classification", make("probs", lambda value: value.astype(int)), 0, "probs is int64, not float32"),
     ("detection", make("classes", lambda value: value.astype(float)), 0, "classes is float64, not int32"),
     ("detection", make("valid", lambda value: value.astype(int)), 0, "valid is int64, not bool"),
@@ -128,12 +132,15 @@ def test_rows_without_an_image_are_not_judged():
 
 def test_normals_that_no_reader_would_take_are_not_stored():
     with pytest.raises(ValueError, match="a normal of length 1.73"):
-        from must.data.geometry import whole_image
-
         Normals().restore({"normals": np.ones((8, 8, 3), np.float32)}, whole_image((8, 8), (8, 8)))
 
 
+CLASSIFICATION = {"classification": TASKS["classification"]}
 UNIFORM = np.full((4, 3), 1 / 3, np.float32)
+
+
+def says(label):
+    return lambda images: {"classification": label}
 
 
 def raises(images):
@@ -147,14 +154,14 @@ def raises(images):
         (lambda images: None, "says NoneType, not {task: label}, records"),
         (lambda images: {"kind": UNIFORM}, "says nothing of classification, only of kind, records"),
         (lambda images: {}, "says nothing of classification, only of nothing, records"),
-        (lambda images: {"classification": UNIFORM[:3]}, "classification.probs has shape (3, 3), not (4, 3), record toy/é 000"),
-        (lambda images: {"classification": 2 * UNIFORM}, "classification.probs are no probabilities: least 0.6667, sum 2, record toy/é 000"),
-        (lambda images: {"classification": {"probs": [[0.5], [0.5, 0.5]]}}, "ValueError: "),
-        (lambda images: {"classification": UNIFORM[:, :2]}, "classification.probs is float32 (4, 2), not floats [B, 3], records toy/é 000..toy/é 002"),
+        (says(UNIFORM[:3]), "classification.probs has shape (3, 3), not (4, 3), record toy/é 000"),
+        (says(2 * UNIFORM), "classification.probs are no probabilities: least 0.6667, sum 2, record toy/é 000"),
+        (says({"probs": [[0.5], [0.5, 0.5]]}), "ValueError: "),
+        (says(UNIFORM[:, :2]), "classification.probs is float32 (4, 2), not floats [B, 3], records toy/é 000..toy/é 002"),
     ],
 )  # fmt: skip
 def test_whatever_a_teacher_does_is_one_line_that_names_it(tmp_path, predict, message):
-    teacher = from_function("mine", predict, {"classification": Classification(CLASSES)}, size=(4, 6), fingerprint="1")
+    teacher = from_function("mine", predict, CLASSIFICATION, size=(4, 6), fingerprint="1")
     with pytest.raises(UserError) as caught:
         label_images(tmp_path / "1.0.0", "toy", ToySource(3), [teacher], shards=1, batch_size=4)
     assert str(caught.value).startswith("teacher mine: " + message) and "\n" not in str(caught.value)
@@ -169,7 +176,7 @@ def test_a_teacher_sees_pictures_alone():
         asked.append(images.copy())
         return {"classification": UNIFORM}
 
-    teacher = from_function("mine", predict, {"classification": Classification(CLASSES)}, size=(4, 6), fingerprint="1")
+    teacher = from_function("mine", predict, CLASSIFICATION, size=(4, 6), fingerprint="1")
     source = ToySource(6, broken=(0, 3, 4, 5))
     with Labeller(source, [teacher], 4) as labeller:
         rows = [row for _, part in labeller.run([(0, range(3)), (1, range(3, 6))]) for row in part]
@@ -181,17 +188,13 @@ def test_a_teacher_sees_pictures_alone():
 
 
 def test_a_size_is_rounded_up_to_the_multiple_and_refused_where_a_task_cannot_have_it():
-    said = {"classification": UNIFORM}
-    arguments = {"fingerprint": "1", "size": (33, 64)}
-    teacher = from_function("mine", lambda images: said, {"classification": TASKS["classification"]}, multiple=32, **arguments)
-    assert teacher.size == (64, 64)
+    make_teacher = functools.partial(from_function, "mine", says(UNIFORM), size=(33, 64), fingerprint="1")
+    assert make_teacher(CLASSIFICATION, multiple=32).size == (64, 64)
     with pytest.raises(UserError, match="depth: a frame of 33 x 64 pixels is no multiple of the output stride 4"):
-        from_function("mine", lambda images: said, {"depth": Depth()}, **arguments)
+        make_teacher({"depth": Depth()})
 
 
 def test_labels_in_network_form_pass_as_they_are():
     label = {"probs": UNIFORM}
-    teacher = from_function(
-        "mine", lambda images: {"classification": label}, {"classification": TASKS["classification"]}, size=(8, 8), fingerprint="1"
-    )
+    teacher = from_function("mine", says(label), CLASSIFICATION, size=(8, 8), fingerprint="1")
     assert teacher.predict(np.zeros((4, 8, 8, 3), np.uint8))["classification"] is label

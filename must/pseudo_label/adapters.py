@@ -1,4 +1,4 @@
-'''Networks of other frameworks as teachers: PyTorch modules and ONNX files. Neither framework is needed otherwise.
+"""Networks of other frameworks as teachers: PyTorch modules and ONNX files. Neither framework is needed otherwise.
 
 The label pass resizes every image to the teacher's size and maps its labels back, so a network needs no images of its own
 size; `multiple` rounds that size up where a network has strides, and outputs that are coarser than the input are enlarged.
@@ -9,6 +9,8 @@ size; `multiple` rounds that size up where a network has strides, and outputs th
     detection        for each image {"boxes": [n, 4] x0 y0 x1 y1 in pixels of the input, "scores": [n], "labels": [n]}
     depth            metres [B, h, w]; 0 or NaN is invalid
     normals          vectors [B, h, w, 3], x right, y down, z forward; 0 or NaN is invalid
+
+Probabilities sum to 1 within 1e-3, which a softmax in bfloat16 misses: take it of `logits.float()`.
 
 A PyTorch segmenter whose classes are those of the task, `pip install 'must[torch]'`:
 
@@ -42,7 +44,7 @@ An ONNX file, run by ONNX Runtime on the CPU, `pip install 'must[onnx]'`; its ou
 Anything else is a function of uint8 images, `must.from_function`. All of them go into one `must.label_images`, which
 decodes every image once. The fingerprint of a teacher covers its weights, `mean` and `std`; it cannot see into `read`, so
 that another `read` wants another name.
-'''
+"""
 
 import hashlib
 import os

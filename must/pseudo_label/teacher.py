@@ -1,4 +1,7 @@
-"""Making a `Teacher`: anything that turns images into labels. Networks of other frameworks: `must.pseudo_label.adapters`."""
+"""Making a `Teacher`: anything that turns images into labels.
+
+Networks of other frameworks: `must.pseudo_label.adapters`.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
