@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, Policy
+from must.core.types import Array, Label, Policy
 
 LARGEST = 254  # of the codes 0..255 of a teacher's scores per pixel: only the truth is certain
 
@@ -55,6 +55,16 @@ def tempered(policy: Policy, probs: Array) -> Array:
     xp = _library(policy, probs, None)
     powered = xp.asarray(probs, np.float32) ** (1.0 / xp.asarray(policy.temperature, np.float32))
     return powered / xp.maximum(powered.sum(-1, keepdims=True), 1e-12)
+
+
+def is_distribution(label: Label) -> bool:
+    """Whether a label in network form is one distribution over classes."""
+    return set(label) == {"probs", "known"}
+
+
+def tempered_label(policy: Policy, label: Label) -> Label:
+    """A label in network form, by the policy's temperature if it is a distribution over classes."""
+    return {**label, "probs": tempered(policy, label["probs"])} if is_distribution(label) else label
 
 
 def codes(scores: Array) -> Array:
