@@ -11,7 +11,7 @@ from scipy.optimize import isotonic_regression, minimize_scalar
 
 from must.core.types import Label, Policy
 from must.tasks.base import Task
-from must.tasks.states import tempered
+from must.tasks.states import tempered, tempered_label
 
 KNOTS = 33
 _DIGITS = 4  # of curves and temperatures, so that a file holds exactly what thresholds were chosen with
@@ -53,9 +53,7 @@ def gather(
     names = tuple(getattr(task, "classes", ()))
     items = np.zeros(max(1, len(names)))
     for index, (said, truth) in enumerate(pairs):
-        if temperature != 1.0 and is_distribution(said):
-            said = {**said, "probs": tempered(Policy(temperature=temperature), np.asarray(said["probs"]))}
-        judged = task.judge(said, truth)
+        judged = task.judge(tempered_label(Policy(temperature=temperature), said), truth)
         if judged is None:
             return None
         score, correct, ids = judged
@@ -78,11 +76,6 @@ def _smallest(parts: list[tuple[np.ndarray, ...]], most: int) -> tuple[np.ndarra
         return columns
     chosen = np.sort(np.argpartition(columns[0], most)[:most])
     return tuple(column[chosen] for column in columns)
-
-
-def is_distribution(label: Label) -> bool:
-    """Whether a label in network form is one distribution over classes."""
-    return set(label) - {"known"} == {"probs"}
 
 
 def fit_temperature(probs: np.ndarray, truth: np.ndarray) -> float:

@@ -8,11 +8,12 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import norm
 
+from must.core.proportions import design_effect, wilson
 from must.core.types import Label, Policy, UserError
 from must.pseudo_label import calibrate
 from must.pseudo_label.calibrate import Claims
 from must.tasks.base import Task
-from must.tasks.states import calibrated
+from must.tasks.states import calibrated, is_distribution
 
 EVERY = "all"  # the one class of a task without classes
 _GRID = (np.arange(10_001) / 10_000).astype(np.float32)  # of thresholds: what a file with four digits can hold
@@ -52,7 +53,7 @@ def fit(
     pairs = iter(pairs)
     first = list(itertools.islice(pairs, 1))
     pairs = itertools.chain(first, pairs)
-    distributions = bool(first) and calibrate.is_distribution(first[0][0])
+    distributions = bool(first) and is_distribution(first[0][0])
     if distributions and calibration != "none":
         pairs = list(pairs)  # small, and read twice
         probs = np.stack([np.asarray(said["probs"]) for said, _ in pairs])
@@ -164,7 +165,7 @@ def _threshold(
     shape = (rows.max() + 1, len(cuts))
     tally = [sparse.csr_array((hits.astype(np.float64), (rows, where)), shape=shape) for hits in (correct, ~correct)]
     right, wrong = (part.sum(0).cumsum() for part in tally)
-    z = z * np.sqrt(_design_effect(*(part.sum(1) for part in tally))) if z else 0.0
+    z = z * np.sqrt(design_effect(*(part.sum(1) for part in tally))) if z else 0.0
     seen = right / (right + wrong)
     drawn = np.random.default_rng(seed).poisson(1.0, (_DRAWS, shape[0])).astype(np.float64)
     again = [np.cumsum(drawn @ part, 1) for part in tally]
@@ -183,19 +184,8 @@ def _threshold(
 def _lowest(right: np.ndarray, wrong: np.ndarray, wanted: float, z: float) -> np.ndarray:
     """The last column, by falling threshold, where cumulated counts [B, U] have the wanted precision; -1 for none."""
     count = right + wrong
-    share = right / np.maximum(count, 1e-9)
-    if z:
-        n = np.maximum(count, 1e-9)
-        share = (share + z * z / (2 * n) - z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))) / (1 + z * z / n)
-    good = (share >= wanted) & (count > 0)
+    good = (wilson(right, count, z)[0] >= wanted) & (count > 0)
     return np.where(good.any(-1), good.shape[-1] - 1 - good[:, ::-1].argmax(-1), -1)
-
-
-def _design_effect(right: np.ndarray, wrong: np.ndarray) -> float:
-    """How much more than independent claims those of the same examples vary together (Kish 1965), at least 1."""
-    count, share = right + wrong, right.sum() / (right + wrong).sum()
-    independent = share * (1 - share) * count.sum()
-    return max(1.0, float(((right - share * count) ** 2).sum() / independent)) if independent > 0 else 1.0
 
 
 def _facts(

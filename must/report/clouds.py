@@ -1,9 +1,8 @@
 """Many examples at once as inline SVG: how large their weights are, where they lie, whether a probability is right."""
 
-import math
-
 import numpy as np
 
+from must.core.proportions import wilson
 from must.report.charts import diverging, scale, svg, text, tick_text, ticks
 
 _RANGE = 2.0  # log2 of the weights at the ends of the colours
@@ -86,9 +85,9 @@ def reliability(claimed: np.ndarray, correct: np.ndarray, *, title: str, side: i
     parts = [text(0, 14, title, "strong"), text(0, 30, words, "soft")]
     parts += [f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/><path class="rule" d="M{px(0)} {py(0)}L{px(1)} {py(1)}"/>']
     for part in order:
-        x, y, n, z = claimed[part].mean(), correct[part].mean(), len(part), 1.96
-        middle, half = (y + z * z / 2 / n) / (1 + z * z / n), z * math.sqrt(y * (1 - y) / n + z * z / 4 / n**2) / (1 + z * z / n)
-        parts += [f'<path stroke="var(--s1)" stroke-width="1.4" d="M{px(x):.1f} {py(middle - half):.1f}V{py(middle + half):.1f}"/>']
+        x, y = claimed[part].mean(), correct[part].mean()
+        low, high = wilson(correct[part].sum(), len(part))
+        parts += [f'<path stroke="var(--s1)" stroke-width="1.4" d="M{px(x):.1f} {py(low):.1f}V{py(high):.1f}"/>']
         parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3.6" fill="var(--s1)"/>']
     for t in (0, 0.2, 0.4, 0.6, 0.8, 1):
         parts += [text(px(t), bottom + 16, tick_text(t), "soft num", "middle"), text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, Policy
+from must.core.types import Array, Label, Policy
 
 # Only the truth is certain: the largest score of a teacher, as half precision has it, and as a code of 0..255.
 SUREST, LARGEST = 1 - 2**-11, 254
@@ -96,6 +96,16 @@ def tempered(policy: Policy, probs: Array) -> Array:
 def uncertain(scores: Array) -> Array:
     """Scores 0..1 of a teacher, of which none is the truth's."""
     return (np if isinstance(scores, np.ndarray) else jnp).minimum(scores, SUREST)
+
+
+def is_distribution(label: Label) -> bool:
+    """Whether a label in network form is one distribution over classes."""
+    return set(label) == {"probs", "known"}
+
+
+def tempered_label(policy: Policy, label: Label) -> Label:
+    """A label in network form, by the policy's temperature if it is a distribution over classes."""
+    return {**label, "probs": tempered(policy, label["probs"])} if is_distribution(label) else label
 
 
 def codes(scores: Array) -> Array:
