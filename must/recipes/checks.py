@@ -71,9 +71,13 @@ def check_runs(built: "Built") -> None:
             if key not in built.settings("student"):
                 raise UserError(f"arms.{arm}.{key}: not a key of student: {', '.join(built.settings('student'))}")
     for run in ("teacher", "supervised", "scratch"):
-        for key in ("weights", "slam", "policies", "oracle_labels"):
+        for key in ("weights", "weights_file", "slam", "policies", "oracle_labels", "labels_from"):
             if config.get(run, {}).get(key):
                 raise UserError(f"{run}.{key}: only students believe pseudo labels")
+    _check_rounds(built)
+    for task in config.get("external", {}):
+        if task not in built.names:
+            raise UserError(f"external.{task}: no such task")
     there = sum(map(len, built.pool()))
     for run in built.students():
         built.tasks_of(run)
@@ -86,6 +90,20 @@ def check_runs(built: "Built") -> None:
             raise UserError(f"baselines: no {run!r}, only 'supervised' and 'scratch'")
         if seen(run) != seen("student"):
             raise UserError(f"{run} sees {seen(run):,} images, the student {seen('student'):,}: give both the same steps")
+
+
+def _check_rounds(built: "Built") -> None:
+    """Students that learn from students, in the end from one that learned from the teachers."""
+    from_whom = {run: built.settings(run)["labels_from"] for run in built.students()}
+    for run, by in from_whom.items():
+        seen = [run]
+        while by:
+            if by not in from_whom or run == "student":
+                raise UserError(f"{run}.labels_from {by!r}: arms learn from 'student' or another arm, the student from teachers")
+            if by in seen:
+                raise UserError(f"{run}.labels_from: {' <- '.join([*seen, by])} goes in a circle")
+            seen.append(by)
+            by = from_whom[by]
 
 
 def _check_correction(built: "Built", run: str) -> None:

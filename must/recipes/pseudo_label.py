@@ -8,7 +8,7 @@ from typing import Any
 
 from must.core.types import Source, Teacher, UserError
 from must.data.combine import Concat
-from must.data.records import read_additions, read_provenance
+from must.data.records import Records, read_additions, read_provenance
 from must.recipes import labelling, showing
 from must.recipes.believing import choose_policies
 from must.recipes.built import HELD_OUT, MEASURED, POOL
@@ -45,6 +45,8 @@ class Built:
 
     def everything(self) -> Source:
         """The images that are labelled."""
+        if self.config["onto"]:
+            return Records(self.config["onto"], tasks=(), verify=False)
         return Concat([build_source(section) for section in self.config["images"].values()])
 
     def known_truth(self, which: str) -> tuple[str, ...]:
@@ -136,3 +138,23 @@ def check(config: Config) -> None:
             raise UserError(f"{built.config['onto']}: labels {min(twice)!r} already")
     elif not len(built.everything()):
         raise UserError("images: no images to label")
+
+
+def dry_run(config: Config) -> None:
+    """Prints what labelling means and costs: teachers, images, and the pass as measured on one batch; writes nothing.
+
+    Raises:
+      UserError: as `check`.
+    """
+    from must.recipes.dry_run import label_plan
+
+    check(config)
+    built = Built(config, config["seeds"][0])
+    print(f"{config['title']}: labels in a frame of {built.size}")
+    print("\nteachers")
+    for name, teacher in built.given().items():
+        print(f"  {name:16} {', '.join(teacher.tasks)}; input {teacher.size[0]} x {teacher.size[1]}, {teacher.fingerprint[:12]}")
+    print("\nimages")
+    for name, source in built.to_label().items():
+        print(f"  {name:16} {len(source):,}")
+    print("\n" + label_plan(built, list(built.given().values())))
