@@ -40,7 +40,7 @@ class ArraySpec(NamedTuple):
     Attributes:
       shape: sizes, with None for one that varies from record to record.
       dtype: NumPy name of the stored type.
-      encoding: "none", "zlib", or "png" (uint8 [H, W], [H, W, 1] or [H, W, 3] only).
+      encoding: "none", "zlib", or "png" (uint8 or int8 [H, W], [H, W, 1] or [H, W, 3]; uint16 [H, W]).
       doc: what it holds, with its unit.
     """
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from must.core.types import Source, Teacher, UserError
 from must.data.record_format import check_specs
 
-FORMAT = 1  # of the layout; raised when older code could no longer read it
+FORMAT = 2  # of the layout; raised when older code could no longer read it
 
 
 class Plan(NamedTuple):

@@ -85,7 +85,7 @@ class Depth(Task):
 
     def label_spec(self) -> dict[str, ArraySpec]:
         return {
-            "depth": ArraySpec((None, None), "uint16", "zlib", "metres = code * scale + offset; code 0 = invalid"),
+            "depth": ArraySpec((None, None), "uint16", "png", "metres = code * scale + offset; code 0 = invalid"),
             "scale": ArraySpec((), "float32", doc="metres per code"),
             "offset": ArraySpec((), "float32", doc="metres"),
             "scores": dense.SCORES,

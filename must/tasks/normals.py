@@ -64,7 +64,7 @@ class Normals(Task):
 
     def label_spec(self) -> dict[str, ArraySpec]:
         doc = "normal * 127, x right, y down, z forward; 0, 0, 0 = invalid"
-        return {"normals": ArraySpec((None, None, 3), "int8", "zlib", doc), "scores": dense.SCORES}
+        return {"normals": ArraySpec((None, None, 3), "int8", "png", doc), "scores": dense.SCORES}
 
     def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         dense.check_size("normals", size, self._output_stride)
