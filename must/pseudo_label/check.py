@@ -46,7 +46,7 @@ def check_batch(
     """
     if not rows:
         return None
-    spec = {name: want for name, want in task.network_spec(size).items() if name in label or name not in task.optional}
+    spec = {name: want for name, want in task.network_spec(size).items() if name in label or name not in getattr(task, "optional", ())}
     if what := _form(label, spec, batch_size):
         return rows[0], what
     # A whole batch is looked at, not copied.

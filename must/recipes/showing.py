@@ -9,7 +9,6 @@ import numpy as np
 
 from must.core.types import Source, UserError
 from must.data.records import Records
-from must.evaluate.quality import quality as measured_quality
 from must.export.labels import export_labels
 from must.export.tfrecord import write_tfrecord
 from must.recipes.believing import BELIEVED, read, recorded
@@ -54,6 +53,7 @@ def check(config: Config) -> None:
 
 def quality(config: Config, seed: int, *, directory: str, report) -> dict:
     """How good the labels are on the measured split: quality.json and the page quality.html."""
+    from must.evaluate.quality import quality as measured_quality
     from must.report.quality import write_quality
 
     built, top, options = _begin(config, seed, "quality", directory)

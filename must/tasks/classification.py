@@ -122,7 +122,7 @@ class Classification(Task):
           known: bool [B, C].
         """
         probs, count = tempered(policy, label["probs"]), len(self.classes)
-        best, known = jnp.argmax(probs, -1), jnp.asarray(label.get("known", np.ones((1, count), bool)))
+        best, known = jnp.argmax(probs, -1), jnp.broadcast_to(label.get("known", np.ones(count, bool)), probs.shape)
         state = states(policy, jnp.where(label["probs"] >= 1, 1.0, probs), jnp.arange(count))
         finite = jnp.all(jnp.isfinite(probs), -1)
         used = finite & jnp.take_along_axis(state.positive, best[:, None], -1)[:, 0]

@@ -123,7 +123,7 @@ class Segmentation(Task):
         negative = states(policy, most[..., None], every).negative
         for k in range(self.top_k):
             negative = jnp.where(ids[..., k, None] == every, state.negative[..., k, None], negative)
-        known = jnp.asarray(label.get("known", np.ones((1, count), bool)))[:, None, None, :]
+        known = jnp.broadcast_to(label.get("known", np.ones((1, count), bool)), (len(ids), count))[:, None, None, :]
         candidates = known & ~negative
         doubtful = labelled & ~used & candidates.any(-1) & (known & negative).any(-1)
         return {
