@@ -165,7 +165,7 @@ def _threshold(
     shape = (rows.max() + 1, len(cuts))
     tally = [sparse.csr_array((hits.astype(np.float64), (rows, where)), shape=shape) for hits in (correct, ~correct)]
     right, wrong = (part.sum(0).cumsum() for part in tally)
-    z = z * np.sqrt(design_effect(*(part.sum(1) for part in tally))) if z else 0.0
+    z = z * np.sqrt(design_effect(tally[0].sum(1), (tally[0] + tally[1]).sum(1)))
     seen = right / (right + wrong)
     drawn = np.random.default_rng(seed).poisson(1.0, (_DRAWS, shape[0])).astype(np.float64)
     again = [np.cumsum(drawn @ part, 1) for part in tally]
