@@ -100,28 +100,33 @@ def read_boxes(path: Path, names: Sequence[str]) -> dict[str, Boxes]:
     images = _images(content["images"], path)
     rows: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
     for entry in content["annotations"]:
-        if not isinstance(entry, dict) or entry.get("image_id") not in rows:
+        if not isinstance(entry, dict) or _hashable(entry.get("image_id")) not in rows:
             raise UserError(f"{path}: annotation {_id(entry)!r}: its image_id is not in images")
         where = f"{path}: image {images[entry['image_id']][0]!r}, annotation {entry.get('id')!r}"
-        if entry.get("category_id") not in number:
+        if _hashable(entry.get("category_id")) not in number:
             raise UserError(f"{where}: category id {entry.get('category_id')!r} is not in categories")
         rows[entry["image_id"]].append(entry)
     return {id: _boxes(rows[key], entry, number, f"{path}: image {id!r}") for key, (id, entry) in images.items()}
 
 
 def _id(entry: Any) -> Any:
-    return entry.get("id") if isinstance(entry, dict) else entry
+    return entry.get("id") if isinstance(entry, dict) else None
+
+
+def _hashable(value: Any) -> Any:
+    """The value where a dictionary can be asked for it."""
+    return value if isinstance(value, int | str) else None
 
 
 def _class_ids(categories: Sequence[Any], names: Sequence[str], path: Path) -> dict[Any, int]:
     """{category id: class id}."""
     number, out = {name: i for i, name in enumerate(names)}, {}
     for entry in categories:
-        if not isinstance(entry, dict) or entry.get("name") not in number:
-            name = entry.get("name") if isinstance(entry, dict) else entry
+        name = entry.get("name") if isinstance(entry, dict) else entry
+        if not isinstance(entry, dict) or _hashable(name) not in number:
             raise UserError(f"{path}: category {name!r} is not one of the {len(number)} classes")
-        if "id" not in entry or entry["id"] in out:
-            raise UserError(f"{path}: category {entry['name']!r}: its id {_id(entry)!r} is missing or given twice")
+        if not isinstance(_id(entry), int | str) or entry["id"] in out:
+            raise UserError(f"{path}: category {name!r}: its id {_id(entry)!r} is missing or given twice")
         out[entry["id"]] = number[entry["name"]]
     return out
 
@@ -131,9 +136,9 @@ def _images(entries: Sequence[Any], path: Path) -> dict[Any, tuple[str, dict[str
     out: dict[Any, tuple[str, dict[str, Any]]] = {}
     seen: set[str] = set()
     for entry in entries:
-        if not isinstance(entry, dict) or "id" not in entry or not isinstance(entry.get("file_name"), str):
-            raise UserError(f"{path}: image {_id(entry)!r} has no 'id' or no 'file_name'")
-        id = entry.get(MUST_ID) or id_of(os.path.splitext(entry["file_name"])[0])
+        if not isinstance(_id(entry), int | str) or not isinstance(entry.get("file_name"), str):
+            raise UserError(f"{path}: image {_id(entry)!r}: its id or file_name is missing or cannot be right")
+        id = str(entry.get(MUST_ID) or id_of(os.path.splitext(entry["file_name"])[0]))
         if id in seen or entry["id"] in out:
             raise UserError(f"{path}: image {id!r} (id {entry['id']!r}) is listed twice")
         seen.add(id)

@@ -160,14 +160,16 @@ def folder_of(field: str, rank: int) -> str:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a csv as {column: cell}; UserError unless it has these columns."""
+    """Rows of a csv as {column: cell}; UserError unless it has these columns, which come first."""
     try:
         lines = csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""))
         heading = next(lines, [])
-        for column in columns:
-            if column not in heading:
-                raise UserError(f"{path}: has no column {column!r}")
-        yield from (dict(zip(heading, row)) for row in lines if row)
+        if heading[: len(columns)] != list(columns):
+            raise UserError(f"{path}: does not begin with the columns {', '.join(columns)}")
+        for row in filter(None, lines):
+            if len(row) < len(columns):
+                raise UserError(f"{path}: line {lines.line_num}: {len(row)} cells, want at least {', '.join(columns)}")
+            yield dict(zip(heading, row))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table: {error}") from None
 

@@ -48,7 +48,7 @@ def write_masks(directory: str, source: Source, name: str, task: Segmentation, *
         class_names([*ids[ids != task.ignore], *label.get("unknown", ())], task.classes, where)
         return label
 
-    about = {"ignore": task.ignore, "ids": f"class ids, {task.ignore} = no label", "probs": "probability * 255"}
+    about = {"ignore": task.ignore, "ids": f"class ids, {task.ignore} = no label", "probs": "probabilities * 255"}
     encode = {"ids": lambda array: _paletted(array, colours)} if palette else {}
     return _write(directory, source, name, task, "masks", about, checked, encode)
 
@@ -128,8 +128,9 @@ def _write(
                     write_new(directory, f"{folder_of(field, rank)}/{picture}", data)
             table.writerow([picture, *(_cell(label.get(column)) for column in columns)])
             count += 1
+    scores = {"scores": "scores * 255, of any size"} if "scores" in maps else {}
     classes = list(getattr(task, "classes", ()))
-    write_about(directory, {"kind": kind, "classes": classes, "examples": count, **about})
+    write_about(directory, {"kind": kind, "classes": classes, "examples": count, **about, **scores})
     return count
 
 
