@@ -24,9 +24,14 @@ def get_config():
     config.labelled = {name: name for name in tasks}
     config.pool = {"pool": {**scenes, "split": "pool", "count": 64}}
     config.policies = {name: {"positive": 0.5, "negative": 0.5} for name in tasks}
+    config.model = {
+        "backbone": {"kind": "resnet", "depth": 10, "width": 4, "stem": "imagenet", "stages": 1},
+        "neck": {"channels": 8, "strides": (4,)},
+    }
     config.label.shards = 2
     for section in (config.teacher, config.student, config.supervised, config.scratch):
         section.steps, section.batch_size = 4, 8
+    config.workers = 1  # every further process starts Python and JAX once more
     config.baselines = ("supervised", "scratch")
     config.arms = {"few": {"pool_images": 16}}
     return config
