@@ -92,6 +92,14 @@ def read_policies(path: str, classes: Mapping[str, Sequence[str]] | None = None)
     return policies
 
 
+def read_facts(path: str) -> dict[str, dict[str, Any]]:
+    """What the file says of how its policies were chosen and what they cost: {task: {"classes": {name: facts}, ...}}."""
+    with open(path, encoding="utf-8") as file:
+        content = json.load(file)
+    content.pop(_CURVES, None)
+    return content
+
+
 def _same(at: str, found: Sequence[str] | Mapping[str, Any], wanted: Sequence[str]) -> None:
     if unknown := [label for label in found if label not in wanted]:
         raise UserError(f"{at}: unknown class {unknown[0]!r}")

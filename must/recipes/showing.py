@@ -9,13 +9,18 @@ import numpy as np
 
 from must.core.types import Source, UserError
 from must.data.records import Records
+from must.evaluate.quality import quality as measured_quality
 from must.export.labels import export_labels
 from must.export.tfrecord import write_tfrecord
+from must.pseudo_label.policy_file import read_facts
 from must.recipes.believing import BELIEVED, read, recorded
 from must.recipes.built import MEASURED, POOL
 from must.recipes.comparison import recipe_of
 from must.recipes.jobs import Job
 from must.recipes.labelling import policy_job, records_directory, seed_directory
+from must.report.gallery import write_gallery
+from must.report.pictures import contact_sheet
+from must.report.quality import write_quality
 
 Config = Mapping[str, Any]
 STAGES = ("quality", "gallery", "files")
@@ -53,9 +58,6 @@ def check(config: Config) -> None:
 
 def quality(config: Config, seed: int, *, directory: str, report) -> dict:
     """How good the labels are on the measured split: quality.json and the page quality.html."""
-    from must.evaluate.quality import quality as measured_quality
-    from must.report.quality import write_quality
-
     built, top, options = _begin(config, seed, "quality", directory)
     believed = read(os.path.join(top, policy_job(), BELIEVED), built)
     found, pictures = {}, {}
@@ -63,19 +65,19 @@ def quality(config: Config, seed: int, *, directory: str, report) -> dict:
         records, task = Records(records_directory(top, MEASURED), tasks=[name], verify=False), built.tasks[name]
         truth = built.truth(MEASURED)[name]
         triples = recorded(records, truth, name, built.plain, task)
-        found[name] = measured_quality(task, triples, believed[name])
-        pictures[name] = _worst(built, records, truth, name, believed[name], found[name], options["worst"])
+        found[name] = measured_quality(task, triples, believed[name], worst=options["worst"])
+        pictures[name] = _pictures(built, records, truth, name, believed[name], found[name])
         report(number + 1, len(built.names), name)
     with open(os.path.join(directory, "quality.json"), "w") as file:
         json.dump(found, file, indent=1)
-    write_quality(os.path.join(directory, "quality.html"), found, pictures)
-    return {"page": os.path.join(directory, "quality.html")}
+    page = os.path.join(directory, "quality.html")
+    chosen = read_facts(os.path.join(top, policy_job(), BELIEVED))
+    write_quality(page, found, pictures, facts=chosen, title=f"{config['title']}: quality of the labels")
+    return {"page": page}
 
 
 def gallery(config: Config, seed: int, *, directory: str, report) -> dict:
     """All labels to look at: gallery/index.html."""
-    from must.report.gallery import write_gallery
-
     built, top, options = _begin(config, seed, "gallery", directory)
     believed = read(os.path.join(top, policy_job(), BELIEVED), built)
     records = labels_to_show(built, top)
@@ -115,14 +117,14 @@ def _begin(config: Config, seed: int, stage: str, directory: str) -> tuple[Any, 
     return recipe_of(config).Built(config, seed), seed_directory(directory, stage), {**_OPTIONS[stage], **config[stage]}
 
 
-def _worst(built, records: Source, truth: Source, name: str, policy, found: Mapping[str, Any], most: int) -> list:
-    """Pictures of the images with the worst labels: (id, picture, label, truth)."""
+def _pictures(built, records: Source, truth: Source, name: str, policy, found: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The examples that the page names: the photo, the label as it is believed, and the truth, side by side."""
     task, rows = built.tasks[name], built.plain._replace(tasks={name: built.tasks[name]})
     places = [{id: i for i, id in enumerate(source.ids)} for source in (records, truth)]
-    pictures = []
-    for id in [entry["id"] for entry in found["worst_images"][:most]]:
+    pictures = {}
+    for id in dict.fromkeys(id for key in ("worst_examples", "uncertain_examples") for id, _ in found[key]):
         said, true = (rows(source[at[id]], 0, np.random.default_rng(0)) for source, at in zip((records, truth), places))
         image = said.inputs["image"]
-        drawn = (task.draw(image, said.labels[name], policy), task.draw(image, true.labels[name]))
-        pictures.append((id, image, *drawn))
+        drawn = [task.draw(image, said.labels[name], policy), task.draw(image, true.labels[name])]
+        pictures[id] = contact_sheet([[image, *drawn]], ("photo", "label", "truth"))
     return pictures
