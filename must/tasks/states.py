@@ -1,8 +1,7 @@
 """Positive, ignored or negative: what a policy makes of raw scores, the same for boxes, classes and pixels."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,30 +47,32 @@ def states(policy: Policy, scores: Array, ids: Array | None = None) -> States:
 
     A task without classes has no ids and one threshold.
     """
-    value = calibrated(policy, scores, ids)
-    positive, negative = (_of(jnp.asarray(bound, jnp.float32), ids) for bound in policy[:2])
+    value, xp = calibrated(policy, scores, ids), _module(scores)
+    positive, negative = (_of(xp.asarray(bound, xp.float32), ids) for bound in policy[:2])
     taken = (scores >= 1) | (value >= positive)
     return States(taken, ~taken & (value < negative))
 
 
 def calibrated(policy: Policy, scores: Array, ids: Array | None = None) -> Array:
     """The probability that claims with raw scores [...] of the classes `ids` [...] are true, by `policy.curve`."""
-    curve = jnp.asarray(policy.curve, jnp.float32)
+    xp = _module(scores)
+    curve = xp.asarray(policy.curve, xp.float32)
     last = curve.shape[-1] - 1
-    place = jnp.clip(scores, 0.0, 1.0) * last
-    low = jnp.clip(place.astype(jnp.int32), 0, last - 1)
+    place = xp.clip(scores, 0.0, 1.0) * xp.float32(last)
+    low = xp.clip(place.astype(xp.int32), 0, last - 1)
     at = (lambda knot: curve[knot]) if curve.ndim == 1 else (lambda knot: curve[ids, knot])
     if last == 1:  # a line needs no look-up
         before, after = (_of(curve[..., knot], ids) for knot in (0, 1))
     else:
         before, after = at(low), at(low + 1)
-    return before + (place - low) * (after - before)
+    return before + (place - low.astype(xp.float32)) * (after - before)
 
 
 def decide(policy: Policy, scores: np.ndarray, ids: np.ndarray | None = None) -> Claims:
-    """`states` and `calibrated` of one label on the host, as fast for a few scores as for many; all of the scores' shape."""
-    value, (positive, negative) = jax.device_get(_decide(policy, np.asarray(scores, np.float32), ids))
-    return Claims(np.zeros(value.shape, np.int64) if ids is None else ids, value, positive, negative)
+    """`states` and `calibrated` of one label on the host; all of the scores' shape."""
+    scores = np.asarray(scores, np.float32)
+    found = states(policy, scores, ids)
+    return Claims(np.zeros(scores.shape, np.int64) if ids is None else ids, calibrated(policy, scores, ids), *found)
 
 
 def decide_codes(policy: Policy, classes: int | None = None) -> Claims:
@@ -84,13 +85,14 @@ def decide_codes(policy: Policy, classes: int | None = None) -> Claims:
 
 def tempered(policy: Policy, probs: Array) -> Array:
     """Distributions over classes [..., C] with logits divided by `policy.temperature`."""
-    powered = probs ** (1.0 / jnp.asarray(policy.temperature, jnp.float32))
-    return powered / jnp.maximum(powered.sum(-1, keepdims=True), 1e-12)
+    xp = _module(probs)
+    powered = probs ** (1.0 / xp.asarray(policy.temperature, xp.float32))
+    return powered / xp.maximum(powered.sum(-1, keepdims=True), 1e-12)
 
 
 def codes(scores: Array) -> Array:
     """Scores 0..1 of a teacher -> uint8, within 1/510 but never certain."""
-    xp = np if isinstance(scores, np.ndarray) else jnp
+    xp = _module(scores)
     return xp.minimum(xp.round(255.0 * scores), LARGEST).astype(xp.uint8)
 
 
@@ -98,6 +100,5 @@ def _of(values: Array, ids: Array | None) -> Array:
     return values[ids] if values.ndim else values
 
 
-@jax.jit
-def _decide(policy: Policy, scores: Array, ids: Array | None) -> tuple[Array, States]:
-    return calibrated(policy, scores, ids), states(policy, scores, ids)
+def _module(scores: Array) -> Any:
+    return np if isinstance(scores, np.ndarray) else jnp
