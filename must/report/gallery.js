@@ -171,30 +171,37 @@ function tile(image, view, what) {
 
 function words(task, image) {
   const node = make("span", { class: "words" }), names = [[], []];
-  for (const key of saidOf(task, image)) names[key & 1].push(className(task, key >> 1) || WORDS[key & 1]);
+  if (!task.classes.length) {
+    node.append(task.doubt[image] < 0 ? "no label" : `${percent(task.doubt[image] / 255)} uncertain`);
+    return node;
+  }
+  for (const key of saidOf(task, image)) names[key & 1].push(className(task, key >> 1));
   if (task.doubt[image] < 0) node.append("no label");
   else if (!names[0].length && !names[1].length) node.append("nothing");
   if (names[0].length) node.append(names[0].join(", "));
   if (names[1].length) {
     if (names[0].length) node.append(" · ");
-    node.append(make("span", { class: "ign" }, task.classes.length ? `ignored: ${names[1].join(", ")}` : names[1][0]));
+    node.append(make("span", { class: "ign" }, `ignored: ${names[1].join(", ")}`));
   }
   node.title = node.textContent;
   return node;
 }
 
 function textTile(task, image) {
-  const lines = saidOf(task, image).slice(0, 5).map((key) =>
-    make("span", { class: key & 1 ? "ign" : "pos" }, className(task, key >> 1) + (key & 1 ? " ignored" : "")));
-  if (!lines.length) lines.push(make("span", { class: "ign" }, task.doubt[image] < 0 ? "no label" : "nothing taken"));
-  return make("span", { class: "tile text" }, ...lines.sort((a, b) => (a.className === "ign") - (b.className === "ign")));
+  const keys = saidOf(task, image).sort((a, b) => (a & 1) - (b & 1));
+  const lines = keys.slice(0, 5).map((key) => make("span", { class: KINDS[key & 1] }, make("i", { class: "dot" }), className(task, key >> 1)));
+  if (keys.length > 5) lines.push(make("span", { class: "ign" }, `and ${keys.length - 5} more`));
+  if (!lines.length) lines.push(make("span", { class: "ign" }, "nothing taken as true"));
+  const node = make("span", { class: "tile text" }, ...lines);
+  node.title = keys.map((key) => `${className(task, key >> 1)}: ${key & 1 ? "ignored" : "taken as true"}`).join("\n");
+  return node;
 }
 
 function figuresOf(image) {
   const task = taskNow(), doubt = task?.doubt[image] >= 0 ? task.doubt[image] / 255 : G.doubt[image] / 65535;
   const parts = [`uncertain ${percent(doubt)}`];
   if (task?.metric && task.scores[image] !== null) parts.unshift(`${task.metric.name} ${scoreText(task, image)}`);
-  else if (G.error) parts.unshift(`worse than ${Math.round(G.error[image] / 10)} %`);
+  else if (G.error) parts.unshift(`worse than ${Math.round(G.error[image] / 10)} % of the images`);
   return parts.join(" · ");
 }
 const scoreText = (task, image) => task.scores[image] + (task.metric.unit ? " " + task.metric.unit : "");
@@ -285,40 +292,46 @@ async function open(id) {
     $("#figures").replaceChildren(make("p", { class: "lost" }, record?.problems[""] ?? "this picture is missing"));
     return;
   }
-  const sheet = new Image();
-  sheet.src = file(chunk, `-r${String(row).padStart(2, "0")}.webp`);
-  const ready = sheet.decode().then(() => true, () => false);
-  const there = await ready;
+  const files = [`-r${String(row).padStart(2, "0")}.webp`, "-c.webp"];
+  const [sheet, captions] = await Promise.all(files.map((rest) => picture(file(chunk, rest))));
   if (state.open !== id) return;
-  const pieces = ["", ...G.tasks.map((task) => task.name)].map((name, v) => figure(record, sheet, there, name, v, image));
+  const pieces = ["", ...G.tasks.map((task) => task.name)].map((name, v) => figure(record, sheet, captions, name, v, image));
+  $("#figures").style.setProperty("--figure", record.captions.length > 1 ? "215px" : "290px");
   $("#figures").replaceChildren(...pieces);
   dialog.scrollTop = 0;
 }
 
-function figure(record, sheet, there, name, view, image) {
+async function picture(url) { // null when it is missing or damaged
+  const image = new Image();
+  image.src = url;
+  return image.decode().then(() => image, () => null);
+}
+
+function figure(record, sheet, captions, name, view, image) {
   const task = G.tasks[view - 1], node = make("figure", {}, make("h3", {}, name || "photo"));
   const problem = record.problems[name];
   if (name && record.captions[0][view] < 0) {
     node.append(make("div", { class: "lost" }, problem ? `cannot be shown: ${problem}` : "no label"));
-  } else if (!there) {
+  } else if (!sheet) {
     node.append(make("div", { class: "lost" }, "this picture is missing"));
   } else {
-    node.append(canvas(record, sheet, 0, view, `${name || "photo"} of ${G.ids[image]}`));
+    node.append(canvas(record, sheet, captions, 0, view, `${name || "photo"} of ${G.ids[image]}`));
   }
-  if (name && there && record.captions[1]?.[view] >= 0) {
+  if (name && sheet && record.captions[1]?.[view] >= 0) {
     const score = task.metric && task.scores[image] !== null ? ` (${task.metric.name} ${scoreText(task, image)})` : "";
-    node.append(make("p", { class: "truth" }, "truth" + score), canvas(record, sheet, 1, view, `true ${name} of ${G.ids[image]}`));
+    node.append(make("p", { class: "truth" }, "truth" + score), canvas(record, sheet, captions, 1, view, `true ${name} of ${G.ids[image]}`));
   }
   if (name && record.rows[view - 1]) node.append(said(task, record.rows[view - 1]));
   return node;
 }
 
-function canvas(record, sheet, row, view, what) {
-  const [width, height, deepest] = record.size, below = record.captions[row][view], top = row * (height + deepest);
+function canvas(record, sheet, captions, row, view, what) {
+  const [width, height] = record.size, below = captions ? record.captions[row][view] : 0;
   const node = make("canvas", { width, height: height + below, role: "img", "aria-label": what }), pen = node.getContext("2d");
-  const plain = record.plain[row][view]; // then the photo, which is drawn once
-  pen.drawImage(sheet, plain ? 0 : view * width, plain ? 0 : top, width, height, 0, 0, width, height);
-  if (below) pen.drawImage(sheet, view * width, top + height, width, below, 0, height, width, below);
+  const plain = record.plain[row][view]; // then the photo, which is there once
+  pen.drawImage(sheet, plain ? 0 : view * width, plain ? 0 : row * height, width, height, 0, 0, width, height);
+  const top = record.top + (row ? Math.max(...record.captions[0]) : 0);
+  if (below) pen.drawImage(captions, view * width, top, width, below, 0, height, width, below);
   return node;
 }
 

@@ -1,7 +1,8 @@
 """Pictures of a record for a page of many: what every task draws, small on sheets that many share and large by itself.
 
     <chunk>-<view>.webp   thumbnails of the chunk's images, row by row; view 0 is the photo, view t what task t - 1 drew
-    <chunk>-<row>.webp    one image large: all views side by side with their captions, a second row for the truth
+    <chunk>-r<row>.webp   one image large: all views side by side, a second row for the truth
+    <chunk>-c.webp        what stands below the views of the chunk's images, without loss: text is sharp and small so
     <chunk>.js            what is said of the chunk's images, in numbers; written last, so that it marks a whole chunk
 """
 
@@ -23,7 +24,7 @@ from must.tasks.states import Claims
 CELL, ACROSS, PER_SHEET = 160, 6, 24  # pixels; thumbnails in a row; on a sheet
 CHUNKS = 32  # in a folder, about a thousand files
 _SHORTER, _LONGEST = 192, 768  # pixels of a drawing; tasks enlarge what is smaller
-_QUALITY = {"quality": 60, "method": 2}  # of WebP: three quarters of a JPEG's bytes for the same looks, 2 ms for a large view
+_QUALITY = {"quality": 45, "method": 2}  # of WebP: two thirds of a JPEG's bytes for the same looks
 
 
 class Shown(NamedTuple):
@@ -133,7 +134,7 @@ def write_chunk(directory: str, chunk: int, records: Sequence[Shown], tasks, pol
     """
     place = folder(directory, chunk)
     os.makedirs(place, exist_ok=True)
-    names, said = ["", *tasks], []
+    names, said, captions = ["", *tasks], [], []
     down = -(-len(records) // ACROSS)
     sheets = {name: Image.new("RGBA", (ACROSS * CELL, down * CELL), (0, 0, 0, 0)) for name in names}
     differs = dict.fromkeys(names, False)
@@ -149,7 +150,10 @@ def write_chunk(directory: str, chunk: int, records: Sequence[Shown], tasks, pol
             differs[name] |= name == "" or not np.array_equal(view.picture, mine[""].picture)
         sheet, places = _large(mine, true, names)
         sheet.save(os.path.join(place, f"{chunk:06d}-r{row:02d}.webp"), **_QUALITY)
+        places["top"] = sum(len(strip) for strip in captions)
+        captions += [_captions(views, names) for views in (mine, true) if views]
         said.append({**places, "problems": shown.problems, "rows": _rows(shown, names)})
+    _stacked(captions).save(os.path.join(place, f"{chunk:06d}-c.webp"), lossless=True, method=2)
     for view, name in enumerate(names):
         if differs[name]:  # else the page shows the photo
             sheets[name].save(os.path.join(place, f"{chunk:06d}-{view}.webp"), **_QUALITY)
@@ -166,26 +170,44 @@ def sheets_of(directory: str, chunk: int, count: int) -> int:
 
 
 def _large(mine: Mapping[str, View], true: Mapping[str, View], names: Sequence[str]) -> tuple[Image.Image, dict[str, Any]]:
-    """All views on one sheet, and where: {"size": (width, height) of each, "captions": heights, by row; -1: no view}.
+    """All views on one sheet, and where: their (width, height), the heights of captions by row, -1 where there is no view.
 
     A view that only adds a caption to the photo leaves its place empty, "plain".
     """
     photo = mine[""].picture
     height, width = photo.shape[:2]
     rows = [mine, true] if true else [mine]
-    captions = [[len(row[name].caption) if name in row else -1 for name in names] for row in rows]
-    deepest = max(map(max, captions))
-    sheet = Image.new("RGB", (width * len(names), (height + deepest) * len(rows)))
-    plain = []
+    sheet = Image.new("RGB", (width * len(names), height * len(rows)))
+    plain = [[int(name in row and np.array_equal(row[name].picture, photo)) for name in names] for row in rows]
     for r, row in enumerate(rows):
-        plain.append([name != "" and name in row and np.array_equal(row[name].picture, photo) for name in names])
         for c, name in enumerate(names):
-            if name in row and not (r == 1 and name == ""):
-                corner = (c * width, r * (height + deepest))
-                if not plain[r][c]:
-                    sheet.paste(Image.fromarray(row[name].picture), corner)
-                sheet.paste(Image.fromarray(row[name].caption), (corner[0], corner[1] + height))
-    return sheet, {"size": [width, height, deepest], "captions": captions, "plain": [[int(p) for p in row] for row in plain]}
+            if name in row and not (plain[r][c] and (r, c) != (0, 0)):
+                sheet.paste(Image.fromarray(row[name].picture), (c * width, r * height))
+    captions = [[len(row[name].caption) if name in row else -1 for name in names] for row in rows]
+    return sheet, {"size": [width, height], "captions": captions, "plain": plain}
+
+
+def _captions(views: Mapping[str, View], names: Sequence[str]) -> np.ndarray:
+    """The captions side by side, at the places of their views: uint8 [deepest, width * views, 3]."""
+    width, deepest = views[""].picture.shape[1], max(len(view.caption) for view in views.values())
+    out = np.zeros((deepest, width * len(names), 3), np.uint8)
+    for c, name in enumerate(names):
+        if name in views:
+            caption = views[name].caption
+            out[: len(caption), c * width : (c + 1) * width] = caption
+    return out
+
+
+def _stacked(strips: Sequence[np.ndarray]) -> Image.Image:
+    """One below the other, at the left."""
+    shapes = [strip.shape for strip in strips] or [(1, 1, 3)]
+    out = Image.new("RGB", (max(shape[1] for shape in shapes), max(1, sum(shape[0] for shape in shapes))))
+    top = 0
+    for strip in strips:
+        if strip.size:
+            out.paste(Image.fromarray(strip), (0, top))
+            top += len(strip)
+    return out
 
 
 def _rows(shown: Shown, names: Sequence[str]) -> list:

@@ -201,7 +201,7 @@ class Classification(Task):
     def _decided(self, label: Label, policy: Policy) -> Claims:
         """Of every class. Only the most probable one is taken, and where all are ruled out nothing is said of any."""
         probs, known = np.asarray(label["probs"], np.float32), np.asarray(label.get("known", np.ones(len(self.classes), bool)))
-        shown = np.where(probs >= 1, 1.0, np.asarray(tempered(policy, probs)))
+        shown = np.where(probs >= 1, 1.0, tempered(policy, probs))
         found = decide(policy, shown, np.arange(len(self.classes)))
         negative = found.negative & (known & ~found.negative).any()
         return found._replace(positive=found.positive & (np.arange(len(probs)) == probs.argmax()), negative=negative)
@@ -218,11 +218,11 @@ class Classification(Task):
             return [(f"{100 * probs[i]:.0f} % {self.classes[i]}", drawing.bar(probs[i])) for i in best]
         found, rows = self._decided(label, policy), []
         for i in best:
-            said, score = f"{100 * found.scores[i]:.0f} % {self.classes[i]}", found.scores[i]
+            word, colour = "ignored", drawing.IGNORED
             if found.positive[i]:
-                rows.append((f"{said}: taken", drawing.bar(score, drawing.TAKEN)))
+                word, colour = "taken", drawing.TAKEN
             elif found.negative[i]:
-                rows.append((f"{said}: absent", drawing.bar(score, drawing.ABSENT)))
-            else:
-                rows.append((f"{said}: ignored", drawing.bar(score, drawing.IGNORED)))
+                word, colour = "absent", drawing.ABSENT
+            score = found.scores[i]
+            rows.append((f"{100 * score:.0f} % {word}: {self.classes[i]}", drawing.bar(score, colour)))
         return rows

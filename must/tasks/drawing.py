@@ -1,5 +1,6 @@
 """Colours, captions, hatching and enlargement for the tasks' `draw`; all captions have one height, so that pictures align."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ def palette(count: int) -> np.ndarray:
 
 def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Darkens the pixels `where` bool [H, W] and rules them diagonally: no label there."""
+    if not where.any():
+        return picture
     y, x = np.indices(where.shape)
     stripes = np.where((x + y) % 8 < 2, 110, 35)[..., None]
     dark = (0.25 * picture.mean(-1, keepdims=True) + 0.75 * stripes).astype(np.uint8)
@@ -55,7 +58,7 @@ def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 def fade(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Greys the pixels `where` bool [H, W] and rules them diagonally, colours still told apart: a label that is ignored."""
-    return _ruled(picture, where, grey=0.45, width=3, strength=0.75, rising=True)
+    return _ruled(picture, where, grey=0.45, width=2, strength=0.7, rising=True)
 
 
 def tint(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -108,7 +111,7 @@ def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarr
     Returns:
       uint8 [H + ROWS * ROW_HEIGHT + 4, W, 3], whatever the number of rows.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     width = picture.shape[1]
     panel = np.empty((ROWS * ROW_HEIGHT + 4, width, 3), np.uint8)
@@ -119,7 +122,14 @@ def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarr
         stretched = strip[np.arange(strip_width) * len(strip) // strip_width]
         panel[top + 3 : top + ROW_HEIGHT - 3, 4 : 4 + strip_width] = stretched
     canvas = Image.fromarray(panel)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    pen, font = ImageDraw.Draw(canvas), _font()
     for i, (text, _) in enumerate(rows[:ROWS]):
         pen.text((strip_width + 9, 2 + (i + 0.5) * ROW_HEIGHT), text, fill=_INK, font=font, anchor="lm")
     return np.concatenate([picture, np.asarray(canvas)])
+
+
+@functools.cache  # reading it takes longer than writing with it
+def _font() -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(12)

@@ -1,6 +1,6 @@
 """Positive, ignored or negative: what a policy makes of raw scores, the same for boxes, classes and pixels."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,13 +68,14 @@ def calibrated(policy: Policy, scores: Array, ids: Array | None = None) -> Array
         before, after = (_of(curve[..., knot], ids) for knot in (0, 1))
     else:
         before, after = at(low), at(low + 1)
-    return before + (place - low) * (after - before)
+    return before + (place - low.astype(xp.float32)) * (after - before)
 
 
 def decide(policy: Policy, scores: np.ndarray, ids: np.ndarray | None = None) -> Claims:
-    """`states` and `calibrated` of one label on the host, as fast for a few scores as for many; all of the scores' shape."""
-    value, (positive, negative) = jax.device_get(_decide(policy, np.asarray(scores, np.float32), ids))
-    return Claims(np.zeros(value.shape, np.int64) if ids is None else ids, value, positive, negative)
+    """`states` and `calibrated` of one label on the host; all of the scores' shape."""
+    scores = np.asarray(scores, np.float32)
+    found = states(policy, scores, ids)
+    return Claims(np.zeros(scores.shape, np.int64) if ids is None else ids, calibrated(policy, scores, ids), *found)
 
 
 def decide_codes(policy: Policy, classes: int | None = None) -> Claims:
@@ -95,12 +96,12 @@ def tempered(policy: Policy, probs: Array) -> Array:
 
 def uncertain(scores: Array) -> Array:
     """Scores 0..1 of a teacher, of which none is the truth's."""
-    return (np if isinstance(scores, np.ndarray) else jnp).minimum(scores, SUREST)
+    return _module(scores).minimum(scores, SUREST)
 
 
 def is_distribution(label: Label) -> bool:
     """Whether a label in network form is one distribution over classes."""
-    return set(label) == {"probs", "known"}
+    return set(label) - {"known"} == {"probs"}
 
 
 def tempered_label(policy: Policy, label: Label) -> Label:
@@ -110,7 +111,7 @@ def tempered_label(policy: Policy, label: Label) -> Label:
 
 def codes(scores: Array) -> Array:
     """Scores 0..1 of a teacher -> uint8, within 1/510 but never certain."""
-    xp = np if isinstance(scores, np.ndarray) else jnp
+    xp = _module(scores)
     return xp.minimum(xp.round(255.0 * scores), LARGEST).astype(xp.uint8)
 
 
@@ -122,6 +123,5 @@ def _of(values: Array, ids: Array | None) -> Array:
     return values[ids] if values.ndim else values
 
 
-@jax.jit
-def _decide(policy: Policy, scores: Array, ids: Array | None) -> tuple[Array, States]:
-    return calibrated(policy, scores, ids), states(policy, scores, ids)
+def _module(scores: Array) -> Any:
+    return np if isinstance(scores, np.ndarray) else jnp
