@@ -11,7 +11,8 @@ from must.data import geometry
 from must.data.augment import Photometric
 from must.data.clips import ClipEncoder, Window
 from must.data.combine import Cached
-from must.data.pipeline import Encoder
+from must.data.pipeline import Encoder, View
+from must.data.rand_augment import RandAugment
 from must.data.sources import source
 from must.models import fpn, multi_head, r2plus1d, resnet, temporal_shift, video_transformer
 from must.objectives import aggregate
@@ -118,7 +119,7 @@ def build_encoder(
     if training is not None:
         drawn = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in training["geometry"].items()}
         draw = functools.partial(geometry.draw, keep_aspect=keep_aspect, **drawn)
-        view = Photometric(**training["view"]) if training["view"] else None
+        view = build_view(training["view"])
     if "clip" not in image:
         return Encoder(tasks, size, draw, {"image": view}, keep_aspect)
     try:
@@ -126,6 +127,21 @@ def build_encoder(
     except TypeError as error:
         raise UserError(f"image.clip: {str(error).partition(') ')[2] or error}") from None
     return ClipEncoder(tasks, size, frames or {"image": 8}, window, draw, view, keep_aspect, clips)
+
+
+VIEWS = {"photometric": Photometric, "rand_augment": RandAugment}
+
+
+def build_view(section: Mapping[str, Any]) -> View | None:
+    """How pictures change before a network learns from them, {"kind": one of VIEWS, its arguments}; {} leaves them alone."""
+    section = dict(section)
+    kind = section.pop("kind", "photometric")
+    if kind not in VIEWS:
+        raise UserError(f"view.kind {kind!r}: not one of {', '.join(VIEWS)}")
+    unknown = sorted(set(section) - set(inspect.signature(VIEWS[kind]).parameters))
+    if unknown:
+        raise UserError(f"view.{unknown[0]}: {kind} takes {', '.join(inspect.signature(VIEWS[kind]).parameters)}")
+    return VIEWS[kind](**section) if section or kind != "photometric" else None
 
 
 BALANCES = {
