@@ -49,6 +49,7 @@ class Classification(Task):
         Metric("nll", "nat", False),
     )
     terms: ClassVar[tuple[str, ...]] = ("class",)
+    whole: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
