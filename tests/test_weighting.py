@@ -82,9 +82,9 @@ def _variables(said, seed):
 def test_numbers_are_joined_by_id_and_absent_stays_absent():
     labels = [{"classification": {"ids": [i % 2], "probs": [1.0], "rest": 0.0}} if i != 3 else {} for i in range(8)]
     source = Memory("m", labels, {"classification": ("a", "b")})
-    batches = train_batches(source, Encoder({"classification": Classification(("a", "b"))}, (8, 8)), batch_size=4, seed=0)
     table, alpha = np.arange(1, 9, dtype=np.float32), np.linspace(0, 1, 8, dtype=np.float32)
-    joined = Joined(batches, {"classification": table}, {"classification": {"accuracy": alpha}})
+    encoder, extras = Encoder({"classification": Classification(("a", "b"))}, (8, 8)), {"classification": {"accuracy": alpha}}
+    joined = Joined(train_batches(source, encoder, batch_size=4, seed=0, extras=extras), {"classification": table})
     seen = set()
     for _ in range(4):
         batch = next(joined)

@@ -9,12 +9,13 @@ import numpy as np
 
 from must.core.types import Array, Model, Objective, Policy, PyTree, Source, Teacher, UserError
 from must.data.combine import Concat
-from must.data.pipeline import Encoder
+from must.data.pipeline import Change, Encoder
+from must.objectives.mean_teacher import MeanTeacher
 from must.objectives.supervised import supervised
 from must.recipes import checks, stages
 from must.recipes.given import build_teacher
 from must.recipes.measuring import together
-from must.recipes.setup import build_encoder, build_model, build_source, build_tasks, fill
+from must.recipes.setup import build_changes, build_encoder, build_model, build_source, build_tasks, fill
 from must.tasks.base import Task
 
 # The records of a seed: what is learned from; where held-out truth tells what to believe; where truth tells the quality.
@@ -75,6 +76,11 @@ _OPTIONS: dict[str, Any] = {
     "pool_images": 0,  # of the pool that are met; 0: all
     "epochs": 0,  # of the largest set, in the place of steps
     "batches": "mixed",  # or "per_task": in every step one batch of the images annotated for each task
+    "cutmix": {},  # {"probability": p}: rows with a part of another picture, see `must.data.mix`
+    "cutout": {},  # {"probability": p, "largest": share}: rows with a hole
+    "mean_teacher": {},  # learning from its own average, students only: the fields of `MeanTeacher`
+    "drop_top": 0.0,  # share of its pseudo labels, those with the largest losses, that a batch does without, students only
+    "drop_after": 0,  # steps before any is dropped
     "teacher_dropping": 0.0,  # probability of leaving a teacher out, see `must.objectives.adaptors`
 }
 
@@ -137,6 +143,17 @@ class Built:
         tasks = self.tasks_of(run)
         return build_encoder(self.config["image"], {name: tasks[name] for name in names}, self.settings(run))
 
+    def changes(self, names, run: str) -> list[Change]:
+        """What is done to a run's training rows.
+
+        Raises:
+          UserError: (here and when a run is checked) a task that cannot be cut.
+        """
+        try:
+            return build_changes(self.settings(run), {name: self.tasks_of(run)[name] for name in names})
+        except UserError as error:
+            raise UserError(f"{run}.{error}") from None
+
     def shown(self, names) -> Encoder:
         """How examples are shown to a network that is validated."""
         return self.plain
@@ -165,6 +182,10 @@ class Built:
     def groups(self, run: str, names) -> int:
         """How many batches a step of a run takes."""
         return len(names) if self.settings(run)["batches"] == "per_task" else 1
+
+    def mean_teacher(self, run: str) -> MeanTeacher | None:
+        """How a run learns from its own average, with the tasks spelled out."""
+        return self._correction(run, "mean_teacher", MeanTeacher)
 
     def weights(self, run: str) -> Weights | None:
         """Its weights of pseudo labels, with the tasks spelled out."""

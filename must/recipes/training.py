@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.core import devices
-from must.core.types import Model, Policy, PyTree, Source
+from must.core.types import Model, Policy, PyTree, Source, UserError
 from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
 from must.data.merge import Overlay
 from must.data.pipeline import epoch_steps
@@ -16,6 +16,7 @@ from must.data.records import Records
 from must.data.weights import read_weights
 from must.evaluate.evaluate import summarize
 from must.objectives.distill import Hint
+from must.objectives.dropping import PSEUDO
 from must.objectives.slam import slam
 from must.objectives.supervised import learning_rate_rule, supervised
 from must.pseudo_label.teacher import in_frame
@@ -68,12 +69,16 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
     records = Records(records_directory(top, by=by), tasks=list(built.names))
     source = _student_source(built, settings, records)
     weigher, seen = stages.NO_WEIGHTS, {}
-    if built.weights(arm) or built.slam(arm):
+    weighs = bool(built.weights(arm) or built.slam(arm))
+    if weighs:
         held_out = Records(records_directory(top, HELD_OUT, by), tasks=list(built.names))
         said = weighing.Said(built, arm, believed, source, records, held_out)
         weigher, seen = weighing.weigher(said)
+    if settings["mean_teacher"] or settings["drop_top"]:
+        extras = _pseudo(built, settings, source.ids)
+        weigher = weigher._replace(extras={name: {**weigher.extras.get(name, {}), **extras[name]} for name in built.names})
     facts = train_run(built, built.names, source, arm, believed, directory, report, weigher)
-    if weigher is not stages.NO_WEIGHTS:
+    if weighs:
         weigher.weights(stages.load_weights(directory, built.model(built.names, arm), built.inputs)[0])  # fills `seen`
         if devices.is_writer():
             np.savez_compressed(os.path.join(directory, "weights.npz"), **seen)
@@ -95,6 +100,16 @@ def _student_source(built: Built, settings: Mapping[str, Any], records: Source) 
         return Concat(labelled)
     truth = [*labelled, *built.hidden().values()] if settings["oracle_labels"] else labelled
     return Repeated(Weighted(Cached(Overlay(records, truth)), weights), times)
+
+
+def _pseudo(built: Built, settings: Mapping[str, Any], ids: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Extras of the training examples: whether what a task's label says is a pseudo label."""
+    hidden = built.hidden() if settings["oracle_labels"] else {}
+    found = {}
+    for name in built.names:
+        true = {*built.split(name, "train").ids, *(hidden[name].ids if name in hidden else ())}
+        found[name] = {PSEUDO: np.array([id not in true for id in ids], np.float32)}
+    return found
 
 
 class Online(NamedTuple):
@@ -144,6 +159,11 @@ def train_run(
     measured = {name: built.tasks[name] for name in names}
     learned = {name: built.tasks_of(run)[name] for name in names}
     found = built.slam(run)
+    if settings["drop_top"] and not weigher.extras:
+        raise UserError(f"{run}.drop_top: this recipe's students learn from no pseudo labels that could be dropped")
+    encoder, teacher = built.encoder(names, run), built.mean_teacher(run)
+    # The average starts from the weights that the run starts from.
+    variables = stages.fresh(model, encoder, built.seed) if teacher is not None else None
     corrections = dict.fromkeys(found.tasks, functools.partial(slam, normalize=found.normalize)) if found else {}
     objective = supervised(
         model,
@@ -156,6 +176,10 @@ def train_run(
         hints=online.hints,
         teacher_dropping=settings["teacher_dropping"],
         shuffled=online.shuffled,
+        mean_teacher=teacher,
+        initial=None if variables is None else variables["params"],
+        drop_top=settings["drop_top"],
+        drop_after=settings["drop_after"],
     )
     facts = stages.train(
         directory,
@@ -165,10 +189,12 @@ def train_run(
         objective=objective,
         balance=setup.build_balance(settings["balance"]),
         source=source,
-        encoder=built.encoder(names, run),
+        encoder=encoder,
         schedule=_schedule(built, run, source),
         judge=Judge(built.shown(names), built.splits("validation", names)),
         weigher=weigher,
+        changes=built.changes(names, run),
+        variables=variables,
         frozen=online.variables or None,
         report=report,
     )

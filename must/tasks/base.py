@@ -30,6 +30,7 @@ class Task:
     terms: ClassVar[tuple[str, ...]]  # names of what `loss` returns; `imitate` returns the same with "soft_" before
     pdf_terms: ClassVar[tuple[str, ...]] = ()  # names of what `disagreement` returns
     optional: ClassVar[tuple[str, ...]] = ()  # fields that a label in network form may lack: all classes known, all certain
+    whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
     def head(self) -> Any:
         """A flax module: `Features` -> outputs (any pytree with leading axis B)."""
@@ -55,6 +56,20 @@ class Task:
     def admissible(self, label: Label, geometry: Geometry) -> Geometry:
         """The drawn geometry of a clip without the mirroring or reversal that this label, in record form, cannot follow."""
         return geometry
+
+    def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
+        """What is known of a picture into which a rectangle of another one was pasted; one example's, host NumPy.
+
+        Nothing may be claimed of a place that its own picture's label does not claim. A task may do without, or be `whole`:
+        elsewhere CutMix and cutout are refused before anything trains.
+
+        Args:
+          label: in network form; None where nothing is known of the picture around the rectangle.
+          other: of the picture that the rectangle was taken from, at the same place; None where nothing is known of it.
+            One of the two is there.
+          window: (y0, x0, y1, x1), the rectangle, pixels.
+        """
+        raise NotImplementedError
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Network form of one example -> record form in the frame of the original image; host NumPy."""

@@ -50,6 +50,7 @@ class Classification(Task):
     )
     terms: ClassVar[tuple[str, ...]] = ("class",)
     optional: ClassVar[tuple[str, ...]] = ("known",)
+    whole: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))

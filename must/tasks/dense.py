@@ -5,6 +5,7 @@ head_stride / shuffle pixels of the frame. The functions on the host are for wha
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,24 @@ def enlarge(maps: Array, factor: int) -> Array:
         shape[axis] *= factor
         maps = jnp.stack(phases, axis + 1).reshape(shape)
     return maps
+
+
+def pasted(
+    label: Label | None, other: Label | None, window: tuple[int, int, int, int], blank: Mapping[str, int]
+) -> Label:
+    """Maps of a label with another one's inside a rectangle, see `Task.paste`; one of the two is there.
+
+    Args:
+      label, other: with maps [h, w, ...]; None where nothing is known.
+      window: (y0, x0, y1, x1), pixels.
+      blank: {name of a map: its value where nothing is known}.
+    """
+    y0, x0, y1, x1 = window
+    out = {}
+    for name, nothing in blank.items():
+        out[name] = np.full_like(other[name], nothing) if label is None else label[name].copy()
+        out[name][y0:y1, x0:x1] = nothing if other is None else other[name][y0:y1, x0:x1]
+    return out
 
 
 def transform_scores(label: Label, geometry: Geometry) -> np.ndarray:

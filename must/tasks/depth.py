@@ -124,6 +124,13 @@ class Depth(Task):
             "scores": dense.restore_scores(label, geometry, shape),
         }
 
+    def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
+        """As the base class says; relative depths of two pictures have no common scale, so only the larger part keeps its."""
+        if self.depth_kind == "relative" and label is not None and other is not None:
+            inside = (window[2] - window[0]) * (window[3] - window[1])
+            label, other = (None, other) if 2 * inside > label["depth"].size else (label, None)
+        return dense.pasted(label, other, window, {"depth": 0, "scores": 0})
+
     def _zoom(self, geometry: Geometry) -> float:
         return geometry.zoom if self.depth_kind == "metric" else 1.0
 

@@ -19,7 +19,7 @@ import numpy as np
 from must.core import boxes as bx
 from must.core.types import Array, ArraySpec, Features, Geometry, Label, LabelError, Metric, PerExample, Policy, UserError
 from must.data import geometry as geo
-from must.tasks import box_lists, drawing
+from must.tasks import box_lists, drawing, pasted_boxes
 from must.tasks import points as points_of
 from must.tasks.base import Task
 from must.tasks.states import Claims, decide, states, uncertain
@@ -168,6 +168,10 @@ class Detection(Task):
         if not ((fields["scores"] >= 0) & (fields["scores"] <= 1)).all():
             raise ValueError("a score outside 0..1")
         return fields
+
+    def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
+        """As the base class says, see `must.tasks.pasted_boxes`."""
+        return pasted_boxes.paste(label, other, window, min_visible=_MIN_VISIBLE, min_size=self.min_size)
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """As the base class says; boxes below the score floor or wholly in the padding are left out."""

@@ -82,6 +82,10 @@ class Normals(Task):
         normals = normals * _FLIP if geometry.flip else normals
         return {"normals": normals, "scores": dense.transform_scores(label, geometry)}
 
+    def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
+        """As the base class says."""
+        return dense.pasted(label, other, window, {"normals": 0, "scores": 0})
+
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixel at 1 / `stride` of the original's size; each component within 1/254, angles within 0.4°."""
         normals = np.asarray(label["normals"], np.float32) * (_FLIP if geometry.flip else 1.0)

@@ -95,6 +95,16 @@ class Segmentation(Task):
             out[name][..., : array.shape[-1]] = transform_map(array, geometry, fill)
         return out
 
+    def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
+        """As the base class says; known are the classes that both sources know, pixels of other classes are ignored."""
+        out = dense.pasted(label, other, window, {"ids": self.ignore, "probs": 0})
+        parts = [part["known"] for part in (label, other) if part is not None]
+        known = np.logical_and.reduce(parts)
+        if not known.all():
+            learned = np.append(known, np.zeros(256 - len(known), bool))  # by id, `ignore` among them
+            out["ids"][~learned[out["ids"][..., 0]]] = self.ignore
+        return {**out, "known": known}
+
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixels at 1 / `stride` of the original's size; nothing is rounded."""
         shape = dense.stored_shape(geometry, self.stride)
