@@ -109,6 +109,7 @@ def _check_rounds(built: "Built") -> None:
             seen.append(by)
             by = from_whom[by]
 
+
 def _check_rows(built: "Built", run: str) -> None:
     """Strong views and mixed rows that cannot be made."""
     settings = built.settings(run)
