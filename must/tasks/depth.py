@@ -105,8 +105,8 @@ class Depth(Task):
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixels at 1 / `stride` of the original's size, each within (largest - least) / 131068 metres."""
-        depth = np.asarray(label["depth"], np.float64)
-        depth = restore_map(depth, geometry, dense.stored_shape(geometry, self.stride)) * self._zoom(geometry)
+        depth = restore_map(np.asarray(label["depth"]), geometry, dense.stored_shape(geometry, self.stride))
+        depth = depth.astype(np.float64) * self._zoom(geometry)
         valid = np.isfinite(depth) & (depth > 0)
         low, high = (depth[valid].min(), depth[valid].max()) if valid.any() else (0.0, 0.0)
         scale = (high - low) / _LEVELS
