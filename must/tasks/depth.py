@@ -111,8 +111,8 @@ class Depth(Task):
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixels at 1 / `stride` of the original's size, each within (largest - least) / 131068 metres."""
-        depth, shape = np.asarray(label["depth"], np.float64), dense.stored_shape(geometry, self.stride)
-        depth = restore_map(depth, geometry, shape) * self._zoom(geometry)
+        shape = dense.stored_shape(geometry, self.stride)
+        depth = restore_map(np.asarray(label["depth"]), geometry, shape).astype(np.float64) * self._zoom(geometry)
         valid = np.isfinite(depth) & (depth > 0)
         low, high = (depth[valid].min(), depth[valid].max()) if valid.any() else (0.0, 0.0)
         scale = (high - low) / _LEVELS

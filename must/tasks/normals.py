@@ -88,9 +88,9 @@ class Normals(Task):
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixel at 1 / `stride` of the original's size; each component within 1/254, angles within 0.4°."""
-        normals = np.asarray(label["normals"], np.float32) * (_FLIP if geometry.flip else 1.0)
         shape = dense.stored_shape(geometry, self.stride)
-        normals = restore_map(normals, geometry, shape)
+        normals = restore_map(np.asarray(label["normals"]), geometry, shape)
+        normals = normals.astype(np.float32) * (_FLIP if geometry.flip else np.float32(1.0))
         normals = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, 0.0)
         _check_length(np.einsum("hwc,hwc->hw", normals, normals))
         coded = np.round(127.0 * np.clip(normals, -1.0, 1.0)).astype(np.int8)
