@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from must.core.types import Policy, UserError
-from must.pseudo_label.calibrate import Claims, fit_isotonic, fit_scaling, fit_temperature, gather
+from must.pseudo_label.calibrate import Judged, fit_isotonic, fit_scaling, fit_temperature, gather
 from must.pseudo_label.policy import choose, fit, hard
 from must.pseudo_label.policy_file import read_policies, save_policies
 from must.tasks.classification import Classification
@@ -23,7 +23,7 @@ def _claims(rng, each, slopes=SLOPES, names=NAMES):
     ids = np.repeat(np.arange(len(slopes)), each)
     score = rng.random(len(ids)).astype(np.float32)
     correct = rng.random(len(ids)) < score ** np.asarray(slopes)[ids]
-    return Claims(score, correct, ids, np.bincount(ids, correct), names)
+    return Judged(score, correct, ids, np.bincount(ids, correct), names)
 
 
 def _true_precision(policy, slopes=SLOPES):
@@ -72,7 +72,7 @@ def test_confidence_makes_a_broken_promise_rare():
 def test_pixels_of_few_images_are_little_evidence():
     examples = np.repeat(np.arange(12), 1000)
     right = np.where(examples % 3 == 0, 800, 1000)  # of the pixels of each image; 93 % in all
-    claims = Claims(np.full(12_000, 0.9, np.float32), np.arange(12_000) % 1000 < right, 0 * examples, np.array([12e3]), (), examples)
+    claims = Judged(np.full(12_000, 0.9, np.float32), np.arange(12_000) % 1000 < right, 0 * examples, np.array([12e3]), (), examples)
     bound = lambda claims, confidence: choose(claims, confidence=confidence)[0].positive  # noqa: E731
     assert np.isfinite(bound(claims, 0.0)) and np.isfinite(bound(claims._replace(examples=None), 0.95))
     assert np.isinf(bound(claims, 0.95))  # the same claims, were they of one image each, would prove it
@@ -81,7 +81,7 @@ def test_pixels_of_few_images_are_little_evidence():
 def test_what_no_threshold_reaches_is_ignored_and_said():
     rng = np.random.default_rng(3)
     score = rng.random(2000).astype(np.float32)
-    claims = Claims(score, rng.random(2000) < 0.6 * score, np.zeros(2000, int), np.array([700.0]), ("cat",))
+    claims = Judged(score, rng.random(2000) < 0.6 * score, np.zeros(2000, int), np.array([700.0]), ("cat",))
     policy, facts = choose(claims, curve=fit_isotonic(claims))
     assert np.isinf(policy.positive[0]) and policy.negative[0] == np.float32(0.2)
     assert "no threshold reaches" in facts["classes"]["cat"]["why"] and facts["classes"]["cat"]["recall"] == 0
@@ -118,7 +118,7 @@ def test_few_claims_take_the_thresholds_of_all_or_the_given_ones():
     given, _ = choose(few, curve=curve, fallback=Policy(0.66, 0.33))
     np.testing.assert_allclose((given.positive[2], given.negative[2]), (0.66, 0.33))
     np.testing.assert_array_equal(given.positive[:2], policy.positive[:2])
-    nothing = Claims(*(np.zeros(0, kind) for kind in (np.float32, bool, int)), np.zeros(2), ("a", "b"))
+    nothing = Judged(*(np.zeros(0, kind) for kind in (np.float32, bool, int)), np.zeros(2), ("a", "b"))
     assert np.isinf(choose(nothing, curve=fit_isotonic(nothing))[0].positive).all()
 
 
@@ -154,7 +154,7 @@ def test_temperatures_are_found_again():
     assert fit_temperature(probs[:0], truth[:0]) == 1.0
     score = rng.random(4000)
     odds = (score / (1 - score)) ** (1 / 3)
-    claims = Claims(score.astype(np.float32), rng.random(4000) < odds / (1 + odds), np.zeros(4000, int), np.array([1.0]))
+    claims = Judged(score.astype(np.float32), rng.random(4000) < odds / (1 + odds), np.zeros(4000, int), np.array([1.0]))
     np.testing.assert_allclose(fit_scaling(claims)[16:32], (odds := (g := np.arange(16, 32) / 32) / (1 - g)) ** (1 / 3) / (1 + odds ** (1 / 3)), atol=0.03)
 
 

@@ -17,7 +17,7 @@ KNOTS = 33
 _DIGITS = 4  # of curves and temperatures, so that a file holds exactly what thresholds were chosen with
 
 
-class Claims(NamedTuple):
+class Judged(NamedTuple):
     """What labels claim, held against the truth, over many examples.
 
     Attributes:
@@ -39,7 +39,7 @@ class Claims(NamedTuple):
 
 def gather(
     task: Task, pairs: Iterable[tuple[Label, Label]], *, most: int = 2_000_000, seed: int = 0, temperature: float = 1.0
-) -> Claims | None:
+) -> Judged | None:
     """The claims of labels with known truth, or None when the task says no scores.
 
     Args:
@@ -65,9 +65,9 @@ def gather(
             parts = [_smallest(parts, most)]
             kept = most
     if not parts:
-        return Claims(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, int), items, names, np.zeros(0, int))
+        return Judged(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, int), items, names, np.zeros(0, int))
     _, score, correct, ids, examples = _smallest(parts, most)
-    return Claims(score, correct, ids, items * (len(score) / max(1, total)), names, examples)
+    return Judged(score, correct, ids, items * (len(score) / max(1, total)), names, examples)
 
 
 def _smallest(parts: list[tuple[np.ndarray, ...]], most: int) -> tuple[np.ndarray, ...]:
@@ -96,7 +96,7 @@ def fit_temperature(probs: np.ndarray, truth: np.ndarray) -> float:
     return round(float(np.exp(found.x)), _DIGITS)
 
 
-def fit_isotonic(claims: Claims, *, knots: int = KNOTS, least: int = 100) -> np.ndarray:
+def fit_isotonic(claims: Judged, *, knots: int = KNOTS, least: int = 100) -> np.ndarray:
     """How often claims are right, by score, as a curve that does not fall (isotonic regression, Barlow et al. 1972).
 
     Each level of the regression stands at the mean score of its claims, linear between (centred isotonic regression,
@@ -114,12 +114,12 @@ def fit_isotonic(claims: Claims, *, knots: int = KNOTS, least: int = 100) -> np.
     return _per_class(claims, least, lambda score, correct: _isotonic(score, correct, knots))
 
 
-def fit_scaling(claims: Claims, *, knots: int = KNOTS, least: int = 100) -> np.ndarray:
+def fit_scaling(claims: Judged, *, knots: int = KNOTS, least: int = 100) -> np.ndarray:
     """Temperature scaling of scores that are no distribution: sigmoid(logit(score) / T) as a curve; see `fit_isotonic`."""
     return _per_class(claims, least, lambda score, correct: _scaled(score, correct, knots))
 
 
-def _per_class(claims: Claims, least: int, fit) -> np.ndarray:
+def _per_class(claims: Judged, least: int, fit) -> np.ndarray:
     pooled = fit(claims.score, claims.correct)
     if not claims.classes:
         return pooled

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from must.core.proportions import design_effect, wilson
 from must.core.types import Label, Policy, UserError
 from must.pseudo_label import calibrate
-from must.pseudo_label.calibrate import Claims
+from must.pseudo_label.calibrate import Judged
 from must.tasks.base import Task
 from must.tasks.states import calibrated, is_distribution
 
@@ -71,7 +71,7 @@ def fit(
 
 
 def choose(
-    claims: Claims,
+    claims: Judged,
     *,
     curve: np.ndarray = (0.0, 1.0),
     temperature: float = 1.0,
