@@ -1,5 +1,6 @@
 """The jobs that decide which labels are believed: thresholds and calibration from held-out truth, without any teacher."""
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -47,6 +48,18 @@ def choose_policies(config: Config, seed: int, by: str = "", *, directory: str, 
     return {}
 
 
+def check_policy(name: str, section: Mapping[str, Any]) -> None:
+    """Refuses a section that no policy can be made from, before any label is there."""
+    section = dict(section)
+    if not section.pop("from_validation", False):
+        setup.build_policy(section)
+        return
+    known = {key for made in (policies.fit, policies.choose) for key in inspect.signature(made).parameters}
+    for key in section:
+        if key not in known - {"task", "pairs", "claims", "wanted", "curve", "temperature", "seed"}:
+            raise UserError(f"policies.{name}.{key}: not one of calibration, precision, doubt, least, confidence, fallback, most")
+
+
 def policies_of(built: Built, directory: str, run: str) -> dict[str, Policy]:
     """What a run of the seed in `directory` believes."""
     settings = built.settings(run)
@@ -85,10 +98,7 @@ def _fitted(task: Task, name: str, section: Mapping[str, Any], pairs) -> tuple[P
     section = dict(section)
     if not section.pop("from_validation", False):
         return setup.build_policy(section), {}
-    try:
-        found = policies.fit(task, pairs(), **section)
-    except TypeError as error:
-        raise UserError(f"policies.{name}: {str(error).partition(') ')[2] or error}") from None
+    found = policies.fit(task, pairs(), **section)
     if found is None:
         raise UserError(f"policies.{name}: its labels carry no scores to choose thresholds from")
     return found

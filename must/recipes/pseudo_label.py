@@ -10,13 +10,13 @@ from must.core.types import Source, Teacher, UserError
 from must.data.combine import Concat
 from must.data.records import Records, read_additions, read_provenance
 from must.recipes import labelling, showing
-from must.recipes.believing import choose_policies
+from must.recipes.believing import check_policy, choose_policies
 from must.recipes.built import HELD_OUT, MEASURED, POOL
 from must.recipes.given import build_teacher
 from must.recipes.jobs import Job
 from must.recipes.labelling import label, label_job, policy_job
 from must.recipes.measuring import together
-from must.recipes.setup import build_encoder, build_policy, build_source, build_tasks, fill
+from must.recipes.setup import build_encoder, build_source, build_tasks, fill
 from must.tasks.base import Task
 
 STAGES = ("label", *showing.STAGES)
@@ -121,23 +121,21 @@ def check(config: Config) -> None:
     if len(config["seeds"]) > 1:
         raise UserError("seeds: labelling draws nothing: give one")
     showing.check(config)
-    built.given()
     for name, section in built.policies().items():
         if name not in built.names:
             raise UserError(f"policies.{name}: no such task")
-        if not section.get("from_validation"):
-            build_policy(section)
-        elif name not in built.known_truth(HELD_OUT):
+        check_policy(name, section)
+        if section.get("from_validation") and name not in built.known_truth(HELD_OUT):
             raise UserError(f"policies.{name}: truth.{name}.validation is needed to choose thresholds from")
-    if built.config["onto"]:
-        there = read_provenance(built.config["onto"])
-        added = {task for facts in read_additions(built.config["onto"]).values() for task in facts["tasks"]}
-        if config["images"]:
-            raise UserError("images: a pass over finished records labels their images; leave it empty or 'onto'")
-        if twice := set(built.names) & (set(there["tasks"]) - added):
-            raise UserError(f"{built.config['onto']}: labels {min(twice)!r} already")
-    elif not len(built.everything()):
+    if config["images"] and config["onto"]:
+        raise UserError("images: a pass over finished records labels their images; leave it empty or 'onto'")
+    if not config["images"] and not config["onto"]:
         raise UserError("images: no images to label")
+    if onto := built.config["onto"]:
+        there, added = read_provenance(onto), read_additions(onto).values()
+        if twice := set(built.names) & (set(there["tasks"]) - {task for facts in added for task in facts["tasks"]}):
+            raise UserError(f"{onto}: labels {min(twice)!r} already")
+    built.given()
 
 
 def dry_run(config: Config) -> None:

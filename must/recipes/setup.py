@@ -193,4 +193,7 @@ def build_balance(section: Mapping[str, Any]) -> Balance:
 
 def build_policy(section: Mapping[str, Any]) -> Policy:
     """{"positive": p, "negative": n}, or {"threshold": p} for MuST's two states."""
-    return policy.hard(**section) if "threshold" in section else Policy(**section)
+    try:
+        return policy.hard(**section) if "threshold" in section else Policy(**section)
+    except TypeError:
+        raise UserError(f"policy {dict(section)}: give 'threshold', or 'positive' and 'negative'") from None
