@@ -3,6 +3,7 @@
 // into sight, one image large. All text from records goes through textContent; the state is in the address after "#".
 
 const WORDS = ["taken", "ignored", "absent"], KINDS = ["pos", "ign", "neg"];
+const MEANINGS = ["taken as true", "ignored", "taken as absent"];
 const DEFAULTS = { task: "", class: "", state: "", order: "doubt", view: "all", q: "", page: "1", open: "" };
 const $ = (query, root = document) => root.querySelector(query);
 let G, state, shown = [], position = new Map(), place, offsets, waiting = new Map(), chunks = new Map();
@@ -29,6 +30,10 @@ async function unpack(text) {
 function prepare() {
   const count = G.ids.length;
   G.lost = new Set(G.unreadable);
+  const [first, last] = G.ids.reduce(([low, high], id) => [id < low ? id : low, id > high ? id : high], [G.ids[0], G.ids[0]]);
+  let same = 0;
+  while (same < first.length && first[same] === last[same]) same++;
+  G.prefix = first.lastIndexOf("/", same - 1) + 1; // letters that all ids begin with, up to a slash
   // Pictures lie in the order of falling doubt; the place of an image there says which file holds it.
   const order = Array.from({ length: count }, (_, i) => i).sort((a, b) => G.doubt[b] - G.doubt[a] || a - b);
   place = new Int32Array(count);
@@ -207,7 +212,7 @@ function figuresOf(image) {
 const scoreText = (task, image) => task.scores[image] + (task.metric.unit ? " " + task.metric.unit : "");
 
 function card(image) {
-  const line = make("span", { class: "line" }, make("span", { class: "id", title: G.ids[image] }, G.ids[image]),
+  const line = make("span", { class: "line" }, make("span", { class: "id", title: G.ids[image] }, G.ids[image].slice(G.prefix)),
     make("span", { class: "num" }, figuresOf(image)));
   const node = make("button", { class: "card", type: "button", "data-image": image }, line);
   if (G.lost.has(image)) {
@@ -296,15 +301,19 @@ async function open(id) {
   const [sheet, captions] = await Promise.all(files.map((rest) => picture(file(chunk, rest))));
   if (state.open !== id) return;
   const pieces = ["", ...G.tasks.map((task) => task.name)].map((name, v) => figure(record, sheet, captions, name, v, image));
-  $("#figures").style.setProperty("--figure", record.captions.length > 1 ? "215px" : "290px");
+  const [width, height] = record.size, most = record.captions.length > 1 ? 300 : 420;
+  $("#figures").style.setProperty("--figure", Math.max(170, Math.min(most, 0.4 * innerHeight * width / height)) + "px");
   $("#figures").replaceChildren(...pieces);
   dialog.scrollTop = 0;
 }
 
-async function picture(url) { // null when it is missing or damaged
-  const image = new Image();
-  image.src = url;
-  return image.decode().then(() => image, () => null);
+function picture(url) { // a promise of it, of null when it is missing or damaged
+  return new Promise((done) => {
+    const image = new Image();
+    image.onload = () => done(image);
+    image.onerror = () => done(null);
+    image.src = url;
+  });
 }
 
 function figure(record, sheet, captions, name, view, image) {
@@ -341,11 +350,11 @@ function said(task, rows) {
     if (Array.isArray(what)) {
       how = what.map((score) => (score / 1000).toFixed(2)).join(" ") + (more > what.length ? ` and ${more - what.length} more` : "");
     } else {
-      how = `${percent(what / 1000)} of the pixels, mean score ${(more / 1000).toFixed(2)}`;
+      how = `${percent(what / 1000)} of the pixels, score ${(more / 1000).toFixed(2)}`;
     }
-    const text = `${className(task, id)} ${kind === 0 ? "taken as true" : kind === 1 ? "ignored" : "taken as absent"}`.trim();
-    return make("li", { class: KINDS[kind] }, make("i", { class: "dot" }), make("span", { class: "name" }, text),
-      make("span", { class: "how" }, how));
+    const name = make("span", { class: "name" }, className(task, id) || MEANINGS[kind]);
+    return make("li", { class: KINDS[kind], title: MEANINGS[kind] }, make("i", { class: "dot", role: "img", "aria-label": MEANINGS[kind] }),
+      name, make("span", { class: "how" }, how));
   }));
 }
 
