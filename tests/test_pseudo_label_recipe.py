@@ -62,8 +62,8 @@ def test_everything_is_there_and_agrees(workdir):
     assert quality["detection"]["total"]["claims"] > 24 and quality["detection"]["examples"] == 24
     page = (workdir / "quality" / "quality.html").read_text()
     assert "small scenes" in page and "data:image" in page
-    gallery = (workdir / "gallery" / "pages" / "index.html").read_text()
-    assert "small scenes" in gallery and "detection" in gallery
+    assert "<script>" in (workdir / "gallery" / "pages" / "index.html").read_text()
+    assert len(list((workdir / "gallery" / "pages" / "pictures").iterdir()))
     back = LabelFiles(str(workdir / "files" / "labels"))
     assert back.ids == records.ids
     for index in range(len(records)):
