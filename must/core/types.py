@@ -122,7 +122,8 @@ class Policy(NamedTuple):
     Attributes:
       positive: [] or [C].
       negative: [] or [C].
-      temperature: [], T that divides the logits of a distribution over classes before anything else (Guo et al. 2017).
+      temperature: [], T that divides the logits of a distribution over classes before its scores are judged (Guo et al.
+        2017); the distribution that is learned stays as it is.
       curve: [K] or [C, K], the calibrated score at the scores 0, 1 / (K - 1), ..., 1, linear between them.
     """
 

@@ -66,6 +66,7 @@ _OPTIONS: dict[str, Any] = {
     "tasks": {},  # {task: changes to its section of config.tasks}, in what the run learns; scores stay what they are
     "policies": {},  # {task: section} in the place of config.policies, students only
     "labels_from": "",  # an arm that learns what another student says instead of the teachers: a further round
+    "edited": {},  # {task: COCO json} whose boxes a person has corrected, in the place of the teacher's
     "weights_file": "",  # weights of examples by record id, see `must.data.weights`
     "weights": {},  # of pseudo labels, students only: the fields of `Weights`
     "slam": {},  # correction of the student's predictions, students only: the fields of `Slam`

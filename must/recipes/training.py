@@ -10,6 +10,7 @@ import numpy as np
 from must.core import devices
 from must.core.types import Model, Policy, PyTree, Source, UserError
 from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
+from must.data.edited import EditedCoco
 from must.data.merge import Overlay
 from must.data.pipeline import epoch_steps
 from must.data.records import Records
@@ -93,6 +94,8 @@ def _student_source(built: Built, settings: Mapping[str, Any], records: Source) 
         pool = Concat(built.pool())
         part = set(Subset(pool, count=settings["pool_images"]).ids)
         times |= {id: len(pool) // len(part) if id in part else 0 for id in pool.ids}
+    edits = [EditedCoco(path, records, task=task) for task, path in settings["edited"].items()]
+    records = Overlay(records, edits) if edits else records
     given = read_weights(settings["weights_file"]) if settings["weights_file"] else {}
     truth_weights = {name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names}
     weights = {name: {**given.get(name, {}), **truth_weights[name]} for name in built.names}

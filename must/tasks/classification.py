@@ -117,14 +117,15 @@ class Classification(Task):
 
         Returns:
           used: bool [B], the most probable class is positive: the distribution is learned.
-          probs: [B, C], that distribution, calibrated, hardened, softened, smoothed, over the known classes.
+          probs: [B, C], that distribution, hardened, softened, smoothed, over the known classes. It stays as sharp as the
+            teacher said it; calibration decides what is believed, and a student of flattened labels learned less.
           candidates: bool [B, C], the classes that are not negative, where none is positive but some are negative: the
             class is one of them. Elsewhere all False.
           known: bool [B, C].
         """
-        probs, count = tempered(policy, label["probs"]), len(self.classes)
+        probs, count = label["probs"], len(self.classes)
         best, known = jnp.argmax(probs, -1), jnp.broadcast_to(label.get("known", np.ones(count, bool)), probs.shape)
-        state = states(policy, jnp.where(label["probs"] >= 1, 1.0, probs), jnp.arange(count))
+        state = states(policy, jnp.where(probs >= 1, 1.0, tempered(policy, probs)), jnp.arange(count))
         finite = jnp.all(jnp.isfinite(probs), -1)
         used = finite & jnp.take_along_axis(state.positive, best[:, None], -1)[:, 0]
         candidates = known & ~state.negative
