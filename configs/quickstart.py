@@ -6,6 +6,7 @@
     python -m must.main --config=configs/quickstart.py:pool --workdir=runs/pool
     python -m must.main --config=configs/quickstart.py:weighted --workdir=runs/quickstart-weighted
     python -m must.main --config=configs/quickstart.py:balancing --workdir=runs/balancing
+    python -m must.main --config=configs/quickstart.py:options --workdir=runs/options
 """
 
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     evidence  five seeds, every column, a second table for a shifted domain; an hour
     weighted  two seeds, the student with and without weights of its pseudo labels; seven minutes
     balancing three seeds, every way to balance tasks, with all labels and with one task's label per image; half an hour
+    options   three seeds, what strong views, CutMix, the student's own average, dropped losses and further rounds bring
     pool      what a student of the pool alone gains from one 4 and 16 times as large, at equal steps; half an hour
     """
     config = ConfigDict()
@@ -125,6 +127,19 @@ def get_config(variant: str = "") -> ConfigDict:
             "partial": {"pseudo_labels": False},
             **{f"partial_{name}": {**changes, "pseudo_labels": False} for name, changes in methods.items()},
         }
+    elif variant == "options":
+        config.seeds = (50, 51, 52)
+        config.baselines = ()
+        strong = {"kind": "rand_augment", "count": 2, "magnitude": 0.5}
+        config.arms = {
+            "strong": {"view": strong},
+            "cutout": {"cutout": {"probability": 0.5}},
+            "cutmix": {"cutmix": {"probability": 0.5}},
+            "mean_teacher": {"view": strong, "mean_teacher": {"decay": 0.99, "start": 200}},
+            "drop_top": {"drop_top": 0.1, "drop_after": 200},
+            "round2": {"labels_from": "student"},
+            "round3": {"labels_from": "round2"},
+        }
     elif variant in ("evidence", "pool"):
         config.seeds = (10, 11, 12, 13, 14)  # no setting was chosen on these
         config.pool.pool.count = 4096
@@ -140,5 +155,5 @@ def get_config(variant: str = "") -> ConfigDict:
             config.student.update(steps=1200, evaluate_every=0, repeat_labelled=0, pool_images=1024)
             config.arms = {f"pool_{count}": {"pool_images": count} for count in (64, 256)}
     elif variant:
-        raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool, weighted, balancing")
+        raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool, weighted, balancing, options")
     return config

@@ -214,6 +214,8 @@ class Display:
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
         """Progress of one job: rate and remaining time from its last reports."""
         seen = self._seen.setdefault(name, collections.deque(maxlen=20))
+        if seen and done < seen[-1][1]:  # the job has begun with its next part
+            seen.clear()
         seen.append((time.time(), done))
         (t0, d0), (t1, d1) = seen[0], seen[-1]
         rate = (d1 - d0) / (t1 - t0) if t1 > t0 else 0.0
