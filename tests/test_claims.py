@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from must import Classification, Depth, Detection, Normals, Policy, Segmentation
-from must.tasks.states import LARGEST, Claims
+from must.tasks.states import LARGEST
 
 SIZE, CLASSES = (12, 16), ("a", "b", "c", "d", "e")
 TASKS = {
@@ -137,7 +137,3 @@ def test_a_task_without_scores_claims_nothing():
 
     assert Corners().claims({}, Policy()) is None
 
-
-def test_claims_are_chosen_together():
-    claims = Claims(np.arange(3), np.float32([0.1, 0.2, 0.3]), np.array([True, False, False]), np.array([False, True, False]))
-    assert [field.tolist() for field in claims.where(claims.ids > 1)[:1]] == [[2]]
