@@ -301,8 +301,10 @@ async function open(id) {
   const [sheet, captions] = await Promise.all(files.map((rest) => picture(file(chunk, rest))));
   if (state.open !== id) return;
   const pieces = ["", ...G.tasks.map((task) => task.name)].map((name, v) => figure(record, sheet, captions, name, v, image));
-  const [width, height] = record.size, most = record.captions.length > 1 ? 300 : 420;
-  $("#figures").style.setProperty("--figure", Math.max(170, Math.min(most, 0.4 * innerHeight * width / height)) + "px");
+  const wide = $("#figures").clientWidth - 32, [width, height] = record.size;
+  const wanted = record.captions.length > 1 ? 230 : Math.max(170, Math.min(420, 0.4 * innerHeight * width / height));
+  const rows = Math.ceil(pieces.length / Math.ceil(wide / wanted)); // filled evenly
+  $("#figures").style.gridTemplateColumns = `repeat(${Math.ceil(pieces.length / rows)}, minmax(0, 1fr))`;
   $("#figures").replaceChildren(...pieces);
   dialog.scrollTop = 0;
 }
@@ -345,12 +347,14 @@ function canvas(record, sheet, captions, row, view, what) {
 }
 
 function said(task, rows) {
-  return make("ul", { class: "said" }, ...rows.map(([id, kind, what, more]) => {
+  const pixels = rows.length && !Array.isArray(rows[0][2]);
+  const head = pixels ? [make("li", { class: "head" }, "share of the pixels · mean score")] : [];
+  return make("ul", { class: "said" }, ...head, ...rows.map(([id, kind, what, more]) => {
     let how;
     if (Array.isArray(what)) {
       how = what.map((score) => (score / 1000).toFixed(2)).join(" ") + (more > what.length ? ` and ${more - what.length} more` : "");
     } else {
-      how = `${percent(what / 1000)} of the pixels, score ${(more / 1000).toFixed(2)}`;
+      how = `${percent(what / 1000)} · ${(more / 1000).toFixed(2)}`;
     }
     const name = make("span", { class: "name" }, className(task, id) || MEANINGS[kind]);
     return make("li", { class: KINDS[kind], title: MEANINGS[kind] }, make("i", { class: "dot", role: "img", "aria-label": MEANINGS[kind] }),

@@ -272,7 +272,7 @@ class Depth(Task):
         if policy is not None:
             ignored = valid & ~(self._learnable(depth) & dense.decided(label, policy).positive)
             picture = drawing.fade(picture, drawing.upscale(ignored))
-            rows.append(drawing.share(ignored, "ignored"))
+            rows += [drawing.share(ignored, "ignored")] if ignored.any() else []
         return drawing.caption(picture, rows)
 
 
