@@ -97,6 +97,9 @@ def get_config(variant: str = "") -> ConfigDict:
         "normals": {"positive": 0.0, "negative": 0.0},
     }
     config.baselines = ("supervised",)
+    config.external = {}  # {task: {"make": "package.module:function"}}: teachers that are given instead of trained
+    # Pages and files of the pseudo labels; an empty section leaves them out.
+    config.quality, config.gallery, config.files = {}, {}, {}
     if variant == "sanity":
         config.pool.pool.count = 64
         for task in TASKS:
