@@ -19,6 +19,7 @@ from must.core.types import Batch, Model, Policy, UserError
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import Encoder, Joined, train_batches
 from must.data.records import Records
+from must.data.weights import write_weights
 from must.objectives.supervised import supervised
 from must.pseudo_label import weigh
 from must.recipes import weighing
@@ -351,3 +352,46 @@ def test_budgets_end_in_one_table_and_one_page(tmp_path):
     assert "weighted: weights" in page and "slam: probability" in page and "http" not in page.replace("http://www.w3.org", "")
     assert "16 labels" in (tmp_path / "results.txt").read_text()
     assert recipe.STAGES == weighted_distillation.STAGES
+
+
+def test_a_student_teaches_the_next_round_and_arms_believe_what_they_choose(labelled, tmp_path):
+    workdir = shutil.copytree(labelled, tmp_path / "run")
+    (workdir / "policy" / "done.json").unlink()
+    records = Records(records_directory(str(workdir)))
+    write_weights(tmp_path / "weights.csv", {"depth": {id: 0.25 for id in records.ids[-8:]}})
+    config = _config()
+    config["student"].update(steps=2, checkpoint_every=2)
+    config["arms"] = {
+        "own": {
+            "policies": {"classification": {"from_validation": True, "precision": 0.6}},
+            "weights_file": str(tmp_path / "weights.csv"),
+        },
+        "again": {"labels_from": "own"},
+    }
+    wanted = ("policy", "arms/own", "label_by/own/0", "policy_by/own", "arms/again")
+    jobs = {job.name: job for job in recipe.plan(config, 1)}
+    assert jobs["arms/own"].needs == ("label/0", "policy") and jobs["label_by/own/0"].needs == ("arms/own",)
+    run_jobs(str(workdir), [jobs[name] for name in wanted], workers=1)
+    own, again = (policies_of(Built(config, 0), str(workdir), run) for run in ("own", "again"))
+    assert own["classification"].curve.shape == (12, 33) and again["classification"].positive == 0
+    student = Records(records_directory(str(workdir), by="own"))
+    assert student.ids == records.ids and {facts["teacher"] for facts in student.provenance["tasks"].values()} == {"own"}
+    assert student.provenance["tasks"]["depth"]["fingerprint"] != records.provenance["tasks"]["depth"]["fingerprint"]
+    built = Built(config, 0)
+    source = _student_source(built, built.settings("own"), records)
+    light = {source.ids[i] for i in range(len(source)) if source[i].weights.get("depth") == 0.25}
+    assert light == set(records.ids[-8:])
+
+
+@pytest.mark.parametrize(
+    "arms, says",
+    [
+        ({"a": {"labels_from": "b"}}, "a.labels_from 'b': arms learn from"),
+        ({"a": {"labels_from": "b"}, "b": {"labels_from": "a"}}, "goes in a circle"),
+    ],
+)
+def test_rounds_begin_with_teachers(arms, says):
+    config = _config()
+    config["arms"] = arms
+    with pytest.raises(UserError, match=says):
+        Built(config, 0)
