@@ -134,9 +134,9 @@ def test_coarse_maps_must_fit_their_pictures(tmp_path, read, folder):
     export_labels(tmp_path / "out", source, TASKS, images=True)
     file = tmp_path / "out" / folder / "pool" / "1.png"
     picture = Image.open(file)
-    picture.resize((STORED[1], STORED[0] + 1)).save(file)
+    picture.resize((STORED[1], STORED[0] + 1), Image.NEAREST).save(file)
     name, more = ("masks", {"classes": CLASSES}) if read is MaskPng else ("depths", {"unit": "mm"})
-    with pytest.raises(UserError, match="1.png"):
+    with pytest.raises(UserError, match="1.png: is 8x7 .* its image is 8x6"):
         read(str(tmp_path / "out"), images="images/pool", **{name: f"{folder}/pool"}, coarse=True, **more)[0]
 
 
