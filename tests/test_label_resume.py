@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from must.core.types import UserError
 from must.data.records import Records
 from must.pseudo_label.plan import make_plan
+from must.pseudo_label.shards import ShardFile
 from tests.toy_labels import ToySource, ToyTask, label_toy, toy_teacher
 
 REPOSITORY = Path(__file__).parents[1]
@@ -392,6 +394,14 @@ def test_progress_reaches_the_total(tmp_path):
     seen = []
     label_toy(tmp_path / "1.0.0", progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen) and seen[-1] == (41, 41)
+
+
+def test_finished_shards_are_let_go_of(tmp_path, monkeypatch):
+    begin, files, held = ShardFile.__init__, weakref.WeakSet(), []
+    monkeypatch.setattr(ShardFile, "__init__", lambda self, *arguments: (files.add(self), begin(self, *arguments))[1])
+    arguments = {"source": ToySource(16), "shards": 8, "batch_size": 2}
+    label_toy(tmp_path / "1.0.0", progress=lambda done, total: held.append(len(files)), **arguments)
+    assert held == [1] * 8  # a writer takes megabytes until it is forgotten
 
 
 def test_a_worker_needs_no_jax():

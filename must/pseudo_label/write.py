@@ -175,7 +175,8 @@ class _Job:
 
             file = None
             for (shard, last), rows in labeller.run(batches()):
-                file = file or stack.enter_context(ShardFile(self.work, shard))
+                # Let go of with its lock: a writer keeps a megabyte or two for as long as anyone holds it.
+                file = file or held[shard].enter_context(ShardFile(self.work, shard))
                 file.add(rows)
                 if file.rejects:
                     self._check_rejects(shard, file.rejects)
