@@ -29,6 +29,7 @@ from must.recipes.believing import policies_of
 from must.recipes.labelling import records_directory
 from must.recipes.built import Built
 from must.recipes.checks import check_sets
+from must.recipes.run import run
 from must.recipes.training import _student_source
 from must.tasks.classification import Classification
 from must.train.checkpoint import Checkpoints
@@ -49,10 +50,8 @@ def _config():
 def labelled(tmp_path_factory):
     """A workdir with teachers and their labels of pool and validation split."""
     workdir = tmp_path_factory.mktemp("weighting") / "run"
-    command = [sys.executable, "-m", "must.main", f"--config={CONFIG}", f"--workdir={workdir}"]
     for stage in ("teachers", "label"):
-        done = subprocess.run([*command, f"--stage={stage}"], cwd=ROOT, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run(recipe, _config(), str(workdir), stage=stage)
     return workdir
 
 
@@ -311,8 +310,7 @@ def test_a_killed_weighted_student_ends_like_an_unbroken_one(labelled, tmp_path)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             assert alive and not (workdir / "arms" / "weighted" / "done.json").exists()
-        done = subprocess.run(_student_command(workdir), cwd=ROOT, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run(recipe, _config(), str(workdir), stage="student")
         facts = {arm: Checkpoints(str(workdir / "arms" / arm / "checkpoints")).facts()["sha256"] for arm in ("weighted", "corrected", "told")}
         results.append((facts, Checkpoints(str(workdir / "student" / "checkpoints")).facts()["sha256"]))
     assert results[0] == results[1]
@@ -331,6 +329,7 @@ def test_budgets_end_in_one_table_and_one_page(tmp_path):
     spec.loader.exec_module(module)
     config = json.loads(json.dumps(module.get_config("sanity").to_dict()))
     config["budgets"], config["pool"]["pool"]["count"] = [8, 16], 32
+    config["model"] = {"backbone": {**config["model"]["backbone"], "width": 8, "stages": 1}, "neck": {}}
     config["hidden"]["classification"]["count"] = 32
     config["sets"]["scenes"]["validation"]["count"] = config["sets"]["scenes"]["test"]["count"] = 32
     for section in ("teacher", "student"):

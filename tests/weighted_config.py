@@ -20,4 +20,5 @@ def get_config():
         "told": {"oracle_labels": True},
     }
     config.baselines = ()
+    config.workers = 1  # every further process starts Python and JAX once more
     return config
