@@ -19,13 +19,12 @@ import numpy as np
 from must.core import boxes as bx
 from must.core.types import Array, ArraySpec, Features, Geometry, Label, LabelError, Metric, PerExample, Policy, UserError
 from must.data import geometry as geo
-from must.tasks import box_lists, drawing, pasted_boxes
+from must.tasks import average_precision, box_lists, drawn_boxes, pasted_boxes
 from must.tasks import points as points_of
 from must.tasks.base import Task
 from must.tasks.states import Claims, decide, states, uncertain
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
-_RECALLS = np.linspace(0.0, 1.0, 101)  # where the precision is read
 _MIN_VISIBLE = 0.25  # of a cut box's area; with less the object is no longer recognisable, so it is ignored
 
 
@@ -343,19 +342,11 @@ class Detection(Task):
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """COCO's AP, AP50, AP75 and AR100, 0..1, over the classes that have a true box; all 0 where none has."""
-        positives = rows["positives"].sum(0)
-        precision, recall = [], []
-        for c in np.flatnonzero(positives):
-            mine = (rows["classes"] == c) & (rows["hit"] | rows["miss"]).any(-1)
-            order = np.argsort(-rows["scores"][mine], kind="stable")
-            hits = np.cumsum(rows["hit"][mine][order], 0)  # [n, thresholds]
-            misses = np.cumsum(rows["miss"][mine][order], 0)
-            precision.append(_interpolated(hits, misses, positives[c]))
-            recall.append(hits[-1] / positives[c] if len(hits) else np.zeros(len(_THRESHOLDS)))
-        if not precision:
+        found = average_precision.of_classes(rows)
+        if found is None:
             return {metric.name: 0.0 for metric in self.metrics}
-        ap = np.mean(precision, 0)
-        values = (ap.mean(), ap[0], ap[5], np.mean(recall))
+        ap, recall = found  # by IoU threshold
+        values = (ap.mean(), ap[0], ap[5], recall.mean())
         return {metric.name: float(value) for metric, value in zip(self.metrics, values, strict=True)}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -384,43 +375,16 @@ class Detection(Task):
 
         With a policy: what is taken with its calibrated score, what is ignored dashed and hatched, no others.
         """
-        from PIL import Image, ImageDraw
-
-        enlarged = drawing.upscale(image)
-        zoom, colours = enlarged.shape[0] / image.shape[0], drawing.palette(len(self.classes))
-        boxes, classes, scores, crowd = (np.asarray(label[n]) for n in ("boxes", "classes", "scores", "crowd"))
-        shown, ignored = np.asarray(label["valid"]) & (boxes[:, 2:] > boxes[:, :2]).all(-1), np.zeros(len(boxes), bool)
+        boxes = np.asarray(label["boxes"])
+        shown, scores = np.asarray(label["valid"]) & (boxes[:, 2:] > boxes[:, :2]).all(-1), np.asarray(label["scores"])
+        ignored = np.zeros(len(boxes), bool)
         if policy is None:
             shown = shown & (scores >= self.draw_floor)
         else:
             state = self._decided(label, policy)
             shown, scores = shown & ~state.negative, np.where(scores == 1, 1.0, state.scores)
             ignored = shown & ~state.positive
-        corners = np.round(boxes * zoom - (0, 0, 1, 1)).astype(np.int64)
-        inside = np.zeros(enlarged.shape[:2], bool)
-        for x0, y0, x1, y1 in corners[ignored]:
-            inside[max(0, y0) : y1, max(0, x0) : x1] = True
-        canvas = Image.fromarray(drawing.tint(enlarged, inside) if inside.any() else enlarged)
-        pen = ImageDraw.Draw(canvas)
-        for i in sorted(np.flatnonzero(shown)[::-1], key=lambda i: not ignored[i]):  # the surest last, on top
-            colour = tuple(colours[classes[i]].tolist())
-            x0, y0, x1, y1 = corners[i].tolist()
-            if ignored[i]:
-                drawing.dashed(pen, (x0, y0, x1, y1), colour)
-            else:
-                pen.rectangle((x0, y0, x1, y1), outline=colour, width=1 if crowd[i] else 2)
-            if not crowd[i]:
-                text = self.classes[classes[i]] + ("" if scores[i] == 1 else f" {scores[i]:.2f}")
-                corner = (x0 + 2, max(0, y0 - 11))
-                pen.rectangle(pen.textbbox(corner, text), fill=(24, 24, 28) if ignored[i] else colour)
-                dark = not ignored[i] and sum(colour) > 330
-                pen.text(corner, text, fill=(0, 0, 0) if dark else (255, 255, 255))
-        number = np.bincount(classes[shown & ~ignored & ~crowd], minlength=len(self.classes))
-        most = [c for c in np.argsort(-number, kind="stable")[: drawing.ROWS] if number[c]]
-        rows = [(f"{number[c]} {self.classes[c]}", colours[c : c + 1]) for c in most]
-        if ignored.any():
-            rows = [*rows[: drawing.ROWS - 1], (f"{ignored.sum()} ignored", drawing.share(ignored, "")[1])]
-        return drawing.caption(np.asarray(canvas), rows)
+        return drawn_boxes.draw(image, {**label, "scores": scores}, self.classes, shown, ignored)
 
 
 @functools.cache  # asked for every row of every batch
@@ -437,16 +401,6 @@ def _take(array: Array, index: Array) -> Array:
 
 def _expand(array: Array, like: Array) -> Array:
     return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))
-
-
-def _interpolated(hits: np.ndarray, misses: np.ndarray, positives: int) -> np.ndarray:
-    """Precision at the 101 recalls, averaged: cumulated hits and misses [n, T] by falling score -> [T]."""
-    out = np.zeros(hits.shape[1])
-    envelope = np.maximum.accumulate((hits / np.maximum(hits + misses, np.spacing(1)))[::-1], 0)[::-1]
-    for t in range(hits.shape[1]):
-        at = np.searchsorted(hits[:, t] / positives, _RECALLS, side="left")
-        out[t] = envelope[at[at < len(hits)], t].sum() / len(_RECALLS)
-    return out
 
 
 _MEASURE = jax.jit(Detection.measure, static_argnums=0)
