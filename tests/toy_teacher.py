@@ -1,4 +1,4 @@
-"""Labels as an imperfect teacher says them, made from the truth: it errs, more often where it is less sure, and says too much."""
+"""Labels as an imperfect teacher says them, made from the truth: it errs more often where it is less sure."""
 
 import numpy as np
 
@@ -53,7 +53,8 @@ def _boxes(task, truth, rng):
         rows.append((np.concatenate([corner, corner + side]), rng.integers(len(task.classes)), rng.beta(1.5, 4)))
     rows = sorted(rows, key=lambda row: -row[2])[: len(said["valid"])]
     for k, (box, kind, score) in enumerate(rows):
-        said["boxes"][k], said["classes"][k], said["scores"][k], said["valid"][k] = np.clip(box, 0, 64), kind, min(score, 0.99), True
+        said["boxes"][k], said["classes"][k] = np.clip(box, 0, 64), kind
+        said["scores"][k], said["valid"][k] = min(score, 0.99), True
     said["known"][:] = True
     return said
 
