@@ -19,14 +19,15 @@ TASKS = {
 }
 
 
-def pairs(name: str, count: int, *, seed: int = 0, size: int = 64, split: str = "validation"):
-    """(prediction, truth, id) of one task on `count` scenes."""
-    source = Scenes(count, seed=seed, size=size, split=split, labels=(name,))
-    encoder = Encoder({name: TASKS[name]}, (size, size))
+def pairs(count: int, *, seed: int = 0, size: int = 64, split: str = "validation"):
+    """{task: [(prediction, truth, id)]} on `count` scenes."""
+    source, found = Scenes(count, seed=seed, size=size, split=split), {name: [] for name in TASKS}
+    encoder = Encoder(TASKS, (size, size))
     for index in range(count):
         example, rng = source[index], np.random.default_rng((seed, index))
-        truth = encoder(example, index, rng).labels[name]
-        yield _SAY[name](TASKS[name], truth, rng), truth, example.id
+        for name, truth in encoder(example, index, rng).labels.items():
+            found[name].append((_SAY[name](TASKS[name], truth, rng), truth, example.id))
+    return found
 
 
 def _distribution(task, truth, rng):

@@ -33,7 +33,7 @@ def quality(task: Task, pairs: Iterable[tuple[Label, Label, str]], policy: Polic
     Returns:
       examples: how many.
       classes: {name: entry}, one "all" for a task without classes; {} for a task without scores. An entry has
-        items (true ones), claims, positive, ignored, negative: numbers; a claim is a box, a class of a pixel or of an image,
+        items (true ones), claims, positive, ignored, negative: numbers; a claim is a box, a pixel or a class of an image,
         threshold: calibrated score from which on claims are positive, None where nothing is,
         precision, precision_ci95: of the positives, Wilson's interval with as many independent claims as their spread
           over examples allows; recall: right positives of the items; coverage: claims that are not negative,

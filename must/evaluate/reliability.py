@@ -73,7 +73,8 @@ def reliability(cells: Counted, spread: float = 1.0) -> dict[str, Any]:
     count, right, score = (np.bincount(which, part, minlength=BINS) for part in cells[:3])
     low, high = wilson(right / spread, count / spread)
     used = np.flatnonzero(count)
-    bins = np.stack([score / np.maximum(count, 1), right / np.maximum(count, 1), low, high, count], 1)[used].round(4).tolist()
+    some = np.maximum(count, 1)
+    bins = np.stack([score / some, right / some, low, high, count], 1)[used].round(4).tolist()
     ece = sum(abs(right[b] - score[b]) for b in used) / total
     return {"ece": float(ece), "brier": float(cells.square.sum() / total), "bins": bins}
 

@@ -14,6 +14,7 @@ from must.report.reliability import diagram, trade_off
 _MOST = 24  # classes that are drawn and stand in the open
 _STATES = ("taken as true", "ignored", "taken as absent")
 _STYLE = """
+th, td { padding-left:17px; }
 .small { display:grid; grid-template-columns:repeat(auto-fill,minmax(190px,1fr)); gap:18px 22px; margin:10px 0 20px; }
 .shots { display:grid; grid-template-columns:repeat(auto-fill,minmax(150px,1fr)); gap:14px; margin:8px 0 20px; }
 .shots figure { margin:0; font-size:12.5px; overflow-wrap:anywhere; }
@@ -53,9 +54,9 @@ def write_quality(
     many = f"{most:,}" if len(counts) < 2 else f"{min(counts):,} to {most:,}"
     scope = f"{len(results)} task{'s' * (len(results) != 1)}, each held against the truth of {many} examples"
     note = (
-        "A claim is what a label says of one box, of one class of an image, or of a pixel. By its calibrated score it is taken as "
-        "true, ignored, or taken as absent. Precision is the share of right claims among those taken as true, recall the share of "
-        "true items that they hold. Intervals are 95 %, and know that claims of one example go together."
+        "A claim is what a label says of one box, of one class of an image, or of a pixel. By its calibrated score it is "
+        "taken as true, ignored, or taken as absent. Precision is the share of right claims among those taken as true, "
+        "recall the share of true items that they hold. Intervals are 95 %, and know that claims of one example go together."
     )
     sentences = (in_words(name, result, facts[name]) for name, result in results.items())
     body = [
@@ -95,9 +96,9 @@ def _verdict(total: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     if len(wanted) != 1:
         return ""
     (aim,), (low, high) = wanted, total["precision_ci95"]
-    said = "less than" if high < aim else "more than" if low > aim else "as"
-    words = f"{said} the {_percent(aim, 0)} wanted" if said != "as" else f"as wanted, {_percent(aim, 0)}"
-    return f' (<span class="miss">{words}</span>)' if said == "less than" else f" ({words})"
+    if high < aim:
+        return f' (<span class="miss">wanted {aim:.0%}, missed</span>)'
+    return f" (wanted {aim:.0%}, {'exceeded' if low > aim else 'which its interval holds'})"
 
 
 def _overview(scored: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
@@ -111,8 +112,8 @@ def _overview(scored: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any])
         cells += [_precision(total, None), _number(total["recall"])]
         shares = [100 * total[key] / max(1, total["claims"]) for key in ("positive", "ignored", "negative")]
         rows.append([*cells, " · ".join(f"{share:.1f}" for share in shares), _arrow(total, "ece")])
-    note = "Taken alone: the metric over what is taken as true; of boxes, with all others left out. ECE: expected calibration error, "
-    note += "raw → calibrated."
+    note = "Taken alone: the metric over what is taken as true; of boxes, with all others left out. "
+    note += "ECE: expected calibration error, raw → calibrated."
     return f'{tables.table([*heads, "ECE"], rows, left=2)}<p class="soft">{note}</p>'
 
 
@@ -130,14 +131,15 @@ def _section(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pic
         parts += ["<h3>Are the probabilities right?</h3>", _diagrams(total)]
         first, rest = order[:_MOST], order[_MOST:]
         capped = f" The {_MOST} classes with the lowest recall." if rest else ""
-        words = "Up: precision; along: recall, as the threshold falls. The ring is the threshold in use, the dashed line the precision "
-        parts += [f"<h3>What precision costs</h3><p>{words}that was wanted.{capped}</p>"]
+        words = "Precision over recall as the threshold falls. The ring is the one in use, the dashed line the wanted precision."
+        parts += [f"<h3>What precision costs</h3><p>{words}{capped}</p>"]
         parts += [f'<div class="small">{"".join(_trade_off(c, classes[c], known.get(c, {})) for c in first)}</div>']
         if len(classes) > 1:
             parts += ["<h3>Classes, the worst covered first</h3>", charts.share_legend(_STATES), _shares(first, classes)]
         parts += [_classes(first, classes, known)]
         if rest:
-            parts += [f"<details><summary>The other {len(rest)} classes</summary>{_classes(rest, classes, known)}</details>"]
+            summary = f"<summary>The other {len(rest)} classes</summary>"
+            parts += [f"<details>{summary}{_classes(rest, classes, known)}</details>"]
     worst = "mean squared gap between probability and truth; a missed item counts 1"
     parts += [_examples("Worst examples", worst, result["worst_examples"], pictures, "{:.2f}")]
     unsure = "share of the claims that are ignored; needs no truth"
@@ -148,9 +150,9 @@ def _section(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pic
 def _metrics(metrics: Mapping[str, Any]) -> str:
     heads = ["metric", "all labels", *(["taken alone"] if metrics["positive"] else [])]
     rows = []
+    columns = [metrics[key] for key in ("labels", "positive") if metrics[key]]
     for name in metrics["units"]:
-        cells = [_figure((metrics[key] or {}).get(name)) for key in ("labels", "positive") if key == "labels" or metrics[key]]
-        rows.append([_metric(metrics, name), *cells])
+        rows.append([_metric(metrics, name), *(_figure(column.get(name)) for column in columns)])
     return tables.table(heads, rows)
 
 
@@ -185,7 +187,8 @@ def _classes(order: Sequence[str], classes: Mapping[str, Any], known: Mapping[st
         entry, fact = classes[name], known.get(name, {})
         threshold = "none" if entry["threshold"] is None else f"{entry['threshold']:.3f}"
         why = f'<span class="why">{escape(fact["why"])}</span>' if fact.get("why") else ""
-        row = [escape(name) + why, f"{entry['items']:,}", f"{entry['claims']:,}", threshold, _precision(entry, fact.get("wanted"))]
+        row = [escape(name) + why, f"{entry['items']:,}", f"{entry['claims']:,}", threshold]
+        row += [_precision(entry, fact.get("wanted"))]
         row += [_number(entry[key]) for key in ("recall", "wrong_ignored", "right_negative")]
         rows.append([*row, _arrow(entry, "ece")])
     return tables.table(heads, rows)
@@ -196,7 +199,7 @@ def _examples(title: str, what: str, found: Sequence[Sequence[Any]], pictures: M
         return ""
     shown = [(key, value) for key, value in found if key in pictures]
     figures = [
-        f'<figure><img src="{data_uri(np.asarray(pictures[key], np.uint8))}" alt="{escape(key, quote=True)}" loading="lazy">'
+        f'<figure><img src="{data_uri(np.asarray(pictures[key], np.uint8))}" alt="{escape(key, quote=True)}">'
         f"<figcaption>{form.format(value)} · {escape(key)}</figcaption></figure>"
         for key, value in shown
     ]

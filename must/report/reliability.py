@@ -11,8 +11,8 @@ _TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1)
 
 
 def diagram(
-    bins: Sequence[Sequence[float]], *, title: str, words: str, axes: tuple[str, str] = ("estimated", "true"), series: int = 1,
-    side: int = 340,
+    bins: Sequence[Sequence[float]], *, title: str, words: str, axes: tuple[str, str] = ("estimated", "true"),
+    series: int = 1, side: int = 340,
 ) -> str:  # fmt: skip
     """Claimed probabilities against how often it was so.
 
@@ -36,7 +36,8 @@ def diagram(
         parts += [text(px(t), bottom + 16, tick_text(t), "soft num", "middle")]
         parts += [text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]
     parts += [text((left + right) / 2, side - 6, axes[0], "soft", "middle")]
-    parts += [f'<g transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)">{text(0, 0, axes[1], "soft", "middle")}</g>']
+    upwards = f'transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)"'
+    parts += [f'<g {upwards}>{text(0, 0, axes[1], "soft", "middle")}</g>']
     return svg(side, side, "".join(parts), title)
 
 
