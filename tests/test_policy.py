@@ -72,7 +72,8 @@ def test_confidence_makes_a_broken_promise_rare():
 def test_pixels_of_few_images_are_little_evidence():
     examples = np.repeat(np.arange(12), 1000)
     right = np.where(examples % 3 == 0, 800, 1000)  # of the pixels of each image; 93 % in all
-    claims = Judged(np.full(12_000, 0.9, np.float32), np.arange(12_000) % 1000 < right, 0 * examples, np.array([12e3]), (), examples)
+    correct, score = np.arange(12_000) % 1000 < right, np.full(12_000, 0.9, np.float32)
+    claims = Judged(score, correct, 0 * examples, np.array([12e3]), (), examples)
     bound = lambda claims, confidence: choose(claims, confidence=confidence)[0].positive  # noqa: E731
     assert np.isfinite(bound(claims, 0.0)) and np.isfinite(bound(claims._replace(examples=None), 0.95))
     assert np.isinf(bound(claims, 0.95))  # the same claims, were they of one image each, would prove it
@@ -137,8 +138,8 @@ def test_isotonic_curves_are_as_good_as_scikit_learns_and_never_fall():
     value = calibrated(Policy(curve=curves), fresh.score, fresh.ids)
     for c in range(3):
         mine, new = claims.ids == c, fresh.ids == c
-        referee = sklearn.IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(claims.score[mine], claims.correct[mine])
-        theirs = referee.predict(fresh.score[new])
+        referee = sklearn.IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+        theirs = referee.fit(claims.score[mine], claims.correct[mine]).predict(fresh.score[new])
         brier = lambda p: np.mean((p - fresh.correct[new]) ** 2)  # noqa: B023, E731
         assert np.abs(value[new] - theirs).mean() < 0.03
         assert brier(value[new]) < brier(theirs) + 1e-4 and brier(value[new]) < brier(fresh.score[new])
@@ -152,10 +153,10 @@ def test_temperatures_are_found_again():
     sharp = tempered(Policy(temperature=0.5), probs)  # twice as sure as it should be
     assert fit_temperature(sharp, truth) == pytest.approx(2.0, rel=0.1)
     assert fit_temperature(probs[:0], truth[:0]) == 1.0
+    cooled = lambda p: 1 / (1 + (1 / np.maximum(p, 1e-9) - 1) ** (1 / 3))  # noqa: E731
     score = rng.random(4000)
-    odds = (score / (1 - score)) ** (1 / 3)
-    claims = Judged(score.astype(np.float32), rng.random(4000) < odds / (1 + odds), np.zeros(4000, int), np.array([1.0]))
-    np.testing.assert_allclose(fit_scaling(claims)[16:32], (odds := (g := np.arange(16, 32) / 32) / (1 - g)) ** (1 / 3) / (1 + odds ** (1 / 3)), atol=0.03)
+    claims = Judged(score.astype(np.float32), rng.random(4000) < cooled(score), np.zeros(4000, int), np.array([1.0]))
+    np.testing.assert_allclose(fit_scaling(claims)[1:32], cooled(np.arange(1, 32) / 32), atol=0.03)
 
 
 def _pairs(count=400):
@@ -166,7 +167,8 @@ def _pairs(count=400):
         logits = 1.5 * np.eye(3)[true] + rng.standard_normal(3)
         probs = np.exp(3 * logits) / np.exp(3 * logits).sum()
         known = np.ones(3, bool)
-        yield {"probs": probs.astype(np.float32), "known": known}, {"probs": np.eye(3, dtype=np.float32)[true], "known": known}
+        truth = {"probs": np.eye(3, dtype=np.float32)[true], "known": known}
+        yield {"probs": probs.astype(np.float32), "known": known}, truth
 
 
 def test_a_task_is_fitted_from_pairs_of_labels():
@@ -183,8 +185,11 @@ def test_a_task_is_fitted_from_pairs_of_labels():
 
 def test_a_sample_of_claims_keeps_shares_and_recall():
     shape = (40, 40)
-    label = lambda depth, scores=255: {"depth": depth.astype(np.float32), "scores": np.full(shape, scores, np.uint8)}  # noqa: E731
     rng = np.random.default_rng(9)
+
+    def label(depth, scores=255):
+        return {"depth": depth.astype(np.float32), "scores": np.full(shape, scores, np.uint8)}
+
     pairs = [(label(np.where(rng.random(shape) < 0.7, 1.0, 2.0), 40 * i), label(np.ones(shape))) for i in range(5)]
     whole, part = gather(Depth(), pairs), gather(Depth(), pairs, most=2000)
     assert len(whole.score) == 8000 == whole.items[0] and len(part.score) == 2000 == part.items[0]

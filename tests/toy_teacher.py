@@ -1,4 +1,4 @@
-"""Labels as an imperfect teacher says them, made from the truth: it errs, more often where it is less sure, and says too much."""
+"""Labels as an imperfect teacher says them, made from the truth: it errs more often where it is less sure."""
 
 import numpy as np
 
@@ -19,14 +19,15 @@ TASKS = {
 }
 
 
-def pairs(name: str, count: int, *, seed: int = 0, size: int = 64, split: str = "validation"):
-    """(prediction, truth, id) of one task on `count` scenes."""
-    source = Scenes(count, seed=seed, size=size, split=split, labels=(name,))
-    encoder = Encoder({name: TASKS[name]}, (size, size))
+def pairs(count: int, *, seed: int = 0, size: int = 64, split: str = "validation"):
+    """{task: [(prediction, truth, id)]} on `count` scenes."""
+    source, found = Scenes(count, seed=seed, size=size, split=split), {name: [] for name in TASKS}
+    encoder = Encoder(TASKS, (size, size))
     for index in range(count):
         example, rng = source[index], np.random.default_rng((seed, index))
-        truth = encoder(example, index, rng).labels[name]
-        yield _SAY[name](TASKS[name], truth, rng), truth, example.id
+        for name, truth in encoder(example, index, rng).labels.items():
+            found[name].append((_SAY[name](TASKS[name], truth, rng), truth, example.id))
+    return found
 
 
 def _distribution(task, truth, rng):
@@ -53,7 +54,8 @@ def _boxes(task, truth, rng):
         rows.append((np.concatenate([corner, corner + side]), rng.integers(len(task.classes)), rng.beta(1.5, 4)))
     rows = sorted(rows, key=lambda row: -row[2])[: len(said["valid"])]
     for k, (box, kind, score) in enumerate(rows):
-        said["boxes"][k], said["classes"][k], said["scores"][k], said["valid"][k] = np.clip(box, 0, 64), kind, min(score, 0.99), True
+        said["boxes"][k], said["classes"][k] = np.clip(box, 0, 64), kind
+        said["scores"][k], said["valid"][k] = min(score, 0.99), True
     said["known"][:] = True
     return said
 

@@ -1,4 +1,4 @@
-"""How good labels are, held against the truth: what a policy takes and leaves, and how far its probabilities can be trusted.
+"""How good labels are, held against the truth: what a policy takes and leaves, and how far its scores can be trusted.
 
 Examples are read one after the other and forgotten; only the rows of the task's own metrics stay.
 """
@@ -33,11 +33,11 @@ def quality(task: Task, pairs: Iterable[tuple[Label, Label, str]], policy: Polic
     Returns:
       examples: how many.
       classes: {name: entry}, one "all" for a task without classes; {} for a task without scores. An entry has
-        items (true ones), claims, positive, ignored, negative: numbers; a claim is a box, a class of a pixel or of an image,
+        items (true ones), claims, positive, ignored, negative: numbers; a claim is a box, a pixel or a class of an image,
         threshold: calibrated score from which on claims are positive, None where nothing is,
         precision, precision_ci95: of the positives, Wilson's interval with as many independent claims as their spread
           over examples allows; recall: right positives of the items; coverage: claims that are not negative,
-        wrong_ignored: share of wrong claims among the ignored, right_negative: share of right ones among the negative,
+        wrong_ignored: share of wrong claims among the ignored; right_negative: of right ones among the negative,
         raw, policy: `reliability` of raw and of calibrated scores, without bins; trade_off: see there.
       total: an entry over all classes, with bins and without trade_off and threshold; None for a task without scores.
       metrics: {"labels": {metric: value} of all labels, "positive": of what is positive alone, None where that is no
@@ -78,7 +78,7 @@ def quality(task: Task, pairs: Iterable[tuple[Label, Label, str]], policy: Polic
 
 
 def _positive(task: Task, said: Label, truth: Label, policy: Policy) -> tuple[Label, Label] | None:
-    """A label and its truth where the label is positive, by its fields; None where nothing is or another task has no such part."""
+    """A label and its truth where the label is positive, by its fields; None where nothing is or no such part is known."""
     fields = set(said)
     if is_distribution(said):
         score, best = np.asarray(tempered_label(policy, said)["probs"]), int(np.argmax(said["probs"]))
@@ -103,7 +103,7 @@ class _Tally:
     def __init__(self, classes: int):
         self._count = {key: np.zeros(classes) for key in ("items", *_STATES)}
         self._right = {key: np.zeros(classes) for key in _STATES}
-        self._products = np.zeros((3, classes + 1))  # of right and all positives of an example, for their spread; last: all classes
+        self._products = np.zeros((3, classes + 1))  # of each example's right and all positives; the last of all classes
         self._of_claims = np.zeros(3)  # the same of claims
         self._raw, self._calibrated = Cells(classes), Cells(classes)
 

@@ -9,7 +9,7 @@ from must.core.proportions import wilson
 CELLS = 1000  # of the scores 0..1
 BINS = 15  # of a diagram and of the calibration error, with equal numbers of claims
 _WAITING = 1_000_000  # claims that are held before they are counted
-_POINTS = 60  # of a curve of precision and recall
+_POINTS = 60  # of a curve of precision and recall, at most about this far apart along either
 
 
 class Counted(NamedTuple):
@@ -73,9 +73,10 @@ def reliability(cells: Counted, spread: float = 1.0) -> dict[str, Any]:
     count, right, score = (np.bincount(which, part, minlength=BINS) for part in cells[:3])
     low, high = wilson(right / spread, count / spread)
     used = np.flatnonzero(count)
-    bins = [[score[b] / count[b], right[b] / count[b], low[b], high[b], int(count[b])] for b in used]
+    some = np.maximum(count, 1)
+    bins = np.stack([score / some, right / some, low, high, count], 1)[used].round(4).tolist()
     ece = sum(abs(right[b] - score[b]) for b in used) / total
-    return {"ece": float(ece), "brier": float(cells.square.sum() / total), "bins": [list(map(float, b[:4])) + b[4:] for b in bins]}
+    return {"ece": float(ece), "brier": float(cells.square.sum() / total), "bins": bins}
 
 
 def trade_off(cells: Counted, items: float) -> list[list[float]]:
@@ -84,11 +85,9 @@ def trade_off(cells: Counted, items: float) -> list[list[float]]:
     steps = np.flatnonzero(cells.count[::-1])
     if not items or not len(steps):
         return []
-    recall = right[steps] / items
-    kept = [0]
-    for i in range(1, len(steps)):  # so that points lie evenly along the curve, which is steep at its start
-        if i == len(steps) - 1 or abs(recall[i] - recall[kept[-1]]) >= recall[-1] / _POINTS:
-            kept.append(i)
-    return [
-        [float((CELLS - steps[i]) / CELLS), float(right[steps[i]] / count[steps[i]]), float(min(1.0, recall[i]))] for i in kept
-    ]
+    points = np.stack([(CELLS - steps) / CELLS, right[steps] / count[steps], np.minimum(1.0, right[steps] / items)], 1)
+    kept = [points[0]]
+    for point in points[1:]:
+        if np.abs(point - kept[-1])[1:].max() >= 1 / _POINTS or point is points[-1]:
+            kept.append(point)
+    return np.round(kept, 4).tolist()

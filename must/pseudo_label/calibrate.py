@@ -26,7 +26,7 @@ class Judged(NamedTuple):
       ids: int [N], classes; 0 for a task without classes.
       items: float [C], true items of each class; scaled like the claims where these are a sample.
       classes: names, () for a task without classes.
-      examples: int [N], the example that a claim is of; claims of one example are no independent evidence. None: each of its own.
+      examples: int [N], the example that a claim is of; those of one are no independent evidence. None: each of its own.
     """
 
     score: np.ndarray

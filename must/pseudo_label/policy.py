@@ -119,7 +119,9 @@ def choose(
     bounds, facts, pooled = [], {}, {}
     for c, name in enumerate(names):
         mine, why = np.flatnonzero(claims.ids == c), ""
-        found = lambda where, p: _threshold(probability[where], claims.correct[where], examples[where], p, z, (seed, c))  # noqa: B023, E731
+        found = lambda where, p: _threshold(  # noqa: E731
+            probability[where], claims.correct[where], examples[where], p, z, (seed, c)  # noqa: B023
+        )
         negative = doubt
         if total[c] >= least:
             positive, optimism = found(mine, wanted[c])

@@ -4,8 +4,8 @@
        "all": {"positive": 0.8123, "negative": 0.2, "precision": 0.9041, ...}}},
      "curves": {"depth": {"all": [0.0, ..., 0.97]}}}
 
-One class per line; `positive` null means that nothing but the truth itself is taken. Only thresholds, temperature and curves
-are read back, the rest says what they cost when they were chosen.
+One class per line; `positive` null means that nothing but the truth itself is taken. Only thresholds, temperature and
+curves are read back, the rest says what they cost when they were chosen.
 """
 
 import json
@@ -24,7 +24,7 @@ _DETAIL = ("precision", "recall", "coverage", "claims", "wanted", "why")
 
 
 def save_policies(path: str, chosen: Mapping[str, tuple[Policy, Mapping[str, Any] | None, Task]]) -> None:
-    """Writes {task name: (policy, facts of `must.pseudo_label.policy.fit` or None, task)}, always the same bytes for the same."""
+    """Writes {task name: (policy, facts of `must.pseudo_label.policy.fit` or None, task)}; the same bytes for the same."""
     blocks, curves = [], []
     for name, (policy, facts, task) in chosen.items():
         facts = facts or {}
@@ -43,7 +43,8 @@ def save_policies(path: str, chosen: Mapping[str, tuple[Policy, Mapping[str, Any
         body = ",\n".join(lines)
         blocks.append(f' {json.dumps(name)}: {{\n  {json.dumps(head)[1:-1]},\n  "classes": {{\n{body}\n  }}\n }}')
         rows = np.broadcast_to(curve, (len(classes), curve.shape[-1])).round(4)
-        drawn = [f"   {json.dumps(label)}: {json.dumps([_plain(v) for v in row])}" for label, row in zip(classes, rows, strict=True)]
+        listed = ((label, [_plain(value) for value in row]) for label, row in zip(classes, rows, strict=True))
+        drawn = [f"   {json.dumps(label)}: {json.dumps(row)}" for label, row in listed]
         curves.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(drawn) + "\n  }")
     blocks.append(f' "{_CURVES}": {{\n' + ",\n".join(curves) + "\n }")
     with open(f"{path}.partial", "w", encoding="utf-8") as file:
@@ -88,7 +89,8 @@ def read_policies(path: str, classes: Mapping[str, Sequence[str]] | None = None)
         alone = names == [EVERY]
         positive, negative = np.array(bounds[0] if alone else bounds, np.float32).T
         temperature = _number(f"{at}: temperature", entry.get("temperature"), 1e-3, 1e3)
-        policies[name] = Policy(positive, negative, np.float32(temperature), np.array(curve[0] if alone else curve, np.float32))
+        curve = np.array(curve[0] if alone else curve, np.float32)
+        policies[name] = Policy(positive, negative, np.float32(temperature), curve)
     return policies
 
 

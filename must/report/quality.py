@@ -14,13 +14,16 @@ from must.report.reliability import diagram, trade_off
 _MOST = 24  # classes that are drawn and stand in the open
 _STATES = ("taken as true", "ignored", "taken as absent")
 _STYLE = """
+th, td { padding-left:17px; }
 .small { display:grid; grid-template-columns:repeat(auto-fill,minmax(190px,1fr)); gap:18px 22px; margin:10px 0 20px; }
 .shots { display:grid; grid-template-columns:repeat(auto-fill,minmax(150px,1fr)); gap:14px; margin:8px 0 20px; }
-.shots figure { margin:0; font-size:12.5px; overflow-wrap:anywhere; } .shots figcaption { color:var(--soft); line-height:1.35; margin-top:4px; }
+.shots figure { margin:0; font-size:12.5px; overflow-wrap:anywhere; }
+.shots figcaption { color:var(--soft); line-height:1.35; margin-top:4px; }
 .twins { display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,340px)); gap:12px 56px; }
 .ids { columns:300px 3; column-gap:28px; padding-left:0; list-style:none; font-size:13px; max-width:none; }
 .ids li { display:flex; justify-content:space-between; gap:12px; font-variant-numeric:tabular-nums; }
 .ids li span:first-child { overflow-wrap:anywhere; }
+.why { display:block; font-size:12.5px; color:var(--soft); white-space:normal; }
 .miss { color:var(--s5); font-weight:600; }
 """
 
@@ -47,13 +50,18 @@ def write_quality(
     facts = {name: (facts or {}).get(name) or {} for name in results}
     scored = {name: result for name, result in results.items() if result["total"]}
     counts = {result["examples"] for result in results.values()}
-    many = f"{min(counts):,}" if len(counts) == 1 else f"{min(counts, default=0):,} to {max(counts, default=0):,}"
+    most = max(counts, default=0)
+    many = f"{most:,}" if len(counts) < 2 else f"{min(counts):,} to {most:,}"
     scope = f"{len(results)} task{'s' * (len(results) != 1)}, each held against the truth of {many} examples"
-    note = "A claim is what a label says of one box, of one class of an image, or of a pixel. By its calibrated score a claim is taken as "
-    note += "true, ignored, or taken as absent. Intervals are 95 %; claims of the same example count as one as far as they go together."
+    note = (
+        "A claim is what a label says of one box, of one class of an image, or of a pixel. By its calibrated score it is "
+        "taken as true, ignored, or taken as absent. Precision is the share of right claims among those taken as true, "
+        "recall the share of true items that they hold. Intervals are 95 %, and know that claims of one example go together."
+    )
+    sentences = (in_words(name, result, facts[name]) for name, result in results.items())
     body = [
         f'<h1>{escape(title)}</h1><p class="soft">{scope}</p>',
-        f'<ul class="lead">{"".join(f"<li>{in_words(name, result, facts[name])}</li>" for name, result in results.items())}</ul>',
+        f'<ul class="lead">{"".join(f"<li>{sentence}</li>" for sentence in sentences)}</ul>',
         f'<p class="soft">{note}</p>',
         f"<h2>All tasks</h2>{_overview(scored, facts)}" if scored else "",
         *(_section(name, result, facts[name], (pictures or {}).get(name, {})) for name, result in results.items()),
@@ -70,10 +78,10 @@ def in_words(name: str, result: Mapping[str, Any], facts: Mapping[str, Any]) -> 
     if total["precision"] is None:
         first = "nothing is sure enough to be taken as true"
     else:
-        first = f"{_percent(total['precision'])} {_interval(total)} of what is taken as true is right{_verdict(total, facts)}"
-        first += f"; it holds {_percent(total['recall'])} of what there is"
+        first = f"precision {_percent(total['precision'])} {_interval(total)}{_verdict(total, facts)}"
+        first += f", recall {_percent(total['recall'])}"
     taken, left, absent = (_share(total[key], total["claims"]) for key in ("positive", "ignored", "negative"))
-    second = f"{taken} of the claims are taken, {left} ignored{_aside(total['wrong_ignored'], 'wrong')}, "
+    second = f"{taken} of the claims are taken as true, {left} ignored{_aside(total['wrong_ignored'], 'wrong')}, "
     second += f"{absent} taken as absent{_aside(total['right_negative'], 'right')}"
     raw, after = (total[key]["ece"] for key in ("raw", "policy"))
     third = "" if raw is None else f" Calibration error {100 * raw:.1f} → {100 * after:.1f} points."
@@ -88,27 +96,30 @@ def _verdict(total: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     if len(wanted) != 1:
         return ""
     (aim,), (low, high) = wanted, total["precision_ci95"]
-    said = "less than" if high < aim else "more than" if low > aim else "as"
-    words = f"{said} the {_percent(aim, 0)} wanted" if said != "as" else f"as wanted, {_percent(aim, 0)}"
-    return f' (<span class="miss">{words}</span>)' if said == "less than" else f" ({words})"
+    if high < aim:
+        return f' (<span class="miss">wanted {aim:.0%}, missed</span>)'
+    return f" (wanted {aim:.0%}, {'exceeded' if low > aim else 'which its interval holds'})"
 
 
 def _overview(scored: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-    heads = ["task", "headline", "all labels", "taken alone", "precision (%)", "recall (%)", "taken (%)", "ignored (%)", "absent (%)"]
-    heads += ["calibration error", "Brier"]
+    heads = ["task", "metric", "all labels", "taken alone", "precision (%)", "recall (%)", "true · ignored · absent (%)"]
     rows = []
     for name, result in scored.items():
         total, metrics = result["total"], result["metrics"]
         metric = next(iter(metrics["units"]))
-        unit = f" ({metrics['units'][metric]})" if metrics["units"][metric] else ""
-        cells = [escape(name), f"{escape(metric + unit)} {'↑' if metrics['higher'][metric] else '↓'}"]
+        cells = [escape(name), _metric(metrics, metric)]
         cells += [_figure((metrics[key] or {}).get(metric)) for key in ("labels", "positive")]
         cells += [_precision(total, None), _number(total["recall"])]
-        cells += [_number(total[key] / total["claims"] if total["claims"] else None) for key in ("positive", "ignored", "negative")]
-        cells += [_arrow(total, "ece"), _arrow(total, "brier")]
-        rows.append(cells)
-    note = "Taken alone: the metric where labels are taken as true; of boxes, with all others left out. Arrows: raw → calibrated."
-    return f'{tables.table(heads, rows, left=2)}<p class="soft">{note}</p>'
+        shares = [100 * total[key] / max(1, total["claims"]) for key in ("positive", "ignored", "negative")]
+        rows.append([*cells, " · ".join(f"{share:.1f}" for share in shares), _arrow(total, "ece")])
+    note = "Taken alone: the metric over what is taken as true; of boxes, with all others left out. "
+    note += "ECE: expected calibration error, raw → calibrated."
+    return f'{tables.table([*heads, "ECE"], rows, left=2)}<p class="soft">{note}</p>'
+
+
+def _metric(metrics: Mapping[str, Any], name: str) -> str:
+    unit = f" ({metrics['units'][name]})" if metrics["units"][name] else ""
+    return f"{escape(name + unit)} {'↑' if metrics['higher'][name] else '↓'}"
 
 
 def _section(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> str:
@@ -118,14 +129,17 @@ def _section(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pic
         rank = {label: place for place, label in enumerate(result["worst_classes"])}
         order = sorted(classes, key=lambda label: rank.get(label, len(rank)))
         parts += ["<h3>Are the probabilities right?</h3>", _diagrams(total)]
-        parts += ["<h3>What precision costs</h3><p>Up: precision; along: recall as the threshold falls. The ring is the threshold in use, "]
-        parts += ["the dashed line the wanted precision.", f" The {_MOST} classes with the lowest recall." * (len(order) > _MOST), "</p>"]
-        parts += [f'<div class="small">{"".join(_trade_off(c, classes[c], known.get(c, {})) for c in order[:_MOST])}</div>']
+        first, rest = order[:_MOST], order[_MOST:]
+        capped = f" The {_MOST} classes with the lowest recall." if rest else ""
+        words = "Precision over recall as the threshold falls. The ring is the one in use, the dashed line the wanted precision."
+        parts += [f"<h3>What precision costs</h3><p>{words}{capped}</p>"]
+        parts += [f'<div class="small">{"".join(_trade_off(c, classes[c], known.get(c, {})) for c in first)}</div>']
         if len(classes) > 1:
-            heading = "<h3>Classes, the worst covered first</h3>"
-            parts += [heading, charts.share_legend(_STATES), _shares(order[:_MOST], classes), _classes(order[:_MOST], classes, known)]
-            if rest := order[_MOST:]:
-                parts += [f"<details><summary>The other {len(rest)} classes</summary>{_classes(rest, classes, known)}</details>"]
+            parts += ["<h3>Classes, the worst covered first</h3>", charts.share_legend(_STATES), _shares(first, classes)]
+        parts += [_classes(first, classes, known)]
+        if rest:
+            summary = f"<summary>The other {len(rest)} classes</summary>"
+            parts += [f"<details>{summary}{_classes(rest, classes, known)}</details>"]
     worst = "mean squared gap between probability and truth; a missed item counts 1"
     parts += [_examples("Worst examples", worst, result["worst_examples"], pictures, "{:.2f}")]
     unsure = "share of the claims that are ignored; needs no truth"
@@ -136,10 +150,9 @@ def _section(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pic
 def _metrics(metrics: Mapping[str, Any]) -> str:
     heads = ["metric", "all labels", *(["taken alone"] if metrics["positive"] else [])]
     rows = []
-    for name, unit in metrics["units"].items():
-        sign = "↑" if metrics["higher"][name] else "↓"
-        cells = [_figure((metrics[key] or {}).get(name)) for key in ("labels", "positive") if key == "labels" or metrics[key]]
-        rows.append([f"{escape(name + (f' ({unit})' if unit else ''))} {sign}", *cells])
+    columns = [metrics[key] for key in ("labels", "positive") if metrics[key]]
+    for name in metrics["units"]:
+        rows.append([_metric(metrics, name), *(_figure(column.get(name)) for column in columns)])
     return tables.table(heads, rows)
 
 
@@ -167,15 +180,17 @@ def _shares(order: Sequence[str], classes: Mapping[str, Any]) -> str:
 
 
 def _classes(order: Sequence[str], classes: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    heads = ["class", "true items", "claims", "threshold", "precision (%)", "recall (%)", "covered (%)"]
-    heads += ["wrong of the ignored (%)", "right of the absent (%)", "calibration error", ""]
+    heads = ["class", "true items", "claims", "threshold", "precision (%)", "recall (%)"]
+    heads += ["wrong of ignored (%)", "right of absent (%)", "ECE"]
     rows = []
     for name in order:
         entry, fact = classes[name], known.get(name, {})
         threshold = "none" if entry["threshold"] is None else f"{entry['threshold']:.3f}"
-        row = [escape(name), f"{entry['items']:,}", f"{entry['claims']:,}", threshold, _precision(entry, fact.get("wanted"))]
-        row += [_number(entry[key]) for key in ("recall", "coverage", "wrong_ignored", "right_negative")]
-        rows.append([*row, _arrow(entry, "ece"), f'<span class="soft">{escape(fact.get("why") or "")}</span>'])
+        why = f'<span class="why">{escape(fact["why"])}</span>' if fact.get("why") else ""
+        row = [escape(name) + why, f"{entry['items']:,}", f"{entry['claims']:,}", threshold]
+        row += [_precision(entry, fact.get("wanted"))]
+        row += [_number(entry[key]) for key in ("recall", "wrong_ignored", "right_negative")]
+        rows.append([*row, _arrow(entry, "ece")])
     return tables.table(heads, rows)
 
 
@@ -184,11 +199,12 @@ def _examples(title: str, what: str, found: Sequence[Sequence[Any]], pictures: M
         return ""
     shown = [(key, value) for key, value in found if key in pictures]
     figures = [
-        f'<figure><img src="{data_uri(np.asarray(pictures[key], np.uint8))}" alt="{escape(key, quote=True)}" loading="lazy">'
+        f'<figure><img src="{data_uri(np.asarray(pictures[key], np.uint8))}" alt="{escape(key, quote=True)}">'
         f"<figcaption>{form.format(value)} · {escape(key)}</figcaption></figure>"
         for key, value in shown
     ]
-    others = [f"<li><span>{escape(key)}</span><span>{form.format(value)}</span></li>" for key, value in found if key not in pictures]
+    left = [(key, value) for key, value in found if key not in pictures]
+    others = [f"<li><span>{escape(key)}</span><span>{form.format(value)}</span></li>" for key, value in left]
     gallery = f'<div class="shots">{"".join(figures)}</div>' if figures else ""
     listed = f'<ul class="ids">{"".join(others)}</ul>' if others else ""
     return f'<h3>{title}</h3><p class="soft">{what[:1].upper()}{what[1:]}.</p>{gallery}{listed}'
@@ -234,4 +250,4 @@ def _arrow(entry: Mapping[str, Any], key: str) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "–" if value is None else f"{value:#.4g}"
