@@ -408,7 +408,7 @@ function listen() {
   });
   document.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!by || event.target.matches("input, select") || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (!by || event.target.closest?.("input, select") || event.altKey || event.ctrlKey || event.metaKey) return;
     if (dialog.open) { event.preventDefault(); step(by); }
   });
   addEventListener("hashchange", render);
