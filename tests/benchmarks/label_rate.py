@@ -3,12 +3,14 @@
     python tests/benchmarks/label_rate.py --images=32 --rounds=5              # ResNet-18 on 256 px, JPEGs of 512 px
     python tests/benchmarks/label_rate.py --parts=one --size=64 --photo=64 --depth=10 --width=16 --channels=32 \
         --images=1024 --batch=64                                              # small pictures
-    python tests/benchmarks/label_rate.py --parts=memory,bytes
+    python tests/benchmarks/label_rate.py --parts=host,memory,bytes
 
 Parts:
   one     a teacher of five tasks: its forward pass alone, and the whole of `label_images` (decode, resize, fetch, check,
           restore, encode, hash, commit), alternately; medians over rounds
   five    five teachers of a task each, with one decode, against the sum of their forward passes
+  host    processor time of all but the teachers, which no other load disturbs: teachers that take T processor time an
+          image leave a ratio of T / (T + that) where processors label, and more where an accelerator does
   memory  resident memory of a pass after 1,000 images and after 10,000
   bytes   of a record at 512 px by field: class, 100 boxes, 150 classes of pixels, depth and normals, at stride 4 and 1
 
@@ -172,14 +174,29 @@ def measure_bytes(stride: int) -> None:
     print(describe(cost, plan), flush=True)
 
 
+def painting_teacher(size: int, batch: int, names: tuple[str, ...] = ()) -> Teacher:
+    """Says the same of every batch, at no cost."""
+    tasks = {name: task for name, task in build_tasks(32).items() if name in names or not names}
+    repeat = lambda field: np.resize(field, (batch, *field.shape[1:]))  # noqa: E731
+    labels = painted(size, 4)
+    said = {name: {key: repeat(field) for key, field in labels[name].items()} for name in tasks}
+    return Teacher("painted", tasks, lambda images: said, (size, size), "0")
+
+
+def measure_host(source: Jpegs, options: argparse.Namespace) -> None:
+    """A label pass whose teacher costs nothing."""
+    teacher, spent = painting_teacher(options.size, options.batch), []
+    for _ in range(options.rounds + 1):
+        with tempfile.TemporaryDirectory() as directory:
+            start = time.process_time()
+            label_images(f"{directory}/1.0.0", "rate", source, [teacher], shards=options.shards, batch_size=options.batch)
+            spent.append(1000 * (time.process_time() - start) / len(source))
+    print(f"host: {statistics.median(spent[1:]):.2f} ms of processor time an image", flush=True)
+
+
 def measure_memory(count: int = 10_000, size: int = 64) -> None:
     """Resident memory while small pictures are labelled by a teacher that costs nothing."""
-    said = {task: {name: field[:, : size, : size] for name, field in label.items()} for task, label in painted(size, 4).items()
-            if task in DENSE}  # fmt: skip
-    said = {task: {name: np.repeat(field, 8, 0) for name, field in label.items()} for task, label in said.items()}
-    tasks = {name: task for name, task in build_tasks(32).items() if name in DENSE}
-    teacher = Teacher("painted", tasks, lambda images: said, (size, size), "0")
-    resident, page = {}, os.sysconf("SC_PAGESIZE") / 2**20
+    teacher, resident, page = painting_teacher(size, 64, DENSE), {}, os.sysconf("SC_PAGESIZE") / 2**20
 
     def look(done: int, total: int) -> None:
         for mark in (count // 10, count // 2, count - 64):
@@ -196,7 +213,7 @@ def measure_memory(count: int = 10_000, size: int = 64) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="one,five,memory,bytes")
+    parser.add_argument("--parts", default="one,five,host,memory,bytes")
     for name, default in {
         "images": 32, "size": 256, "photo": 512, "depth": 18, "width": 64, "channels": 128, "batch": 8, "shards": 2, "rounds": 5,
     }.items():  # fmt: skip
@@ -209,6 +226,8 @@ def main() -> None:
         compare("one teacher of five tasks", source, [build_teacher("all", tasks, options)], options)
     if "five" in parts:
         compare("five teachers", source, [build_teacher(name, {name: task}, options) for name, task in tasks.items()], options)
+    if "host" in parts:
+        measure_host(source, options)
     if "memory" in parts:
         measure_memory()
     if "bytes" in parts:
