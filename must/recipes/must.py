@@ -45,11 +45,11 @@ def plan(config: Config, workers: int) -> list[Job]:
             else:
                 jobs.append(Job(where, "teachers", train_single, (config, seed, task, "teacher")))
         for by in labellers(config):
-            needs = (f"{at}{student_job(by)}",) if by else tuple(mine)
+            needs, stage = ((f"{at}{student_job(by)}",), "student") if by else (tuple(mine), "label")
             parts = tuple(f"{at}{label_job(by)}/{k}" for k in range(workers))
             for k, part in enumerate(parts):
-                jobs.append(Job(part, "label", label, (config, seed, k, workers, by), needs))
-            jobs.append(Job(f"{at}{policy_job(by)}", "label", choose_policies, (config, seed, by), parts))
+                jobs.append(Job(part, stage, label, (config, seed, k, workers, by), needs))
+            jobs.append(Job(f"{at}{policy_job(by)}", stage, choose_policies, (config, seed, by), parts))
             jobs += [] if by else showing.jobs_of(config, seed, at, (*parts, f"{at}{policy_job()}"))
             for arm, changes in {"student": config["student"], **config["arms"]}.items():
                 if changes.get("labels_from", "") == by:
