@@ -46,8 +46,11 @@ def test_counts_are_those_of_claims_taken_one_by_one(said, name):
         assert entry["right_negative"] == (pytest.approx(correct[lost].mean()) if lost.any() else None)
     total = result["total"]
     assert total["positive"] == state.positive.sum() and total["items"] == items.sum()
-    low, high = total["precision_ci95"]
-    assert low < total["precision"] <= high + 1e-9
+    example = np.repeat(np.arange(COUNT), [len(part[0]) for part in judged])
+    count = np.bincount(example[state.positive], minlength=COUNT)
+    right = np.bincount(example[state.positive & correct], minlength=COUNT)
+    spread = design_effect(right, count)
+    assert total["precision_ci95"] == pytest.approx(list(map(float, wilson(right.sum() / spread, count.sum() / spread))))
     assert total["raw"]["brier"] != total["policy"]["brier"]
     json.dumps(result, allow_nan=False)
 
