@@ -1,7 +1,7 @@
 """A folder of static files that shows every record in a browser: what teachers said, and what of it will be believed.
 
 `index.html` opens by a double click and fetches nothing from the net; it holds the numbers of all images and loads the
-pictures, `must.report.sprites`, as they come into sight. What the browser does is in `gallery.js`.
+pictures, `must.report.sprites`, as they come into sight. What the browser does is in `gallery*.js`.
 """
 
 import collections
@@ -29,6 +29,7 @@ from must.tasks.base import Task
 _IDENTITY = "gallery.json"
 _FRAME = (192, 192)  # in which labels are compared with the truth: one compiled program for images of all sizes
 _AT_ONCE = 32  # images that a thread takes up
+_PARTS = ("gallery.css", "gallery_data.js", "gallery_large.js", "gallery.js")
 _VERSION = 1  # raise it when the same arguments make other pictures
 
 
@@ -207,6 +208,7 @@ def _identity(source, tasks, policies, truth, title: str, per_page: int) -> str:
 def _page(title: str, data: str) -> str:
     """`gallery.html` with style, script and data in their places."""
     here = Path(__file__).parent
-    style, script = ((here / f"gallery.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, *scripts = ((here / name).read_text(encoding="utf-8") for name in _PARTS)
+    script = "\n".join(scripts)
     parts = {"title": escape(title), "style": charts.STYLE + style, "script": script, "data": data}
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], (here / "gallery.html").read_text(encoding="utf-8"))

@@ -192,8 +192,8 @@ class Task:
         Args:
           image: uint8 [H, W, 3].
           label: of this frame.
-          policy: shows what becomes of the label: what is taken as true plainly, what is ignored dashed and hatched. Without
-            one the label is drawn as it is.
+          policy: shows what becomes of the label: what is taken as true plainly, what is ignored dashed and hatched.
+            Without one the label is drawn as it is.
 
         Returns:
           uint8 [factor * H + caption, factor * W, 3], the picture enlarged by a whole factor over an optional caption.

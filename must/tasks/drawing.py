@@ -1,4 +1,4 @@
-"""Colours, captions, hatching and enlargement for the tasks' `draw`; all captions have one height, so that pictures align."""
+"""Colours, captions, hatching, enlargement for the tasks' `draw`; all captions have one height, so that pictures align."""
 
 import functools
 from typing import Any
