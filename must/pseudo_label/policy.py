@@ -77,7 +77,7 @@ def choose(
     temperature: float = 1.0,
     precision: float | Mapping[str, float] = 0.9,
     doubt: float = 0.2,
-    least: int = 30,
+    least: int = 50,
     confidence: float = 0.0,
     fallback: Policy | None = None,
     seed: int = 0,

@@ -14,7 +14,7 @@ from must.report.reliability import diagram, trade_off
 _MOST = 24  # classes that are drawn and stand in the open
 _STATES = ("taken as true", "ignored", "taken as absent")
 _STYLE = """
-th, td { padding-left:17px; }
+th, td { padding-left:14px; }
 .small { display:grid; grid-template-columns:repeat(auto-fill,minmax(190px,1fr)); gap:18px 22px; margin:10px 0 20px; }
 .shots { display:grid; grid-template-columns:repeat(auto-fill,minmax(150px,1fr)); gap:14px; margin:8px 0 20px; }
 .shots figure { margin:0; font-size:12.5px; overflow-wrap:anywhere; }
@@ -56,7 +56,7 @@ def write_quality(
     note = (
         "A claim is what a label says of one box, of one class of an image, or of a pixel. By its calibrated score it is "
         "taken as true, ignored, or taken as absent. Precision is the share of right claims among those taken as true, "
-        "recall the share of true items that they hold. Intervals are 95 %, and know that claims of one example go together."
+        "recall the share of true items that they hold. Intervals are 95 % and know that claims of an example go together."
     )
     sentences = (in_words(name, result, facts[name]) for name, result in results.items())
     body = [
@@ -97,8 +97,8 @@ def _verdict(total: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         return ""
     (aim,), (low, high) = wanted, total["precision_ci95"]
     if high < aim:
-        return f' (<span class="miss">wanted {aim:.0%}, missed</span>)'
-    return f" (wanted {aim:.0%}, {'exceeded' if low > aim else 'which its interval holds'})"
+        return f' (<span class="miss">wanted {_percent(aim, 0)}, missed</span>)'
+    return f" (wanted {_percent(aim, 0)}, {'exceeded' if low > aim else 'within the interval'})"
 
 
 def _overview(scored: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
@@ -131,7 +131,7 @@ def _section(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pic
         parts += ["<h3>Are the probabilities right?</h3>", _diagrams(total)]
         first, rest = order[:_MOST], order[_MOST:]
         capped = f" The {_MOST} classes with the lowest recall." if rest else ""
-        words = "Precision over recall as the threshold falls. The ring is the one in use, the dashed line the wanted precision."
+        words = "Precision over recall as the threshold falls; a ring at the one in use, a line at the wanted precision."
         parts += [f"<h3>What precision costs</h3><p>{words}{capped}</p>"]
         parts += [f'<div class="small">{"".join(_trade_off(c, classes[c], known.get(c, {})) for c in first)}</div>']
         if len(classes) > 1:
@@ -143,7 +143,8 @@ def _section(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pic
     worst = "mean squared gap between probability and truth; a missed item counts 1"
     parts += [_examples("Worst examples", worst, result["worst_examples"], pictures, "{:.2f}")]
     unsure = "share of the claims that are ignored; needs no truth"
-    parts += [_examples("Most uncertain examples", unsure, result["uncertain_examples"], pictures, "{:.0%}")]
+    share = [(key, 100 * value) for key, value in result["uncertain_examples"]]
+    parts += [_examples("Most uncertain examples", unsure, share, pictures, "{:.0f} %")]
     return "".join(parts)
 
 
@@ -180,8 +181,8 @@ def _shares(order: Sequence[str], classes: Mapping[str, Any]) -> str:
 
 
 def _classes(order: Sequence[str], classes: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    heads = ["class", "true items", "claims", "threshold", "precision (%)", "recall (%)"]
-    heads += ["wrong of ignored (%)", "right of absent (%)", "ECE"]
+    heads = ["class", "items", "claims", "threshold", "precision, %", "recall, %"]
+    heads += ["wrong of ignored, %", "right of absent, %", "ECE"]
     rows = []
     for name in order:
         entry, fact = classes[name], known.get(name, {})
