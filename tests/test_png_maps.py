@@ -59,10 +59,10 @@ def test_every_map_comes_back_and_other_readers_see_it_as_stated(dtype):
 def test_smooth_maps_are_small_and_repetitive_ones_tiny():
     normals = of_type(smooth((128, 128, 3)), "int8")
     depth = of_type(smooth((128, 128)), "uint16")
-    for values, share in ((normals, 0.75), (depth, 0.85), (of_type(smooth((128, 128)), "uint8"), 0.75)):
+    for values, share in ((normals, 0.56), (depth, 0.78), (of_type(smooth((128, 128)), "uint8"), 0.6)):
         assert len(encode_map(values)) < share * len(zlib.compress(values, 9)), values.dtype
     ids = np.kron(np.arange(64).reshape(8, 8) % 7, np.ones((16, 16))).astype(np.uint8)
-    assert len(encode_map(ids)) < 1.1 * len(zlib.compress(ids, 1)) + 200
+    assert len(encode_map(ids)) < 0.8 * len(zlib.compress(ids, 1))
     assert max(len(encode_map(np.full((128, 128, 3), 7, dtype))) for dtype in ("int8", "uint8")) < 500
 
 

@@ -1,8 +1,8 @@
 """Maps of labels as PNG that every reader opens: 8 bits a channel, lossless, deflated in the way that suits them.
 
 Predicted maps are smooth with a little noise. As differences to what PNG's Paeth filter predicts from the neighbours they are
-noise around 0, of which a Huffman code with run lengths makes less than deflate's search for repetitions, and sooner. Maps
-of ids repeat themselves instead and are deflated as they are. Types that PNG does not have become uint8:
+noise around 0, and maps of ids are runs of zeros: a Huffman code with run lengths makes less of both than deflate's search
+for repetitions does, and sooner. Types that PNG does not have become uint8:
 
     int8              value + 128
     uint16 [H, W]     uint8 [2 H, W]: the high bytes, below them the low bytes
@@ -15,9 +15,8 @@ import zlib
 import numpy as np
 
 TYPES = ("uint8", "int8", "uint16")
-_LEVEL = 1  # of deflate: higher levels save about 1 % on label maps
+_LEVEL = 1  # of deflate, whose higher levels search for longer, which is not done here
 _MEMORY = 6  # a code for every 4,096 values, so that high and low bytes have their own
-_REPETITIVE = 1 / 8  # of the size that is left: no use in trying anything else
 
 
 def encode_map(values: np.ndarray) -> bytes:
@@ -26,16 +25,8 @@ def encode_map(values: np.ndarray) -> bytes:
     height, width = stored.shape[:2]
     pixels = np.ascontiguousarray(stored).reshape(height, -1)
     channels = pixels.shape[1] // max(width, 1)
-    packed = None
-    if values.dtype == np.uint8:  # may be ids
-        rows = np.zeros((height, 1 + pixels.shape[1]), np.uint8)
-        rows[:, 1:] = pixels
-        packed = zlib.compress(rows, _LEVEL)
-    if packed is None or len(packed) > _REPETITIVE * pixels.size:
-        noise = zlib.compressobj(_LEVEL, memLevel=_MEMORY, strategy=zlib.Z_RLE)
-        residuals = noise.compress(_paeth(pixels, channels)) + noise.flush()
-        packed = residuals if packed is None else min(packed, residuals, key=len)
-    return write_png(width, height, channels == 3, packed)
+    coder = zlib.compressobj(_LEVEL, memLevel=_MEMORY, strategy=zlib.Z_RLE)
+    return write_png(width, height, channels == 3, coder.compress(_paeth(pixels, channels)) + coder.flush())
 
 
 def decode_map(data: bytes, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
