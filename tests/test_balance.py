@@ -103,7 +103,7 @@ def test_famo_by_hand():
     _, after = _weigh("famo", {"a": 0.5, "b": 1.5}, state)  # delta = (0, log 2), z no longer equal
     z = 1 / (1 + math.exp(2 * moved))
     expected = -moved - 0.5 * (-z * (1 - z) * math.log(2) - 1e-3 * moved)
-    assert float(after["a"]["logit"]) == pytest.approx(expected, rel=1e-5)
+    assert float(after["a"]["logit"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_gradnorm_by_hand():

@@ -132,7 +132,7 @@ def test_mistakes_are_one_line(tmp_path, flags, says):
 def test_dry_run_writes_nothing(tmp_path):
     result = _run(tmp_path / "run", "--dry_run")
     assert not (tmp_path / "run").exists()
-    assert re.search(r"student all tasks .* M parameters", result.stdout) and "GiB in all" in result.stdout
+    assert re.search(r"student all tasks .* M parameters", result.stdout) and "bytes of a record" in result.stdout
 
 
 def test_two_real_processes_train_like_one(tmp_path):
@@ -153,7 +153,7 @@ def test_two_real_processes_train_like_one(tmp_path):
     for quantity in ("loss", "gradient_norm"):  # at equal parameters
         assert one[quantity] == pytest.approx(two[quantity], rel=1e-5)
     one, two = (_parameters(tmp_path / name) for name in ("one", "two"))
-    assert len(one) > 20
+    assert len(one) > 10
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, atol=1e-4 * max(1e-2, float(np.abs(value).max())), err_msg=name)
 

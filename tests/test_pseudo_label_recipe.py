@@ -65,7 +65,7 @@ def test_everything_is_there_and_agrees(workdir):
     assert "<script>" in (workdir / "gallery" / "pages" / "index.html").read_text()
     assert len(list((workdir / "gallery" / "pages" / "pictures").iterdir()))
     back = LabelFiles(str(workdir / "files" / "labels"))
-    assert back.ids == records.ids
+    assert tuple(back.ids) == records.ids
     for index in range(len(records)):
         there, here = back[index], records[index]
         np.testing.assert_array_equal(there.image, here.image)

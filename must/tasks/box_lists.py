@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Label, LabelError
-from must.tasks.states import uncertain
 
 _OVERHANG = 1.0  # pixels by which a box may leave its image
 _ROUNDING = 1e-4  # by which a score may exceed 1
@@ -60,7 +59,7 @@ def checked(found: Mapping[str, Any], size: tuple[int, int], count: int) -> Labe
             raise LabelError(f"{name} holds class id {ids[wrong][0]} with {count} classes")
     return {
         "boxes": np.clip(boxes, 0.0, limit),
-        "scores": uncertain(scores),
+        "scores": np.minimum(scores, 1.0),
         "classes": labels.astype(np.int64),
         "unknown": unknown.astype(np.int64),
     }

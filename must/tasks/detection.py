@@ -299,6 +299,7 @@ class Detection(Task):
             best = best[np.argsort(-fields["scores"][best], kind="stable")][: self.max_detections]
             for name in ("boxes", "classes", "scores"):
                 out[name][row, : len(best)] = fields[name][best]
+            out["scores"][row] = uncertain(out["scores"][row])
             out["valid"][row, : len(best)] = True
             out["known"][row] = True
             out["known"][row, fields["unknown"]] = False
