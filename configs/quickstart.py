@@ -6,6 +6,8 @@
     python -m must.main --config=configs/quickstart.py:pool --workdir=runs/pool
     python -m must.main --config=configs/quickstart.py:weighted --workdir=runs/quickstart-weighted
     python -m must.main --config=configs/quickstart.py:balancing --workdir=runs/balancing
+    python -m must.main --config=configs/quickstart.py:believing --workdir=runs/believing
+    python -m must.main --config=configs/quickstart.py:options --workdir=runs/options
 """
 
 from ml_collections import ConfigDict
@@ -22,6 +24,8 @@ def get_config(variant: str = "") -> ConfigDict:
     evidence  five seeds, every column, a second table for a shifted domain; an hour
     weighted  two seeds, the student with and without weights of its pseudo labels; seven minutes
     balancing three seeds, every way to balance tasks, with all labels and with one task's label per image; half an hour
+    believing five seeds, calibrated three-state labels, and three ways to believe less of them; half an hour
+    options   three seeds, what strong views, CutMix, the student's own average, dropped losses and further rounds bring
     pool      what a student of the pool alone gains from one 4 and 16 times as large, at equal steps; half an hour
     """
     config = ConfigDict()
@@ -95,6 +99,9 @@ def get_config(variant: str = "") -> ConfigDict:
         "normals": {"positive": 0.0, "negative": 0.0},
     }
     config.baselines = ("supervised",)
+    config.external = {}  # {task: {"make": "package.module:function"}}: teachers that are given instead of trained
+    # Pages and files of the pseudo labels; an empty section leaves them out.
+    config.quality, config.gallery, config.files = {}, {}, {}
     if variant == "sanity":
         config.pool.pool.count = 64
         for task in TASKS:
@@ -125,6 +132,36 @@ def get_config(variant: str = "") -> ConfigDict:
             "partial": {"pseudo_labels": False},
             **{f"partial_{name}": {**changes, "pseudo_labels": False} for name, changes in methods.items()},
         }
+    elif variant == "believing":
+        config.seeds = (40, 41, 42, 43, 44)  # no setting was chosen on these
+        config.baselines = ()
+        for task in TASKS:  # the differences are small: enough images to see them
+            config.sets[task].test.update(start=512, count=4096)
+        config.quality = {"worst": 12}
+        wanted = {"classification": (0.5, 0.03), "detection": (0.6, 0.2), "segmentation": (0.6, 0.02), "depth": (0.84, 0.0), "normals": (0.72, 0.0)}
+        believed, half = {"positive": 0.0, "negative": 0.0}, {"positive": 0.5, "negative": 0.5}
+        for task, (precision, doubt) in wanted.items():
+            config.policies[task] = {"from_validation": True, "precision": precision, "doubt": doubt}
+        all_but_boxes = {task: believed for task in TASKS if task != "detection"}
+        fixed = {**all_but_boxes, "detection": half, "segmentation": half}
+        config.arms = {
+            "boxes": {"policies": all_but_boxes},  # three states for boxes alone
+            "must": {"policies": fixed},  # as published: soft classes, boxes and pixels from 0.5 up
+            "hard": {"policies": {**fixed, "classification": half}, "tasks": {"classification": {"hard": True}}},
+        }
+    elif variant == "options":
+        config.seeds = (40, 41, 42)
+        config.baselines = ()
+        strong = {"kind": "rand_augment", "count": 2, "magnitude": 0.5}
+        config.arms = {
+            "strong": {"view": strong},
+            "cutout": {"cutout": {"probability": 0.5}},
+            "cutmix": {"cutmix": {"probability": 0.5}},
+            "mean_teacher": {"view": strong, "mean_teacher": {"decay": 0.99, "start": 200}},
+            "drop_top": {"drop_top": 0.1, "drop_after": 200},
+            "round2": {"labels_from": "student"},
+            "round3": {"labels_from": "round2"},
+        }
     elif variant in ("evidence", "pool"):
         config.seeds = (10, 11, 12, 13, 14)  # no setting was chosen on these
         config.pool.pool.count = 4096
@@ -140,5 +177,5 @@ def get_config(variant: str = "") -> ConfigDict:
             config.student.update(steps=1200, evaluate_every=0, repeat_labelled=0, pool_images=1024)
             config.arms = {f"pool_{count}": {"pool_images": count} for count in (64, 256)}
     elif variant:
-        raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool, weighted, balancing")
+        raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool, weighted, balancing, believing, options")
     return config

@@ -101,14 +101,16 @@ def test_soft_pixels_add_up_and_stay_in_order(class_map):
     label = remap({"ids": ids, "probs": probs}, class_map)
     assert label["ids"].tolist() == [[[1, 0, 255], [255, 255, 255], [1, 255, 255]]]
     assert label["probs"].tolist() == [[[140, 100, 0], [0, 0, 0], [180, 0, 0]]]
-    Segmentation(TARGET, top_k=3).transform(label, whole_image((1, 3), (16, 16)))
+    row = Segmentation(TARGET, top_k=3).transform(label, whole_image((1, 3), (16, 16)))
+    assert row["known"].tolist() == [True, True, False]
 
 
 def test_classes_add_up(class_map):
     ids, probs = np.array([0, 2, 1, 4], np.uint16), np.array([0.4, 0.3, 0.1, 0.1], np.float16)
     label = remap({"ids": ids, "probs": probs, "rest": np.float16(0.1)}, class_map)
-    probs = Classification(TARGET).transform(label, whole_image((8, 8), (8, 8)))["probs"]
-    np.testing.assert_allclose(probs, [0.3 / 0.9, 0.5 / 0.9, 0.1 / 0.9], atol=2e-3)
+    row = Classification(TARGET).transform(label, whole_image((8, 8), (8, 8)))
+    np.testing.assert_allclose(row["probs"], [0.3 / 0.8, 0.5 / 0.8, 0], atol=2e-3)
+    assert row["known"].tolist() == [True, True, False]  # no class of the source is a tree: not there, or not known
     assert remap(forms.classification(3), class_map) is None and remap(forms.classification(4), class_map) is None
     assert remap(forms.classification(1), class_map)["ids"].tolist() == [1]
 

@@ -166,6 +166,8 @@ def test_weights_travel_from_the_source_to_the_batch():
     assert heavy.fingerprint != Repeated(scenes, {}).fingerprint
     with pytest.raises(UserError, match="weight -1"):
         Weighted(scenes, {"depth": {scenes.ids[0]: -1.0}})
+    with pytest.raises(UserError, match="has no example 'nobody', which is given a weight for depth"):
+        Weighted(scenes, {"depth": {scenes.ids[0]: 1.0, "nobody": 1.0}})
 
 
 def test_repeated_examples_are_met_more_often_and_keep_their_content(tmp_path):

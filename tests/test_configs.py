@@ -12,6 +12,7 @@ from must.data.combine import labels_of
 from must.recipes import jedi
 from must.recipes import must as recipe
 from must.recipes.dry_run import _with_declared, dry_run
+from must.recipes.training import _pseudo
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,11 +78,39 @@ def test_the_published_setting_is_planned_from_declared_features():
         ({"arms": {"a/b": {}}}, "arms.a/b"),
         ({"arms": {"many": {"pool_images": 1025}}}, "the pool has 1024 images"),
         ({"baselines": ["supervized"]}, "no 'supervized'"),
+        ({"arms": {"mixed": {"cutmix": {"prob": 1}}}}, "mixed.cutmix: .*'prob'"),
+        ({"arms": {"mixed": {"cutmix": {"probability": 1}, "weights": {"kind": "oracle"}}}}, "mixed.cutmix: 'weights'"),
+        ({"arms": {"mixed": {"cutout": {"largest": 2}}}}, "mixed.cutout.largest 2"),
+        ({"arms": {"strong": {"view": {"kind": "auto"}}}}, "strong.view.kind 'auto'"),
+        ({"arms": {"own": {"mean_teacher": {"kind": "firm"}}}}, "own.mean_teacher: kind 'firm'"),
+        ({"arms": {"own": {"mean_teacher": {"decoy": 0.9}}}}, "own.mean_teacher: .*'decoy'"),
+        ({"arms": {"own": {"mean_teacher": {"tasks": ["flow"]}}}}, "own.mean_teacher.tasks: no task 'flow'"),
+        ({"arms": {"less": {"drop_top": 10}}}, "less.drop_top 10"),
     ],
 )
 def test_runs_that_cannot_be_meant(changes, says):
     with pytest.raises(UserError, match=says):
         recipe.Built(_config("quickstart", "") | changes, 0)
+
+
+def test_options_of_students_are_refused_where_they_cannot_work():
+    config = _config("quickstart", "")
+    with pytest.raises(UserError, match="teacher.drop_top: only students"):
+        recipe.Built({**config, "teacher": {**config["teacher"], "drop_top": 0.1}}, 0)
+    task = {"kind": "tests.toy_tasks:EdgeMap"}
+    sets = {**config["sets"], "edges": {split: {**section, "labels": []} for split, section in config["sets"]["depth"].items()}}
+    toys = {**config, "tasks": {"edges": task}, "sets": sets, "labelled": {"edges": "edges"}, "arms": {"cut": {"cutout": {"probability": 0.5}}}}
+    with pytest.raises(UserError, match="cut.cutout: does not work for edges, which has no paste"):
+        recipe.Built(toys, 0)
+
+
+def test_a_student_knows_which_of_its_labels_are_pseudo_labels():
+    built = recipe.Built(_config("quickstart", "sanity"), 0)
+    ids = list(built.everything().ids)
+    extras = _pseudo(built, built.settings("student"), ids)
+    for name in built.names:
+        true = set(built.split(name, "train").ids)
+        assert [id for id, flag in zip(ids, extras[name]["pseudo"], strict=True) if not flag] == [id for id in ids if id in true]
 
 
 def test_baselines_see_as_many_images_as_the_student():

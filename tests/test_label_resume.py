@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from must.core.types import UserError
 from must.data.records import Records
 from must.pseudo_label.plan import make_plan
+from must.pseudo_label.shards import ShardFile
 from tests.toy_labels import ToySource, ToyTask, label_toy, toy_teacher
 
 REPOSITORY = Path(__file__).parents[1]
@@ -273,7 +275,7 @@ def _replace(name, change):
         (_replace("probs", lambda p: p[:3]), "toy.probs has shape"),
         (_replace("mean", lambda m: m[..., 0]), "toy.mean has shape"),
         (_replace("probs", lambda p: (p * 100).astype(np.int32)), "toy.probs is int32, not float32"),
-        (_replace("probs", lambda p: np.pad(p, [(0, 0), (0, 1)])), "toy.ids holds class id 3 with 3 classes"),
+        (_replace("probs", lambda p: np.pad(p, [(0, 0), (0, 1)])), r"toy.probs has shape \(8, 4\), not \(8, 3\)"),
         (lambda label: label.pop("mean"), "toy.mean is missing"),
     ],
 )
@@ -344,6 +346,18 @@ def test_too_many_unreadable_pictures_fail_the_pass_and_are_listed(tmp_path):
     assert label_toy(tmp_path / "1.0.0", source=source, max_rejects=0.1).rejects == 4
 
 
+@pytest.mark.parametrize("count, share, allowed", [(50, 0.001, 0), (41, 0.05, 2), (100, 0.29, 29)])
+def test_the_bound_is_rounded_down_and_its_message_says_what_would_do(tmp_path, count, share, allowed):
+    source = ToySource(count, broken=tuple(range(allowed + 1)))
+
+    def label(share):
+        return label_toy(tmp_path / "1.0.0", source=source, shards=1, batch_size=count, max_rejects=share)
+
+    with pytest.raises(UserError, match=f"{allowed + 1} of {count} .* allows {allowed}; .* would allow {allowed + 1}") as said:
+        label(share)
+    assert label(float(str(said.value).partition("max_rejects=")[2].split()[0])).rejects == allowed + 1
+
+
 def test_a_shard_or_everything_may_be_rejected(tmp_path):
     summary = label_toy(tmp_path / "1.0.0", source=ToySource(6, broken=(0, 1, 2)), shards=2, max_rejects=0.5)
     assert summary.records == 3 and len(Records(tmp_path / "1.0.0")) == 3
@@ -380,6 +394,14 @@ def test_progress_reaches_the_total(tmp_path):
     seen = []
     label_toy(tmp_path / "1.0.0", progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen) and seen[-1] == (41, 41)
+
+
+def test_finished_shards_are_let_go_of(tmp_path, monkeypatch):
+    begin, files, held = ShardFile.__init__, weakref.WeakSet(), []
+    monkeypatch.setattr(ShardFile, "__init__", lambda self, *arguments: (files.add(self), begin(self, *arguments))[1])
+    arguments = {"source": ToySource(16), "shards": 8, "batch_size": 2}
+    label_toy(tmp_path / "1.0.0", progress=lambda done, total: held.append(len(files)), **arguments)
+    assert held == [1] * 8  # a writer takes megabytes until it is forgotten
 
 
 def test_a_worker_needs_no_jax():

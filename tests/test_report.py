@@ -11,7 +11,7 @@ from PIL import Image
 
 from must.core.types import Metric
 from must.evaluate.compare import results
-from must.report import charts, clouds
+from must.report import charts, clouds, reliability
 from must.report.html import in_words, write_report
 from must.report.pictures import contact_sheet, data_uri
 
@@ -233,8 +233,8 @@ def test_weights_as_a_histogram_a_map_and_a_reliability_diagram():
     claimed = np.repeat([0.2, 0.8], 500)
     right = rng.random(1000) < claimed
     gap = lambda text: float(re.search(r"mean gap ([\d.]+)", text)[1])  # noqa: E731
-    assert gap(clouds.reliability(claimed, right, title="r")) < 5
-    assert gap(clouds.reliability(1 - claimed, right, title="r")) > 50
+    assert gap(reliability.reliability(claimed, right, title="r")) < 5
+    assert gap(reliability.reliability(1 - claimed, right, title="r")) > 50
 
 
 def test_trends_stand_in_the_order_of_their_means():

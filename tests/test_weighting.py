@@ -19,12 +19,14 @@ from must.core.types import Batch, Model, Policy, UserError
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import Encoder, Joined, train_batches
 from must.data.records import Records
+from must.data.weights import write_weights
 from must.objectives.supervised import supervised
 from must.pseudo_label import weigh
 from must.recipes import weighing
 from must.recipes import must as recipe
 from must.recipes.jobs import run_jobs
-from must.recipes.labelling import read_policies, records_directory
+from must.recipes.believing import policies_of
+from must.recipes.labelling import records_directory
 from must.recipes.built import Built
 from must.recipes.checks import check_sets
 from must.recipes.run import run
@@ -66,7 +68,7 @@ def _said(workdir, weights=None, slam=None, tasks=None):
     records = Records(records_directory(str(workdir)), tasks=list(built.names))
     held_out = Records(records_directory(str(workdir), "held_out"), tasks=list(built.names))
     source = _student_source(built, built.settings(run), records)
-    return weighing.Said(built, run, read_policies(str(workdir / "policy")), source, records, held_out)
+    return weighing.Said(built, run, policies_of(built, str(workdir), run), source, records, held_out)
 
 
 def _variables(said, seed):
@@ -80,9 +82,9 @@ def _variables(said, seed):
 def test_numbers_are_joined_by_id_and_absent_stays_absent():
     labels = [{"classification": {"ids": [i % 2], "probs": [1.0], "rest": 0.0}} if i != 3 else {} for i in range(8)]
     source = Memory("m", labels, {"classification": ("a", "b")})
-    batches = train_batches(source, Encoder({"classification": Classification(("a", "b"))}, (8, 8)), batch_size=4, seed=0)
     table, alpha = np.arange(1, 9, dtype=np.float32), np.linspace(0, 1, 8, dtype=np.float32)
-    joined = Joined(batches, {"classification": table}, {"classification": {"accuracy": alpha}})
+    encoder, extras = Encoder({"classification": Classification(("a", "b"))}, (8, 8)), {"classification": {"accuracy": alpha}}
+    joined = Joined(train_batches(source, encoder, batch_size=4, seed=0, extras=extras), {"classification": table})
     seen = set()
     for _ in range(4):
         batch = next(joined)
@@ -349,3 +351,46 @@ def test_budgets_end_in_one_table_and_one_page(tmp_path):
     assert "weighted: weights" in page and "slam: probability" in page and "http" not in page.replace("http://www.w3.org", "")
     assert "16 labels" in (tmp_path / "results.txt").read_text()
     assert recipe.STAGES == weighted_distillation.STAGES
+
+
+def test_a_student_teaches_the_next_round_and_arms_believe_what_they_choose(labelled, tmp_path):
+    workdir = shutil.copytree(labelled, tmp_path / "run")
+    (workdir / "policy" / "done.json").unlink()
+    records = Records(records_directory(str(workdir)))
+    write_weights(tmp_path / "weights.csv", {"depth": {id: 0.25 for id in records.ids[-8:]}})
+    config = _config()
+    config["student"].update(steps=2, checkpoint_every=2)
+    config["arms"] = {
+        "own": {
+            "policies": {"classification": {"from_validation": True, "precision": 0.6}},
+            "weights_file": str(tmp_path / "weights.csv"),
+        },
+        "again": {"labels_from": "own"},
+    }
+    wanted = ("policy", "arms/own", "label_by/own/0", "policy_by/own", "arms/again")
+    jobs = {job.name: job for job in recipe.plan(config, 1)}
+    assert jobs["arms/own"].needs == ("label/0", "policy") and jobs["label_by/own/0"].needs == ("arms/own",)
+    run_jobs(str(workdir), [jobs[name] for name in wanted], workers=1)
+    own, again = (policies_of(Built(config, 0), str(workdir), run) for run in ("own", "again"))
+    assert own["classification"].curve.shape == (12, 33) and again["classification"].positive == 0
+    student = Records(records_directory(str(workdir), by="own"))
+    assert student.ids == records.ids and {facts["teacher"] for facts in student.provenance["tasks"].values()} == {"own"}
+    assert student.provenance["tasks"]["depth"]["fingerprint"] != records.provenance["tasks"]["depth"]["fingerprint"]
+    built = Built(config, 0)
+    source = _student_source(built, built.settings("own"), records)
+    light = {source.ids[i] for i in range(len(source)) if source[i].weights.get("depth") == 0.25}
+    assert light == set(records.ids[-8:])
+
+
+@pytest.mark.parametrize(
+    "arms, says",
+    [
+        ({"a": {"labels_from": "b"}}, "a.labels_from 'b': arms learn from"),
+        ({"a": {"labels_from": "b"}, "b": {"labels_from": "a"}}, "goes in a circle"),
+    ],
+)
+def test_rounds_begin_with_teachers(arms, says):
+    config = _config()
+    config["arms"] = arms
+    with pytest.raises(UserError, match=says):
+        Built(config, 0)

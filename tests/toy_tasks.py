@@ -96,7 +96,7 @@ class EdgeMap(Task):
     def summarize(self, rows):
         return {"f1": 2.0 * float(rows["both"].sum()) / max(1.0, float(rows["either"].sum()))}
 
-    def draw(self, image, label):
+    def draw(self, image, label, policy=None):
         return np.repeat(np.round(255 * np.asarray(label["edges"]))[..., None], 3, -1).astype(np.uint8)
 
 
@@ -154,7 +154,7 @@ class Corners(Task):
     def summarize(self, rows):
         return {"count_error": float(np.mean(rows["error"]))}
 
-    def draw(self, image, label):
+    def draw(self, image, label, policy=None):
         out = image.copy()
         for x, y in np.asarray(label["points"])[np.asarray(label["valid"])].astype(int):
             out[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = (255, 0, 0)

@@ -22,13 +22,25 @@ class UserError(Exception):
     """Something that the user can mend; the message is one line that names the file, key or record id."""
 
 
+class LabelError(ValueError):
+    """A label that cannot be right; the message is "<field> <what is wrong>", who catches it adds task and record.
+
+    Attributes:
+      row: of the batch, or None where it is none in particular.
+    """
+
+    def __init__(self, message: str, row: int | None = None):
+        super().__init__(message)
+        self.row = row
+
+
 class ArraySpec(NamedTuple):
     """One field of a label as a record stores it.
 
     Attributes:
       shape: sizes, with None for one that varies from record to record.
       dtype: NumPy name of the stored type.
-      encoding: "none", "zlib", or "png" (uint8 [H, W], [H, W, 1] or [H, W, 3] only).
+      encoding: "none", "zlib", or "png" (uint8 or int8 [H, W], [H, W, 1] or [H, W, 3]; uint16 [H, W]).
       doc: what it holds, with its unit.
     """
 
@@ -101,18 +113,24 @@ class Geometry(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """Which labels are believed, by score; scalars or one value per class.
+    """Which labels are believed, by calibrated score; scalars or one value per class.
 
-    score >= positive: taken as true; negative <= score < positive: ignored, no loss either way; below negative: absent.
-    Ground truth has score 1 and is always taken. positive == negative gives hard two-state labels (MuST: 0.5).
+    score >= positive: positive, taken as true; negative <= score < positive: ignored, no loss either way; below negative:
+    negative, taken as absent. Ground truth, and nothing else, has score 1 and is always taken. positive == negative gives
+    hard two-state labels (MuST: 0.5). What the states mean for a task's loss its `target` says.
 
     Attributes:
       positive: [] or [C].
       negative: [] or [C].
+      temperature: [], T that divides the logits of a distribution over classes before its scores are judged (Guo et al.
+        2017); the distribution that is learned stays as it is.
+      curve: [K] or [C, K], the calibrated score at the scores 0, 1 / (K - 1), ..., 1, linear between them.
     """
 
     positive: Array = 0.5
     negative: Array = 0.5
+    temperature: Array = 1.0
+    curve: Array = (0.0, 1.0)
 
 
 class Features(NamedTuple):

@@ -203,13 +203,12 @@ def _remap_boxes(label: Label, class_map: ClassMap) -> Label:
     goal = table[np.asarray(label["classes"], np.int64)]
     keep = goal != UNKNOWN
     annotated = [i for i in range(len(class_map.target)) if i not in class_map.unlisted]
-    unknown = {int(i) for i in table[np.asarray(label["unknown"], np.int64)] if i >= 0} | set(class_map.unlisted)
     return {
         "boxes": label["boxes"][keep],
         "classes": np.where(goal < 0, annotated[0] if annotated else 0, goal)[keep].astype(np.uint16),
         "scores": label["scores"][keep],
         "crowd": (np.asarray(label["crowd"]) | (goal == IGNORE))[keep],
-        "unknown": np.array(sorted(unknown), np.uint16),
+        "unknown": _unknown(label, class_map),
     }
 
 
@@ -231,6 +230,7 @@ def _remap_pixels(label: Label, class_map: ClassMap) -> Label:
     return {
         "ids": np.where(lost, forms.IGNORE, ids).astype(np.uint8),
         "probs": np.where(lost, 0, np.minimum(probs, 255)).astype(np.uint8),
+        "unknown": _unknown(label, class_map),
     }
 
 
@@ -251,7 +251,15 @@ def _remap_class(label: Label, class_map: ClassMap) -> Label | None:
         "ids": listed.astype(np.uint16),
         "probs": (kept[listed] / total).astype(np.float16),
         "rest": np.float16(rest / total),
+        "unknown": _unknown(label, class_map),
     }
+
+
+def _unknown(label: Label, class_map: ClassMap) -> np.ndarray:
+    """Ids of the target classes that the label's source does not know, or that no class of it goes to."""
+    table = np.array(class_map.table, np.int64)
+    own = {int(i) for i in table[np.asarray(label.get("unknown", ()), np.int64)] if i >= 0}
+    return np.array(sorted(own | set(class_map.unlisted)), np.uint16)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

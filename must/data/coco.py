@@ -18,8 +18,9 @@ class CocoJson(FileSource):
     """Detection and/or segmentation from one COCO json; an image without annotations has no objects.
 
     Boxes are stored as x, y, width, height in pixels from the image's corner. Category ids become contiguous in
-    ascending order. `iscrowd` boxes keep their flag. Segmentation paints the instances, large ones first; what no
-    instance covers is the background.
+    ascending order. `iscrowd` boxes keep their flag. A `score`, which files of a machine's boxes have, is kept; without
+    one it is 1. Classes that an image lists in `unknown_category_ids` are unknown there. Segmentation paints the
+    instances, large ones first; what no instance covers is the background.
 
     Args:
       root: folder of the set.
@@ -82,7 +83,8 @@ class CocoJson(FileSource):
         out = {}
         if DETECTION in self._tasks:
             boxes = checked(self._boxes[rows], size, lambda i: f"{where}, annotation {self._annotation_ids[rows[i]]}")
-            out[self._tasks[DETECTION]] = labels.detection(boxes, self._classes[rows], self._crowd[rows], self._unknown)
+            label = labels.detection(boxes, self._classes[rows], self._crowd[rows], self._unknown_of[index])
+            out[self._tasks[DETECTION]] = {**label, "scores": self._scores[rows]}
         if SEGMENTATION in self._tasks:
             out[self._tasks[SEGMENTATION]] = labels.segmentation(self._paint(rows, size))
         return out
@@ -111,6 +113,7 @@ class CocoJson(FileSource):
         self._file_names = [image["file_name"] for image in entries.values()]
         stated = [[image.get("height") or np.nan, image.get("width") or np.nan] for image in entries.values()]
         self._sizes = np.array(stated, np.float64)
+        self._listed_unknown = [image.get("unknown_category_ids", ()) for image in entries.values()]
         pictures = {key: path / image["file_name"] for key, image in entries.items()}
         for file in pictures.values():
             if not file.is_file():
@@ -140,12 +143,17 @@ class CocoJson(FileSource):
         known = set(categories.values() if annotated is None else annotated)
         self._number = {category: number[name] for category, name in categories.items()}
         self._unknown = tuple(i for i, name in enumerate(self._names) if name not in known)
+        self._unknown_of = []
+        for file, listed in zip(self._file_names, self._listed_unknown, strict=True):
+            if not isinstance(listed, list | tuple) or set(listed) - set(self._number):
+                raise UserError(f"{self._json}: image {file!r}: unknown_category_ids {listed!r} are not all in categories")
+            self._unknown_of.append(tuple(sorted({*self._unknown, *(self._number[category] for category in listed)})))
 
     def _read_annotations(self, content: Any, pictures: Mapping[str, Path], drop_empty: bool) -> None:
         """Sets flat arrays over the annotations, and `_rows[_starts[i]:_starts[i + 1]]`, those of image i."""
         position = {image_id: i for i, image_id in enumerate(self._image_ids)}
         wanted = ("id", "image_id", "category_id") + (("bbox",) if DETECTION in self._tasks else ())
-        owners, boxes, classes, crowd, numbers, shapes = [], [], [], [], [], []
+        owners, boxes, classes, scores, crowd, numbers, shapes = [], [], [], [], [], [], []
         for annotation in content["annotations"]:
             self._require(annotation, wanted, "annotation")
             where = f"{self._json}: annotation {annotation['id']}"
@@ -165,12 +173,14 @@ class CocoJson(FileSource):
             owners.append(position[annotation["image_id"]])
             boxes.append((x, y, x + width, y + height))
             classes.append(self._number[annotation["category_id"]])
+            scores.append(score_of(annotation, where))
             crowd.append(bool(annotation.get("iscrowd", 0)))
             numbers.append(annotation["id"])
             shapes.append(annotation.get("segmentation") if SEGMENTATION in self._tasks else None)
         owners = np.array(owners, np.int64)
         self._boxes, self._classes = np.array(boxes, np.float64).reshape(-1, 4), np.array(classes, np.int64)
         self._crowd, self._annotation_ids, self._shapes = np.array(crowd, bool), numbers, shapes
+        self._scores = np.array(scores, np.float16)
         self._rows = np.argsort(owners, kind="stable")
         self._starts = np.searchsorted(owners[self._rows], np.arange(len(pictures) + 1))
         if DETECTION in self._tasks:
@@ -209,6 +219,14 @@ def task_keys(tasks: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     if not keys:
         raise UserError("tasks: is empty")
     return keys
+
+
+def score_of(annotation: Mapping[str, Any], where: str) -> float:
+    """The annotation's score, 1 where it has none, which then is a person's; UserError outside 0..1."""
+    score = annotation.get("score", 1.0)
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise UserError(f"{where}: score {score!r} is not a number in 0..1")
+    return float(score)
 
 
 def checked(boxes: np.ndarray, sizes: Any, where: Any) -> np.ndarray:

@@ -123,11 +123,14 @@ class Weighted(Routed):
       weights: {task: {id: weight}}; 1 where nothing is said.
 
     Raises:
-      UserError: a weight that is negative or not finite.
+      UserError: a weight that is negative or not finite, or of an id that the source does not have.
     """
 
     def __init__(self, source: Source, weights: Mapping[str, Mapping[str, float]]):
+        known = set(source.ids)
         for task, by_id in weights.items():
+            if foreign := next((id for id in by_id if id not in known), None):
+                raise UserError(f"{source.name}: has no example {foreign!r}, which is given a weight for {task}")
             for id, weight in by_id.items():
                 if not 0 <= weight < float("inf"):
                     raise UserError(f"{source.name}: weight {weight} of {id} for {task}")

@@ -32,6 +32,7 @@ class _Paired(FileSource):
       image_suffix: end of the pictures' names without extension that is not part of the key, such as "_leftImg8bit".
       map_suffix: end of the maps' names with extension, such as "_labelIds.png".
       partial: a picture may have no map; it then has no label. Otherwise that is an error.
+      coarse: a map may have one pixel per s x s pixels of its picture, rounded up, for any whole s.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
     """
@@ -47,6 +48,7 @@ class _Paired(FileSource):
         image_suffix: str,
         map_suffix: str,
         partial: bool,
+        coarse: bool,
         task: str,
         name: str,
         classes: Sequence[str] | None = None,
@@ -65,12 +67,12 @@ class _Paired(FileSource):
         found = [file for file in self._maps if file is not None]
         if not found:
             raise UserError(f"{path}: no file <picture>{map_suffix} for any of the {len(pictures)} pictures")
-        self._task = task
+        self._task, self._coarse = task, coarse
         super().__init__(
             source_name(name, root, split),
             pictures,
             classes=None if classes is None else {task: classes},
-            settings=(task, settings, [file is not None for file in self._maps]),
+            settings=(task, coarse, settings, [file is not None for file in self._maps]),
             label_files=found,
         )
 
@@ -80,6 +82,13 @@ class _Paired(FileSource):
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
         raise NotImplementedError
+
+    def _map_size(self, stored: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) that the map of a picture of this size must have."""
+        if not self._coarse:
+            return size
+        step = max(-(-side // own) for side, own in zip(size, stored.shape))
+        return tuple(-(-side // step) for side in size)
 
 
 class MaskPng(_Paired):
@@ -106,17 +115,19 @@ class MaskPng(_Paired):
         image_suffix: str = "",
         mask_suffix: str = ".png",
         partial: bool = False,
+        coarse: bool = False,
         task: str = "segmentation",
         name: str = "",
     ):
         names, self._table = labels.class_table(read_classes(classes, root), ignore, f"{root}: classes")
         super().__init__(
             root, images=images, maps=masks, split=split, ids=ids, image_suffix=image_suffix, map_suffix=mask_suffix,
-            partial=partial, task=task, name=name, classes=names, settings=self._table.tolist(),
+            partial=partial, coarse=coarse, task=task, name=name, classes=names, settings=self._table.tolist(),
         )  # fmt: skip
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
-        return labels.segmentation(labels.checked_mask(read_mask(file), self._table, size, str(file)))
+        stored = read_mask(file)
+        return labels.segmentation(labels.checked_mask(stored, self._table, self._map_size(stored, size), str(file)))
 
 
 class DepthPng(_Paired):
@@ -142,6 +153,7 @@ class DepthPng(_Paired):
         image_suffix: str = "",
         depth_suffix: str = ".png",
         partial: bool = False,
+        coarse: bool = False,
         task: str = "depth",
         name: str = "",
     ):
@@ -149,7 +161,7 @@ class DepthPng(_Paired):
         self._invalid = tuple(int(value) for value in invalid)
         super().__init__(
             root, images=images, maps=depths, split=split, ids=ids, image_suffix=image_suffix, map_suffix=depth_suffix,
-            partial=partial, task=task, name=name, settings=(self._metres_per_unit, self._invalid),
+            partial=partial, coarse=coarse, task=task, name=name, settings=(self._metres_per_unit, self._invalid),
         )  # fmt: skip
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
@@ -157,7 +169,7 @@ class DepthPng(_Paired):
         if picture.mode not in ("I;16", "I;16L", "I;16B", "I"):
             raise UserError(f"{file}: depth needs 16-bit grey PNG, this one has mode {picture.mode}")
         codes = np.asarray(picture)
-        labels.same_size(codes, size, str(file))
+        labels.same_size(codes, self._map_size(codes, size), str(file))
         if codes.min() < 0 or codes.max() > 65535:
             raise UserError(f"{file}: depth value {codes.max()} does not fit 16 bits")
         return labels.depth(np.where(np.isin(codes, self._invalid), 0, codes), self._metres_per_unit)
@@ -187,6 +199,7 @@ class NormalsPng(_Paired):
         image_suffix: str = "",
         normals_suffix: str = ".png",
         partial: bool = False,
+        coarse: bool = False,
         task: str = "normals",
         name: str = "",
     ):
@@ -195,7 +208,8 @@ class NormalsPng(_Paired):
         self._signs = np.array([-1.0 if axis in negate else 1.0 for axis in "xyz"], np.float32)
         super().__init__(
             root, images=images, maps=normals, split=split, ids=ids, image_suffix=image_suffix,
-            map_suffix=normals_suffix, partial=partial, task=task, name=name, settings=self._signs.tolist(),
+            map_suffix=normals_suffix, partial=partial, coarse=coarse, task=task, name=name,
+            settings=self._signs.tolist(),
         )  # fmt: skip
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
@@ -203,7 +217,7 @@ class NormalsPng(_Paired):
         if picture.mode != "RGB":
             raise UserError(f"{file}: normals need 8-bit RGB PNG, this one has mode {picture.mode}")
         stored = np.asarray(picture)
-        labels.same_size(stored, size, str(file))
+        labels.same_size(stored, self._map_size(stored, size), str(file))
         vectors = (stored.astype(np.float32) / 255 * 2 - 1) * self._signs
         length = np.linalg.norm(vectors, axis=-1, keepdims=True)
         valid = (length > 0.5) & (length < 1.5)  # (0, 0, 0) decodes to length 1.7

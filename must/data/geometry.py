@@ -105,15 +105,8 @@ def transform_map(array: np.ndarray, geometry: Geometry, fill) -> np.ndarray:
 
 def restore_map(array: np.ndarray, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
     """A map in the network's frame, [h, w, ...], back over the whole original as [shape[0], shape[1], ...], nearest."""
-    indices = []
-    for axis in range(2):
-        centers = (np.arange(shape[axis]) + 0.5) * geometry.source_size[axis] / shape[axis]
-        position = centers * geometry.scale[axis] + geometry.offset[axis]
-        if axis == 1 and geometry.flip:
-            position = geometry.size[1] - position
-        position = position * array.shape[axis] / geometry.size[axis]
-        indices.append(np.clip(np.floor(position).astype(np.int64), 0, array.shape[axis] - 1))
-    return array[indices[0]][:, indices[1]]
+    rows, columns = (_destinations(geometry, axis, shape[axis], array.shape[axis]) for axis in range(2))
+    return array[rows][:, columns]
 
 
 def transform_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
@@ -160,6 +153,17 @@ def _placed(array: np.ndarray, geometry: Geometry, fill, axis: int) -> np.ndarra
     out[:] = fill
     out[(*before, slice(top, bottom), slice(left, right))] = inside
     return out
+
+
+@functools.lru_cache(maxsize=4096)  # the maps of several tasks, and of pictures of one size, share it
+def _destinations(geometry: Geometry, axis: int, length: int, pixels: int) -> np.ndarray:
+    """Along one axis: the pixel of a map in the frame at each of `length` positions over the original, int64 [length]."""
+    centers = (np.arange(length) + 0.5) * geometry.source_size[axis] / length
+    position = centers * geometry.scale[axis] + geometry.offset[axis]
+    if axis == 1 and geometry.flip:
+        position = geometry.size[1] - position
+    position = position * pixels / geometry.size[axis]
+    return np.clip(np.floor(position).astype(np.int64), 0, pixels - 1)
 
 
 @functools.lru_cache(maxsize=4096)  # a run without scale jitter draws few different geometries

@@ -13,9 +13,14 @@ IGNORE = 255
 UNITS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0}
 
 
-def classification(class_id: int) -> Label:
-    """One certain class."""
-    return {"ids": np.array([class_id], np.uint16), "probs": np.ones(1, np.float16), "rest": np.float16(0)}
+def classification(class_id: int, unknown: Sequence[int] = ()) -> Label:
+    """One certain class, and the ids of the classes that the source does not know."""
+    return {
+        "ids": np.array([class_id], np.uint16),
+        "probs": np.ones(1, np.float16),
+        "rest": np.float16(0),
+        "unknown": np.asarray(unknown, np.uint16).reshape(-1),
+    }
 
 
 def detection(boxes: np.ndarray, classes: np.ndarray, crowd: np.ndarray, unknown: Sequence[int] = ()) -> Label:
@@ -29,21 +34,23 @@ def detection(boxes: np.ndarray, classes: np.ndarray, crowd: np.ndarray, unknown
     }
 
 
-def segmentation(ids: np.ndarray) -> Label:
-    """Class ids uint8 [H, W], 255 = ignored."""
+def segmentation(ids: np.ndarray, unknown: Sequence[int] = ()) -> Label:
+    """Class ids uint8 [H, W], 255 = ignored, and the ids of the classes that the source does not know."""
     ids = np.ascontiguousarray(ids, np.uint8)[..., None]
-    return {"ids": ids, "probs": np.where(ids == IGNORE, 0, 255).astype(np.uint8)}
+    probs = np.where(ids == IGNORE, 0, 255).astype(np.uint8)
+    return {"ids": ids, "probs": probs, "unknown": np.asarray(unknown, np.uint16).reshape(-1)}
 
 
 def depth(codes: np.ndarray, metres_per_unit: float) -> Label:
     """uint16 [H, W], 0 = invalid; metres = codes * metres_per_unit."""
     codes = np.ascontiguousarray(codes, np.uint16)
-    return {"depth": codes, "scale": np.float32(metres_per_unit), "offset": np.float32(0)}
+    scale = np.float32(metres_per_unit)
+    return {"depth": codes, "scale": scale, "offset": np.float32(0), "scores": np.full((1, 1), 255, np.uint8)}
 
 
 def normals(vectors: np.ndarray) -> Label:
     """Unit vectors float [H, W, 3] in camera axes, zeros = invalid; rounded to 1/127."""
-    return {"normals": np.round(vectors * 127).astype(np.int8)}
+    return {"normals": np.round(vectors * 127).astype(np.int8), "scores": np.full((1, 1), 255, np.uint8)}
 
 
 def metres_per_unit(unit: str | float) -> float:

@@ -4,6 +4,7 @@ Training batches come from Grain, whose position is saved beside the model. Each
 and reads its own rows of every batch.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from must.core.types import Batch, Example, Geometry, Source, UserError
 from must.data import geometry as geometries
 
 View = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+# (row, rng, another) -> row; another(rng) is the row, before any change, of another place of the same global batch
+Change = Callable[[Batch, np.random.Generator, Callable[[np.random.Generator], Batch]], Batch]
 
 
 class Encoder(NamedTuple):
@@ -90,6 +93,8 @@ def train_batches(
     threads: int = 1,
     sizes: Sequence[tuple[int, int]] = (),
     sizes_until: int = 0,
+    extras: Mapping[str, Mapping[str, np.ndarray]] = {},
+    changes: Sequence[Change] = (),
 ) -> grain.DatasetIterator:
     """Endless shuffled batches; `get_state` and `set_state` give and take the position.
 
@@ -102,6 +107,8 @@ def train_batches(
       threads: that decode ahead.
       sizes: multi-scale input: frames of which every batch draws one; `encoder.size` when there are none.
       sizes_until: first batch that has `encoder.size` again.
+      extras: {supervision: {name: array [N, ...]}}, for `Batch.extras`; N examples as the source numbers them.
+      changes: of every row, one after the other, see `must.data.mix`.
 
     Raises:
       UserError: an empty source or a batch size that does not divide.
@@ -114,40 +121,33 @@ def train_batches(
 
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     sizes = [tuple(size) for size in sizes]
-    batches = _Batches(order, source, encoder, seed, process, batch_size, sizes, sizes_until)
+    batches = _Batches(order, source, encoder, seed, process, batch_size, sizes, sizes_until, extras, tuple(changes))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     return iter(batches.to_iter_dataset(options))
 
 
 class Joined:
-    """Training batches with numbers of each example joined to its rows by `Batch.ids`.
+    """Training batches with weights of each example joined to its rows by `Batch.ids`.
 
     Batches are made ahead of the step, these numbers change while it learns: they are joined when a batch is taken, so
     that a resumed run meets the same ones as an uninterrupted one. Without any, batches of several groups pass too.
 
     Attributes:
       weights: {supervision: float32 [N]}, factors of the batches' weights; N examples as the source numbers them.
-      extras: {supervision: {name: array [N, ...]}}, for `Batch.extras`.
     """
 
-    def __init__(
-        self,
-        batches: "grain.DatasetIterator | Grouped",
-        weights: Mapping[str, np.ndarray],
-        extras: Mapping[str, Mapping[str, np.ndarray]],
-    ):
-        self._batches, self.weights, self.extras = batches, dict(weights), extras
+    def __init__(self, batches: "grain.DatasetIterator | Grouped", weights: Mapping[str, np.ndarray]):
+        self._batches, self.weights = batches, dict(weights)
 
     def __iter__(self) -> "Joined":
         return self
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        if not self.weights and not self.extras:
+        if not self.weights:
             return batch
         weights = {name: np.asarray(table)[batch.ids] * batch.weights[name] for name, table in self.weights.items()}
-        extras = {name: {key: table[batch.ids] for key, table in fields.items()} for name, fields in self.extras.items()}
-        return batch._replace(weights={**batch.weights, **weights}, extras={**batch.extras, **extras})
+        return batch._replace(weights={**batch.weights, **weights})
 
     def get_state(self) -> dict:
         """Position of the batches."""
@@ -217,12 +217,14 @@ class _Batches(grain.MapDataset):
     _MUTATES_ELEMENT_SPEC = False
 
     def __init__(
-        self, order, source: Source, encoder: Encoder, seed: int, process: tuple[int, int], batch_size: int, sizes, sizes_until
-    ):
+        self, order, source: Source, encoder: Encoder, seed: int, process: tuple[int, int], batch_size: int, sizes, sizes_until,
+        extras, changes: tuple[Change, ...],
+    ):  # fmt: skip
         super().__init__(order)
         self._source, self._encoder, self._seed = source, encoder, seed
         self._process, self._batch_size = process, batch_size
         self._sizes, self._sizes_until = sizes, sizes_until
+        self._extras, self._changes = extras, changes
 
     def __len__(self) -> int:
         return len(self._parent) // self._batch_size
@@ -238,8 +240,27 @@ class _Batches(grain.MapDataset):
             # Whatever the seed: all processes and all groups of a step have one frame, so few programs are compiled.
             drawn = np.random.default_rng((batch, len(self._sizes))).integers(len(self._sizes))
             encoder = encoder._replace(size=self._sizes[drawn])
-        return stack([self._row(encoder, place) for place in range(start, start + rows)])
+        # A row that another one takes a part of is made once; a process makes those of other processes that it needs.
+        made = functools.cache(functools.partial(self._row, encoder))
+        return stack([self._changed(made, place) for place in range(start, start + rows)])
 
     def _row(self, encoder: Encoder, place: int) -> Batch:
         index = int(self._parent[place])
-        return encoder(self._source[index], index, np.random.default_rng((self._seed, place)))
+        row = encoder(self._source[index], index, np.random.default_rng((self._seed, place)))
+        extras = {name: {key: table[index] for key, table in fields.items()} for name, fields in self._extras.items()}
+        return row._replace(extras={**row.extras, **extras})
+
+    def _changed(self, made: Callable[[int], Batch], place: int) -> Batch:
+        """The row of a place after all changes, whose randomness is that of the place too."""
+        row = made(place)
+        if not self._changes:
+            return row
+        first, number = place - place % self._batch_size, place % self._batch_size
+
+        def another(rng: np.random.Generator) -> Batch:
+            return made(first + (number + int(rng.integers(1, self._batch_size))) % self._batch_size)
+
+        rng = np.random.default_rng((self._seed, place, 1))
+        for change in self._changes:
+            row = change(row, rng, another)
+        return row

@@ -5,6 +5,7 @@
     <name>-<split>.array_record-00000-of-00016  the records, `must.data.record_format`
     ids.txt                                     one id per record, in order
     provenance.json                             who labelled what, and count, bytes and SHA-256 of every file
+    added/<name>/1.0.0                          tasks that came later: a directory like this one, without the pictures
 """
 
 import bisect
@@ -12,7 +13,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,19 @@ from must.data.frames import FrameVideo
 from must.data.record_format import decode_record
 
 COMMITTED, PROVENANCE, IDS = "dataset_info.json", "provenance.json", "ids.txt"
+_ADDED = "added"
 
 
 class Records:
-    """The examples of one directory.
+    """The examples of one directory, with the labels of the tasks that were added to it later.
+
+    An addition may lack records, which then have no label of its tasks; one that is not complete is not seen.
 
     Attributes:
-      name, ids, classes, fingerprint: see `Source`.
-      provenance: the content of provenance.json.
+      name, ids, classes: see `Source`.
+      fingerprint: of the files that are read, those of additions too.
+      provenance: the content of provenance.json; "tasks" also has the tasks of the additions, and "added" is
+        {name: content of the addition's own provenance.json}.
       specs: {task: {field: ArraySpec}} of the tasks that are read.
     """
 
@@ -53,19 +59,26 @@ class Records:
           verify: compare the SHA-256 of every file; otherwise only counts and sizes.
 
         Raises:
-          UserError: not a complete directory of records, another split, an unknown task, a damaged file.
+          UserError: not a complete directory of records, another split, an unknown task, a damaged file, an addition to
+            other records than these or of a task that is there already.
         """
         self._directory = os.fspath(directory)
         self.provenance = read_provenance(self._directory)
+        if (stored_as := self.provenance.get("file_format", "array_record")) != "array_record":
+            raise UserError(f"{self._directory}: holds {stored_as} files for tf.data, only array_record is read by index")
         if self.provenance["split"] != split:
             raise UserError(f"{self._directory}: holds split {self.provenance['split']!r}, not {split!r}")
-        stored = self.provenance["tasks"]
-        for task in tasks or ():
+        own, added = self.provenance["tasks"], read_additions(self._directory)
+        stored = _united(self._directory, own, added)
+        self.provenance |= {"tasks": stored, "added": added}
+        wanted = tuple(stored if tasks is None else tasks)
+        for task in wanted:
             if task not in stored:
                 raise UserError(f"{self._directory}: holds no labels of {task!r}, only of {', '.join(stored)}")
-        self.specs = {task: _specs(stored[task]["fields"]) for task in (stored if tasks is None else tasks)}
-        self.classes = {task: tuple(stored[task]["classes"]) for task in self.specs if stored[task]["classes"]}
+        self.specs = {task: _specs(stored[task]["fields"]) for task in wanted}
+        self.classes = {task: tuple(stored[task]["classes"]) for task in wanted if stored[task]["classes"]}
         self.name = self.provenance["name"]
+        self._own = {task: self.specs[task] for task in wanted if task in own}
         self._shards = self.provenance["shards"]
         self._starts = np.cumsum([0] + [shard["count"] for shard in self._shards]).tolist()
         self._readers: dict[int, Any] = {}
@@ -74,7 +87,18 @@ class Records:
             _check_file(self._directory, file, verify)
         with open(os.path.join(self._directory, IDS), encoding="utf-8") as lines:
             self.ids = tuple(lines.read().split("\n")[:-1])
-        self.fingerprint = _hash([shard["sha256"] for shard in self._shards] + sorted(self.specs))
+        hashes = [shard["sha256"] for shard in self._shards]
+        self._added: list[tuple[Records, np.ndarray]] = []  # and the place there of each of our records, -1 without one
+        for name, facts in added.items():
+            path = addition_directory(self._directory, name)
+            if facts["source"]["fingerprint"] != _hash([shard["sha256"] for shard in self._shards]):
+                raise UserError(f"{path}: was added to other records than these; it can be deleted")
+            if theirs := [task for task in wanted if task in facts["tasks"]]:
+                addition = Records(path, split=split, tasks=theirs, verify=verify)
+                places = {id: i for i, id in enumerate(addition.ids)}
+                self._added.append((addition, np.array([places.get(id, -1) for id in self.ids], np.int64)))
+                hashes.append(addition.fingerprint)
+        self.fingerprint = _hash(hashes + sorted(self._own))
         self._images = images
         self._places = {id: i for i, id in enumerate(images.ids)} if images is not None else {}
 
@@ -82,7 +106,8 @@ class Records:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Example:
-        id, data, labels = self._read(index)
+        id, data, labels = self._read(index, self._own)
+        labels |= self._added_labels(index)
         if isinstance(data, list):
             return Example(id, FrameVideo(data, f"{self._directory}: {id}"), labels)
         if data is not None:
@@ -93,11 +118,11 @@ class Records:
 
     def labels(self, index: int) -> dict[str, Label]:
         """The labels alone, without decoding the picture."""
-        return self._read(index)[2]
+        return self._read(index, self._own)[2] | self._added_labels(index)
 
     def encoded(self, index: int) -> bytes | None:
         """The picture as it is stored, PNG or JPEG, or None; a video's frames are encoded one by one, see `FrameVideo`."""
-        data = self._read(index)[1]
+        data = self._read(index, {})[1]
         return None if isinstance(data, list) else data
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,14 +131,23 @@ class Records:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def _read(self, index: int) -> tuple[str, bytes | list[bytes] | None, dict[str, Label]]:
+    def _added_labels(self, index: int) -> dict[str, Label]:
+        found = {}
+        for addition, places in self._added:
+            if places[index] >= 0:
+                found |= addition.labels(int(places[index]))
+        return found
+
+    def _read(
+        self, index: int, specs: dict[str, dict[str, ArraySpec]]
+    ) -> tuple[str, bytes | list[bytes] | None, dict[str, Label]]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         shard = bisect.bisect_right(self._starts, index) - 1
         path = os.path.join(self._directory, self._shards[shard]["file"])
         try:
             (record,) = self._reader(shard, path).read([index - self._starts[shard]])
-            return decode_record(record, self.specs)
+            return decode_record(record, specs)
         except Exception as error:  # the reader, the parser and zlib each have their own
             raise UserError(f"{path}: record {self.ids[index]} is damaged ({error})") from None
 
@@ -140,6 +174,23 @@ def read_provenance(directory: str) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
 
 
+def addition_directory(directory: str, name: str) -> str:
+    """Where the labels lie that were added to a directory of records under a name."""
+    return os.path.join(directory, _ADDED, name, "1.0.0")
+
+
+def read_additions(directory: str) -> dict[str, dict[str, Any]]:
+    """{name: content of provenance.json} of the complete additions to a directory of records, by name."""
+    paths = {name: addition_directory(directory, name) for name in addition_names(directory)}
+    return {name: read_provenance(at) for name, at in paths.items() if os.path.exists(os.path.join(at, COMMITTED))}
+
+
+def addition_names(directory: str) -> list[str]:
+    """Of all additions to a directory of records, complete or not."""
+    top = os.path.join(directory, _ADDED)
+    return sorted(os.listdir(top)) if os.path.isdir(top) else []
+
+
 def file_hash(path: str) -> str:
     """SHA-256 of a file."""
     with open(path, "rb") as file:
@@ -152,6 +203,13 @@ def record_count(path: str) -> int:
         return _open(path).num_records()
     except Exception as error:  # the reader has types of its own
         raise UserError(f"{path}: damaged ({error})") from None
+
+
+def stored_records(path: str) -> Iterator[bytes]:
+    """The records of a shard in order, each a serialised tf.train.Example."""
+    reader = _open(path)
+    for index in range(reader.num_records()):
+        yield reader.read([index])[0]
 
 
 def _check_file(directory: str, entry: dict[str, Any], verify: bool) -> None:
@@ -172,6 +230,16 @@ def _open(path: str) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(path, "readahead_buffer_size:0")
+
+
+def _united(directory: str, own: dict[str, Any], added: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What provenance says of the tasks of a directory and of its additions."""
+    tasks = dict(own)
+    for name, facts in added.items():
+        if twice := set(tasks) & set(facts["tasks"]):
+            raise UserError(f"{addition_directory(directory, name)}: labels {min(twice)!r}, which is there already")
+        tasks |= facts["tasks"]
+    return tasks
 
 
 def _specs(fields: dict[str, Any]) -> dict[str, ArraySpec]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from must.core.types import Example, Label, UserError
+from must.data import labels as forms
 from must.data import raycast, shading
 from must.data.layout import DOMAINS, Scene, draw_scene
 
@@ -160,33 +161,24 @@ def render(scene: Scene, size: int) -> Frame:
 
 
 def _classification(frame: Frame) -> Label:
-    ids = np.array([frame.label], np.uint16)
-    return {"ids": ids, "probs": np.ones(1, np.float16), "rest": np.zeros((), np.float16)}
+    return forms.classification(frame.label)
 
 
 def _detection(frame: Frame) -> Label:
-    count = len(frame.boxes)
-    return {
-        "boxes": frame.boxes,
-        "classes": frame.shapes,
-        "scores": np.ones(count, np.float16),
-        "crowd": np.zeros(count, bool),
-        "unknown": np.zeros(0, np.uint16),
-    }
+    return forms.detection(frame.boxes, frame.shapes, np.zeros(len(frame.boxes), bool))
 
 
 def _segmentation(frame: Frame) -> Label:
-    ids = frame.semantic[..., None]
-    return {"ids": ids, "probs": (ids != IGNORE) * np.uint8(255)}
+    return forms.segmentation(frame.semantic)
 
 
 def _depth(frame: Frame) -> Label:
     codes = (frame.depth * np.float32(1 / MILLIMETRE) + np.float32(0.5)).astype(np.uint16)
-    return {"depth": codes, "scale": np.array(MILLIMETRE, np.float32), "offset": np.zeros((), np.float32)}
+    return forms.depth(codes, MILLIMETRE)
 
 
 def _normals(frame: Frame) -> Label:
-    return {"normals": np.rint(frame.normals * np.float32(127)).astype(np.int8)}
+    return forms.normals(frame.normals)
 
 
 _RECORD = dict(zip(TASKS, (_classification, _detection, _segmentation, _depth, _normals), strict=True))

@@ -24,6 +24,8 @@ KINDS = {
     "frame_folders": "must.data.frames:FrameFolders",
     "video_files": "must.data.video_files:VideoFiles",
     "declared": "must.data.declared:Declared",
+    "edited_coco": "must.data.edited:EditedCoco",
+    "label_files": "must.data.label_files:LabelFiles",
     "join": "must.data.merge:Join",
     "concat": "must.data.combine:Concat",
     "subset": "must.data.combine:Subset",

@@ -190,7 +190,7 @@ def constant_guess(task: Task, labels: Sequence[Label], *, candidates: int = 32)
       One label in network form, without B.
     """
     first = labels[0]
-    fields = set(first)
+    fields = set(first) - set(task.optional)
     if fields == {"probs"}:
         return {"probs": np.mean([label["probs"] for label in labels], axis=0, dtype=np.float32)}
     if fields == {"ids", "probs"}:

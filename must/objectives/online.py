@@ -9,6 +9,7 @@ from must.core.devices import global_row_index
 from must.core.types import Array, Batch, Model, PerExample, Policy, PyTree
 from must.objectives.adaptors import drop_teachers
 from must.objectives.distill import ALL, ANNOTATED, Answer, Context, Hint
+from must.objectives.dropping import PSEUDO
 
 
 def ask(
@@ -93,10 +94,13 @@ def take(
 
 
 def rows_of(batch: Batch, hint: Hint) -> Array:
-    """1 for the rows that a hint acts on, [B]; padding is none of them."""
+    """1 for the rows that a hint acts on, [B]; padding is none of them, and a pseudo label no annotation."""
     real = (batch.ids >= 0).astype(jnp.float32)
-    own = [weights for name, weights in batch.weights.items() if name.partition("@")[0] == hint.task]
-    annotated = sum((w != 0).astype(jnp.float32) for w in own) if own else jnp.zeros_like(real)
+    annotated = jnp.zeros_like(real)
+    for name, weights in batch.weights.items():
+        if name.partition("@")[0] == hint.task:
+            pseudo = batch.extras.get(name, {}).get(PSEUDO, jnp.zeros_like(weights))
+            annotated += ((weights != 0) & (pseudo == 0)).astype(jnp.float32)
     if hint.where == ALL:
         return real
     return real * ((annotated > 0) if hint.where == ANNOTATED else (annotated == 0))

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 
 from must.core.ratio import Ratio, merge, weighted_sum
 from must.core.types import Array, Batch, Label, Model, Objective, PerExample, Policy, PyTree
+from must.data.mix import CLEAN
 from must.objectives import online
 from must.objectives.distill import Answer, Hint
+from must.objectives.dropping import PSEUDO, small_losses
+from must.objectives.mean_teacher import AVERAGE, MeanTeacher, moved
 from must.tasks.base import Task
 
 # (outputs, label in network form, target, the supervision's extras) -> {term: PerExample}, as `Task.loss`
@@ -30,6 +33,10 @@ def supervised(
     teacher_view: str = "",
     teacher_dropping: float = 0.0,
     shuffled: bool = False,
+    mean_teacher: MeanTeacher | None = None,
+    initial: PyTree = None,
+    drop_top: float = 0.0,
+    drop_after: int = 0,
 ) -> Objective:
     """Sum over tasks of scale_t * sum_i w_it * l_t(head_t(x_i), y_it) / Z_t (Ghiasi et al. 2021, section 3).
 
@@ -50,11 +57,29 @@ def supervised(
       view: which input the model sees.
       teachers: {name: model} that answer the same pictures in inference mode; their variables are the step's `frozen`.
       hints: what is taken from them, see `must.objectives.distill`.
-      teacher_view: which input the teachers see; the student's by default.
+      teacher_view: which input the teachers see; the student's by default, with a mean teacher "clean".
       teacher_dropping: probability that an example drops a droppable hint's teacher, the one with the highest loss
         excepted (UNIC).
       shuffled: every row is given the teachers' answers to another one; a control that has to lose.
+      mean_teacher: the student's average as one more teacher; rows whose `Batch.extras[supervision]["pseudo"]` is not 0
+        have no ground truth.
+      initial: parameters of the model that the average starts from; needed with `mean_teacher`.
+      drop_top: share of the pseudo labels, those with the largest losses of a task in a batch, that do not count in a step;
+        needs `Batch.extras[supervision]["pseudo"]`, other than 0 where a label is one. Of groups each drops its own.
+      drop_after: steps before any is dropped.
+
+    Raises:
+      ValueError: options that do not fit together.
     """
+    if mean_teacher is not None:
+        if initial is None:
+            raise ValueError("a mean teacher needs parameters to start from")
+        teachers = {**teachers, AVERAGE: model}
+        own_hints = [mean_teacher.hint(name, tasks[name]) for name in mean_teacher.tasks or tasks]
+        hints, late = [*hints, *own_hints], {f"{hint.task}/{term}" for hint in own_hints for term in hint.terms}
+        teacher_view = teacher_view or CLEAN
+    if not 0 <= drop_top < 1 or drop_after < 0:
+        raise ValueError(f"drop_top {drop_top} or drop_after {drop_after} is out of range")
     names = tuple(f"{task}/{term}" for task in tasks for term in tasks[task].terms)
     by_term = {name: scales[name.partition("/")[0]] for name in names}
     for hint in hints:
@@ -66,7 +91,12 @@ def supervised(
     def terms(params, model_state, aux_state, frozen, batch: Batch | Mapping[str, Batch], key, axis_name):
         groups = {"": batch} if isinstance(batch, Batch) else dict(sorted(batch.items()))
         ratios: dict[str, Ratio] = {}
-        hint_states = aux_state["hints"]
+        hint_states, step = aux_state["hints"], aux_state.get("step", 0)
+        if mean_teacher is not None:
+            average = moved(aux_state["average"], params["model"], mean_teacher.decay, step)
+            frozen = {**(frozen or {}), AVERAGE: {"params": average, **model_state}}
+            aux_state = {**aux_state, "average": average}
+        drop = jnp.where(step >= drop_after, drop_top, 0.0) if drop_top else None
         for number, (group, part) in enumerate(groups.items()):
             acting = [hint for hint in hints if not group or hint.skip != group]
             own_key = jax.random.fold_in(key, number) if len(groups) > 1 else key
@@ -75,24 +105,31 @@ def supervised(
             outputs, model_state, *features = model.apply(
                 variables, part.inputs[view], train=True, key=own_key, axis_name=axis_name, **options
             )
-            found = [_labelled(outputs, part, tasks, aux_state["policies"], corrections, normalize)]
+            found = [_labelled(outputs, part, tasks, aux_state["policies"], corrections, normalize, drop, axis_name)]
             if acting:
                 said = online.ask(acting, teachers, frozen, part.inputs[teacher_view or view], shuffled, axis_name)
                 taken, hint_states = online.take(
                     acting, params.get("objective", {}), hint_states, Answer(outputs, *features), said, part,
                     aux_state["policies"], key=own_key, dropping=teacher_dropping, axis_name=axis_name,
                 )  # fmt: skip
+                if mean_teacher is not None:
+                    speaks = jnp.where(step >= mean_teacher.start, 1.0, 0.0)
+                    taken = ((name, term, rows * speaks if name in late else rows) for name, term, rows in taken)
                 found.append((name, _reduce(term, rows, normalize)) for name, term, rows in taken)
             for name, ratio in (item for terms_of in found for item in terms_of):
                 ratios[name] = merge(ratios[name], ratio) if name in ratios else ratio
-        return ratios, model_state, {**aux_state, "hints": hint_states}
+        counted = {"step": step + 1} if "step" in aux_state else {}
+        return ratios, model_state, {**aux_state, **counted, "hints": hint_states}
 
     def init(key):
         made = {hint.name: hint.init(jax.random.fold_in(key, i)) for i, hint in enumerate(hints)}
         params = {name: params for name, (params, _) in made.items() if params}
         # Thresholds are data: one compiled step serves every choice of them.
         believed = {name: _per_class(policies[name], task) for name, task in tasks.items()}
-        return params, {"policies": believed, "hints": {name: state for name, (_, state) in made.items()}}
+        state = {"policies": believed, "hints": {name: state for name, (_, state) in made.items()}}
+        state |= {"average": jax.tree.map(jnp.copy, initial)} if mean_teacher is not None else {}
+        state |= {"step": jnp.int32(0)} if mean_teacher is not None or drop_top else {}
+        return params, state
 
     return Objective(init=init, names=tuple(by_term), terms=terms, scales=by_term, shared=without_heads)
 
@@ -105,8 +142,10 @@ def without_heads(params: PyTree) -> PyTree:
     return {name: part for name, part in model.items() if not name.startswith("heads_")}
 
 
-def _labelled(outputs, batch: Batch, tasks, policies, corrections, normalize: str) -> Iterator[tuple[str, Ratio]]:
-    """The losses on the labels that a batch holds."""
+def _labelled(
+    outputs, batch: Batch, tasks, policies, corrections, normalize: str, drop: Array | None, axis_name: str | None
+) -> Iterator[tuple[str, Ratio]]:
+    """The losses on the labels that a batch holds, without the share `drop` of its pseudo labels."""
     for supervision, label in batch.labels.items():
         name = supervision.partition("@")[0]
         target = tasks[name].target(label, policies[name])
@@ -114,8 +153,14 @@ def _labelled(outputs, batch: Batch, tasks, policies, corrections, normalize: st
             found = corrections[name](outputs[name], label, target, batch.extras[supervision])
         else:
             found = tasks[name].loss(outputs[name], target)
+        weights = batch.weights[supervision]
+        if drop is not None:
+            if PSEUDO not in batch.extras.get(supervision, {}):
+                raise ValueError(f"drop_top: the batch does not say which labels of {supervision} are pseudo labels")
+            pseudo = batch.extras[supervision][PSEUDO]
+            weights = weights * small_losses(found, weights, pseudo, drop, axis_name)
         for term, per_example in found.items():
-            yield f"{name}/{term}", _reduce(per_example, batch.weights[supervision], normalize)
+            yield f"{name}/{term}", _reduce(per_example, weights, normalize)
 
 
 def loss_step(
@@ -163,10 +208,11 @@ def learning_rate_rule(student: tuple[int, float], teachers: Mapping[str, tuple[
 
 
 def _per_class(policy: Policy, task: Task) -> Policy:
-    """The thresholds in one form, [C] for a task that has classes, else []."""
+    """The policy as arrays in one form, thresholds [C] for a task that has classes, else []."""
     shape = (len(task.classes),) if getattr(task, "classes", ()) else ()
+    bounds = (jnp.broadcast_to(jnp.asarray(bound, jnp.float32), shape) for bound in policy[:2])
     # A copy: the step is given the state's memory, the caller keeps its own.
-    return Policy(*(jnp.array(jnp.broadcast_to(jnp.asarray(bound, jnp.float32), shape), copy=True) for bound in policy))
+    return Policy(*(jnp.array(value, jnp.float32, copy=True) for value in (*bounds, *policy[2:])))
 
 
 def _reduce(term: PerExample, weights, normalize: str) -> Ratio:

@@ -1,59 +1,59 @@
-"""What a teacher says, examined before anything is written; each check answers with the field and what is wrong."""
+"""What a teacher says, examined before anything is written; each check answers with the field and what is wrong.
 
-from collections.abc import Mapping, Sequence
+A field is judged by its name, which means the same in every task: "probs" are probabilities (a distribution where there is
+one for each of the task's classes; 255ths where they are uint8), "scores" lie in 0..1, "ids" and "classes" are class
+ids, "boxes" are x0 y0 x1 y1 in pixels of the teacher's input, "known" stands for each class, and "valid" says which slots
+are filled. Empty slots may hold anything.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from must.core.types import ArraySpec, Label
+from must.core.types import ArraySpec, Label, LabelError
 from must.data.record_format import mismatch
 
-_ROUNDING = 1e-3  # by which a sum of probabilities may exceed 1
+_ROUNDING = 1e-3  # by which a sum of probabilities may miss 1
+_SCORE_ROUNDING = 1e-4  # by which a score may exceed 1, so that float16 still rounds it to 1
+_OVERHANG = 1.0  # pixels by which a box may leave the frame
+
+
+def check_said(tasks: Iterable[str], said: Any) -> None:
+    """LabelError unless something is said of every task."""
+    if not isinstance(said, Mapping):
+        raise LabelError(f"says {type(said).__name__}, not {{task: label}}")
+    for key in tasks:
+        if key not in said:
+            raise LabelError(f"says nothing of {key}, only of {', '.join(map(str, said)) or 'nothing'}")
 
 
 def check_batch(
-    label: Mapping[str, np.ndarray], spec: Mapping[str, Any], batch_size: int, rows: Sequence[int]
+    label: Mapping[str, np.ndarray], task: Any, size: tuple[int, int], batch_size: int, rows: Sequence[int]
 ) -> tuple[int, str] | None:
-    """A batch of labels in network form: fields, shapes, kinds, finite numbers, probabilities.
+    """A batch of labels in network form: fields, shapes, kinds, and values that cannot be right.
 
     Args:
       label: fields [batch_size, ...].
-      spec: Task.network_spec; sizes may differ from it, as a prediction holds more boxes than a label does.
+      task: that it is a label of. The number of slots may differ from its `network_spec`, as a prediction holds more
+        boxes than a label does.
+      size: (height, width) of the teacher's input, pixels.
       batch_size: expected leading axis.
-      rows: that hold an image.
+      rows: that hold an image; others may hold anything.
 
     Returns:
       (row, "<field> <what is wrong>") of the first problem, or None.
     """
     if not rows:
         return None
-    for name, want in spec.items():
-        if name not in label:
-            return rows[0], f"{name} is missing"
-        field, kind = label[name], np.dtype(want.dtype).kind
-        if field.ndim != len(want.shape) + 1 or field.shape[0] != batch_size:
-            return rows[0], f"{name} has shape {field.shape}, not {(batch_size, *want.shape)}"
-        if field.dtype.kind != kind and {field.dtype.kind, kind} != {"i", "u"}:
-            return rows[0], f"{name} is {field.dtype}, not {np.dtype(want.dtype)}"
-    slots = label.get("valid")  # empty ones may hold anything
-    for name, field in label.items():
-        if field.dtype.kind != "f":
-            continue
-        # A whole batch is looked at, not copied; a finite sum has finite terms, and costs a fifth of asking each.
-        field = field[: len(rows)] if rows[-1] == len(rows) - 1 else field[rows]
-        wrong = np.zeros(1, bool) if np.isfinite(field.sum()) else ~np.isfinite(field)
-        if wrong.any() and slots is not None and field.shape[1 : slots.ndim] == slots.shape[1:]:
-            wrong &= slots[rows].reshape(*slots[rows].shape, *[1] * (field.ndim - slots.ndim))
-        if wrong.any():
-            return rows[_first_row(wrong)], f"{name} is not finite"
-        if name == "probs":
-            total = field.sum(-1, dtype=np.float64)
-            wrong = (field < 0).any(-1) | (total > 1 + _ROUNDING)
-            if wrong.any():
-                row = _first_row(wrong)
-                least, most = field[row].min(), total[row].max()
-                return rows[row], f"{name} are no probabilities: least {least:.4g}, sum {most:.4g}"
-    return None
+    spec = {name: want for name, want in task.network_spec(size).items() if name in label or name not in getattr(task, "optional", ())}
+    if what := _form(label, spec, batch_size):
+        return rows[0], what
+    # A whole batch is looked at, not copied.
+    whole = rows[-1] == len(rows) - 1
+    label = {name: field[: len(rows)] if whole else field[rows] for name, field in label.items()}
+    problem = next(_problems(label, task, size), None)
+    return problem and (rows[problem[0]], problem[1])
 
 
 def check_record(label: Label, spec: Mapping[str, ArraySpec], task: Any) -> str:
@@ -80,5 +80,94 @@ def check_record(label: Label, spec: Mapping[str, ArraySpec], task: Any) -> str:
     return ""
 
 
-def _first_row(wrong: np.ndarray) -> int:
-    return int(np.argmax(wrong.reshape(len(wrong), -1).any(-1)))
+def _form(label: Mapping[str, np.ndarray], spec: Mapping[str, Any], batch_size: int) -> str:
+    """Fields, shapes and kinds."""
+    for name in spec:
+        if name not in label:
+            return f"{name} is missing"
+    slots = tuple(spec["valid"].shape) if "valid" in spec else ()
+    for name, want in spec.items():
+        field, kind, shape = label[name], np.dtype(want.dtype).kind, tuple(want.shape)
+        if slots and shape[:1] == slots and name != "known":
+            shape = (*label["valid"].shape[1:2], *shape[1:])
+        if field.shape != (batch_size, *shape):
+            return f"{name} has shape {field.shape}, not {(batch_size, *shape)}"
+        if field.dtype.kind != kind and {field.dtype.kind, kind} != {"i", "u"}:
+            return f"{name} is {field.dtype}, not {np.dtype(want.dtype)}"
+    return ""
+
+
+def _problems(label: Mapping[str, np.ndarray], task: Any, size: tuple[int, int]) -> Iterator[tuple[int, str]]:
+    """(row, "<field> <what is wrong>"), the values that are not finite first."""
+    classes, slots = len(getattr(task, "classes", ())), label.get("valid")
+
+    def filled(wrong: np.ndarray) -> np.ndarray:
+        """Without what stands in empty slots."""
+        if slots is None or wrong.shape[1 : slots.ndim] != slots.shape[1:]:
+            return wrong
+        return wrong & slots.reshape(*slots.shape, *[1] * (wrong.ndim - slots.ndim))
+
+    for name, field in label.items():
+        # A finite sum has finite terms, and costs a fifth of asking each.
+        if field.dtype.kind == "f" and not np.isfinite(field.sum()):
+            if (wrong := filled(~np.isfinite(field))).any():
+                yield _first(wrong)[0], f"{name} is not finite"
+    for name, field in label.items():
+        if name == "probs":
+            if (wrong := _unnormalised(field, classes)).any():
+                at = _first(wrong)
+                least, most = field[at].min(), field[at].sum(dtype=np.float64)
+                yield at[0], f"{name} are no probabilities: least {least:.4g}, sum {most:.4g}"
+        elif name == "scores" and field.dtype.kind == "f":
+            if (wrong := filled((field < 0) | (field > 1 + _SCORE_ROUNDING))).any():
+                at = _first(wrong)
+                yield at[0], f"{name} holds {field[at]:.4g}, which is outside 0..1"
+            elif slots is not None and (wrong := _rising(field, slots)).any():
+                yield _first(wrong)[0], f"{name} do not fall"
+        elif name in ("ids", "classes") and field.dtype.kind in "iu" and classes:
+            if (wrong := filled(_foreign(field, classes, getattr(task, "ignore", None)))).any():
+                at = _first(wrong)
+                yield at[0], f"{name} holds class id {field[at]} with {classes} classes"
+        elif name == "boxes":
+            yield from _wrong_boxes(name, field, size, filled)
+
+
+def _unnormalised(probs: np.ndarray, classes: int) -> np.ndarray:
+    """Which rows of [..., K] are no probabilities."""
+    if probs.dtype.kind != "f":  # each of the K codes is rounded
+        if probs.shape[-1] == 1:
+            return np.zeros(1, bool)
+        # Slices are ten times as fast as a sum over few.
+        total = sum((probs[..., place].astype(np.uint16) for place in range(probs.shape[-1])), np.uint16(0))
+        return total > 255 + probs.shape[-1] // 2
+    total = probs.sum(-1, dtype=np.float64)
+    wrong = (probs < 0).any(-1) | (total > 1 + _ROUNDING)
+    return wrong | (total < 1 - _ROUNDING) if probs.shape[-1] == classes else wrong
+
+
+def _foreign(ids: np.ndarray, classes: int, ignore: int | None) -> np.ndarray:
+    wrong = ids >= classes
+    if ids.dtype.kind == "i":
+        wrong |= ids < 0
+    return wrong if ignore is None else wrong & (ids != ignore)
+
+
+def _rising(scores: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """Which of [n, M] are above one before them."""
+    lowest = np.minimum.accumulate(np.where(slots, scores, np.inf), -1)
+    return slots[:, 1:] & (scores[:, 1:] > lowest[:, :-1])
+
+
+def _wrong_boxes(name: str, boxes: np.ndarray, size: tuple[int, int], filled: Any) -> Iterator[tuple[int, str]]:
+    limit = np.array([size[1], size[0]] * 2) + _OVERHANG
+    reversed_ = (boxes[..., 2:] < boxes[..., :2]).any(-1)
+    outside = ((boxes < -_OVERHANG) | (boxes > limit)).any(-1)
+    for wrong, what in ((reversed_, "reversed"), (outside, f"outside {size[1]} x {size[0]} pixels")):
+        if (wrong := filled(wrong)).any():
+            at = _first(wrong)
+            yield at[0], f"{name} holds {boxes[at].tolist()}, which is {what}"
+
+
+def _first(wrong: np.ndarray) -> tuple[int, ...]:
+    """Where the first one is."""
+    return tuple(int(axis[0]) for axis in np.nonzero(wrong))

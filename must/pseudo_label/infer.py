@@ -5,17 +5,19 @@ Where records go `must.pseudo_label.write` knows.
 """
 
 import collections
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from must.core.types import Geometry, Label, Source, Teacher, UserError
+from must.core.types import Geometry, Label, LabelError, Source, Teacher, UserError
 from must.data.geometry import transform_image, whole_image
 from must.data.record_format import encode_png, encode_record, is_plain
-from must.pseudo_label.check import check_batch, check_record
+from must.pseudo_label.check import check_batch, check_record, check_said
 
 Key = TypeVar("Key")
 _AHEAD = 2  # batches that are decoded before the device needs them
@@ -58,7 +60,7 @@ class Labeller:
     Args:
       source: images.
       teachers: all of them see every image.
-      batch_size: rows of every forward pass; short batches are filled up with black images.
+      batch_size: rows of every forward pass; rows that fill up or cannot be read repeat an image.
       copy_images: put the encoded picture into the records.
       keep_aspect: pad the images to the teachers' input size instead of stretching them.
       threads: of the host; one per core by default, 16 at most.
@@ -105,12 +107,11 @@ class Labeller:
                 decoding.append((*batch, self._spread(self._decode, batch[1])))
             if decoding:
                 key, indices, futures = decoding.popleft()
-                pictures = _gather(futures)
-                labelling.append((key, indices, pictures, self._dispatch(pictures)))
+                pictures, ids = _gather(futures), [self._source.ids[index] for index in indices]
+                labelling.append((key, ids, pictures, self._dispatch(ids, pictures)))
             # The device has its next batch before the host takes up the one that is done.
             if labelling and (len(labelling) > 1 or not decoding):
-                key, indices, pictures, said = labelling.popleft()
-                ids = [self._source.ids[index] for index in indices]
+                key, ids, pictures, said = labelling.popleft()
                 encode = self._encoder(ids, pictures, self._fetch(said, ids, pictures))
                 encoding.append((key, self._spread(encode, range(len(ids)))))
             if encoding and (len(encoding) > 1 or not labelling):
@@ -143,32 +144,37 @@ class Labeller:
     def _place(self, shape: tuple[int, int], size: tuple[int, int]) -> Geometry:
         return whole_image(shape, size, keep_aspect=self._keep_aspect)
 
-    def _dispatch(self, pictures: Sequence[_Picture]) -> list[dict[str, Label]]:
-        """What every teacher will have said, not waited for."""
-        inputs = {size: np.zeros((self._batch_size, *size, 3), np.uint8) for size in self._sizes}
-        for row, picture in enumerate(pictures):
-            for size, view in picture.views.items():
-                inputs[size][row] = view
-        said = [teacher.predict(inputs[tuple(teacher.size)]) for teacher in self._teachers]
-        for label in (label for labels in said for label in labels.values()):
-            for field in label.values():
-                if hasattr(field, "copy_to_host_async"):
-                    field.copy_to_host_async()
+    def _dispatch(self, ids: list[str], pictures: Sequence[_Picture]) -> list[Mapping[str, Label]]:
+        """What every teacher will have said, not waited for; nothing where there is no picture."""
+        example = next((picture.views for picture in pictures if not picture.reason), None)
+        if example is None:
+            return []
+        inputs = {size: np.empty((self._batch_size, *size, 3), np.uint8) for size in self._sizes}
+        for size, rows in inputs.items():
+            for row in range(self._batch_size):
+                views = pictures[row].views if row < len(pictures) else {}
+                # A repeated picture costs what a black one does, and cannot be one that only fails a teacher.
+                rows[row] = views.get(size, example[size])
+        said = []
+        for teacher in self._teachers:
+            with _blame(teacher, ids):
+                said.append(_asked(teacher, inputs[tuple(teacher.size)]))
         return said
 
-    def _fetch(self, said: list[dict[str, Label]], ids: list[str], pictures: list[_Picture]) -> list[dict[str, Label]]:
-        """The labels on the host, without the rows that fill up, checked."""
+    def _fetch(
+        self, said: list[Mapping[str, Label]], ids: list[str], pictures: list[_Picture]
+    ) -> list[dict[str, Label]]:
+        """The labels on the host, checked."""
         rows = [row for row, picture in enumerate(pictures) if not picture.reason]
         fetched = []
         for teacher, labels in zip(self._teachers, said):
             fetched.append({})
             for key, task in teacher.tasks.items():
-                if key not in labels:
-                    raise UserError(f"teacher {teacher.name}: says nothing of {key}, only of {', '.join(labels)}")
-                label = {name: np.asarray(field) for name, field in labels[key].items()}
-                if problem := check_batch(label, task.network_spec(tuple(teacher.size)), self._batch_size, rows):
-                    row, what = problem
-                    raise UserError(f"teacher {teacher.name}: {key}.{what}, record {ids[row]}")
+                with _blame(teacher, ids):  # an error on the device shows when its results are asked for
+                    label = {name: np.asarray(field) for name, field in labels[key].items()}
+                    if problem := check_batch(label, task, tuple(teacher.size), self._batch_size, rows):
+                        row, what = problem
+                        raise LabelError(f"{key}.{what}", row)
                 fetched[-1][key] = label
         return fetched
 
@@ -193,6 +199,34 @@ class Labeller:
             return Row(ids[row], encode_record(ids[row], picture.data, labels, self.specs))
 
         return encode
+
+
+def _asked(teacher: Teacher, images: np.ndarray) -> Mapping[str, Label]:
+    """What a teacher says of its tasks, on its way to the host."""
+    labels = teacher.predict(images)
+    check_said(teacher.tasks, labels)
+    for key in teacher.tasks:
+        if not isinstance(labels[key], Mapping):
+            raise LabelError(f"says {type(labels[key]).__name__} of {key}, not {{field: array}}")
+        for field in labels[key].values():
+            if hasattr(field, "copy_to_host_async"):
+                field.copy_to_host_async()
+    return labels
+
+
+@contextlib.contextmanager
+def _blame(teacher: Teacher, ids: Sequence[str]) -> Iterator[None]:
+    """Whatever a teacher raises or says wrong becomes one line that names it and the records."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        row = error.row if isinstance(error, LabelError) else None
+        known = row is not None and row < len(ids)
+        where = f"record {ids[row]}" if known else f"records {ids[0]}..{ids[-1]}"
+        what = str(error) if isinstance(error, LabelError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"teacher {teacher.name}: {textwrap.shorten(what, 300)}, {where}") from error
 
 
 def _gather(futures: Iterable[Future]) -> list:

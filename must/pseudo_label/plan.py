@@ -1,20 +1,19 @@
-"""What a label pass will do, fixed before it starts: which images go into which shard and batch, and what it costs.
+"""What a label pass will do, fixed before it starts: which images go into which shard and batch.
 
-Everything that the bytes of the records depend on is in `identity`; how many workers there are is not.
+Everything that the bytes of the records depend on is in `identity`; how many workers there are is not. What a pass costs
+`must.pseudo_label.estimate` measures.
 """
 
 import dataclasses
 import importlib.metadata
 import json
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from must.core.types import Source, Teacher, UserError
 from must.data.record_format import check_specs
-from must.pseudo_label.infer import Labeller
 
-FORMAT = 1  # of the layout; raised when older code could no longer read it
+FORMAT = 2  # of the layout; raised when older code could no longer read it
 
 
 class Plan(NamedTuple):
@@ -38,22 +37,14 @@ class Plan(NamedTuple):
         """File name that TFDS expects of a shard."""
         return f"{self.name}-{self.split}.array_record-{shard:05d}-of-{self.shards:05d}"
 
+    def images(self, shard: int) -> range:
+        """Indices into the source."""
+        return range(*(self.count * k // self.shards for k in (shard, shard + 1)))
+
     def batches(self, shard: int) -> list[range]:
         """Indices into the source; the last batch of a shard may be short."""
-        start, stop = (self.count * k // self.shards for k in (shard, shard + 1))
-        return [range(at, min(at + self.batch_size, stop)) for at in range(start, stop, self.batch_size)]
-
-
-class Estimate(NamedTuple):
-    """What a label pass costs, from labelling a few images.
-
-    Attributes:
-      bytes: on disk.
-      seconds: with one worker.
-    """
-
-    bytes: int
-    seconds: float
+        images = self.images(shard)
+        return [images[at : at + self.batch_size] for at in range(0, len(images), self.batch_size)]
 
 
 def make_plan(name: str, split: str, source: Source, *, shards: int, batch_size: int) -> Plan:
@@ -134,29 +125,6 @@ def first_difference(there: Any, here: Any, key: str = "") -> str:
                 return found
         return ""
     return "" if there == here else f"{key} is {json.dumps(there)} there, {json.dumps(here)} here"
-
-
-def estimate(
-    plan: Plan, source: Source, teachers: Sequence[Teacher], *, copy_images: bool = True, keep_aspect: bool = True
-) -> Estimate:
-    """Labels the first batch twice, the second time by the clock, and scales it up; writes nothing.
-
-    Raises:
-      UserError: as `label_images`, or when no image of the batch can be read.
-    """
-    batch = plan.batches(0)[0]
-    with Labeller(
-        source, teachers, plan.batch_size, copy_images=copy_images, keep_aspect=keep_aspect
-    ) as labeller:  # fmt: skip
-        for _ in range(2):
-            start = time.perf_counter()
-            ((_, rows),) = labeller.run([(0, batch)])
-            seconds = time.perf_counter() - start
-    sizes = [len(row.record) for row in rows if row.record is not None]
-    if not sizes:
-        raise UserError(f"{source.name}: no image of the first batch can be read: {rows[0].reason}")
-    batches = sum(len(plan.batches(shard)) for shard in range(plan.shards))
-    return Estimate(round(sum(sizes) / len(sizes) * plan.count), seconds * batches)
 
 
 def code_version() -> str:

@@ -1,10 +1,23 @@
-"""Which labels are believed, decided when records are read and chosen on a validation split; see `Policy`."""
+"""Which labels are believed, chosen on held-out truth and applied when records are read; see `Policy`."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+from scipy import sparse
+from scipy.stats import norm
 
-from must.core.types import Policy
+from must.core.proportions import design_effect, wilson
+from must.core.types import Label, Policy, UserError
+from must.pseudo_label import calibrate
+from must.pseudo_label.calibrate import Judged
+from must.tasks.base import Task
+from must.tasks.states import calibrated, is_distribution
+
+EVERY = "all"  # the one class of a task without classes
+_GRID = (np.arange(10_001) / 10_000).astype(np.float32)  # of thresholds: what a file with four digits can hold
+_DRAWS, _ROUNDS = 100, 2  # of the bootstrap
 
 
 def hard(threshold: float = 0.5) -> Policy:
@@ -12,47 +25,181 @@ def hard(threshold: float = 0.5) -> Policy:
     return Policy(np.float32(threshold), np.float32(threshold))
 
 
-def three_state(
-    judged: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    classes: int,
+def fit(
+    task: Task,
+    pairs: Iterable[tuple[Label, Label]],
     *,
-    precision: float = 0.7,
-    doubt: float = 0.2,
-    least: int = 10,
-    fallback: Policy = Policy(0.5, 0.2),
-) -> Policy:
-    """Thresholds per class from held-out truth.
-
-    `positive` is the lowest score from which on the claims of a class are true at least as often as `precision`;
-    `negative` is the score below which a claim is true less often than `doubt` (claims sorted by score, running means
-    over a window of `least`), so that what lies between is ignored and a weak teacher's misses need not become
-    background.
+    calibration: str = "isotonic",
+    most: int = 2_000_000,
+    seed: int = 0,
+    **wanted: Any,
+) -> tuple[Policy, dict[str, Any]] | None:
+    """Calibration and thresholds of one task from labels with known truth, or None when its labels have no scores.
 
     Args:
-      judged: one (score, correct, class id) triple of arrays per validation example, from `Task.judge`.
-      classes: number of classes C.
-      precision: wanted of what is taken as true.
-      doubt: share of true claims up to which a claim is taken as absent.
+      task: whose labels these are.
+      pairs: (prediction, truth) of single held-out examples in network form; a prediction as a record would give it.
+      calibration: "isotonic" (with a temperature first for distributions over classes), "temperature" or "none".
+      most: claims that are kept.
+      seed: of their draw and of the bootstrap.
+      **wanted: of `choose`.
+
+    Raises:
+      UserError: another calibration, or as `choose`.
+    """
+    if calibration not in ("isotonic", "temperature", "none"):
+        raise UserError(f"calibration {calibration!r} is none of isotonic, temperature, none")
+    temperature, curve = 1.0, np.array([0.0, 1.0], np.float32)
+    pairs = iter(pairs)
+    first = list(itertools.islice(pairs, 1))
+    pairs = itertools.chain(first, pairs)
+    distributions = bool(first) and is_distribution(first[0][0])
+    if distributions and calibration != "none":
+        pairs = list(pairs)  # small, and read twice
+        probs = np.stack([np.asarray(said["probs"]) for said, _ in pairs])
+        true = np.array([np.asarray(truth["probs"]).argmax() for _, truth in pairs])
+        temperature = calibrate.fit_temperature(probs, true)
+    claims = calibrate.gather(task, pairs, most=most, seed=seed, temperature=temperature)
+    if claims is None:
+        return None
+    if calibration == "isotonic":
+        curve = calibrate.fit_isotonic(claims)
+    elif calibration == "temperature" and not distributions:
+        curve = calibrate.fit_scaling(claims)
+    policy, facts = choose(claims, curve=curve, temperature=temperature, seed=seed, **wanted)
+    return policy, {"calibration": calibration, **facts}
+
+
+def choose(
+    claims: Judged,
+    *,
+    curve: np.ndarray = (0.0, 1.0),
+    temperature: float = 1.0,
+    precision: float | Mapping[str, float] = 0.9,
+    doubt: float = 0.2,
+    least: int = 30,
+    confidence: float = 0.0,
+    fallback: Policy | None = None,
+    seed: int = 0,
+) -> tuple[Policy, dict[str, Any]]:
+    """Thresholds per class for a wanted precision, with what they cost.
+
+    `positive` is the lowest calibrated score from which on the claims of a class are right at least as often as wanted;
+    infinite where there is none. The best of many cuts looks better than it is, so the wanted precision is raised by how
+    much cuts that are chosen the same way on bootstrap draws of the examples lose outside of their draw (the optimism of
+    Efron and Gong 1983).
+
+    Args:
+      claims: held against the truth, with scores as `temperature` leaves them.
+      curve: [K] or [C, K], and
+      temperature: of the policy.
+      precision: wanted of what is taken as true; or {class: precision}, where "*" stands for all that are not named.
+      doubt: calibrated probability below which a claim is taken as absent.
       least: claims that a class needs for thresholds of its own.
-      fallback: for classes with fewer claims.
+      confidence: with which the precision is reached on top, one-sided: 0.9 asks it of Wilson's lower 90 % bound, with
+        as many independent claims as their spread over examples allows.
+      fallback: thresholds of classes with fewer claims; None: those of all classes together.
+      seed: of the bootstrap.
 
     Returns:
-      Policy with [C] thresholds, negative <= positive.
+      The policy, thresholds [C] ([] for a task without classes), and {"wanted", "doubt", "confidence", "classes": {name:
+      {"positive", "negative", "precision" expected of fresh claims, "recall" of the true items, "coverage" (share of
+      claims that are positive or ignored), "claims", "wanted", "why" (of an odd threshold, else "")}}}.
+
+    Raises:
+      UserError: a precision of an unknown class or outside 0..1.
     """
-    triples = [tuple(np.concatenate(part) for part in zip(*judged))] if judged else []
-    positive = np.full(classes, fallback.positive, np.float32)
-    negative = np.full(classes, fallback.negative, np.float32)
-    for score, correct, ids in triples:
-        for c in range(classes):
-            mine = ids == c
-            if mine.sum() < least:
-                continue
-            order = np.argsort(-score[mine], kind="stable")
-            s, true = score[mine][order], correct[mine][order].astype(np.float64)
-            above = np.cumsum(true) / np.arange(1, len(true) + 1)
-            good = np.flatnonzero(above >= precision)
-            positive[c] = s[good[-1]] if len(good) else s[0]
-            local = np.convolve(true, np.ones(least) / least, "valid")  # share of true claims around each score
-            hopeful = np.flatnonzero(local >= doubt)
-            negative[c] = s[min(hopeful[-1] + least - 1, len(s) - 1)] if len(hopeful) else s[0]
-    return Policy(positive, np.minimum(negative, positive))
+    names = claims.classes or (EVERY,)
+    curve = np.asarray(curve, np.float32)
+    wanted = _wanted(precision, names)
+    probability = calibrated(Policy(curve=curve), claims.score, claims.ids)
+    examples = np.arange(len(probability)) if claims.examples is None else claims.examples
+    z = norm.ppf(confidence) if confidence > 0.5 else 0.0
+    total = np.bincount(claims.ids, minlength=len(names))
+    bounds, facts, pooled = [], {}, {}
+    for c, name in enumerate(names):
+        mine, why = np.flatnonzero(claims.ids == c), ""
+        found = lambda where, p: _threshold(  # noqa: E731
+            probability[where], claims.correct[where], examples[where], p, z, (seed, c)  # noqa: B023
+        )
+        negative = doubt
+        if total[c] >= least:
+            positive, optimism = found(mine, wanted[c])
+            why = "" if np.isfinite(positive) else f"no threshold reaches precision {wanted[c]:g}"
+        elif fallback is not None:
+            positive, optimism = (float(np.broadcast_to(fallback.positive, len(names))[c]), 0.0)
+            negative = float(np.broadcast_to(fallback.negative, len(names))[c])
+            why = f"{total[c]} claims: the given thresholds"
+        else:
+            if wanted[c] not in pooled:
+                pooled[wanted[c]] = found(slice(None), wanted[c]) if len(probability) else (np.inf, 0.0)
+            positive, optimism = pooled[wanted[c]]
+            why = f"{total[c]} claims: the threshold of all classes"
+        bounds.append((positive, min(negative, positive)))
+        facts[name] = _facts(probability[mine], claims.correct[mine], claims.items[c], *bounds[-1], optimism)
+        facts[name] |= {"wanted": wanted[c], "why": why}
+    positive, negative = np.array(bounds if claims.classes else bounds[0], np.float32).T
+    policy = Policy(positive, negative, np.float32(temperature), curve)
+    return policy, {"doubt": doubt, "confidence": confidence, "classes": facts}
+
+
+def _wanted(precision: float | Mapping[str, float], names: tuple[str, ...]) -> list[float]:
+    if not isinstance(precision, Mapping):
+        precision = {"*": precision}
+    if unknown := set(precision) - set(names) - {"*"}:
+        raise UserError(f"precision: no class {sorted(unknown)[0]!r} among {', '.join(names)}")
+    missing = [name for name in names if name not in precision and "*" not in precision]
+    if missing:
+        raise UserError(f"precision: none for class {missing[0]!r}; '*' stands for all that are not named")
+    values = [float(precision.get(name, precision.get("*"))) for name in names]
+    if wrong := [value for value in values if not 0 <= value <= 1]:
+        raise UserError(f"precision: {wrong[0]:g} is not within 0..1")
+    return values
+
+
+def _threshold(
+    probability: np.ndarray, correct: np.ndarray, examples: np.ndarray, wanted: float, z: float, seed: tuple[int, int]
+) -> tuple[float, float]:
+    """The lowest threshold that keeps the wanted precision, and the optimism of what is seen there."""
+    cuts, where = np.unique(np.searchsorted(_GRID, probability, side="right") - 1, return_inverse=True)
+    where = len(cuts) - 1 - where  # by falling threshold
+    _, rows = np.unique(examples, return_inverse=True)
+    shape = (rows.max() + 1, len(cuts))
+    tally = [sparse.csr_array((hits.astype(np.float64), (rows, where)), shape=shape) for hits in (correct, ~correct)]
+    right, wrong = (part.sum(0).cumsum() for part in tally)
+    z = z * np.sqrt(design_effect(tally[0].sum(1), (tally[0] + tally[1]).sum(1)))
+    seen = right / (right + wrong)
+    drawn = np.random.default_rng(seed).poisson(1.0, (_DRAWS, shape[0])).astype(np.float64)
+    again = [np.cumsum(drawn @ part, 1) for part in tally]
+    optimism = 0.0
+    for _ in range(_ROUNDS):
+        last = _lowest(*again, wanted + optimism, z)
+        taken = np.flatnonzero(last >= 0)
+        at = last[taken]
+        if len(taken):
+            inside = again[0][taken, at] / (again[0][taken, at] + again[1][taken, at])
+            optimism = max(0.0, float(np.mean(inside - seen[at])))
+    (last,) = _lowest(right[None], wrong[None], wanted + optimism, z)
+    return (float(_GRID[cuts[len(cuts) - 1 - last]]) if last >= 0 else np.inf), optimism
+
+
+def _lowest(right: np.ndarray, wrong: np.ndarray, wanted: float, z: float) -> np.ndarray:
+    """The last column, by falling threshold, where cumulated counts [B, U] have the wanted precision; -1 for none."""
+    count = right + wrong
+    good = (wilson(right, count, z)[0] >= wanted) & (count > 0)
+    return np.where(good.any(-1), good.shape[-1] - 1 - good[:, ::-1].argmax(-1), -1)
+
+
+def _facts(
+    probability: np.ndarray, correct: np.ndarray, items: float, positive: float, negative: float, optimism: float
+) -> dict[str, Any]:
+    taken = probability >= np.float32(positive)
+    right = int(correct[taken].sum())
+    return {
+        "positive": float(positive),
+        "negative": float(negative),
+        "precision": max(0.0, right / int(taken.sum()) - optimism) if taken.any() else None,
+        "recall": min(1.0, right / float(items)) if items > 0 else None,
+        "coverage": float(np.mean(taken | (probability >= np.float32(negative)))) if len(taken) else None,
+        "claims": len(taken),
+    }

@@ -11,6 +11,7 @@ from typing import Any
 
 from must.core.types import UserError
 from must.data.records import COMMITTED, file_hash, record_count
+from must.data.tfds_info import write_tfds_info
 from must.pseudo_label.infer import Row
 from must.pseudo_label.plan import Plan
 
@@ -78,28 +79,8 @@ def write_metadata(directory: str, work: str, plan: Plan, features: Any, shards:
       features: tfds.features.FeaturesDict.
       shards: [{"count", "bytes"}] in order.
     """
-    import tensorflow_datasets as tfds
-
-    version = os.path.basename(directory)
-    if not tfds.core.Version.is_valid(version):
-        version = "1.0.0"
     with tempfile.TemporaryDirectory(dir=work) as at:
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=at, dataset_name=plan.name, split=plan.split, filetype_suffix="array_record"
-        )
-        split = tfds.core.SplitInfo(
-            name=plan.split,
-            shard_lengths=[shard["count"] for shard in shards],
-            num_bytes=sum(shard["bytes"] for shard in shards),
-            filename_template=template,
-        )
-        dataset = tfds.core.dataset_info.DatasetIdentity(
-            name=plan.name, version=tfds.core.Version(version), data_dir=at, module_name=""
-        )
-        info = tfds.core.DatasetInfo(builder=dataset, features=features)
-        info.set_file_format("array_record")
-        info.set_splits(tfds.core.splits.SplitDict([split]))
-        info.write_to_directory(at)
+        write_tfds_info(at, directory, plan.name, plan.split, features, shards)
         for file in sorted(os.listdir(at), key=lambda file: file == COMMITTED):
             _sync(os.path.join(at, file))
             move(os.path.join(at, file), os.path.join(directory, file))

@@ -1,12 +1,19 @@
-"""Making a `Teacher`: anything that turns images into labels."""
+"""Making a `Teacher`: anything that turns images into labels.
+
+Networks of other frameworks: `must.pseudo_label.adapters`.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
 from must.core import devices
-from must.core.types import Array, Label, Model, PyTree, Teacher
+from must.core.types import Array, Label, LabelError, Model, PyTree, Teacher
+from must.pseudo_label.check import check_said
+from must.data.geometry import transform_image, whole_image
 from must.tasks.base import Task
 
 
@@ -26,20 +33,23 @@ def label_step(
       images: uint8 [B, H, W, 3].
       model: outputs {task: ...}.
       tasks: which of the outputs become labels.
-      mirror: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018).
+      mirror: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018); how far
+        the two agree is the score of a task whose network says none.
       axis_name: unused, rows do not meet; the argument lets `parallelize` run it.
 
     Returns:
       {task: Label in network form, leading axis B}.
     """
     outputs, _ = model.apply(variables, images, train=False, key=None)
-    if mirror:
-        mirrored, _ = model.apply(variables, images[:, :, ::-1], train=False, key=None)
-        outputs = {
-            name: jax.tree.map(lambda a, b: 0.5 * (a + b), outputs[name], task.mirror(mirrored[name]))
-            for name, task in tasks.items()
-        }
-    return {name: task.predict(outputs[name]) for name, task in tasks.items()}
+    if not mirror:
+        return {name: task.predict(outputs[name]) for name, task in tasks.items()}
+    mirrored, _ = model.apply(variables, images[:, :, ::-1], train=False, key=None)
+    labels = {}
+    for name, task in tasks.items():
+        one, other = outputs[name], task.mirror(mirrored[name])
+        mean = jax.tree.map(lambda a, b: 0.5 * (a + b), one, other)
+        labels[name] = task.predict(mean) | task.agreement(one, other)
+    return labels
 
 
 def from_model(
@@ -71,11 +81,81 @@ def from_model(
 
 def from_function(
     name: str,
-    predict: Callable[[Array], dict[str, Label]],
+    predict: Callable[[Array], Mapping[str, Any]],
     tasks: Mapping[str, Task],
     *,
     size: tuple[int, int],
     fingerprint: str,
+    multiple: int = 1,
 ) -> Teacher:
-    """A teacher from any Python function, uint8 [B, H, W, 3] of `size` -> {task: Label in network form}."""
-    return Teacher(name, dict(tasks), predict, size, fingerprint)
+    """A teacher from any Python function.
+
+    Args:
+      name: for provenance and messages.
+      predict: uint8 [B, H, W, 3] -> {task: what `Task.adopt` of that task takes, or its Label in network form}.
+      tasks: that it labels.
+      size: (height, width) of its input, pixels.
+      fingerprint: of its weights and code; records made with another one are refused.
+      multiple: what height and width must be multiples of; `size` is rounded up.
+
+    Raises:
+      UserError: a size that a task cannot have.
+    """
+    size = rounded_up(size, multiple)
+    for task in tasks.values():
+        task.network_spec(size)
+    return Teacher(name, dict(tasks), lambda images: adopted(tasks, predict(images), size), size, fingerprint)
+
+
+def in_frame(teacher: Teacher, size: tuple[int, int], *, keep_aspect: bool = True) -> Teacher:
+    """The same teacher for pictures of another size: they are brought to its own, its labels back, as the records have them.
+
+    Args:
+      teacher: with an input of any size.
+      size: (height, width) of the pictures and of the labels in network form, pixels.
+      keep_aspect: pad the pictures instead of stretching them.
+    """
+    if tuple(teacher.size) == tuple(size):
+        return teacher
+    there, here = whole_image(size, teacher.size, keep_aspect=keep_aspect), whole_image(size, size)
+
+    def predict(images: Array) -> dict[str, Label]:
+        said = jax.device_get(teacher.predict(np.stack([transform_image(np.asarray(image), there) for image in images])))
+        labels = {}
+        for key, task in teacher.tasks.items():
+            rows = ({name: field[row] for name, field in said[key].items()} for row in range(len(images)))
+            mapped = [task.transform(task.restore(row, there), here) for row in rows]
+            labels[key] = {name: np.stack([row[name] for row in mapped]) for name in mapped[0]}
+        return labels
+
+    return teacher._replace(predict=predict, size=tuple(size))
+
+
+def rounded_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Both sides to the next multiple."""
+    height, width = (-(-int(side) // multiple) * multiple for side in size)
+    return height, width
+
+
+def adopted(
+    tasks: Mapping[str, Task], said: Mapping[str, Any], size: tuple[int, int], *, first: int = 0
+) -> dict[str, Label]:
+    """What a network of another project says as labels in network form; a mapping is one already.
+
+    Args:
+      tasks: that are adopted; whatever else is said is left out.
+      said: {task: what `Task.adopt` takes, or a Label in network form}.
+      size: (height, width) of the images, pixels.
+      first: row of the batch that `said` begins with, for messages.
+
+    Raises:
+      LabelError: what cannot be right; names task and field.
+    """
+    check_said(tasks, said)
+    labels = {}
+    for key, task in tasks.items():
+        try:
+            labels[key] = said[key] if isinstance(said[key], Mapping) else task.adopt(said[key], size)
+        except LabelError as error:
+            raise LabelError(f"{key}.{error}", None if error.row is None else first + error.row) from None
+    return labels

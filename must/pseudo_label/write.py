@@ -8,6 +8,7 @@ know of each other stands in `unfinished/` beside the shards. No time, host or p
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -21,7 +22,7 @@ from must.pseudo_label.infer import Labeller
 from must.pseudo_label.plan import Plan, code_version, first_difference, identity, make_plan
 from must.pseudo_label.shards import ShardFile, lock, move, write_json, write_metadata, write_text
 
-_WORK, _REJECTS = "unfinished", "rejects.jsonl"
+_WORK, _CLAIM, _REJECTS = "unfinished", "identity.json", "rejects.jsonl"
 _POLL = 0.1  # seconds between looks at the shards that other workers hold
 
 
@@ -75,7 +76,7 @@ def label_images(
       keep_aspect: pad the images to the teachers' input size instead of stretching them.
       provenance: further facts that the labels depend on, for provenance.json.
       worker: (index, count); starts with the shards index, index + count, ..., then takes what others left.
-      max_rejects: fraction of the images that may be unreadable.
+      max_rejects: fraction of the images that may be unreadable, rounded down: not one of fewer than 1,000 by default.
       progress: called with (done, total) images, as far as this worker knows.
 
     Raises:
@@ -86,7 +87,8 @@ def label_images(
     plan = make_plan(name, split, source, shards=shards, batch_size=batch_size)
     looks = {"copy_images": copy_images, "keep_aspect": keep_aspect}
     wanted = identity(plan, source, teachers, provenance or {}, **looks)
-    job = _Job(directory, plan, int(max_rejects * plan.count), progress or (lambda done, total: None))
+    bound = int(max_rejects * plan.count + 1e-9)  # 0.29 * 100 is a little less than 29
+    job = _Job(directory, plan, bound, progress or (lambda done, total: None))
     if job.claim(wanted):
         order = sorted(range(plan.shards), key=lambda shard: ((shard - worker[0]) % worker[1] != 0, shard))
         with Labeller(source, teachers, plan.batch_size, **looks) as labeller:
@@ -104,6 +106,15 @@ def label_images(
     facts = read_provenance(directory)
     counts, sizes = ([shard[key] for shard in facts["shards"]] for key in ("count", "bytes"))
     return Summary(directory, sum(counts), facts["rejects"]["count"], sum(sizes))
+
+
+def read_claim(directory: str) -> dict[str, Any] | None:
+    """The identity of the label pass that an unfinished directory belongs to; None when it belongs to none."""
+    try:
+        with open(os.path.join(directory, _WORK, _CLAIM), encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
 
 
 class _Job:
@@ -128,13 +139,12 @@ class _Job:
     def claim(self, wanted: dict[str, Any]) -> bool:
         """Makes the directory ours, or joins those whose it is; False when it is complete."""
         if not self.complete():
-            path = os.path.join(self.work, "identity.json")
             with contextlib.suppress(FileNotFoundError):  # another worker has just finished
                 os.makedirs(self.work, exist_ok=True)
-                write_json(path, wanted, self.work, keep=True)
-                with open(path, encoding="utf-8") as file:
-                    self._compare(json.load(file), wanted)
-                return True
+                write_json(os.path.join(self.work, _CLAIM), wanted, self.work, keep=True)
+                if there := read_claim(self._directory):
+                    self._compare(there, wanted)
+                    return True
         facts = read_provenance(self._directory)
         self._compare({key: facts[key] for key in wanted if key in facts}, wanted)
         return False
@@ -165,7 +175,8 @@ class _Job:
 
             file = None
             for (shard, last), rows in labeller.run(batches()):
-                file = file or stack.enter_context(ShardFile(self.work, shard))
+                # Let go of with its lock: a writer keeps a megabyte or two for as long as anyone holds it.
+                file = file or held[shard].enter_context(ShardFile(self.work, shard))
                 file.add(rows)
                 if file.rejects:
                     self._check_rejects(shard, file.rejects)
@@ -204,7 +215,8 @@ class _Job:
             write_text(path, _lines(known), self.work)
             raise UserError(
                 f"{path}: {len(known)} of {self._plan.count} images cannot be read, max_rejects allows {self._bound}; "
-                f"{known[-1]['id']}: {known[-1]['reason']}"
+                f"{known[-1]['id']}: {known[-1]['reason']}; "
+                f"max_rejects={math.ceil(1000 * len(known) / self._plan.count) / 1000} would allow {len(known)}"
             )
 
     def commit(self, wanted: dict[str, Any], features: Callable[[], Any]) -> None:

@@ -1,18 +1,25 @@
 """The objects of one seed of a configuration: sets, tasks, networks, and how each kind of run trains."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from must.core.types import Array, Model, Objective, Policy, PyTree, Source, UserError
+from must.core.types import Array, Model, Objective, Policy, PyTree, Source, Teacher, UserError
 from must.data.combine import Concat
-from must.data.pipeline import Encoder
+from must.data.pipeline import Change, Encoder
+from must.objectives.mean_teacher import MeanTeacher
 from must.objectives.supervised import supervised
 from must.recipes import checks, stages
-from must.recipes.setup import build_encoder, build_model, build_source, build_tasks, fill
+from must.recipes.given import build_teacher
+from must.recipes.measuring import together
+from must.recipes.setup import build_changes, build_encoder, build_model, build_source, build_tasks, fill
 from must.tasks.base import Task
+
+# The records of a seed: what is learned from; where held-out truth tells what to believe; where truth tells the quality.
+POOL, HELD_OUT, MEASURED = "pool", "held_out", "measured"
 
 
 class Weights(NamedTuple):
@@ -58,6 +65,9 @@ _OPTIONS: dict[str, Any] = {
     "model": {},  # changes to config.model
     "tasks": {},  # {task: changes to its section of config.tasks}, in what the run learns; scores stay what they are
     "policies": {},  # {task: section} in the place of config.policies, students only
+    "labels_from": "",  # an arm that learns what another student says instead of the teachers: a further round
+    "edited": {},  # {task: COCO json} whose boxes a person has corrected, in the place of the teacher's
+    "weights_file": "",  # weights of examples by record id, see `must.data.weights`
     "weights": {},  # of pseudo labels, students only: the fields of `Weights`
     "slam": {},  # correction of the student's predictions, students only: the fields of `Slam`
     "oracle_labels": False,  # the truth of config.hidden in the place of pseudo labels, students only
@@ -67,6 +77,11 @@ _OPTIONS: dict[str, Any] = {
     "pool_images": 0,  # of the pool that are met; 0: all
     "epochs": 0,  # of the largest set, in the place of steps
     "batches": "mixed",  # or "per_task": in every step one batch of the images annotated for each task
+    "cutmix": {},  # {"probability": p}: rows with a part of another picture, see `must.data.mix`
+    "cutout": {},  # {"probability": p, "largest": share}: rows with a hole
+    "mean_teacher": {},  # learning from its own average, students only: the fields of `MeanTeacher`
+    "drop_top": 0.0,  # share of its pseudo labels, those with the largest losses, that a batch does without, students only
+    "drop_after": 0,  # steps before any is dropped
     "teacher_dropping": 0.0,  # probability of leaving a teacher out, see `must.objectives.adaptors`
 }
 
@@ -129,6 +144,17 @@ class Built:
         tasks = self.tasks_of(run)
         return build_encoder(self.config["image"], {name: tasks[name] for name in names}, self.settings(run))
 
+    def changes(self, names, run: str) -> list[Change]:
+        """What is done to a run's training rows.
+
+        Raises:
+          UserError: (here and when a run is checked) a task that cannot be cut.
+        """
+        try:
+            return build_changes(self.settings(run), {name: self.tasks_of(run)[name] for name in names})
+        except UserError as error:
+            raise UserError(f"{run}.{error}") from None
+
     def shown(self, names) -> Encoder:
         """How examples are shown to a network that is validated."""
         return self.plain
@@ -158,6 +184,10 @@ class Built:
         """How many batches a step of a run takes."""
         return len(names) if self.settings(run)["batches"] == "per_task" else 1
 
+    def mean_teacher(self, run: str) -> MeanTeacher | None:
+        """How a run learns from its own average, with the tasks spelled out."""
+        return self._correction(run, "mean_teacher", MeanTeacher)
+
     def weights(self, run: str) -> Weights | None:
         """Its weights of pseudo labels, with the tasks spelled out."""
         return self._correction(run, "weights", Weights)
@@ -177,6 +207,45 @@ class Built:
     def weighs(self) -> bool:
         """Whether some student's pseudo labels get weights from the validation split."""
         return any(self.weights(run) or self.slam(run) for run in self.students())
+
+    def policies(self, run: str | None = None) -> dict[str, dict[str, Any]]:
+        """Which labels a run believes, or one that says nothing of its own: {task: section}."""
+        return {**self.config["policies"], **(self.settings(run)["policies"] if run else {})}
+
+    def known_truth(self, which: str) -> tuple[str, ...]:
+        """Tasks with truth of that kind: all."""
+        return self.names
+
+    def truth(self, which: str) -> dict[str, Source]:
+        """{task: truth} that is held out for choosing, or measured on."""
+        return self.splits("validation" if which == HELD_OUT else self.config["measured_on"][0])
+
+    def to_label(self, by: str = "") -> dict[str, Source]:
+        """{name of the records: images} that the teachers, or the student `by`, label."""
+        wanted = {POOL: self.everything()}
+        if self.weighs() or self.judges():
+            wanted[HELD_OUT] = together(self.truth(HELD_OUT))
+        if self.config.get("quality") and not by:
+            wanted[MEASURED] = together(self.truth(MEASURED))
+        return wanted
+
+    def records(self, directory: str) -> str:
+        """Where what the teachers of the seed in a directory said of all images lies."""
+        return os.path.join(directory, "pseudo_labels", POOL, "1.0.0")
+
+    def trained(self) -> tuple[str, ...]:
+        """Tasks whose teachers this run trains."""
+        return tuple(name for name in self.names if name not in self.config.get("external", {}))
+
+    def given(self) -> dict[str, Teacher]:
+        """{task: teacher} of the tasks whose teachers the configuration names."""
+        sections = self.config.get("external", {})
+        return {name: build_teacher(name, section, {name: self.tasks[name]}, self.size) for name, section in sections.items()}
+
+    def judges(self) -> bool:
+        """Whether some student's labels are believed by what the validation split says of them."""
+        runs = self.students()
+        return any(section.get("from_validation") for run in runs for section in self.policies(run).values())
 
     def students(self) -> tuple[str, ...]:
         """The student and its arms."""

@@ -7,6 +7,7 @@ from must.core.types import Source, UserError
 from must.data.combine import Concat, labels_of
 from must.data.disjoint import check_disjoint
 from must.recipes.measuring import by_source
+from must.recipes.setup import build_view
 from must.tasks.classification import Classification
 
 if TYPE_CHECKING:
@@ -71,12 +72,19 @@ def check_runs(built: "Built") -> None:
             if key not in built.settings("student"):
                 raise UserError(f"arms.{arm}.{key}: not a key of student: {', '.join(built.settings('student'))}")
     for run in ("teacher", "supervised", "scratch"):
-        for key in ("weights", "slam", "policies", "oracle_labels"):
+        for key in ("weights", "weights_file", "slam", "policies", "oracle_labels", "labels_from", "mean_teacher", "drop_top"):
             if config.get(run, {}).get(key):
                 raise UserError(f"{run}.{key}: only students believe pseudo labels")
+        if run in config:
+            _check_rows(built, run)
+    _check_rounds(built)
+    for task in config.get("external", {}):
+        if task not in built.names:
+            raise UserError(f"external.{task}: no such task")
     there = sum(map(len, built.pool()))
     for run in built.students():
         built.tasks_of(run)
+        _check_rows(built, run)
         _check_correction(built, run)
         if built.settings(run)["pool_images"] > there:
             raise UserError(f"{run}.pool_images {built.settings(run)['pool_images']}: the pool has {there} images")
@@ -86,6 +94,46 @@ def check_runs(built: "Built") -> None:
             raise UserError(f"baselines: no {run!r}, only 'supervised' and 'scratch'")
         if seen(run) != seen("student"):
             raise UserError(f"{run} sees {seen(run):,} images, the student {seen('student'):,}: give both the same steps")
+
+
+def _check_rounds(built: "Built") -> None:
+    """Students that learn from students, in the end from one that learned from the teachers."""
+    from_whom = {run: built.settings(run)["labels_from"] for run in built.students()}
+    for run, by in from_whom.items():
+        seen = [run]
+        while by:
+            if by not in from_whom or run == "student":
+                raise UserError(f"{run}.labels_from {by!r}: arms learn from 'student' or another arm, the student from teachers")
+            if by in seen:
+                raise UserError(f"{run}.labels_from: {' <- '.join([*seen, by])} goes in a circle")
+            seen.append(by)
+            by = from_whom[by]
+
+
+def _check_rows(built: "Built", run: str) -> None:
+    """Strong views and mixed rows that cannot be made."""
+    settings = built.settings(run)
+    try:
+        build_view(settings.get("view", {}))
+    except UserError as error:
+        raise UserError(f"{run}.{error}") from None
+    built.changes(built.names, run)
+    if not 0 <= settings["drop_top"] < 1 or settings["drop_after"] < 0:
+        raise UserError(f"{run}.drop_top {settings['drop_top']}, drop_after {settings['drop_after']}: a share and steps")
+    if (teacher := built.mean_teacher(run)) is not None:
+        if "clip" in built.config["image"]:
+            raise UserError(f"{run}.mean_teacher: works on pictures, not on videos")
+        for name in teacher.tasks:
+            if name not in built.names:
+                raise UserError(f"{run}.mean_teacher.tasks: no task {name!r}")
+            try:
+                teacher.hint(name, built.tasks_of(run)[name])
+            except ValueError as error:
+                raise UserError(f"{run}.mean_teacher: {error}") from None
+    if settings["cutmix"] and settings["batch_size"] < 2:
+        raise UserError(f"{run}.cutmix: needs a batch_size of two at least")
+    if settings["cutmix"] and (settings["weights"] or settings["slam"]):
+        raise UserError(f"{run}.cutmix: 'weights' and 'slam' are numbers of one picture, mixed rows show two: choose one")
 
 
 def _check_correction(built: "Built", run: str) -> None:

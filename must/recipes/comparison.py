@@ -18,6 +18,7 @@ from must.core.types import Label
 from must.data.pipeline import eval_batches
 from must.evaluate import compare as columns_of
 from must.evaluate.evaluate import bootstrap_interval, constant_guess, constant_step, evaluate
+from must.pseudo_label.teacher import in_frame
 from must.recipes import jobs, measuring, stages
 
 Config = Mapping[str, Any]
@@ -170,6 +171,9 @@ _ROWS = 32  # pictures that a network is timed and drawn on: one compiled progra
 def _network(built, workdir: str, where: str, directories: Mapping[str, str], column: str):
     """(predictor of all tasks that this directory's network answers in a column, its variables)."""
     names = tuple(task for task, other in directories.items() if other == where)
+    if column == "teacher" and names[0] in (given := built.given()):
+        teacher = in_frame(given[names[0]], built.size)
+        return lambda variables, images: teacher.predict(np.asarray(images)), {"params": {}}
     model = built.model(names, column)
     variables, _ = stages.load_weights(os.path.join(workdir, where), model, built.inputs)
     return measuring.predictor(model, {name: built.tasks[name] for name in names}), variables
@@ -212,7 +216,10 @@ def rates_by_stage(recipe, config: Config, workdir: str) -> dict[str, float]:
 def read_curves(directory: str) -> dict[str, list]:
     """Series of metrics.jsonl by name, each as {"step": [...], "value": [...]}."""
     series: dict[str, dict[str, list]] = {}
-    with open(os.path.join(directory, "metrics.jsonl")) as file:
+    path = os.path.join(directory, "metrics.jsonl")
+    if not os.path.exists(path):  # a teacher that was given learned nothing here
+        return series
+    with open(path) as file:
         for line in file:
             values = json.loads(line)
             step = values.pop("step")

@@ -1,20 +1,25 @@
 """What a configuration would do, before anything is spent: data, shapes, parameters, memory, label bytes, hours."""
 
 import functools
+import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Batch, UserError
+from must.core.types import Batch, Teacher, UserError
 from must.data.classes import as_table
 from must.data.geometry import whole_image
 from must.data.pipeline import epoch_steps
+from must.pseudo_label.estimate import describe, estimate
+from must.pseudo_label.plan import make_plan
+from must.pseudo_label.teacher import from_model
 from must.recipes import setup
+from must.recipes.built import POOL
 from must.train import state as states
 from must.train.optimizer import optimizer
 from must.train.step import train_step
@@ -30,6 +35,8 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
       UserError: a path, a class map or a shape that does not work.
     """
     seed = config["seeds"][0]
+    if hasattr(recipe, "dry_run"):
+        return recipe.dry_run(config)
     whole, (config, declared) = config, _with_declared(recipe.single(config))
     if not declared:  # stand-ins all show the same picture
         recipe.check(whole)
@@ -81,11 +88,34 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
         if "teachers" in recipe.STAGES:
             print("  teachers that answer in the step come on top: a forward pass each")
         return
+    if not declared:
+        print("\n" + label_plan(built, fresh_teachers(built)))
+        return
     sizes = {name: _label_bytes(built, name, packed=built.config["labelled"][name] not in declared) for name in built.names}
     total = sum(sizes.values())
     print("\nlabels: " + ", ".join(f"{name} {size / 1024:.1f} kB" for name, size in sizes.items()))
     print(f"  {total / 1024:.1f} kB a record without the image, {total * len(everything) / 2**30:.2f} GiB in all, "
-          f"{built.config['label']['shards']} shards" + (", labels of declared sets uncompressed" if declared else ""))
+          f"{built.config['label']['shards']} shards, labels of declared sets uncompressed")
+
+
+def label_plan(built, teachers: Sequence[Teacher], workers: int = 1) -> str:
+    """What the label pass of all images costs, measured on one batch of them; see `must.pseudo_label.estimate`."""
+    section, source = built.config["label"], built.everything()
+    plan = make_plan(POOL, "train", source, shards=section["shards"], batch_size=section["batch_size"])
+    copied = section.get("copy_images", True)
+    found = estimate(plan, source, teachers, workers=workers, copy_images=copied, keep_aspect=built.plain.keep_aspect)
+    return describe(found, plan, directory=os.getcwd())
+
+
+def fresh_teachers(built) -> list[Teacher]:
+    """Teachers as the run would train them, before they learned anything: as fast, and with labels of about that size."""
+    found = list(built.given().values())
+    for name in built.trained():
+        model, tasks = built.model((name,), "teacher"), {name: built.tasks[name]}
+        variables = jax.jit(model.init)(jax.random.key(0), built.inputs)
+        mirror = built.config["label"]["mirror"]
+        found.append(from_model(name, model, variables, tasks, size=built.size, fingerprint="untrained", mirror=mirror))
+    return found
 
 
 def _with_declared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

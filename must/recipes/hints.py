@@ -11,7 +11,8 @@ from must.data.combine import Subset
 from must.data.pipeline import eval_batches
 from must.objectives import adaptors, distill
 from must.objectives.distill import Hint
-from must.recipes import labelling, stages
+from must.recipes import stages
+from must.recipes.believing import BELIEVED, read
 from must.recipes.arms import Arm
 from must.recipes.built import Built
 from must.recipes.training import Online
@@ -51,7 +52,7 @@ def teachers_of(
         at = os.path.join(directory, f"{arm.split}-{task}")
         models[task] = built.model((task,), "teacher")
         variables[task], _ = stages.load_weights(at, models[task], built.inputs)
-        believed |= labelling.read_policies(at)
+        believed |= read(os.path.join(at, BELIEVED), built)
     return Online(models, variables, hints_of(built, run, arm, models, variables, pictures), arm.control == "shuffled"), believed
 
 

@@ -31,6 +31,7 @@ class Job(NamedTuple):
       arguments: picklable.
       needs: names of jobs that have to be done before.
       alone: runs by itself on all cores, and in one process of a distributed run (measurements, pages).
+      settings: what may change between runs of a workdir, as JSON has it; a job that was done with others is done again.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     arguments: tuple[Any, ...]
     needs: tuple[str, ...] = ()
     alone: bool = False
+    settings: Any = None
 
 
 def is_done(workdir: str, name: str) -> bool:
@@ -63,7 +65,7 @@ def run_jobs(workdir: str, jobs: Sequence[Job], *, workers: int = 1) -> None:
     Raises:
       UserError: a job's own, or a need that is neither done nor among the jobs.
     """
-    waiting = [job for job in jobs if not is_done(workdir, job.name)]
+    waiting = [job for job in jobs if not _up_to_date(workdir, job)]
     known = {job.name for job in jobs}
     for job in waiting:
         for need in job.needs:
@@ -81,6 +83,12 @@ def run_jobs(workdir: str, jobs: Sequence[Job], *, workers: int = 1) -> None:
         display.close()
 
 
+def _up_to_date(workdir: str, job: Job) -> bool:
+    if not is_done(workdir, job.name):
+        return False
+    return job.settings is None or facts(workdir, job.name).get("settings") == json.loads(json.dumps(job.settings))
+
+
 def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
     directory = os.path.join(workdir, job.name)
     os.makedirs(directory, exist_ok=True)
@@ -90,7 +98,8 @@ def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
     if devices.is_writer():
         partial = _done_file(workdir, job.name) + ".partial"
         with open(partial, "w") as file:
-            json.dump({**said, "seconds": round(time.time() - start, 2)}, file, indent=1)
+            more = {} if job.settings is None else {"settings": job.settings}
+            json.dump({**said, "seconds": round(time.time() - start, 2), **more}, file, indent=1)
         os.replace(partial, _done_file(workdir, job.name))
     devices.wait_for_all(job.name)
 
@@ -205,6 +214,8 @@ class Display:
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
         """Progress of one job: rate and remaining time from its last reports."""
         seen = self._seen.setdefault(name, collections.deque(maxlen=20))
+        if seen and done < seen[-1][1]:  # the job has begun with its next part
+            seen.clear()
         seen.append((time.time(), done))
         (t0, d0), (t1, d1) = seen[0], seen[-1]
         rate = (d1 - d0) / (t1 - t0) if t1 > t0 else 0.0

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from must.core import devices
-from must.core.types import Array, Label, Model, PyTree, Source
+from must.core.types import Array, Label, Model, PyTree, Source, Teacher
+from must.data.merge import Overlay
 from must.data.pipeline import Encoder, eval_batches
 from must.evaluate.evaluate import Rows, eval_step, evaluate, labels_step
 from must.tasks.base import Task
@@ -21,6 +22,12 @@ def by_source(splits: Splits) -> list[tuple[Source, list[str]]]:
     for name, source in splits.items():
         found.setdefault(id(source), (source, []))[1].append(name)
     return list(found.values())
+
+
+def together(splits: Splits) -> Source:
+    """All of them as one source: every picture once, with the labels of each."""
+    first, *others = (split for split, _ in by_source(splits))
+    return Overlay(first, others) if others else first
 
 
 def measure(
@@ -60,6 +67,17 @@ def measure_labels(
         mine = {name: tasks[name] for name in names}
         step = jax.jit(functools.partial(labels_step, predict=predict, tasks=mine))
         rows |= evaluate(step, variables, eval_batches(source, encoder._replace(tasks=mine), batch_size=batch_size))
+    return rows
+
+
+def measure_teacher(teacher: Teacher, tasks: Mapping[str, Task], encoder: Encoder, splits: Splits) -> dict[str, Rows]:
+    """`measure` of any teacher whose input has the encoder's size; it may run anywhere, its labels are compared here."""
+    rows = {}
+    for source, names in by_source(splits):
+        mine = {name: tasks[name] for name in names}
+        compared = jax.jit(functools.partial(labels_step, predict=lambda said, inputs: said, tasks=mine))
+        step = lambda _, batch: compared(teacher.predict(batch.inputs["image"]), batch)  # noqa: B023, E731
+        rows |= evaluate(step, None, eval_batches(source, encoder._replace(tasks=mine), batch_size=64))
     return rows
 
 

@@ -16,7 +16,7 @@ from must.data import splits
 from must.data.combine import labels_of
 from must.data.merge import Overlay
 from must.data.splits import Annotated, Listed
-from must.recipes import arms, built, checks, grid, hints, labelling, setup, stages, training
+from must.recipes import arms, believing, built, checks, grid, hints, labelling, setup, stages, training
 from must.recipes.arms import Arm, Lists
 from must.recipes.jobs import Job
 
@@ -165,7 +165,7 @@ def train_teacher(config: Config, seed: int, split: str, task: str, *, directory
     source = Annotated(Listed(built.everything(), ids=ids), {task: ids})
     facts = training.train_run(built, (task,), source, "teacher", {task: Policy()}, directory, report)
     teacher = labelling.load_teacher(built, directory, task)
-    labelling.write_policies(directory, {task: labelling.policy_of(built, teacher, task)})
+    believing.save_live(directory, built, teacher, task)
     return facts | {"images": len(ids)}
 
 

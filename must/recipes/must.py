@@ -14,14 +14,16 @@ from typing import Any
 
 from must.recipes.comparison import compare, report
 from must.recipes.jobs import Job
-from must.recipes.labelling import choose_policies, kept_labels, label
+from must.recipes.believing import choose_policies, kept_labels
+from must.recipes.labelling import label, label_job, policy_job, student_job
+from must.recipes import showing
 from must.recipes.built import Built
 from must.recipes.checks import check_sets
-from must.recipes.training import train_single, train_student, train_supervised
+from must.recipes.training import measure_given, train_single, train_student, train_supervised
 
 __all__ = ["Built", "kept_labels"]  # what `must.recipes.comparison` asks of a recipe besides the functions below
 
-STAGES = ("teachers", "label", "student", "baselines", "compare", "report")
+STAGES = ("teachers", "label", *showing.STAGES, "student", "baselines", "compare", "report")
 Config = Mapping[str, Any]
 
 
@@ -37,13 +39,22 @@ def plan(config: Config, workers: int) -> list[Job]:
         at = prefix(config, seed)
         mine = [f"{at}teachers/{task}" for task in config["tasks"]]
         for task in config["tasks"]:
-            jobs.append(Job(f"{at}teachers/{task}", "teachers", train_single, (config, seed, task, "teacher")))
-        parts = [f"{at}label/{k}" for k in range(workers)]
-        for k, part in enumerate(parts):
-            jobs.append(Job(part, "label", label, (config, seed, k, workers), tuple(mine)))
-        jobs.append(Job(f"{at}policy", "label", choose_policies, (config, seed), tuple(mine)))
-        for arm, where in students(config, seed).items():
-            jobs.append(Job(where, "student", train_student, (config, seed, arm), (*parts, f"{at}policy")))
+            where = f"{at}teachers/{task}"
+            if task in config.get("external", {}):
+                jobs.append(Job(where, "teachers", measure_given, (config, seed, task)))
+            else:
+                jobs.append(Job(where, "teachers", train_single, (config, seed, task, "teacher")))
+        for by in labellers(config):
+            needs, stage = ((f"{at}{student_job(by)}",), "student") if by else (tuple(mine), "label")
+            parts = tuple(f"{at}{label_job(by)}/{k}" for k in range(workers))
+            for k, part in enumerate(parts):
+                jobs.append(Job(part, stage, label, (config, seed, k, workers, by), needs))
+            jobs.append(Job(f"{at}{policy_job(by)}", stage, choose_policies, (config, seed, by), parts))
+            jobs += [] if by else showing.jobs_of(config, seed, at, (*parts, f"{at}{policy_job()}"))
+            for arm, changes in {"student": config["student"], **config["arms"]}.items():
+                if changes.get("labels_from", "") == by:
+                    where, needs = f"{at}{student_job(arm)}", (*parts, f"{at}{policy_job(by)}")
+                    jobs.append(Job(where, "student", train_student, (config, seed, arm), needs))
         if "supervised" in config["baselines"]:
             jobs.append(Job(f"{at}baselines/supervised", "baselines", train_supervised, (config, seed)))
     for seed in config["seeds"]:  # the longest part, so it comes last
@@ -58,6 +69,7 @@ def plan(config: Config, workers: int) -> list[Job]:
 
 def check(config: Config) -> None:
     """Everything about a configuration that can be wrong and shows without training."""
+    showing.check(config)
     check_sets(Built(config, config["seeds"][0]))
 
 
@@ -73,8 +85,16 @@ def prefix(config: Config, seed: int) -> str:
 
 def students(config: Config, seed: int) -> dict[str, str]:
     """{column: directory below the workdir} of the student and of the arms, students with other settings."""
-    at = prefix(config, seed)
-    return {"student": f"{at}student", **{arm: f"{at}arms/{arm}" for arm in config["arms"]}}
+    return {arm: f"{prefix(config, seed)}{student_job(arm)}" for arm in ("student", *config["arms"])}
+
+
+def labellers(config: Config) -> tuple[str, ...]:
+    """Whose labels students learn from: "", the teachers, and students that teach in a next round, each after its own."""
+    taught = {arm: changes.get("labels_from", "") for arm, changes in config["arms"].items()}
+    order = [""]
+    while following := [by for by in dict.fromkeys(taught.values()) if by not in order and taught.get(by, "") in order]:
+        order += following
+    return tuple(order)
 
 
 def columns(config: Config, seed: int) -> dict[str, dict[str, str]]:

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from must.pseudo_label.shards import lock
 from must.recipes.comparison import print_results
 from must.recipes.jobs import run_jobs
 
-ALL_STAGES = ("teachers", "experts", "grid", "label", "student", "joint", "baselines", "compare", "report")
 LATER = ("transfer", "predict", "export")
 
 
@@ -41,7 +40,7 @@ def run(recipe, config: Mapping[str, Any], workdir: str, *, stage: str = "all") 
     recipe.check(config)  # what is wrong with the configuration shows before it owns a workdir
     with contextlib.ExitStack() as held:
         if devices.is_writer():
-            _claim(workdir, config)
+            _claim(workdir, config, getattr(recipe, "CHANGEABLE", ()))
             if not held.enter_context(lock(os.path.join(workdir, "lock"))):
                 raise UserError(f"{workdir}: another run is at work here")
         jobs = [job for job in recipe.plan(config, workers) if stage in ("all", job.stage)]
@@ -65,15 +64,18 @@ def _workers(config: Mapping[str, Any]) -> int:
     return config["workers"] or min(2, cores)
 
 
-def _claim(workdir: str, config: Mapping[str, Any]) -> None:
-    """Writes config.json and manifest.json, or compares with what is there."""
+def _claim(workdir: str, config: Mapping[str, Any], changeable: Sequence[str]) -> None:
+    """Writes config.json and manifest.json, or compares with what is there, but for what a recipe lets change."""
     path = os.path.join(workdir, "config.json")
     if os.path.exists(path):
         with open(path) as file:
             there = json.load(file)
-        difference = first_difference(there, config, "config")
+        fixed = ({key: value for key, value in found.items() if key not in changeable} for found in (there, config))
+        difference = first_difference(*fixed, "config")
         if difference:
             raise UserError(f"{workdir}: belongs to another configuration: {difference}; take another --workdir")
+        if there != config:
+            _write(path, config)
         return
     try:
         os.makedirs(workdir, exist_ok=True)
@@ -87,9 +89,13 @@ def _claim(workdir: str, config: Mapping[str, Any]) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     for name, content in (("manifest.json", manifest), ("config.json", config)):
-        with open(os.path.join(workdir, name + ".partial"), "w") as file:
-            json.dump(content, file, indent=1)
-        os.replace(os.path.join(workdir, name + ".partial"), os.path.join(workdir, name))
+        _write(os.path.join(workdir, name), content)
+
+
+def _write(path: str, content: Mapping[str, Any]) -> None:
+    with open(path + ".partial", "w") as file:
+        json.dump(content, file, indent=1)
+    os.replace(path + ".partial", path)
 
 
 def _version(name: str) -> str | None:

@@ -11,7 +11,9 @@ from must.data import geometry
 from must.data.augment import Photometric
 from must.data.clips import ClipEncoder, Window
 from must.data.combine import Cached
-from must.data.pipeline import Encoder
+from must.data.mix import CLEAN, CutMix, Cutout
+from must.data.pipeline import Change, Encoder, View
+from must.data.rand_augment import RandAugment
 from must.data.sources import source
 from must.models import fpn, multi_head, r2plus1d, resnet, temporal_shift, video_transformer
 from must.objectives import aggregate
@@ -60,7 +62,7 @@ def build_tasks(sections: Mapping[str, Mapping[str, Any]], sources: Mapping[str,
     tasks = {}
     for name, section in sections.items():
         section = dict(section)
-        names = sources[name].classes.get(name)
+        names = sources[name].classes.get(name) if name in sources else None
         if names and "classes" not in section:
             section["classes"] = tuple(names)
         tasks[name] = base.build(**{key: tuple(v) if isinstance(v, list) else v for key, v in section.items()})
@@ -104,7 +106,8 @@ def build_encoder(
     frames: Mapping[str, int] | None = None,
     clips: int = 1,
 ) -> Encoder | ClipEncoder:
-    """What a model sees: the whole image, or with `training` = {"geometry", "view"} a drawn one.
+    """What a model sees: the whole image, or with `training` = {"geometry", "view"} a drawn one, beside which a mean
+    teacher sees it in the view "clean".
 
     Args:
       image: {"size", "keep_aspect"}; with "clip" = {fields of `Window`} of videos.
@@ -118,14 +121,46 @@ def build_encoder(
     if training is not None:
         drawn = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in training["geometry"].items()}
         draw = functools.partial(geometry.draw, keep_aspect=keep_aspect, **drawn)
-        view = Photometric(**training["view"]) if training["view"] else None
+        view = build_view(training["view"])
     if "clip" not in image:
-        return Encoder(tasks, size, draw, {"image": view}, keep_aspect)
+        clean = {CLEAN: None} if training is not None and training.get("mean_teacher") else {}
+        return Encoder(tasks, size, draw, {"image": view, **clean}, keep_aspect)
     try:
         window = Window(random=training is not None, **image["clip"])
     except TypeError as error:
         raise UserError(f"image.clip: {str(error).partition(') ')[2] or error}") from None
     return ClipEncoder(tasks, size, frames or {"image": 8}, window, draw, view, keep_aspect, clips)
+
+
+VIEWS = {"photometric": Photometric, "rand_augment": RandAugment}
+
+
+def build_view(section: Mapping[str, Any]) -> View | None:
+    """How pictures change before a network learns from them, {"kind": one of VIEWS, its arguments}; {} leaves them alone."""
+    section = dict(section)
+    kind = section.pop("kind", "photometric")
+    if kind not in VIEWS:
+        raise UserError(f"view.kind {kind!r}: not one of {', '.join(VIEWS)}")
+    unknown = sorted(set(section) - set(inspect.signature(VIEWS[kind]).parameters))
+    if unknown:
+        raise UserError(f"view.{unknown[0]}: {kind} takes {', '.join(inspect.signature(VIEWS[kind]).parameters)}")
+    return VIEWS[kind](**section) if section or kind != "photometric" else None
+
+
+def build_changes(settings: Mapping[str, Any], tasks: Mapping[str, Task]) -> list[Change]:
+    """What is done to training rows, from the sections "cutmix" and "cutout"; {} does nothing."""
+    found = []
+    for key, kind in (("cutmix", CutMix), ("cutout", Cutout)):
+        if not settings[key]:
+            continue
+        for name, task in tasks.items():
+            if not task.whole and type(task).paste is Task.paste:
+                raise UserError(f"{key}: does not work for {name}, which has no paste")
+        try:
+            found.append(kind(tasks, **settings[key]))
+        except TypeError as error:
+            raise UserError(f"{key}: {str(error).partition(') ')[2] or error}") from None
+    return found
 
 
 BALANCES = {
@@ -158,4 +193,7 @@ def build_balance(section: Mapping[str, Any]) -> Balance:
 
 def build_policy(section: Mapping[str, Any]) -> Policy:
     """{"positive": p, "negative": n}, or {"threshold": p} for MuST's two states."""
-    return policy.hard(**section) if "threshold" in section else Policy(**section)
+    try:
+        return policy.hard(**section) if "threshold" in section else Policy(**section)
+    except TypeError:
+        raise UserError(f"policy {dict(section)}: give 'threshold', or 'positive' and 'negative'") from None

@@ -18,7 +18,7 @@ import numpy as np
 
 from must.core import devices
 from must.core.types import Balance, Model, Objective, PyTree, Source, TrainState, UserError
-from must.data.pipeline import Encoder, Grouped, Joined, train_batches
+from must.data.pipeline import Change, Encoder, Grouped, Joined, train_batches
 from must.recipes.selection import Judge, Selection, local
 from must.tasks.base import Task
 from must.train import state as states
@@ -92,6 +92,7 @@ def train(
     variables: PyTree | None = None,
     frozen: PyTree = None,
     weigher: Weigher = NO_WEIGHTS,
+    changes: Sequence[Change] = (),
     stop: int = 0,
     report: Report = lambda *args: None,
 ) -> dict:
@@ -111,6 +112,7 @@ def train(
       variables: to start from; freshly initialised by default.
       frozen: variables of the teachers that the objective asks.
       weigher: of the examples; by default every weight stays as the source has it.
+      changes: of training rows, see `must.data.mix`.
       stop: step after which the run ends, under the learning rates of the whole schedule; 0: the schedule's last.
       report: progress.
 
@@ -124,10 +126,11 @@ def train(
     tx = optimizer(steps=schedule.steps, **schedule.optimizer)
     key = jax.random.key(seed)
     if variables is None:
-        variables = model.init(jax.random.fold_in(key, 1), encoder.blank_inputs()["image"])
+        variables = fresh(model, encoder, seed)
     state = states.create(jax.random.fold_in(key, 2), variables, objective, balance, tx)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    batches = Joined(_batches(source, encoder, schedule, seed), weigher.weights(variables), weigher.extras)
+    batches = _batches(source, encoder, schedule, seed, extras=weigher.extras, changes=changes)
+    batches = Joined(batches, weigher.weights(variables))
     checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
     state = _resume(checkpoints, devices.replicate(state), batches)
     bound = functools.partial(train_step, objective=objective, balance=balance, tx=tx, ema_decay=schedule.ema_decay)
@@ -175,13 +178,19 @@ def train(
     return facts | selection.close() | {"parameters": parameters, "steps": int(state.step)}
 
 
-def _batches(source: Source | Mapping[str, Source], encoder: Encoder, schedule: Schedule, seed: int):
+def fresh(model: Model, encoder: Encoder, seed: int) -> PyTree:
+    """The variables that a run of this seed starts from."""
+    return model.init(jax.random.fold_in(jax.random.key(seed), 1), encoder.blank_inputs()["image"])
+
+
+def _batches(source: Source | Mapping[str, Source], encoder: Encoder, schedule: Schedule, seed: int, **made):
     """Training batches of a source, or of several drawn side by side."""
     options = {
         "batch_size": schedule.batch_size,
         "process": (jax.process_index(), jax.process_count()),
         "sizes": schedule.frames,
         "sizes_until": int(schedule.frames_until * schedule.steps),
+        **made,
     }
     if not isinstance(source, Mapping):
         return train_batches(source, encoder, seed=seed, **options)

@@ -8,18 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.core import devices
-from must.core.types import Model, Policy, PyTree, Source
+from must.core.types import Model, Policy, PyTree, Source, UserError
 from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
+from must.data.edited import EditedCoco
 from must.data.merge import Overlay
 from must.data.pipeline import epoch_steps
 from must.data.records import Records
+from must.data.weights import read_weights
 from must.evaluate.evaluate import summarize
 from must.objectives.distill import Hint
+from must.objectives.dropping import PSEUDO
 from must.objectives.slam import slam
 from must.objectives.supervised import learning_rate_rule, supervised
+from must.pseudo_label.teacher import in_frame
 from must.recipes import measuring, setup, stages, weighing
-from must.recipes.built import Built
-from must.recipes.labelling import read_policies, records_directory, seed_directory
+from must.recipes.built import HELD_OUT, Built
+from must.recipes.believing import policies_of
+from must.recipes.labelling import records_directory, seed_directory, student_job
 from must.recipes.selection import Judge
 
 Config = Mapping[str, Any]
@@ -29,6 +34,19 @@ def train_single(config: Config, seed: int, task: str, section: str, *, director
     """A teacher, or with the student's schedule the scratch baseline: one task on its labelled set."""
     built = Built(config, seed)
     return train_run(built, (task,), built.split(task, "train"), section, {task: Policy()}, directory, report)
+
+
+def measure_given(config: Config, seed: int, task: str, *, directory: str, report) -> dict:
+    """The scores of a teacher that the configuration names, in the frame in which all columns are compared."""
+    built = Built(config, seed)
+    tasks, teacher = {task: built.tasks[task]}, in_frame(built.given()[task], built.size)
+    facts = {}
+    for split in built.config["measured_on"]:
+        rows = measuring.measure_teacher(teacher, tasks, built.plain, built.splits(split, (task,)))
+        if devices.is_writer():
+            measuring.save_rows(os.path.join(directory, f"rows-{split}.npz"), rows)
+        facts[split] = summarize(tasks, rows)
+    return facts
 
 
 def train_supervised(config: Config, seed: int, *, directory: str, report) -> dict:
@@ -47,17 +65,21 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
     """
     built = Built(config, seed)
     settings = built.settings(arm)
-    top = seed_directory(directory, "student" if arm == "student" else os.path.join("arms", arm))
-    believed = read_policies(os.path.join(top, "policy")) | {name: setup.build_policy(s) for name, s in settings["policies"].items()}
-    records = Records(records_directory(top), tasks=list(built.names))
+    top, by = seed_directory(directory, student_job(arm)), settings["labels_from"]
+    believed = policies_of(built, top, arm)
+    records = Records(records_directory(top, by=by), tasks=list(built.names))
     source = _student_source(built, settings, records)
     weigher, seen = stages.NO_WEIGHTS, {}
-    if built.weights(arm) or built.slam(arm):
-        held_out = Records(records_directory(top, "held_out"), tasks=list(built.names))
+    weighs = bool(built.weights(arm) or built.slam(arm))
+    if weighs:
+        held_out = Records(records_directory(top, HELD_OUT, by), tasks=list(built.names))
         said = weighing.Said(built, arm, believed, source, records, held_out)
         weigher, seen = weighing.weigher(said)
+    if settings["mean_teacher"] or settings["drop_top"]:
+        extras = _pseudo(built, settings, source.ids)
+        weigher = weigher._replace(extras={name: {**weigher.extras.get(name, {}), **extras[name]} for name in built.names})
     facts = train_run(built, built.names, source, arm, believed, directory, report, weigher)
-    if weigher is not stages.NO_WEIGHTS:
+    if weighs:
         weigher.weights(stages.load_weights(directory, built.model(built.names, arm), built.inputs)[0])  # fills `seen`
         if devices.is_writer():
             np.savez_compressed(os.path.join(directory, "weights.npz"), **seen)
@@ -72,11 +94,25 @@ def _student_source(built: Built, settings: Mapping[str, Any], records: Source) 
         pool = Concat(built.pool())
         part = set(Subset(pool, count=settings["pool_images"]).ids)
         times |= {id: len(pool) // len(part) if id in part else 0 for id in pool.ids}
-    weights = {name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names}
+    edits = [EditedCoco(path, records, task=task) for task, path in settings["edited"].items()]
+    records = Overlay(records, edits) if edits else records
+    given = read_weights(settings["weights_file"]) if settings["weights_file"] else {}
+    truth_weights = {name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names}
+    weights = {name: {**given.get(name, {}), **truth_weights[name]} for name in built.names}
     if not settings["pseudo_labels"]:
         return Concat(labelled)
     truth = [*labelled, *built.hidden().values()] if settings["oracle_labels"] else labelled
     return Repeated(Weighted(Cached(Overlay(records, truth)), weights), times)
+
+
+def _pseudo(built: Built, settings: Mapping[str, Any], ids: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Extras of the training examples: whether what a task's label says is a pseudo label."""
+    hidden = built.hidden() if settings["oracle_labels"] else {}
+    found = {}
+    for name in built.names:
+        true = {*built.split(name, "train").ids, *(hidden[name].ids if name in hidden else ())}
+        found[name] = {PSEUDO: np.array([id not in true for id in ids], np.float32)}
+    return found
 
 
 class Online(NamedTuple):
@@ -126,6 +162,11 @@ def train_run(
     measured = {name: built.tasks[name] for name in names}
     learned = {name: built.tasks_of(run)[name] for name in names}
     found = built.slam(run)
+    if settings["drop_top"] and not weigher.extras:
+        raise UserError(f"{run}.drop_top: this recipe's students learn from no pseudo labels that could be dropped")
+    encoder, teacher = built.encoder(names, run), built.mean_teacher(run)
+    # The average starts from the weights that the run starts from.
+    variables = stages.fresh(model, encoder, built.seed) if teacher is not None else None
     corrections = dict.fromkeys(found.tasks, functools.partial(slam, normalize=found.normalize)) if found else {}
     objective = supervised(
         model,
@@ -138,6 +179,10 @@ def train_run(
         hints=online.hints,
         teacher_dropping=settings["teacher_dropping"],
         shuffled=online.shuffled,
+        mean_teacher=teacher,
+        initial=None if variables is None else variables["params"],
+        drop_top=settings["drop_top"],
+        drop_after=settings["drop_after"],
     )
     facts = stages.train(
         directory,
@@ -147,10 +192,12 @@ def train_run(
         objective=objective,
         balance=setup.build_balance(settings["balance"]),
         source=source,
-        encoder=built.encoder(names, run),
+        encoder=encoder,
         schedule=_schedule(built, run, source),
         judge=Judge(built.shown(names), built.splits("validation", names)),
         weigher=weigher,
+        changes=built.changes(names, run),
+        variables=variables,
         frozen=online.variables or None,
         report=report,
     )

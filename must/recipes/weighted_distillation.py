@@ -13,7 +13,7 @@ from must.recipes import budgets, must, setup
 from must.recipes.built import Built
 from must.recipes.jobs import Job
 
-STAGES = ("teachers", "label", "student", "baselines", "compare", "report")
+STAGES = must.STAGES
 Config = Mapping[str, Any]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from must.report import charts, clouds, tables
+from must.report import charts, clouds, reliability, tables
 from must.report.html import save_page, settings_section
 
 
@@ -129,7 +129,7 @@ def _weights(task: str, weights: Mapping[str, Mapping[str, np.ndarray]], shown: 
         if get("accuracy") is not None and get("correct") is not None:
             known = np.isfinite(get("correct"))
             title = f"{arm}: probability that the teacher is right"
-            drawing = clouds.reliability(get("accuracy")[known], get("correct")[known], title=title)
+            drawing = reliability.reliability(get("accuracy")[known], get("correct")[known], title=title)
             floor = f"<p>The floor acts on {100 * float(get('floored')):.0f} % of the examples.</p>"
             counts = np.bincount(get("candidates"))
             lines = "".join(f"<tr><td>{k}</td><td>{count:,}</td></tr>" for k, count in enumerate(counts) if count)

@@ -1,6 +1,4 @@
-"""Many examples at once as inline SVG: how large their weights are, where they lie, whether a probability is right."""
-
-import math
+"""Many examples at once as inline SVG: how large their weights are, and where they lie."""
 
 import numpy as np
 
@@ -74,24 +72,3 @@ def weight_legend() -> str:
         for power, words in ((-2, "1/4 or less"), (-1, "1/2"), (0, "1"), (1, "2"), (2, "4 or more"))
     )
     return f'<p class="legend">weight {"".join(keys)}</p>'
-
-
-def reliability(claimed: np.ndarray, correct: np.ndarray, *, title: str, side: int = 340, bins: int = 10) -> str:
-    """Claimed probabilities against how often it was so, in bins of equal size with Wilson's 95 % interval."""
-    order = np.array_split(np.argsort(claimed, kind="stable"), min(bins, len(claimed)))
-    left, right, top, bottom = 44, side - 12, 44, side - 40
-    px, py = scale(0, 1, left, right), scale(0, 1, bottom, top)
-    gap = sum(len(b) * abs(claimed[b].mean() - correct[b].mean()) for b in order) / len(claimed)
-    words = f"mean gap {100 * gap:.1f} points over {len(claimed):,} examples"
-    parts = [text(0, 14, title, "strong"), text(0, 30, words, "soft")]
-    parts += [f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/><path class="rule" d="M{px(0)} {py(0)}L{px(1)} {py(1)}"/>']
-    for part in order:
-        x, y, n, z = claimed[part].mean(), correct[part].mean(), len(part), 1.96
-        middle, half = (y + z * z / 2 / n) / (1 + z * z / n), z * math.sqrt(y * (1 - y) / n + z * z / 4 / n**2) / (1 + z * z / n)
-        parts += [f'<path stroke="var(--s1)" stroke-width="1.4" d="M{px(x):.1f} {py(middle - half):.1f}V{py(middle + half):.1f}"/>']
-        parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3.6" fill="var(--s1)"/>']
-    for t in (0, 0.2, 0.4, 0.6, 0.8, 1):
-        parts += [text(px(t), bottom + 16, tick_text(t), "soft num", "middle"), text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]
-    parts += [text((left + right) / 2, side - 6, "estimated", "soft", "middle")]
-    parts += [f'<g transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)">{text(0, 0, "true", "soft", "middle")}</g>']
-    return svg(side, side, "".join(parts), title)

@@ -39,7 +39,7 @@ def contact_sheet(
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} pictures under {len(columns)} columns")
     width = int(np.clip(max((picture.shape[1] for row in rows for picture in row), default=0), *cell))
-    scaled = [[_to_width(picture, width) for picture in row] for row in rows]
+    scaled = [[to_width(picture, width) for picture in row] for row in rows]
     heights = [max(picture.height for picture in row) for row in scaled]
     font = ImageFont.load_default(14)
     captions = [_broken(name, width, font) for name in columns]
@@ -68,7 +68,8 @@ def _broken(name: str, width: int, font) -> list[str]:
     return lines
 
 
-def _to_width(picture: np.ndarray, width: int) -> Image.Image:
+def to_width(picture: np.ndarray, width: int) -> Image.Image:
+    """uint8 [H, W, 3] at another width: pixels repeated or averaged."""
     image = Image.fromarray(np.ascontiguousarray(picture, np.uint8))
     size = (width, max(1, round(image.height * width / image.width)))
     how = Image.Resampling.NEAREST if image.width <= width else Image.Resampling.BOX
@@ -113,7 +114,7 @@ def _frames(video: np.ndarray, most: int, largest: int) -> list[Image.Image]:
     places = np.unique(np.linspace(0, len(video) - 1, min(most, len(video))).round().astype(int))
     side = max(video.shape[1:3])
     width = video.shape[2] if side <= largest else max(1, round(video.shape[2] * largest / side))
-    return [_to_width(video[place], width) for place in places]
+    return [to_width(video[place], width) for place in places]
 
 
 def data_uri(picture: np.ndarray, *, quality: int | None = 88) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from must.core.types import Array, Geometry, Label, UserError
+from must.core.types import Array, Geometry, Label, Policy, UserError
 from must.tasks import drawing
 from must.tasks.classification import Classification
 
@@ -57,23 +57,23 @@ class Action(Classification):
         Raises:
           ValueError: a label that cannot be right, or that cannot follow (`admissible`).
         """
-        probs = super().transform(label, geometry)["probs"]
+        found = super().transform(label, geometry)
         for field in self._changes(geometry):
             partners = _partners(getattr(self, field), self.classes)
-            if not _follows(probs, partners):
+            if not _follows(found["probs"], partners):
                 raise ValueError(f"what class a clip has when {field} is not declared for this label")
-            probs = _moved(probs, partners)
-        return {"probs": probs}
+            found = {name: _moved(value, partners) for name, value in found.items()}
+        return found
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """As the base class says; the classes are those of the clip as it was. A class without a partner stays."""
-        probs = np.asarray(label["probs"])
+        found = {name: np.asarray(value) for name, value in label.items()}
         for field in reversed(self._changes(geometry)):
             partners = _partners(getattr(self, field), self.classes)
             if partners is None:
                 raise ValueError(f"what class a clip has when {field} is not declared")
-            probs = _moved(probs, partners)
-        return super().restore({"probs": probs}, geometry)
+            found = {name: _moved(value, partners) for name, value in found.items()}
+        return super().restore(found, geometry)
 
     def mirror(self, outputs: Array) -> Array:
         """Logits of mirrored clips in the order of the classes of the originals.
@@ -87,18 +87,19 @@ class Action(Classification):
             raise UserError(f"action: averaging over mirrored clips needs 'mirrored', which {which}")
         return outputs[..., partners]
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
         """Up to four frames of the clip, side by side in their order, over bars of the three most probable classes.
 
         Args:
           image: uint8 [H, W, 3], or a clip [T, H, W, 3].
           label: in network form.
+          policy: see the base class.
         """
         if len(image.shape) == 3:
-            return super().draw(image, label)
+            return super().draw(image, label, policy)
         shown = np.linspace(0, image.shape[0] - 1, min(_SHOWN, image.shape[0])).round().astype(np.int64)
         strip = drawing.upscale(np.concatenate(list(image[shown]), 1), 96)  # half of a picture's, since there are four
-        return drawing.caption(strip, self.bars(label))
+        return drawing.caption(strip, self.bars(label, policy))
 
     def _changes(self, geometry: Geometry | None) -> list[str]:
         """Which changes the geometry makes, in order; none where the label is read without one, as any classification's."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.tasks.states import Claims
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,14 @@ class Task:
 
     A label's way:    record --transform--> network form --target--> target --loss(outputs, .)--> per-example terms
     A teacher's way:  outputs --predict--> network form --restore--> record
+    Others' networks: what they say --adopt--> network form --restore--> record
     """
 
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is the headline
     terms: ClassVar[tuple[str, ...]]  # names of what `loss` returns; `imitate` returns the same with "soft_" before
     pdf_terms: ClassVar[tuple[str, ...]] = ()  # names of what `disagreement` returns
+    optional: ClassVar[tuple[str, ...]] = ()  # fields that a label in network form may lack: all classes known, all certain
+    whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
     def head(self) -> Any:
         """A flax module: `Features` -> outputs (any pytree with leading axis B)."""
@@ -52,6 +56,20 @@ class Task:
     def admissible(self, label: Label, geometry: Geometry) -> Geometry:
         """The drawn geometry of a clip without the mirroring or reversal that this label, in record form, cannot follow."""
         return geometry
+
+    def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
+        """What is known of a picture into which a rectangle of another one was pasted; one example's, host NumPy.
+
+        Nothing may be claimed of a place that its own picture's label does not claim. A task may do without, or be `whole`:
+        elsewhere CutMix and cutout are refused before anything trains.
+
+        Args:
+          label: in network form; None where nothing is known of the picture around the rectangle.
+          other: of the picture that the rectangle was taken from, at the same place; None where nothing is known of it.
+            One of the two is there.
+          window: (y0, x0, y1, x1), the rectangle, pixels.
+        """
+        raise NotImplementedError
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Network form of one example -> record form in the frame of the original image; host NumPy."""
@@ -102,6 +120,23 @@ class Task:
         """Outputs -> label in network form with scores, leading axis B; jnp, traceable."""
         raise NotImplementedError
 
+    def adopt(self, said: Any, size: tuple[int, int]) -> Label:
+        """What a network of another project says, in the form that such networks say it in -> network form; host NumPy.
+
+        A task may do without: a teacher of another project then has to give its labels in network form.
+
+        Args:
+          said: of B images; each task says which forms it takes.
+          size: (height, width) of the images that the network saw, pixels.
+
+        Returns:
+          Label in network form, leading axis B.
+
+        Raises:
+          LabelError: what cannot be right; the message names the field.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no adopt(); give its labels in network form")
+
     def mirror(self, outputs: Any) -> Any:
         """Outputs on left-right mirrored images, brought back to the frame of the originals; leading axis B."""
         raise NotImplementedError
@@ -117,12 +152,24 @@ class Task:
         """
         raise NotImplementedError
 
+    def agreement(self, outputs: Any, others: Any) -> Label:
+        """Scores from how far two outputs for the same pictures agree, fields of a label in network form; jnp, traceable.
+
+        For a task whose network says no confidence; {} for all others.
+        """
+        return {}
+
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """What one example's prediction claims: (score [N], correct [N], class id [N]); host NumPy.
 
-        Thresholds and calibration are chosen from these on a validation split; None for a task without scores.
+        Thresholds and calibration are chosen from these on a validation split; ids are 0 where there are no classes. None
+        for a task without scores.
         """
         return None
+
+    def items(self, truth: Label) -> np.ndarray:
+        """How many true items of each class one example has, int [C], what `judge` could find; [1] without classes."""
+        raise NotImplementedError
 
     def certainty(self, label: Label) -> Array:
         """How sure a label in network form is of itself, leading axis B -> [B, D], with D = 0 for one without scores.
@@ -132,8 +179,25 @@ class Task:
         """
         return jnp.zeros((len(next(iter(label.values()))), 0))
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """A picture of one label in network form: uint8 [H, W, 3] -> uint8 [H, W, 3]; for truth, teacher and student."""
+    def claims(self, label: Label, policy: Policy) -> Claims | None:
+        """What one example's label says and what becomes of it under a policy; host NumPy. None for a task without scores.
+
+        The states are those that `target` gives the loss: a pixel is positive or ignored, never negative.
+        """
+        return None
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """A picture of one label in network form, for truth, teacher and student.
+
+        Args:
+          image: uint8 [H, W, 3].
+          label: of this frame.
+          policy: shows what becomes of the label: what is taken as true plainly, what is ignored dashed and hatched.
+            Without one the label is drawn as it is.
+
+        Returns:
+          uint8 [factor * H + caption, factor * W, 3], the picture enlarged by a whole factor over an optional caption.
+        """
         raise NotImplementedError
 
     def blank(self, size: tuple[int, int]) -> Label:

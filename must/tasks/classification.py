@@ -11,7 +11,10 @@ from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
 from must.tasks import drawing
 from must.tasks.base import Task
-from must.tasks.soft_labels import believed, spread
+from must.tasks.soft_labels import among, distribution, known_classes, only_known, spread, unknown_classes
+from must.tasks.states import Claims, decide, states, tempered, uncertain
+
+_LEAST = 0.05  # of a probability that claims its class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Classification(Task):
         Metric("nll", "nat", False),
     )
     terms: ClassVar[tuple[str, ...]] = ("class",)
+    optional: ClassVar[tuple[str, ...]] = ("known",)
+    whole: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -67,13 +72,15 @@ class Classification(Task):
             "ids": ArraySpec((None,), "uint16", doc="class ids, most probable first"),
             "probs": ArraySpec((None,), "float16", doc="their probabilities"),
             "rest": ArraySpec((), "float16", doc="probability of all other classes together"),
+            "unknown": ArraySpec((None,), "uint16", doc="ids of the classes that this source does not know"),
         }
 
     def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-        return {"probs": jax.ShapeDtypeStruct((len(self.classes),), np.float32)}
+        count = len(self.classes)
+        return {"probs": jax.ShapeDtypeStruct((count,), np.float32), "known": jax.ShapeDtypeStruct((count,), np.bool_)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
-        """As the base class says; the geometry does not matter."""
+        """As the base class says; the geometry does not matter. Unknown classes have probability 0."""
         ids = np.asarray(label["ids"], np.int64).reshape(-1)
         probs = np.asarray(label["probs"], np.float32).reshape(-1)
         rest = np.float32(np.asarray(label["rest"]).reshape(()))
@@ -86,7 +93,10 @@ class Classification(Task):
         # Half precision rounds each of K numbers by up to 2^-12.
         if not ((probs >= 0).all() and rest >= 0 and abs(probs.sum() + rest - 1) < 0.02):
             raise ValueError(f"probabilities {probs.tolist()} and rest {rest} do not sum to 1")
-        return {"probs": spread(ids, probs, rest, len(self.classes)).astype(np.float32)}
+        probs, known = spread(ids, probs, rest, len(self.classes)), known_classes(label, len(self.classes))
+        if not known.all():
+            probs = probs * known / max(float((probs * known).sum()), 1e-12)
+        return {"probs": probs.astype(np.float32), "known": known}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """The `top_k` largest probabilities, each within 2^-12 of the truth, and the rest, within (K + 1) 2^-12.
@@ -99,34 +109,55 @@ class Classification(Task):
         rest = max(0.0, 1.0 - float(listed.astype(np.float32).sum()))
         if len(ids) == len(probs):
             rest = 0.0
-        return {"ids": ids.astype(np.uint16), "probs": listed, "rest": np.float16(rest)}
+        unknown = unknown_classes(label)
+        return {"ids": ids.astype(np.uint16), "probs": listed, "rest": np.float16(rest), "unknown": unknown}
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """probs [B, C] after hardening and smoothing, used [B]: its most probable class is believed."""
-        probs = label["probs"]
-        best = jnp.argmax(probs, -1)
-        used = jnp.all(jnp.isfinite(probs), -1) & believed(policy, best, jnp.max(probs, -1))
-        count = len(self.classes)
+        """What an example teaches, by the state of each class.
+
+        Returns:
+          used: bool [B], the most probable class is positive: the distribution is learned.
+          probs: [B, C], that distribution, hardened, softened, smoothed, over the known classes. It stays as sharp as the
+            teacher said it; calibration decides what is believed, and a student of flattened labels learned less.
+          candidates: bool [B, C], the classes that are not negative, where none is positive but some are negative: the
+            class is one of them. Elsewhere all False.
+          known: bool [B, C].
+        """
+        probs, count = label["probs"], len(self.classes)
+        best, known = jnp.argmax(probs, -1), jnp.broadcast_to(label.get("known", np.ones(count, bool)), probs.shape)
+        state = states(policy, jnp.where(probs >= 1, 1.0, tempered(policy, probs)), jnp.arange(count))
+        finite = jnp.all(jnp.isfinite(probs), -1)
+        used = finite & jnp.take_along_axis(state.positive, best[:, None], -1)[:, 0]
+        candidates = known & ~state.negative
+        doubtful = finite & ~used & candidates.any(-1) & (known & state.negative).any(-1)
         if self.hard:
             probs = jax.nn.one_hot(best, count)
         if self.softening != 1:
             powered = probs ** (1 / self.softening)
             probs = powered / jnp.maximum(powered.sum(-1, keepdims=True), 1e-12)
-        return {"probs": (1 - self.label_smoothing) * probs + self.label_smoothing / count, "used": used}
+        even = known / jnp.maximum(known.sum(-1, keepdims=True), 1)
+        probs = (1 - self.label_smoothing) * probs + self.label_smoothing * even
+        return {"probs": probs, "used": used, "candidates": candidates & doubtful[:, None], "known": known}
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
-        """Term "class": soft cross-entropy; one item per believed example."""
-        used = target["used"]
-        logits = jnp.where(used[:, None], outputs, 0.0) / self.softening
+        """Term "class": soft cross-entropy, or -log P(one of the candidates); one item per example with a state."""
+        used, known, doubtful = target["used"], target["known"], target["candidates"].any(-1)
+        logits = jnp.where((used | doubtful)[:, None], outputs, 0.0).astype(jnp.float32)
+        over_known = only_known(logits, known) / self.softening
         if self.taylor:
-            value = losses.taylor_cross_entropy(logits, target["probs"], self.taylor)
+            value = losses.taylor_cross_entropy(over_known, target["probs"], self.taylor)
         else:
-            value = losses.soft_cross_entropy(logits, target["probs"])
-        value = value * self.softening**2
-        return {"class": PerExample(jnp.where(used, value, 0.0), used.astype(jnp.float32))}
+            value = losses.soft_cross_entropy(over_known, target["probs"])
+        partly = among(logits, jnp.where(doubtful[:, None], target["candidates"], known), known)
+        value = jnp.where(used, value * self.softening**2, jnp.where(doubtful, partly, 0.0))
+        return {"class": PerExample(value, (used | doubtful).astype(jnp.float32))}
 
     def predict(self, outputs: Array) -> Label:
-        return {"probs": jax.nn.softmax(outputs.astype(jnp.float32) / self.temperature)}
+        return {"probs": uncertain(jax.nn.softmax(outputs.astype(jnp.float32) / self.temperature))}
+
+    def adopt(self, said: Array, size: tuple[int, int]) -> Label:
+        """Probabilities [B, C]."""
+        return {"probs": uncertain(distribution(said, ("B",), len(self.classes)))}
 
     def mirror(self, outputs: Array) -> Array:
         """The outputs: a class has no left and right."""
@@ -154,17 +185,46 @@ class Classification(Task):
         return {name: scale[name] * float(np.mean(rows[name])) if len(rows[name]) else float("nan") for name in scale}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As the base class says; one claim, the most probable class."""
-        probs = np.asarray(prediction["probs"])
-        best = probs.argmax(keepdims=True)
-        return probs[best], best == np.asarray(truth["probs"]).argmax(), best
+        """As the base class says; a claim of every class with at least 5 % and of the most probable one."""
+        probs, known = np.asarray(prediction["probs"]), np.asarray(truth.get("known", True))
+        claimed = np.flatnonzero(known & ((probs >= _LEAST) | (probs == probs.max())))
+        return probs[claimed], claimed == np.asarray(truth["probs"]).argmax(), claimed
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """The picture over bars of the three most probable classes."""
-        return drawing.caption(drawing.upscale(image), self.bars(label))
+    def items(self, truth: Label) -> np.ndarray:
+        """As the base class says; one item."""
+        return np.eye(len(self.classes), dtype=np.int64)[np.asarray(truth["probs"]).argmax()]
 
-    def bars(self, label: Label) -> list[tuple[str, np.ndarray]]:
+    def claims(self, label: Label, policy: Policy) -> Claims:
+        """As the base class says; of every known class with at least 5 % and of the most probable one."""
+        probs, known = np.asarray(label["probs"]), np.asarray(label.get("known", np.ones(len(self.classes), bool)))
+        claimed = known & ((probs >= _LEAST) | (probs == probs.max())) & np.isfinite(probs).all()
+        return self._decided(label, policy).where(claimed)
+
+    def _decided(self, label: Label, policy: Policy) -> Claims:
+        """Of every class. Only the most probable one is taken, and where all are ruled out nothing is said of any."""
+        probs, known = np.asarray(label["probs"], np.float32), np.asarray(label.get("known", np.ones(len(self.classes), bool)))
+        shown = np.where(probs >= 1, 1.0, tempered(policy, probs))
+        found = decide(policy, shown, np.arange(len(self.classes)))
+        negative = found.negative & (known & ~found.negative).any()
+        return found._replace(positive=found.positive & (np.arange(len(probs)) == probs.argmax()), negative=negative)
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """The picture over bars of the three most probable classes, with a policy coloured and worded by their states."""
+        return drawing.caption(drawing.upscale(image), self.bars(label, policy))
+
+    def bars(self, label: Label, policy: Policy | None = None) -> list[tuple[str, np.ndarray]]:
         """The three most probable classes, rows of `drawing.caption`."""
         probs = np.asarray(label["probs"], np.float32)
         best = [i for i in np.argsort(-probs, kind="stable")[:3] if probs[i] >= 0.005]
-        return [(f"{100 * probs[i]:.0f} % {self.classes[i]}", drawing.bar(probs[i])) for i in best]
+        if policy is None:
+            return [(f"{100 * probs[i]:.0f} % {self.classes[i]}", drawing.bar(probs[i])) for i in best]
+        found, rows = self._decided(label, policy), []
+        for i in best:
+            word, colour = "ignored", drawing.IGNORED
+            if found.positive[i]:
+                word, colour = "taken", drawing.TAKEN
+            elif found.negative[i]:
+                word, colour = "absent", drawing.ABSENT
+            score = found.scores[i]
+            rows.append((f"{100 * score:.0f} % {word}: {self.classes[i]}", drawing.bar(score, colour)))
+        return rows

@@ -1,14 +1,24 @@
 """What the tasks with one output per pixel share: the step between the head's resolution and the frame's.
 
 A head runs at `head_stride` and predicts `shuffle` x `shuffle` sub-pixels, so that its output has one cell per
-head_stride / shuffle pixels of the frame.
+head_stride / shuffle pixels of the frame. The functions on the host are for what networks of other projects say.
 """
+
+import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, Geometry, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Policy, UserError
+from must.data.geometry import restore_map, transform_map
+from must.tasks.states import LARGEST, Claims, decide_codes, states
+
+SCORES = ArraySpec(
+    (None, None), "uint8", "png", "score * 255; 255 = truth, 254 = a teacher that says none; one value may stand for all"
+)
+_LEVELS = 8  # codes that a stored score is rounded to a multiple of: a noisy map takes half the bytes
 
 
 def output_stride(task: str, head_stride: int, shuffle: int) -> int:
@@ -46,6 +56,57 @@ def enlarge(maps: Array, factor: int) -> Array:
     return maps
 
 
+def pasted(
+    label: Label | None, other: Label | None, window: tuple[int, int, int, int], blank: Mapping[str, int]
+) -> Label:
+    """Maps of a label with another one's inside a rectangle, see `Task.paste`; one of the two is there.
+
+    Args:
+      label, other: with maps [h, w, ...]; None where nothing is known.
+      window: (y0, x0, y1, x1), pixels.
+      blank: {name of a map: its value where nothing is known}.
+    """
+    y0, x0, y1, x1 = window
+    out = {}
+    for name, nothing in blank.items():
+        out[name] = np.full_like(other[name], nothing) if label is None else label[name].copy()
+        out[name][y0:y1, x0:x1] = nothing if other is None else other[name][y0:y1, x0:x1]
+    return out
+
+
+def transform_scores(label: Label, geometry: Geometry) -> np.ndarray:
+    """The scores of a label in record form in the network's frame, uint8 [h, w]; records of old are believed throughout."""
+    stored = np.asarray(label.get("scores", np.full((1, 1), 255, np.uint8)))
+    if stored.ndim != 2 or not stored.size:
+        raise ValueError(f"scores of shape {stored.shape}")
+    return transform_map(stored, geometry, 0)
+
+
+def restore_scores(label: Label, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
+    """The scores of a label in network form as a record has them, within 4/255; one value where all are the same."""
+    scores = np.asarray(label.get("scores", np.full((1, 1), LARGEST, np.uint8)))
+    if (scores == scores.flat[0]).all():
+        return scores.reshape(-1)[:1].reshape(1, 1)
+    stored = restore_map(scores, geometry, shape).astype(np.int32)
+    rounded = np.minimum((stored + _LEVELS // 2) // _LEVELS * _LEVELS, 254)
+    return np.where(stored == 255, 255, rounded).astype(np.uint8)
+
+
+def positive(label: Label, policy: Policy, stride: int) -> Array:
+    """Where the scores of a label in network form are positive, at the output's resolution; without scores everywhere."""
+    if "scores" not in label:
+        return jnp.asarray(True)
+    return states(policy, sample(label["scores"], stride).astype(jnp.float32) / 255.0).positive
+
+
+def decided(label: Label, policy: Policy) -> Claims:
+    """What becomes of every pixel of a label with scores in network form, [h, w]; no pixel is negative."""
+    shape = next(iter(label.values())).shape[:2]
+    codes = np.asarray(label.get("scores", np.full(shape, LARGEST, np.uint8)))
+    found = Claims(*(field[codes] for field in decide_codes(policy)))
+    return found._replace(negative=np.zeros_like(found.negative))
+
+
 def stored_shape(geometry: Geometry, stride: int) -> tuple[int, int]:
     """(height, width) of a map over the whole original with one value per `stride` pixels, rounded up."""
     return tuple(-(-side // stride) for side in geometry.source_size)
@@ -63,3 +124,59 @@ def to_shape(maps: Array, shape: tuple[int, int]) -> Array:
         elif there < wanted:
             maps = jnp.repeat(maps, wanted // there, axis)
     return maps
+
+
+def floats(field: str, said: Array, axes: tuple[str | int, ...]) -> np.ndarray:
+    """What was said as float32 on the host; LabelError unless it has these axes: letters of any size, sizes."""
+    maps = np.asarray(said)
+    fits = maps.ndim == len(axes) and all(want == got for want, got in zip(axes, maps.shape) if isinstance(want, int))
+    if not fits or maps.dtype.kind != "f" or 0 in maps.shape[1:]:
+        raise LabelError(f"{field} is {maps.dtype} {maps.shape}, not floats [{', '.join(map(str, axes))}]")
+    return maps.astype(np.float32, copy=False)
+
+
+def resize(maps: np.ndarray, size: tuple[int, int], rows: slice = slice(None)) -> np.ndarray:
+    """Bilinear, pixel centres aligned, edges repeated, on the host: float32 [h, w, C] -> those rows of [*size, C]."""
+    height, width, channels = maps.shape
+    if width != size[1]:
+        maps = _interpolation(width, size[1]) @ maps
+    if height == size[0]:
+        return maps[rows]
+    return (_interpolation(height, size[0])[rows] @ maps.reshape(height, -1)).reshape(-1, size[1], channels)
+
+
+def resize_valid(maps: np.ndarray, valid: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """`resize` between valid pixels alone; a pixel is valid where they have at least half of its weight.
+
+    Args:
+      maps: float32 [B, h, w, C], 0 where not valid.
+      valid: bool [B, h, w].
+      size: (H, W).
+
+    Returns:
+      float32 [B, H, W, C], 0 where not valid, and bool [B, H, W].
+    """
+    if maps.shape[1:3] == tuple(size):
+        return maps, valid
+    out, share = (np.empty((len(maps), *size, channels), np.float32) for channels in (maps.shape[-1], 1))
+    for row in range(len(maps)):
+        out[row], share[row] = resize(maps[row], size), resize(valid[row, ..., None].astype(np.float32), size)
+    enough = share >= 0.5
+    return np.where(enough, out, 0.0) / np.where(enough, share, np.float32(1)), enough[..., 0]
+
+
+def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The nearest pixel, on the host: [B, h, w] -> [B, *size]."""
+    rows, columns = ((2 * np.arange(n) + 1) * there // (2 * n) for n, there in zip(size, maps.shape[1:], strict=True))
+    return maps[:, rows[:, None], columns]
+
+
+@functools.lru_cache(maxsize=64)
+def _interpolation(there: int, wanted: int) -> np.ndarray:
+    """float32 [wanted, there]: the weights of the pixels of one axis in those of another length."""
+    position = np.clip((np.arange(wanted) + 0.5) * there / wanted - 0.5, 0, there - 1)
+    low = np.minimum(position.astype(np.int64), max(there - 2, 0))
+    weights = np.zeros((wanted, there), np.float32)
+    weights[np.arange(wanted), low] = 1.0 - (position - low)
+    weights[np.arange(wanted), np.minimum(low + 1, there - 1)] += position - low
+    return weights

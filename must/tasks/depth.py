@@ -1,7 +1,7 @@
 """Monocular depth, metric or relative."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,9 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
+from must.tasks.states import Claims, codes
 
+_CLOSE = 1.25  # factor within which a depth is right (delta1)
 _LEVELS = 65534  # steps between the least and the largest depth of a stored map; code 0 is "invalid"
 
 
@@ -51,6 +53,8 @@ class Depth(Task):
     depth: int = 3
     stride: int = 4
 
+    optional: ClassVar[tuple[str, ...]] = ("scores",)
+
     def __post_init__(self):
         dense.output_stride("depth", self.head_stride, self.shuffle)
         if self.depth_kind not in ("metric", "relative"):
@@ -81,14 +85,15 @@ class Depth(Task):
 
     def label_spec(self) -> dict[str, ArraySpec]:
         return {
-            "depth": ArraySpec((None, None), "uint16", "zlib", "metres = code * scale + offset; code 0 = invalid"),
+            "depth": ArraySpec((None, None), "uint16", "png", "metres = code * scale + offset; code 0 = invalid"),
             "scale": ArraySpec((), "float32", doc="metres per code"),
             "offset": ArraySpec((), "float32", doc="metres"),
+            "scores": dense.SCORES,
         }
 
     def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         dense.check_size("depth", size, self._output_stride)
-        return {"depth": jax.ShapeDtypeStruct(size, np.float32)}
+        return {"depth": jax.ShapeDtypeStruct(size, np.float32), "scores": jax.ShapeDtypeStruct(size, np.uint8)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
         code = np.asarray(label["depth"])
@@ -101,12 +106,13 @@ class Depth(Task):
         if valid.size and not valid.min() * scale + offset > 0:
             raise ValueError(f"depth of {valid.min() * scale + offset:.3g} m")
         code = transform_map(code, geometry, 0)
-        return {"depth": np.where(code > 0, (code * scale + offset) / self._zoom(geometry), 0.0).astype(np.float32)}
+        depth = np.where(code > 0, (code * scale + offset) / self._zoom(geometry), 0.0).astype(np.float32)
+        return {"depth": depth, "scores": dense.transform_scores(label, geometry)}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixels at 1 / `stride` of the original's size, each within (largest - least) / 131068 metres."""
-        depth = np.asarray(label["depth"], np.float64)
-        depth = restore_map(depth, geometry, dense.stored_shape(geometry, self.stride)) * self._zoom(geometry)
+        shape = dense.stored_shape(geometry, self.stride)
+        depth = restore_map(np.asarray(label["depth"]), geometry, shape).astype(np.float64) * self._zoom(geometry)
         valid = np.isfinite(depth) & (depth > 0)
         low, high = (depth[valid].min(), depth[valid].max()) if valid.any() else (0.0, 0.0)
         scale = (high - low) / _LEVELS
@@ -115,17 +121,24 @@ class Depth(Task):
             "depth": np.where(valid, code + 1, 0).astype(np.uint16),
             "scale": np.float32(scale),
             "offset": np.float32(low - scale),
+            "scores": dense.restore_scores(label, geometry, shape),
         }
+
+    def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
+        """As the base class says; relative depths of two pictures have no common scale, so only the larger part keeps its."""
+        if self.depth_kind == "relative" and label is not None and other is not None:
+            inside = (window[2] - window[0]) * (window[3] - window[1])
+            label, other = (None, other) if 2 * inside > label["depth"].size else (label, None)
+        return dense.pasted(label, other, window, {"depth": 0, "scores": 0})
 
     def _zoom(self, geometry: Geometry) -> float:
         return geometry.zoom if self.depth_kind == "metric" else 1.0
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """At the output's resolution: depth and valid [B, h', w']. A depth has no score, so the policy is not asked."""
+        """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is ignored."""
         depth = dense.sample(label["depth"], self._output_stride)
-        # In inverse depth the far is near zero and needs no bound.
-        valid = self._in_range(depth) if self.depth_kind == "metric" else jnp.isfinite(depth) & (depth > 0)
-        return {"depth": jnp.where(valid, depth, 1.0), "valid": valid}
+        valid = self._learnable(depth)
+        return {"depth": jnp.where(valid, depth, 1.0), "valid": valid & dense.positive(label, policy, self._output_stride)}
 
     def _in_range(self, depth: Array) -> Array:
         return (depth >= self.min_depth) & (depth <= self.max_depth)  # False for NaN
@@ -163,6 +176,17 @@ class Depth(Task):
         far_inverse = 1.0 / self.max_depth
         return {"depth": 1.0 / (far_inverse + near * (1.0 / self.min_depth - far_inverse))}
 
+    def agreement(self, outputs: Array, others: Array) -> Label:
+        """The smaller of two depths over the larger."""
+        one, other = (self.predict(said)["depth"] for said in (outputs, others))
+        return {"scores": codes(jnp.minimum(one, other) / jnp.maximum(one, other))}
+
+    def adopt(self, said: Array, size: tuple[int, int]) -> Label:
+        """Depth [B, h, w] in metres at any resolution, enlarged bilinearly; not finite or not above 0 is invalid."""
+        depth = dense.floats("depth", said, ("B", "h", "w"))
+        valid = np.isfinite(depth) & (depth > 0)
+        return {"depth": dense.resize_valid(np.where(valid, depth, 0.0)[..., None], valid, size)[0][..., 0]}
+
     def mirror(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
 
@@ -197,6 +221,24 @@ class Depth(Task):
         }
         return rows | {"images": valid.any((1, 2)).astype(jnp.float32)}
 
+    def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """As the base class says; a claim per pixel with a true depth, right within a factor of 1.25.
+
+        None without scores, and for a relative depth, whose pixels are right only together.
+        """
+        if self.depth_kind == "relative" or "scores" not in prediction:
+            return None
+        depth, true = np.asarray(prediction["depth"]), np.asarray(truth["depth"])
+        valid = (true >= self.min_depth) & (true <= self.max_depth)
+        ratio = np.maximum(depth[valid], 1e-6) / true[valid]
+        scores = np.asarray(prediction["scores"])[valid].astype(np.float32) / 255.0
+        return scores, np.maximum(ratio, 1 / ratio) < _CLOSE, np.zeros(len(ratio), np.int64)
+
+    def items(self, truth: Label) -> np.ndarray:
+        """As the base class says; pixels."""
+        true = np.asarray(truth["depth"])
+        return np.array([((true >= self.min_depth) & (true <= self.max_depth)).sum()])
+
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """Means over the images that have valid pixels; NaN without any."""
         measured = np.asarray(rows["images"]) > 0
@@ -206,8 +248,19 @@ class Depth(Task):
             for metric, value in zip(self.metrics, values, strict=True)
         }
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """Near red, far blue, even steps in the logarithm over this picture's own range, which stands below it."""
+    def claims(self, label: Label, policy: Policy) -> Claims:
+        """As the base class says; of every pixel with a depth that can be learned."""
+        return dense.decided(label, policy).where(self._learnable(np.asarray(label["depth"])))
+
+    def _learnable(self, depth: Array) -> Array:
+        # In inverse depth the far is near zero and needs no bound.
+        return self._in_range(depth) if self.depth_kind == "metric" else (depth > 0) & (depth < np.inf)
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """Near red, far blue, even steps in the logarithm over this picture's own range, which stands below it.
+
+        With a policy ignored pixels are greyed under diagonals.
+        """
         depth = np.asarray(label["depth"], np.float32)
         valid = np.isfinite(depth) & (depth > 0)
         low, high = np.percentile(depth[valid], (1, 99)) if valid.any() else (1.0, 1.0)
@@ -216,6 +269,10 @@ class Depth(Task):
         ends = f"{low:.2f} to {high:.2f} m" if self.depth_kind == "metric" else "near to far"
         ramp = drawing.turbo(1.0 - np.linspace(0.0, 1.0, 100))
         rows = [(ends, ramp)] if valid.any() else []
+        if policy is not None:
+            ignored = valid & ~(self._learnable(depth) & dense.decided(label, policy).positive)
+            picture = drawing.fade(picture, drawing.upscale(ignored))
+            rows += [drawing.share(ignored, "ignored")] if ignored.any() else []
         return drawing.caption(picture, rows)
 
 

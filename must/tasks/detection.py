@@ -7,6 +7,7 @@ boxes and classes from few images, where one heat map per class learns only boxe
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -16,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import boxes as bx
-from must.core.types import Array, ArraySpec, Features, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.core.types import Array, ArraySpec, Features, Geometry, Label, LabelError, Metric, PerExample, Policy, UserError
 from must.data import geometry as geo
-from must.tasks import drawing
+from must.tasks import average_precision, box_lists, drawn_boxes, pasted_boxes
 from must.tasks import points as points_of
 from must.tasks.base import Task
+from must.tasks.states import Claims, decide, states, uncertain
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
-_RECALLS = np.linspace(0.0, 1.0, 101)  # where the precision is read
 _MIN_VISIBLE = 0.25  # of a cut box's area; with less the object is no longer recognisable, so it is ignored
 
 
@@ -167,6 +168,10 @@ class Detection(Task):
             raise ValueError("a score outside 0..1")
         return fields
 
+    def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
+        """As the base class says, see `must.tasks.pasted_boxes`."""
+        return pasted_boxes.paste(label, other, window, min_visible=_MIN_VISIBLE, min_size=self.min_size)
+
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """As the base class says; boxes below the score floor or wholly in the padding are left out."""
         boxes = geo.restore_boxes(label["boxes"], geometry)
@@ -181,17 +186,12 @@ class Detection(Task):
         """Boxes [B, M, 4], classes [B, M], known [B, C]; positive and ignored [B, M] by the policy, else absent."""
         valid = label["valid"]
         classes = jnp.where(valid, label["classes"], 0)
-        positive, negative = (
-            # Ground truth, with score 1, is always taken.
-            jnp.minimum(jnp.broadcast_to(jnp.asarray(bound, jnp.float32), (len(self.classes),)), 1.0)[classes]
-            for bound in policy
-        )
-        taken = label["scores"] >= positive
+        state = states(policy, label["scores"], classes)
         return {
             "boxes": jnp.where(valid[..., None], label["boxes"], 0.0),
             "classes": classes,
-            "positive": valid & ~label["crowd"] & taken,
-            "ignored": valid & (label["scores"] >= negative) & (label["crowd"] | ~taken),
+            "positive": valid & ~label["crowd"] & state.positive,
+            "ignored": valid & ~state.negative & (label["crowd"] | ~state.positive),
             "known": label["known"],
         }
 
@@ -271,13 +271,38 @@ class Detection(Task):
             boxes, classes, scores, threshold=self.nms_iou, count=self.max_detections
         )  # fmt: skip
         found = {"boxes": _take(boxes, index), "classes": jnp.take_along_axis(classes, index, 1)}
-        found["scores"] = jnp.take_along_axis(scores, index, 1)
+        found["scores"] = uncertain(jnp.take_along_axis(scores, index, 1))
         missing = self.max_detections - index.shape[1]
         found = {name: jnp.where(_expand(valid, value), value, 0) for name, value in found.items()} | {"valid": valid}
         found = {name: jnp.pad(v, [(0, 0), (0, missing)] + [(0, 0)] * (v.ndim - 2)) for name, v in found.items()}
         found["crowd"] = jnp.zeros_like(found["valid"])
         found["known"] = jnp.ones((scores.shape[0], count), bool)
         return found
+
+    def adopt(self, said: Sequence[Mapping[str, Array]], size: tuple[int, int]) -> Label:
+        """Of every image "boxes" [n, 4] x0 y0 x1 y1 in its pixels, "scores" [n], "labels" [n], ids of `classes`; any n.
+
+        That is torchvision's convention. They may come with "unknown": ids of the classes that this network does not
+        look for. Suppression is the network's own; boxes below `score_floor` or without area are left out.
+        """
+        out = {
+            name: np.zeros((len(said), *shape), dtype)
+            for name, (shape, dtype) in _forms(self.max_detections, len(self.classes)).items()
+        }
+        for row, found in enumerate(said):
+            try:
+                fields = box_lists.checked(found, size, len(self.classes))
+            except LabelError as error:
+                raise LabelError(str(error), row) from None
+            keep = (fields["scores"] >= self.score_floor) & (fields["boxes"][:, 2:] > fields["boxes"][:, :2]).all(-1)
+            best = np.flatnonzero(keep)
+            best = best[np.argsort(-fields["scores"][best], kind="stable")][: self.max_detections]
+            for name in ("boxes", "classes", "scores"):
+                out[name][row, : len(best)] = fields[name][best]
+            out["valid"][row, : len(best)] = True
+            out["known"][row] = True
+            out["known"][row, fields["unknown"]] = False
+        return out
 
     def mirror(self, outputs: dict[str, Array]) -> dict[str, Array]:
         """As the base class says; exact also where the width is no multiple of the stride and the grid overhangs."""
@@ -317,19 +342,11 @@ class Detection(Task):
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """COCO's AP, AP50, AP75 and AR100, 0..1, over the classes that have a true box; all 0 where none has."""
-        positives = rows["positives"].sum(0)
-        precision, recall = [], []
-        for c in np.flatnonzero(positives):
-            mine = (rows["classes"] == c) & (rows["hit"] | rows["miss"]).any(-1)
-            order = np.argsort(-rows["scores"][mine], kind="stable")
-            hits = np.cumsum(rows["hit"][mine][order], 0)  # [n, thresholds]
-            misses = np.cumsum(rows["miss"][mine][order], 0)
-            precision.append(_interpolated(hits, misses, positives[c]))
-            recall.append(hits[-1] / positives[c] if len(hits) else np.zeros(len(_THRESHOLDS)))
-        if not precision:
+        found = average_precision.of_classes(rows)
+        if found is None:
             return {metric.name: 0.0 for metric in self.metrics}
-        ap = np.mean(precision, 0)
-        values = (ap.mean(), ap[0], ap[5], np.mean(recall))
+        ap, recall = found  # by IoU threshold
+        values = (ap.mean(), ap[0], ap[5], recall.mean())
         return {metric.name: float(value) for metric, value in zip(self.metrics, values, strict=True)}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -339,29 +356,35 @@ class Detection(Task):
         claims = hit | miss
         return np.asarray(prediction["scores"])[claims], hit[claims], np.asarray(prediction["classes"])[claims]
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """Boxes from `draw_floor` up with class and score, crowds thin and nameless; below, how many of each class."""
-        from PIL import Image, ImageDraw
+    def items(self, truth: Label) -> np.ndarray:
+        """As the base class says; boxes of known classes that are no crowds."""
+        classes, counted = np.asarray(truth["classes"]), np.asarray(truth["valid"]) & ~np.asarray(truth["crowd"])
+        return np.bincount(classes[counted], minlength=len(self.classes)) * np.asarray(truth["known"])
 
-        enlarged = drawing.upscale(image)
-        zoom, colours = enlarged.shape[0] / image.shape[0], drawing.palette(len(self.classes))
-        boxes, classes, scores, crowd = (np.asarray(label[n]) for n in ("boxes", "classes", "scores", "crowd"))
-        shown = np.asarray(label["valid"]) & (scores >= self.draw_floor) & (boxes[:, 2:] > boxes[:, :2]).all(-1)
-        canvas = Image.fromarray(enlarged)
-        pen = ImageDraw.Draw(canvas)
-        for i in np.flatnonzero(shown)[::-1]:  # the surest last, on top
-            colour = tuple(colours[classes[i]].tolist())
-            x0, y0, x1, y1 = (boxes[i] * zoom - (0, 0, 1, 1)).tolist()
-            pen.rectangle((x0, y0, x1, y1), outline=colour, width=1 if crowd[i] else 2)
-            if not crowd[i]:
-                text = self.classes[classes[i]] + ("" if scores[i] == 1 else f" {scores[i]:.2f}")
-                corner = (x0 + 2, max(0, y0 - 11))
-                pen.rectangle(pen.textbbox(corner, text), fill=colour)
-                pen.text(corner, text, fill=(0, 0, 0) if sum(colour) > 330 else (255, 255, 255))
-        number = np.bincount(classes[shown & ~crowd], minlength=len(self.classes))
-        most = [c for c in np.argsort(-number, kind="stable")[: drawing.ROWS] if number[c]]
-        rows = [(f"{number[c]} {self.classes[c]}", colours[c : c + 1]) for c in most]
-        return drawing.caption(np.asarray(canvas), rows)
+    def claims(self, label: Label, policy: Policy) -> Claims:
+        """As the base class says; of every box."""
+        return self._decided(label, policy).where(np.asarray(label["valid"]))
+
+    def _decided(self, label: Label, policy: Policy) -> Claims:
+        """Of every place for a box, [M]; a crowd is never taken."""
+        found = decide(policy, label["scores"], np.where(label["valid"], label["classes"], 0).astype(np.int64))
+        return found._replace(positive=found.positive & ~np.asarray(label["crowd"]))
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """Boxes from `draw_floor` up with class and score, crowds thin and nameless; below, how many of each class.
+
+        With a policy: what is taken with its calibrated score, what is ignored dashed and hatched, no others.
+        """
+        boxes = np.asarray(label["boxes"])
+        shown, scores = np.asarray(label["valid"]) & (boxes[:, 2:] > boxes[:, :2]).all(-1), np.asarray(label["scores"])
+        ignored = np.zeros(len(boxes), bool)
+        if policy is None:
+            shown = shown & (scores >= self.draw_floor)
+        else:
+            state = self._decided(label, policy)
+            shown, scores = shown & ~state.negative, np.where(scores == 1, 1.0, state.scores)
+            ignored = shown & ~state.positive
+        return drawn_boxes.draw(image, {**label, "scores": scores}, self.classes, shown, ignored)
 
 
 @functools.cache  # asked for every row of every batch
@@ -378,16 +401,6 @@ def _take(array: Array, index: Array) -> Array:
 
 def _expand(array: Array, like: Array) -> Array:
     return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))
-
-
-def _interpolated(hits: np.ndarray, misses: np.ndarray, positives: int) -> np.ndarray:
-    """Precision at the 101 recalls, averaged: cumulated hits and misses [n, T] by falling score -> [T]."""
-    out = np.zeros(hits.shape[1])
-    envelope = np.maximum.accumulate((hits / np.maximum(hits + misses, np.spacing(1)))[::-1], 0)[::-1]
-    for t in range(hits.shape[1]):
-        at = np.searchsorted(hits[:, t] / positives, _RECALLS, side="left")
-        out[t] = envelope[at[at < len(hits)], t].sum() / len(_RECALLS)
-    return out
 
 
 _MEASURE = jax.jit(Detection.measure, static_argnums=0)

@@ -1,4 +1,7 @@
-"""Colours, captions and enlargement for the tasks' `draw`; all captions have one height, so that pictures align."""
+"""Colours, captions, hatching, enlargement for the tasks' `draw`; all captions have one height, so that pictures align."""
+
+import functools
+from typing import Any
 
 import numpy as np
 
@@ -6,6 +9,7 @@ ROWS = 3
 ROW_HEIGHT = 18  # pixels
 _PAPER = (24, 24, 28)
 _INK = (238, 238, 238)
+TAKEN, IGNORED, ABSENT = (90, 180, 250), (150, 150, 158), (96, 70, 66)  # of bars, by state
 # Polynomials in x of degree 0..5 for red, green, blue: Turbo (A. Mikhailov, Google, 2019; Apache-2.0).
 _TURBO = np.array(
     [
@@ -44,16 +48,57 @@ def palette(count: int) -> np.ndarray:
 
 def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Darkens the pixels `where` bool [H, W] and rules them diagonally: no label there."""
+    if not where.any():
+        return picture
     y, x = np.indices(where.shape)
     stripes = np.where((x + y) % 8 < 2, 110, 35)[..., None]
     dark = (0.25 * picture.mean(-1, keepdims=True) + 0.75 * stripes).astype(np.uint8)
     return np.where(where[..., None], dark, picture)
 
 
-def bar(fraction: float) -> np.ndarray:
+def fade(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Greys the pixels `where` bool [H, W] and rules them diagonally, colours still told apart: a label that is ignored."""
+    return _ruled(picture, where, grey=0.45, width=2, strength=0.7, rising=True)
+
+
+def tint(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Thin pale diagonals, falling the other way, over colours that stay: ignored, though something is said there."""
+    return _ruled(picture, where, grey=0.0, width=1, strength=0.5, rising=False)
+
+
+def _ruled(picture, where, *, grey: float, width: int, strength: float, rising: bool) -> np.ndarray:
+    y, x = np.nonzero(where)
+    colours = picture[y, x].astype(np.float32)
+    colours = (1 - grey) * colours + grey * (0.5 * colours.mean(-1, keepdims=True) + 30)
+    lines = ((x + y if rising else x - y) % 8 < width)[:, None]
+    out = picture.copy()
+    out[y, x] = np.where(lines, (1 - strength) * colours + strength * (24 if rising else 255), colours).astype(np.uint8)
+    return out
+
+
+def dashed(pen: Any, box: tuple[float, float, float, float], colour: tuple[int, int, int]) -> None:
+    """An outline x0, y0, x1, y1 of dashes of 5 pixels, 2 wide."""
+    x0, y0, x1, y1 = (round(side) for side in box)
+    for x in range(x0, x1 + 1, 9):
+        for y in (y0, y1 - 1):
+            pen.rectangle((x, y, min(x + 4, x1), y + 1), fill=colour)
+    for y in range(y0, y1 + 1, 9):
+        for x in (x0, x1 - 1):
+            pen.rectangle((x, y, x + 1, min(y + 4, y1)), fill=colour)
+
+
+def share(where: np.ndarray, what: str) -> tuple[str, np.ndarray]:
+    """A row of `caption`: the share of the pixels `where`, under a hatched strip."""
+    percent = 100 * where.mean()
+    lines = np.arange(100)[:, None] // 6 % 2 == 0
+    text = f"{percent:.0f} % {what}" if percent >= 1 or percent == 0 else f"< 1 % {what}"
+    return text, np.where(lines, IGNORED, _PAPER).astype(np.uint8)
+
+
+def bar(fraction: float, colour: tuple[int, int, int] = TAKEN) -> np.ndarray:
     """A strip for `caption` that is filled up to `fraction`: uint8 [100, 3]."""
     filled = np.arange(100)[:, None] < 100 * fraction
-    return np.where(filled, (90, 180, 250), (60, 60, 66)).astype(np.uint8)
+    return np.where(filled, colour, (60, 60, 66)).astype(np.uint8)
 
 
 def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarray:
@@ -66,7 +111,7 @@ def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarr
     Returns:
       uint8 [H + ROWS * ROW_HEIGHT + 4, W, 3], whatever the number of rows.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     width = picture.shape[1]
     panel = np.empty((ROWS * ROW_HEIGHT + 4, width, 3), np.uint8)
@@ -77,7 +122,14 @@ def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarr
         stretched = strip[np.arange(strip_width) * len(strip) // strip_width]
         panel[top + 3 : top + ROW_HEIGHT - 3, 4 : 4 + strip_width] = stretched
     canvas = Image.fromarray(panel)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    pen, font = ImageDraw.Draw(canvas), _font()
     for i, (text, _) in enumerate(rows[:ROWS]):
         pen.text((strip_width + 9, 2 + (i + 0.5) * ROW_HEIGHT), text, fill=_INK, font=font, anchor="lm")
     return np.concatenate([picture, np.asarray(canvas)])
+
+
+@functools.cache  # reading it takes longer than writing with it
+def _font() -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(12)

@@ -12,9 +12,11 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
+from must.tasks.states import Claims, codes
 
 _BINS = 1800  # of 0.1 degrees
 _WITHIN = (11.25, 22.5, 30.0)  # degrees
+_CLOSE = 22.5  # degrees within which a normal is right
 _FLIP = np.array([-1.0, 1.0, 1.0], np.float32)
 
 
@@ -44,6 +46,7 @@ class Normals(Task):
         *(Metric(f"within_{limit}", "%", True) for limit in _WITHIN),
     )
     terms: ClassVar[tuple[str, ...]] = ("normals",)
+    optional: ClassVar[tuple[str, ...]] = ("scores",)
 
     def __post_init__(self):
         dense.output_stride("normals", self.head_stride, self.shuffle)
@@ -61,11 +64,11 @@ class Normals(Task):
 
     def label_spec(self) -> dict[str, ArraySpec]:
         doc = "normal * 127, x right, y down, z forward; 0, 0, 0 = invalid"
-        return {"normals": ArraySpec((None, None, 3), "int8", "zlib", doc)}
+        return {"normals": ArraySpec((None, None, 3), "int8", "png", doc), "scores": dense.SCORES}
 
     def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         dense.check_size("normals", size, self._output_stride)
-        return {"normals": jax.ShapeDtypeStruct((*size, 3), np.float32)}
+        return {"normals": jax.ShapeDtypeStruct((*size, 3), np.float32), "scores": jax.ShapeDtypeStruct(size, np.uint8)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
         """As the base class says; vectors shorter than one half (blended over an edge) are invalid."""
@@ -74,23 +77,29 @@ class Normals(Task):
             raise ValueError(f"normals of shape {codes.shape}")
         normals = transform_map(codes, geometry, 0).astype(np.float32) / 127.0
         square = np.einsum("hwc,hwc->hw", normals, normals)[..., None]  # this runs for every row of every batch
-        if square.max(initial=0.0) > 1.2**2:
-            raise ValueError(f"a normal of length {np.sqrt(square.max()):.2f}")
+        _check_length(square)
         normals *= np.where(square >= 0.5**2, 1.0 / np.sqrt(np.maximum(square, 0.5**2)), np.float32(0))
-        return {"normals": normals * _FLIP if geometry.flip else normals}
+        normals = normals * _FLIP if geometry.flip else normals
+        return {"normals": normals, "scores": dense.transform_scores(label, geometry)}
+
+    def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
+        """As the base class says."""
+        return dense.pasted(label, other, window, {"normals": 0, "scores": 0})
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixel at 1 / `stride` of the original's size; each component within 1/254, angles within 0.4°."""
-        normals = np.asarray(label["normals"], np.float32) * (_FLIP if geometry.flip else 1.0)
-        normals = restore_map(normals, geometry, dense.stored_shape(geometry, self.stride))
+        shape = dense.stored_shape(geometry, self.stride)
+        normals = restore_map(np.asarray(label["normals"]), geometry, shape)
+        normals = normals.astype(np.float32) * (_FLIP if geometry.flip else np.float32(1.0))
         normals = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, 0.0)
-        return {"normals": np.round(127.0 * np.clip(normals, -1.0, 1.0)).astype(np.int8)}
+        _check_length(np.einsum("hwc,hwc->hw", normals, normals))
+        coded = np.round(127.0 * np.clip(normals, -1.0, 1.0)).astype(np.int8)
+        return {"normals": coded, "scores": dense.restore_scores(label, geometry, shape)}
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """At the output's resolution: normals [B, h', w', 3], valid [B, h', w']."""
-        del policy  # a normal has no score
+        """At the output's resolution: normals [B, h', w', 3], and valid [B, h', w'], where the score is positive."""
         normals, valid = _checked(dense.sample(label["normals"], self._output_stride))
-        return {"normals": normals, "valid": valid}
+        return {"normals": normals, "valid": valid & dense.positive(label, policy, self._output_stride)}
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
         """Term "normals": 1 - cosine, or the angle in radians, summed over the valid pixels, with their number."""
@@ -103,6 +112,17 @@ class Normals(Task):
     def predict(self, outputs: Array) -> Label:
         """Unit vectors, enlarged bilinearly to the frame."""
         return {"normals": losses.unit(dense.enlarge(losses.unit(outputs), self._output_stride))}
+
+    def agreement(self, outputs: Array, others: Array) -> Label:
+        """1 - angle / 90 degrees between two normals, at least 0."""
+        one, other = (self.predict(said)["normals"] for said in (outputs, others))
+        return {"scores": codes(jnp.maximum(0.0, 1.0 - jnp.rad2deg(losses.angle(one, other)) / 90.0))}
+
+    def adopt(self, said: Array, size: tuple[int, int]) -> Label:
+        """Vectors [B, h, w, 3] of any length and resolution, enlarged bilinearly; zero or not finite is invalid."""
+        normals = dense.floats("normals", said, ("B", "h", "w", 3))
+        normals, valid = _unit(normals, np.isfinite(normals).all(-1))
+        return {"normals": _unit(*dense.resize_valid(normals, valid, size))[0]}
 
     def mirror(self, outputs: Array) -> Array:
         """Columns reversed, x negated."""
@@ -122,6 +142,21 @@ class Normals(Task):
         rows = {"pixels": count(valid), "degrees": degrees.sum((1, 2)), "histogram": histogram(bins, valid)}
         return rows | {f"within_{limit}": count(valid & (degrees < limit)) for limit in _WITHIN}
 
+    def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """As the base class says; a claim per pixel with a true normal, right within 22.5 degrees; None without scores."""
+        if "scores" not in prediction:
+            return None
+        said, true = (np.nan_to_num(np.asarray(label["normals"], np.float32)) for label in (prediction, truth))
+        valid = np.einsum("hwc,hwc->hw", true, true) > 0.25
+        scores = np.asarray(prediction["scores"])[valid].astype(np.float32) / 255.0
+        correct = np.einsum("nc,nc->n", said[valid], true[valid]) > np.cos(np.deg2rad(_CLOSE))
+        return scores, correct, np.zeros(len(scores), np.int64)
+
+    def items(self, truth: Label) -> np.ndarray:
+        """As the base class says; pixels."""
+        true = np.nan_to_num(np.asarray(truth["normals"], np.float32))
+        return np.array([(np.einsum("hwc,hwc->hw", true, true) > 0.25).sum()])
+
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """Over all pixels of all images; the (lower) median within 0.05 degrees. NaN without any pixel."""
         pixels = np.asarray(rows["pixels"]).sum(dtype=np.int64)
@@ -133,11 +168,20 @@ class Normals(Task):
         within = {name: 100.0 * float(np.asarray(rows[name]).sum(dtype=np.int64) / pixels) for name in _WITHIN_NAMES}
         return {"mean_angle": float(mean), "median_angle": float(median)} | within
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """The usual colours, (n + 1) / 2 of the axes right, up and towards the camera; invalid pixels hatched."""
+    def claims(self, label: Label, policy: Policy) -> Claims:
+        """As the base class says; of every pixel with a normal."""
+        return dense.decided(label, policy).where(_there(np.asarray(label["normals"], np.float32)))
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """The usual colours, (n + 1) / 2 of the axes right, up and towards the camera; invalid pixels hatched.
+
+        With a policy ignored pixels are greyed under diagonals.
+        """
         normals = np.asarray(label["normals"], np.float32)
-        valid = np.isfinite(normals).all(-1) & (np.abs(np.nan_to_num(normals)).max(-1) > 0)
+        valid = _there(normals)
         picture = drawing.upscale(_colours(np.where(valid[..., None], normals, 0.0)))
+        if policy is not None:
+            picture = drawing.fade(picture, drawing.upscale(valid & ~dense.decided(label, policy).positive))
         axes = (("to the right", (1.0, 0.0, 0.0)), ("up", (0.0, -1.0, 0.0)), ("to the camera", (0.0, 0.0, -1.0)))
         legend = [(name, _colours(np.array([axis]))) for name, axis in axes]
         return drawing.caption(drawing.hatch(picture, drawing.upscale(~valid)), legend)
@@ -146,8 +190,27 @@ class Normals(Task):
 _WITHIN_NAMES = tuple(f"within_{limit}" for limit in _WITHIN)
 
 
+def _there(normals: np.ndarray) -> np.ndarray:
+    """Where there is a normal that `target` uses, bool [...]."""
+    finite = np.nan_to_num(normals)
+    return np.isfinite(normals).all(-1) & (np.einsum("...c,...c->...", finite, finite) > 0.25)
+
+
 def _colours(normals: np.ndarray) -> np.ndarray:
     return drawing.to_uint8((normals * (1.0, -1.0, -1.0) + 1.0) / 2.0)
+
+
+def _check_length(square: np.ndarray) -> None:
+    if square.max(initial=0.0) > 1.2**2:
+        raise ValueError(f"a normal of length {np.sqrt(square.max()):.2f}")
+
+
+def _unit(vectors: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors [..., 3] where there is one, else 0, and where, bool [...]."""
+    vectors = np.where(valid[..., None], vectors, np.float32(0))
+    length = np.linalg.norm(vectors, axis=-1)
+    valid = length > 1e-6
+    return vectors / np.where(valid, length, np.inf)[..., None], valid
 
 
 def _checked(normals: Array) -> tuple[Array, Array]:

@@ -8,18 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import losses
-from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, UserError
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing
 from must.tasks.base import Task
-from must.tasks.soft_labels import believed, spread
+from must.tasks.soft_labels import among, distribution, known_classes, only_known, spread, unknown_classes
+from must.tasks.states import Claims, codes, decide_codes, states
+
+_BAND = 1 << 20  # numbers of an enlarged map that are made at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation(Task):
     """One class of `classes` per pixel.
 
-    Probabilities travel as uint8, p = code / 255: within 1/510 of the truth, online and in records alike.
+    Probabilities travel as uint8, p = code / 255: within 1/510 of the truth, online and in records alike; those of a
+    teacher end at 254/255, since 1 is the truth's.
 
     Attributes:
       classes: names, in the order of the ids.
@@ -44,6 +48,7 @@ class Segmentation(Task):
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("mIoU", "", True), Metric("pixel_accuracy", "", True))
     terms: ClassVar[tuple[str, ...]] = ("segmentation",)
     pdf_terms: ClassVar[tuple[str, ...]] = ("pdf_class",)
+    optional: ClassVar[tuple[str, ...]] = ("known",)
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -63,12 +68,13 @@ class Segmentation(Task):
         return {
             "ids": ArraySpec(shape, "uint8", encoding, f"class ids, most probable first; {self.ignore} = no label"),
             "probs": ArraySpec(shape, "uint8", encoding, "their probabilities * 255"),
+            "unknown": ArraySpec((None,), "uint16", doc="ids of the classes that this source does not know"),
         }
 
     def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         dense.check_size("segmentation", size, self._output_stride)
         spec = jax.ShapeDtypeStruct((*size, self.top_k), np.uint8)
-        return {"ids": spec, "probs": spec}
+        return {"ids": spec, "probs": spec, "known": jax.ShapeDtypeStruct((len(self.classes),), np.bool_)}
 
     @property
     def _output_stride(self) -> int:
@@ -82,40 +88,76 @@ class Segmentation(Task):
         wrong = ids[(ids >= len(self.classes)) & (ids != self.ignore)]
         if wrong.size:
             raise ValueError(f"class id {wrong.flat[0]} with {len(self.classes)} classes")
-        out = {}
+        out = {"known": known_classes(label, len(self.classes))}
         for name, array, fill in (("ids", ids, self.ignore), ("probs", probs, 0)):
             array = array.reshape(*array.shape[:2], -1)[..., : self.top_k].astype(np.uint8)
             out[name] = np.full((*geometry.size, self.top_k), fill, np.uint8)
             out[name][..., : array.shape[-1]] = transform_map(array, geometry, fill)
         return out
 
+    def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
+        """As the base class says; known are the classes that both sources know, pixels of other classes are ignored."""
+        out = dense.pasted(label, other, window, {"ids": self.ignore, "probs": 0})
+        parts = [part["known"] for part in (label, other) if part is not None]
+        known = np.logical_and.reduce(parts)
+        if not known.all():
+            learned = np.append(known, np.zeros(256 - len(known), bool))  # by id, `ignore` among them
+            out["ids"][~learned[out["ids"][..., 0]]] = self.ignore
+        return {**out, "known": known}
+
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Nearest pixels at 1 / `stride` of the original's size; nothing is rounded."""
         shape = dense.stored_shape(geometry, self.stride)
-        return {name: restore_map(np.asarray(label[name]), geometry, shape) for name in ("ids", "probs")}
+        maps = {name: restore_map(np.asarray(label[name]), geometry, shape) for name in ("ids", "probs")}
+        return {**maps, "unknown": unknown_classes(label)}
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """At the output's resolution: ids and probs (0..1) [B, h', w', K]; used [B, h', w']."""
+        """What each pixel of the output's resolution teaches, by the state of each class.
+
+        Returns:
+          ids, probs: [B, h', w', K], probabilities 0..1.
+          used: bool [B, h', w'], the first class is positive.
+          candidates: bool [B, h', w', C], the classes that are not negative, where none is positive but some are
+            negative: the class is one of them. Elsewhere all False. An unlisted class may have as much as the last
+            listed one, or all that the listed ones leave, if that is less.
+          known: bool [B, 1, 1, C].
+        """
+        count = len(self.classes)
         ids = dense.sample(label["ids"], self._output_stride).astype(jnp.int32)
         probs = dense.sample(label["probs"], self._output_stride).astype(jnp.float32) / 255.0
-        best = jnp.minimum(ids[..., 0], len(self.classes) - 1)
-        used = (ids[..., 0] != self.ignore) & believed(policy, best, probs[..., 0])
-        return {"ids": ids, "probs": probs, "used": used}
+        listed, labelled = jnp.minimum(ids, count - 1), ids[..., 0] != self.ignore
+        state = states(policy, probs, listed)
+        used = labelled & state.positive[..., 0]
+        most = jnp.minimum(probs[..., -1], 1.0 - probs.sum(-1))
+        every = jnp.arange(count)
+        negative = states(policy, most[..., None], every).negative
+        for k in range(self.top_k):
+            negative = jnp.where(ids[..., k, None] == every, state.negative[..., k, None], negative)
+        known = jnp.broadcast_to(label.get("known", np.ones((1, count), bool)), (len(ids), count))[:, None, None, :]
+        candidates = known & ~negative
+        doubtful = labelled & ~used & candidates.any(-1) & (known & negative).any(-1)
+        return {
+            "ids": ids, "probs": probs, "used": used, "candidates": candidates & doubtful[..., None], "known": known
+        }  # fmt: skip
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
-        """Term "segmentation": cross-entropy summed over the believed pixels, with their number.
+        """Term "segmentation": cross-entropy, or -log P(one of the candidates), summed over the pixels with a state.
 
         With one class per pixel the target is that class; with more it is the listed probabilities, and what they leave
-        of 1 evenly over the other classes.
+        of 1 evenly over the other known classes.
         """
-        ids, probs, used = target["ids"], target["probs"], target["used"]
+        ids, probs, used, known = target["ids"], target["probs"], target["used"], target["known"]
+        doubtful = target["candidates"].any(-1)
         if self.top_k == 1:
             aim = jax.nn.one_hot(ids[..., 0], len(self.classes))
         else:
-            aim = spread(ids, probs, jnp.maximum(0.0, 1.0 - probs.sum(-1)), len(self.classes))
-        value = losses.soft_cross_entropy(jnp.where(used[..., None], outputs, 0.0), aim)
-        value = jnp.where(used, value, 0.0).sum((1, 2))
-        return {"segmentation": PerExample(value, used.sum((1, 2)).astype(jnp.float32))}
+            aim = spread(ids, probs, jnp.maximum(0.0, 1.0 - probs.sum(-1)), len(self.classes)) * known
+            aim = aim / jnp.maximum(aim.sum(-1, keepdims=True), 1e-12)
+        logits = jnp.where((used | doubtful)[..., None], outputs, 0.0).astype(jnp.float32)
+        value = losses.soft_cross_entropy(only_known(logits, known), aim)
+        partly = among(logits, jnp.where(doubtful[..., None], target["candidates"], known), known)
+        value = jnp.where(used, value, jnp.where(doubtful, partly, 0.0)).sum((1, 2))
+        return {"segmentation": PerExample(value, (used | doubtful).sum((1, 2)).astype(jnp.float32))}
 
     def imitate(self, outputs: Array, teacher: Array) -> dict[str, PerExample]:
         """Term "soft_segmentation": KL(teacher || student) over all classes, summed over the pixels of the output."""
@@ -139,7 +181,46 @@ class Segmentation(Task):
             best, ids = jnp.max(probs, -1, keepdims=True), jnp.argmax(probs, -1, keepdims=True)
         else:
             best, ids = jax.lax.top_k(probs, self.top_k)
-        return {"ids": ids.astype(jnp.uint8), "probs": jnp.round(255.0 * best).astype(jnp.uint8)}
+        return {"ids": ids.astype(jnp.uint8), "probs": codes(best)}
+
+    def adopt(self, said: Array | tuple[Array, Array], size: tuple[int, int]) -> Label:
+        """Probabilities [B, h, w, C], enlarged bilinearly; or class ids [B, h, w] and confidences in 0..1, the nearest.
+
+        h, w: any resolution, the map covers the frame evenly.
+        """
+        if isinstance(said, tuple):
+            return self._adopt_ids(*said, size)
+        probs = distribution(said, ("B", "h", "w"), len(self.classes))
+        ids, found = (np.empty((len(probs), *size, self.top_k), np.uint8) for _ in range(2))
+        rows = max(1, _BAND // (size[1] * len(self.classes)))  # a band stays in the cache between its uses
+        for image, map_ in enumerate(probs):
+            wide = dense.resize(map_, (map_.shape[0], size[1]))
+            for top in range(0, size[0], rows):
+                band = slice(top, top + rows)
+                ids[image, band], found[image, band] = _best(dense.resize(wide, size, band), self.top_k)
+        return {"ids": ids, "probs": found}
+
+    def _adopt_ids(self, ids: Array, confidence: Array, size: tuple[int, int]) -> Label:
+        ids, confidence = np.asarray(ids), np.asarray(confidence)
+        if ids.ndim != 3 or ids.dtype.kind not in "iu":
+            raise LabelError(f"ids is {ids.dtype} {ids.shape}, not integers [B, h, w]")
+        if confidence.shape != ids.shape or confidence.dtype.kind != "f":
+            raise LabelError(f"probs is {confidence.dtype} {confidence.shape}, not floats {ids.shape}")
+        labelled = ids != self.ignore
+        wrong = labelled & ((ids < 0) | (ids >= len(self.classes)))
+        if wrong.any():
+            row = int(np.nonzero(wrong)[0][0])
+            raise LabelError(f"ids holds class id {ids[wrong][0]} with {len(self.classes)} classes", row)
+        wrong = labelled & ~((confidence >= 0) & (confidence <= 1))
+        if wrong.any():
+            row = int(np.nonzero(wrong)[0][0])
+            raise LabelError(f"probs holds a confidence of {confidence[wrong][0]:.4g}", row)
+        coded = codes(np.where(labelled, confidence, 0.0))
+        out = {}
+        for name, maps, fill in (("ids", ids, self.ignore), ("probs", coded, 0)):
+            out[name] = np.full((len(ids), *size, self.top_k), fill, np.uint8)
+            out[name][..., 0] = dense.nearest(maps, size)
+        return out
 
     def mirror(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
@@ -175,24 +256,77 @@ class Segmentation(Task):
         return {"mIoU": float(iou.mean()), "pixel_accuracy": float(hit.sum() / true.sum())}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As the base class says; one claim per pixel that has a true label."""
-        true, ids, probs = (np.asarray(x)[..., 0] for x in (truth["ids"], prediction["ids"], prediction["probs"]))
+        """As the base class says; a claim of every listed class of a pixel that has a true label."""
+        true, ids, probs = np.asarray(truth["ids"])[..., :1], np.asarray(prediction["ids"]), np.asarray(prediction["probs"])
         valid = (true != self.ignore) & (ids != self.ignore)
+        known = np.asarray(truth.get("known", np.ones(len(self.classes), bool)))
+        valid &= known[np.minimum(ids, len(self.classes) - 1)]
         return probs[valid].astype(np.float32) / 255.0, (ids == true)[valid], ids[valid].astype(np.int64)
 
-    def draw(self, image: np.ndarray, label: Label) -> np.ndarray:
-        """The classes blended over the picture, pixels without a label hatched, the three largest classes named."""
+    def items(self, truth: Label) -> np.ndarray:
+        """As the base class says; pixels."""
+        ids = np.asarray(truth["ids"])[..., 0]
+        return np.bincount(ids[ids != self.ignore], minlength=len(self.classes))
+
+    def claims(self, label: Label, policy: Policy) -> Claims:
+        """As the base class says; of the first class of every labelled pixel."""
+        return self._decided(label, policy)[0].where(np.asarray(label["ids"])[..., 0] != self.ignore)
+
+    def _decided(self, label: Label, policy: Policy) -> tuple[Claims, np.ndarray]:
+        """The first class of every pixel, [h, w], and which pixels only have candidates: `target` without its strides."""
+        ids, stored = np.asarray(label["ids"]), np.asarray(label["probs"])
+        known, table = np.asarray(label.get("known", np.ones(len(self.classes), bool))), decide_codes(policy, len(self.classes))
+        listed = np.minimum(ids, len(self.classes) - 1)
+        first = Claims(listed[..., 0], *(field[listed[..., 0], stored[..., 0]] for field in table[1:]))
+        labelled = ids[..., 0] != self.ignore
+        used = labelled & first.positive
+        # Of the known classes as many are candidates as an unlisted class's most would make, corrected for the listed ones.
+        possible = known[:, None] & ~table.negative
+        most = np.clip(np.minimum(stored[..., -1], 255 - stored.sum(-1, dtype=np.int64)), 0, 255)
+        count = possible.sum(0)[most]
+        for k in range(ids.shape[-1]):
+            here, there = possible[listed[..., k], stored[..., k]], possible[listed[..., k], most]
+            count += np.where(ids[..., k] != self.ignore, here.astype(np.int64) - there, 0)
+        partly = labelled & ~used & (count > 0) & (count < known.sum())
+        return first._replace(positive=used, negative=np.zeros_like(used)), partly
+
+    def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
+        """The classes blended over the picture, pixels without a label hatched, the three largest classes named.
+
+        With a policy ignored pixels are greyed under diagonals, and those for which some classes are ruled out keep their
+        colour under thin ones.
+        """
         ids = np.asarray(label["ids"])[..., 0]
         unlabeled = ids == self.ignore
         colours = drawing.palette(len(self.classes))
         blend = (0.4 * image + 0.6 * colours[np.where(unlabeled, 0, ids)]).astype(np.uint8)
         picture = drawing.hatch(drawing.upscale(blend), drawing.upscale(unlabeled))
+        if policy is not None:
+            claims, partly = self._decided(label, policy)
+            ignored = ~unlabeled & ~claims.positive
+            picture = drawing.fade(picture, drawing.upscale(ignored & ~partly))
+            picture = drawing.tint(picture, drawing.upscale(partly))
         area = np.bincount(ids[~unlabeled], minlength=len(self.classes))
         largest = [i for i in np.argsort(-area, kind="stable")[: drawing.ROWS] if area[i]]
         rows = [(f"{100 * area[i] / ids.size:.0f} % {self.classes[i]}", colours[i : i + 1]) for i in largest]
+        if policy is not None and ignored.any():
+            rows = [*rows[: drawing.ROWS - 1], drawing.share(ignored, "ignored")]
         return drawing.caption(picture, rows)
 
 
 def _pixels(outputs: Array) -> Array:
     """Number of pixels of every example's output, [B]."""
     return jnp.full(len(outputs), outputs.shape[1] * outputs.shape[2], jnp.float32)
+
+
+def _best(probs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the largest of [..., C], the first of equals, and their codes, uint8 [..., count]."""
+    probs = probs if count == 1 else probs.copy()
+    ids, found = (np.empty((*probs.shape[:-1], count), np.uint8) for _ in range(2))
+    for place in range(count):
+        best = probs.argmax(-1, keepdims=True)
+        ids[..., place] = best[..., 0]
+        found[..., place] = codes(np.take_along_axis(probs, best, -1)[..., 0])
+        if place + 1 < count:
+            np.put_along_axis(probs, best, -1.0, -1)
+    return ids, found

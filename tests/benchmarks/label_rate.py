@@ -1,146 +1,238 @@
-"""How much of the bare teachers' speed a label pass keeps, and what one record costs on the host.
+"""How much of the bare teachers' speed a label pass keeps, whether its memory is flat, and what a record holds.
 
-    python tests/benchmarks/label_rate.py --images=1024 --rounds=5
+    python tests/benchmarks/label_rate.py --images=32 --rounds=5              # ResNet-18 on 256 px, JPEGs of 512 px
+    python tests/benchmarks/label_rate.py --parts=one --size=64 --photo=64 --depth=10 --width=16 --channels=32 \
+        --images=1024 --batch=64                                              # small pictures
+    python tests/benchmarks/label_rate.py --parts=host,memory,bytes
 
-Five teachers, one per task, with random weights, label the same pictures from memory: alternately their forward passes
-alone, and the whole of `label_images` (resize, fetch, restore, encode, hash, commit). Medians over rounds.
+Parts:
+  one     a teacher of five tasks: its forward pass alone, and the whole of `label_images` (decode, resize, fetch, check,
+          restore, encode, hash, commit), alternately; medians over rounds
+  five    five teachers of a task each, with one decode, against the sum of their forward passes
+  host    processor time of all but the teachers, which no other load disturbs: teachers that take T processor time an
+          image leave a ratio of T / (T + that) where processors label, and more where an accelerator does
+  memory  resident memory of a pass after 1,000 images and after 10,000
+  bytes   of a record at 512 px by field: class, 100 boxes, 150 classes of pixels, depth and normals, at stride 4 and 1
+
+The bare forward pass reads pictures of the right size from memory and fetches nothing. Weights are random; for `bytes` the
+labels are those of scenes, blurred and with noise of two scales, as a network gives them.
 """
 
 import argparse
+import functools
+import os
 import statistics
 import tempfile
 import time
 
 import jax
 import numpy as np
+import simplejpeg
+from scipy.ndimage import gaussian_filter, zoom
 
 from must.core.types import Example, Teacher
-from must.data.record_format import decode_record, encode_png, encode_record
+from must.data.files import decode_picture
+from must.data.geometry import transform_image, whole_image
+from must.data.scenes import Scenes
 from must.models import fpn, multi_head, resnet
 from must.pseudo_label import teacher as teachers
+from must.pseudo_label.estimate import describe, estimate
+from must.pseudo_label.plan import make_plan
 from must.pseudo_label.write import label_images
 from must.tasks import base
 
-DENSE = {"shuffle": 2, "width": 32, "depth": 2}
-SECTIONS = {
-    "classification": {"classes": tuple("abcdefghijkl")},
-    "detection": {"classes": tuple("abcd"), "strides": (4, 8, 16), "width": 32, "depth": 2, "max_detections": 12},
-    "segmentation": {"classes": tuple("abcdefg"), **DENSE},
-    "depth": DENSE,
-    "normals": DENSE,
-}
+DENSE = ("segmentation", "depth", "normals")
 
 
-class Pictures:
-    """Smooth noisy pictures in memory."""
+class Jpegs:
+    """Encoded scenes in memory, over and over."""
 
-    name, classes, fingerprint = "pictures", {}, "0"
+    classes, fingerprint = {}, "0"
 
-    def __init__(self, count: int, size: int):
-        rng = np.random.default_rng(0)
-        coarse = rng.integers(0, 255, (count, size // 8, size // 8, 3)).repeat(8, 1).repeat(8, 2)
-        self.images = np.clip(coarse + rng.integers(-4, 5, coarse.shape), 0, 255).astype(np.uint8)
-        self.ids = [f"pictures/{i:06d}" for i in range(count)]
+    def __init__(self, count: int, size: int, name: str = "jpegs"):
+        self.name, self.ids = name, [f"{name}/{i:06d}" for i in range(count)]
+        scenes = Scenes(min(count, 8), size=size)
+        self.files = [simplejpeg.encode_jpeg(scenes[i].image, quality=90) for i in range(len(scenes))]
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def encoded(self, index: int) -> bytes:
+        return self.files[index % len(self.files)]
+
     def __getitem__(self, index: int) -> Example:
-        return Example(self.ids[index], self.images[index], {})
+        return Example(self.ids[index], decode_picture(self.encoded(index), self.ids[index]), {})
 
 
-def build_teachers(size: int, width: int, stride: int, mirror: bool) -> list[Teacher]:
-    """One network per task; stored maps at `stride`."""
-    found = []
-    for name, section in SECTIONS.items():
-        section = {**section, "stride": stride} if name in ("segmentation", "depth", "normals") else section
-        task = base.build(name, **section)
-        backbone = resnet.ResNet(depth=10, width=width, stem="small")
-        model = multi_head.multi_head(backbone, fpn.FPN(32, (4, 8, 16)), {name: task.head()})
-        variables = model.init(jax.random.key(0), np.zeros((1, size, size, 3), np.uint8))
-        found.append(
-            teachers.from_model(
-                name, model, variables, {name: task}, size=(size, size), fingerprint="0", mirror=mirror
-            )  # fmt: skip
-        )
-    return found
+def build_tasks(channels: int, stride: int = 4) -> dict[str, base.Task]:
+    """Five tasks; heads of `channels` channels, stored maps at `stride`."""
+    head = {"width": channels, "depth": 2}
+    dense = {**head, "stride": stride}
+    return {
+        "classification": base.build("classification", classes=tuple(f"c{i}" for i in range(1000))),
+        "detection": base.build("detection", classes=tuple(f"c{i}" for i in range(80)), strides=(4, 8, 16), **head),
+        "segmentation": base.build("segmentation", classes=tuple(f"c{i}" for i in range(150)), **dense),
+        "depth": base.build("depth", **dense),
+        "normals": base.build("normals", **dense),
+    }
 
 
-def forward(built: list[Teacher], images: np.ndarray, batch_size: int) -> None:
+def build_teacher(name: str, tasks: dict[str, base.Task], options: argparse.Namespace) -> Teacher:
+    """One network with random weights."""
+    stem = "small" if options.size < 128 else "imagenet"
+    backbone = resnet.ResNet(depth=options.depth, width=options.width, stem=stem)
+    heads = {key: task.head() for key, task in tasks.items()}
+    model = multi_head.multi_head(backbone, fpn.FPN(options.channels, (4, 8, 16)), heads)
+    size = (options.size, options.size)
+    variables = model.init(jax.random.key(0), np.zeros((1, *size, 3), np.uint8))
+    return teachers.from_model(name, model, variables, tasks, size=size, fingerprint="0")
+
+
+def forward(built: list[Teacher], images: np.ndarray, batch: int) -> None:
     """Every teacher on every batch; nothing is fetched."""
     said = None
-    for start in range(0, len(images), batch_size):
-        before, said = said, [teacher.predict(images[start : start + batch_size]) for teacher in built]
+    for start in range(0, len(images), batch):
+        before, said = said, [teacher.predict(images[start : start + batch]) for teacher in built]
         jax.block_until_ready(before)
     jax.block_until_ready(said)
 
 
-def host_rates(source: Pictures, built: list[Teacher], batch_size: int) -> dict[str, float]:
-    """Records per second of processor time of each step of the host's work."""
-    from must.data.geometry import whole_image
+def compare(title: str, source: Jpegs, built: list[Teacher], options: argparse.Namespace) -> None:
+    """Bare forward passes and the label pass in turn."""
+    size = (options.size, options.size)
+    images = np.stack([transform_image(source[i].image, whole_image(source[i].image.shape[:2], size)) for i in range(len(source))])
+    spent = {"forward": [], "label pass": []}
+    for round in range(options.rounds + 1):
+        with tempfile.TemporaryDirectory() as directory:
+            label = functools.partial(label_images, f"{directory}/1.0.0", "rate", source, built)
+            for name, work in (
+                ("forward", lambda: forward(built, images, options.batch)),
+                ("label pass", lambda: label(shards=options.shards, batch_size=options.batch)),
+            ):
+                wall, processor = time.perf_counter(), time.process_time()
+                work()
+                if round:  # the first one imports and compiles
+                    spent[name].append((time.perf_counter() - wall, time.process_time() - processor))
+    for unit, which in (("wall", 0), ("processor", 1)):
+        bare, full = ([1000 * pair[which] / len(source) for pair in pairs] for pairs in spent.values())
+        ratio = statistics.median(a / b for a, b in zip(bare, full))
+        print(
+            f"{title}: {unit} time an image: forward {statistics.median(bare):.2f} ms, "
+            f"label pass {statistics.median(full):.2f} ms, ratio {ratio:.3f}", flush=True,
+        )  # fmt: skip
 
-    specs = {key: task.label_spec() for teacher in built for key, task in teacher.tasks.items()}
-    said = [jax.device_get(teacher.predict(source.images[:batch_size])) for teacher in built]
-    restored, rates = [], {}
 
-    def timed(name, work):
-        start = time.process_time()
-        for _ in range(4):
-            results = [work(row) for row in range(batch_size)]
-        rates[name] = 4 * batch_size / (time.process_time() - start)
-        return results
+def painted(size: int, stride: int, count: int = 8, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
+    """Labels in network form as a network gives them: scenes at 1/4 of the size, blurred, with noise, enlarged."""
+    rng, small = np.random.default_rng(seed), size // 4
+    scenes = Scenes(count, size=size, labels=("depth", "normals", "segmentation"))
 
-    def restore(row):
-        geometry = whole_image(source.images[row].shape[:2], tuple(built[0].size))
-        return {
-            key: task.restore({name: field[row] for name, field in fetched[key].items()}, geometry)
-            for teacher, fetched in zip(built, said)
-            for key, task in teacher.tasks.items()
-        }
+    def noise() -> np.ndarray:
+        waves = [gaussian_filter(rng.standard_normal((small, small)), sigma) for sigma in (4, 1.5)]
+        return waves[0] / waves[0].std() + 0.3 * waves[1] / waves[1].std()
 
-    restored = timed("restore", restore)
-    pictures = timed("encode picture", lambda row: encode_png(source.images[row]))
-    records = timed("encode labels", lambda row: encode_record("id", pictures[row], restored[row], specs))
-    timed("decode labels", lambda row: decode_record(records[row], specs))
-    sizes = [round(np.mean([len(item) for item in items])) for items in (records, pictures)]
-    print(f"one record: {sizes[0]} bytes, {sizes[1]} of them the picture")
-    return rates
+    def enlarged(array: np.ndarray) -> np.ndarray:
+        if stride == 4:  # what lies between is not stored
+            return array.repeat(4, 0).repeat(4, 1)
+        return zoom(array, (4, 4), order=1, mode="nearest", grid_mode=True)
+
+    rows = {"segmentation": [], "depth": [], "normals": []}
+    for i in range(count):
+        labels = scenes[i].labels
+        depth, normals = labels["depth"], labels["normals"]["normals"][2::4, 2::4] / 127.0
+        metres = (depth["depth"] * depth["scale"] + depth["offset"])[2::4, 2::4]
+        metres = enlarged(gaussian_filter(metres, 1.0) * (1 + 0.01 * noise()))
+        channels = [enlarged(gaussian_filter(normals[..., c], 1.0) + 0.03 * noise()) for c in range(3)]
+        normals = np.stack(channels, -1)
+        ids = labels["segmentation"]["ids"][2::4, 2::4, 0]
+        edges = gaussian_filter(np.maximum(*(np.abs(np.gradient(ids.astype(float), axis=a)) for a in (0, 1))) > 0, 1.5, output=float)
+        sure = enlarged(np.clip(0.97 - edges / edges.max() * 0.6 + 0.03 * noise(), 0, 1))
+        rows["depth"].append({"depth": metres.astype(np.float32)})
+        rows["normals"].append({"normals": (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)})
+        ids = (ids.astype(int) * 17 % 150).repeat(4, 0).repeat(4, 1)
+        rows["segmentation"].append({"ids": ids[..., None].astype(np.uint8), "probs": np.round(255 * sure[..., None]).astype(np.uint8)})
+    found = {task: {name: np.stack([row[name] for row in its]) for name in its[0]} for task, its in rows.items()}
+    corners = np.sort(rng.uniform(0, size, (count, 100, 2, 2)), 2)
+    found["detection"] = {
+        "boxes": corners.reshape(count, 100, 4).astype(np.float32), "classes": rng.integers(0, 80, (count, 100), np.int32),
+        "scores": np.sort(rng.uniform(0.05, 1, (count, 100)).astype(np.float32))[:, ::-1],
+        "valid": np.ones((count, 100), bool), "crowd": np.zeros((count, 100), bool), "known": np.ones((count, 80), bool),
+    }  # fmt: skip
+    found["classification"] = {"probs": rng.dirichlet(np.full(1000, 0.01), count).astype(np.float32)}
+    return found
+
+
+def measure_bytes(stride: int) -> None:
+    """The table of `describe` for 512 px."""
+    said = painted(512, stride)
+    teacher = Teacher("painted", build_tasks(32, stride), lambda images: said, (512, 512), "0")
+    source = Jpegs(50_000, 512)
+    source.files = source.files[:8]
+    plan = make_plan("pool", "train", source, shards=16, batch_size=8)
+    cost = estimate(plan, source, [teacher])
+    print(f"\nstride {stride}: {sum(cost.fields.values()) - cost.fields['image']:,.0f} bytes a record without the picture")
+    print(describe(cost, plan), flush=True)
+
+
+def painting_teacher(size: int, batch: int, names: tuple[str, ...] = ()) -> Teacher:
+    """Says the same of every batch, at no cost."""
+    tasks = {name: task for name, task in build_tasks(32).items() if name in names or not names}
+    repeat = lambda field: np.resize(field, (batch, *field.shape[1:]))  # noqa: E731
+    labels = painted(size, 4)
+    said = {name: {key: repeat(field) for key, field in labels[name].items()} for name in tasks}
+    return Teacher("painted", tasks, lambda images: said, (size, size), "0")
+
+
+def measure_host(source: Jpegs, options: argparse.Namespace) -> None:
+    """A label pass whose teacher costs nothing."""
+    teacher, spent = painting_teacher(options.size, options.batch), []
+    for _ in range(options.rounds + 1):
+        with tempfile.TemporaryDirectory() as directory:
+            start = time.process_time()
+            label_images(f"{directory}/1.0.0", "rate", source, [teacher], shards=options.shards, batch_size=options.batch)
+            spent.append(1000 * (time.process_time() - start) / len(source))
+    print(f"host: {statistics.median(spent[1:]):.2f} ms of processor time an image", flush=True)
+
+
+def measure_memory(count: int = 10_000, size: int = 64) -> None:
+    """Resident memory while small pictures are labelled by a teacher that costs nothing."""
+    teacher, resident, page = painting_teacher(size, 64, DENSE), {}, os.sysconf("SC_PAGESIZE") / 2**20
+
+    def look(done: int, total: int) -> None:
+        for mark in (count // 10, count // 2, count - 64):
+            if done >= mark and mark not in resident:
+                with open("/proc/self/statm") as file:
+                    resident[mark] = int(file.read().split()[1]) * page
+
+    with tempfile.TemporaryDirectory() as directory:
+        start = time.perf_counter()
+        label_images(f"{directory}/1.0.0", "rate", Jpegs(count, size), [teacher], batch_size=64, progress=look)
+    seconds = time.perf_counter() - start
+    print(f"memory: {', '.join(f'{mib:.0f} MiB after {at:,}' for at, mib in resident.items())} images, {seconds:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="one,five,host,memory,bytes")
     for name, default in {
-        "images": 1024, "size": 64, "width": 16, "batch": 64, "shards": 8, "stride": 4, "rounds": 5, "mirror": 0,
+        "images": 32, "size": 256, "photo": 512, "depth": 18, "width": 64, "channels": 128, "batch": 8, "shards": 2, "rounds": 5,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    source = Pictures(options.images, options.size)
-    built = build_teachers(options.size, options.width, options.stride, bool(options.mirror))
-    forward(built, source.images[: options.batch], options.batch)
-    for name, rate in host_rates(source, built, options.batch).items():
-        print(f"{name:16}{rate:10.0f} records/s on one core")
-    rates = {"forward": [], "label pass": []}
-    for round in range(options.rounds + 1):
-        with tempfile.TemporaryDirectory() as directory:
-            target = f"{directory}/rate/1.0.0"
-            arms = {
-                "forward": lambda: forward(built, source.images, options.batch),
-                "label pass": lambda: label_images(
-                    target, "rate", source, built, shards=options.shards, batch_size=options.batch
-                ),
-            }  # fmt: skip
-            for name, work in arms.items():
-                wall, processor = time.perf_counter(), time.process_time()
-                work()
-                if round:  # the first one imports and compiles
-                    rates[name].append((time.perf_counter() - wall, time.process_time() - processor))
-    for unit, which in (("wall time", 0), ("processor time", 1)):
-        bare, full = ([options.images / pair[which] for pair in pairs] for pairs in rates.values())
-        ratio = statistics.median(b / a for a, b in zip(bare, full))
-        print(
-            f"images/s of {unit}: forward {statistics.median(bare):.0f}, "
-            f"label pass {statistics.median(full):.0f}, ratio {ratio:.2f}"
-        )
+    parts = options.parts.split(",")
+    tasks = build_tasks(options.channels)
+    source = Jpegs(options.images, options.photo)
+    if "one" in parts:
+        compare("one teacher of five tasks", source, [build_teacher("all", tasks, options)], options)
+    if "five" in parts:
+        compare("five teachers", source, [build_teacher(name, {name: task}, options) for name, task in tasks.items()], options)
+    if "host" in parts:
+        measure_host(source, options)
+    if "memory" in parts:
+        measure_memory()
+    if "bytes" in parts:
+        measure_bytes(4)
+        measure_bytes(1)
 
 
 if __name__ == "__main__":

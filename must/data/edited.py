@@ -1,0 +1,174 @@
+"""Boxes that a person has corrected in a COCO json, back under the ids of the records that they came from."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from must.core.types import Example, Label, Source, UserError
+from must.data.coco import score_of
+from must.data.combine import Routed, hash_of, labels_of
+from must.data.file_names import id_of
+from must.data.files import read_bytes, read_json
+from must.data.labels import checked_boxes
+
+MUST_ID, UNKNOWN = "must_id", "unknown_category_ids"  # what our json has beside COCO's keys
+
+
+class Boxes(NamedTuple):
+    """What a json says of one image.
+
+    Attributes:
+      label: detection in record form; without "unknown" where the json does not say which classes are.
+      size: (height, width) as stated, pixels; NaN where it is not.
+    """
+
+    label: Label
+    size: tuple[float, float]
+
+
+class EditedCoco(Routed):
+    """Records whose boxes are those of a COCO json, for `Overlay(records, [edited])`.
+
+    The examples are the images that the json lists: one that was deleted from it keeps what the records say, one without
+    annotations has no boxes. Boxes without a score are a person's and have score 1. An image is found by its "must_id", or
+    by its file name where a tool has dropped that; which classes are unknown in it ("unknown_category_ids") the
+    records say where the json does not.
+
+    Args:
+      path: the json file.
+      records: that the boxes came from; gives pictures and label space.
+      task: key of the labels.
+      name: of the source; by default the records'.
+
+    Raises:
+      UserError: no COCO json, an image that the records do not hold or one twice, a category outside the label space, a box
+        that is reversed or outside its image, a score outside 0..1; a picture of another size when it is read.
+    """
+
+    def __init__(self, path: str | os.PathLike, records: Source, *, task: str = "detection", name: str = ""):
+        self._path, self._records, self._task = Path(path), records, task
+        if task not in records.classes:
+            raise UserError(f"{path}: {records.name} has no classes of task {task!r}")
+        self._boxes = read_boxes(self._path, records.classes[task])
+        place = {id: i for i, id in enumerate(records.ids)}
+        for id in self._boxes:
+            if id not in place:
+                raise UserError(f"{path}: image {id!r} is not in {records.name}")
+        self.name, self.ids, self.classes = name or records.name, list(self._boxes), {task: records.classes[task]}
+        self._indices = [place[id] for id in self.ids]
+        digest = hashlib.sha256(read_bytes(self._path)).hexdigest()
+        self.fingerprint = hash_of("edited", records.fingerprint, task, digest)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._records[self._indices[index]]
+        size, stated = example.image.shape[:2], self._boxes[example.id].size
+        if not np.isnan(stated).any() and stated != size:
+            sizes = f"is {size[1]}x{size[0]} px, the json says {stated[1]:g}x{stated[0]:g}"
+            raise UserError(f"{self._path}: image {example.id!r}: {sizes}")
+        return Example(example.id, example.image, self.labels(index))
+
+    def labels(self, index: int) -> dict[str, Label]:
+        label = self._boxes[self.ids[index]].label
+        if "unknown" not in label:
+            said = labels_of(self._records, self._indices[index]).get(self._task, {})
+            label = {**label, "unknown": said.get("unknown", np.zeros(0, np.uint16))}
+        return {self._task: dict(label)}
+
+    def _route(self, index: int) -> tuple[Source, int]:
+        return self._records, self._indices[index]
+
+
+def read_boxes(path: Path, names: Sequence[str]) -> dict[str, Boxes]:
+    """{id: boxes} of all images that a COCO json lists, in its order.
+
+    Args:
+      path: the json file.
+      names: of the classes; categories are told by their names.
+
+    Raises:
+      UserError: as `EditedCoco` says, without what concerns records.
+    """
+    content = read_json(path)
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise UserError(f"{path}: not a COCO json: no list {part!r}")
+    number = _class_ids(content["categories"], names, path)
+    images = _images(content["images"], path)
+    rows: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
+    for entry in content["annotations"]:
+        if not isinstance(entry, dict) or _hashable(entry.get("image_id")) not in rows:
+            raise UserError(f"{path}: annotation {_id(entry)!r}: its image_id is not in images")
+        where = f"{path}: image {images[entry['image_id']][0]!r}, annotation {entry.get('id')!r}"
+        if _hashable(entry.get("category_id")) not in number:
+            raise UserError(f"{where}: category id {entry.get('category_id')!r} is not in categories")
+        rows[entry["image_id"]].append(entry)
+    return {id: _boxes(rows[key], entry, number, f"{path}: image {id!r}") for key, (id, entry) in images.items()}
+
+
+def _id(entry: Any) -> Any:
+    return entry.get("id") if isinstance(entry, dict) else None
+
+
+def _hashable(value: Any) -> Any:
+    """The value where a dictionary can be asked for it."""
+    return value if isinstance(value, int | str) else None
+
+
+def _class_ids(categories: Sequence[Any], names: Sequence[str], path: Path) -> dict[Any, int]:
+    """{category id: class id}."""
+    number, out = {name: i for i, name in enumerate(names)}, {}
+    for entry in categories:
+        name = entry.get("name") if isinstance(entry, dict) else entry
+        if not isinstance(entry, dict) or _hashable(name) not in number:
+            raise UserError(f"{path}: category {name!r} is not one of the {len(number)} classes")
+        if not isinstance(_id(entry), int | str) or entry["id"] in out:
+            raise UserError(f"{path}: category {name!r}: its id {_id(entry)!r} is missing or given twice")
+        out[entry["id"]] = number[entry["name"]]
+    return out
+
+
+def _images(entries: Sequence[Any], path: Path) -> dict[Any, tuple[str, dict[str, Any]]]:
+    """{image id: (id of the example, entry)}."""
+    out: dict[Any, tuple[str, dict[str, Any]]] = {}
+    seen: set[str] = set()
+    for entry in entries:
+        if not isinstance(_id(entry), int | str) or not isinstance(entry.get("file_name"), str):
+            raise UserError(f"{path}: image {_id(entry)!r}: its id or file_name is missing or cannot be right")
+        id = str(entry.get(MUST_ID) or id_of(os.path.splitext(entry["file_name"])[0]))
+        if id in seen or entry["id"] in out:
+            raise UserError(f"{path}: image {id!r} (id {entry['id']!r}) is listed twice")
+        seen.add(id)
+        out[entry["id"]] = (id, entry)
+    return out
+
+
+def _boxes(rows: Sequence[Mapping[str, Any]], image: Mapping[str, Any], number: Mapping[Any, int], where: str) -> Boxes:
+    corners, scores = [], []
+    for row in rows:
+        at = f"{where}, annotation {row.get('id')!r}"
+        try:
+            x, y, width, height = (float(value) for value in row["bbox"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{at}: bbox {row.get('bbox')!r} is not four numbers") from None
+        corners.append((x, y, x + width, y + height))
+        scores.append(score_of(row, at))
+    try:
+        size = tuple(float(image.get(side) or np.nan) for side in ("height", "width"))
+        unknown = [number[category] for category in image.get(UNKNOWN, ())]
+    except (TypeError, ValueError, KeyError):
+        raise UserError(f"{where}: height, width or {UNKNOWN} cannot be right") from None
+    limit = np.where(np.isnan(size), np.inf, size)
+    boxes = checked_boxes(np.array(corners), limit, lambda i: f"{where}, annotation {rows[i].get('id')!r}")
+    label = {
+        "boxes": boxes.astype(np.float32),
+        "classes": np.array([number[row["category_id"]] for row in rows], np.uint16),
+        "scores": np.array(scores, np.float16),
+        "crowd": np.array([bool(row.get("iscrowd", 0)) for row in rows], bool),
+    }
+    if UNKNOWN in image:
+        label["unknown"] = np.array(sorted(set(unknown)), np.uint16)
+    return Boxes(label, size)

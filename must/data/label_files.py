@@ -1,0 +1,245 @@
+"""Labels as files that other tools read and change, and back without loss; `must.export.labels` writes them.
+
+    about.json                     source, number of examples, tasks
+    examples.csv                   picture, id: one line per example, in order
+    images/<file>.jpg|png|...      the pictures, when they were wanted
+    <task>/about.json              kind, classes, what the numbers mean, how they are rounded
+    <task>/coco.json               detection: COCO's boxes with scores; "must_id" is the record's id
+    <task>/classes.csv             classification: file, class, score, rest, unknown, class_2, score_2, ...
+    <task>/maps.csv                dense tasks: file, and what a label has beside its maps
+    <task>/<field>/<file>.png      a map at its stored resolution: 8-bit grey, 16-bit grey (depth), RGB (normals)
+    <task>/<field>-2/<file>.png    of a map with several values per pixel the second, and so on
+
+<file> is the id as `must.data.file_names` writes it. A task's folder has what is labelled: an example without a label is
+not in its table. An empty cell is a field that the label does not have, "none" an empty list.
+"""
+
+import csv
+import functools
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from must.core.types import Example, Label, Source, UserError
+from must.data.dense import read_mask
+from must.data.edited import read_boxes
+from must.data.file_names import id_of
+from must.data.files import decode_picture, fingerprint_of, open_picture, read_bytes, read_json
+
+ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, MAPS = (
+    "about.json", "examples.csv", "images", "coco.json", "classes.csv", "maps.csv"
+)  # fmt: skip
+_NONE = "none"  # in a cell: an empty list
+# What a label of each kind of dense task may hold: maps, and columns of the table.
+FIELDS = {
+    "masks": (("ids", "probs"), ("unknown",)),
+    "depth": (("depth", "scores"), ("scale", "offset")),
+    "normals": (("normals", "scores"), ()),
+}
+_NUMBERS = {"scale": np.float32, "offset": np.float32}
+
+
+class LabelFiles:
+    """The examples of a folder that `must.export.labels.export_labels` wrote, some files of which may have been changed.
+
+    Args:
+      directory: of the files.
+      images: where the pictures are, by id, when the folder has none.
+      tasks: whose labels are read; all by default.
+      name: of the source; by default that of the exported source.
+
+    Raises:
+      UserError: a file that is missing or cannot be right.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        images: Source | None = None,
+        tasks: Sequence[str] | None = None,
+        name: str = "",
+    ):
+        self._root = Path(directory)
+        about = _object(self._root / ABOUT, ("source", "tasks"))
+        for task in tasks or ():
+            if task not in about["tasks"]:
+                raise UserError(f"{directory}: holds no labels of {task!r}, only of {', '.join(about['tasks'])}")
+        rows = list(read_table(self._root / EXAMPLES, ("picture", "id")))
+        self.name, self.ids = name or about["source"], [row["id"] for row in rows]
+        self._pictures = [row["picture"] for row in rows]
+        self._images = images
+        self._places = {id: i for i, id in enumerate(images.ids)} if images is not None else {}
+        self.classes: dict[str, tuple[str, ...]] = {}
+        self._tasks: dict[str, tuple[str, Mapping[str, Any]]] = {}  # {task: (kind, {id: what its table says})}
+        for task in about["tasks"] if tasks is None else tasks:
+            self._read_task(task)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        id = self.ids[index]
+        data = self.encoded(index)
+        if data is not None:
+            image = decode_picture(data, str(self._root / IMAGES / self._pictures[index]))
+        elif id in self._places:
+            image = self._images[self._places[id]].image
+        else:
+            raise UserError(f"{self._root / IMAGES}: has no picture of {id}, and images= gives none")
+        return Example(id, image, self.labels(index))
+
+    def encoded(self, index: int) -> bytes | None:
+        """The picture's file, None where there is none."""
+        file = self._root / IMAGES / self._pictures[index]
+        return read_bytes(file) if file.is_file() else None
+
+    def labels(self, index: int) -> dict[str, Label]:
+        """The labels alone; the picture is not decoded."""
+        id = self.ids[index]
+        return {task: self._label(task, kind, table[id]) for task, (kind, table) in self._tasks.items() if id in table}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of what is in the files; of a large one only the first and the last 64 KiB are read."""
+        folders = [self._root / task for task in self._tasks]
+        files = [self._root / EXAMPLES] + [file for path in folders for file in sorted(path.rglob("*")) if file.is_file()]
+        return fingerprint_of(repr((self.name, self.ids, list(self._tasks))), files)
+
+    def _read_task(self, task: str) -> None:
+        path = self._root / task
+        about = _object(path / ABOUT, ("kind", "classes"))
+        kind, names = about["kind"], tuple(about["classes"])
+        if names:
+            self.classes[task] = names
+        if kind == "coco":
+            unknown = {"unknown": np.zeros(0, np.uint16)}
+            table = {id: {**unknown, **boxes.label} for id, boxes in read_boxes(path / COCO, names).items()}
+        elif kind == "classes":
+            number = {name: i for i, name in enumerate(names)}
+            table = {}
+            for line, row in enumerate(read_table(path / CLASSES, ("file", "class", "score")), 2):
+                table[_id(row)] = _distribution(row, number, f"{path / CLASSES}: line {line}")
+        elif kind in FIELDS:
+            table = {_id(row): row for row in read_table(path / MAPS, ("file",))}
+        else:
+            raise UserError(f"{path / ABOUT}: kind {kind!r} is none of coco, classes, {', '.join(FIELDS)}")
+        self._tasks[task] = (kind, table)
+
+    def _label(self, task: str, kind: str, said: Mapping[str, Any]) -> Label:
+        """The label of one example, from what the table says of it."""
+        if kind not in FIELDS:
+            return dict(said)
+        maps, columns = FIELDS[kind]
+        label = {}
+        for field in maps:
+            found = _read_map(self._root / task, field, said["file"])
+            if found is not None:
+                label[field] = found
+        for field in columns:
+            if text := said.get(field, ""):
+                where = f"{self._root / task / MAPS}: {said['file']}: {field}"
+                label[field] = _numbers(text, where) if field == "unknown" else _number(text, _NUMBERS[field], where)
+        if maps[0] not in label:
+            raise UserError(f"{self._root / task / maps[0] / said['file']}: missing, {MAPS} lists it")
+        return label
+
+
+def list_cell(ids: Any) -> str:
+    """A list of class ids as a cell, "" when a label has none."""
+    return "" if ids is None else " ".join(str(int(id)) for id in ids) or _NONE
+
+
+def folder_of(field: str, rank: int) -> str:
+    """Folder of the maps of a field's `rank`-th values per pixel, from 0."""
+    return field if rank == 0 else f"{field}-{rank + 1}"
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of a csv as {column: cell}; UserError unless it has these columns, which come first."""
+    try:
+        lines = csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""))
+        heading = next(lines, [])
+        if heading[: len(columns)] != list(columns):
+            raise UserError(f"{path}: does not begin with the columns {', '.join(columns)}")
+        for row in filter(None, lines):
+            if len(row) < len(columns):
+                raise UserError(f"{path}: line {lines.line_num}: {len(row)} cells, want at least {', '.join(columns)}")
+            yield dict(zip(heading, row))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a table: {error}") from None
+
+
+def _object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """A json object that has the keys, or UserError."""
+    content = read_json(path)
+    for key in keys:
+        if not isinstance(content, dict) or key not in content:
+            raise UserError(f"{path}: has no {key!r}")
+    return content
+
+
+def _id(row: Mapping[str, str]) -> str:
+    return id_of(os.path.splitext(row["file"])[0])
+
+
+def _read_map(folder: Path, field: str, file: str) -> np.ndarray | None:
+    """A map as the record has it, None when there is no such file."""
+    if not (folder / field / file).is_file():
+        return None
+    if field == "depth":
+        picture = open_picture(read_bytes(folder / field / file), str(folder / field / file))
+        if not picture.mode.startswith("I"):
+            raise UserError(f"{folder / field / file}: depth needs 16-bit grey PNG, this one has mode {picture.mode}")
+        return np.asarray(picture).astype(np.uint16)
+    if field == "normals":
+        stored = decode_picture(read_bytes(folder / field / file), str(folder / field / file))
+        return np.round((stored.astype(np.float32) / 255 * 2 - 1) * 127).astype(np.int8)
+    if field == "scores":
+        return read_mask(folder / field / file)
+    planes = []
+    while (path := folder / folder_of(field, len(planes)) / file).is_file():
+        planes.append(read_mask(path))
+    if len({plane.shape for plane in planes}) > 1:
+        raise UserError(f"{folder / field / file}: further maps of it have another size")
+    return np.stack(planes, -1)
+
+
+def _distribution(row: Mapping[str, str], number: Mapping[str, int], where: str) -> Label:
+    """A line of the table of classes."""
+    ids, probs, rank = [], [], 1
+    suffix = ""
+    while row.get(f"class{suffix}"):
+        name = row[f"class{suffix}"]
+        if name not in number:
+            raise UserError(f"{where}: {name!r} is not one of the {len(number)} classes")
+        ids.append(number[name])
+        probs.append(_number(row.get(f"score{suffix}") or "1", np.float16, f"{where}: score{suffix}"))
+        rank += 1
+        suffix = f"_{rank}"
+    label = {
+        "ids": np.array(ids, np.uint16),
+        "probs": np.array(probs, np.float16),
+        "rest": _number(row.get("rest") or "0", np.float16, f"{where}: rest"),
+    }
+    if row.get("unknown"):
+        label["unknown"] = _numbers(row["unknown"], f"{where}: unknown")
+    return label
+
+
+def _number(text: str, dtype: type, where: str) -> Any:
+    try:
+        return dtype(text)
+    except ValueError:
+        raise UserError(f"{where} {text!r} is not a number") from None
+
+
+def _numbers(text: str, where: str) -> np.ndarray:
+    try:
+        return np.array([] if text == _NONE else text.split(), np.uint16)
+    except (ValueError, OverflowError):
+        raise UserError(f"{where} {text!r} is not a list of class ids") from None

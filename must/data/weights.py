@@ -1,0 +1,90 @@
+"""Weights of examples as a small file beside a data set, by task and record id, for `must.data.combine.Weighted`."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from must.core.types import UserError
+from must.data.files import first_repeated, read_bytes
+
+_COLUMNS = ["id", "task", "weight"]
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, dict[str, float]]:
+    """{task: {record id: weight}} from a csv with the columns id, task, weight, or a json {task: {id: weight}}.
+
+    Raises:
+      UserError: another column, a weight that is not a number >= 0, an id that a task has twice; names file and line, of
+        a json task and id.
+    """
+    path = Path(path)
+    rows = _json_rows(path) if path.suffix == ".json" else _csv_rows(path)
+    found: dict[str, dict[str, float]] = {}
+    for where, id, task, weight in rows:
+        try:
+            number = float(weight)
+        except (TypeError, ValueError):
+            raise UserError(f"{where}: weight {weight!r} is not a number") from None
+        if not 0 <= number < float("inf"):
+            raise UserError(f"{where}: weight {weight} is not a finite number >= 0")
+        if id in found.setdefault(task, {}):
+            raise UserError(f"{where}: {id!r} has a weight for {task} already")
+        found[task][id] = number
+    return found
+
+
+def write_weights(path: str | os.PathLike, weights: Mapping[str, Mapping[str, float]]) -> None:
+    """A csv, or where the path ends in .json a json, that `read_weights` reads back exactly."""
+    text = io.StringIO()
+    if Path(path).suffix == ".json":
+        plain = {task: {id: float(weight) for id, weight in by_id.items()} for task, by_id in weights.items()}
+        json.dump(plain, text, indent=1, ensure_ascii=False)
+    else:
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(_COLUMNS)
+        for task, by_id in weights.items():
+            table.writerows((id, task, float(weight)) for id, weight in by_id.items())
+    Path(path).write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
+    """(file and line, id, task, weight) of every row."""
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from None
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    columns = table.fieldnames or []
+    if sorted(columns) != _COLUMNS:
+        raise UserError(f"{path}:1: columns {', '.join(columns) or '(none)'}, want {', '.join(_COLUMNS)}")
+    try:
+        for row in table:
+            where = f"{path}:{table.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{where}: want {len(columns)} columns, {', '.join(columns)}")
+            yield where, row["id"], row["task"], row["weight"]
+    except csv.Error as error:
+        raise UserError(f"{path}:{table.reader.line_num}: {error}") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, str, str, Any]]:
+    """(file, task and id; id, task, weight) of every entry."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if (twice := first_repeated(key for key, _ in pairs)) is not None:
+            raise UserError(f"{path}: {twice!r} is there twice")
+        return dict(pairs)
+
+    try:
+        content = json.loads(read_bytes(path), object_pairs_hook=unique)
+    except ValueError as error:
+        raise UserError(f"{path}: invalid json: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(by_id, dict) for by_id in content.values()):
+        raise UserError(f"{path}: want {{task: {{id: weight}}}}")
+    for task, by_id in content.items():
+        for id, weight in by_id.items():
+            yield f"{path}: {task}: {id}", id, task, weight

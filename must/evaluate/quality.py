@@ -1,0 +1,205 @@
+"""How good labels are, held against the truth: what a policy takes and leaves, and how far its scores can be trusted.
+
+Examples are read one after the other and forgotten; only the rows of the task's own metrics stay.
+"""
+
+import heapq
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from must.core.proportions import spread_of, wilson
+from must.core.types import Label, Policy
+from must.evaluate.reliability import Cells, Counted, reliability, trade_off
+from must.tasks.base import Task
+from must.tasks.states import calibrated, is_distribution, states, tempered_label
+
+_EVERY = "all"  # the one class of a task without classes
+_STATES = ("positive", "ignored", "negative")
+_BLOCK = 16  # examples that are measured at once
+
+
+def quality(task: Task, pairs: Iterable[tuple[Label, Label, str]], policy: Policy, *, worst: int = 24) -> dict[str, Any]:
+    """What is right about labels and what the policy makes of it, as anything that JSON can hold.
+
+    Args:
+      task: whose labels these are.
+      pairs: (prediction, truth, id) of single examples in network form; read once.
+      policy: which labels are believed.
+      worst: examples that are named in each list.
+
+    Returns:
+      examples: how many.
+      classes: {name: entry}, one "all" for a task without classes; {} for a task without scores. An entry has
+        items (true ones), claims, positive, ignored, negative: numbers; a claim is a box, a pixel or a class of an image,
+        threshold: calibrated score from which on claims are positive, None where nothing is,
+        precision, precision_ci95: of the positives, Wilson's interval with as many independent claims as their spread
+          over examples allows; recall: right positives of the items; coverage: claims that are not negative,
+        wrong_ignored: share of wrong claims among the ignored; right_negative: of right ones among the negative,
+        raw, policy: `reliability` of raw and of calibrated scores, without bins; trade_off: see there.
+      total: an entry over all classes, with bins and without trade_off and threshold; None for a task without scores.
+      metrics: {"labels": {metric: value} of all labels, "positive": of what is positive alone, None where that is no
+        question, "units": {metric: unit}, "higher": {metric: whether higher is better}}.
+      worst_classes: names of those that have items, by rising recall.
+      worst_examples: [[id, mean (probability - right)^2 over claims and missed items]], largest first.
+      uncertain_examples: [[id, share of claims that are ignored]], largest first; needs no truth.
+    """
+    names = tuple(getattr(task, "classes", ())) or (_EVERY,)
+    tally, rows, believed = _Tally(len(names)), _Rows(task), _Rows(task)
+    wrong, unsure, number, scored = [], [], 0, True
+    for number, (said, truth, key) in enumerate(pairs, 1):  # noqa: B007
+        rows.add(said, truth)
+        if (part := _positive(task, said, truth, policy)) is not None:
+            believed.add(*part)
+        if scored := (judged := task.judge(tempered_label(policy, said), truth)) is not None:
+            score, correct, ids = (np.asarray(part) for part in judged)
+            raw = np.asarray(said["probs"])[ids] if is_distribution(said) else score
+            error, ignored = tally.add(raw, score, correct, ids, np.asarray(task.items(truth)), policy)
+            wrong.append((error, key))
+            unsure.append((ignored, key))
+    classes, total = tally.entries(names, policy) if scored and number else ({}, None)
+    found = [name for name, entry in classes.items() if entry["recall"] is not None]
+    return {
+        "examples": number,
+        "classes": classes,
+        "total": total,
+        "metrics": {
+            "labels": rows.summary(),
+            "positive": believed.summary(),
+            "units": {metric.name: metric.unit for metric in task.metrics},
+            "higher": {metric.name: metric.higher_is_better for metric in task.metrics},
+        },
+        "worst_classes": sorted(found, key=lambda name: classes[name]["recall"]),
+        "worst_examples": _largest(wrong, worst),
+        "uncertain_examples": _largest(unsure, worst),
+    }
+
+
+def _positive(task: Task, said: Label, truth: Label, policy: Policy) -> tuple[Label, Label] | None:
+    """A label and its truth where the label is positive, by its fields; None where nothing is or no such part is known."""
+    fields = set(said)
+    if is_distribution(said):
+        score, best = np.asarray(tempered_label(policy, said)["probs"]), int(np.argmax(said["probs"]))
+        return (said, truth) if states(policy, score[[best]], np.array([best])).positive[0] else None
+    if {"boxes", "scores", "valid"} <= fields:
+        kept = states(policy, np.asarray(said["scores"]), np.asarray(said["classes"])).positive
+        return {**said, "valid": np.asarray(said["valid"]) & kept}, truth
+    if fields == {"ids", "probs", "known"}:
+        ids, probs = (np.asarray(said[name])[..., 0] for name in ("ids", "probs"))
+        kept = states(policy, probs.astype(np.float32) / 255.0, np.minimum(ids, said["known"].shape[-1] - 1)).positive
+        return said, {**truth, "ids": np.where(kept[..., None], truth["ids"], np.uint8(task.ignore))}
+    for name in {"depth", "normals"} & fields:
+        kept = states(policy, np.asarray(said["scores"]).astype(np.float32) / 255.0).positive
+        values = np.asarray(truth[name])
+        return said, {**truth, name: np.where(kept.reshape(kept.shape + (1,) * (values.ndim - kept.ndim)), values, 0)}
+    return None
+
+
+class _Tally:
+    """Counts over examples of what the claims of every class come to."""
+
+    def __init__(self, classes: int):
+        self._count = {key: np.zeros(classes) for key in ("items", *_STATES)}
+        self._right = {key: np.zeros(classes) for key in _STATES}
+        self._products = np.zeros((3, classes + 1))  # of each example's right and all positives; the last of all classes
+        self._of_claims = np.zeros(3)  # the same of claims
+        self._raw, self._calibrated = Cells(classes), Cells(classes)
+
+    def add(self, raw, score, correct, ids, items, policy: Policy) -> tuple[float, float]:
+        """One example: its mean squared error, and the share of ignored claims."""
+        value, state = calibrated(policy, score, ids), states(policy, score, ids)
+        ignored, classes = ~state.positive & ~state.negative, len(self._count["items"])
+        for key, where in (("negative", state.negative), ("ignored", ignored), ("positive", state.positive)):
+            count, right = (np.bincount(ids[which], minlength=classes) for which in (where, where & correct))
+            self._count[key] += count
+            self._right[key] += right
+        self._products += _products(np.append(right, right.sum()), np.append(count, count.sum()))  # of the positives
+        self._count["items"] += items
+        self._of_claims += _products(correct.sum(), len(correct))
+        self._raw.add(raw, correct, ids)
+        self._calibrated.add(value, correct, ids)
+        missed = max(0.0, float(items.sum()) - float(correct.sum()))
+        error = (float(((value - correct) ** 2).sum()) + missed) / max(1.0, len(ids) + missed)
+        return error, float(ignored.mean()) if len(ids) else 0.0
+
+    def entries(self, names: tuple[str, ...], policy: Policy) -> tuple[dict[str, Any], dict[str, Any]]:
+        """{class: entry}, and the entry of all."""
+        raw, said = self._raw.counted(), self._calibrated.counted()
+        bound, classes = np.broadcast_to(np.asarray(policy.positive, np.float64), len(names)), {}
+        for c, name in enumerate(names):
+            entry = self._entry(lambda array: float(array[c]), self._products[:, c])  # noqa: B023
+            entry["threshold"] = float(bound[c]) if bound[c] <= 1 else None
+            for key, cells in (("raw", raw), ("policy", said)):
+                entry[key] = {k: v for k, v in reliability(Counted(*(part[c] for part in cells))).items() if k != "bins"}
+            entry["trade_off"] = trade_off(Counted(*(part[c] for part in said)), entry["items"])
+            classes[name] = entry
+        total = self._entry(lambda array: float(array.sum()), self._products[:, -1])
+        right, count = (float(part.sum()) for part in (said.right, said.count))
+        spread = spread_of(*self._of_claims, right, count)
+        for key, cells in (("raw", raw), ("policy", said)):
+            total[key] = reliability(Counted(*(part.sum(0) for part in cells)), spread)
+        return classes, total
+
+    def _entry(self, of, products: np.ndarray) -> dict[str, Any]:
+        count, right = ({key: of(array) for key, array in part.items()} for part in (self._count, self._right))
+        claims = sum(count[key] for key in right)
+        share = lambda some, all_: some / all_ if all_ else None  # noqa: E731
+        spread = spread_of(*products, right["positive"], count["positive"])
+        interval = wilson(right["positive"] / spread, count["positive"] / spread)
+        return {
+            "items": int(count["items"]),
+            "claims": int(claims),
+            **{key: int(count[key]) for key in right},
+            "precision": share(right["positive"], count["positive"]),
+            "precision_ci95": [float(end) for end in interval] if count["positive"] else None,
+            "recall": share(right["positive"], count["items"]),
+            "coverage": share(count["positive"] + count["ignored"], claims),
+            "wrong_ignored": share(count["ignored"] - right["ignored"], count["ignored"]),
+            "right_negative": share(right["negative"], count["negative"]),
+        }
+
+
+def _products(right, count) -> np.ndarray:
+    right, count = np.asarray(right, np.float64), np.asarray(count, np.float64)
+    return np.stack([right * right, right * count, count * count])
+
+
+class _Rows:
+    """Rows of the task's metrics, measured block by block so that one program serves all."""
+
+    def __init__(self, task: Task):
+        self._task = task
+        self._waiting: list[tuple[Label, Label]] = []
+        self._rows: list[dict[str, np.ndarray]] = []
+
+    def add(self, said: Label, truth: Label) -> None:
+        """One example."""
+        self._waiting.append((said, truth))
+        if len(self._waiting) == _BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        count = len(self._waiting)
+        full = self._waiting + self._waiting[-1:] * (_BLOCK - count)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *full)
+        self._rows.append({k: np.asarray(v)[:count] for k, v in jax.device_get(_MEASURE(self._task, *stacked)).items()})
+        self._waiting = []
+
+    def summary(self) -> dict[str, float | None] | None:
+        """{metric: value, None where it is undefined}, or None without any example."""
+        if self._waiting:
+            self._flush()
+        if not self._rows:
+            return None
+        rows = {name: np.concatenate([part[name] for part in self._rows]) for name in self._rows[0]}
+        return {name: float(v) if np.isfinite(v) else None for name, v in self._task.summarize(rows).items()}
+
+
+def _largest(found: list[tuple[float, str]], most: int) -> list[list[Any]]:
+    """[[id, value]] of the largest values above 0; of equal ones the first."""
+    return [[key, value] for value, key in heapq.nlargest(most, found, key=lambda entry: entry[0]) if value > 0]
+
+
+_MEASURE = jax.jit(lambda task, said, truth: task.measure(said, truth), static_argnums=0)

@@ -1,0 +1,107 @@
+"""Labels leave: from any source of labelled examples to files that other tools read, and that come back without loss.
+
+    about.json                     source, number of examples, tasks
+    examples.csv                   picture, id: one line per example, in order
+    images/<file>.jpg|png|...      the pictures, with `images`
+    <task>/about.json              kind, classes, what the numbers mean
+    <task>/coco.json               detection, `must.export.boxes`
+    <task>/classes.csv             classification, `must.export.classes`
+    <task>/maps.csv, <field>/...   segmentation, depth, normals, `must.export.maps`
+
+<file> is the example's id, `must.data.file_names`. `must.data.label_files.LabelFiles` reads all of it back, our readers of
+users' files (`CocoJson`, `MaskPng`, `DepthPng`, `NormalsPng`, `ImageCsv`) any one task. What a label rounds was rounded
+when the record was written: boxes are float32, scores and probabilities float16, confidences codes of 1/255, depths 16-bit
+codes with scale and offset, normals codes of 1/127. The files keep these numbers; `millimetres` alone rounds again.
+"""
+
+import contextlib
+import csv
+import os
+import shutil
+from collections.abc import Callable, Mapping
+
+from must.core.types import Source, UserError
+from must.data.label_files import EXAMPLES, IMAGES
+from must.export.boxes import write_coco
+from must.export.classes import write_classes
+from must.export.examples import picture_bytes, picture_file, write_about, write_new
+from must.export.maps import write_depth, write_masks, write_normals
+from must.tasks.base import Task
+from must.tasks.classification import Classification
+from must.tasks.depth import Depth
+from must.tasks.detection import Detection
+from must.tasks.normals import Normals
+from must.tasks.segmentation import Segmentation
+
+_WRITERS: dict[type[Task], Callable[..., int]] = {
+    Detection: write_coco,
+    Segmentation: write_masks,
+    Depth: write_depth,
+    Normals: write_normals,
+    Classification: write_classes,
+}
+
+
+def export_labels(
+    directory: str | os.PathLike,
+    source: Source,
+    tasks: Mapping[str, Task],
+    *,
+    images: bool = False,
+    least: float = 0.0,
+    millimetres: bool = False,
+    palette: bool = False,
+) -> dict[str, int]:
+    """Writes the labels of a source into a folder that appears whole or not at all.
+
+    Args:
+      directory: of the files; new or empty, since what is in it may have been edited.
+      source: records or ground truth; an example without a label of a task is not in the task's files.
+      tasks: {task: Task} whose labels are written.
+      images: write the pictures too, byte for byte where the source has them encoded, as PNG elsewhere.
+      least: score from which boxes are written; 0 writes all.
+      millimetres: write depth in millimetres, see `write_depth`.
+      palette: give masks colours, see `write_masks`.
+
+    Returns:
+      {task: number of labelled examples}, and with `images` {"images": number of pictures}.
+
+    Raises:
+      UserError: the directory holds files, a task without labels or without a file format, a video with `images`, or a
+        label that cannot be right.
+    """
+    directory = os.path.abspath(os.fspath(directory))
+    if os.path.exists(directory) and not (os.path.isdir(directory) and not os.listdir(directory)):
+        raise UserError(f"{directory}: holds files, which may have been edited; export into a new folder")
+    for name, task in tasks.items():
+        if name == IMAGES or _kind(task) is None:
+            raise UserError(f"task {name!r} ({type(task).__name__}): there are no files for its labels, leave it out")
+    options = {Detection: {"least": least}, Segmentation: {"palette": palette}, Depth: {"millimetres": millimetres}}
+    partial = directory + ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    try:
+        counts = {}
+        for name, task in tasks.items():
+            kind = _kind(task)
+            counts[name] = _WRITERS[kind](os.path.join(partial, name), source, name, task, **options.get(kind, {}))
+        pictures = [picture_file(source, index) for index in range(len(source))]
+        with open(os.path.join(partial, EXAMPLES), "w", encoding="utf-8", newline="") as table:
+            csv.writer(table).writerows([("picture", "id"), *zip(pictures, source.ids, strict=True)])
+        if images:
+            for index, file in enumerate(pictures):
+                write_new(os.path.join(partial, IMAGES), file, picture_bytes(source, index))
+            counts[IMAGES] = len(pictures)
+        about = {"source": source.name, "fingerprint": source.fingerprint, "examples": len(source), "tasks": list(tasks)}
+        write_about(partial, about)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(directory)
+        os.replace(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return counts
+
+
+def _kind(task: Task) -> type[Task] | None:
+    """The class whose files this task's labels are written to."""
+    return next((kind for kind in _WRITERS if isinstance(task, kind)), None)

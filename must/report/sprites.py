@@ -1,0 +1,219 @@
+"""Pictures of a record for a page of many: what every task draws, small on sheets that many share and large by itself.
+
+    <chunk>-<view>.webp   thumbnails of the chunk's images, row by row; view 0 is the photo, view t what task t - 1 drew
+    <chunk>-r<row>.webp   one image large: all views side by side, a second row for the truth
+    <chunk>-c.webp        what stands below the views of the chunk's images, without loss: text is sharp and small so
+    <chunk>.js            what is said of the chunk's images, in numbers; written last, so that it marks a whole chunk
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from must.core.types import Geometry, Label, Policy, Source, UserError
+from must.data.geometry import transform_image, whole_image
+from must.report import doubt
+from must.report.pictures import to_width
+from must.tasks.base import Task
+from must.tasks.states import Claims
+
+CELL, ACROSS, PER_SHEET = 160, 6, 24  # pixels; thumbnails in a row; on a sheet
+CHUNKS = 32  # in a folder, about a thousand files
+_SHORTER, _LONGEST = 192, 768  # pixels of a drawing; tasks enlarge what is smaller
+_QUALITY = {"quality": 45, "method": 2}  # of WebP: two thirds of a JPEG's bytes for the same looks
+
+
+class Shown(NamedTuple):
+    """One record in the frame in which it is drawn.
+
+    Attributes:
+      size: (height, width) of the original, pixels.
+      stored: {task: record form}.
+      picture: uint8 [h, w, 3], or None when it cannot be read.
+      labels: {task: network form}, of the tasks that have one that can be right.
+      claims: {task: what it says under its policy}, of those that say how sure they are.
+      problems: {task, "" for the picture: why it cannot be shown}.
+    """
+
+    size: tuple[int, int]
+    stored: dict[str, Label]
+    picture: np.ndarray | None
+    labels: dict[str, Label]
+    claims: dict[str, Claims]
+    problems: dict[str, str]
+
+
+class View(NamedTuple):
+    """One drawing: the picture uint8 [H, W, 3] and what stands below it, uint8 [C, W, 3] with C = 0 for nothing."""
+
+    picture: np.ndarray
+    caption: np.ndarray
+
+
+def read(source: Source, index: int, tasks: Mapping[str, Task], policies: Mapping[str, Policy]) -> Shown:
+    """A record, or what keeps it from being shown; of a video the frame in the middle."""
+    try:
+        _, image, stored, *_ = source[index]
+        if len(image.shape) == 4:
+            image = np.asarray(image[np.array([image.shape[0] // 2])])[0]
+        geometry = frame(image.shape[:2])
+        picture = transform_image(image, geometry)
+    except (UserError, ValueError, OSError) as error:
+        return Shown((0, 0), {}, None, {}, {}, {"": str(error)})
+    labels, problems = transformed(stored, tasks, geometry)
+    said = {name: tasks[name].claims(label, policies[name]) for name, label in labels.items()}
+    said = {name: claims for name, claims in said.items() if claims is not None}
+    return Shown(image.shape[:2], stored, picture, labels, said, problems)
+
+
+def frame(size: tuple[int, int]) -> Geometry:
+    """Where an original of (height, width) is drawn: whole, with a shorter side of 192 pixels where it has more."""
+    scale = min(1.0, _SHORTER / min(size), _LONGEST / max(size))
+    shape = tuple(max(1, round(side * scale)) for side in size)
+    return whole_image(tuple(size), shape, keep_aspect=False)
+
+
+def transformed(
+    stored: Mapping[str, Label], tasks: Mapping[str, Task], geometry: Geometry
+) -> tuple[dict[str, Label], dict[str, str]]:
+    """Labels in network form, and {task: why its label cannot be right}."""
+    labels, problems = {}, {}
+    for name in tasks:
+        try:
+            if name in stored:
+                labels[name] = tasks[name].transform(stored[name], geometry)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            problems[name] = f"{type(error).__name__}: {error}"
+    return labels, problems
+
+
+def views(shown: Shown, tasks: Mapping[str, Task], policies: Mapping[str, Policy] | None) -> dict[str, View]:
+    """The photo, "", and what every task draws of its label, all of one width and height; None draws without states."""
+    drawn = {"": shown.picture}
+    for name, label in shown.labels.items():
+        drawn[name] = tasks[name].draw(shown.picture, label, policies[name] if policies else None)
+    width = min(_LONGEST, max(picture.shape[1] for picture in drawn.values()))
+    scaled = {name: np.asarray(to_width(picture, width)) for name, picture in drawn.items()}
+    height = scaled[""].shape[0]
+    return {name: View(_tall(picture[:height], height), picture[height:]) for name, picture in scaled.items()}
+
+
+def thumbnail(picture: np.ndarray) -> Image.Image:
+    """The picture in the middle of a transparent square cell."""
+    scale = CELL / max(picture.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+    cell = Image.new("RGBA", (CELL, CELL), (0, 0, 0, 0))
+    small = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+    cell.paste(small, ((CELL - width) // 2, (CELL - height) // 2))
+    return cell
+
+
+def folder(directory: str, chunk: int) -> str:
+    """Where the files of a chunk are."""
+    return os.path.join(directory, "pictures", f"{chunk // CHUNKS:04d}")
+
+
+def is_whole(directory: str, chunk: int) -> bool:
+    """All files of the chunk are written."""
+    return os.path.exists(os.path.join(folder(directory, chunk), f"{chunk:06d}.js"))
+
+
+def write_chunk(directory: str, chunk: int, records: Sequence[Shown], tasks, policies, truths) -> None:
+    """Draws some records and writes their files.
+
+    Args:
+      directory: of the gallery.
+      chunk: its number.
+      records: at most `PER_SHEET`.
+      tasks, policies: {task: ...}.
+      truths: of every record {task: true label in the record's frame}.
+    """
+    place = folder(directory, chunk)
+    os.makedirs(place, exist_ok=True)
+    names, said, captions = ["", *tasks], [], []
+    down = -(-len(records) // ACROSS)
+    sheets = {name: Image.new("RGBA", (ACROSS * CELL, down * CELL), (0, 0, 0, 0)) for name in names}
+    differs = dict.fromkeys(names, False)
+    for row, (shown, truth) in enumerate(zip(records, truths, strict=True)):
+        if shown.picture is None:
+            said.append({"problems": shown.problems})
+            continue
+        mine = views(shown, tasks, policies)
+        true = views(shown._replace(labels=truth), tasks, None) if truth else {}
+        corner = (row % ACROSS * CELL, row // ACROSS * CELL)
+        for name, view in mine.items():
+            sheets[name].paste(thumbnail(view.picture), corner)
+            differs[name] |= name == "" or not np.array_equal(view.picture, mine[""].picture)
+        sheet, places = _large(mine, true, names)
+        sheet.save(os.path.join(place, f"{chunk:06d}-r{row:02d}.webp"), **_QUALITY)
+        places["top"] = sum(len(strip) for strip in captions)
+        captions += [_captions(views, names) for views in (mine, true) if views]
+        said.append({**places, "problems": shown.problems, "rows": _rows(shown, names)})
+    _stacked(captions).save(os.path.join(place, f"{chunk:06d}-c.webp"), lossless=True, method=2)
+    for view, name in enumerate(names):
+        if differs[name]:  # else the page shows the photo
+            sheets[name].save(os.path.join(place, f"{chunk:06d}-{view}.webp"), **_QUALITY)
+    path = os.path.join(place, f"{chunk:06d}.js")
+    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        file.write(f"chunk({chunk},{json.dumps(said, separators=(',', ':'))});\n")
+    os.replace(f"{path}.partial", path)
+
+
+def sheets_of(directory: str, chunk: int, count: int) -> int:
+    """Which of `count` views the chunk has sheets of, as bits."""
+    place = folder(directory, chunk)
+    return sum(1 << v for v in range(count) if os.path.exists(os.path.join(place, f"{chunk:06d}-{v}.webp")))
+
+
+def _large(mine: Mapping[str, View], true: Mapping[str, View], names: Sequence[str]) -> tuple[Image.Image, dict[str, Any]]:
+    """All views on one sheet, and where: their (width, height), the heights of captions by row, -1 where there is no view.
+
+    A view that only adds a caption to the photo leaves its place empty, "plain".
+    """
+    photo = mine[""].picture
+    height, width = photo.shape[:2]
+    rows = [mine, true] if true else [mine]
+    sheet = Image.new("RGB", (width * len(names), height * len(rows)))
+    plain = [[int(name in row and np.array_equal(row[name].picture, photo)) for name in names] for row in rows]
+    for r, row in enumerate(rows):
+        for c, name in enumerate(names):
+            if name in row and not (plain[r][c] and (r, c) != (0, 0)):
+                sheet.paste(Image.fromarray(row[name].picture), (c * width, r * height))
+    captions = [[len(row[name].caption) if name in row else -1 for name in names] for row in rows]
+    return sheet, {"size": [width, height], "captions": captions, "plain": plain}
+
+
+def _captions(views: Mapping[str, View], names: Sequence[str]) -> np.ndarray:
+    """The captions side by side, at the places of their views: uint8 [deepest, width * views, 3]."""
+    width, deepest = views[""].picture.shape[1], max(len(view.caption) for view in views.values())
+    out = np.zeros((deepest, width * len(names), 3), np.uint8)
+    for c, name in enumerate(names):
+        if name in views:
+            caption = views[name].caption
+            out[: len(caption), c * width : (c + 1) * width] = caption
+    return out
+
+
+def _stacked(strips: Sequence[np.ndarray]) -> Image.Image:
+    """One below the other, at the left."""
+    shapes = [strip.shape for strip in strips] or [(1, 1, 3)]
+    out = Image.new("RGB", (max(shape[1] for shape in shapes), max(1, sum(shape[0] for shape in shapes))))
+    top = 0
+    for strip in strips:
+        if strip.size:
+            out.paste(Image.fromarray(strip), (0, top))
+            top += len(strip)
+    return out
+
+
+def _rows(shown: Shown, names: Sequence[str]) -> list:
+    return [doubt.rows(shown.claims[name]) if name in shown.claims else None for name in names[1:]]
+
+
+def _tall(picture: np.ndarray, height: int) -> np.ndarray:
+    """Cut or filled up below: a task may draw less than the frame."""
+    return np.pad(picture, ((0, max(0, height - len(picture))), (0, 0), (0, 0)))[:height]
