@@ -322,7 +322,7 @@ def test_pictures_go_through_the_same_recipe(tmp_path):
         for name, count in domains.items()
     }
     config["experts"] = {"indoor": {}, "outdoor": {"model": {"backbone": {"width": 6}}}}
-    config["model"]["backbone"] = {"depth": 10, "width": 4, "stem": "small", "stages": 2}
+    config["model"]["backbone"] = {"depth": 10, "width": 4, "stem": "small", "stages": 1}
     config["expert"]["geometry"] = config["joint"]["geometry"] = {"flip": True}
     stages(config, tmp_path / "run", "experts", "joint", "compare", "report")
     built = jedi.Built(config, 0)
