@@ -13,7 +13,9 @@ def get_config():
     config.sets.scenes.train.count = 32
     config.sets.scenes.validation.count = config.sets.scenes.test.count = 16
     config.model.backbone.width = config.teacher.model.backbone.width = 4
-    config.model.neck.channels = 8
+    config.model.backbone.stages = 1  # one level: compiling is nearly all of it
+    config.model.neck.update(channels=8, strides=(4,))
+    config.tasks.detection.strides = (4,)
     for section in (config.teacher, config.student):
         section.update(steps=6, checkpoint_every=2, log_every=1)
         section.optimizer = {"name": "sgd", "learning_rate": 0.01, "warmup": 0, "weight_decay": 0.0, "clip_norm": 0.0}
