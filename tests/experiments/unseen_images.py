@@ -59,12 +59,12 @@ def run(key, one_in: int):
     wrong = jax.random.bernoulli(keys[2], 0.1, (COUNT,))
     noisy = jnp.where(wrong, jax.random.randint(keys[3], (COUNT,), 0, CLASSES), label[:COUNT])
     x_train, hard = x[:COUNT], jax.nn.one_hot(noisy, CLASSES)
-    place, part = jnp.arange(COUNT), COUNT // one_in
-    seen = (place < part).astype(jnp.float32)
-    teacher = trained(keys[4], x_train[:part], hard[:part], jnp.ones(part), TEACHER)
+    place = jnp.arange(COUNT)
+    seen = (place < COUNT // one_in).astype(jnp.float32)
+    teacher = trained(keys[4], x_train, hard, seen, TEACHER)
     student = functools.partial(trained, keys[5], x_train, width=STUDENT, decay=0.3, scale=0.5, steps=300)
     soft = jax.nn.softmax(answer(teacher, x_train))
-    cut = ((place >= part) & (place < 2 * part)).astype(jnp.float32)
+    cut = ((place >= COUNT // one_in) & (place < 2 * COUNT // one_in)).astype(jnp.float32)
     rows = {"seen": seen, "unseen": 1.0 - seen, "cut": cut, "all": jnp.ones(COUNT)}
     score = lambda params: (answer(params, x[COUNT:]).argmax(-1) == label[COUNT:]).mean()  # noqa: E731
     found = {"teacher": score(teacher), "truth on seen": score(student(target=hard, rows=seen))}
