@@ -6,6 +6,7 @@ size; `multiple` rounds that size up where a network has strides, and outputs th
 
     classification   probabilities [B, C]
     segmentation     probabilities [B, h, w, C]; or the tuple (class ids [B, h, w], confidences [B, h, w] in 0..1)
+                     (with many classes at full resolution the tuple, made on the device, is the faster one)
     detection        for each image {"boxes": [n, 4] x0 y0 x1 y1 in pixels of the input, "scores": [n], "labels": [n]}
     depth            metres [B, h, w]; 0 or NaN is invalid
     normals          vectors [B, h, w, 3], x right, y down, z forward; 0 or NaN is invalid
