@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "must.core.types": (
-        "ArraySpec", "Balance", "Batch", "Example", "Features", "Geometry", "Metric", "Model", "Objective",
+        "ArraySpec", "Balance", "Batch", "Example", "Features", "Geometry", "LabelError", "Metric", "Model", "Objective",
         "PerExample", "Policy", "Source", "Teacher", "TrainState", "UserError",
     ),
     "must.core.ratio": ("Ratio", "all_devices", "weighted_sum"),

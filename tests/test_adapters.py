@@ -235,7 +235,9 @@ def test_a_module_is_read_in_tensors_of_any_type_or_arrays():
 
     said = {}
     for arrays in (False, True):
-        teacher = from_torch("half", Segmenter(), only("segmentation"), size=(32, 32), read=read, mean=MEAN, std=STD)
+        teacher = from_torch(
+            "half", Segmenter().bfloat16(), only("segmentation"), size=(32, 32), read=read, mean=MEAN, std=STD
+        )
         said[arrays] = teacher.predict(IMAGES[:, :, :32])["segmentation"]
     assert said[True]["ids"].shape == said[False]["ids"].shape == (4, 32, 32, 1)
     assert (said[True]["ids"] == said[False]["ids"]).mean() > 0.5  # one is blended, the other is the nearest

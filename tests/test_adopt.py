@@ -80,12 +80,11 @@ def test_enlarging_is_bilinear_between_aligned_centres(shape):
     maps = RNG.normal(size=(*shape, 3)).astype(np.float32)
     want = np.asarray(jax.image.resize(maps, (*SIZE, 3), "linear"))  # renormalises at the edges, which repeats them
     np.testing.assert_allclose(dense.resize(maps, SIZE), want, atol=1e-5)
-    np.testing.assert_allclose(dense.resize(maps, SIZE, slice(3, 9)), want[3:9], atol=1e-5)
 
 
 def test_bands_of_a_large_map_fit_together(monkeypatch):
     whole = TASKS["soft_segmentation"].adopt(SAID["soft_segmentation"], SIZE)
-    monkeypatch.setattr("must.tasks.segmentation._BAND", 5 * 24 * 5)  # 16 rows are three bands of 5 and one of 1
+    monkeypatch.setattr("must.tasks.dense._BAND", 5 * 24 * 5)  # 16 rows are three bands of 5 and one of 1
     parts = TASKS["soft_segmentation"].adopt(SAID["soft_segmentation"], SIZE)
     for name in whole:
         np.testing.assert_array_equal(parts[name], whole[name])
@@ -109,6 +108,12 @@ def test_class_ids_with_a_confidence_come_from_the_nearest_pixel(top_k):
     np.testing.assert_array_equal(label["probs"][0, 2, ::2, 0], [128, 128, 254, 254, 0, 0])
     if top_k == 2:
         assert (label["ids"][..., 1] == 255).all() and not label["probs"][..., 1].any()
+
+
+def test_the_nearest_pixel_is_that_of_the_centre():
+    maps = np.arange(6).reshape(1, 2, 3)
+    np.testing.assert_array_equal(dense.nearest(maps, (3, 5)), [[[0, 0, 1, 2, 2], [3, 3, 4, 5, 5], [3, 3, 4, 5, 5]]])
+    np.testing.assert_array_equal(dense.nearest(maps, (1, 2)), [[[3, 5]]])
 
 
 def test_boxes_are_sorted_cut_and_padded():

@@ -6,6 +6,7 @@ size; `multiple` rounds that size up where a network has strides, and outputs th
 
     classification   probabilities [B, C]
     segmentation     probabilities [B, h, w, C]; or the tuple (class ids [B, h, w], confidences [B, h, w] in 0..1)
+                     (with many classes at full resolution the tuple, made on the device, is the faster one)
     detection        for each image {"boxes": [n, 4] x0 y0 x1 y1 in pixels of the input, "scores": [n], "labels": [n]}
     depth            metres [B, h, w]; 0 or NaN is invalid
     normals          vectors [B, h, w, 3], x right, y down, z forward; 0 or NaN is invalid
@@ -78,7 +79,7 @@ def from_torch(
 
     Args:
       name: for provenance and messages.
-      module: called with float [B, 3, H, W], (pixel / 255 - mean) / std.
+      module: called with [B, 3, H, W] in the type of its weights, (pixel / 255 - mean) / std.
       tasks: that it labels.
       size: (height, width) of its input, pixels.
       read: what the module returns -> {task: what `Task.adopt` takes}, in tensors or arrays.
@@ -91,11 +92,12 @@ def from_torch(
 
     module = module.eval().to(device)
     mean_, std_ = (torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std))
+    dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
 
     @torch.no_grad()
     def predict(images: np.ndarray) -> Mapping[str, Any]:
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).movedim(-1, 1).float() / 255
-        return jax.tree.map(_on_host, read(module(((pixels - mean_) / std_).contiguous())))
+        return jax.tree.map(_on_host, read(module(((pixels - mean_) / std_).contiguous().to(dtype))))
 
     fingerprint = _preprocessed(_state_hash(module.state_dict()), mean, std)
     return from_function(name, predict, tasks, size=size, fingerprint=fingerprint, multiple=multiple)

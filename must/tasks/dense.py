@@ -5,7 +5,7 @@ head_stride / shuffle pixels of the frame. The functions on the host are for wha
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ SCORES = ArraySpec(
     (None, None), "uint8", "png", "score * 255; 255 = truth, 254 = a teacher that says none; one value may stand for all"
 )
 _LEVELS = 8  # codes that a stored score is rounded to a multiple of: a noisy map takes half the bytes
+
+_BAND = 1 << 18  # numbers of a band, 1 MiB, which stay in the cache between their uses
 
 
 def output_stride(task: str, head_stride: int, shuffle: int) -> int:
@@ -135,14 +137,40 @@ def floats(field: str, said: Array, axes: tuple[str | int, ...]) -> np.ndarray:
     return maps.astype(np.float32, copy=False)
 
 
-def resize(maps: np.ndarray, size: tuple[int, int], rows: slice = slice(None)) -> np.ndarray:
-    """Bilinear, pixel centres aligned, edges repeated, on the host: float32 [h, w, C] -> those rows of [*size, C]."""
-    height, width, channels = maps.shape
-    if width != size[1]:
-        maps = _interpolation(width, size[1]) @ maps
-    if height == size[0]:
-        return maps[rows]
-    return (_interpolation(height, size[0])[rows] @ maps.reshape(height, -1)).reshape(-1, size[1], channels)
+def resize(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, pixel centres aligned, edges repeated, on the host: float32 [h, w, C] -> [*size, C]."""
+    out = np.empty((*size, maps.shape[-1]), np.float32)
+    for rows, values in bands(maps, size):
+        out[rows] = values
+    return out
+
+
+def bands(maps: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[slice, np.ndarray]]:
+    """`resize` a few rows at a time, for maps of many classes: (rows, float32 [n, W, C]).
+
+    The next band overwrites the values: new memory for each costs four times as much as all the arithmetic.
+    """
+    (height, width), (there, before, channels) = size, maps.shape
+    maps = np.ascontiguousarray(maps)  # others have the classes first
+    if before != width:
+        low, high, share = _neighbours(before, width)
+        # Not maps[:, low], whose axes lie in another order.
+        maps = maps.take(low, 1) * (1 - share)[:, None] + maps.take(high, 1) * share[:, None]
+    low, high, share = _neighbours(there, height)
+    share = share[:, None, None]
+    count = min(height, max(1, _BAND // (width * channels)))
+    near, far = np.empty((2, count, width, channels), np.float32)
+    for top in range(0, height, count):
+        rows = slice(top, min(top + count, height))
+        if there == height:
+            yield rows, maps[rows]
+            continue
+        first = np.take(maps, low[rows], 0, out=near[: rows.stop - top], mode="clip")
+        second = np.take(maps, high[rows], 0, out=far[: rows.stop - top], mode="clip")
+        first *= 1 - share[rows]
+        second *= share[rows]
+        first += second
+        yield rows, first
 
 
 def resize_valid(maps: np.ndarray, valid: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -172,11 +200,8 @@ def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _interpolation(there: int, wanted: int) -> np.ndarray:
-    """float32 [wanted, there]: the weights of the pixels of one axis in those of another length."""
+def _neighbours(there: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Between which pixels of an axis those of another length lie, and the share of the second; [wanted] each."""
     position = np.clip((np.arange(wanted) + 0.5) * there / wanted - 0.5, 0, there - 1)
-    low = np.minimum(position.astype(np.int64), max(there - 2, 0))
-    weights = np.zeros((wanted, there), np.float32)
-    weights[np.arange(wanted), low] = 1.0 - (position - low)
-    weights[np.arange(wanted), np.minimum(low + 1, there - 1)] += position - low
-    return weights
+    low = position.astype(np.int64)
+    return low, np.minimum(low + 1, there - 1), (position - low).astype(np.float32)

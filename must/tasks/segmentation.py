@@ -15,8 +15,6 @@ from must.tasks.base import Task
 from must.tasks.soft_labels import among, distribution, known_classes, only_known, spread, unknown_classes
 from must.tasks.states import Claims, codes, decide_codes, states
 
-_BAND = 1 << 20  # numbers of an enlarged map that are made at a time
-
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation(Task):
@@ -192,12 +190,9 @@ class Segmentation(Task):
             return self._adopt_ids(*said, size)
         probs = distribution(said, ("B", "h", "w"), len(self.classes))
         ids, found = (np.empty((len(probs), *size, self.top_k), np.uint8) for _ in range(2))
-        rows = max(1, _BAND // (size[1] * len(self.classes)))  # a band stays in the cache between its uses
         for image, map_ in enumerate(probs):
-            wide = dense.resize(map_, (map_.shape[0], size[1]))
-            for top in range(0, size[0], rows):
-                band = slice(top, top + rows)
-                ids[image, band], found[image, band] = _best(dense.resize(wide, size, band), self.top_k)
+            for rows, values in dense.bands(map_, size):
+                ids[image, rows], found[image, rows] = _best(values, self.top_k)
         return {"ids": ids, "probs": found}
 
     def _adopt_ids(self, ids: Array, confidence: Array, size: tuple[int, int]) -> Label:
