@@ -1,5 +1,7 @@
 """Positive, ignored, negative, unknown: the same for classes, pixels and boxes, and what each of them teaches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,15 +55,27 @@ def test_no_teacher_is_as_sure_as_the_truth():
     assert np.float16(uncertain(np.float32(1))) < 1 and uncertain(np.float32(0.4)) == np.float32(0.4)
     assert codes(np.float32(1)) == LARGEST and codes(np.float32(0.25)) == 64 and SUREST > LARGEST / 255
     sure = 1e4 * np.eye(5, dtype=np.float32)
-    assert CLASS.predict(sure)["probs"].max() < 1 and PIXELS.predict(sure[None, None])["probs"].max() == LARGEST
+    said, target = jax.jit(CLASS.predict)(sure), jax.jit(CLASS.target)
+    assert said["probs"].max() < 1 and jax.jit(PIXELS.predict)(sure[None, None])["probs"].max() == LARGEST
     policy = Policy(np.inf, 0.0)
-    assert not CLASS.target(CLASS.predict(sure), policy)["used"].any()
-    assert CLASS.target({"probs": np.eye(5, dtype=np.float32)}, policy)["used"].all()
+    assert not target(said, policy)["used"].any()
+    assert target({"probs": jnp.eye(5)}, policy)["used"].all()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _term_and_slope(task, logits, label, policy):
+    """The task's only term, and the gradient of its sum."""
+
+    def total(logits):
+        (term,) = task.loss(logits, task.target(label, policy)).values()
+        return term.value.sum(), term
+
+    slope, term = jax.grad(total, has_aux=True)(logits)
+    return term, slope
 
 
 def _class_terms(logits, label, policy):
-    loss = lambda z: CLASS.loss(z, CLASS.target(label, policy))["class"]  # noqa: E731
-    return loss(logits), jax.grad(lambda z: loss(z).value.sum())(logits)
+    return _term_and_slope(CLASS, logits, label, policy)
 
 
 def test_a_class_that_none_is_positive_of_is_one_of_those_that_are_not_negative():
@@ -109,26 +123,25 @@ def test_pixels_have_the_states_of_classes():
     probs = np.array([[[128, 100], [250, 3], [60, 55], [0, 0], [255, 0]]], np.uint8)
     task = Segmentation(NAMES, top_k=2, head_stride=1, width=4, depth=1)
     label = {"ids": ids[None], "probs": probs[None], "known": np.array([[True, True, True, False, True]])}
-    target = task.target(label, Policy(0.8, 0.15))
+    target = jax.jit(task.target)(label, Policy(0.8, 0.15))
     assert np.asarray(target["used"])[0, 0].tolist() == [False, True, False, False, True]
     # The first pixel leaves 27/255 to the three unlisted classes, less than 0.15; the third leaves enough for each of them.
     assert np.asarray(target["candidates"])[0, 0].tolist() == [
         [True, True, False, False, False], [False] * 5, [False] * 5, [False] * 5, [False] * 5
     ]  # fmt: skip
     logits = jnp.asarray(RNG.normal(size=(1, 1, 5, 5)), jnp.float32)
-    loss = lambda z: task.loss(z, task.target(label, Policy(0.8, 0.15)))["segmentation"]  # noqa: E731
     over = np.asarray(jax.nn.softmax(logits[0, 0][:, [0, 1, 2, 4]]))
     aims = {1: np.array([2 / 255 / 3, 2 / 255 / 3, 250 / 255, 2 / 255 / 3]), 4: np.eye(4)[0]}
     aims = {place: aim / aim.sum() for place, aim in aims.items()}
     wanted = -np.log(over[0, :2].sum()) - sum((aim * np.log(over[place])).sum() for place, aim in aims.items())
-    term, slope = loss(logits), np.asarray(jax.grad(lambda z: loss(z).value.sum())(logits))
+    term, slope = jax.tree.map(np.asarray, _term_and_slope(task, logits, label, Policy(0.8, 0.15)))
     np.testing.assert_allclose(term.value[0], wanted, rtol=1e-4)
     assert term.norm[0] == 3 and not slope[..., 3].any() and not slope[0, 0, 2:4].any()
 
 
 def test_hard_pixels_are_what_they_were_with_two_states():
     ids, probs = np.full((1, 1, 2, 1), 3, np.uint8), np.array([[[[140], [110]]]], np.uint8)
-    target = PIXELS.target({"ids": ids, "probs": probs}, Policy(0.5, 0.5))
+    target = jax.jit(PIXELS.target)({"ids": ids, "probs": probs}, Policy(0.5, 0.5))
     assert np.asarray(target["used"]).tolist() == [[[True, False]]] and not np.asarray(target["candidates"]).any()
 
 
@@ -174,6 +187,6 @@ def test_a_crowd_is_ignored_whatever_its_score_and_boxes_have_three_states():
     label = forms.detection(np.tile([2.0, 2, 20, 20], (4, 1)), [0, 1, 2, 3], [False, False, False, True])
     label["scores"] = np.array([0.9, 0.5, 0.1, 1.0], np.float16)
     row = {name: value[None] for name, value in task.transform(label, whole_image((32, 32), (32, 32))).items()}
-    target = {name: np.asarray(value)[0] for name, value in task.target(row, Policy(0.8, 0.3)).items()}
+    target = {name: np.asarray(value)[0] for name, value in jax.jit(task.target)(row, Policy(0.8, 0.3)).items()}
     by_class = dict(zip(target["classes"].tolist(), zip(target["positive"].tolist(), target["ignored"].tolist())))
     assert by_class == {0: (True, False), 1: (False, True), 2: (False, False), 3: (False, True)}
