@@ -20,7 +20,8 @@ def planned(count, *, shards=6, batch_size=8):
 def read_all(directory):
     from array_record.python.array_record_module import ArrayRecordReader
 
-    return [record for path in sorted(directory.glob("*array_record*")) for record in ArrayRecordReader(str(path)).read_all()]
+    readers = (ArrayRecordReader(str(path)) for path in sorted(directory.glob("*array_record*")))
+    return [record for reader in readers for record in reader.read_all()]
 
 
 def test_bytes_are_those_of_the_records_that_are_written(tmp_path):

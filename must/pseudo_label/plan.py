@@ -23,8 +23,8 @@ class Plan(NamedTuple):
       name: of the dataset.
       split: of the dataset.
       count: images N.
-      shards: number of files.
-      batch_size: images of one forward pass; shards begin a new batch.
+      shards: number of files; fewer where there are fewer batches.
+      batch_size: images of one forward pass.
     """
 
     name: str
@@ -38,17 +38,18 @@ class Plan(NamedTuple):
         return f"{self.name}-{self.split}.array_record-{shard:05d}-of-{self.shards:05d}"
 
     def images(self, shard: int) -> range:
-        """Indices into the source."""
-        return range(*(self.count * k // self.shards for k in (shard, shard + 1)))
+        """Indices into the source: whole batches, so that no more than the last one of all is filled up."""
+        start, stop = (_batches(self) * k // self.shards * self.batch_size for k in (shard, shard + 1))
+        return range(start, min(stop, self.count))
 
     def batches(self, shard: int) -> list[range]:
-        """Indices into the source; the last batch of a shard may be short."""
+        """Indices into the source; the very last batch may be short."""
         images = self.images(shard)
         return [images[at : at + self.batch_size] for at in range(0, len(images), self.batch_size)]
 
 
 def make_plan(name: str, split: str, source: Source, *, shards: int, batch_size: int) -> Plan:
-    """Contiguous shards of equal size, never more than there are images.
+    """Contiguous shards of as equal a number of batches as can be, never more than there are batches.
 
     Raises:
       UserError: an empty source, ids that are not unique or span lines, or a name that TFDS cannot parse.
@@ -65,7 +66,8 @@ def make_plan(name: str, split: str, source: Source, *, shards: int, batch_size:
         if id in seen or "\n" in id:
             raise UserError(f"{source.name}: id {id!r} " + ("occurs twice" if id in seen else "spans lines"))
         seen.add(id)
-    return Plan(name, split, len(ids), min(shards, len(ids)), batch_size)
+    plan = Plan(name, split, len(ids), shards, batch_size)
+    return plan._replace(shards=min(shards, _batches(plan)))
 
 
 def identity(
@@ -125,6 +127,10 @@ def first_difference(there: Any, here: Any, key: str = "") -> str:
                 return found
         return ""
     return "" if there == here else f"{key} is {json.dumps(there)} there, {json.dumps(here)} here"
+
+
+def _batches(plan: Plan) -> int:
+    return -(-plan.count // plan.batch_size)
 
 
 def code_version() -> str:

@@ -70,7 +70,7 @@ def label_images(
       source: images; may offer `encoded(index) -> bytes`, JPEG or PNG that is copied instead of encoded anew.
       teachers: each task by one of them.
       split: of the dataset.
-      shards: number of files.
+      shards: number of files; fewer where there are fewer batches.
       batch_size: images of one forward pass; all batches have this size.
       copy_images: store the pictures; otherwise records refer to them by id.
       keep_aspect: pad the images to the teachers' input size instead of stretching them.

@@ -100,7 +100,8 @@ def forward(built: list[Teacher], images: np.ndarray, batch: int) -> None:
 def compare(title: str, source: Jpegs, built: list[Teacher], options: argparse.Namespace) -> None:
     """Bare forward passes and the label pass in turn."""
     size = (options.size, options.size)
-    images = np.stack([transform_image(source[i].image, whole_image(source[i].image.shape[:2], size)) for i in range(len(source))])
+    pictures = (source[i].image for i in range(len(source)))
+    images = np.stack([transform_image(picture, whole_image(picture.shape[:2], size)) for picture in pictures])
     spent = {"forward": [], "label pass": []}
     for round in range(options.rounds + 1):
         with tempfile.TemporaryDirectory() as directory:
@@ -145,12 +146,14 @@ def painted(size: int, stride: int, count: int = 8, seed: int = 0) -> dict[str, 
         channels = [enlarged(gaussian_filter(normals[..., c], 1.0) + 0.03 * noise()) for c in range(3)]
         normals = np.stack(channels, -1)
         ids = labels["segmentation"]["ids"][2::4, 2::4, 0]
-        edges = gaussian_filter(np.maximum(*(np.abs(np.gradient(ids.astype(float), axis=a)) for a in (0, 1))) > 0, 1.5, output=float)
+        edges = np.hypot(*np.gradient(ids.astype(float))) > 0
+        edges = gaussian_filter(edges, 1.5, output=float)
         sure = enlarged(np.clip(0.97 - edges / edges.max() * 0.6 + 0.03 * noise(), 0, 1))
         rows["depth"].append({"depth": metres.astype(np.float32)})
         rows["normals"].append({"normals": (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)})
         ids = (ids.astype(int) * 17 % 150).repeat(4, 0).repeat(4, 1)
-        rows["segmentation"].append({"ids": ids[..., None].astype(np.uint8), "probs": np.round(255 * sure[..., None]).astype(np.uint8)})
+        pixels = {"ids": ids, "probs": np.round(255 * sure)}
+        rows["segmentation"].append({name: field[..., None].astype(np.uint8) for name, field in pixels.items()})
     found = {task: {name: np.stack([row[name] for row in its]) for name in its[0]} for task, its in rows.items()}
     corners = np.sort(rng.uniform(0, size, (count, 100, 2, 2)), 2)
     found["detection"] = {
@@ -208,14 +211,16 @@ def measure_memory(count: int = 10_000, size: int = 64) -> None:
         start = time.perf_counter()
         label_images(f"{directory}/1.0.0", "rate", Jpegs(count, size), [teacher], batch_size=64, progress=look)
     seconds = time.perf_counter() - start
-    print(f"memory: {', '.join(f'{mib:.0f} MiB after {at:,}' for at, mib in resident.items())} images, {seconds:.0f} s", flush=True)
+    marks = ", ".join(f"{mib:.0f} MiB after {at:,}" for at, mib in resident.items())
+    print(f"memory: {marks} images, {seconds:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="one,five,host,memory,bytes")
     for name, default in {
-        "images": 32, "size": 256, "photo": 512, "depth": 18, "width": 64, "channels": 128, "batch": 8, "shards": 2, "rounds": 5,
+        "images": 32, "size": 256, "photo": 512, "depth": 18, "width": 64, "channels": 128, "batch": 8, "shards": 2,
+        "rounds": 5,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
@@ -225,7 +230,8 @@ def main() -> None:
     if "one" in parts:
         compare("one teacher of five tasks", source, [build_teacher("all", tasks, options)], options)
     if "five" in parts:
-        compare("five teachers", source, [build_teacher(name, {name: task}, options) for name, task in tasks.items()], options)
+        five = [build_teacher(name, {name: task}, options) for name, task in tasks.items()]
+        compare("five teachers", source, five, options)
     if "host" in parts:
         measure_host(source, options)
     if "memory" in parts:
