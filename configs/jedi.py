@@ -9,7 +9,7 @@
 
 from ml_collections import ConfigDict
 
-from must.data.moving_scenes import MIRRORED, REVERSED
+from must.scenes.moving import MIRRORED, REVERSED
 
 
 def get_config(variant: str = "scenes") -> ConfigDict:

@@ -4,7 +4,7 @@ import numpy as np
 
 from must.core.types import UserError
 from must.data.pipeline import Encoder
-from must.data.scenes import Scenes
+from must.scenes.still import Scenes
 from must.pseudo_label.teacher import from_function
 from tests import toy_teacher
 

@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from must.data import labels as record_form
-from must.data.moving_scenes import MovingScenes
+from must.readers import labels as record_form
+from must.scenes.moving import MovingScenes
 
 
 def get_config():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.data import labels
+from must.readers import labels
 from must.data.geometry import whole_image
 from must.tasks.action import Action
 from must.tasks.base import build

@@ -15,9 +15,9 @@ pytest.importorskip("onnxruntime")
 
 from must.core.types import LabelError, UserError  # noqa: E402
 from must.data.geometry import transform_image, whole_image  # noqa: E402
-from must.data.png_maps import as_uint8  # noqa: E402
-from must.data.records import Records  # noqa: E402
-from must.data.scenes import CLASSES, Scenes  # noqa: E402
+from must.readers.png_maps import as_uint8  # noqa: E402
+from must.readers.records import Records  # noqa: E402
+from must.scenes.still import CLASSES, Scenes  # noqa: E402
 from must.pseudo_label import adapters  # noqa: E402
 from must.pseudo_label.adapters import from_onnx, from_torch  # noqa: E402
 from must.pseudo_label.teacher import from_function  # noqa: E402

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from must.core.types import Teacher, UserError
-from must.data.records import Records
+from must.readers.records import Records
 from must.pseudo_label.add import add_labels
 from must.pseudo_label.write import label_images
 from tests.test_label_resume import tree

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.data import labels as forms
+from must.readers import labels as forms
 from must.data.classes import ClassMap, Remapped, as_table, load_class_map, remap
 from must.data.geometry import whole_image
 from must.data.sources import source

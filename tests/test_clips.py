@@ -13,9 +13,9 @@ from must.data.augment import Photometric
 from must.data.clips import ClipEncoder, Window, segment_frames
 from must.data.combine import Cached
 from must.data.disjoint import check_disjoint, overlaps
-from must.data.frames import FrameFolders
+from must.readers.frames import FrameFolders
 from must.data.pipeline import Encoder, eval_batches, train_batches
-from must.data.records import Records
+from must.readers.records import Records
 from must.data.sources import source
 from must.pseudo_label.clips import write_clips
 from must.tasks.action import Action

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.data import labels as forms
+from must.readers import labels as forms
 from must.data.combine import Cached, Concat, Subset, encoded_of
 from must.data.merge import Join, Overlay
 from must.data.sources import source
@@ -153,7 +153,7 @@ def test_nested_sections_build_nested_sources(tmp_path):
 def test_weights_travel_from_the_source_to_the_batch():
     from must.data.combine import Repeated, Weighted
     from must.data.pipeline import Encoder
-    from must.data.scenes import Scenes
+    from must.scenes.still import Scenes
     from must.tasks.depth import Depth
 
     scenes = Scenes(3, labels=("depth",))
@@ -172,7 +172,7 @@ def test_weights_travel_from_the_source_to_the_batch():
 
 def test_repeated_examples_are_met_more_often_and_keep_their_content(tmp_path):
     from must.data.combine import Repeated
-    from must.data.scenes import Scenes
+    from must.scenes.still import Scenes
 
     scenes = Scenes(5)
     often = Repeated(scenes, {scenes.ids[0]: 3, scenes.ids[1]: 3, scenes.ids[4]: 0})

@@ -199,7 +199,7 @@ def test_joint_experts_know_their_own_classes_and_share_no_example(variant):
 
 
 def test_still_images_are_named_by_shape_material_or_both():
-    from must.data.scenes import CLASSES, Scenes
+    from must.scenes.still import CLASSES, Scenes
 
     built = jedi.Built(_config("jedi", "images"), 0)
     names = CLASSES["classification"]

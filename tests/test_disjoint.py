@@ -6,7 +6,7 @@ import pytest
 
 from must.core.types import UserError
 from must.data.disjoint import check_disjoint
-from must.data.folders import ImageCsv, Photos
+from must.readers.folders import ImageCsv, Photos
 from tests.folder_sets import picture
 from tests.memory_source import Memory
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.data.record_format import field_sizes
+from must.readers.record_format import field_sizes
 from must.pseudo_label.estimate import Estimate, describe, estimate
 from must.pseudo_label.plan import make_plan
 from tests.toy_labels import ToySource, ToyTask, label_toy, toy_teacher

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from must.data.coco import decode_mask
-from must.data.files import decode_picture
+from must.readers.coco import decode_mask
+from must.readers.files import decode_picture
 from must.data.sources import source
 from tests import folder_sets as sets
 

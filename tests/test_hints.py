@@ -272,8 +272,8 @@ def test_hard_labels_are_those_of_a_record():
 def test_online_labels_are_those_of_records(tmp_path):
     """Hard labels in the step and records written, read by TFDS and encoded again, within what records round."""
     from must.data.pipeline import Encoder, stack
-    from must.data.records import Records
-    from must.data.scenes import Scenes
+    from must.readers.records import Records
+    from must.scenes.still import Scenes
     from must.pseudo_label.teacher import from_model
     from must.pseudo_label.write import label_images
 

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from must.core.types import UserError
-from must.data.coco import CocoJson
-from must.data.dense import DepthPng, MaskPng, NormalsPng
-from must.data.edited import EditedCoco
-from must.data.file_names import file_of, id_of
-from must.data.folders import ImageCsv
-from must.data.label_files import LabelFiles
+from must.readers.coco import CocoJson
+from must.readers.dense import DepthPng, MaskPng, NormalsPng
+from must.readers.edited import EditedCoco
+from must.readers.file_names import file_of, id_of
+from must.readers.folders import ImageCsv
+from must.readers.label_files import LabelFiles
 from must.data.merge import Overlay
-from must.data.records import Records
+from must.readers.records import Records
 from must.export.labels import export_labels
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection

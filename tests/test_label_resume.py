@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.data.records import Records
+from must.readers.records import Records
 from must.pseudo_label.plan import make_plan
 from must.pseudo_label.shards import ShardFile
 from tests.toy_labels import ToySource, ToyTask, label_toy, toy_teacher

@@ -26,7 +26,7 @@ def test_two_foreign_tasks_go_all_the_way(tmp_path):
     assert "The column scratch shows the teachers" in page and results["notes"][0] in result.stdout
     assert "edges" in page and "corners" in page
 
-    from must.data.records import Records
+    from must.readers.records import Records
 
     (directory,) = (tmp_path / "run" / "pseudo_labels").glob("*/*")
     records = Records(str(directory))

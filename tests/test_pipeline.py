@@ -10,7 +10,7 @@ from must.core.types import Example, UserError
 from must.data import geometry
 from must.data.augment import Photometric
 from must.data.pipeline import Encoder, Grouped, epoch_steps, eval_batches, train_batches
-from must.data.scenes import CLASSES, Scenes
+from must.scenes.still import CLASSES, Scenes
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from must.core.types import ArraySpec
-from must.data.png_maps import TYPES, as_uint8, decode_map, encode_map
-from must.data.record_format import decode_record, encode_record, features_of
+from must.readers.png_maps import TYPES, as_uint8, decode_map, encode_map
+from must.readers.record_format import decode_record, encode_record, features_of
 
 SHAPES = {
     "uint8": [(1, 1), (5, 7), (5, 7, 1), (9, 4, 3), (1, 6, 3), (64, 1, 3), (40, 33)],

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.data.label_files import LabelFiles
-from must.data.records import Records
+from must.readers.label_files import LabelFiles
+from must.readers.records import Records
 from must.recipes import pseudo_label as recipe
 from must.recipes.dry_run import dry_run
 from must.recipes.run import run

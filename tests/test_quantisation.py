@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from must.data.geometry import whole_image
-from must.data.record_format import decode_record, encode_record
+from must.readers.record_format import decode_record, encode_record
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.normals import Normals

@@ -18,8 +18,8 @@ from PIL import Image
 
 from must.core.types import ArraySpec, Teacher, UserError
 from must.data.geometry import whole_image
-from must.data.record_format import check_specs, encode_png
-from must.data.records import Records
+from must.readers.record_format import check_specs, encode_png
+from must.readers.records import Records
 from tests.toy_labels import ToySource, ToyTask, label_toy, toy_teacher
 
 SPEC = ToyTask().label_spec()
@@ -250,7 +250,7 @@ def test_pictures_are_copied_where_every_reader_sees_the_same(tmp_path):
             return buffer.getvalue()
 
         def __getitem__(self, index):
-            from must.data.files import decode_picture
+            from must.readers.files import decode_picture
 
             return super().__getitem__(index)._replace(image=decode_picture(self.encoded(index), "toy"))
 

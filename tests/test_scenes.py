@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.data import raycast, solids
-from must.data.scenes import CLASSES, DOMAINS, IGNORE, MATERIALS, SURFACES, TASKS, Scenes
+from must.scenes import raycast
+from must.scenes import solids
+from must.scenes.still import CLASSES, DOMAINS, IGNORE, MATERIALS, SURFACES, TASKS, Scenes
 
 COUNT = 12
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from must.core.types import Policy
-from must.data import labels as forms
+from must.readers import labels as forms
 from must.data.geometry import whole_image
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth

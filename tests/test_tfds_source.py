@@ -192,7 +192,7 @@ def _write_videos(folder, as_video=True):
 
 @pytest.mark.parametrize("as_video", [True, False])
 def test_a_video_decodes_the_frames_that_are_asked_for(tmp_path, as_video, monkeypatch):
-    from must.data import frames
+    from must.readers import frames
 
     _write_videos(tmp_path, as_video)
     section = {"dataset": "toy", "split": "train", "data_dir": str(tmp_path), "image": "video", "name": "clips"}

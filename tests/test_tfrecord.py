@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.data.records import Records, file_hash, stored_records
+from must.readers.records import Records, file_hash, stored_records
 from must.export import tfrecord
 from must.export.tfrecord import write_tfrecord
 from tests.random_labels import TASKS, Labelled, label_random

@@ -11,7 +11,7 @@ from must.core.types import UserError
 from must.data.clips import ClipEncoder
 from must.data.pipeline import eval_batches
 from must.data.sources import source
-from must.data.video_files import VideoFile, VideoFiles, read_table
+from must.readers.video import VideoFile, VideoFiles, read_table
 from must.tasks.action import Action
 from tests.clip_sets import bar, write_video
 

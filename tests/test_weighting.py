@@ -18,7 +18,7 @@ import pytest
 from must.core.types import Batch, Model, Policy, UserError
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import Encoder, Joined, train_batches
-from must.data.records import Records
+from must.readers.records import Records
 from must.data.weights import write_weights
 from must.objectives.supervised import supervised
 from must.pseudo_label import weigh

@@ -12,7 +12,7 @@ import numpy as np
 
 from must.core.types import ArraySpec, Metric, PerExample
 from must.data.geometry import restore_boxes, restore_map, transform_boxes, transform_map
-from must.data.scenes import Scenes
+from must.scenes.still import Scenes
 from must.tasks.base import Task
 
 STRIDE = 4

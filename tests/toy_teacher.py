@@ -3,7 +3,7 @@
 import numpy as np
 
 from must.data.pipeline import Encoder
-from must.data.scenes import CLASSES, Scenes
+from must.scenes.still import CLASSES, Scenes
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection

@@ -1,6 +1,6 @@
 """From a video to clips: which part of it a clip shows, which frames stand for that part, and a row of a batch.
 
-Decoding frames is the source's (`must.data.frames`, `must.data.video_files`), geometry that of `must.data.geometry`.
+Decoding frames is the source's (`must.readers.frames`, `must.readers.video`), geometry that of `must.data.geometry`.
 """
 
 import dataclasses

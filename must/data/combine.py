@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Example, Label, Source, UserError
-from must.data.files import first_repeated
+from must.readers.files import first_repeated
 
 
 class Routed:

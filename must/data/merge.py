@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from must.core.types import Example, Label, Source, UserError
 from must.data.combine import as_list, common_classes, encoded_of, hash_of, labels_of
-from must.data.files import FileSource, first_repeated
+from must.readers.files import FileSource, first_repeated
 
 BY_TEACHER = "@teacher"  # behind a task's name: what a teacher says where the truth is known too
 

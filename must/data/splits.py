@@ -10,7 +10,7 @@ import numpy as np
 
 from must.core.types import Example, Label, Source, UserError
 from must.data.combine import Routed, as_list, hash_of
-from must.data.files import first_repeated
+from must.readers.files import first_repeated
 
 
 def part(ids: Sequence[str], share: float | int, seed: int) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from must.core.types import UserError
-from must.data.files import first_repeated, read_bytes
+from must.readers.files import first_repeated, read_bytes
 
 _COLUMNS = ["id", "task", "weight"]
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from must.core.types import Source
-from must.data.label_files import CLASSES, list_cell
+from must.readers.label_files import CLASSES, list_cell
 from must.export.examples import class_names, labelled, picture_file, write_about
 from must.tasks.classification import Classification
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from must.core.types import Label, Source, UserError
 from must.data.combine import encoded_of, labels_of
-from must.data.file_names import file_of
-from must.data.label_files import ABOUT
-from must.data.record_format import encode_png
+from must.readers.file_names import file_of
+from must.readers.label_files import ABOUT
+from must.readers.record_format import encode_png
 from must.tasks.base import Task
 
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}

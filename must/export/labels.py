@@ -8,7 +8,7 @@
     <task>/classes.csv             classification, `must.export.classes`
     <task>/maps.csv, <field>/...   segmentation, depth, normals, `must.export.maps`
 
-<file> is the example's id, `must.data.file_names`. `must.data.label_files.LabelFiles` reads all of it back, our readers of
+<file> is the example's id, `must.readers.file_names`. `must.readers.label_files.LabelFiles` reads all of it back, our readers of
 users' files (`CocoJson`, `MaskPng`, `DepthPng`, `NormalsPng`, `ImageCsv`) any one task. What a label rounds was rounded
 when the record was written: boxes are float32, scores and probabilities float16, confidences codes of 1/255, depths 16-bit
 codes with scale and offset, normals codes of 1/127. The files keep these numbers; `millimetres` alone rounds again.
@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Mapping
 
 from must.core.types import Source, UserError
-from must.data.label_files import EXAMPLES, IMAGES
+from must.readers.label_files import EXAMPLES, IMAGES
 from must.export.boxes import write_coco
 from must.export.classes import write_classes
 from must.export.examples import picture_bytes, picture_file, write_about, write_new

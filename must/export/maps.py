@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Label, Source, UserError
-from must.data.file_names import file_of
-from must.data.label_files import FIELDS, MAPS, folder_of, list_cell
-from must.data.record_format import encode_png
+from must.readers.file_names import file_of
+from must.readers.label_files import FIELDS, MAPS, folder_of, list_cell
+from must.readers.record_format import encode_png
 from must.export.examples import class_names, labelled, write_about, write_new
 from must.tasks import drawing
 from must.tasks.base import Task

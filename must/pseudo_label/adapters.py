@@ -56,7 +56,7 @@ import jax
 import numpy as np
 
 from must.core.types import Array, Label, Teacher, UserError
-from must.data.records import file_hash
+from must.readers.records import file_hash
 from must.pseudo_label.teacher import adopted, from_function, rounded_up
 from must.tasks.base import Task
 

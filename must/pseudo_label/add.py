@@ -1,7 +1,7 @@
 """Tasks that come later: new teachers label the images of finished records, and what they say lies beside the old labels.
 
 The old files are not touched. What is added is a directory of records of its own, without pictures, below the first one;
-`must.data.records.Records` shows the labels of both together, by record id, as soon as the addition is complete.
+`must.readers.records.Records` shows the labels of both together, by record id, as soon as the addition is complete.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from must.core.types import Source, Teacher, UserError
-from must.data.records import Records, addition_directory, addition_names, read_additions, read_provenance
+from must.readers.records import Records, addition_directory, addition_names, read_additions, read_provenance
 from must.pseudo_label.write import Summary, label_images, read_claim
 
 

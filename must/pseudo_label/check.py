@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import ArraySpec, Label, LabelError
-from must.data.record_format import mismatch
+from must.readers.record_format import mismatch
 
 _ROUNDING = 1e-3  # by which a sum of probabilities may miss 1
 _SCORE_ROUNDING = 1e-4  # by which a score may exceed 1, so that float16 still rounds it to 1

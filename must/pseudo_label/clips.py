@@ -10,8 +10,8 @@ import numpy as np
 
 from must.core.types import Source, UserError
 from must.data.combine import labels_of
-from must.data.record_format import check_specs, encode_png, encode_record, features_of, is_plain, mismatch
-from must.data.records import COMMITTED, IDS, PROVENANCE, read_provenance
+from must.readers.record_format import check_specs, encode_png, encode_record, features_of, is_plain, mismatch
+from must.readers.records import COMMITTED, IDS, PROVENANCE, read_provenance
 from must.pseudo_label.infer import Row
 from must.pseudo_label.plan import FORMAT, Plan, code_version, first_difference, make_plan
 from must.pseudo_label.shards import ShardFile, move, write_json, write_metadata, write_text
@@ -30,7 +30,7 @@ def write_clips(
     shards: int = 16,
     quality: int | None = None,
 ) -> int:
-    """Writes every clip of a source as one record, which `must.data.records.Records` and TFDS read.
+    """Writes every clip of a source as one record, which `must.readers.records.Records` and TFDS read.
 
     Frames that the source holds as RGB JPEG or PNG are copied byte for byte. A directory that is complete already is left
     as it is; one that is not is begun anew.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from must.core.types import Source, Teacher, UserError
-from must.data.record_format import ID, IMAGE, field_sizes
+from must.readers.record_format import ID, IMAGE, field_sizes
 from must.pseudo_label.infer import Labeller
 from must.pseudo_label.plan import Plan
 

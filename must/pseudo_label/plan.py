@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from must.core.types import Source, Teacher, UserError
-from must.data.record_format import check_specs
+from must.readers.record_format import check_specs
 
 FORMAT = 2  # of the layout; raised when older code could no longer read it
 

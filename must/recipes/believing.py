@@ -12,7 +12,7 @@ from must.core import devices
 from must.core.types import Label, Policy, Source, Teacher, UserError
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import Encoder, eval_batches
-from must.data.records import Records
+from must.readers.records import Records
 from must.pseudo_label import policy as policies
 from must.pseudo_label.calibrate import gather
 from must.pseudo_label.policy_file import read_policies, save_policies

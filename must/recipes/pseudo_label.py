@@ -8,7 +8,7 @@ from typing import Any
 
 from must.core.types import Source, Teacher, UserError
 from must.data.combine import Concat
-from must.data.records import Records, read_additions, read_provenance
+from must.readers.records import Records, read_additions, read_provenance
 from must.recipes import labelling, showing
 from must.recipes.believing import check_policy, choose_policies
 from must.recipes.built import HELD_OUT, MEASURED, POOL

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Source, UserError
-from must.data.records import Records
+from must.readers.records import Records
 from must.evaluate.quality import quality as measured_quality
 from must.export.labels import export_labels
 from must.export.tfrecord import write_tfrecord

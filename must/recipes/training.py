@@ -10,10 +10,10 @@ import numpy as np
 from must.core import devices
 from must.core.types import Model, Policy, PyTree, Source, UserError
 from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
-from must.data.edited import EditedCoco
+from must.readers.edited import EditedCoco
 from must.data.merge import Overlay
 from must.data.pipeline import epoch_steps
-from must.data.records import Records
+from must.readers.records import Records
 from must.data.weights import read_weights
 from must.evaluate.evaluate import summarize
 from must.objectives.distill import Hint

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from must.core.devices import set_xla_flags
 from must.core.types import Batch, Policy
-from must.data.frames import FrameFolders
+from must.readers.frames import FrameFolders
 from must.data.pipeline import Grouped, train_batches
 from must.models.experts import Expert, experts
 from must.objectives import balance

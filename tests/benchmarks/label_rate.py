@@ -31,9 +31,9 @@ import simplejpeg
 from scipy.ndimage import gaussian_filter, zoom
 
 from must.core.types import Example, Teacher
-from must.data.files import decode_picture
+from must.readers.files import decode_picture
 from must.data.geometry import transform_image, whole_image
-from must.data.scenes import Scenes
+from must.scenes.still import Scenes
 from must.models import fpn, multi_head, resnet
 from must.pseudo_label import teacher as teachers
 from must.pseudo_label.estimate import describe, estimate

@@ -13,8 +13,8 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 from must.core.types import Source  # noqa: E402
-from must.data.moving_scenes import DOMAIN, MovingScenes  # noqa: E402
-from must.data.scenes import DOMAINS, Scenes  # noqa: E402
+from must.scenes.moving import DOMAIN, MovingScenes  # noqa: E402
+from must.scenes.still import DOMAINS, Scenes  # noqa: E402
 
 WINDOW = 100
 

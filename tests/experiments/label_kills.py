@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from must.data.records import Records
+from must.readers.records import Records
 from tests.toy_labels import ToySource, label_toy
 
 REPOSITORY = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import os
 
 import numpy as np
 
-from must.data.records import Records
+from must.readers.records import Records
 from must.evaluate.quality import quality
 from must.pseudo_label import policy as policies
 from must.recipes import must as recipe

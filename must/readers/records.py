@@ -2,7 +2,7 @@
 `must.pseudo_label.clips`, or any labels in that layout.
 
     features.json, dataset_info.json            what TFDS needs to read it
-    <name>-<split>.array_record-00000-of-00016  the records, `must.data.record_format`
+    <name>-<split>.array_record-00000-of-00016  the records, `must.readers.record_format`
     ids.txt                                     one id per record, in order
     provenance.json                             who labelled what, and count, bytes and SHA-256 of every file
     added/<name>/1.0.0                          tasks that came later: a directory like this one, without the pictures
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from must.core.types import ArraySpec, Example, Label, Source, UserError
-from must.data.files import decode_picture
-from must.data.frames import FrameVideo
-from must.data.record_format import decode_record
+from must.readers.files import decode_picture
+from must.readers.frames import FrameVideo
+from must.readers.record_format import decode_record
 
 COMMITTED, PROVENANCE, IDS = "dataset_info.json", "provenance.json", "ids.txt"
 _ADDED = "added"

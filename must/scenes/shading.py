@@ -1,4 +1,4 @@
-"""Colour for the geometry of `must.data.raycast`: textures, lights, shadows, sensor noise. Pictures only, no labels."""
+"""Colour for the geometry of `must.scenes.raycast`: textures, lights, shadows, sensor noise. Pictures only, no labels."""
 
 import colorsys
 import functools
@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from must.data.raycast import CEILING, FLOOR, LEFT, SKY, Background, Hits, Rays, Room, window
-from must.data.solids import Solid
+from must.scenes.raycast import CEILING, FLOOR, LEFT, SKY, Background, Hits, Rays, Room, window
+from must.scenes.solids import Solid
 
 MATTE, PATTERNED, METALLIC = range(3)
 TEXELS_PER_METRE = 16

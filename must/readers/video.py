@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.core.types import UserError
-from must.data.files import folder, locate, read_classes, source_name
-from must.data.frames import ClipSource, checked_classes, read_clips
+from must.readers.files import folder, locate, read_classes, source_name
+from must.readers.frames import ClipSource, checked_classes, read_clips
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
 _TOLERANCE = 0.1  # seconds

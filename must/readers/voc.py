@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from must.core.types import Label, UserError
-from must.data import labels
-from must.data.coco import DETECTION, SEGMENTATION, checked, task_keys
-from must.data.dense import read_mask
-from must.data.files import FileSource, find_pictures, folder, locate, read_bytes, read_classes, select, source_name
+from must.readers import labels
+from must.readers.coco import DETECTION, SEGMENTATION, checked, task_keys
+from must.readers.dense import read_mask
+from must.readers.files import FileSource, find_pictures, folder, locate, read_bytes, read_classes, select, source_name
 
 
 class _Annotation(NamedTuple):

@@ -1,4 +1,4 @@
-"""What is drawn by chance for one scene of `must.data.scenes`: room, bodies, paint, light, decor; and the domains.
+"""What is drawn by chance for one scene of `must.scenes.still`: room, bodies, paint, light, decor; and the domains.
 
 One hash of the example's key feeds all draws, so that a scene depends on its key alone.
 """
@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from must.data import shading
-from must.data.raycast import Room
-from must.data.shading import MATTE, METALLIC, PATTERNED, Decor, Lighting, Paint, linear
-from must.data.solids import BOX, CONE, CYLINDER, SPHERE, Solid
+from must.scenes import shading
+from must.scenes.raycast import Room
+from must.scenes.shading import MATTE, METALLIC, PATTERNED, Decor, Lighting, Paint, linear
+from must.scenes.solids import BOX, CONE, CYLINDER, SPHERE, Solid
 
 HUES = {SPHERE: 0.0, BOX: 0.33, CYLINDER: 0.62, CONE: 0.14}  # centres of ranges that overlap: a cue, not a giveaway
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Example, Label, UserError
-from must.data import labels as forms
-from must.data.files import decode_picture, open_picture, picture_size, read_classes
-from must.data.frames import FrameVideo
+from must.readers import labels as forms
+from must.readers.files import decode_picture, open_picture, picture_size, read_classes
+from must.readers.frames import FrameVideo
 
 _CROWD_KEYS = ("is_crowd", "is_difficult")
 _FEATURES = "tensorflow_datasets.core.features"

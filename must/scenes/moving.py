@@ -1,4 +1,4 @@
-"""`moving_scenes`: clips of the rooms of `must.data.scenes` in which the camera, the nearest body, or both move.
+"""`moving_scenes`: clips of the rooms of `must.scenes.still` in which the camera, the nearest body, or both move.
 
 Example = f(seed, actions, domain, split, index); size and frames only say how finely it is sampled. Four label spaces ask
 different questions about the same motions, for which the order of the frames is needed. Nothing is on disk.
@@ -9,11 +9,12 @@ import hashlib
 import numpy as np
 
 from must.core.types import Example, UserError
-from must.data import labels as record_form
-from must.data import raycast, shading
-from must.data.layout import DOMAINS, Scene, draw_scene
-from must.data.motion import Motion, cleared, draw_poses, posed
-from must.data.scenes import NumberedIds
+from must.readers import labels as record_form
+from must.scenes import raycast
+from must.scenes import shading
+from must.scenes.layout import DOMAINS, Scene, draw_scene
+from must.scenes.motion import Motion, cleared, draw_poses, posed
+from must.scenes.still import NumberedIds
 
 MOTIONS = {
     "camera": {
@@ -160,7 +161,7 @@ class MovingScenes:
 def picture(scene: Scene, size: int) -> np.ndarray:
     """Casts and shades one frame, uint8 [S, S, 3].
 
-    Unlike in `must.data.scenes`, bodies that are mostly hidden stay: they would come and go from frame to frame.
+    Unlike in `must.scenes.still`, bodies that are mostly hidden stay: they would come and go from frame to frame.
     """
     rays = raycast.make_rays(size, scene.pitch)
     background = raycast.cast_room(scene.room, rays)

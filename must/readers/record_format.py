@@ -2,8 +2,8 @@
 
 A feature is stored under its path, "<task>/<field>". Numbers are widened as TFDS does (integers and booleans to int64,
 floats to float32); "zlib" fields are raw little-endian bytes, deflated, with their shape beside them where more than
-one size varies; "png" fields are `must.data.png_maps`; the image is an encoded picture, a video the list of its frames as
-such. Which files hold records `must.data.records` knows.
+one size varies; "png" fields are `must.readers.png_maps`; the image is an encoded picture, a video the list of its frames as
+such. Which files hold records `must.readers.records` knows.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import ArraySpec, Label, UserError
-from must.data.png_maps import TYPES, decode_map, encode_map, write_png
+from must.readers.png_maps import TYPES, decode_map, encode_map, write_png
 
 IMAGE, VIDEO, ID = "image", "video", "id"
 Specs = Mapping[str, Mapping[str, ArraySpec]]

@@ -13,7 +13,7 @@ may still see two of them as one.
 import os
 from urllib.parse import quote, unquote
 
-from must.data.files import PICTURES
+from must.readers.files import PICTURES
 
 _SAFE = " ()+=@"  # beside letters, digits and _.-~
 _EMPTY, _DOT = "%-", "%2E"

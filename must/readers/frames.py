@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from must.core.types import Example, Label, UserError
-from must.data import labels
-from must.data.files import (
+from must.readers import labels
+from must.readers.files import (
     PICTURES, decode_picture, fingerprint_of, folder, locate, picture_size, read_bytes, read_classes, read_lines,
     source_name,
 )  # fmt: skip

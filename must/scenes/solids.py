@@ -1,4 +1,4 @@
-"""The bodies of `must.data.scenes` and where rays meet them; everything is analytic.
+"""The bodies of `must.scenes.still` and where rays meet them; everything is analytic.
 
 Level frame: origin at the eye, x right, y down, z forward along the floor; metres. Directions are [3, M], one ray per
 column; solving many rays and bodies in one pass keeps NumPy's cost per call small.

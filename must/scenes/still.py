@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from must.core.types import Example, Label, UserError
-from must.data import labels as forms
-from must.data import raycast, shading
-from must.data.layout import DOMAINS, Scene, draw_scene
+from must.readers import labels as forms
+from must.scenes import raycast
+from must.scenes import shading
+from must.scenes.layout import DOMAINS, Scene, draw_scene
 
 SHAPES = ("sphere", "box", "cylinder", "cone")
 MATERIALS = ("matte", "patterned", "metallic")

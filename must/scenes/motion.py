@@ -1,4 +1,4 @@
-"""How camera and bodies move through a scene of `must.data.layout` during one clip; pictures are made elsewhere.
+"""How camera and bodies move through a scene of `must.scenes.layout` during one clip; pictures are made elsewhere.
 
 The middle of a clip is near the scene as it was drawn, and motion runs through it in one direction or the other, so that
 one frame does not tell which. Time is continuous: the number of frames only says how finely it is sampled.
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from must.data.layout import Scene
-from must.data.solids import Solid
+from must.scenes.layout import Scene
+from must.scenes.solids import Solid
 
 # In one clip, at pace 1.
 TURN = (0.2, 0.4)  # of the camera, and of a body about the eye, radians; 0.025 is a pixel at 48 pixels

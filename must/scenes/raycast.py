@@ -1,4 +1,4 @@
-"""Exact ray casting of a room with solids standing on its floor: the geometry behind `must.data.scenes`.
+"""Exact ray casting of a room with solids standing on its floor: the geometry behind `must.scenes.still`.
 
 Level frame: origin at the eye, x right, y down, z forward along the floor; metres. A ray is scaled so that its
 parameter is the depth along the optical axis of the camera, which is pitched below the horizon. All is analytic.
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from must.data.solids import BOX, Solid, cast, surface_normals
+from must.scenes.solids import BOX, Solid, cast, surface_normals
 
 HALF_VIEW = 0.6  # tangent of half the field of view: one focal length for all pictures
 FLOOR, CEILING, BACK, LEFT, RIGHT, SKY = range(6)

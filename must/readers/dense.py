@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Label, UserError
-from must.data import labels
-from must.data.files import (
+from must.readers import labels
+from must.readers.files import (
     FileSource,
     find_pictures,
     folder,

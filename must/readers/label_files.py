@@ -10,7 +10,7 @@
     <task>/<field>/<file>.png      a map at its stored resolution: 8-bit grey, 16-bit grey (depth), RGB (normals)
     <task>/<field>-2/<file>.png    of a map with several values per pixel the second, and so on
 
-<file> is the id as `must.data.file_names` writes it. A task's folder has what is labelled: an example without a label is
+<file> is the id as `must.readers.file_names` writes it. A task's folder has what is labelled: an example without a label is
 not in its table. An empty cell is a field that the label does not have, "none" an empty list.
 """
 
@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Example, Label, Source, UserError
-from must.data.dense import read_mask
-from must.data.edited import read_boxes
-from must.data.file_names import id_of
-from must.data.files import decode_picture, fingerprint_of, open_picture, read_bytes, read_json
+from must.readers.dense import read_mask
+from must.readers.edited import read_boxes
+from must.readers.file_names import id_of
+from must.readers.files import decode_picture, fingerprint_of, open_picture, read_bytes, read_json
 
 ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, MAPS = (
     "about.json", "examples.csv", "images", "coco.json", "classes.csv", "maps.csv"
