@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TINY = "tests/tiny_config.py"
+TINY = "tests/support/tiny_config.py"
 
 
 def _command(workdir, *flags, config=TINY):

@@ -4,7 +4,7 @@ All four methods return a combination sum_t w_t g_t whose w depends on the gradi
 G = J J' [T, T], J the matrix of rows g_t; so each is a pure function of (G, present), and a `Balance` around it. They
 weigh the gradients of the shared parameters; every head keeps its own task's. Solvers take a fixed number of Newton
 steps inside jit, enough for float32 on well or badly scaled, singular or zero matrices (measured in
-`tests/test_balance.py`). A task that is not present, or whose gradient is 0, is given weight 0, the others what they
+`tests/objectives/test_balance.py`). A task that is not present, or whose gradient is 0, is given weight 0, the others what they
 would get without it.
 
 Methods that read losses, or norms of gradients only, are in `must.objectives.balance`.

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from must.readers.records import Records
-from tests.toy_labels import ToySource, label_toy
+from tests.support.toy_labels import ToySource, label_toy
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = {"shards": 16, "batch_size": 4}
 PROGRAM = (
-    "import sys; from tests.toy_labels import ToySource, label_toy, toy_teacher;"
+    "import sys; from tests.support.toy_labels import ToySource, label_toy, toy_teacher;"
     "directory, worker, workers, count, seconds = sys.argv[1:];"
     "label_toy(directory, source=ToySource(int(count)), teacher=toy_teacher(seconds=float(seconds)),"
     f" worker=(int(worker), int(workers)), **{SETTINGS})"

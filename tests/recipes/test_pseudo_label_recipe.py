@@ -1,0 +1,148 @@
+"""Labelling alone: one pass, then thresholds, pages and files as often as one likes, and further tasks beside the first."""
+
+import copy
+import json
+import os
+
+import numpy as np
+import pytest
+
+from must.core.types import UserError
+from must.readers.label_files import LabelFiles
+from must.readers.records import Records
+from must.recipes import pseudo_label as recipe
+from must.recipes.dry_run import dry_run
+from must.recipes.run import run
+from tests.support.given_teachers import ASKED, COUNTS, scenes
+
+TASKS = ("classification", "detection", "depth")
+FITTED = {"from_validation": True, "precision": 0.6, "doubt": 0.1}
+
+
+def config_of(names=("classification", "detection"), **changes):
+    truth = {"validation": scenes("validation", TASKS), "test": scenes("test", TASKS)}
+    config = {
+        "recipe": "pseudo_label", "title": "small scenes", "seeds": (0,), "root": "", "workers": 1,
+        "image": {"size": (64, 64), "keep_aspect": True},
+        "tasks": {name: {"kind": name} for name in names},
+        "images": {"pool": scenes("pool")},
+        "truth": {name: truth for name in names},
+        "teachers": {"both": {"make": "tests.support.given_teachers:knowing", "tasks": tuple(names)}},
+        "label": {"shards": 3, "batch_size": 8},
+        "onto": "",
+        "policies": {name: FITTED for name in names},
+        "quality": {"worst": 2}, "gallery": {"per_page": 12}, "files": {"images": True},
+    }  # fmt: skip
+    return copy.deepcopy({**config, **changes})
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run; tests add to it."""
+    directory = tmp_path_factory.mktemp("label")
+    run(recipe, config_of(), str(directory))
+    return directory
+
+
+def _policy(workdir):
+    return json.loads((workdir / "policy" / "policy.json").read_text())
+
+
+def _records(workdir, name="pool"):
+    return workdir / "pseudo_labels" / name / "1.0.0"
+
+
+def test_everything_is_there_and_agrees(workdir):
+    records = Records(_records(workdir))
+    assert len(records) == COUNTS["pool"] and set(records.specs) == {"classification", "detection"}
+    assert {name: len(Records(_records(workdir, name))) for name in ("held_out", "measured")} == {"held_out": 40, "measured": 24}
+    policy, quality = _policy(workdir), json.loads((workdir / "quality" / "quality.json").read_text())
+    boxes = policy["detection"]["classes"]
+    assert any(line["positive"] is not None and 0 < line["positive"] < 1 for line in boxes.values())
+    assert quality["detection"]["total"]["claims"] > 24 and quality["detection"]["examples"] == 24
+    page = (workdir / "quality" / "quality.html").read_text()
+    assert "small scenes" in page and "data:image" in page
+    assert "<script>" in (workdir / "gallery" / "pages" / "index.html").read_text()
+    assert len(list((workdir / "gallery" / "pages" / "pictures").iterdir()))
+    back = LabelFiles(str(workdir / "files" / "labels"))
+    assert tuple(back.ids) == records.ids
+    for index in range(len(records)):
+        there, here = back[index], records[index]
+        np.testing.assert_array_equal(there.image, here.image)
+        for field, value in here.labels["detection"].items():
+            np.testing.assert_array_equal(there.labels["detection"][field], value)
+
+
+def test_a_moved_threshold_runs_no_teacher_and_renews_what_shows_it(workdir):
+    before, records, asked = _policy(workdir), (_records(workdir) / "provenance.json").read_bytes(), len(ASKED)
+    first = (workdir / "quality" / "quality.json").read_bytes()
+    written = os.stat(workdir / "files" / "labels" / "about.json").st_mtime_ns
+    changed = config_of(policies={name: {**FITTED, "precision": 0.9} for name in ("classification", "detection")})
+    run(recipe, changed, str(workdir), stage="label")
+    run(recipe, changed, str(workdir), stage="quality")
+    after = _policy(workdir)
+    bound = lambda policy, name: policy["detection"]["classes"][name]["positive"] or np.inf  # noqa: E731
+    assert all(bound(after, name) >= bound(before, name) for name in before["detection"]["classes"])
+    assert any(bound(after, name) > bound(before, name) for name in before["detection"]["classes"])
+    assert (_records(workdir) / "provenance.json").read_bytes() == records and len(ASKED) == asked
+    assert (workdir / "quality" / "quality.json").read_bytes() != first
+    assert os.stat(workdir / "files" / "labels" / "about.json").st_mtime_ns == written
+    again = (workdir / "quality" / "quality.json").stat().st_mtime_ns
+    run(recipe, changed, str(workdir), stage="quality")  # what is done stays done
+    assert (workdir / "quality" / "quality.json").stat().st_mtime_ns == again
+
+
+def test_other_teachers_are_refused_in_the_same_workdir(workdir):
+    other = config_of()
+    other["teachers"]["both"]["mistakes"] = False
+    with pytest.raises(UserError, match="config.teachers.both.mistakes"):
+        run(recipe, other, str(workdir))
+
+
+def test_a_later_task_stands_beside_the_first_ones(workdir, tmp_path):
+    onto = str(_records(workdir))
+    later = config_of(("depth",), images={}, onto=onto, gallery={}, files={})
+    run(recipe, later, str(tmp_path / "later"))
+    records = Records(onto)
+    assert set(records.specs) == {"classification", "detection", "depth"}
+    assert all(set(records.labels(index)) == set(records.specs) for index in range(len(records)))
+    assert json.loads((tmp_path / "later" / "quality" / "quality.json").read_text())["depth"]["examples"] == 24
+    run(recipe, later, str(tmp_path / "later"))  # is done
+    with pytest.raises(UserError, match="labels 'classification' already"):
+        run(recipe, config_of(images={}, onto=onto), str(tmp_path / "again"))
+
+
+def test_the_dry_run_measures_and_writes_nothing(capsys):
+    dry_run(recipe, config_of())
+    said = capsys.readouterr().out
+    for words in ("both", "classification, detection", "images/s", "detection.boxes", "in 3 shards"):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"teachers": {}}, "tasks.classification: no teacher labels it"),
+        ({"teachers": {"both": {"tasks": ("classification", "detection")}}}, "teacher both: give either 'make'"),
+        ({"teachers": {"both": {"make": "tests.nothing:here", "tasks": ("classification", "detection")}}}, "teacher both: 'tests.nothing:here'"),
+        ({"teachers": {"both": {"make": "tests.support.given_teachers:no_teacher", "tasks": ("classification", "detection")}}}, "gives str, not a Teacher"),
+        ({"teachers": {"both": {"make": "tests.support.given_teachers:knowing", "typo": 1, "tasks": ("classification", "detection")}}}, "teacher both: .*typo"),
+        ({"teachers": {"a": {"make": "tests.support.given_teachers:knowing", "tasks": ("classification",)}, "b": {"make": "tests.support.given_teachers:knowing", "tasks": ("classification",)}}}, "teachers.b: classification is labelled by a already"),
+        ({"teachers": {"both": {"run": "/nowhere/at/all", "tasks": ("classification", "detection")}}}, "teacher both: /nowhere/at/all: no run here"),
+        ({"policies": {"depth": {"positive": 0.5}}}, "policies.depth: no such task"),
+        ({"policies": {"detection": {**FITTED, "typo": 1}}}, "policies.detection.typo: not one of"),
+        ({"policies": {"detection": {"typo": 1}}}, "give 'threshold', or"),
+        ({"truth": {}}, "policies.classification: truth.classification.validation is needed"),
+        ({"gallery": {"typo": 1}}, "gallery.typo: not one of"),
+        ({"images": {}}, "images: no images to label"),
+        ({"images": {}, "onto": "/nowhere"}, "/nowhere: no complete records here"),
+        ({"seeds": (0, 1)}, "seeds: labelling draws nothing"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(changes, words, tmp_path):
+    config = config_of(**changes)
+    if not changes.get("truth", True):
+        config["tasks"] = {n: {"kind": n, "classes": ("a", "b")} for n in config["tasks"]}
+    with pytest.raises(UserError, match=words) as caught:
+        run(recipe, config, str(tmp_path / "run"))
+    assert "\n" not in str(caught.value)
