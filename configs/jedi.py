@@ -1,10 +1,10 @@
 """JEDI: joint experts over several video data sets, each with its own label space.
 
-    python -m must.main --config=configs/jedi.py --workdir=runs/jedi                # 45 minutes; students 81.8, experts 75.6
-    python -m must.main --config=configs/jedi.py:sanity --workdir=runs/jedi-sanity
-    python -m must.main --config=configs/jedi.py:folders --config.root=DATA --workdir=runs/jedi-folders
-    python -m must.main --config=configs/jedi.py:images --workdir=runs/jedi-images
-    python -m must.main --config=configs/jedi.py:paper --config.root=DATA --dry_run
+python -m must.main --config=configs/jedi.py --workdir=runs/jedi                # 45 minutes; students 81.8, experts 75.6
+python -m must.main --config=configs/jedi.py:sanity --workdir=runs/jedi-sanity
+python -m must.main --config=configs/jedi.py:folders --config.root=DATA --workdir=runs/jedi-folders
+python -m must.main --config=configs/jedi.py:images --workdir=runs/jedi-images
+python -m must.main --config=configs/jedi.py:paper --config.root=DATA --dry_run
 """
 
 from ml_collections import ConfigDict
@@ -39,7 +39,8 @@ def scenes() -> ConfigDict:
     frames = {"camera": 4, "bodies": 5, "both": 6}
     labelled = {"camera": 24, "bodies": 60, "both": 63}
     config.tasks = {
-        name: {"kind": "action", "mirrored": MIRRORED[name], "reversed": REVERSED[name], "dropout": 0.0} for name in frames
+        name: {"kind": "action", "mirrored": MIRRORED[name], "reversed": REVERSED[name], "dropout": 0.0}
+        for name in frames
     }
     clip = {"kind": "moving_scenes", "seed": "{seed}", "size": 48}
     config.sets = {}
@@ -66,7 +67,14 @@ def scenes() -> ConfigDict:
     training = {
         "steps": 2000,
         "batch_size": 16,
-        "optimizer": {"name": "adamw", "learning_rate": 4e-3, "final_factor": 1.0, "warmup": 50, "weight_decay": 0.05, "clip_norm": 5.0},
+        "optimizer": {
+            "name": "adamw",
+            "learning_rate": 4e-3,
+            "final_factor": 1.0,
+            "warmup": 50,
+            "weight_decay": 0.05,
+            "clip_norm": 5.0,
+        },
         "ema_decay": 0.99,
         "select": "best",
         "evaluate_every": 50,
@@ -75,17 +83,31 @@ def scenes() -> ConfigDict:
         "view": {"strength": 0.5, "color": 1.0, "blur": 0.0, "noise": 4.0},
         "balance": {"kind": "fixed"},
     }
-    config.expert = {**training, "normalize": "items", "scales": {}, "optimizer": {**training["optimizer"], "final_factor": 0.05}}
+    config.expert = {
+        **training,
+        "normalize": "items",
+        "scales": {},
+        "optimizer": {**training["optimizer"], "final_factor": 0.05},
+    }
     config.joint = {
         **training,
         "steps": 300,
         "batch_size": 8,
         "patience": 4,  # arms make as many steps as JEDI did
         "optimizer": {**training["optimizer"], "learning_rate": 1e-3},
-        "distill": 1.0, "student": 1.0, "teacher": 1.0, "temperature": 1.0, "teacher_gradient": "all", "threshold": 0.0,
-        "own_set": False, "ema_teacher": 0.0, "shuffled": False, "sampling": "equal", "frozen": False,
+        "distill": 1.0,
+        "student": 1.0,
+        "teacher": 1.0,
+        "temperature": 1.0,
+        "teacher_gradient": "all",
+        "threshold": 0.0,
+        "own_set": False,
+        "ema_teacher": 0.0,
+        "shuffled": False,
+        "sampling": "equal",
+        "frozen": False,
         "random_teachers": False,
-    }  # fmt: skip
+    }
     config.arms = {"plain": {"distill": 0.0}, "shuffled": {"shuffled": True}, "frozen": {"frozen": True}}
     config.words = {
         "expert": "trained alone on its set",
@@ -97,9 +119,15 @@ def scenes() -> ConfigDict:
     }
     config.controls = ("shuffled",)
     config.pairs = (
-        ("student", "expert"), ("teacher", "expert"), ("student", "plain"), ("plain", "expert"), ("shuffled", "plain"), ("shuffled", "student"),
-        ("student", "frozen"), ("teacher", "plain-teacher"),
-    )  # fmt: skip
+        ("student", "expert"),
+        ("teacher", "expert"),
+        ("student", "plain"),
+        ("plain", "expert"),
+        ("shuffled", "plain"),
+        ("shuffled", "student"),
+        ("student", "frozen"),
+        ("teacher", "plain-teacher"),
+    )
     config.expected = (("student", "expert"), ("teacher", "expert"), ("student", "plain"), ("plain", "shuffled"))
     return config
 
@@ -121,10 +149,13 @@ def folders() -> ConfigDict:
             "kind": "action",
             "mirrored": {"move_left": "move_right", "spin_cw": "spin_ccw"},
             "reversed": {
-                "move_left": "move_right", "move_up": "move_down", "approach": "recede", "spin_cw": "spin_ccw",
+                "move_left": "move_right",
+                "move_up": "move_down",
+                "approach": "recede",
+                "spin_cw": "spin_ccw",
             },
         },
-    }  # fmt: skip
+    }
     config.sets = {
         name: {
             use: {"kind": "frame_folders", "root": f"{{root}}/{folder}", "split": split, "frames": 8, "task": name}
@@ -260,14 +291,18 @@ def paper() -> ConfigDict:
     config.model.backbone.update(depth=50, width=64, stem="imagenet", stages=4)
     training = {
         "optimizer": {
-            "name": "sgd", "learning_rate": 0.01, "final_factor": 0.0, "warmup": 2000, "weight_decay": 1e-4,
+            "name": "sgd",
+            "learning_rate": 0.01,
+            "final_factor": 0.0,
+            "warmup": 2000,
+            "weight_decay": 1e-4,
             "clip_norm": 20.0,
         },
         "ema_decay": 0.9998,
         "evaluate_every": 2000,
         "geometry": {"zoom": (1.0, 1.5), "shift": 0.1, "flip": True},
         "view": {},
-    }  # fmt: skip
+    }
     for section in (config.expert, config.joint):
         with section.ignore_type():
             section.update(training)

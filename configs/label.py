@@ -39,7 +39,10 @@ def get_config(variant: str = "") -> ConfigDict:
     scenes = {"kind": "scenes", "seed": 0, "labels": tuple(tasks)}
     images = {"pool": {"kind": "scenes", "seed": 0, "split": "pool", "start": 1024, "count": 1024, "labels": ()}}
     # Held-out truth chooses thresholds ("validation") and tells the quality of labels ("test").
-    truth = {"validation": {**scenes, "split": "validation", "count": 256}, "test": {**scenes, "split": "test", "count": 512}}
+    truth = {
+        "validation": {**scenes, "split": "validation", "count": 256},
+        "test": {**scenes, "split": "test", "count": 512},
+    }
     # {name: {"run": a directory of another run}}, or {"make": "package.module:function", its arguments}; "tasks": which it
     # labels, by default the one of its own name.
     config.teachers = {name: {"run": f"{{root}}/teachers/{name}", "mirror": True} for name in tasks}
@@ -70,5 +73,5 @@ def get_config(variant: str = "") -> ConfigDict:
     elif variant:
         raise ValueError(f"no variant {variant!r} of label: later, photos")
     config.tasks, config.images = tasks, images
-    config.truth = {name: truth for name in tasks} if truth else {}
+    config.truth = dict.fromkeys(tasks, truth) if truth else {}
     return config

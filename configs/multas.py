@@ -1,10 +1,10 @@
 """MulTaS: weak teachers, unseen images, partial annotation; a grid of students described by data.
 
-    python -m must.main --config=configs/multas.py --workdir=runs/multas
-    python -m must.main --config=configs/multas.py:sanity --workdir=runs/multas-sanity
-    python -m must.main --config=configs/multas.py:camvid --config.root=DATA --workdir=runs/multas-camvid
-    python -m must.main --config=configs/multas.py:coco_mini --config.root=DATA --workdir=runs/multas-coco
-    python -m must.main --config=configs/multas.py:voc --config.root=DATA --dry_run
+python -m must.main --config=configs/multas.py --workdir=runs/multas
+python -m must.main --config=configs/multas.py:sanity --workdir=runs/multas-sanity
+python -m must.main --config=configs/multas.py:camvid --config.root=DATA --workdir=runs/multas-camvid
+python -m must.main --config=configs/multas.py:coco_mini --config.root=DATA --workdir=runs/multas-coco
+python -m must.main --config=configs/multas.py:voc --config.root=DATA --dry_run
 """
 
 from ml_collections import ConfigDict
@@ -92,10 +92,12 @@ def scenes() -> ConfigDict:
     config.grid = grid()
     config.contrasts = CONTRASTS
     config.pictures = (
-        "detection-quarter-seen-soft", "detection-quarter-unseen-soft",
-        "segmentation-quarter-seen-soft", "segmentation-quarter-unseen-soft",
+        "detection-quarter-seen-soft",
+        "detection-quarter-unseen-soft",
+        "segmentation-quarter-seen-soft",
+        "segmentation-quarter-unseen-soft",
         "multi-exclusive-all-own-soft-missing",
-    )  # fmt: skip
+    )
     return config
 
 
@@ -115,13 +117,30 @@ def grid():
             "images": ("unseen",),
             "labels": (("hard",), ("soft", "mimic"), ("soft", "pdf"), ("soft", "defeat"), ("soft", "adaptor")),
         },
-        {"tasks": (SEGMENTATION,), "split": ("quarter",), "images": ("unseen",), "labels": (("hard",), ("soft", "pdf"))},
+        {
+            "tasks": (SEGMENTATION,),
+            "split": ("quarter",),
+            "images": ("unseen",),
+            "labels": (("hard",), ("soft", "pdf")),
+        },
         # Answers for other pictures have to lose.
-        {"tasks": single, "split": ("quarter",), "images": ("unseen",), "labels": (("soft",),), "control": ("shuffled",)},
+        {
+            "tasks": single,
+            "split": ("quarter",),
+            "images": ("unseen",),
+            "labels": (("soft",),),
+            "control": ("shuffled",),
+        },
         # Every image is annotated for one task: alone, together, together with what the teachers say.
         {"tasks": single, "split": ("exclusive",), "images": ("seen",), "annotation": ("own",)},
         {"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("own", "full")},
-        {"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("own",), "labels": (("soft",),), "where": ("missing", "all")},
+        {
+            "tasks": (BOTH,),
+            "split": ("exclusive",),
+            "annotation": ("own",),
+            "labels": (("soft",),),
+            "where": ("missing", "all"),
+        },
         {
             "tasks": (BOTH,),
             "split": ("exclusive",),
@@ -136,8 +155,13 @@ def grid():
 _ALONE = {task: f"{task}-exclusive-seen-own" for task in BOTH}
 CONTRASTS = (
     *(
-        {"name": f"{part}: {images} against seen", "axis": "images", "subject": images, "reference": "seen",
-         "within": {"split": part, "labels": ["soft"], "control": ""}}
+        {
+            "name": f"{part}: {images} against seen",
+            "axis": "images",
+            "subject": images,
+            "reference": "seen",
+            "within": {"split": part, "labels": ["soft"], "control": ""},
+        }
         for part in ("eighth", "quarter")
         for images in ("unseen", "unseen_cut", "all")
     ),
@@ -147,11 +171,23 @@ CONTRASTS = (
     {"axis": "labels", "subject": ("soft", "defeat"), "reference": ("soft",)},
     {"axis": "labels", "subject": ("soft", "adaptor"), "reference": ("soft",)},
     {"axis": "control", "subject": "shuffled", "reference": ""},
-    {"name": "both, exclusive, distilled, against one task each", "subject": "multi-exclusive-all-own-soft-missing", "reference": _ALONE},
-    {"name": "both, exclusive, not distilled, against one task each", "subject": "multi-exclusive-all-own", "reference": _ALONE},
+    {
+        "name": "both, exclusive, distilled, against one task each",
+        "subject": "multi-exclusive-all-own-soft-missing",
+        "reference": _ALONE,
+    },
+    {
+        "name": "both, exclusive, not distilled, against one task each",
+        "subject": "multi-exclusive-all-own",
+        "reference": _ALONE,
+    },
     {"name": "both, all truth, against one task each", "subject": "multi-exclusive-all-full", "reference": _ALONE},
-    {"name": "both, exclusive: distilled against not", "subject": "multi-exclusive-all-own-soft-missing", "reference": "multi-exclusive-all-own"},
-)  # fmt: skip
+    {
+        "name": "both, exclusive: distilled against not",
+        "subject": "multi-exclusive-all-own-soft-missing",
+        "reference": "multi-exclusive-all-own",
+    },
+)
 
 
 def sanity() -> ConfigDict:
@@ -170,7 +206,13 @@ def sanity() -> ConfigDict:
     every = (("hard",), ("soft", "mimic", "pdf", "defeat", "adaptor"))
     config.grid = (
         {"tasks": (DETECTION,), "split": ("quarter",), "images": ("seen", "unseen"), "labels": every},
-        {"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("own",), "labels": (("soft",),), "where": ("missing",)},
+        {
+            "tasks": (BOTH,),
+            "split": ("exclusive",),
+            "annotation": ("own",),
+            "labels": (("soft",),),
+            "where": ("missing",),
+        },
     )
     config.contrasts, config.pictures = ({"axis": "images", "subject": "unseen", "reference": "seen"},), ()
     return config
@@ -182,11 +224,18 @@ def camvid() -> ConfigDict:
     boxes = {"kind": "coco", "root": "{root}/camvid", "images": "images/{split}", "name": "camvid-{split}"}
     masks = {"kind": "mask_png", "root": "{root}/camvid", "images": "images/{split}", "masks": "masks/{split}"}
     masks |= {"ids": "splits/{split}.txt", "classes": "classes.json"}
-    config.sets = {"camvid": _each(lambda use: {
-        "kind": "join",
-        "sources": [{**masks, "split": use}, {**boxes, "annotations": "annotations/derived_boxes_{split}.json", "split": use}],
-        "name": f"camvid-{use}",
-    })}  # fmt: skip
+    config.sets = {
+        "camvid": _each(
+            lambda use: {
+                "kind": "join",
+                "sources": [
+                    {**masks, "split": use},
+                    {**boxes, "annotations": "annotations/derived_boxes_{split}.json", "split": use},
+                ],
+                "name": f"camvid-{use}",
+            }
+        )
+    }
     config.image.size = (96, 128)
     return config
 
@@ -195,28 +244,64 @@ def coco_mini() -> ConfigDict:
     """128 photos with boxes in four groups, 100 of them with masks of 27 classes: the other 28 have boxes only."""
     config = real("coco_mini", "MulTaS on photos (coco_mini)")
     boxes = {"kind": "coco", "root": "{root}/coco_mini", "images": "images/{split}"}
-    masks = {"kind": "mask_png", "root": "{root}/coco_mini", "images": "images/{split}", "masks": "semantic_super/{split}"}
+    masks = {
+        "kind": "mask_png",
+        "root": "{root}/coco_mini",
+        "images": "images/{split}",
+        "masks": "semantic_super/{split}",
+    }
     masks |= {"ids": "splits/{split}_with_masks.txt", "classes": {str(i): name for i, name in enumerate(COCO_SUPER)}}
-    config.sets = {"coco_mini": _each(lambda use: {
-        "kind": "remapped",
-        "task": "detection",
-        "class_map": "configs/coco_groups.txt",
-        "classes": ["person", "vehicle", "animal", "object"],
-        "source": {
-            "kind": "join",
-            "sources": [{**boxes, "annotations": "annotations/detection_{split}.json", "split": use}, {**masks, "split": use}],
-            "name": f"coco_mini-{use}",
-        },
-    })}  # fmt: skip
+    config.sets = {
+        "coco_mini": _each(
+            lambda use: {
+                "kind": "remapped",
+                "task": "detection",
+                "class_map": "configs/coco_groups.txt",
+                "classes": ["person", "vehicle", "animal", "object"],
+                "source": {
+                    "kind": "join",
+                    "sources": [
+                        {**boxes, "annotations": "annotations/detection_{split}.json", "split": use},
+                        {**masks, "split": use},
+                    ],
+                    "name": f"coco_mini-{use}",
+                },
+            }
+        )
+    }
     config.image.size = (128, 128)
     return config
 
 
 COCO_SUPER = (
-    "person", "vehicle", "outdoor", "animal", "accessory", "sports", "kitchen", "food", "furniture", "electronic",
-    "appliance", "indoor", "textile", "building", "raw-material", "furniture-stuff", "floor", "plant", "food-stuff",
-    "ground", "structural", "water", "wall", "window", "ceiling", "sky", "solid",
-)  # fmt: skip
+    "person",
+    "vehicle",
+    "outdoor",
+    "animal",
+    "accessory",
+    "sports",
+    "kitchen",
+    "food",
+    "furniture",
+    "electronic",
+    "appliance",
+    "indoor",
+    "textile",
+    "building",
+    "raw-material",
+    "furniture-stuff",
+    "floor",
+    "plant",
+    "food-stuff",
+    "ground",
+    "structural",
+    "water",
+    "wall",
+    "window",
+    "ceiling",
+    "sky",
+    "solid",
+)
 
 
 def _each(section):
@@ -246,7 +331,13 @@ def real(name: str, title: str) -> ConfigDict:
         },
         {"tasks": single, "split": ("exclusive",), "images": ("seen",), "annotation": ("own",)},
         {"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("own",)},
-        {"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("own",), "labels": (("soft",),), "where": ("missing",)},
+        {
+            "tasks": (BOTH,),
+            "split": ("exclusive",),
+            "annotation": ("own",),
+            "labels": (("soft",),),
+            "where": ("missing",),
+        },
     )
     kept = [c for c in CONTRASTS if c.get("name", "").startswith("both, exclusive")]
     images = [
@@ -260,9 +351,27 @@ def real(name: str, title: str) -> ConfigDict:
 
 
 VOC = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 
 def voc() -> ConfigDict:
@@ -284,10 +393,21 @@ def voc() -> ConfigDict:
     old = {"kind": "voc", "root": "{root}/VOC2007", "tasks": BOTH, "classes": VOC, "name": "voc07"}
     new = {"kind": "voc", "root": "{root}/VOC2012", "tasks": BOTH, "classes": VOC, "name": "voc12"}
     boxes = {**new, "tasks": DETECTION, "split": "trainval"}
-    sbd = {"kind": "mask_png", "root": "{root}/SBD", "images": "img", "masks": "cls", "mask_suffix": ".mat", "partial": True}
+    sbd = {
+        "kind": "mask_png",
+        "root": "{root}/SBD",
+        "images": "img",
+        "masks": "cls",
+        "mask_suffix": ".mat",
+        "partial": True,
+    }
     sbd["classes"] = {str(i): name for i, name in enumerate(("background", *VOC))}
     validation = {**new, "split": "val", "ids": "ImageSets/Segmentation/{split}.txt"}
-    train = {"kind": "without", "source": {"kind": "join", "sources": [boxes, sbd], "name": "voc12"}, "others": [validation]}
+    train = {
+        "kind": "without",
+        "source": {"kind": "join", "sources": [boxes, sbd], "name": "voc12"},
+        "others": [validation],
+    }
     config.sets = {
         "voc": {
             "train": {"kind": "concat", "sources": [{**old, "split": "trainval"}, train]},
@@ -309,7 +429,14 @@ def voc() -> ConfigDict:
         "backbone": {"kind": "resnet", "depth": 18, "width": 64, "stem": "imagenet", "stages": 4},
         "neck": {"kind": "fpn", "channels": 256, "strides": (8, 16, 32, 64)},
     }
-    sgd = {"name": "sgd", "learning_rate": 0.01, "warmup": 500, "weight_decay": 5e-4, "clip_norm": 0.0, "final_factor": 0.1}
+    sgd = {
+        "name": "sgd",
+        "learning_rate": 0.01,
+        "warmup": 500,
+        "weight_decay": 5e-4,
+        "clip_norm": 0.0,
+        "final_factor": 0.1,
+    }
     for section in (config.teacher, config.student):
         with section.ignore_type():
             section.update(epochs=70, batch_size=10, ema_decay=0.9998, evaluate_every=2000, select="best")

@@ -126,12 +126,26 @@ def paper() -> ConfigDict:
         return {use: {**tfds, **section, "split": split} for use, split in named.items()}
 
     config.sets = {
-        "imagenet": splits("train[:99%]", "train[99%:]", "validation", dataset="imagenet2012", labels={"classification": "label"}),
+        "imagenet": splits(
+            "train[:99%]", "train[99%:]", "validation", dataset="imagenet2012", labels={"classification": "label"}
+        ),
         "objects365": {  # not in TFDS: as its authors distribute it
-            use: {"kind": "coco", "root": "{root}/objects365", "images": part, "annotations": f"{part}.json", "name": f"objects365-{part}"}
+            use: {
+                "kind": "coco",
+                "root": "{root}/objects365",
+                "images": part,
+                "annotations": f"{part}.json",
+                "name": f"objects365-{part}",
+            }
             for use, part in {"train": "train", "validation": "minival", "test": "val"}.items()
         },
-        "coco": splits("train[:99%]", "train[99%:]", "validation", dataset="coco/2017_panoptic", labels={"segmentation": "panoptic_image"}),
+        "coco": splits(
+            "train[:99%]",
+            "train[99%:]",
+            "validation",
+            dataset="coco/2017_panoptic",
+            labels={"segmentation": "panoptic_image"},
+        ),
         "nyu": splits("train[:99%]", "train[99%:]", "validation", dataset="nyu_depth_v2", labels={"depth": "depth"}),
     }
     config.labelled = {"classification": "imagenet", "detection": "objects365", "segmentation": "coco", "depth": "nyu"}
@@ -176,7 +190,10 @@ def paper() -> ConfigDict:
             section.update(training)
             section.view, section.scales = ConfigDict(), ConfigDict()
         section.steps, section.select = 180_000, "last"
-    config.student.repeat_labelled, config.student.truth_weight = 1, 1.0  # drawn uniformly, ground truth and pseudo labels alike
+    config.student.repeat_labelled, config.student.truth_weight = (
+        1,
+        1.0,
+    )  # drawn uniformly, ground truth and pseudo labels alike
     config.student.batch_size, config.student.optimizer.learning_rate, config.student.normalize = 4096, 0.32, "batch"
     with config.ignore_type():
         config.student.scales = "learning_rate_rule"

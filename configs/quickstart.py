@@ -1,13 +1,13 @@
 """The whole of MuST on the embedded scenes: five teachers with few labels each, a large pool, one student.
 
-    python -m must.main --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m must.main --config=configs/quickstart.py:sanity --workdir=runs/sanity
-    python -m must.main --config=configs/quickstart.py:evidence --workdir=runs/evidence
-    python -m must.main --config=configs/quickstart.py:pool --workdir=runs/pool
-    python -m must.main --config=configs/quickstart.py:weighted --workdir=runs/quickstart-weighted
-    python -m must.main --config=configs/quickstart.py:balancing --workdir=runs/balancing
-    python -m must.main --config=configs/quickstart.py:believing --workdir=runs/believing
-    python -m must.main --config=configs/quickstart.py:options --workdir=runs/options
+python -m must.main --config=configs/quickstart.py --workdir=runs/quickstart
+python -m must.main --config=configs/quickstart.py:sanity --workdir=runs/sanity
+python -m must.main --config=configs/quickstart.py:evidence --workdir=runs/evidence
+python -m must.main --config=configs/quickstart.py:pool --workdir=runs/pool
+python -m must.main --config=configs/quickstart.py:weighted --workdir=runs/quickstart-weighted
+python -m must.main --config=configs/quickstart.py:balancing --workdir=runs/balancing
+python -m must.main --config=configs/quickstart.py:believing --workdir=runs/believing
+python -m must.main --config=configs/quickstart.py:options --workdir=runs/options
 """
 
 from ml_collections import ConfigDict
@@ -138,7 +138,13 @@ def get_config(variant: str = "") -> ConfigDict:
         for task in TASKS:  # the differences are small: enough images to see them
             config.sets[task].test.update(start=512, count=4096)
         config.quality = {"worst": 12}
-        wanted = {"classification": (0.5, 0.03), "detection": (0.6, 0.2), "segmentation": (0.6, 0.02), "depth": (0.84, 0.0), "normals": (0.72, 0.0)}
+        wanted = {
+            "classification": (0.5, 0.03),
+            "detection": (0.6, 0.2),
+            "segmentation": (0.6, 0.02),
+            "depth": (0.84, 0.0),
+            "normals": (0.72, 0.0),
+        }
         believed, half = {"positive": 0.0, "negative": 0.0}, {"positive": 0.5, "negative": 0.5}
         for task, (precision, doubt) in wanted.items():
             config.policies[task] = {"from_validation": True, "precision": precision, "doubt": doubt}
@@ -177,5 +183,7 @@ def get_config(variant: str = "") -> ConfigDict:
             config.student.update(steps=1200, evaluate_every=0, repeat_labelled=0, pool_images=1024)
             config.arms = {f"pool_{count}": {"pool_images": count} for count in (64, 256)}
     elif variant:
-        raise ValueError(f"no variant {variant!r} of quickstart: sanity, evidence, pool, weighted, balancing, believing, options")
+        raise ValueError(
+            f"no variant {variant!r} of quickstart: sanity, evidence, pool, weighted, balancing, believing, options"
+        )
     return config

@@ -1,9 +1,9 @@
 """Weighted distillation with unlabeled examples: a teacher with few labels, a pool, and students that trust it more or less.
 
-    python -m must.main --config=configs/weighted_distillation.py --workdir=runs/weighted
-    python -m must.main --config=configs/weighted_distillation.py:sanity --workdir=runs/weighted-sanity
-    python -m must.main --config=configs/weighted_distillation.py:folders --config.root=DATA --workdir=runs/weighted-folders
-    python -m must.main --config=configs/weighted_distillation.py:cifar100 --config.root=TFDS_DIR --dry_run
+python -m must.main --config=configs/weighted_distillation.py --workdir=runs/weighted
+python -m must.main --config=configs/weighted_distillation.py:sanity --workdir=runs/weighted-sanity
+python -m must.main --config=configs/weighted_distillation.py:folders --config.root=DATA --workdir=runs/weighted-folders
+python -m must.main --config=configs/weighted_distillation.py:cifar100 --config.root=TFDS_DIR --dry_run
 """
 
 from ml_collections import ConfigDict
@@ -21,9 +21,7 @@ ARMS = {
         "tasks": {"classification": {"hard": True}},
         "weights": {"kind": "ratio_of_means", "every": 64, "neighbours": 64},
     },
-    "weighted_confident": {
-        "weights": {"kind": "ratio_of_means", "every": 64, "neighbours": 64, "confident": True}
-    },
+    "weighted_confident": {"weights": {"kind": "ratio_of_means", "every": 64, "neighbours": 64, "confident": True}},
     "slam": {"slam": {"floor": 0.2, "wanted": 0.8, "normalize": True}},
     "oracle_weights": {"weights": {"kind": "oracle", "every": 64, "neighbours": 64}},
     "oracle_labels": {"oracle_labels": True},
@@ -113,7 +111,9 @@ def folders() -> ConfigDict:
     config.budgets = (225, 450, 900)
     photos = {"kind": "image_folder", "root": "{root}/clothing", "classes": "classes.txt"}
     train = {"kind": "subset", "source": {**photos, "split": "train"}, "count": "{budget}", "seed": "{seed}"}
-    config.sets = {"clothing": {"train": train, "validation": {**photos, "split": "val"}, "test": {**photos, "split": "test"}}}
+    config.sets = {
+        "clothing": {"train": train, "validation": {**photos, "split": "val"}, "test": {**photos, "split": "test"}}
+    }
     config.labelled = {"classification": "clothing"}
     pool = {"root": "{root}/clothing", "images": "unlabeled", "name": "clothing-pool"}
     config.pool = {"pool": {"kind": "photos", **pool}}

@@ -11,13 +11,33 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "must.core.types": (
-        "ArraySpec", "Balance", "Batch", "Example", "Features", "Geometry", "LabelError", "Metric", "Model", "Objective",
-        "PerExample", "Policy", "Source", "Teacher", "TrainState", "UserError",
+        "ArraySpec",
+        "Balance",
+        "Batch",
+        "Example",
+        "Features",
+        "Geometry",
+        "LabelError",
+        "Metric",
+        "Model",
+        "Objective",
+        "PerExample",
+        "Policy",
+        "Source",
+        "Teacher",
+        "TrainState",
+        "UserError",
     ),
     "must.core.ratio": ("Ratio", "all_devices", "weighted_sum"),
     "must.core.devices": (
-        "global_row_index", "initialize_distributed", "is_writer", "parallelize", "pin_threads", "process_rows",
-        "replicate", "set_xla_flags",
+        "global_row_index",
+        "initialize_distributed",
+        "is_writer",
+        "parallelize",
+        "pin_threads",
+        "process_rows",
+        "replicate",
+        "set_xla_flags",
     ),
     "must.tasks.base": ("Task",),
     "must.tasks.action": ("Action",),
@@ -82,7 +102,7 @@ _HOMES = {
     "must.report.gallery": ("write_gallery",),
     "must.report.quality": ("write_quality",),
     "must.evaluate.compare": ("delta_m", "paired_t_interval"),
-}  # fmt: skip
+}
 _MODULES = {
     "adaptors": "must.objectives.adaptors",
     "aggregate": "must.objectives.aggregate",

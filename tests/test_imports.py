@@ -79,7 +79,9 @@ def breaches(source, path):
     words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     words |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     words |= {name.rpartition(".")[2] for name in imported(tree, path)}
-    spread = {word for word in words if re.fullmatch(r"pmap|shard_map|make_mesh|(Abstract)?Mesh|NamedSharding|pjit", word)}
+    spread = {
+        word for word in words if re.fullmatch(r"pmap|shard_map|make_mesh|(Abstract)?Mesh|NamedSharding|pjit", word)
+    }
     if spread and path != PACKAGE / "core" / "devices.py":
         found.append(f"names {', '.join(sorted(spread))}")
     if "ConfigDict" in words and own not in ("main", "recipes"):

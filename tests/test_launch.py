@@ -66,7 +66,12 @@ def tpu(tmp_path):
         command += ["--", "--config=configs/must.py:folders", "--workdir=runs/x", "--config.root=a b"]
         environment |= {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(calls), "TMPDIR": str(tmp_path)}
         process = subprocess.Popen(
-            command, cwd=tmp_path, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         if interrupt_at is not None:
             wait_for(lambda: interrupt_at in calls.read_text())
@@ -91,12 +96,19 @@ def verbs(calls):
 def test_tpu_success_runs_everywhere_brings_results_home_and_deletes(tpu, tmp_path):
     code, calls, _, err = tpu("--spot", STATES="WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
     assert code == 0, err
-    assert verbs(calls) == "list create describe describe describe scp ssh ssh scp delete".split()
+    assert verbs(calls) == ["list", "create", "describe", "describe", "describe", "scp", "ssh", "ssh", "scp", "delete"]
     assert "queued-resources create t1 --node-id=t1 --accelerator-type=v4-32 --runtime-version=image --spot" in calls[1]
     assert "--worker=all" in calls[5] and "--worker=all" in calls[6] and "--worker=all" in calls[7]
     main = shlex.split(calls[7])
     inner = shlex.split(next(word for word in main if word.startswith("--command=")).removeprefix("--command="))
-    wanted = ["-m", "must.main", "--config=configs/must.py:folders", "--workdir=runs/x", "--config.root=a b", "--coordinator=auto"]
+    wanted = [
+        "-m",
+        "must.main",
+        "--config=configs/must.py:folders",
+        "--workdir=runs/x",
+        "--config.root=a b",
+        "--coordinator=auto",
+    ]
     assert inner[-6:] == wanted
     assert "t1:must/runs/x runs --recurse --worker=0" in calls[8]
     assert "delete t1 --force" in calls[9]
@@ -107,7 +119,9 @@ def test_tpu_success_runs_everywhere_brings_results_home_and_deletes(tpu, tmp_pa
 def test_tpu_code_is_that_of_the_ref(tpu, tmp_path):
     code, calls, _, err = tpu("--ref=no-such-ref")
     assert code == 2 and "no-such-ref" in err and calls == []
-    commit = subprocess.run(["git", "-C", REPOSITORY, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "-C", REPOSITORY, "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     _, _, out, _ = tpu("--dry-run", "--ref=HEAD")
     assert f"checkout --quiet --detach {commit}" in out
 

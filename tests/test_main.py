@@ -53,7 +53,11 @@ def _arrays(workdir):
     from must.train.checkpoint import Checkpoints
 
     facts = Checkpoints(str(workdir / "teachers" / "depth" / "checkpoints")).facts()
-    records = {p.name: p.read_bytes() for p in (workdir / "pseudo_labels" / "pool" / "1.0.0").iterdir() if "array_record" in p.name}
+    records = {
+        p.name: p.read_bytes()
+        for p in (workdir / "pseudo_labels" / "pool" / "1.0.0").iterdir()
+        if "array_record" in p.name
+    }
     return facts["sha256"], records
 
 

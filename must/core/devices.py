@@ -203,8 +203,10 @@ def initialize_distributed(coordinator: str | None, num_processes: int | None, p
         return
     if coordinator != "auto" and (num_processes is None or process_id is None):
         raise UserError(f"coordinator {coordinator}: the number of processes and this process's id are needed too")
-    where = {} if coordinator == "auto" else dict(
-        coordinator_address=coordinator, num_processes=num_processes, process_id=process_id
+    where = (
+        {}
+        if coordinator == "auto"
+        else dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
     )
     try:
         jax.distributed.initialize(**where)

@@ -35,7 +35,9 @@ class Window:
         if self.span < 0:
             raise UserError(f"window: span {self.span} must be positive, or 0 for the whole video")
 
-    def places(self, length: int, clips: int = 1, rng: np.random.Generator | None = None) -> list[tuple[int, int, float]]:
+    def places(
+        self, length: int, clips: int = 1, rng: np.random.Generator | None = None
+    ) -> list[tuple[int, int, float]]:
         """Where the clips of a video lie.
 
         Args:
@@ -109,7 +111,9 @@ class ClipEncoder(NamedTuple):
         video = example.image
         if len(video.shape) != 4 or not video.shape[0]:
             what = "a picture" if len(video.shape) == 3 else "no video"
-            raise UserError(f"record {example.id}: is {what} {tuple(video.shape)}, ClipEncoder wants frames [T, H, W, 3]")
+            raise UserError(
+                f"record {example.id}: is {what} {tuple(video.shape)}, ClipEncoder wants frames [T, H, W, 3]"
+            )
         geometry = self._geometry(example, rng)
         wanted = self._frames(video.shape[0], geometry.reverse, rng)
         # A frame is decoded, moved and changed once, however many clips and views show it.
@@ -140,7 +144,10 @@ class ClipEncoder(NamedTuple):
         for name, count in self.frames.items():
             jitter = [rng.random(count) if window.random and window.jitter else place for _, _, place in places]
             chosen = np.stack(
-                [segment_frames(start, stop, count, where) for (start, stop, _), where in zip(places, jitter, strict=True)]
+                [
+                    segment_frames(start, stop, count, where)
+                    for (start, stop, _), where in zip(places, jitter, strict=True)
+                ]
             )
             chosen = chosen[:, ::-1] if reverse else chosen
             found[name] = chosen if self.clips > 1 else chosen[0]

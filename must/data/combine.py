@@ -136,7 +136,9 @@ class Weighted(Routed):
                     raise UserError(f"{source.name}: weight {weight} of {id} for {task}")
         self._source, self._weights = source, weights
         self.name, self.ids, self.classes = source.name, source.ids, source.classes
-        self.fingerprint = hash_of("weighted", source.fingerprint, repr(sorted((t, sorted(w.items())) for t, w in weights.items())))
+        self.fingerprint = hash_of(
+            "weighted", source.fingerprint, repr(sorted((t, sorted(w.items())) for t, w in weights.items()))
+        )
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
@@ -158,7 +160,10 @@ class Aliased(Routed):
     def __init__(self, source: Source, names: Mapping[str, str]):
         self._source, self._names = source, dict(names)
         self.name, self.ids = source.name, source.ids
-        self.classes = {**source.classes, **{new: source.classes[old] for new, old in names.items() if old in source.classes}}
+        self.classes = {
+            **source.classes,
+            **{new: source.classes[old] for new, old in names.items() if old in source.classes},
+        }
         self.fingerprint = hash_of("aliased", source.fingerprint, repr(sorted(names.items())))
 
     def __getitem__(self, index: int) -> Example:

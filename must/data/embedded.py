@@ -10,7 +10,6 @@ from must.data.combine import Routed, hash_of, labels_of
 from must.data.geometry import whole_image
 from must.data.pipeline import labels_and_weights
 
-
 _NOTHING_MOVES = whole_image((1, 1), (1, 1))
 
 
@@ -57,7 +56,9 @@ class EmbeddedEncoder(NamedTuple):
         return Batch(dict(example.image), labels, weights, np.int64(index), {})
 
 
-def embed(source: Source, features: Callable[[dict[str, np.ndarray]], Mapping[str, Any]], batches: Iterable[Batch]) -> Embedded:
+def embed(
+    source: Source, features: Callable[[dict[str, np.ndarray]], Mapping[str, Any]], batches: Iterable[Batch]
+) -> Embedded:
     """A source with the features of all its examples.
 
     Args:

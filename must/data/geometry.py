@@ -54,7 +54,9 @@ def draw(
         # Whole network pixels, so that an unscaled image is copied and not resampled.
         offset.append(float(round(rng.uniform(min(0.0, slack), max(0.0, slack))) + rng.integers(-extra, extra + 1)))
     mirrored = bool(flip and rng.random() < 0.5)
-    backwards = bool(reverse and rng.random() < 0.5)  # drawn last: whoever does not ask for it has the same stream as ever
+    backwards = bool(
+        reverse and rng.random() < 0.5
+    )  # drawn last: whoever does not ask for it has the same stream as ever
     return Geometry(source_size, size, scale, tuple(offset), mirrored, magnification, backwards)
 
 
@@ -73,7 +75,9 @@ def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int,
     spans = []
     for axis in range(2):
         low = max(0, round(geometry.offset[axis]))
-        high = min(geometry.size[axis], round(geometry.offset[axis] + geometry.source_size[axis] * geometry.scale[axis]))
+        high = min(
+            geometry.size[axis], round(geometry.offset[axis] + geometry.source_size[axis] * geometry.scale[axis])
+        )
         begin = (low - geometry.offset[axis]) / geometry.scale[axis]
         end = (high - geometry.offset[axis]) / geometry.scale[axis]
         spans.append((low, high, max(0.0, begin), min(float(geometry.source_size[axis]), end)))

@@ -43,7 +43,9 @@ class Cutout:
         corner = [rng.integers(0, side - length + 1) for side, length in zip(size, sides, strict=True)]
         window = (*corner, corner[0] + sides[0], corner[1] + sides[1])
         labels = {
-            name: self.tasks[name].paste(label, None, window) if _placed(self.tasks, name) and row.weights[name] else label
+            name: self.tasks[name].paste(label, None, window)
+            if _placed(self.tasks, name) and row.weights[name]
+            else label
             for name, label in row.labels.items()
         }
         fill = np.array(FILL, np.uint8)
@@ -93,10 +95,14 @@ class CutMix:
                 if name in other.extras:
                     extras[name + PASTED] = other.extras[name]
             elif mixed and (own or its):
-                labels[name] = task.paste(row.labels[name] if own else None, other.labels[name] if its else None, window)
+                labels[name] = task.paste(
+                    row.labels[name] if own else None, other.labels[name] if its else None, window
+                )
                 weights[name] = np.float32((1 - share) * own + share * its if own and its else own or its)
                 if name in extras:
-                    extras[name] = {key: np.minimum(value, other.extras[name][key]) for key, value in extras[name].items()}
+                    extras[name] = {
+                        key: np.minimum(value, other.extras[name][key]) for key, value in extras[name].items()
+                    }
         inputs = row.inputs
         if mixed:
             y0, x0, y1, x1 = window

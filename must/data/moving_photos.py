@@ -28,10 +28,20 @@ class MovingPhotos:
     """
 
     def __init__(
-        self, source: Source, *, frames: int = 8, size: int = 64, travel: float = 0.3, zoom: float = 1.3, seed: int = 0, name: str = ""
+        self,
+        source: Source,
+        *,
+        frames: int = 8,
+        size: int = 64,
+        travel: float = 0.3,
+        zoom: float = 1.3,
+        seed: int = 0,
+        name: str = "",
     ):
         if frames < 2 or size < 1 or not 0 <= travel <= 1 or zoom < 1:
-            raise UserError(f"moving photos: frames {frames} >= 2, size {size} >= 1, travel {travel} in 0..1, zoom {zoom} >= 1")
+            raise UserError(
+                f"moving photos: frames {frames} >= 2, size {size} >= 1, travel {travel} in 0..1, zoom {zoom} >= 1"
+            )
         self._source, self._frames, self._size = source, frames, size
         self._travel, self._zoom, self._seed = travel, zoom, seed
         self.name = name or f"{source.name}-moving"
@@ -62,5 +72,7 @@ class MovingPhotos:
             scale = base * factor**time / largest**0.5
             shift = way * time * np.array([math.sin(angle), math.cos(angle)]) * self._size / scale
             corner = self._size / 2 - (centre + shift) * scale
-            clip[t] = transform_image(photo, Geometry((height, width), (self._size,) * 2, (scale, scale), tuple(corner)))
+            clip[t] = transform_image(
+                photo, Geometry((height, width), (self._size,) * 2, (scale, scale), tuple(corner))
+            )
         return Example(self.ids[index], clip, {})

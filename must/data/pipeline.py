@@ -192,7 +192,9 @@ def epoch_steps(counts: Mapping[str, int], batch_size: int) -> int:
     return max(1, max(count // batch_size for count in counts.values()))
 
 
-def eval_batches(source: Source, encoder: Encoder, *, batch_size: int, process: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+def eval_batches(
+    source: Source, encoder: Encoder, *, batch_size: int, process: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
     """Every example once, in order; the last batch is filled up with rows of weight 0 and id -1.
 
     With several processes each reads every count-th batch.
@@ -217,9 +219,18 @@ class _Batches(grain.MapDataset):
     _MUTATES_ELEMENT_SPEC = False
 
     def __init__(
-        self, order, source: Source, encoder: Encoder, seed: int, process: tuple[int, int], batch_size: int, sizes, sizes_until,
-        extras, changes: tuple[Change, ...],
-    ):  # fmt: skip
+        self,
+        order,
+        source: Source,
+        encoder: Encoder,
+        seed: int,
+        process: tuple[int, int],
+        batch_size: int,
+        sizes,
+        sizes_until,
+        extras,
+        changes: tuple[Change, ...],
+    ):
         super().__init__(order)
         self._source, self._encoder, self._seed = source, encoder, seed
         self._process, self._batch_size = process, batch_size

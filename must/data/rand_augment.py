@@ -11,9 +11,18 @@ import numpy as np
 from must.core.types import UserError
 
 OPERATIONS = (
-    "auto_contrast", "equalize", "posterize", "solarize", "brightness", "contrast", "color", "sharpness", "blur", "grey",
+    "auto_contrast",
+    "equalize",
+    "posterize",
+    "solarize",
+    "brightness",
+    "contrast",
+    "color",
+    "sharpness",
+    "blur",
+    "grey",
     "noise",
-)  # fmt: skip
+)
 
 
 class RandAugment:
@@ -84,7 +93,11 @@ class RandAugment:
         factor = 1.0 + rng.choice((-0.9, 0.9)) * self.magnitude
         if name == "sharpness":
             return _each_frame(picture, height, lambda frame: ImageEnhance.Sharpness(frame).enhance(factor))
-        enhance = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "color": ImageEnhance.Color}
+        enhance = {
+            "brightness": ImageEnhance.Brightness,
+            "contrast": ImageEnhance.Contrast,
+            "color": ImageEnhance.Color,
+        }
         return enhance[name](picture).enhance(factor)
 
     def _noisy(self, picture, height: int, rng: np.random.Generator):

@@ -9,7 +9,10 @@ from typing import Any
 
 Arm = Mapping[str, Any]
 
-GROUP, COLUMN = "split", "images"  # the axes that a table has as ruled-off parts and as columns; the others make its rows
+GROUP, COLUMN = (
+    "split",
+    "images",
+)  # the axes that a table has as ruled-off parts and as columns; the others make its rows
 _ORDER = ("control", "tasks", "annotation", "where", "labels")  # rows are sorted by these, the first one first
 _SHOWN = ("split", "labels", "annotation", "where", "tasks", "images")  # and described by these, then by the others
 _WORDS = {

@@ -52,12 +52,18 @@ def along_budgets(recipe: str, parts: Mapping[int, Mapping[str, Any]], *, refere
 def budget_table(results: Mapping[str, Any]) -> str:
     """The results at several budgets as text: scores by budget, then gains over the reference."""
     many, reference = len(results["seeds"]) > 1, results["reference"]
-    lines = [f"{results['recipe']}, {text.spread(results['seeds'])}", "* best of its column but for oracles; p of a paired t test", ""]
+    lines = [
+        f"{results['recipe']}, {text.spread(results['seeds'])}",
+        "* best of its column but for oracles; p of a paired t test",
+        "",
+    ]
     heads = {str(b): f"{b:,} labels" for b in results["budgets"]}
     for task, entry in results["tasks"].items():
-        places = text.decimals({"columns": {str(i): s for i, by in enumerate(entry["columns"].values()) for s in by.values()}})
+        places = text.decimals(
+            {"columns": {str(i): s for i, by in enumerate(entry["columns"].values()) for s in by.values()}}
+        )
         able = {c: by for c, by in entry["columns"].items() if not c.startswith("oracle")}
-        best = {b: (max if entry["higher_is_better"] else min)(able, key=lambda c: able[c][b]["mean"]) for b in heads}  # noqa: B023
+        best = {b: (max if entry["higher_is_better"] else min)(able, key=lambda c: able[c][b]["mean"]) for b in heads}
         rows = {
             c: {b: ("*" if best[b] == c else "") + text.figures(s, places) for b, s in by.items()}
             for c, by in entry["columns"].items()
@@ -67,5 +73,9 @@ def budget_table(results: Mapping[str, Any]) -> str:
             for c, by in entry["gains"].items()
         }
         lines += text.blocks(f"{task}, {entry['metric']}{text.unit(entry)} {text.arrow(entry)}", heads, [rows], 100)
-        lines += ["", *text.blocks(f"gain over {reference}" + (", paired by seed" if many else ""), heads, [gains], 100), ""]
+        lines += [
+            "",
+            *text.blocks(f"gain over {reference}" + (", paired by seed" if many else ""), heads, [gains], 100),
+            "",
+        ]
     return "\n".join(line.rstrip() for line in lines)

@@ -208,7 +208,9 @@ def table(results: Mapping[str, Any], *, width: int = 100) -> str:
         pair = {c: f"{subject}_vs_{c}" for c in others}
         gains = {
             labels[t]: {
-                c: text.figures(e["gains"][pair[c]], text.decimals(e), signed=True) for c in others if pair[c] in e["gains"]
+                c: text.figures(e["gains"][pair[c]], text.decimals(e), signed=True)
+                for c in others
+                if pair[c] in e["gains"]
             }
             for t, e in tasks.items()
         }
@@ -216,7 +218,9 @@ def table(results: Mapping[str, Any], *, width: int = 100) -> str:
         mean_gains = {"Δm (%), mean relative gain": delta}
         if results["delta_m_lead"]:
             lead = {
-                c: text.figures(results["delta_m_lead"][c], 2, signed=True) for c in others if c in results["delta_m_lead"]
+                c: text.figures(results["delta_m_lead"][c], 2, signed=True)
+                for c in others
+                if c in results["delta_m_lead"]
             }
             mean_gains[f"Δm vs {results['reference']}, lead (%)"] = lead
         title = f"gain of {subject}" + (", paired by seed" if many else "") + "; + is better"

@@ -54,7 +54,9 @@ def labels_step(
 ) -> dict[str, dict[str, Array]]:
     """`eval_step` of what says labels, for instance an exported network: (variables, {view: inputs}) -> {task: label}."""
     del axis_name
-    return _rows({name: label for name, label in predict(variables, batch.inputs).items() if name in tasks}, batch, tasks)
+    return _rows(
+        {name: label for name, label in predict(variables, batch.inputs).items() if name in tasks}, batch, tasks
+    )
 
 
 def constant_step(

@@ -62,9 +62,16 @@ def grid_results(
         elsewhere without scores; equal arms, arms with different axes; two contrasts of one name.
     """
     base = compare.results(
-        recipe, seeds, metrics, scores, costs=costs, seconds=seconds, images_per_second=images_per_second,
-        subject="", reference="",
-    )  # fmt: skip
+        recipe,
+        seeds,
+        metrics,
+        scores,
+        costs=costs,
+        seconds=seconds,
+        images_per_second=images_per_second,
+        subject="",
+        reference="",
+    )
     known = settings_of.ordered({name: arm for name, arm in arms.items() if arm is not None})
     settings_of.check(known)
     _refuse_unknown("scores", {c for columns in scores.values() for c in columns}, arms)
@@ -124,7 +131,9 @@ def _name(contrast: Mapping[str, Any]) -> str:
     return f"{axis}: {ends[0]} against {ends[1]}" + "".join(f", {f}" for f in filters)
 
 
-def _contrast(contrast: Mapping[str, Any], known: Mapping[str, Any], tasks: Sequence[str], tested) -> list[dict[str, Any]]:
+def _contrast(
+    contrast: Mapping[str, Any], known: Mapping[str, Any], tasks: Sequence[str], tested
+) -> list[dict[str, Any]]:
     """One entry per task."""
     axis, subject, reference = contrast.get("axis"), contrast["subject"], contrast["reference"]
     if axis:
@@ -163,10 +172,14 @@ def _delta_m(contrast: Mapping[str, Any], metrics: Mapping[str, Metric], scores:
     subject, reference = contrast["subject"], dict(contrast["reference"])
     tasks = {task: tested(task, subject, column, relative=True) for task, column in reference.items()}
     if missing := [task for task, gain in tasks.items() if gain is None]:
-        raise ValueError(f"{contrast['name']}: no scores of {missing[0]} for both {subject!r} and {reference[missing[0]]!r}")
+        raise ValueError(
+            f"{contrast['name']}: no scores of {missing[0]} for both {subject!r} and {reference[missing[0]]!r}"
+        )
     direction = {task: metrics[task].higher_is_better for task in tasks}
     per_seed = [
-        compare.delta_m({t: scores[t][subject][i] for t in tasks}, {t: scores[t][reference[t]][i] for t in tasks}, direction)
+        compare.delta_m(
+            {t: scores[t][subject][i] for t in tasks}, {t: scores[t][reference[t]][i] for t in tasks}, direction
+        )
         for i in range(len(next(iter(tasks.values()))["per_seed"]))
     ]
     return {
@@ -220,7 +233,7 @@ def _scores(layout: Mapping[str, Any], task: str, entry: Mapping[str, Any], widt
         own = [f"{column}: {figures[column]}" for column in group["teachers"].get(task, []) if column in figures]
         # A heading is no wider than the rows below it, or it would push the columns away.
         heads = [line for part in (group["words"], *own) for line in textwrap.wrap(part, max(36, left))]
-        named = {head: {column: "" for column in layout["columns"]} for head in heads}
+        named = {head: dict.fromkeys(layout["columns"], "") for head in heads}
         for name, row in zip(labels, rows, strict=True):
             named[name] = {c: figures[a] for c, a in row["arms"].items() if a in figures}
         groups.append(named)
@@ -258,7 +271,10 @@ def _dotted(words: str, figures: str, width: int) -> list[str]:
 
 def _by_name(results: Mapping[str, Any], width: int) -> list[str]:
     tasks, over = results["tasks"], results["over_teacher"]
-    columns, rows = {}, {name: {} for name in sorted(results["arms"], key=lambda name: results["arms"][name] is not None)}
+    columns, rows = (
+        {},
+        {name: {} for name in sorted(results["arms"], key=lambda name: results["arms"][name] is not None)},
+    )
     for task, entry in tasks.items():
         columns |= {task: task, f"{task} gain": "over its teacher"}
         for name in rows:

@@ -67,9 +67,16 @@ def results(
         columns; a pair that no set has; something expected that is no pair.
     """
     base = compare.results(
-        "jedi", seeds, metrics, scores, costs=costs, seconds=seconds, images_per_second=images_per_second,
-        subject="student", reference="expert",
-    )  # fmt: skip
+        "jedi",
+        seeds,
+        metrics,
+        scores,
+        costs=costs,
+        seconds=seconds,
+        images_per_second=images_per_second,
+        subject="student",
+        reference="expert",
+    )
     kinds = {metrics[name] for name in scores}
     if len(kinds) != 1:
         raise ValueError(f"a mean over sets needs one metric, not {sorted(kind.name for kind in kinds)}")
@@ -154,7 +161,9 @@ def table(results: Mapping[str, Any], width: int = 100) -> str:
         lines += textwrap.wrap(words, width, initial_indent=first, subsequent_indent=" " * len(first))
     if over["differences"]:
         places = text.decimals(over)
-        heads = {"": "mean"} | ({"as expected": "as expected"} if any(d["expected"] for d in over["differences"]) else {})
+        heads = {"": "mean"} | (
+            {"as expected": "as expected"} if any(d["expected"] for d in over["differences"]) else {}
+        )
         heads |= {f"set {name}": name for name in sets} if len(sets) > 1 else {}
         paired = ", paired by seed" if len(results["seeds"]) > 1 else ""
         found = {d["name"]: _figures(d, places) for d in over["differences"]}

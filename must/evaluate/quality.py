@@ -21,7 +21,9 @@ _STATES = ("positive", "ignored", "negative")
 _BLOCK = 16  # examples that are measured at once
 
 
-def quality(task: Task, pairs: Iterable[tuple[Label, Label, str]], policy: Policy, *, worst: int = 24) -> dict[str, Any]:
+def quality(
+    task: Task, pairs: Iterable[tuple[Label, Label, str]], policy: Policy, *, worst: int = 24
+) -> dict[str, Any]:
     """What is right about labels and what the policy makes of it, as anything that JSON can hold.
 
     Args:
@@ -103,7 +105,9 @@ class _Tally:
     def __init__(self, classes: int):
         self._count = {key: np.zeros(classes) for key in ("items", *_STATES)}
         self._right = {key: np.zeros(classes) for key in _STATES}
-        self._products = np.zeros((3, classes + 1))  # of each example's right and all positives; the last of all classes
+        self._products = np.zeros(
+            (3, classes + 1)
+        )  # of each example's right and all positives; the last of all classes
         self._of_claims = np.zeros(3)  # the same of claims
         self._raw, self._calibrated = Cells(classes), Cells(classes)
 
@@ -132,7 +136,9 @@ class _Tally:
             entry = self._entry(lambda array: float(array[c]), self._products[:, c])  # noqa: B023
             entry["threshold"] = float(bound[c]) if bound[c] <= 1 else None
             for key, cells in (("raw", raw), ("policy", said)):
-                entry[key] = {k: v for k, v in reliability(Counted(*(part[c] for part in cells))).items() if k != "bins"}
+                entry[key] = {
+                    k: v for k, v in reliability(Counted(*(part[c] for part in cells))).items() if k != "bins"
+                }
             entry["trade_off"] = trade_off(Counted(*(part[c] for part in said)), entry["items"])
             classes[name] = entry
         total = self._entry(lambda array: float(array.sum()), self._products[:, -1])

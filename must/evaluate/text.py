@@ -10,7 +10,9 @@ from typing import Any
 
 def spread(seeds: Sequence[int]) -> str:
     """What stands behind a ± sign, or why there is none."""
-    return f"mean over {len(seeds)} seeds ± half of its 95 % interval (t)" if len(seeds) > 1 else "one seed: no interval"
+    return (
+        f"mean over {len(seeds)} seeds ± half of its 95 % interval (t)" if len(seeds) > 1 else "one seed: no interval"
+    )
 
 
 def blocks(title: str, columns: dict[str, str], groups: list[dict[str, dict[str, str]]], width: int) -> list[str]:

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 
 from must.core.types import Source
+from must.export.examples import class_names, labelled, picture_file, picture_size, write_about
 from must.readers.edited import MUST_ID, UNKNOWN
 from must.readers.label_files import COCO
-from must.export.examples import class_names, labelled, picture_file, picture_size, write_about
 from must.tasks.detection import Detection
 
 _FIELDS = ("boxes", "classes", "scores", "crowd", "unknown")

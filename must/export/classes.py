@@ -6,8 +6,8 @@ import os
 import numpy as np
 
 from must.core.types import Source
-from must.readers.label_files import CLASSES, list_cell
 from must.export.examples import class_names, labelled, picture_file, write_about
+from must.readers.label_files import CLASSES, list_cell
 from must.tasks.classification import Classification
 
 _FIELDS = ("ids", "probs", "rest", "unknown")
@@ -42,7 +42,9 @@ def write_classes(directory: str, source: Source, name: str, task: Classificatio
         for index, label in labelled(source, name, task, _FIELDS):
             names = class_names(label["ids"], task.classes, f"{source.ids[index]}: {name}")
             scores = [str(score) for score in np.asarray(label["probs"], np.float16).reshape(-1)]
-            cells = [cell for pair in zip(names, scores, strict=True) for cell in pair] + [""] * (2 * (width - len(names)))
+            cells = [cell for pair in zip(names, scores, strict=True) for cell in pair] + [""] * (
+                2 * (width - len(names))
+            )
             rest = str(np.float16(np.asarray(label["rest"]).reshape(())))
             table.writerow([picture_file(source, index), *cells[:2], rest, list_cell(label.get("unknown")), *cells[2:]])
             lines += 1

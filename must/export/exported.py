@@ -83,7 +83,9 @@ def load_exported(directory: str) -> Exported:
     for key in _KEYS:
         if not isinstance(about.get(key), dict):
             raise UserError(f"{path}: damaged, it has no {key!r}")
-    content = {name: _verified(os.path.join(directory, name), about["files"].get(name, {})) for name in (WEIGHTS, PROGRAM)}
+    content = {
+        name: _verified(os.path.join(directory, name), about["files"].get(name, {})) for name in (WEIGHTS, PROGRAM)
+    }
     try:
         program = export.deserialize(bytearray(content[PROGRAM]))
     except Exception as error:  # whole, yet this jax cannot read it: jax promises half a year of older programs

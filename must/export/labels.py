@@ -21,11 +21,11 @@ import shutil
 from collections.abc import Callable, Mapping
 
 from must.core.types import Source, UserError
-from must.readers.label_files import EXAMPLES, IMAGES
 from must.export.boxes import write_coco
 from must.export.classes import write_classes
 from must.export.examples import picture_bytes, picture_file, write_about, write_new
 from must.export.maps import write_depth, write_masks, write_normals
+from must.readers.label_files import EXAMPLES, IMAGES
 from must.tasks.base import Task
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
@@ -92,7 +92,12 @@ def export_labels(
             for index, file in enumerate(pictures):
                 write_new(os.path.join(partial, IMAGES), file, picture_bytes(source, index))
             counts[IMAGES] = len(pictures)
-        about = {"source": source.name, "fingerprint": source.fingerprint, "examples": len(source), "tasks": list(tasks)}
+        about = {
+            "source": source.name,
+            "fingerprint": source.fingerprint,
+            "examples": len(source),
+            "tasks": list(tasks),
+        }
         write_about(partial, about)
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(directory)

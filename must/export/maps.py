@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Label, Source, UserError
+from must.export.examples import class_names, labelled, write_about, write_new
 from must.readers.file_names import file_of
 from must.readers.label_files import FIELDS, MAPS, folder_of, list_cell
 from must.readers.record_format import encode_png
-from must.export.examples import class_names, labelled, write_about, write_new
 from must.tasks import drawing
 from must.tasks.base import Task
 from must.tasks.depth import Depth
@@ -178,5 +178,7 @@ def _in_millimetres(label: Label, where: str) -> Label:
     codes, scale, offset = (np.asarray(label[field], np.float64) for field in ("depth", "scale", "offset"))
     depth = np.where(codes > 0, np.maximum(np.round(1000 * (codes * scale + offset)), 1), 0)
     if depth.max(initial=0) > _MOST_MM:
-        raise UserError(f"{where}: a depth of {depth.max() / 1000:.6g} m, 16 bits hold {_MOST_MM / 1000} m in millimetres")
+        raise UserError(
+            f"{where}: a depth of {depth.max() / 1000:.6g} m, 16 bits hold {_MOST_MM / 1000} m in millimetres"
+        )
     return {**label, "depth": depth.astype(np.uint16), "scale": np.float32(1e-3), "offset": np.float32(0)}

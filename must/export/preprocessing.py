@@ -9,7 +9,9 @@ from must.data.pipeline import Encoder
 
 def preprocessing(encoder: Encoder | ClipEncoder) -> dict[str, Any]:
     """How a test example becomes the inputs of a network, as JSON; of a `ClipEncoder` one clip."""
-    placed = f"scaled to fit, then padded right and below with {list(FILL)}" if encoder.keep_aspect else "stretched to fit"
+    placed = (
+        f"scaled to fit, then padded right and below with {list(FILL)}" if encoder.keep_aspect else "stretched to fit"
+    )
     found: dict[str, Any] = {
         "size": list(encoder.size),
         "keep_aspect": encoder.keep_aspect,

@@ -72,7 +72,9 @@ def write_tfrecord(records: str | os.PathLike, directory: str | os.PathLike) -> 
 
 def _write_shard(records: str, directory: str, shard: dict[str, Any]) -> dict[str, Any]:
     """One file; what provenance.json says of it."""
-    from tensorflow_datasets.core import file_adapters  # brings TensorFlow when it is used, which this package never names
+    from tensorflow_datasets.core import (
+        file_adapters,
+    )  # brings TensorFlow when it is used, which this package never names
 
     adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.TFRECORD]
     file = shard["file"].replace(".array_record-", f".{FILE_FORMAT}-")

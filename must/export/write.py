@@ -78,7 +78,9 @@ def export_model(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "platforms": list(exported.platforms),
         "versions": {"must": _version("must"), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
-        "files": {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()},
+        "files": {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()
+        },
     }
     partial = directory + ".partial"
     shutil.rmtree(partial, ignore_errors=True)

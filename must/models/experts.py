@@ -167,7 +167,9 @@ def cached(name: str, width: int, classes: int, dropout: float = 0.0) -> Expert:
 
     def init(key, inputs):
         del key, inputs
-        return {"params": {f"heads_{name}": {"logits": {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}}}}
+        return {
+            "params": {f"heads_{name}": {"logits": {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}}}
+        }
 
     def apply(variables, inputs, *, train=False, key=None, axis_name=None, with_features=False):
         del train, key, axis_name

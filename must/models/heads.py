@@ -36,7 +36,9 @@ class ClassHead(nn.Module):
         if train and self.dropout:
             key = self.make_rng("dropout")
             rows = global_row_index(len(x), self.axis_name)
-            keep = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - self.dropout, x.shape[1:]))
+            keep = jax.vmap(
+                lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - self.dropout, x.shape[1:])
+            )
             x = x * keep(rows) / (1 - self.dropout)
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="logits")(x)
 
@@ -59,7 +61,9 @@ def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:
     if len({level.shape[-1] for level in pyramid.values()}) > 1:
         raise ValueError("a pixel head sums the levels of a pyramid: they need equal channels")
     total = None
-    for level_stride in sorted(pyramid, reverse=True):  # from coarse to fine, so that one enlargement serves all above it
+    for level_stride in sorted(
+        pyramid, reverse=True
+    ):  # from coarse to fine, so that one enlargement serves all above it
         level = pyramid[level_stride]
         if level_stride < stride:
             ratio = stride // level_stride
@@ -102,9 +106,14 @@ class DenseHead(nn.Module):
         x = enlarge(x, found // self.stride, size).astype(self.dtype)
         for i in range(self.depth):
             x = nn.Conv(
-                self.width, (3, 3), padding=1, use_bias=self.norm == "none", kernel_init=he_normal, dtype=self.dtype,
+                self.width,
+                (3, 3),
+                padding=1,
+                use_bias=self.norm == "none",
+                kernel_init=he_normal,
+                dtype=self.dtype,
                 name=f"conv{i + 1}",
-            )(x)  # fmt: skip
+            )(x)
             x = nn.relu(Norm(self.norm, self.axis_name, dtype=self.dtype, name=f"norm{i + 1}")(x, train=train))
         x = nn.Dense(self.channels_out * self.shuffle**2, dtype=self.dtype, name="linear")(x)
         x = depth_to_space(x.astype(jnp.float32), self.shuffle)
@@ -164,9 +173,14 @@ class DetectionHead(nn.Module):
     def _tower(self, name: str):
         convolutions = [
             nn.Conv(
-                self.width, (3, 3), padding=1, use_bias=self.norm == "none", kernel_init=he_normal, dtype=self.dtype,
+                self.width,
+                (3, 3),
+                padding=1,
+                use_bias=self.norm == "none",
+                kernel_init=he_normal,
+                dtype=self.dtype,
                 name=f"{name}_conv{i + 1}",
-            )  # fmt: skip
+            )
             for i in range(self.depth)
         ]
         norms = [Norm(self.norm, dtype=self.dtype, name=f"{name}_norm{i + 1}") for i in range(self.depth)]

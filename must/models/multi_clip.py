@@ -28,12 +28,16 @@ def over_clips(model: Model) -> Model:
             options = {**options, "with_features": True} if with_features else options
             return model.apply(variables, inputs, train=train, **options)
         if train or with_features or len(counts) > 1:
-            raise ValueError("several clips of each example are for tests without features, equally many of every input")
+            raise ValueError(
+                "several clips of each example are for tests without features, equally many of every input"
+            )
         clips = counts.pop()
 
         def mean(logits: Array) -> Array:
             if logits.ndim != 2:
-                raise ValueError(f"an output of shape {logits.shape} is not [B, C]: the mean over clips is one of classes")
+                raise ValueError(
+                    f"an output of shape {logits.shape} is not [B, C]: the mean over clips is one of classes"
+                )
             logits = jax.nn.log_softmax(logits).reshape(-1, clips, logits.shape[-1])
             return jax.nn.logsumexp(logits, 1) - math.log(clips)
 

@@ -34,7 +34,8 @@ class MultiHead(nn.Module):
         if self.neck is not None:
             features = self.neck(features, train=train)
         outputs = {
-            task: head(features, train=train, image_size=tuple(inputs.shape[-3:-1])) for task, head in self.heads.items()
+            task: head(features, train=train, image_size=tuple(inputs.shape[-3:-1]))
+            for task, head in self.heads.items()
         }
         return outputs, features
 
@@ -102,7 +103,9 @@ _HASH = define_prng_impl(
     key_shape=(2,),
     seed=lambda seed: _fold_in(jnp.zeros(2, jnp.uint32), seed.astype(jnp.uint32)),
     split=lambda key, shape: _fold_in(key, _counter(shape)),
-    random_bits=lambda key, width, shape: (_fold_in(key, _counter(shape))[..., 0] >> (32 - width)).astype(f"uint{width}"),
+    random_bits=lambda key, width, shape: (_fold_in(key, _counter(shape))[..., 0] >> (32 - width)).astype(
+        f"uint{width}"
+    ),
     fold_in=_fold_in,
     name="hash",
     tag="hash",

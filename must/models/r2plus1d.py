@@ -62,9 +62,15 @@ class TemporalConv(nn.Module):
         pad = self.kernel // 2
         columns = x.reshape(batch, frames, height * width, channels)
         convolution = nn.Conv(
-            self.channels, (self.kernel, 1), (self.stride, 1), ((pad, pad), (0, 0)), use_bias=False,
-            kernel_init=he_normal, dtype=self.dtype, name="conv",
-        )  # fmt: skip
+            self.channels,
+            (self.kernel, 1),
+            (self.stride, 1),
+            ((pad, pad), (0, 0)),
+            use_bias=False,
+            kernel_init=he_normal,
+            dtype=self.dtype,
+            name="conv",
+        )
         columns = convolution(columns)
         return columns.reshape(batch, -1, height, width, self.channels)
 
@@ -151,9 +157,14 @@ class R2Plus1D(nn.Module):
             for i in range(BLOCKS[self.depth][stage]):
                 stride = 2 if stage > 0 and i == 0 else 1
                 x = Block(
-                    self.width * 2**stage, stride, self.norm, self.momentum, self.axis_name, self.dtype,
+                    self.width * 2**stage,
+                    stride,
+                    self.norm,
+                    self.momentum,
+                    self.axis_name,
+                    self.dtype,
                     name=f"stage{stage + 1}_block{i + 1}",
-                )(x, train=train)  # fmt: skip
+                )(x, train=train)
             pyramid[2 * 2**stage] = x
         return Features(pyramid, x.astype(jnp.float32).mean((1, 2, 3)))
 

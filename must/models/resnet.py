@@ -56,7 +56,9 @@ class Norm(nn.Module):
         mean, var = self._batch(x, train) if self.kind == "batch" else _group(x)
         scale = self.param("scale", nn.initializers.zeros if self.zero else nn.initializers.ones, x.shape[-1:])
         factor = scale * lax.rsqrt(var + 1e-5)
-        return (x * factor + (self.param("bias", nn.initializers.zeros, x.shape[-1:]) - mean * factor)).astype(self.dtype)
+        return (x * factor + (self.param("bias", nn.initializers.zeros, x.shape[-1:]) - mean * factor)).astype(
+            self.dtype
+        )
 
     def _batch(self, x: Array, train: bool) -> tuple[Array, Array]:
         """Mean and variance [C], of this batch or the running ones."""

@@ -82,7 +82,7 @@ def adaptor(
       momentum: of the running statistics.
       scale: of the term.
     """
-    sources = {t: min(student_levels, key=lambda s: (abs(np.log2(s / t)), s)) for t in teacher_levels}  # noqa: B023
+    sources = {t: min(student_levels, key=lambda s: (abs(np.log2(s / t)), s)) for t in teacher_levels}
     make = jax.nn.initializers.lecun_normal()
 
     def init(key):
@@ -92,9 +92,11 @@ def adaptor(
             middle = hidden or narrow
             first, second = jax.random.split(jax.random.fold_in(key, stride))
             params[f"level{stride}"] = {
-                "first": make(first, (narrow, middle)), "first_bias": jnp.zeros(middle),
-                "second": make(second, (middle, wide)), "second_bias": jnp.zeros(wide),
-            }  # fmt: skip
+                "first": make(first, (narrow, middle)),
+                "first_bias": jnp.zeros(middle),
+                "second": make(second, (middle, wide)),
+                "second_bias": jnp.zeros(wide),
+            }
             if standards is None:
                 state[f"level{stride}"] = {"mean": jnp.zeros(wide), "square": jnp.ones(wide), "seen": jnp.zeros(())}
             else:

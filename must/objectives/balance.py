@@ -40,7 +40,9 @@ def uncertainty(learning_rate: float = 0.01) -> Balance:
         weights = {task: jnp.exp(-state[task]) for task in losses}
         # The floor keeps the weight of a loss that has come to 0 finite.
         slope = {task: 0.5 - weights[task] * jnp.maximum(losses[task], FLOOR) for task in losses}
-        moved = {task: jnp.where(present[task], state[task] - learning_rate * slope[task], state[task]) for task in losses}
+        moved = {
+            task: jnp.where(present[task], state[task] - learning_rate * slope[task], state[task]) for task in losses
+        }
         return {task: jnp.where(present[task], weights[task], 0.0) for task in losses}, moved
 
     return Balance(init=lambda tasks: {task: jnp.float32(0) for task in tasks}, update=update)
@@ -63,7 +65,8 @@ def dwa(temperature: float = 2.0, window: int = 100) -> Balance:
     def update(losses, present, gram, state):
         tasks = tuple(losses)
         rates = [
-            jnp.where(state[t]["windows"] > 1, state[t]["last"] / jnp.maximum(state[t]["before"], FLOOR), 1.0) for t in tasks
+            jnp.where(state[t]["windows"] > 1, state[t]["last"] / jnp.maximum(state[t]["before"], FLOOR), 1.0)
+            for t in tasks
         ]
         there = stacked(present, tasks)
         weights = jnp.sum(there) * _softmax(jnp.stack(rates) / temperature, there)

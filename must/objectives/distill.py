@@ -116,7 +116,12 @@ def mimic(name: str, teacher: str, widths: Mapping[int, tuple[int, int]], scale:
 
 
 def pdf(
-    name: str, task: Task, teacher: str, widths: Mapping[int, tuple[int, int]], scale: float = 1.0, feature_scale: float = 5.0
+    name: str,
+    task: Task,
+    teacher: str,
+    widths: Mapping[int, tuple[int, int]],
+    scale: float = 1.0,
+    feature_scale: float = 5.0,
 ) -> Hint:
     """Features and answers weighed by where the two disagree (PDF-Distil, Zhang et al. 2021).
 

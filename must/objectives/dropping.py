@@ -29,12 +29,18 @@ def small_losses(
       axis_name: device axis.
     """
     loss = sum(jax.lax.stop_gradient(term.value) / jnp.maximum(term.norm, 1.0) for term in terms.values())
-    counted = (weights != 0) & (pseudo != 0) & sum((term.norm > 0) | (term.value != 0) for term in terms.values()).astype(bool)
+    counted = (
+        (weights != 0)
+        & (pseudo != 0)
+        & sum((term.norm > 0) | (term.value != 0) for term in terms.values()).astype(bool)
+    )
     loss, place = jnp.where(counted, loss, -jnp.inf), jnp.arange(len(loss))
     others, first = loss, 0
     if axis_name is not None:
         others = jax.lax.all_gather(loss, axis_name, tiled=True)
         first = jax.lax.axis_index(axis_name) * len(loss)
-    before = (others > loss[:, None]) | ((others == loss[:, None]) & (jnp.arange(len(others)) > (first + place)[:, None]))
+    before = (others > loss[:, None]) | (
+        (others == loss[:, None]) & (jnp.arange(len(others)) > (first + place)[:, None])
+    )
     dropped = jnp.floor(share * (others > -jnp.inf).sum() + 0.5)
     return ~counted | (before.sum(-1) >= dropped)

@@ -53,9 +53,7 @@ class MeanTeacher(NamedTuple):
             return {f"self_{term}": per_example for term, per_example in found.items()}, state
 
         terms = tuple(f"self_{term}" for term in said_alone.terms)
-        return said_alone._replace(
-            name=f"{name}_self", terms=terms, apply=apply, scale=self.scale, where=self.where
-        )  # fmt: skip
+        return said_alone._replace(name=f"{name}_self", terms=terms, apply=apply, scale=self.scale, where=self.where)
 
 
 def moved(average: PyTree, params: PyTree, decay: float, step: Array) -> PyTree:

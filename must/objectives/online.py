@@ -81,7 +81,9 @@ def take(
     for hint in hints:
         rows = rows_of(batch, hint)
         context = Context(rows != 0, policies[hint.task], axis_name)
-        terms, after[hint.name] = hint.apply(params.get(hint.name, {}), states[hint.name], student, said[hint.teacher], context)
+        terms, after[hint.name] = hint.apply(
+            params.get(hint.name, {}), states[hint.name], student, said[hint.teacher], context
+        )
         found[hint.name] = (terms, rows)
     if dropping and any(hint.droppable for hint in hints):
         found = _dropped(hints, found, key, dropping, axis_name)

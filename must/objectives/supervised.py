@@ -109,9 +109,17 @@ def supervised(
             if acting:
                 said = online.ask(acting, teachers, frozen, part.inputs[teacher_view or view], shuffled, axis_name)
                 taken, hint_states = online.take(
-                    acting, params.get("objective", {}), hint_states, Answer(outputs, *features), said, part,
-                    aux_state["policies"], key=own_key, dropping=teacher_dropping, axis_name=axis_name,
-                )  # fmt: skip
+                    acting,
+                    params.get("objective", {}),
+                    hint_states,
+                    Answer(outputs, *features),
+                    said,
+                    part,
+                    aux_state["policies"],
+                    key=own_key,
+                    dropping=teacher_dropping,
+                    axis_name=axis_name,
+                )
                 if mean_teacher is not None:
                     speaks = jnp.where(step >= mean_teacher.start, 1.0, 0.0)
                     taken = ((name, term, rows * speaks if name in late else rows) for name, term, rows in taken)

@@ -56,8 +56,8 @@ import jax
 import numpy as np
 
 from must.core.types import Array, Label, Teacher, UserError
-from must.readers.records import file_hash
 from must.pseudo_label.teacher import adopted, from_function, rounded_up
+from must.readers.records import file_hash
 from must.tasks.base import Task
 
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

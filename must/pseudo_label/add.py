@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from must.core.types import Source, Teacher, UserError
-from must.readers.records import Records, addition_directory, addition_names, read_additions, read_provenance
 from must.pseudo_label.write import Summary, label_images, read_claim
+from must.readers.records import Records, addition_directory, addition_names, read_additions, read_provenance
 
 
 def add_labels(
@@ -54,10 +54,20 @@ def add_labels(
     split = read_provenance(directory)["split"]
     source = Records(directory, split=split, tasks=(), images=images, verify=False)  # readers find damage themselves
     return label_images(
-        addition_directory(directory, name), name, source, teachers, split=split, shards=shards, batch_size=batch_size,
-        copy_images=False, keep_aspect=keep_aspect, provenance=provenance, worker=worker, max_rejects=max_rejects,
+        addition_directory(directory, name),
+        name,
+        source,
+        teachers,
+        split=split,
+        shards=shards,
+        batch_size=batch_size,
+        copy_images=False,
+        keep_aspect=keep_aspect,
+        provenance=provenance,
+        worker=worker,
+        max_rejects=max_rejects,
         progress=progress,
-    )  # fmt: skip
+    )
 
 
 def _labelled(directory: str, name: str) -> Iterator[tuple[str, Iterable[str]]]:

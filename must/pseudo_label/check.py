@@ -46,7 +46,11 @@ def check_batch(
     """
     if not rows:
         return None
-    spec = {name: want for name, want in task.network_spec(size).items() if name in label or name not in getattr(task, "optional", ())}
+    spec = {
+        name: want
+        for name, want in task.network_spec(size).items()
+        if name in label or name not in getattr(task, "optional", ())
+    }
     if what := _form(label, spec, batch_size):
         return rows[0], what
     # A whole batch is looked at, not copied.

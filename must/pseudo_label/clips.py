@@ -10,11 +10,11 @@ import numpy as np
 
 from must.core.types import Source, UserError
 from must.data.combine import labels_of
-from must.readers.record_format import check_specs, encode_png, encode_record, features_of, is_plain, mismatch
-from must.readers.records import COMMITTED, IDS, PROVENANCE, read_provenance
 from must.pseudo_label.infer import Row
 from must.pseudo_label.plan import FORMAT, Plan, code_version, first_difference, make_plan
 from must.pseudo_label.shards import ShardFile, move, write_json, write_metadata, write_text
+from must.readers.record_format import check_specs, encode_png, encode_record, features_of, is_plain, mismatch
+from must.readers.records import COMMITTED, IDS, PROVENANCE, read_provenance
 from must.tasks.base import Task
 
 _AT_ONCE = 32  # decoded frames that are in memory together

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from must.core.types import Source, Teacher, UserError
-from must.readers.record_format import ID, IMAGE, field_sizes
 from must.pseudo_label.infer import Labeller
 from must.pseudo_label.plan import Plan
+from must.readers.record_format import ID, IMAGE, field_sizes
 
 _BLOCK, _FRAME = 1 << 16, 96  # of an ArrayRecord file: it grows by blocks; what it adds to a record, bytes
 _STEADY = 1.0  # seconds by the clock that are enough; a batch that takes less is run more often

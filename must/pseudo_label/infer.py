@@ -16,8 +16,8 @@ import numpy as np
 
 from must.core.types import Geometry, Label, LabelError, Source, Teacher, UserError
 from must.data.geometry import transform_image, whole_image
-from must.readers.record_format import encode_png, encode_record, is_plain
 from must.pseudo_label.check import check_batch, check_record, check_said
+from must.readers.record_format import encode_png, encode_record, is_plain
 
 Key = TypeVar("Key")
 _AHEAD = 2  # batches that are decoded before the device needs them

@@ -120,7 +120,12 @@ def choose(
     for c, name in enumerate(names):
         mine, why = np.flatnonzero(claims.ids == c), ""
         found = lambda where, p: _threshold(  # noqa: E731
-            probability[where], claims.correct[where], examples[where], p, z, (seed, c)  # noqa: B023
+            probability[where],
+            claims.correct[where],
+            examples[where],
+            p,
+            z,
+            (seed, c),  # noqa: B023
         )
         negative = doubt
         if total[c] >= least:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from must.core.types import UserError
-from must.readers.records import COMMITTED, file_hash, record_count
-from must.readers.tfds_info import write_tfds_info
 from must.pseudo_label.infer import Row
 from must.pseudo_label.plan import Plan
+from must.readers.records import COMMITTED, file_hash, record_count
+from must.readers.tfds_info import write_tfds_info
 
 
 class ShardFile:

@@ -12,8 +12,8 @@ import numpy as np
 
 from must.core import devices
 from must.core.types import Array, Label, LabelError, Model, PyTree, Teacher
-from must.pseudo_label.check import check_said
 from must.data.geometry import transform_image, whole_image
+from must.pseudo_label.check import check_said
 from must.tasks.base import Task
 
 
@@ -120,7 +120,9 @@ def in_frame(teacher: Teacher, size: tuple[int, int], *, keep_aspect: bool = Tru
     there, here = whole_image(size, teacher.size, keep_aspect=keep_aspect), whole_image(size, size)
 
     def predict(images: Array) -> dict[str, Label]:
-        said = jax.device_get(teacher.predict(np.stack([transform_image(np.asarray(image), there) for image in images])))
+        said = jax.device_get(
+            teacher.predict(np.stack([transform_image(np.asarray(image), there) for image in images]))
+        )
         labels = {}
         for key, task in teacher.tasks.items():
             rows = ({name: field[row] for name, field in said[key].items()} for row in range(len(images)))

@@ -55,9 +55,7 @@ def exact(accuracy: np.ndarray, distortion: np.ndarray) -> np.ndarray:
     return 1.0 / (accuracy + distortion * (1.0 - accuracy))
 
 
-def ratio_of_means(
-    held_out: HeldOut, *, neighbours: int | None = None, correct: np.ndarray | None = None
-) -> Estimator:
+def ratio_of_means(held_out: HeldOut, *, neighbours: int | None = None, correct: np.ndarray | None = None) -> Estimator:
     """w(x) = mean true_loss / mean teacher_loss over the k validation examples nearest to x.
 
     It needs no wrong label to be known, so soft labels and dense tasks have it too. The mean of the ratios would be

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from must.core.types import Source, Teacher, UserError
-from must.readers.record_format import features_of
-from must.readers.records import COMMITTED, IDS, PROVENANCE, file_hash, read_provenance
 from must.pseudo_label.infer import Labeller
 from must.pseudo_label.plan import Plan, code_version, first_difference, identity, make_plan
 from must.pseudo_label.shards import ShardFile, lock, move, write_json, write_metadata, write_text
+from must.readers.record_format import features_of
+from must.readers.records import COMMITTED, IDS, PROVENANCE, file_hash, read_provenance
 
 _WORK, _CLAIM, _REJECTS = "unfinished", "identity.json", "rejects.jsonl"
 _POLL = 0.1  # seconds between looks at the shards that other workers hold

@@ -146,7 +146,9 @@ class CocoJson(FileSource):
         self._unknown_of = []
         for file, listed in zip(self._file_names, self._listed_unknown, strict=True):
             if not isinstance(listed, list | tuple) or set(listed) - set(self._number):
-                raise UserError(f"{self._json}: image {file!r}: unknown_category_ids {listed!r} are not all in categories")
+                raise UserError(
+                    f"{self._json}: image {file!r}: unknown_category_ids {listed!r} are not all in categories"
+                )
             self._unknown_of.append(tuple(sorted({*self._unknown, *(self._number[category] for category in listed)})))
 
     def _read_annotations(self, content: Any, pictures: Mapping[str, Path], drop_empty: bool) -> None:

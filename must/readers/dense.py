@@ -121,9 +121,20 @@ class MaskPng(_Paired):
     ):
         names, self._table = labels.class_table(read_classes(classes, root), ignore, f"{root}: classes")
         super().__init__(
-            root, images=images, maps=masks, split=split, ids=ids, image_suffix=image_suffix, map_suffix=mask_suffix,
-            partial=partial, coarse=coarse, task=task, name=name, classes=names, settings=self._table.tolist(),
-        )  # fmt: skip
+            root,
+            images=images,
+            maps=masks,
+            split=split,
+            ids=ids,
+            image_suffix=image_suffix,
+            map_suffix=mask_suffix,
+            partial=partial,
+            coarse=coarse,
+            task=task,
+            name=name,
+            classes=names,
+            settings=self._table.tolist(),
+        )
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
         stored = read_mask(file)
@@ -160,9 +171,19 @@ class DepthPng(_Paired):
         self._metres_per_unit = labels.metres_per_unit(unit)
         self._invalid = tuple(int(value) for value in invalid)
         super().__init__(
-            root, images=images, maps=depths, split=split, ids=ids, image_suffix=image_suffix, map_suffix=depth_suffix,
-            partial=partial, coarse=coarse, task=task, name=name, settings=(self._metres_per_unit, self._invalid),
-        )  # fmt: skip
+            root,
+            images=images,
+            maps=depths,
+            split=split,
+            ids=ids,
+            image_suffix=image_suffix,
+            map_suffix=depth_suffix,
+            partial=partial,
+            coarse=coarse,
+            task=task,
+            name=name,
+            settings=(self._metres_per_unit, self._invalid),
+        )
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
         picture = open_picture(read_bytes(file), str(file))
@@ -207,10 +228,19 @@ class NormalsPng(_Paired):
             raise UserError(f"negate={negate!r}: want some of the letters x, y and z")
         self._signs = np.array([-1.0 if axis in negate else 1.0 for axis in "xyz"], np.float32)
         super().__init__(
-            root, images=images, maps=normals, split=split, ids=ids, image_suffix=image_suffix,
-            map_suffix=normals_suffix, partial=partial, coarse=coarse, task=task, name=name,
+            root,
+            images=images,
+            maps=normals,
+            split=split,
+            ids=ids,
+            image_suffix=image_suffix,
+            map_suffix=normals_suffix,
+            partial=partial,
+            coarse=coarse,
+            task=task,
+            name=name,
             settings=self._signs.tolist(),
-        )  # fmt: skip
+        )
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
         picture = open_picture(read_bytes(file), str(file))

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.core.types import Example, Label, Source, UserError
-from must.readers.coco import score_of
 from must.data.combine import Routed, hash_of, labels_of
+from must.readers.coco import score_of
 from must.readers.file_names import id_of
 from must.readers.files import read_bytes, read_json
 from must.readers.labels import checked_boxes

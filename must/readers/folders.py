@@ -2,12 +2,20 @@
 
 import csv
 import os
-
 from collections.abc import Sequence
 
 from must.core.types import Label, UserError
 from must.readers import labels
-from must.readers.files import PICTURES, FileSource, find_pictures, folder, locate, read_classes, read_lines, source_name
+from must.readers.files import (
+    PICTURES,
+    FileSource,
+    find_pictures,
+    folder,
+    locate,
+    read_classes,
+    read_lines,
+    source_name,
+)
 
 
 class ImageFolder(FileSource):

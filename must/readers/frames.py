@@ -11,9 +11,17 @@ import numpy as np
 from must.core.types import Example, Label, UserError
 from must.readers import labels
 from must.readers.files import (
-    PICTURES, decode_picture, fingerprint_of, folder, locate, picture_size, read_bytes, read_classes, read_lines,
+    PICTURES,
+    decode_picture,
+    fingerprint_of,
+    folder,
+    locate,
+    picture_size,
+    read_bytes,
+    read_classes,
+    read_lines,
     source_name,
-)  # fmt: skip
+)
 
 
 class FrameVideo:
@@ -135,7 +143,7 @@ class FrameFolders(ClipSource):
         name: str = "",
     ):
         path = folder(locate(root, clips, split))
-        class_ids = read_clips(locate(root, list, split)) if list else {key: None for key in _picture_folders(path)}
+        class_ids = read_clips(locate(root, list, split)) if list else dict.fromkeys(_picture_folders(path))
         names = checked_classes(class_ids, classes, root, locate(root, list, split))
         super().__init__(source_name(name, root, split), class_ids, names, task)
         self._folders = [path / key for key in class_ids]
@@ -198,7 +206,9 @@ def _pictures(path: Path) -> list[str]:
     try:
         names = [name for name in os.listdir(path) if _is_picture(name)]
     except OSError as error:
-        raise UserError(f"{path}: {'no such folder' if isinstance(error, FileNotFoundError) else error.strerror}") from None
+        raise UserError(
+            f"{path}: {'no such folder' if isinstance(error, FileNotFoundError) else error.strerror}"
+        ) from None
     if not names:
         raise UserError(f"{path}: clip without pictures")
     return sorted(names, key=_natural)

@@ -31,8 +31,13 @@ from must.readers.file_names import id_of
 from must.readers.files import decode_picture, fingerprint_of, open_picture, read_bytes, read_json
 
 ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, MAPS = (
-    "about.json", "examples.csv", "images", "coco.json", "classes.csv", "maps.csv"
-)  # fmt: skip
+    "about.json",
+    "examples.csv",
+    "images",
+    "coco.json",
+    "classes.csv",
+    "maps.csv",
+)
 _NONE = "none"  # in a cell: an empty list
 # What a label of each kind of dense task may hold: maps, and columns of the table.
 FIELDS = {
@@ -107,7 +112,9 @@ class LabelFiles:
     def fingerprint(self) -> str:
         """Hash of what is in the files; of a large one only the first and the last 64 KiB are read."""
         folders = [self._root / task for task in self._tasks]
-        files = [self._root / EXAMPLES] + [file for path in folders for file in sorted(path.rglob("*")) if file.is_file()]
+        files = [self._root / EXAMPLES] + [
+            file for path in folders for file in sorted(path.rglob("*")) if file.is_file()
+        ]
         return fingerprint_of(repr((self.name, self.ids, list(self._tasks))), files)
 
     def _read_task(self, task: str) -> None:

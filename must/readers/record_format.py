@@ -44,9 +44,7 @@ def features_of(specs: Specs, *, images: bool = True, videos: bool = False) -> A
             height = spec.shape[0] and spec.shape[0] * (2 if spec.dtype == "uint16" else 1)
             doc = spec.doc + _PNG_DOC.get(spec.dtype, "")
             return tfds.features.Image(shape=(height, spec.shape[1], channels), encoding_format="png", doc=doc)
-        return tfds.features.Tensor(
-            shape=spec.shape, dtype=np.dtype(spec.dtype), encoding=spec.encoding, doc=spec.doc
-        )  # fmt: skip
+        return tfds.features.Tensor(shape=spec.shape, dtype=np.dtype(spec.dtype), encoding=spec.encoding, doc=spec.doc)
 
     features = {ID: tfds.features.Text(doc="<source>/<name>")}
     if videos:
@@ -96,9 +94,7 @@ def mismatch(value: Any, spec: ArraySpec) -> str:
     return ""
 
 
-def encode_record(
-    id: str, image: bytes | Sequence[bytes] | None, labels: Mapping[str, Label], specs: Specs
-) -> bytes:
+def encode_record(id: str, image: bytes | Sequence[bytes] | None, labels: Mapping[str, Label], specs: Specs) -> bytes:
     """One record.
 
     Args:

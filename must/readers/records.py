@@ -65,7 +65,9 @@ class Records:
         self._directory = os.fspath(directory)
         self.provenance = read_provenance(self._directory)
         if (stored_as := self.provenance.get("file_format", "array_record")) != "array_record":
-            raise UserError(f"{self._directory}: holds {stored_as} files for tf.data, only array_record is read by index")
+            raise UserError(
+                f"{self._directory}: holds {stored_as} files for tf.data, only array_record is read by index"
+            )
         if self.provenance["split"] != split:
             raise UserError(f"{self._directory}: holds split {self.provenance['split']!r}, not {split!r}")
         own, added = self.provenance["tasks"], read_additions(self._directory)

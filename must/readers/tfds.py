@@ -62,9 +62,16 @@ class Tfds:
         import tensorflow_datasets as tfds
 
         self._arguments = {  # a worker opens the set again
-            "dataset": dataset, "split": split, "labels": labels, "data_dir": data_dir, "image": image, "classes": classes,
-            "ignore": ignore, "unit": unit, "name": name,
-        }  # fmt: skip
+            "dataset": dataset,
+            "split": split,
+            "labels": labels,
+            "data_dir": data_dir,
+            "image": image,
+            "classes": classes,
+            "ignore": ignore,
+            "unit": unit,
+            "name": name,
+        }
         builder, videos = _open(dataset, data_dir)
         features = builder.info.features
         self._where = f"tfds {builder.info.full_name}, {split}"

@@ -33,7 +33,7 @@ def write_tfds_info(
         version = "1.0.0"
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name=name, split=split, filetype_suffix=file_format
-    )  # fmt: skip
+    )
     split_info = tfds.core.SplitInfo(
         name=split,
         shard_lengths=[shard["count"] for shard in shards],

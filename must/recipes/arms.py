@@ -89,7 +89,8 @@ def expand(grid: Sequence[Mapping[str, Any]], tasks: Sequence[str], known_splits
             _check(arm, f"grid.{number}", tasks, known_splits)
             # One arm, whatever the order in which its parts are named.
             arm = arm._replace(
-                tasks=tuple(t for t in tasks if t in arm.tasks), labels=tuple(kind for kind in LABELS if kind in arm.labels)
+                tasks=tuple(t for t in tasks if t in arm.tasks),
+                labels=tuple(kind for kind in LABELS if kind in arm.labels),
             )
             found[arm.name(tasks)] = arm
     if not found:

@@ -12,10 +12,10 @@ from must.core import devices
 from must.core.types import Label, Policy, Source, Teacher, UserError
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import Encoder, eval_batches
-from must.readers.records import Records
 from must.pseudo_label import policy as policies
 from must.pseudo_label.calibrate import gather
 from must.pseudo_label.policy_file import read_policies, save_policies
+from must.readers.records import Records
 from must.recipes import setup
 from must.recipes.built import HELD_OUT, Built
 from must.recipes.comparison import recipe_of
@@ -57,7 +57,9 @@ def check_policy(name: str, section: Mapping[str, Any]) -> None:
     known = {key for made in (policies.fit, policies.choose) for key in inspect.signature(made).parameters}
     for key in section:
         if key not in known - {"task", "pairs", "claims", "wanted", "curve", "temperature", "seed"}:
-            raise UserError(f"policies.{name}.{key}: not one of calibration, precision, doubt, least, confidence, fallback, most")
+            raise UserError(
+                f"policies.{name}.{key}: not one of calibration, precision, doubt, least, confidence, fallback, most"
+            )
 
 
 def policies_of(built: Built, directory: str, run: str) -> dict[str, Policy]:

@@ -240,7 +240,10 @@ class Built:
     def given(self) -> dict[str, Teacher]:
         """{task: teacher} of the tasks whose teachers the configuration names."""
         sections = self.config.get("external", {})
-        return {name: build_teacher(name, section, {name: self.tasks[name]}, self.size) for name, section in sections.items()}
+        return {
+            name: build_teacher(name, section, {name: self.tasks[name]}, self.size)
+            for name, section in sections.items()
+        }
 
     def judges(self) -> bool:
         """Whether some student's labels are believed by what the validation split says of them."""

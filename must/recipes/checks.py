@@ -72,7 +72,16 @@ def check_runs(built: "Built") -> None:
             if key not in built.settings("student"):
                 raise UserError(f"arms.{arm}.{key}: not a key of student: {', '.join(built.settings('student'))}")
     for run in ("teacher", "supervised", "scratch"):
-        for key in ("weights", "weights_file", "slam", "policies", "oracle_labels", "labels_from", "mean_teacher", "drop_top"):
+        for key in (
+            "weights",
+            "weights_file",
+            "slam",
+            "policies",
+            "oracle_labels",
+            "labels_from",
+            "mean_teacher",
+            "drop_top",
+        ):
             if config.get(run, {}).get(key):
                 raise UserError(f"{run}.{key}: only students believe pseudo labels")
         if run in config:
@@ -93,7 +102,9 @@ def check_runs(built: "Built") -> None:
         if run not in config:
             raise UserError(f"baselines: no {run!r}, only 'supervised' and 'scratch'")
         if seen(run) != seen("student"):
-            raise UserError(f"{run} sees {seen(run):,} images, the student {seen('student'):,}: give both the same steps")
+            raise UserError(
+                f"{run} sees {seen(run):,} images, the student {seen('student'):,}: give both the same steps"
+            )
 
 
 def _check_rounds(built: "Built") -> None:
@@ -103,7 +114,9 @@ def _check_rounds(built: "Built") -> None:
         seen = [run]
         while by:
             if by not in from_whom or run == "student":
-                raise UserError(f"{run}.labels_from {by!r}: arms learn from 'student' or another arm, the student from teachers")
+                raise UserError(
+                    f"{run}.labels_from {by!r}: arms learn from 'student' or another arm, the student from teachers"
+                )
             if by in seen:
                 raise UserError(f"{run}.labels_from: {' <- '.join([*seen, by])} goes in a circle")
             seen.append(by)
@@ -119,7 +132,9 @@ def _check_rows(built: "Built", run: str) -> None:
         raise UserError(f"{run}.{error}") from None
     built.changes(built.names, run)
     if not 0 <= settings["drop_top"] < 1 or settings["drop_after"] < 0:
-        raise UserError(f"{run}.drop_top {settings['drop_top']}, drop_after {settings['drop_after']}: a share and steps")
+        raise UserError(
+            f"{run}.drop_top {settings['drop_top']}, drop_after {settings['drop_after']}: a share and steps"
+        )
     if (teacher := built.mean_teacher(run)) is not None:
         if "clip" in built.config["image"]:
             raise UserError(f"{run}.mean_teacher: works on pictures, not on videos")
@@ -133,7 +148,9 @@ def _check_rows(built: "Built", run: str) -> None:
     if settings["cutmix"] and settings["batch_size"] < 2:
         raise UserError(f"{run}.cutmix: needs a batch_size of two at least")
     if settings["cutmix"] and (settings["weights"] or settings["slam"]):
-        raise UserError(f"{run}.cutmix: 'weights' and 'slam' are numbers of one picture, mixed rows show two: choose one")
+        raise UserError(
+            f"{run}.cutmix: 'weights' and 'slam' are numbers of one picture, mixed rows show two: choose one"
+        )
 
 
 def _check_correction(built: "Built", run: str) -> None:
@@ -153,10 +170,14 @@ def _check_correction(built: "Built", run: str) -> None:
                 raise UserError(f"{run}.{what}: works on classification, not on {name!r}: name its tasks")
             learned = built.tasks_of(run)[name]
             if weights and weights.kind == "plug_in" and not (learned.hard and not learned.label_smoothing):
-                raise UserError(f"{run}.weights.kind 'plug_in': needs hard labels: tasks.{name}.hard, no label_smoothing")
+                raise UserError(
+                    f"{run}.weights.kind 'plug_in': needs hard labels: tasks.{name}.hard, no label_smoothing"
+                )
             there = len(built.split(name, "validation"))
             if weights and weights.neighbours > there:
-                raise UserError(f"{run}.weights.neighbours {weights.neighbours}: the validation set of {name} has {there} examples")
+                raise UserError(
+                    f"{run}.weights.neighbours {weights.neighbours}: the validation set of {name} has {there} examples"
+                )
     if slam and not (0 <= slam.floor < 1 and 0 < slam.wanted < 1):
         raise UserError(f"{run}.slam: floor {slam.floor} and wanted {slam.wanted} have to lie between 0 and 1")
     if slam and importlib.util.find_spec("sklearn") is None:

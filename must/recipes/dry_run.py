@@ -53,7 +53,14 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
     print(f"  {'to label' if labels else 'to learn from':16} {len(everything):,} images")
     for name, task in built.tasks.items():
         classes = getattr(task, "classes", None)
-        print(f"  {name:16} " + (f"{len(classes)} classes: {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}" if classes else "no classes"))
+        print(
+            f"  {name:16} "
+            + (
+                f"{len(classes)} classes: {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}"
+                if classes
+                else "no classes"
+            )
+        )
     for source in built.labelled():
         if getattr(source, "class_map", None):
             print(as_table(source.class_map))
@@ -73,7 +80,15 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
         steps, size = settings["steps"], settings["batch_size"]
         if settings["epochs"]:  # of the largest part of the images, here of all
             steps = settings["epochs"] * epoch_steps({"all": len(everything)}, size)
-        alike = repr((names, settings["model"], size, settings["optimizer"], [settings.get(key) for key in ("frozen", "ema_teacher")]))  # students differ in what they believe
+        alike = repr(
+            (
+                names,
+                settings["model"],
+                size,
+                settings["optimizer"],
+                [settings.get(key) for key in ("frozen", "ema_teacher")],
+            )
+        )  # students differ in what they believe
         if alike not in known:
             known[alike] = _cost(built, names, section)
         parameters, memory, flops = known[alike]
@@ -91,11 +106,15 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
     if not declared:
         print("\n" + label_plan(built, fresh_teachers(built)))
         return
-    sizes = {name: _label_bytes(built, name, packed=built.config["labelled"][name] not in declared) for name in built.names}
+    sizes = {
+        name: _label_bytes(built, name, packed=built.config["labelled"][name] not in declared) for name in built.names
+    }
     total = sum(sizes.values())
     print("\nlabels: " + ", ".join(f"{name} {size / 1024:.1f} kB" for name, size in sizes.items()))
-    print(f"  {total / 1024:.1f} kB a record without the image, {total * len(everything) / 2**30:.2f} GiB in all, "
-          f"{built.config['label']['shards']} shards, labels of declared sets uncompressed")
+    print(
+        f"  {total / 1024:.1f} kB a record without the image, {total * len(everything) / 2**30:.2f} GiB in all, "
+        f"{built.config['label']['shards']} shards, labels of declared sets uncompressed"
+    )
 
 
 def label_plan(built, teachers: Sequence[Teacher], workers: int = 1) -> str:
@@ -137,10 +156,14 @@ def _with_declared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
                 reasons[name if group == "sets" else f"{group}.{name}"] = str(error).partition(";")[0]
                 counts, features = features["count"], {k: v for k, v in features.items() if k != "count"}
                 made = {
-                    split: {"kind": "declared", "name": "-".join(filter(None, [group, name, split])), **features,
-                            "count": counts[split] if split else counts}
+                    split: {
+                        "kind": "declared",
+                        "name": "-".join(filter(None, [group, name, split])),
+                        **features,
+                        "count": counts[split] if split else counts,
+                    }
                     for split in splits
-                }  # fmt: skip
+                }
                 config[group][name] = made if group == "sets" else made[""]
     return config, reasons
 

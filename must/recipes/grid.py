@@ -29,7 +29,7 @@ def compare(config: Config, *, directory: str, report) -> dict:
         scores,
         _settings(built.arms),
         config["contrasts"],
-        {name: {task: f"teacher-{arm.split}" for task in arm.tasks} for name, arm in built.arms.items()},
+        {name: dict.fromkeys(arm.tasks, f"teacher-{arm.split}") for name, arm in built.arms.items()},
         seconds=seconds_by_stage(multas, config, workdir),
         images_per_second=rates_by_stage(multas, config, workdir),
     )

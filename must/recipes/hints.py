@@ -12,8 +12,8 @@ from must.data.pipeline import eval_batches
 from must.objectives import adaptors, distill
 from must.objectives.distill import Hint
 from must.recipes import stages
-from must.recipes.believing import BELIEVED, read
 from must.recipes.arms import Arm
+from must.recipes.believing import BELIEVED, read
 from must.recipes.built import Built
 from must.recipes.training import Online
 from must.tasks.base import Task
@@ -35,9 +35,7 @@ _MAKERS = {
 }
 
 
-def teachers_of(
-    built: Built, run: str, arm: Arm, directory: str, pictures: Source
-) -> tuple[Online, dict[str, Policy]]:
+def teachers_of(built: Built, run: str, arm: Arm, directory: str, pictures: Source) -> tuple[Online, dict[str, Policy]]:
     """The frozen teachers of an arm with what it takes from them, and which of their labels are believed.
 
     Args:
@@ -53,7 +51,9 @@ def teachers_of(
         models[task] = built.model((task,), "teacher")
         variables[task], _ = stages.load_weights(at, models[task], built.inputs)
         believed |= read(os.path.join(at, BELIEVED), built)
-    return Online(models, variables, hints_of(built, run, arm, models, variables, pictures), arm.control == "shuffled"), believed
+    return Online(
+        models, variables, hints_of(built, run, arm, models, variables, pictures), arm.control == "shuffled"
+    ), believed
 
 
 def hints_of(

@@ -16,8 +16,8 @@ from must.objectives.joint import GRADIENTS
 from must.recipes import checks, overlapping, setup, stages
 from must.recipes.jobs import Job
 from must.recipes.joint_built import JOINT, JointBuilt
-from must.recipes.joint_export import export
 from must.recipes.joint_comparison import compare, report
+from must.recipes.joint_export import export
 from must.recipes.joint_stage import train_expert, train_joint
 from must.tasks.classification import Classification
 
@@ -66,7 +66,9 @@ def check(config: Config) -> None:
     for split in built.config["measured_on"]:
         for name in built.names:  # the weights that are best on one would be scored on the same examples
             if split != "validation":
-                check_disjoint({f"{name} validation": built.split(name, "validation"), f"{name} {split}": built.split(name, split)})
+                check_disjoint(
+                    {f"{name} validation": built.split(name, "validation"), f"{name} {split}": built.split(name, split)}
+                )
     for name, task in built.tasks.items():
         if not isinstance(task, Classification):
             raise UserError(f"tasks.{name}: joint experts know classes, not {type(task).__name__.lower()}")
@@ -82,7 +84,9 @@ def check(config: Config) -> None:
         raise UserError(f"test_clips {built.config['test_clips']}: at least 1")
     for source in built.pool():
         for name in set(labels_of(source, 0)) & set(built.names):
-            raise UserError(f"pool: {source.name} has labels of {name!r}, which would teach the joint stage and no expert")
+            raise UserError(
+                f"pool: {source.name} has labels of {name!r}, which would teach the joint stage and no expert"
+            )
     built.joined()  # networks that cannot be made
     for run in ("expert", "joint", *built.config["arms"]):
         _check_settings(built, run)
@@ -151,4 +155,6 @@ def prefix(config: Config, seed: int) -> str:
 
 def runs(built: JointBuilt) -> list[tuple[str, tuple[str, ...]]]:
     """The kinds of training runs of a seed: (section of the configuration, sets of the network)."""
-    return [("expert", (name,)) for name in built.names] + [(arm, built.names) for arm in ("joint", *built.config["arms"])]
+    return [("expert", (name,)) for name in built.names] + [
+        (arm, built.names) for arm in ("joint", *built.config["arms"])
+    ]

@@ -220,7 +220,9 @@ class Display:
         (t0, d0), (t1, d1) = seen[0], seen[-1]
         rate = (d1 - d0) / (t1 - t0) if t1 > t0 else 0.0
         eta = f", {_clock((total - done) / rate)} left" if rate > 0 and done < total else ""
-        self._text[name] = f"{name} {done}/{total}" + (f" {rate:.1f}/s{eta}" if rate else "") + (f" {note}" if note else "")
+        self._text[name] = (
+            f"{name} {done}/{total}" + (f" {rate:.1f}/s{eta}" if rate else "") + (f" {note}" if note else "")
+        )
         if self._live:
             self._draw()
         elif time.time() - self._printed.get(name, 0) > 15:

@@ -89,14 +89,18 @@ def _notes(built: JointBuilt, workdir: str) -> list[str]:
     config = built.config
     counts = ", ".join(
         f"{name} {len(built.split(name, 'train'))} / {len(built.split(name, 'validation'))} / "
-        f"{len(built.split(name, config['measured_on'][0]))}" for name in built.names
+        f"{len(built.split(name, config['measured_on'][0]))}"
+        for name in built.names
     )
     made: dict[str, list[int]] = {"experts": [], "joint": []}
     for seed in config["seeds"]:
         top = os.path.join(workdir, recipe_of(config).prefix(config, seed))
         made["experts"] += [jobs.facts(top, f"experts/{name}")["steps"] for name in built.names]
         made["joint"].append(jobs.facts(top, f"joint/{joint.ARM}")["steps"])
-    spread = {stage: f"{min(steps):,} to {max(steps):,}" if min(steps) < max(steps) else f"{min(steps):,}" for stage, steps in made.items()}
+    spread = {
+        stage: f"{min(steps):,} to {max(steps):,}" if min(steps) < max(steps) else f"{min(steps):,}"
+        for stage, steps in made.items()
+    }
     pool = sum(map(len, built.pool()))
     return [
         f"Labelled for training / validation / test: {counts}; {pool:,} without labels.",

@@ -24,7 +24,9 @@ from must.tasks.classification import Classification
 Config = Mapping[str, Any]
 Scores = Mapping[str, float]
 
-_CLOSE = 1e-4  # scores may differ by so much, relative to 1 at least: other devices and threads round in another way ...
+_CLOSE = (
+    1e-4  # scores may differ by so much, relative to 1 at least: other devices and threads round in another way ...
+)
 _TIES = 1  # ... and so many examples may have changed sides
 
 
@@ -61,7 +63,9 @@ def export(config: Config, *, directory: str, report) -> dict:
         for split in config["measured_on"]:
             rows = measure_exported(exported, task, encoder, built.splits(split, (name,)))
             scores = summarize(task, rows)[name]
-            check_scores(f"{target}, {split}", built.tasks[name], scores, known[split][name], len(built.split(name, split)))
+            check_scores(
+                f"{target}, {split}", built.tasks[name], scores, known[split][name], len(built.split(name, split))
+            )
             found[name][split] = scores
     return found
 

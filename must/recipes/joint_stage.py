@@ -90,10 +90,12 @@ def _train_heads(built: JointBuilt, run: str, variables: PyTree, schedule, stop:
     linear layers of students and teachers learn on what came out."""
     whole = built.joined()
     widths = {name: joint_experts.student_head(variables["params"], name)["kernel"].shape[0] for name in built.names}
-    heads = joint_experts.experts({
-        name: joint_experts.cached(name, widths[name], len(task.classes), task.dropout)
-        for name, task in built.tasks_of(run).items()
-    })  # fmt: skip
+    heads = joint_experts.experts(
+        {
+            name: joint_experts.cached(name, widths[name], len(task.classes), task.dropout)
+            for name, task in built.tasks_of(run).items()
+        }
+    )
     compute = functools.partial(jax.jit(whole.features), variables)
 
     def embedded(source: Source) -> Source:

@@ -102,7 +102,9 @@ def _compiled_eval(model: Model, tasks: tuple[tuple[str, Task], ...], view: str 
 
 def save_rows(path: str, rows: Mapping[str, Rows]) -> None:
     """Rows per image of an evaluation, for intervals later."""
-    np.savez_compressed(path, **{f"{task}|{field}": value for task, fields in rows.items() for field, value in fields.items()})
+    np.savez_compressed(
+        path, **{f"{task}|{field}": value for task, fields in rows.items() for field, value in fields.items()}
+    )
 
 
 def load_rows(path: str) -> dict[str, Rows]:

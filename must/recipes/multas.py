@@ -67,7 +67,15 @@ def plan(config: Config, workers: int) -> list[Job]:
         at = prefix(config, seed)
         jobs.append(Job(f"{at}splits", "teachers", make_splits, (config, seed)))
         for split, task in teachers(found):
-            jobs.append(Job(f"{at}teachers/{split}-{task}", "teachers", train_teacher, (config, seed, split, task), (f"{at}splits",)))
+            jobs.append(
+                Job(
+                    f"{at}teachers/{split}-{task}",
+                    "teachers",
+                    train_teacher,
+                    (config, seed, split, task),
+                    (f"{at}splits",),
+                )
+            )
         for name, arm in found.items():
             needs = tuple(f"{at}teachers/{arm.split}-{task}" for task in arm.tasks)
             jobs.append(Job(f"{at}grid/{name}", "grid", train_arm, (config, seed, name), needs))
@@ -101,7 +109,11 @@ def check(config: Config) -> None:
 def _check_settings(built: Built) -> None:
     """What the sections of the teachers and of every arm cannot mean."""
     known = set(built.settings("student")) | set(stages.Schedule._fields)
-    for run, changes in {"teacher": {}, "student": {}, **{name: arm.student for name, arm in built.arms.items()}}.items():
+    for run, changes in {
+        "teacher": {},
+        "student": {},
+        **{name: arm.student for name, arm in built.arms.items()},
+    }.items():
         settings = built.settings(run)
         for key in changes:
             if key not in known:

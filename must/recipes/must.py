@@ -12,13 +12,13 @@ Columns of the comparison:
 from collections.abc import Mapping
 from typing import Any
 
-from must.recipes.comparison import compare, report
-from must.recipes.jobs import Job
-from must.recipes.believing import choose_policies, kept_labels
-from must.recipes.labelling import label, label_job, policy_job, student_job
 from must.recipes import showing
+from must.recipes.believing import choose_policies, kept_labels
 from must.recipes.built import Built
 from must.recipes.checks import check_sets
+from must.recipes.comparison import compare, report
+from must.recipes.jobs import Job
+from must.recipes.labelling import label, label_job, policy_job, student_job
 from must.recipes.training import measure_given, train_single, train_student, train_supervised
 
 __all__ = ["Built", "kept_labels"]  # what `must.recipes.comparison` asks of a recipe besides the functions below
@@ -103,7 +103,7 @@ def columns(config: Config, seed: int) -> dict[str, dict[str, str]]:
     found = {"teacher": {t: f"{at}teachers/{t}" for t in tasks}}
     found |= {column: dict.fromkeys(tasks, where) for column, where in students(config, seed).items()}
     if "supervised" in config["baselines"]:
-        found["supervised"] = {t: f"{at}baselines/supervised" for t in tasks}
+        found["supervised"] = dict.fromkeys(tasks, f"{at}baselines/supervised")
     if own := scratch(config, seed):
         found["scratch"] = own
     return found

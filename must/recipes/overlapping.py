@@ -33,13 +33,20 @@ def find(config: Config, seed: int, *, directory: str, report) -> dict:
             "'drop' or 'ignore' such clips by --config.overlaps"
         )
     for overlap in found:
-        print(f"overlap: {overlap.other_id} ({overlap.other_use}) shows {overlap.id} ({overlap.use}), {_frames(overlap)}: left out")
-    return {"dropped": sorted({overlap.other_id for overlap in found}), "overlaps": [list(overlap) for overlap in found]}
+        print(
+            f"overlap: {overlap.other_id} ({overlap.other_use}) shows {overlap.id} ({overlap.use}), {_frames(overlap)}: left out"
+        )
+    return {
+        "dropped": sorted({overlap.other_id for overlap in found}),
+        "overlaps": [list(overlap) for overlap in found],
+    }
 
 
 def leaks(built: JointBuilt) -> list[Overlap]:
     """Overlaps of what measures, what selects and what trains, over all sets and the pool; the one to leave out comes second."""
-    measures = {f"{name} {split}": built.split(name, split) for name in built.names for split in built.config["measured_on"]}
+    measures = {
+        f"{name} {split}": built.split(name, split) for name in built.names for split in built.config["measured_on"]
+    }
     selects = {f"{name} validation": built.split(name, "validation") for name in built.names}
     trains = {f"{name} train": built.split(name, "train") for name in built.names}
     trains |= {f"pool {source.name}": source for source in built.pool()}
@@ -58,7 +65,9 @@ def built_for(config: Config, seed: int, directory: str, job: str) -> JointBuilt
     """
     if config["overlaps"] == "ignore":
         return JointBuilt(config, seed)
-    return JointBuilt(config, seed, jobs.facts(seed_directory(directory, os.path.join(*job.split("/"))), JOB)["dropped"])
+    return JointBuilt(
+        config, seed, jobs.facts(seed_directory(directory, os.path.join(*job.split("/"))), JOB)["dropped"]
+    )
 
 
 def _frames(overlap: Overlap) -> str:

@@ -151,7 +151,9 @@ def dry_run(config: Config) -> None:
     print(f"{config['title']}: labels in a frame of {built.size}")
     print("\nteachers")
     for name, teacher in built.given().items():
-        print(f"  {name:16} {', '.join(teacher.tasks)}; input {teacher.size[0]} x {teacher.size[1]}, {teacher.fingerprint[:12]}")
+        print(
+            f"  {name:16} {', '.join(teacher.tasks)}; input {teacher.size[0]} x {teacher.size[1]}, {teacher.fingerprint[:12]}"
+        )
     print("\nimages")
     for name, source in built.to_label().items():
         print(f"  {name:16} {len(source):,}")

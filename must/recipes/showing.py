@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Source, UserError
-from must.readers.records import Records
 from must.evaluate.quality import quality as measured_quality
 from must.export.labels import export_labels
 from must.export.tfrecord import write_tfrecord
 from must.pseudo_label.policy_file import read_facts
+from must.readers.records import Records
 from must.recipes.believing import BELIEVED, read, recorded
 from must.recipes.built import MEASURED, POOL
 from must.recipes.comparison import recipe_of
@@ -117,7 +117,9 @@ def _begin(config: Config, seed: int, stage: str, directory: str) -> tuple[Any, 
     return recipe_of(config).Built(config, seed), seed_directory(directory, stage), {**_OPTIONS[stage], **config[stage]}
 
 
-def _pictures(built, records: Source, truth: Source, name: str, policy, found: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _pictures(
+    built, records: Source, truth: Source, name: str, policy, found: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     """The examples that the page names: the photo, the label as it is believed, and the truth, side by side."""
     task, rows = built.tasks[name], built.plain._replace(tasks={name: built.tasks[name]})
     places = [{id: i for i, id in enumerate(source.ids)} for source in (records, truth)]

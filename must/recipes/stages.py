@@ -148,7 +148,9 @@ def train(
             logs = {name: float(value) for name, value in progress.logs.items()}
             if not math.isfinite(logs["loss"]):  # before its weights are judged and kept
                 bad = [name for name, value in logs.items() if not math.isfinite(value)]
-                raise UserError(f"{directory}: step {at}: not finite: {', '.join(bad)}; lower the learning rate or clip_norm")
+                raise UserError(
+                    f"{directory}: step {at}: not finite: {', '.join(bad)}; lower the learning rate or clip_norm"
+                )
         if looks:
             log.write(at, selection.look(progress.state, last))
             last = last or selection.exhausted(at)
@@ -168,7 +170,9 @@ def train(
         return last
 
     start = int(state.step)
-    steps = start if selection.exhausted(start) else stop or schedule.steps  # one that had ended was killed before it said so
+    steps = (
+        start if selection.exhausted(start) else stop or schedule.steps
+    )  # one that had ended was killed before it said so
     try:
         frozen = None if frozen is None else devices.replicate(frozen)
         state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
@@ -194,10 +198,12 @@ def _batches(source: Source | Mapping[str, Source], encoder: Encoder, schedule: 
     }
     if not isinstance(source, Mapping):
         return train_batches(source, encoder, seed=seed, **options)
-    return Grouped({
-        group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
-        for number, (group, part) in enumerate(sorted(source.items()))
-    })
+    return Grouped(
+        {
+            group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
+            for number, (group, part) in enumerate(sorted(source.items()))
+        }
+    )
 
 
 def load_weights(directory: str, model: Model, inputs: PyTree) -> tuple[PyTree, dict]:

@@ -10,10 +10,8 @@ import numpy as np
 from must.core import devices
 from must.core.types import Model, Policy, PyTree, Source, UserError
 from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
-from must.readers.edited import EditedCoco
 from must.data.merge import Overlay
 from must.data.pipeline import epoch_steps
-from must.readers.records import Records
 from must.data.weights import read_weights
 from must.evaluate.evaluate import summarize
 from must.objectives.distill import Hint
@@ -21,9 +19,11 @@ from must.objectives.dropping import PSEUDO
 from must.objectives.slam import slam
 from must.objectives.supervised import learning_rate_rule, supervised
 from must.pseudo_label.teacher import in_frame
+from must.readers.edited import EditedCoco
+from must.readers.records import Records
 from must.recipes import measuring, setup, stages, weighing
-from must.recipes.built import HELD_OUT, Built
 from must.recipes.believing import policies_of
+from must.recipes.built import HELD_OUT, Built
 from must.recipes.labelling import records_directory, seed_directory, student_job
 from must.recipes.selection import Judge
 
@@ -77,7 +77,9 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
         weigher, seen = weighing.weigher(said)
     if settings["mean_teacher"] or settings["drop_top"]:
         extras = _pseudo(built, settings, source.ids)
-        weigher = weigher._replace(extras={name: {**weigher.extras.get(name, {}), **extras[name]} for name in built.names})
+        weigher = weigher._replace(
+            extras={name: {**weigher.extras.get(name, {}), **extras[name]} for name in built.names}
+        )
     facts = train_run(built, built.names, source, arm, believed, directory, report, weigher)
     if weighs:
         weigher.weights(stages.load_weights(directory, built.model(built.names, arm), built.inputs)[0])  # fills `seen`
@@ -97,7 +99,9 @@ def _student_source(built: Built, settings: Mapping[str, Any], records: Source) 
     edits = [EditedCoco(path, records, task=task) for task, path in settings["edited"].items()]
     records = Overlay(records, edits) if edits else records
     given = read_weights(settings["weights_file"]) if settings["weights_file"] else {}
-    truth_weights = {name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names}
+    truth_weights = {
+        name: dict.fromkeys(built.split(name, "train").ids, settings["truth_weight"]) for name in built.names
+    }
     weights = {name: {**given.get(name, {}), **truth_weights[name]} for name in built.names}
     if not settings["pseudo_labels"]:
         return Concat(labelled)
@@ -229,4 +233,4 @@ def _scales(built: Built, run: str) -> dict[str, float]:
     mine, theirs = (built.settings(run) for run in (run, "teacher"))
     teacher = (theirs["batch_size"], theirs["optimizer"]["learning_rate"])
     student = (mine["batch_size"], mine["optimizer"]["learning_rate"])
-    return learning_rate_rule(student, {name: teacher for name in built.names})
+    return learning_rate_rule(student, dict.fromkeys(built.names, teacher))

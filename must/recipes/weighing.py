@@ -174,8 +174,13 @@ def _rows(said: Said, names, source: Source, variables: PyTree, *, beside: bool 
 
 @functools.lru_cache(maxsize=32)
 def _compiled(model, tasks, believed):
-    policies = {name: Policy(*(np.frombuffer(data, np.float32).reshape(shape) for shape, data in fields)) for name, fields in believed}
-    return devices.parallelize(functools.partial(loss_step, model=model, tasks=dict(tasks), policies=policies), out_axes=0)
+    policies = {
+        name: Policy(*(np.frombuffer(data, np.float32).reshape(shape) for shape, data in fields))
+        for name, fields in believed
+    }
+    return devices.parallelize(
+        functools.partial(loss_step, model=model, tasks=dict(tasks), policies=policies), out_axes=0
+    )
 
 
 def _hashable(bound) -> Any:

@@ -36,9 +36,14 @@ class Bar(NamedTuple):
 
 
 def bars(
-    groups: Sequence[tuple[str, Sequence[Bar]]], *, axis: str, most: float | None = None, last_apart: bool = False,
-    width: int = 1100, height: int = 330,
-) -> str:  # fmt: skip
+    groups: Sequence[tuple[str, Sequence[Bar]]],
+    *,
+    axis: str,
+    most: float | None = None,
+    last_apart: bool = False,
+    width: int = 1100,
+    height: int = 330,
+) -> str:
     """Groups of bars side by side, from 0 up.
 
     Args:

@@ -42,7 +42,11 @@ def write_page(
 def _scope(results: Mapping[str, Any]) -> str:
     count = len(results["seeds"])
     budgets = ", ".join(f"{b:,}" for b in results["budgets"])
-    return f"{budgets} labels · {count} seeds, means with 95 % t intervals" if count > 1 else f"{budgets} labels · one seed"
+    return (
+        f"{budgets} labels · {count} seeds, means with 95 % t intervals"
+        if count > 1
+        else f"{budgets} labels · one seed"
+    )
 
 
 def _words(results: Mapping[str, Any], task: str, entry: Mapping[str, Any]) -> str:
@@ -104,9 +108,12 @@ def _figures(gain: Mapping[str, Any]) -> str:
 
 def _scores(results: Mapping[str, Any], task: str, entry: Mapping[str, Any]) -> str:
     budgets = [str(b) for b in results["budgets"]]
-    places = tables.decimals({"columns": {str(i): s for i, by in enumerate(entry["columns"].values()) for s in by.values()}})
+    places = tables.decimals(
+        {"columns": {str(i): s for i, by in enumerate(entry["columns"].values()) for s in by.values()}}
+    )
     rows = [
-        [escape(c), *(tables.cell(tables.figures(by[b], places)) for b in budgets)] for c, by in entry["columns"].items()
+        [escape(c), *(tables.cell(tables.figures(by[b], places)) for b in budgets)]
+        for c, by in entry["columns"].items()
     ]
     arrow = "↑" if entry["higher_is_better"] else "↓"
     table = tables.table(["column", *(f"{int(b):,} labels" for b in budgets)], rows)
@@ -124,7 +131,9 @@ def _weights(task: str, weights: Mapping[str, Mapping[str, np.ndarray]], shown: 
                 axes = ("certainty of the teacher", "certainty of the student")
                 held = get("held_out")
                 rings = held if held is not None else np.zeros((0, 2))
-                parts.append(clouds.cloud(get("covariates"), get("weights"), rings, title=f"{arm}: where they lie", axes=axes))
+                parts.append(
+                    clouds.cloud(get("covariates"), get("weights"), rings, title=f"{arm}: where they lie", axes=axes)
+                )
             blocks.append(f'<div class="pairs">{"".join(f"<div>{part}</div>" for part in parts)}</div>')
         if get("accuracy") is not None and get("correct") is not None:
             known = np.isfinite(get("correct"))
@@ -133,7 +142,9 @@ def _weights(task: str, weights: Mapping[str, Mapping[str, np.ndarray]], shown: 
             floor = f"<p>The floor acts on {100 * float(get('floored')):.0f} % of the examples.</p>"
             counts = np.bincount(get("candidates"))
             lines = "".join(f"<tr><td>{k}</td><td>{count:,}</td></tr>" for k, count in enumerate(counts) if count)
-            table = f"<table><thead><tr><th>candidates k</th><th>examples</th></tr></thead><tbody>{lines}</tbody></table>"
+            table = (
+                f"<table><thead><tr><th>candidates k</th><th>examples</th></tr></thead><tbody>{lines}</tbody></table>"
+            )
             blocks.append(f'<div class="pairs"><div>{drawing}</div><div>{floor}{table}</div></div>')
     if not blocks:
         return ""

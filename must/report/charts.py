@@ -184,7 +184,7 @@ def lines(
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         parts += [f'<path {colour} stroke-width="1.8" d="M{path}"/>', mark(curve.series, *points[-1], 3.2)]
         if curve.chosen is not None:
-            x, y = min(points, key=lambda point: abs(point[0] - px(curve.chosen)))  # noqa: B023
+            x, y = min(points, key=lambda point: abs(point[0] - px(curve.chosen)))
             parts += [f'<circle {colour} stroke-width="1.8" cx="{x:.1f}" cy="{y:.1f}" r="6"/>']
     return svg(width, height, "".join(parts), f"{title}, {axis}")
 
@@ -205,20 +205,33 @@ def trends(found: Sequence[Trend], *, title: str, axis: str, x_axis: str, width:
     y_ticks = ticks(low - margin, high + margin, 5)
     left, right, top, bottom = 14 + 7 * max(len(tick_text(t)) for t in y_ticks), width - 30, 40, height - 36
     log = [math.log(x) for x in places]
-    px, py = scale(log[0], log[-1] if len(log) > 1 else log[0] + 1, left + 24, right), scale(low - margin, high + margin, bottom, top)
+    px, py = (
+        scale(log[0], log[-1] if len(log) > 1 else log[0] + 1, left + 24, right),
+        scale(low - margin, high + margin, bottom, top),
+    )
     parts = [text(0, 14, title, "strong"), text(0, 30, axis, "soft")]
     for t in y_ticks:
-        parts += [f'<path class="rule" d="M{left} {py(t):.1f}H{right + 16}"/>', text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]
+        parts += [
+            f'<path class="rule" d="M{left} {py(t):.1f}H{right + 16}"/>',
+            text(left - 6, py(t) + 4, tick_text(t), "soft num", "end"),
+        ]
     parts += [text(px(math.log(x)), bottom + 16, f"{x:,}", "soft num", "middle") for x in places]
-    parts += [f'<path class="axis" d="M{left} {bottom}H{right + 16}"/>', text((left + right) / 2, height - 4, x_axis, "soft", "middle")]
+    parts += [
+        f'<path class="axis" d="M{left} {bottom}H{right + 16}"/>',
+        text((left + right) / 2, height - 4, x_axis, "soft", "middle"),
+    ]
     for i, trend in enumerate(found):
         shift = 5 * (i - (len(found) - 1) / 2)
         colour = f'stroke="var(--s{trend.series % SERIES})" fill="none"'
         at = [(px(math.log(x)) + shift, mean, interval) for x, mean, interval in trend.points]
-        parts += [f'<path {colour} stroke-width="1.6" d="M{"L".join(f"{x:.1f} {py(mean):.1f}" for x, mean, _ in at)}"/>']
+        parts += [
+            f'<path {colour} stroke-width="1.6" d="M{"L".join(f"{x:.1f} {py(mean):.1f}" for x, mean, _ in at)}"/>'
+        ]
         for x, mean, interval in at:
             if interval:
-                parts += [f'<path {colour} stroke-width="1.2" d="M{x:.1f} {py(interval[0]):.1f}V{py(interval[1]):.1f}"/>']
+                parts += [
+                    f'<path {colour} stroke-width="1.2" d="M{x:.1f} {py(interval[0]):.1f}V{py(interval[1]):.1f}"/>'
+                ]
             parts += [mark(trend.series, x, py(mean), 3.6)]
     return svg(width, height, "".join(parts), f"{title}, {axis}")
 

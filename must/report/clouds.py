@@ -15,19 +15,31 @@ def histogram(weights: np.ndarray, *, title: str, width: int = 420, height: int 
     px, py = scale(-3, 3, left, right), scale(0, counts.max() or 1, bottom, top)
     share = 100 * np.mean(weights < 1)
     spread = np.quantile(weights, [0.05, 0.5, 0.95])
-    words = f"{len(weights):,} examples, {share:.0f} % below 1; 5 %, 50 %, 95 %: " + ", ".join(f"{q:.2f}" for q in spread)
+    words = f"{len(weights):,} examples, {share:.0f} % below 1; 5 %, 50 %, 95 %: " + ", ".join(
+        f"{q:.2f}" for q in spread
+    )
     parts = [text(0, 14, title, "strong"), text(0, 30, words, "soft")]
     for count, start, stop in zip(counts, edges[:-1], edges[1:], strict=True):
         box = f'x="{px(start) + 0.5:.1f}" y="{py(count):.1f}" width="{px(stop) - px(start) - 1:.1f}" height="{bottom - py(count):.1f}"'
         parts += [f'<rect {box} style="fill:{diverging((start + stop) / 2 / _RANGE)}"/>'] if count else []
     for power in range(-3, 4):
-        label = ("≤ " if power == -3 else "≥ " if power == 3 else "") + (f"1/{2**-power}" if power < 0 else str(2**power))
-        parts += [text(px(power), bottom + 16, label, "soft num", "start" if power == -3 else "end" if power == 3 else "middle")]
+        label = ("≤ " if power == -3 else "≥ " if power == 3 else "") + (
+            f"1/{2**-power}" if power < 0 else str(2**power)
+        )
+        parts += [
+            text(
+                px(power), bottom + 16, label, "soft num", "start" if power == -3 else "end" if power == 3 else "middle"
+            )
+        ]
     parts += [f'<path class="axis" d="M{left} {bottom}H{right}M{px(0):.1f} {bottom}V{top}"/>']
-    return svg(width, height, "".join(parts + [text((left + right) / 2, height - 4, "weight", "soft", "middle")]), title)
+    return svg(
+        width, height, "".join(parts + [text((left + right) / 2, height - 4, "weight", "soft", "middle")]), title
+    )
 
 
-def cloud(points: np.ndarray, weights: np.ndarray, held_out: np.ndarray, *, title: str, axes: tuple[str, str], side: int = 420) -> str:
+def cloud(
+    points: np.ndarray, weights: np.ndarray, held_out: np.ndarray, *, title: str, axes: tuple[str, str], side: int = 420
+) -> str:
     """Mean weight over a plane of two covariates, more solid where more examples lie; rings are validation examples.
 
     Args:
@@ -51,16 +63,23 @@ def cloud(points: np.ndarray, weights: np.ndarray, held_out: np.ndarray, *, titl
         box = f'x="{px(grid[0][i]):.1f}" y="{py(grid[1][j + 1]):.1f}" width="{step[0]:.1f}" height="{step[1]:.1f}"'
         hint = f"<title>{count[i, j]:.0f} examples, weight {2 ** (total[i, j] / count[i, j]):.2f}</title>"
         opacity = min(1.0, 0.25 + 0.75 * solid[i, j])
-        parts += [f'<rect {box} style="fill:{diverging((total[i, j] / count[i, j]) / _RANGE)};opacity:{opacity:.2f}">{hint}</rect>']
+        parts += [
+            f'<rect {box} style="fill:{diverging((total[i, j] / count[i, j]) / _RANGE)};opacity:{opacity:.2f}">{hint}</rect>'
+        ]
     shown = held_out[np.linspace(0, len(held_out) - 1, min(500, len(held_out))).astype(int)]
     parts += [
         f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.2" fill="none" stroke="var(--ink)" stroke-width="0.7" opacity="0.6"/>'
         for x, y in shown
     ]
-    parts += [f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>', text((left + right) / 2, side - 6, axes[0], "soft", "middle")]
+    parts += [
+        f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>',
+        text((left + right) / 2, side - 6, axes[0], "soft", "middle"),
+    ]
     parts += [text(px(t), bottom + 16, tick_text(t), "soft num", "middle") for t in ticks(low[0], high[0], 5)]
     parts += [text(left - 6, py(t) + 4, tick_text(t), "soft num", "end") for t in ticks(low[1], high[1], 5)]
-    parts += [f'<g transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)">{text(0, 0, axes[1], "soft", "middle")}</g>']
+    parts += [
+        f'<g transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)">{text(0, 0, axes[1], "soft", "middle")}</g>'
+    ]
     return svg(side, side, "".join(parts), title)
 
 

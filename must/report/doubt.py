@@ -37,7 +37,9 @@ def classes_said(claims: Claims) -> list[int]:
     Of pixels, classes with less than half a percent of them are left out.
     """
     state = _states(claims)
-    keys, counts = np.unique(2 * claims.ids.astype(np.int64)[state < ABSENT] + state[state < ABSENT], return_counts=True)
+    keys, counts = np.unique(
+        2 * claims.ids.astype(np.int64)[state < ABSENT] + state[state < ABSENT], return_counts=True
+    )
     return keys[counts >= max(1, int(_LEAST * len(state)))].tolist()
 
 

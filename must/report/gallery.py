@@ -201,7 +201,17 @@ def _content(directory: str) -> str | None:
 def _identity(source, tasks, policies, truth, title: str, per_page: int) -> str:
     bounds = {name: [np.asarray(field).tolist() for field in policies[name]] for name in tasks}
     truths = {name: truth[name].fingerprint for name in truth}
-    parts = (_VERSION, source.name, source.fingerprint, len(source), list(tasks.items()), bounds, truths, title, per_page)
+    parts = (
+        _VERSION,
+        source.name,
+        source.fingerprint,
+        len(source),
+        list(tasks.items()),
+        bounds,
+        truths,
+        title,
+        per_page,
+    )
     return hashlib.sha256((repr(parts) + _page("", "")).encode()).hexdigest()
 
 

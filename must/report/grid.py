@@ -47,7 +47,9 @@ def _scope(results: Mapping[str, Any]) -> str:
     students = sum(arm is not None for arm in results["arms"].values())
     count, constant = len(results["seeds"]), results["layout"]["constant"]
     runs = f"{count} seeds, means with 95 % t intervals" if count > 1 else "one seed"
-    return f"Recipe {results['recipe']} · {students} arms · {runs}" + (f" · in all arms: {constant}" if constant else "")
+    return f"Recipe {results['recipe']} · {students} arms · {runs}" + (
+        f" · in all arms: {constant}" if constant else ""
+    )
 
 
 def _words(results: Mapping[str, Any]) -> str:
@@ -193,9 +195,14 @@ def _scale(limit: float, clipped: bool, unit: str) -> str:
     places = charts.scale(-limit, limit, 60, 60 + width)
     for t in charts.ticks(-limit, limit, 4):
         words = charts.tick_text(t) if t <= 0 else f"+{charts.tick_text(t)}"
-        parts += [f'<path class="axis" d="M{places(t):.1f} 16v4"/>', charts.text(places(t), 32, words, "soft num", "middle")]
+        parts += [
+            f'<path class="axis" d="M{places(t):.1f} 16v4"/>',
+            charts.text(places(t), 32, words, "soft num", "middle"),
+        ]
     parts += [charts.text(54, 14, "worse", "soft", "end"), charts.text(66 + width, 14, "better", "soft")]
-    over = f"gain over the arm's own teacher, {unit}" + ("; what lies outside has the colour of the end" if clipped else "")
+    over = f"gain over the arm's own teacher, {unit}" + (
+        "; what lies outside has the colour of the end" if clipped else ""
+    )
     parts.append(charts.text(126 + width, 14, over, "soft"))
     return charts.svg(140 + width + 6.6 * len(over), 36, "".join(parts), over)
 
@@ -206,7 +213,9 @@ def _contrasts(results: Mapping[str, Any], task: str, entry: Mapping[str, Any]) 
     if not found:
         return ""
     many = "a dot is the mean over all such pairs" + (", paired by seed" if len(results["seeds"]) > 1 else "")
-    text = f"Arms that differ in one setting only, or the two that are named; {many}. No p is corrected for their number."
+    text = (
+        f"Arms that differ in one setting only, or the two that are named; {many}. No p is corrected for their number."
+    )
     # Controls lie far away and would squeeze the others together.
     controls = [contrast for contrast in found if contrast["axis"] == "control"]
     charts_of = [_overview(some, entry) for some in ([c for c in found if c not in controls], controls) if some]

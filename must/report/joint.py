@@ -120,9 +120,11 @@ def _scores(results: Mapping[str, Any], series: Mapping[str, tuple[int, bool]]) 
     ]
     many = len(results["seeds"]) > 1
     chart = bars.bars(
-        groups, axis=f"{tables.metric(over)} on the test split", most=100 if over["unit"] == "%" else None,
+        groups,
+        axis=f"{tables.metric(over)} on the test split",
+        most=100 if over["unit"] == "%" else None,
         last_apart=len(results["tasks"]) > 1,
-    )  # fmt: skip
+    )
     said = [
         f"<li><b>{escape(column)}</b>: {escape(words)}{' (control, must lose)' * (column in results['controls'])}</li>"
         for column in series
@@ -172,7 +174,9 @@ def _dot(series: int, summary: Mapping[str, Any]) -> charts.Dot:
     return charts.Dot(series, summary["mean"], summary["ci95"], words)
 
 
-def _learning(results, series, curves: Curves, selected: Mapping[str, float], experts: Mapping[str, float] | None) -> str:
+def _learning(
+    results, series, curves: Curves, selected: Mapping[str, float], experts: Mapping[str, float] | None
+) -> str:
     """One panel per set with the students and teachers of all arms, the expert as a level."""
     panels, shown = [], set()
     for name, entry in results["tasks"].items():
@@ -205,7 +209,9 @@ def _confusions(results: Mapping[str, Any], confusions: Mapping[str, Mapping[str
         "heads are framed; the other maps show which classes of two sets look alike to the students. Hover a cell for "
         "its figures; a dotted row has no examples."
     )
-    return f'<h2>What every head says about every set</h2><p>{text}</p>{matrices.scale()}<div class="scroll">{maps}</div>'
+    return (
+        f'<h2>What every head says about every set</h2><p>{text}</p>{matrices.scale()}<div class="scroll">{maps}</div>'
+    )
 
 
 def _clips(results: Mapping[str, Any], clips: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -228,7 +234,9 @@ def _clip(name: str, clip: Mapping[str, Any], classes: Sequence[str]) -> str:
         probs = np.asarray(probs, np.float64)
         if probs.shape == (len(classes),) and np.isfinite(probs).all():
             best = np.argsort(-probs, kind="stable")[:_ANSWERS]
-            says.append(f"<div>{bars.answer(network, [(classes[i], float(probs[i])) for i in best], truth=truth)}</div>")
+            says.append(
+                f"<div>{bars.answer(network, [(classes[i], float(probs[i])) for i in best], truth=truth)}</div>"
+            )
     said = f"<p><b>{escape(truth)}</b></p>" if truth else '<p class="soft">no truth</p>'
     return (
         f'<article class="clip"><div class="film"><img class="moving" src="{animation_uri(video, fps)}" alt="{alt}">'

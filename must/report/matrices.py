@@ -30,9 +30,10 @@ def heat_maps(
         (down, across): np.nan_to_num(np.asarray(rate, np.float64))
         for down, row in rates.items()
         for across, rate in row.items()
-        if down in classes and across in classes
+        if down in classes
+        and across in classes
         and np.shape(rate) in ((len(classes[down]), len(classes[across])), (1, len(classes[across])))
-    }  # fmt: skip
+    }
     downs, acrosses = list(dict.fromkeys(d for d, _ in found)), list(dict.fromkeys(a for _, a in found))
     if not found:
         return ""
@@ -52,7 +53,9 @@ def heat_maps(
         parts += [charts.text(starts[a], 12, f"{a} head", "strong")]
         for i, name in enumerate(classes[a]):
             place = f"translate({starts[a] + (i + 0.5) * cell + font / 3:.1f} {top - 5:.1f})rotate(-90)"
-            parts += [f'<text transform="{place}" {_size(font)}><title>{escape(name)}</title>{escape(_cut(name))}</text>']
+            parts += [
+                f'<text transform="{place}" {_size(font)}><title>{escape(name)}</title>{escape(_cut(name))}</text>'
+            ]
     y = top
     for d in downs:
         parts += [charts.text(0, y + 14, f"clips of {d}", "strong")]
@@ -75,7 +78,9 @@ def _map(rate: np.ndarray, corner: tuple[float, float], cell: float, down, acros
     (x, y), (rows, columns) = corner, rate.shape
     own = down[0] == across[0]
     frame = 'stroke="var(--ink)" stroke-width="1.6"' if own else 'stroke="var(--rule)"'
-    parts = [f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell * columns:.1f}" height="{cell * rows:.1f}" fill="var(--panel)"/>']
+    parts = [
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell * columns:.1f}" height="{cell * rows:.1f}" fill="var(--panel)"/>'
+    ]
     for j, i in zip(*np.nonzero(rate >= 0.005), strict=True):
         hint = f"{down[0]}, {down[1][j]} → {across[0]}, {across[1][i]}: {100 * rate[j, i]:.0f} %"
         parts.append(

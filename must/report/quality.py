@@ -102,7 +102,15 @@ def _verdict(total: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def _overview(scored: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-    heads = ["task", "metric", "all labels", "taken alone", "precision (%)", "recall (%)", "true · ignored · absent (%)"]
+    heads = [
+        "task",
+        "metric",
+        "all labels",
+        "taken alone",
+        "precision (%)",
+        "recall (%)",
+        "true · ignored · absent (%)",
+    ]
     rows = []
     for name, result in scored.items():
         total, metrics = result["total"], result["metrics"]
@@ -131,11 +139,17 @@ def _section(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pic
         parts += ["<h3>Are the probabilities right?</h3>", _diagrams(total)]
         first, rest = order[:_MOST], order[_MOST:]
         capped = f" The {_MOST} classes with the lowest recall." if rest else ""
-        words = "Precision over recall as the threshold falls; a ring at the one in use, a line at the wanted precision."
+        words = (
+            "Precision over recall as the threshold falls; a ring at the one in use, a line at the wanted precision."
+        )
         parts += [f"<h3>What precision costs</h3><p>{words}{capped}</p>"]
         parts += [f'<div class="small">{"".join(_trade_off(c, classes[c], known.get(c, {})) for c in first)}</div>']
         if len(classes) > 1:
-            parts += ["<h3>Classes, the worst covered first</h3>", charts.share_legend(_STATES), _shares(first, classes)]
+            parts += [
+                "<h3>Classes, the worst covered first</h3>",
+                charts.share_legend(_STATES),
+                _shares(first, classes),
+            ]
         parts += [_classes(first, classes, known)]
         if rest:
             summary = f"<summary>The other {len(rest)} classes</summary>"
@@ -195,7 +209,9 @@ def _classes(order: Sequence[str], classes: Mapping[str, Any], known: Mapping[st
     return tables.table(heads, rows)
 
 
-def _examples(title: str, what: str, found: Sequence[Sequence[Any]], pictures: Mapping[str, np.ndarray], form: str) -> str:
+def _examples(
+    title: str, what: str, found: Sequence[Sequence[Any]], pictures: Mapping[str, np.ndarray], form: str
+) -> str:
     if not found:
         return ""
     shown = [(key, value) for key, value in found if key in pictures]

@@ -11,9 +11,14 @@ _TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1)
 
 
 def diagram(
-    bins: Sequence[Sequence[float]], *, title: str, words: str, axes: tuple[str, str] = ("estimated", "true"),
-    series: int = 1, side: int = 340,
-) -> str:  # fmt: skip
+    bins: Sequence[Sequence[float]],
+    *,
+    title: str,
+    words: str,
+    axes: tuple[str, str] = ("estimated", "true"),
+    series: int = 1,
+    side: int = 340,
+) -> str:
     """Claimed probabilities against how often it was so.
 
     Args:
@@ -37,7 +42,7 @@ def diagram(
         parts += [text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]
     parts += [text((left + right) / 2, side - 6, axes[0], "soft", "middle")]
     upwards = f'transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)"'
-    parts += [f'<g {upwards}>{text(0, 0, axes[1], "soft", "middle")}</g>']
+    parts += [f"<g {upwards}>{text(0, 0, axes[1], 'soft', 'middle')}</g>"]
     return svg(side, side, "".join(parts), title)
 
 
@@ -50,9 +55,15 @@ def reliability(claimed: np.ndarray, correct: np.ndarray, *, title: str, bins: i
 
 
 def trade_off(
-    points: Sequence[Sequence[float]], chosen: tuple[float, float] | None, *, title: str, words: str,
-    wanted: float | None = None, width: int = 206, height: int = 178,
-) -> str:  # fmt: skip
+    points: Sequence[Sequence[float]],
+    chosen: tuple[float, float] | None,
+    *,
+    title: str,
+    words: str,
+    wanted: float | None = None,
+    width: int = 206,
+    height: int = 178,
+) -> str:
     """What recall a precision costs as a threshold moves.
 
     Args:

@@ -1,9 +1,9 @@
 """Pictures of a record for a page of many: what every task draws, small on sheets that many share and large by itself.
 
-    <chunk>-<view>.webp   thumbnails of the chunk's images, row by row; view 0 is the photo, view t what task t - 1 drew
-    <chunk>-r<row>.webp   one image large: all views side by side, a second row for the truth
-    <chunk>-c.webp        what stands below the views of the chunk's images, without loss: text is sharp and small so
-    <chunk>.js            what is said of the chunk's images, in numbers; written last, so that it marks a whole chunk
+<chunk>-<view>.webp   thumbnails of the chunk's images, row by row; view 0 is the photo, view t what task t - 1 drew
+<chunk>-r<row>.webp   one image large: all views side by side, a second row for the truth
+<chunk>-c.webp        what stands below the views of the chunk's images, without loss: text is sharp and small so
+<chunk>.js            what is said of the chunk's images, in numbers; written last, so that it marks a whole chunk
 """
 
 import json
@@ -169,7 +169,9 @@ def sheets_of(directory: str, chunk: int, count: int) -> int:
     return sum(1 << v for v in range(count) if os.path.exists(os.path.join(place, f"{chunk:06d}-{v}.webp")))
 
 
-def _large(mine: Mapping[str, View], true: Mapping[str, View], names: Sequence[str]) -> tuple[Image.Image, dict[str, Any]]:
+def _large(
+    mine: Mapping[str, View], true: Mapping[str, View], names: Sequence[str]
+) -> tuple[Image.Image, dict[str, Any]]:
     """All views on one sheet, and where: their (width, height), the heights of captions by row, -1 where there is no view.
 
     A view that only adds a caption to the photo leaves its place empty, "plain".

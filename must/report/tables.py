@@ -133,12 +133,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1,
     """Heads are text, cells are HTML; the first `left` columns are words and stand at the left, the last rows are sums."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
-        return "".join(f'<{tag}{" class=word" if i < left else ""}>{cell}</{tag}>' for i, cell in enumerate(cells))
+        return "".join(f"<{tag}{' class=word' if i < left else ''}>{cell}</{tag}>" for i, cell in enumerate(cells))
 
-    body = [
-        f"<tr{' class=sum' if i >= len(rows) - sums else ''}>{line('td', row)}</tr>"
-        for i, row in enumerate(rows)
-    ]
+    body = [f"<tr{' class=sum' if i >= len(rows) - sums else ''}>{line('td', row)}</tr>" for i, row in enumerate(rows)]
     head = line("th", [escape(name) for name in heads])
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 

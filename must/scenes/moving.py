@@ -10,8 +10,7 @@ import numpy as np
 
 from must.core.types import Example, UserError
 from must.readers import labels as record_form
-from must.scenes import raycast
-from must.scenes import shading
+from must.scenes import raycast, shading
 from must.scenes.layout import DOMAINS, Scene, draw_scene
 from must.scenes.motion import Motion, cleared, draw_poses, posed
 from must.scenes.still import NumberedIds
@@ -50,7 +49,12 @@ MOTIONS = {
 }
 ACTIONS = {space: tuple(motions) for space, motions in MOTIONS.items()}
 DOMAIN = {"camera": "indoor", "bodies": "outdoor", "both": "clutter", "turns": "night"}  # unless another is asked for
-PACE = {"camera": 0.85, "bodies": 1.6, "both": 1.6, "turns": 1.0}  # one body is harder to see move than the whole picture
+PACE = {
+    "camera": 0.85,
+    "bodies": 1.6,
+    "both": 1.6,
+    "turns": 1.0,
+}  # one body is harder to see move than the whole picture
 
 
 def _swapped(*pairs: tuple[str, str]) -> dict[str, str]:

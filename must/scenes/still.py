@@ -12,8 +12,7 @@ import numpy as np
 
 from must.core.types import Example, Label, UserError
 from must.readers import labels as forms
-from must.scenes import raycast
-from must.scenes import shading
+from must.scenes import raycast, shading
 from must.scenes.layout import DOMAINS, Scene, draw_scene
 
 SHAPES = ("sphere", "box", "cylinder", "cone")

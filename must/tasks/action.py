@@ -83,7 +83,9 @@ class Action(Classification):
         """
         partners = _partners(self.mirrored, self.classes)
         if partners is None or (partners < 0).any():
-            which = "is not declared" if partners is None else f"leaves {self.classes[int(np.argmin(partners))]!r} no class"
+            which = (
+                "is not declared" if partners is None else f"leaves {self.classes[int(np.argmin(partners))]!r} no class"
+            )
             raise UserError(f"action: averaging over mirrored clips needs 'mirrored', which {which}")
         return outputs[..., partners]
 

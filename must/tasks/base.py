@@ -29,7 +29,9 @@ class Task:
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is the headline
     terms: ClassVar[tuple[str, ...]]  # names of what `loss` returns; `imitate` returns the same with "soft_" before
     pdf_terms: ClassVar[tuple[str, ...]] = ()  # names of what `disagreement` returns
-    optional: ClassVar[tuple[str, ...]] = ()  # fields that a label in network form may lack: all classes known, all certain
+    optional: ClassVar[
+        tuple[str, ...]
+    ] = ()  # fields that a label in network form may lack: all classes known, all certain
     whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
     def head(self) -> Any:

@@ -60,7 +60,9 @@ class Classification(Task):
             if getattr(self, name) <= 0:
                 raise UserError(f"classification: {name} {getattr(self, name)} must be positive")
         if self.taylor < 0 or not 0 <= self.label_smoothing < 1:
-            raise UserError(f"classification: taylor {self.taylor} or label_smoothing {self.label_smoothing} out of range")
+            raise UserError(
+                f"classification: taylor {self.taylor} or label_smoothing {self.label_smoothing} out of range"
+            )
 
     def head(self) -> Any:
         from must.models.heads import ClassHead
@@ -202,7 +204,10 @@ class Classification(Task):
 
     def _decided(self, label: Label, policy: Policy) -> Claims:
         """Of every class. Only the most probable one is taken, and where all are ruled out nothing is said of any."""
-        probs, known = np.asarray(label["probs"], np.float32), np.asarray(label.get("known", np.ones(len(self.classes), bool)))
+        probs, known = (
+            np.asarray(label["probs"], np.float32),
+            np.asarray(label.get("known", np.ones(len(self.classes), bool))),
+        )
         shown = np.where(probs >= 1, 1.0, tempered(policy, probs))
         found = decide(policy, shown, np.arange(len(self.classes)))
         negative = found.negative & (known & ~found.negative).any()

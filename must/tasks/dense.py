@@ -16,7 +16,10 @@ from must.data.geometry import restore_map, transform_map
 from must.tasks.states import LARGEST, Claims, decide_codes, states
 
 SCORES = ArraySpec(
-    (None, None), "uint8", "png", "score * 255; 255 = truth, 254 = a teacher that says none; one value may stand for all"
+    (None, None),
+    "uint8",
+    "png",
+    "score * 255; 255 = truth, 254 = a teacher that says none; one value may stand for all",
 )
 _LEVELS = 8  # codes that a stored score is rounded to a multiple of: a noisy map takes half the bytes
 

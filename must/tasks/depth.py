@@ -138,7 +138,10 @@ class Depth(Task):
         """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is ignored."""
         depth = dense.sample(label["depth"], self._output_stride)
         valid = self._learnable(depth)
-        return {"depth": jnp.where(valid, depth, 1.0), "valid": valid & dense.positive(label, policy, self._output_stride)}
+        return {
+            "depth": jnp.where(valid, depth, 1.0),
+            "valid": valid & dense.positive(label, policy, self._output_stride),
+        }
 
     def _in_range(self, depth: Array) -> Array:
         return (depth >= self.min_depth) & (depth <= self.max_depth)  # False for NaN

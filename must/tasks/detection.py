@@ -17,7 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import boxes as bx
-from must.core.types import Array, ArraySpec, Features, Geometry, Label, LabelError, Metric, PerExample, Policy, UserError
+from must.core.types import (
+    Array,
+    ArraySpec,
+    Features,
+    Geometry,
+    Label,
+    LabelError,
+    Metric,
+    PerExample,
+    Policy,
+    UserError,
+)
 from must.data import geometry as geo
 from must.tasks import average_precision, box_lists, drawn_boxes, pasted_boxes
 from must.tasks import points as points_of
@@ -253,7 +264,9 @@ class Detection(Task):
     def _check_alike(self, outputs: dict[str, Array], teacher: dict[str, Array]) -> None:
         if outputs["class"].shape != teacher["class"].shape:
             shapes = outputs["class"].shape[1:], teacher["class"].shape[1:]
-            raise ValueError(f"detection: student and teacher have {shapes} points and classes: give both the same strides")
+            raise ValueError(
+                f"detection: student and teacher have {shapes} points and classes: give both the same strides"
+            )
 
     def predict(self, outputs: dict[str, Array]) -> Label:
         """The `max_detections` best boxes after class-wise suppression, by falling score; every class is known."""
@@ -269,7 +282,7 @@ class Detection(Task):
         scores = jnp.where((scores >= self.score_floor) & (bx.area(boxes) > 0), scores, 0.0)
         index, valid = bx.non_maximum_suppression(
             boxes, classes, scores, threshold=self.nms_iou, count=self.max_detections
-        )  # fmt: skip
+        )
         found = {"boxes": _take(boxes, index), "classes": jnp.take_along_axis(classes, index, 1)}
         found["scores"] = uncertain(jnp.take_along_axis(scores, index, 1))
         missing = self.max_detections - index.shape[1]

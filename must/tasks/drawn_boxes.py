@@ -10,9 +10,7 @@ from must.tasks import drawing
 _PAPER, _INK, _DARK = (24, 24, 28), (255, 255, 255), (0, 0, 0)
 
 
-def draw(
-    image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarray, ignored: np.ndarray
-) -> np.ndarray:
+def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarray, ignored: np.ndarray) -> np.ndarray:
     """The enlarged picture with its boxes, crowds thin and nameless; below, how many of each class.
 
     Args:

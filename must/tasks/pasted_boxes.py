@@ -33,9 +33,13 @@ def paste(
     y0, x0, y1, x1 = (float(side) for side in window)
     around = [[0, 0, _FAR, y0], [0, y1, _FAR, _FAR], [0, y0, x0, y1], [x1, y0, _FAR, y1]]
     parts = [
-        _unknown(np.array(around)) if label is None else _seen(label, *_outside(label["boxes"], (x0, y0, x1, y1)), min_visible, min_size),
-        _unknown(np.array([[x0, y0, x1, y1]])) if other is None else _seen(other, *_inside(other["boxes"], (x0, y0, x1, y1)), min_visible, min_size),
-    ]  # fmt: skip
+        _unknown(np.array(around))
+        if label is None
+        else _seen(label, *_outside(label["boxes"], (x0, y0, x1, y1)), min_visible, min_size),
+        _unknown(np.array([[x0, y0, x1, y1]]))
+        if other is None
+        else _seen(other, *_inside(other["boxes"], (x0, y0, x1, y1)), min_visible, min_size),
+    ]
     found = {name: np.concatenate([part[name] for part in parts]) for name in _FIELDS}
     order = np.lexsort((-found["scores"], found["crowd"]))
     like = other if label is None else label
@@ -85,4 +89,9 @@ def _unknown(boxes: np.ndarray) -> Label:
     """Crowds over places of which nothing is known."""
     boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(-1)]
     count = len(boxes)
-    return {"boxes": boxes, "classes": np.zeros(count, np.int32), "scores": np.ones(count), "crowd": np.ones(count, bool)}
+    return {
+        "boxes": boxes,
+        "classes": np.zeros(count, np.int32),
+        "scores": np.ones(count),
+        "crowd": np.ones(count, bool),
+    }

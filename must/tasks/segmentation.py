@@ -135,8 +135,12 @@ class Segmentation(Task):
         candidates = known & ~negative
         doubtful = labelled & ~used & candidates.any(-1) & (known & negative).any(-1)
         return {
-            "ids": ids, "probs": probs, "used": used, "candidates": candidates & doubtful[..., None], "known": known
-        }  # fmt: skip
+            "ids": ids,
+            "probs": probs,
+            "used": used,
+            "candidates": candidates & doubtful[..., None],
+            "known": known,
+        }
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
         """Term "segmentation": cross-entropy, or -log P(one of the candidates), summed over the pixels with a state.
@@ -252,7 +256,11 @@ class Segmentation(Task):
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As the base class says; a claim of every listed class of a pixel that has a true label."""
-        true, ids, probs = np.asarray(truth["ids"])[..., :1], np.asarray(prediction["ids"]), np.asarray(prediction["probs"])
+        true, ids, probs = (
+            np.asarray(truth["ids"])[..., :1],
+            np.asarray(prediction["ids"]),
+            np.asarray(prediction["probs"]),
+        )
         valid = (true != self.ignore) & (ids != self.ignore)
         known = np.asarray(truth.get("known", np.ones(len(self.classes), bool)))
         valid &= known[np.minimum(ids, len(self.classes) - 1)]
@@ -270,7 +278,10 @@ class Segmentation(Task):
     def _decided(self, label: Label, policy: Policy) -> tuple[Claims, np.ndarray]:
         """The first class of every pixel, [h, w], and which pixels only have candidates: `target` without its strides."""
         ids, stored = np.asarray(label["ids"]), np.asarray(label["probs"])
-        known, table = np.asarray(label.get("known", np.ones(len(self.classes), bool))), decide_codes(policy, len(self.classes))
+        known, table = (
+            np.asarray(label.get("known", np.ones(len(self.classes), bool))),
+            decide_codes(policy, len(self.classes)),
+        )
         listed = np.minimum(ids, len(self.classes) - 1)
         first = Claims(listed[..., 0], *(field[listed[..., 0], stored[..., 0]] for field in table[1:]))
         labelled = ids[..., 0] != self.ignore

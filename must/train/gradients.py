@@ -33,7 +33,9 @@ def tasks_of(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.partition("/")[0] for name in names))
 
 
-def task_losses(objective: Objective, ratios: Mapping[str, Ratio], axis_name: str | None) -> tuple[dict[str, Array], Seen]:
+def task_losses(
+    objective: Objective, ratios: Mapping[str, Ratio], axis_name: str | None
+) -> tuple[dict[str, Array], Seen]:
     """L_t = sum over the task's terms of scale * num / max(1, den), with den summed over devices and held constant.
 
     Args:
@@ -92,7 +94,12 @@ def balanced_gradient(
         def total(params):
             local, (seen, rest) = losses(params)
             weights, moved = update(seen, None)
-            return sum(jax.lax.stop_gradient(weights[task]) * local[task] for task in tasks), (seen, rest, moved, weights)
+            return sum(jax.lax.stop_gradient(weights[task]) * local[task] for task in tasks), (
+                seen,
+                rest,
+                moved,
+                weights,
+            )
 
         grads, (*carried, weights) = jax.grad(total, has_aux=True)(params)
         return all_devices(grads, axis_name), tuple(carried), {f"weight/{task}": weights[task] for task in tasks}

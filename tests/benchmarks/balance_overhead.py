@@ -55,7 +55,10 @@ def _batch(tasks, rows: int, size: tuple[int, int]) -> Batch:
     """Noise in the network form of every task; half of the rows of each are labelled."""
     rng = np.random.default_rng(0)
     labels = {
-        name: {field: _label(field, (rows, *spec.shape), spec.dtype, rng) for field, spec in task.network_spec(size).items()}
+        name: {
+            field: _label(field, (rows, *spec.shape), spec.dtype, rng)
+            for field, spec in task.network_spec(size).items()
+        }
         for name, task in tasks.items()
     }
     weights = {name: (np.arange(rows) % 2 == i % 2).astype(np.float32) for i, name in enumerate(tasks)}
@@ -66,7 +69,7 @@ def _batch(tasks, rows: int, size: tuple[int, int]) -> Batch:
 def _arm(kind: str, model, variables, tasks, config):
     """[state, compiled step] of one method."""
     student = config["student"]
-    policies, scales = dict.fromkeys(tasks, Policy(0.0, 0.0)), {name: 1.0 for name in tasks} | student["scales"]
+    policies, scales = dict.fromkeys(tasks, Policy(0.0, 0.0)), dict.fromkeys(tasks, 1.0) | student["scales"]
     objective = supervised(model, tasks, scales=scales, policies=policies)
     tx, balance = optimizer(steps=600, **student["optimizer"]), setup.build_balance({"kind": kind})
     step = functools.partial(train_step, objective=objective, balance=balance, tx=tx, ema_decay=student["ema_decay"])

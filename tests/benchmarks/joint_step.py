@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from must.core.devices import set_xla_flags
 from must.core.types import Batch, Policy
-from must.readers.frames import FrameFolders
 from must.data.pipeline import Grouped, train_batches
 from must.models.experts import Expert, experts
 from must.objectives import balance
 from must.objectives.joint import joint
 from must.objectives.supervised import supervised
+from must.readers.frames import FrameFolders
 from must.recipes import jedi
 from must.train import state as states
 from must.train.loop import fit

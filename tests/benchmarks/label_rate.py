@@ -31,14 +31,14 @@ import simplejpeg
 from scipy.ndimage import gaussian_filter, zoom
 
 from must.core.types import Example, Teacher
-from must.readers.files import decode_picture
 from must.data.geometry import transform_image, whole_image
-from must.scenes.still import Scenes
 from must.models import fpn, multi_head, resnet
 from must.pseudo_label import teacher as teachers
 from must.pseudo_label.estimate import describe, estimate
 from must.pseudo_label.plan import make_plan
 from must.pseudo_label.write import label_images
+from must.readers.files import decode_picture
+from must.scenes.still import Scenes
 from must.tasks import base
 
 DENSE = ("segmentation", "depth", "normals")
@@ -119,8 +119,9 @@ def compare(title: str, source: Jpegs, built: list[Teacher], options: argparse.N
         ratio = statistics.median(a / b for a, b in zip(bare, full))
         print(
             f"{title}: {unit} time an image: forward {statistics.median(bare):.2f} ms, "
-            f"label pass {statistics.median(full):.2f} ms, ratio {ratio:.3f}", flush=True,
-        )  # fmt: skip
+            f"label pass {statistics.median(full):.2f} ms, ratio {ratio:.3f}",
+            flush=True,
+        )
 
 
 def painted(size: int, stride: int, count: int = 8, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
@@ -150,17 +151,22 @@ def painted(size: int, stride: int, count: int = 8, seed: int = 0) -> dict[str, 
         edges = gaussian_filter(edges, 1.5, output=float)
         sure = enlarged(np.clip(0.97 - edges / edges.max() * 0.6 + 0.03 * noise(), 0, 1))
         rows["depth"].append({"depth": metres.astype(np.float32)})
-        rows["normals"].append({"normals": (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)})
+        rows["normals"].append(
+            {"normals": (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)}
+        )
         ids = (ids.astype(int) * 17 % 150).repeat(4, 0).repeat(4, 1)
         pixels = {"ids": ids, "probs": np.round(255 * sure)}
         rows["segmentation"].append({name: field[..., None].astype(np.uint8) for name, field in pixels.items()})
     found = {task: {name: np.stack([row[name] for row in its]) for name in its[0]} for task, its in rows.items()}
     corners = np.sort(rng.uniform(0, size, (count, 100, 2, 2)), 2)
     found["detection"] = {
-        "boxes": corners.reshape(count, 100, 4).astype(np.float32), "classes": rng.integers(0, 80, (count, 100), np.int32),
+        "boxes": corners.reshape(count, 100, 4).astype(np.float32),
+        "classes": rng.integers(0, 80, (count, 100), np.int32),
         "scores": np.sort(rng.uniform(0.05, 1, (count, 100)).astype(np.float32))[:, ::-1],
-        "valid": np.ones((count, 100), bool), "crowd": np.zeros((count, 100), bool), "known": np.ones((count, 80), bool),
-    }  # fmt: skip
+        "valid": np.ones((count, 100), bool),
+        "crowd": np.zeros((count, 100), bool),
+        "known": np.ones((count, 80), bool),
+    }
     found["classification"] = {"probs": rng.dirichlet(np.full(1000, 0.01), count).astype(np.float32)}
     return found
 
@@ -173,7 +179,9 @@ def measure_bytes(stride: int) -> None:
     source.files = source.files[:8]
     plan = make_plan("pool", "train", source, shards=16, batch_size=8)
     cost = estimate(plan, source, [teacher])
-    print(f"\nstride {stride}: {sum(cost.fields.values()) - cost.fields['image']:,.0f} bytes a record without the picture")
+    print(
+        f"\nstride {stride}: {sum(cost.fields.values()) - cost.fields['image']:,.0f} bytes a record without the picture"
+    )
     print(describe(cost, plan), flush=True)
 
 
@@ -192,7 +200,9 @@ def measure_host(source: Jpegs, options: argparse.Namespace) -> None:
     for _ in range(options.rounds + 1):
         with tempfile.TemporaryDirectory() as directory:
             start = time.process_time()
-            label_images(f"{directory}/1.0.0", "rate", source, [teacher], shards=options.shards, batch_size=options.batch)
+            label_images(
+                f"{directory}/1.0.0", "rate", source, [teacher], shards=options.shards, batch_size=options.batch
+            )
             spent.append(1000 * (time.process_time() - start) / len(source))
     print(f"host: {statistics.median(spent[1:]):.2f} ms of processor time an image", flush=True)
 
@@ -219,9 +229,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="one,five,host,memory,bytes")
     for name, default in {
-        "images": 32, "size": 256, "photo": 512, "depth": 18, "width": 64, "channels": 128, "batch": 8, "shards": 2,
+        "images": 32,
+        "size": 256,
+        "photo": 512,
+        "depth": 18,
+        "width": 64,
+        "channels": 128,
+        "batch": 8,
+        "shards": 2,
         "rounds": 5,
-    }.items():  # fmt: skip
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     parts = options.parts.split(",")

@@ -47,11 +47,24 @@ def _step(model):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {
-        "batch": 32, "size": 64, "depth": 10, "width": 24, "stages": 3, "channels": 32, "detection_depth": 2,
-        "dense_width": 32, "dense_depth": 1, "rounds": 15,
-    }.items():  # fmt: skip
+        "batch": 32,
+        "size": 64,
+        "depth": 10,
+        "width": 24,
+        "stages": 3,
+        "channels": 32,
+        "detection_depth": 2,
+        "dense_width": 32,
+        "dense_depth": 1,
+        "rounds": 15,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in {"stem": "imagenet", "norm": "batch", "dense_norm": "batch", "detection_norm": "group"}.items():
+    for name, default in {
+        "stem": "imagenet",
+        "norm": "batch",
+        "dense_norm": "batch",
+        "detection_norm": "group",
+    }.items():
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--detection_strides", type=int, nargs="+", default=(8, 16))
     options = parser.parse_args()

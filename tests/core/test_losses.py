@@ -177,7 +177,9 @@ def test_taylor_series_of_the_cross_entropy():
     logits, target = jnp.log(probs), jnp.array([[0.0, 1.0, 0.0]])
     assert losses.taylor_cross_entropy(logits, target, 1)[0] == pytest.approx(0.7, rel=1e-5)
     assert losses.taylor_cross_entropy(logits, target, 2)[0] == pytest.approx(0.7 + 0.49 / 2, rel=1e-5)
-    assert losses.taylor_cross_entropy(logits, target, 40)[0] == pytest.approx(-np.log(0.3), rel=1e-4)  # what is left is below 1e-7
+    assert losses.taylor_cross_entropy(logits, target, 40)[0] == pytest.approx(
+        -np.log(0.3), rel=1e-4
+    )  # what is left is below 1e-7
     sure = jnp.array([[50.0, 0.0, 0.0]])
     assert losses.taylor_cross_entropy(sure, target, 4)[0] == pytest.approx(1 + 1 / 2 + 1 / 3 + 1 / 4, rel=1e-5)
     assert losses.soft_cross_entropy(sure, target)[0] > 40

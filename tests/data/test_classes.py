@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.readers import labels as forms
 from must.data.classes import ClassMap, Remapped, as_table, load_class_map, remap
 from must.data.geometry import whole_image
 from must.data.sources import source
+from must.readers import labels as forms
 from must.tasks.classification import Classification
 from must.tasks.detection import Detection
 from must.tasks.segmentation import Segmentation
@@ -143,7 +143,11 @@ def test_a_map_in_a_configuration_is_that_of_the_file(tmp_path):
     written, read = (Remapped(data, "kind", given, classes=["x", "y"]) for given in (lines, tmp_path / "map.txt"))
     assert written.class_map == read.class_map and written.fingerprint == read.fingerprint
     assert written.class_map.table == (0, -1, 1)
-    mistakes = (({"a": "x"}, "no line for source class 'b', 'c'"), ({"d": "x"}, "'d' is no class"), ({"a": "z"}, "'z' is no target"))
+    mistakes = (
+        ({"a": "x"}, "no line for source class 'b', 'c'"),
+        ({"d": "x"}, "'d' is no class"),
+        ({"a": "z"}, "'z' is no target"),
+    )
     for wrong, says in mistakes:
         with pytest.raises(UserError, match=f"class map of m: {says}"):
             Remapped(data, "kind", wrong, classes=["x", "y"])

@@ -13,11 +13,11 @@ from must.data.augment import Photometric
 from must.data.clips import ClipEncoder, Window, segment_frames
 from must.data.combine import Cached
 from must.data.disjoint import check_disjoint, overlaps
-from must.readers.frames import FrameFolders
 from must.data.pipeline import Encoder, eval_batches, train_batches
-from must.readers.records import Records
 from must.data.sources import source
 from must.pseudo_label.clips import write_clips
+from must.readers.frames import FrameFolders
+from must.readers.records import Records
 from must.tasks.action import Action
 from tests.support.clip_sets import Clips, frame_folders, numbered, write_frames
 
@@ -82,8 +82,9 @@ def test_views_of_different_length_share_the_moment():
         moments.add(long[0])
     assert len(moments) > 5
     assert {name: blank.shape for name, blank in encoder.blank_inputs().items()} == {
-        "short": (1, 2, *SIZE, 3), "long": (1, 8, *SIZE, 3),
-    }  # fmt: skip
+        "short": (1, 2, *SIZE, 3),
+        "long": (1, 8, *SIZE, 3),
+    }
 
 
 def test_several_clips_of_a_video_differ_and_cover_it():
@@ -174,7 +175,10 @@ def test_pictures_and_videos_are_not_taken_for_each_other():
 def test_folders_of_frames(tmp_path):
     data = pickle.loads(pickle.dumps(source(**frame_folders(tmp_path, lines="train/b/1 1\ntrain/a/0\n"))))
     assert data.ids == [f"{tmp_path.name}-train/train/b/1", f"{tmp_path.name}-train/train/a/0"]
-    assert data.classes == {"action": ("left", "right")} and [sorted(data[i].labels) for i in range(2)] == [["action"], []]
+    assert data.classes == {"action": ("left", "right")} and [sorted(data[i].labels) for i in range(2)] == [
+        ["action"],
+        [],
+    ]
     video = data[0].image
     assert video.shape == (5, 6, 8, 3)
     np.testing.assert_array_equal(video[ALL(5)], numbered(2, 5))  # 8.png, 9.png, 10.png, ...
@@ -270,7 +274,9 @@ def test_the_real_sets(data_pack):
     sets = {"egomotion": {"train": 73, "val": 33, "test": 26}, "sprites": {"train": 144, "val": 40, "test": 64}}
     for name, counts in sets.items():
         parts = {
-            split: FrameFolders(str(data_pack / f"video_{name}"), split=split, frames=8, task=name, name=f"{name}-{split}")
+            split: FrameFolders(
+                str(data_pack / f"video_{name}"), split=split, frames=8, task=name, name=f"{name}-{split}"
+            )
             for split in counts
         }
         assert {split: len(part) for split, part in parts.items()} == counts

@@ -33,7 +33,10 @@ def test_a_copied_file_is_the_same_picture_whatever_its_name(tmp_path):
 def test_made_pictures_by_their_pixels():
     a, b = Memory("a", [{}], keys=["same"]), Memory("b", [{}], keys=["other"])
     check_disjoint({"a": a, "b": b}, by_content=True)
-    b.ids, b.__class__ = ["renamed"], type("Renamed", (Memory,), {"__getitem__": lambda self, i: a[i]._replace(id="renamed")})
+    b.ids, b.__class__ = (
+        ["renamed"],
+        type("Renamed", (Memory,), {"__getitem__": lambda self, i: a[i]._replace(id="renamed")}),
+    )
     with pytest.raises(UserError, match="the same picture, same and renamed"):
         check_disjoint({"a": a, "b": b}, by_content=True)
 

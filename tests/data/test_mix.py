@@ -49,13 +49,11 @@ class _Source:
         box = [i % 8, i % 5, 8 + i % 7, 9 + i % 6]
         labels = {
             "classification": {"ids": np.array([i % 5]), "probs": np.ones(1), "rest": 0.0, "unknown": _known(i)},
-            "detection": {
-                "boxes": [box], "classes": [i % 5], "scores": [1.0], "crowd": [False], "unknown": _known(i)
-            },
+            "detection": {"boxes": [box], "classes": [i % 5], "scores": [1.0], "crowd": [False], "unknown": _known(i)},
             "segmentation": {"ids": _ids(image), "probs": np.full((SIDE, SIDE), 255, np.uint8), "unknown": _known(i)},
             "depth": {"depth": _code(image), "scale": 0.001, "offset": 0.0, "scores": np.full((1, 1), 255, np.uint8)},
             "normals": {"normals": _normals(image), "scores": np.full((1, 1), 255, np.uint8)},
-        }  # fmt: skip
+        }
         kept = {name: label for name, label in labels.items() if rng.random() < 0.75}
         return Example(self.ids[i], image, kept, {"depth": 1.0 + i})
 
@@ -91,7 +89,11 @@ def _check_places(batch):
         label, there = batch.labels[name], batch.weights[name] != 0
         if name == "segmentation":
             valid, right = label["ids"][..., 0] != 255, label["ids"][..., 0] == _ids(image)
-            assert np.take_along_axis(label["known"], np.where(valid, label["ids"][..., 0], 0).reshape(len(image), -1), 1).reshape(valid.shape)[valid & there[:, None, None]].all()
+            assert (
+                np.take_along_axis(label["known"], np.where(valid, label["ids"][..., 0], 0).reshape(len(image), -1), 1)
+                .reshape(valid.shape)[valid & there[:, None, None]]
+                .all()
+            )
         elif name == "depth":
             valid, right = label["depth"] > 0, np.abs(label["depth"] - 0.001 * _code(image)) < 1e-4
         else:
@@ -138,7 +140,9 @@ def test_boxes_follow_what_is_seen_of_them():
         y0, x0, y1, x1 = window
         inside = np.zeros((SIDE, SIDE), bool)
         inside[y0:y1, x0:x1] = True
-        out = TASKS["detection"].paste(*(None if k == absent else _label(boxes) for k, boxes in enumerate(pair)), window)
+        out = TASKS["detection"].paste(
+            *(None if k == absent else _label(boxes) for k, boxes in enumerate(pair)), window
+        )
         found = [(tuple(b), bool(c)) for b, c, v in zip(out["boxes"], out["crowd"], out["valid"], strict=True) if v]
         for k, shown in enumerate((~inside, inside)):
             if k == absent:  # nothing is claimed of what is seen of it, not even that nothing is there
@@ -195,7 +199,9 @@ def _label(boxes):
 
 def test_two_classes_of_a_picture_count_by_area_and_both_have_to_be_there():
     mixed = _rows([CutMix(TASKS, 1.0)])
-    own, its = (np.concatenate([b.weights[name] for b in mixed]) for name in ("classification", "classification" + PASTED))
+    own, its = (
+        np.concatenate([b.weights[name] for b in mixed]) for name in ("classification", "classification" + PASTED)
+    )
     there = own != 0
     np.testing.assert_array_equal(there, its != 0)
     np.testing.assert_allclose((own + its)[there], 2.0, rtol=1e-6)
@@ -213,13 +219,21 @@ def test_a_mixed_class_is_the_loss_on_the_mixture():
     task, logits = TASKS["classification"], jnp.array([[0.3, -1.0, 2.0, 0.0, 0.5, -0.2]])
     labels = [{"probs": np.eye(6, dtype=np.float32)[[k]], "known": np.ones((1, 6), bool)} for k in (1, 4)]
     row = Batch({"image": np.zeros((4, 4, 3), np.uint8)}, {}, {}, np.int64(0))
-    rows = [row._replace(labels={"classification": {k: v[0] for k, v in x.items()}}, weights={"classification": np.float32(1)}) for x in labels]
+    rows = [
+        row._replace(
+            labels={"classification": {k: v[0] for k, v in x.items()}}, weights={"classification": np.float32(1)}
+        )
+        for x in labels
+    ]
     mixed = CutMix({"classification": task}, 1.0)(rows[0], np.random.default_rng(0), lambda rng: rows[1])
     share = mixed.weights["classification"] / 2
     parts = [
-        weighted_sum(task.loss(logits, task.target({k: v[None] for k, v in mixed.labels[name].items()}, Policy()))["class"], mixed.weights[name][None])
+        weighted_sum(
+            task.loss(logits, task.target({k: v[None] for k, v in mixed.labels[name].items()}, Policy()))["class"],
+            mixed.weights[name][None],
+        )
         for name in ("classification", "classification" + PASTED)
-    ]  # fmt: skip
+    ]
     blend = {"probs": share * labels[0]["probs"] + (1 - share) * labels[1]["probs"], "known": labels[0]["known"]}
     whole = task.loss(logits, task.target(blend, Policy(0.0, 0.0)))["class"]
     np.testing.assert_allclose(divide(merge(*parts)), whole.value[0], rtol=1e-6)
@@ -227,7 +241,9 @@ def test_a_mixed_class_is_the_loss_on_the_mixture():
 
 def test_relative_depths_of_two_pictures_are_never_in_one_label():
     task = Depth(depth_kind="relative", head_stride=1)
-    one, other = ({"depth": np.full((8, 8), value, np.float32), "scores": np.full((8, 8), 254, np.uint8)} for value in (1, 2))
+    one, other = (
+        {"depth": np.full((8, 8), value, np.float32), "scores": np.full((8, 8), 254, np.uint8)} for value in (1, 2)
+    )
     assert set(np.unique(task.paste(one, other, (0, 0, 8, 3))["depth"])) == {0, 1}
     assert set(np.unique(task.paste(one, other, (0, 0, 8, 5))["depth"])) == {0, 2}
 

@@ -27,7 +27,13 @@ class _Source:
         return COUNT
 
     def __getitem__(self, i):
-        labels = {"classification": {"ids": np.array([i % 3], np.uint16), "probs": np.ones(1, np.float16), "rest": np.float16(0)}}
+        labels = {
+            "classification": {
+                "ids": np.array([i % 3], np.uint16),
+                "probs": np.ones(1, np.float16),
+                "rest": np.float16(0),
+            }
+        }
         return Example(self.ids[i], np.full((SIDE, SIDE, 3), i, np.uint8), labels if i % 2 else {})
 
 
@@ -72,9 +78,7 @@ def test_same_seed_same_batches_and_position_resumes():
 
 def test_processes_share_each_global_batch():
     whole = _take(train_batches(_Source(), ENCODER, batch_size=6, seed=1), 5)
-    parts = [
-        _take(train_batches(_Source(), ENCODER, batch_size=6, seed=1, process=(k, 2)), 5) for k in range(2)
-    ]
+    parts = [_take(train_batches(_Source(), ENCODER, batch_size=6, seed=1, process=(k, 2)), 5) for k in range(2)]
     for one, a, b in zip(whole, *parts, strict=True):
         np.testing.assert_array_equal(one.ids, np.concatenate([a.ids, b.ids]))
         np.testing.assert_array_equal(one.inputs["image"], np.concatenate([a.inputs["image"], b.inputs["image"]]))
@@ -151,13 +155,18 @@ def _scenes(count, name):
 
 def test_groups_go_through_their_sets_at_their_own_pace():
     encoder = Encoder({"classification": Classification(CLASSES["classification"])}, (16, 16))
-    make = lambda: Grouped({  # noqa: E731
-        name: train_batches(_scenes(count, name), encoder, batch_size=4, seed=i) for i, (name, count) in enumerate((("a", 8), ("b", 20)))
-    })  # fmt: skip
+    make = lambda: Grouped(
+        {
+            name: train_batches(_scenes(count, name), encoder, batch_size=4, seed=i)
+            for i, (name, count) in enumerate((("a", 8), ("b", 20)))
+        }
+    )
     batches = make()
     seen = [next(batches) for _ in range(5)]
     assert sorted(np.concatenate([step["b"].ids for step in seen])) == list(range(20))  # one epoch of the largest set
-    assert sorted(np.concatenate([step["a"].ids for step in seen[:4]])) == sorted([*range(8), *range(8)])  # two of the other
+    assert sorted(np.concatenate([step["a"].ids for step in seen[:4]])) == sorted(
+        [*range(8), *range(8)]
+    )  # two of the other
     assert epoch_steps({"a": 8, "b": 20}, 4) == 5 and epoch_steps({"a": 3}, 4) == 1
     position = batches.get_state()
     ahead = next(batches)

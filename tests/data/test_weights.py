@@ -18,7 +18,9 @@ def test_round_trip_is_exact(tmp_path, name):
 
 
 def test_a_table_from_a_spreadsheet_is_read(tmp_path):
-    (tmp_path / "w.csv").write_bytes("\ufeffweight,id,task\r\n0.5,a,depth\r\n2,b,depth\r\n\r\n1e-3,a,normals\r\n".encode())
+    (tmp_path / "w.csv").write_bytes(
+        "\ufeffweight,id,task\r\n0.5,a,depth\r\n2,b,depth\r\n\r\n1e-3,a,normals\r\n".encode()
+    )
     assert read_weights(tmp_path / "w.csv") == {"depth": {"a": 0.5, "b": 2.0}, "normals": {"a": 0.001}}
 
 

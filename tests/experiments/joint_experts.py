@@ -122,8 +122,15 @@ def _mean(found, ending: str) -> np.ndarray:
     return np.mean([np.asarray(found[name + ending]) for name in CLASSES], 0)
 
 
-PAIRS = (("jedi", "expert"), ("jedi-teacher", "expert"), ("plain", "expert"), ("more", "expert"), ("shuffled", "expert"),
-         ("jedi", "plain"), ("jedi-teacher", "plain-teacher"))  # fmt: skip
+PAIRS = (
+    ("jedi", "expert"),
+    ("jedi-teacher", "expert"),
+    ("plain", "expert"),
+    ("more", "expert"),
+    ("shuffled", "expert"),
+    ("jedi", "plain"),
+    ("jedi-teacher", "plain-teacher"),
+)
 
 
 def main(seeds: int = 12) -> None:
@@ -136,7 +143,9 @@ def main(seeds: int = 12) -> None:
     for subject, reference in PAIRS:
         each = found[subject] - found[reference]
         mean, low, high = paired_t_interval(each)
-        print(f"  {subject:14} - {reference:14} {mean:+.4f} [{low:+.4f}, {high:+.4f}]  {int((each > 0).sum())} of {seeds}")
+        print(
+            f"  {subject:14} - {reference:14} {mean:+.4f} [{low:+.4f}, {high:+.4f}]  {int((each > 0).sum())} of {seeds}"
+        )
 
 
 if __name__ == "__main__":

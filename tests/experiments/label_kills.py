@@ -47,7 +47,9 @@ class Outcome(NamedTuple):
 
 def tree(directory: Path) -> dict[str, bytes]:
     """{file: content} below a directory."""
-    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+    }
 
 
 def start(directory: Path, worker: int, workers: int, options: argparse.Namespace) -> subprocess.Popen:
@@ -117,8 +119,9 @@ def main() -> None:
         shards = f"{found.first} to {found.last} of {SETTINGS['shards']}"
         print(
             f"{found.workers:>7}{found.kills:>7}{found.processes:>11}{shards:>26}{'yes' if found.equal else 'NO':>13}"
-            f"{found.lost:>10}{found.doubled:>13}{found.seconds:>9.0f}", flush=True,
-        )  # fmt: skip
+            f"{found.lost:>10}{found.doubled:>13}{found.seconds:>9.0f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main() -> None:
             command = code.strip().replace("python ", f"{sys.executable} ", 1)
             subprocess.run(command, shell=True, check=True)
         else:
-            exec(compile(code, str(TEXT), "exec"), names)  # noqa: S102
+            exec(compile(code, str(TEXT), "exec"), names)
         print(f"--- {time.time() - start:.0f} s", flush=True)
     print(f"\nthe tutorial ran in {folder}")
 

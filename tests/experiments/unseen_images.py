@@ -20,9 +20,11 @@ TEACHER, STUDENT = 128, 6  # widths
 def init(key, width, scale=1.0):
     a, b = jax.random.split(key)
     return {
-        "w": scale * jax.random.normal(a, (INPUTS, width)) / np.sqrt(INPUTS), "b": jnp.zeros(width),
-        "v": jax.random.normal(b, (width, CLASSES)) / np.sqrt(width), "c": jnp.zeros(CLASSES),
-    }  # fmt: skip
+        "w": scale * jax.random.normal(a, (INPUTS, width)) / np.sqrt(INPUTS),
+        "b": jnp.zeros(width),
+        "v": jax.random.normal(b, (width, CLASSES)) / np.sqrt(width),
+        "c": jnp.zeros(CLASSES),
+    }
 
 
 def answer(params, x):
@@ -84,4 +86,8 @@ if __name__ == "__main__":
     print("teacher's part  " + "".join(f"{name:>15}" for name in found[8]) + "   unseen > seen")
     for one_in, arms in found.items():
         better = int((arms["unseen"] > arms["seen"]).sum())
-        print(f"1/{one_in:<14}" + "".join(f"{value.mean():15.3f}" for value in arms.values()) + f"   {better} of {len(arms['seen'])}")
+        print(
+            f"1/{one_in:<14}"
+            + "".join(f"{value.mean():15.3f}" for value in arms.values())
+            + f"   {better} of {len(arms['seen'])}"
+        )

@@ -13,9 +13,9 @@ import os
 
 import numpy as np
 
-from must.readers.records import Records
 from must.evaluate.quality import quality
 from must.pseudo_label import policy as policies
+from must.readers.records import Records
 from must.recipes import must as recipe
 from must.recipes.believing import recorded
 from must.recipes.built import HELD_OUT, MEASURED
@@ -36,10 +36,20 @@ def main() -> None:
         built, top = recipe.Built(config, seed), os.path.join(options.workdir, recipe.prefix(config, seed))
         for name, task in built.tasks.items():
             rows = {
-                which: list(recorded(Records(records_directory(top, which), tasks=[name], verify=False), built.truth(which)[name], name, built.plain, task))
+                which: list(
+                    recorded(
+                        Records(records_directory(top, which), tasks=[name], verify=False),
+                        built.truth(which)[name],
+                        name,
+                        built.plain,
+                        task,
+                    )
+                )
                 for which in (HELD_OUT, MEASURED)
-            }  # fmt: skip
-            policy, _ = policies.fit(task, ((said, true) for said, true, _ in rows[HELD_OUT]), precision=options.precision)
+            }
+            policy, _ = policies.fit(
+                task, ((said, true) for said, true, _ in rows[HELD_OUT]), precision=options.precision
+            )
             found, fixed = (quality(task, rows[MEASURED], tried)["total"] for tried in (policy, policies.hard(0.5)))
             if found["precision"] is None:
                 print(f"{name:16}{seed:>5}  no threshold reaches {options.precision:g}")

@@ -95,9 +95,7 @@ def student(tmp_path_factory):
     joint = from_experts({"camera": variables, "other": other})
     directory = tmp_path_factory.mktemp("export") / "camera"
     own = expert_variables(joint, "camera")
-    export_model(
-        str(directory), model, own, tasks=CAMERA, inputs=CLIPS.blank_inputs(), settings=preprocessing(CLIPS)
-    )  # fmt: skip
+    export_model(str(directory), model, own, tasks=CAMERA, inputs=CLIPS.blank_inputs(), settings=preprocessing(CLIPS))
     return directory, model, variables
 
 
@@ -137,7 +135,9 @@ def test_a_student_of_joint_experts_takes_no_teacher_along(student):
     assert not [name for name in weights if "teachers" in name or "other" in name or "experts" in name]
     own = {name: array for name, array in weights.items() if name.startswith("params/")}
     count = parameter_count(variables["params"])
-    assert sum(array.size for array in own.values()) == count == json.loads((directory / ABOUT).read_text())["parameters"]
+    assert (
+        sum(array.size for array in own.values()) == count == json.loads((directory / ABOUT).read_text())["parameters"]
+    )
     assert len(weights) == len(jax.tree.leaves(variables)) > len(own), "statistics of the norms travel too"
     clips = random(2, 4, 16, 16, 3)
     wanted, found = said(model, variables, CAMERA, clips), load_exported(str(directory)).predict({"image": clips})
@@ -325,7 +325,9 @@ def test_the_stage_exports_students_that_score_as_they_did(tmp_path):
     found = joint_export.export(config, **arguments)
     known = json.loads((tmp_path / "joint" / "jedi" / "done.json").read_text())["test"]["camera"]
     assert found["camera"]["test"] == pytest.approx(known, abs=1e-6)
-    assert found["camera"]["largest_difference"] <= 1e-5 and found["camera"]["bytes"] > 4 * found["camera"]["parameters"]
+    assert (
+        found["camera"]["largest_difference"] <= 1e-5 and found["camera"]["bytes"] > 4 * found["camera"]["parameters"]
+    )
     assert load_exported(str(tmp_path / "export" / "camera")).about["parameters"] == found["camera"]["parameters"]
     other = {"test": {"camera": {**known, "nll": known["nll"] + 0.01}}}
     (tmp_path / "joint" / "jedi" / "done.json").write_text(json.dumps(other))

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 from must.core.types import UserError
+from must.data.merge import Overlay
+from must.export.labels import export_labels
 from must.readers.coco import CocoJson
 from must.readers.dense import DepthPng, MaskPng, NormalsPng
 from must.readers.edited import EditedCoco
 from must.readers.file_names import file_of, id_of
 from must.readers.folders import ImageCsv
 from must.readers.label_files import LabelFiles
-from must.data.merge import Overlay
 from must.readers.records import Records
-from must.export.labels import export_labels
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection
 from must.tasks.segmentation import Segmentation
@@ -84,7 +84,26 @@ def test_labels_without_pictures_take_them_from_a_source_by_id(tmp_path):
 
 def test_names_of_files_tell_all_ids_apart_and_stay_inside_the_folder():
     rng = np.random.default_rng(0)
-    pieces = ["a", "B", ".", "..", "/", "//", "%", "%2E", "%-", "-", "é", "\\", ":", " ", "\n", ".png", ".JPG", "x" * 150]
+    pieces = [
+        "a",
+        "B",
+        ".",
+        "..",
+        "/",
+        "//",
+        "%",
+        "%2E",
+        "%-",
+        "-",
+        "é",
+        "\\",
+        ":",
+        " ",
+        "\n",
+        ".png",
+        ".JPG",
+        "x" * 150,
+    ]
     ids = {"".join(rng.choice(pieces, rng.integers(1, 9))) for _ in range(3000)} | set(IDS)
     files = {id: file_of(id) for id in ids}
     assert all(id_of(file) == id for id, file in files.items())
@@ -106,7 +125,13 @@ def test_our_readers_of_users_files_read_what_was_exported(tmp_path):
     common = {"images": "images/pool", "name": "pool"}
     boxes = CocoJson(root, images="images", annotations="boxes/coco.json", tasks={"detection": "boxes"}, name="x")
     masks = MaskPng(
-        root, masks="masks/ids/pool", classes="masks/about.json:classes", ignore=255, coarse=True, task="masks", **common
+        root,
+        masks="masks/ids/pool",
+        classes="masks/about.json:classes",
+        ignore=255,
+        coarse=True,
+        task="masks",
+        **common,
     )
     depth = DepthPng(root, depths="depth/depth/pool", unit="mm", coarse=True, **common)
     normals = NormalsPng(root, normals="normals/normals/pool", coarse=True, **common)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.readers.records import Records, file_hash, stored_records
 from must.export import tfrecord
 from must.export.tfrecord import write_tfrecord
+from must.readers.records import Records, file_hash, stored_records
 from tests.support.random_labels import TASKS, Labelled, label_random
 from tests.support.toy_labels import ToySource, label_toy
 

@@ -81,12 +81,15 @@ def test_levels_have_the_stated_strides_and_lengths(size):
     assert features.pooled.shape == (2, 24)
 
 
-@pytest.mark.parametrize("network, published", [
-    (R2Plus1D(18), 31_505_325),  # torchvision's r2plus1d_18
-    (TemporalShiftResNet(50), 25_557_032 - 2049 * 600),  # that of a ResNet-50
-    # ViT-B/16 has 85,798,656 without its classifier; two frames a patch, 4 layers in time, 2 positions, no class token.
-    (VideoTransformer(768, heads=12), 85_798_656 + 16 * 16 * 3 * 768 + 4 * 7_087_872 + 1536 + (2 + 16 - 198) * 768),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "network, published",
+    [
+        (R2Plus1D(18), 31_505_325),  # torchvision's r2plus1d_18
+        (TemporalShiftResNet(50), 25_557_032 - 2049 * 600),  # that of a ResNet-50
+        # ViT-B/16 has 85,798,656 without its classifier; two frames a patch, 4 layers in time, 2 positions, no class token.
+        (VideoTransformer(768, heads=12), 85_798_656 + 16 * 16 * 3 * 768 + 4 * 7_087_872 + 1536 + (2 + 16 - 198) * 768),
+    ],
+)
 def test_parameter_count_is_the_published_one(network, published):
     features, variables = _shapes(network, jnp.zeros((1, 4, 64, 64, 3)), train=False)
     classifier = 0 if isinstance(network, VideoTransformer) else (features.pooled.shape[1] + 1) * 400
@@ -233,7 +236,9 @@ def test_clips_do_not_see_each_other_and_every_parameter_has_a_finite_gradient(n
     for leaf in jax.tree.leaves(gradient):
         assert np.isfinite(leaf).all()
     # A bias before a softmax over keys changes nothing: its gradient is 0 but for rounding.
-    moved = {jax.tree_util.keystr(path): float(np.abs(leaf).max()) for path, leaf in jax.tree.leaves_with_path(gradient)}
+    moved = {
+        jax.tree_util.keystr(path): float(np.abs(leaf).max()) for path, leaf in jax.tree.leaves_with_path(gradient)
+    }
     assert [path for path, size in moved.items() if size == 0 and "['key']['bias']" not in path] == []
     order = np.array([2, 0, 1])
     permuted, _ = logits_and_gradient(variables["params"], clips[order])
@@ -358,11 +363,14 @@ def test_one_clip_passes_through_and_training_on_several_is_refused():
 TASKS = {"action": Classification(("left", "right", "still"))}
 
 
-@pytest.mark.parametrize("section, neck, width", [
-    ({"kind": "temporal_shift", "depth": 10, "width": 8, "stem": "small", "stages": 2}, {}, 16),
-    ({"kind": "r2plus1d", "depth": 10, "width": 8, "stages": 2}, {"neck": {}}, 16),
-    ({"kind": "video_transformer", "width": 24, "depth": 1, "temporal_depth": 1, "patch": 8}, {"neck": None}, 24),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "section, neck, width",
+    [
+        ({"kind": "temporal_shift", "depth": 10, "width": 8, "stem": "small", "stages": 2}, {}, 16),
+        ({"kind": "r2plus1d", "depth": 10, "width": 8, "stages": 2}, {"neck": {}}, 16),
+        ({"kind": "video_transformer", "width": 24, "depth": 1, "temporal_depth": 1, "patch": 8}, {"neck": None}, 24),
+    ],
+)
 def test_a_section_names_a_backbone_and_needs_no_neck(section, neck, width):
     clips = jax.ShapeDtypeStruct((2, 4, 16, 16, 3), jnp.uint8)
     params = jax.eval_shape(build_model({"backbone": section, **neck}, TASKS).init, KEY, clips)["params"]
@@ -370,15 +378,21 @@ def test_a_section_names_a_backbone_and_needs_no_neck(section, neck, width):
     assert params["heads_action"]["logits"]["kernel"].shape == (width, 3)
 
 
-@pytest.mark.parametrize("section, said", [
-    ({"backbone": {"kind": "tsm"}}, "model.backbone.kind 'tsm': not one of resnet, .*, video_transformer"),
-    ({"backbone": {"kind": "temporal_shift", "shifts": 3}}, "model.backbone: .*'shifts'"),
-    ({"backbone": {"kind": "temporal_shift", "depth": 19}}, "model.backbone: no ResNet of depth 19"),
-    ({"backbone": {"kind": "r2plus1d", "depth": 50}}, r"model.backbone: no R\(2\+1\)D of depth 50"),
-    ({"backbone": {"kind": "video_transformer", "heads": 5}}, "model.backbone: width 192 is not a multiple of 5 heads"),
-    ({"backbone": {}, "neck": {"kind": "bifpn"}}, "model.neck.kind 'bifpn': not one of fpn, pafpn"),
-    ({"backbone": {}, "neck": {"channel": 8}}, "model.neck: .*'channel'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "section, said",
+    [
+        ({"backbone": {"kind": "tsm"}}, "model.backbone.kind 'tsm': not one of resnet, .*, video_transformer"),
+        ({"backbone": {"kind": "temporal_shift", "shifts": 3}}, "model.backbone: .*'shifts'"),
+        ({"backbone": {"kind": "temporal_shift", "depth": 19}}, "model.backbone: no ResNet of depth 19"),
+        ({"backbone": {"kind": "r2plus1d", "depth": 50}}, r"model.backbone: no R\(2\+1\)D of depth 50"),
+        (
+            {"backbone": {"kind": "video_transformer", "heads": 5}},
+            "model.backbone: width 192 is not a multiple of 5 heads",
+        ),
+        ({"backbone": {}, "neck": {"kind": "bifpn"}}, "model.neck.kind 'bifpn': not one of fpn, pafpn"),
+        ({"backbone": {}, "neck": {"channel": 8}}, "model.neck: .*'channel'"),
+    ],
+)
 def test_a_wrong_section_is_one_line(section, said):
     with pytest.raises(UserError, match=f"^{said}[^\n]*$"):
         build_model(section, TASKS)

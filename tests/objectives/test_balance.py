@@ -265,7 +265,9 @@ def test_cagrad_equals_a_general_solver():
 
         start = np.full(len(rows), 1 / len(rows))
         options = {"ftol": 1e-14, "maxiter": 500}
-        solved = minimize(value, start, bounds=[(0, 1)] * len(rows), constraints=simplex, method="SLSQP", options=options)
+        solved = minimize(
+            value, start, bounds=[(0, 1)] * len(rows), constraints=simplex, method="SLSQP", options=options
+        )
         mixed = rows.T @ solved.x
         expected = len(rows) / 1.4 * (mean + radius * mixed / np.linalg.norm(mixed))
         _same_direction(rows.T @ np.asarray(solve(gram, present, 0.4)), expected, rows)
@@ -367,7 +369,9 @@ def _trainer(kind):
     """(fresh state, compiled step) of the small network."""
     balance = METHODS[kind]()
     step = functools.partial(train_step, objective=OBJECTIVE, balance=balance, tx=TX)
-    return functools.partial(states.create, jax.random.key(0), {"params": PARAMS}, OBJECTIVE, balance, TX), jax.jit(step)
+    return functools.partial(states.create, jax.random.key(0), {"params": PARAMS}, OBJECTIVE, balance, TX), jax.jit(
+        step
+    )
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from must.core import losses
-from must.core.types import Features, Policy
-from must.models.multi_head import multi_head
+from must.core.types import Batch, Features, Policy
 from must.models.fpn import FPN, PAFPN
+from must.models.multi_head import multi_head
 from must.models.resnet import Norm, ResNet
 from must.objectives import adaptors, balance, distill, online
 from must.objectives.distill import Answer, Context
 from must.objectives.supervised import supervised
-from must.core.types import Batch
 from must.tasks import points
 from must.tasks.detection import Detection
 from must.tasks.segmentation import Segmentation
@@ -101,7 +100,7 @@ def answer(seed=0, width=4, channels=8, images=None):
 
 
 def hints(channels=8, where="all"):
-    widths = {stride: (8, channels) for stride in (4, 8)}
+    widths = dict.fromkeys((4, 8), (8, channels))
     levels = {stride: (32 // stride, 32 // stride, 8) for stride in (4, 8)}
     theirs = {stride: (32 // stride, 32 // stride, channels) for stride in (4, 8)}
     detection, segmentation = TASKS["detection"], TASKS["segmentation"]
@@ -140,7 +139,9 @@ def test_soft_scores_are_proper(target):
     logits = np.log(grid / (1 - grid))
     ours = losses.binary_soft_focal(logits, np.full(999, target), gamma=1.0)
     assert grid[int(ours.argmin())] == pytest.approx(target, abs=2e-3)
-    older = (1 - (target * grid + (1 - target) * (1 - grid))) * np.asarray(losses.binary_soft_focal(logits, np.full(999, target), 0.0))
+    older = (1 - (target * grid + (1 - target) * (1 - grid))) * np.asarray(
+        losses.binary_soft_focal(logits, np.full(999, target), 0.0)
+    )
     if target != 0.5:  # the published modulator with soft targets is not proper: the same check sees it
         assert abs(grid[int(older.argmin())] - target) > 0.01
     if target == 0.2:
@@ -187,7 +188,11 @@ def test_mimic_by_hand():
 def test_constant_disagreement_makes_pdf_a_plain_mean():  # M3
     student, said = answer(0), answer(1)
     outputs = student.outputs["detection"]
-    level = lambda value: {**outputs, "quality": jnp.full_like(outputs["quality"], value), "class": jnp.zeros_like(outputs["class"])}  # noqa: E731, E501
+    level = lambda value: {
+        **outputs,
+        "quality": jnp.full_like(outputs["quality"], value),
+        "class": jnp.zeros_like(outputs["class"]),
+    }
     student = student._replace(outputs={**student.outputs, "detection": level(-1.0)})
     said = said._replace(outputs={**said.outputs, "detection": level(2.0)})
     hint = hints()["detection_pdf_teacher"]
@@ -197,7 +202,9 @@ def test_constant_disagreement_makes_pdf_a_plain_mean():  # M3
     assert mean_of_one(terms["pdf_feature"]) == pytest.approx(5 * plain, rel=1e-5)
     t, s = jax.nn.sigmoid(2.0) / 2, jax.nn.sigmoid(-1.0) / 2
     entropy = -(t * np.log(s) + (1 - t) * np.log(1 - s))
-    assert float(terms["pdf_class"].value[0]) == pytest.approx(float((t - s) ** 2 * entropy) * outputs["class"][0].size, rel=1e-4)
+    assert float(terms["pdf_class"].value[0]) == pytest.approx(
+        float((t - s) ** 2 * entropy) * outputs["class"][0].size, rel=1e-4
+    )
     assert float(terms["pdf_class"].norm[0]) == 0  # no score above one half: the step divides by 1
     np.testing.assert_allclose(terms["pdf_box"].value, 0, atol=1e-6)
 
@@ -250,10 +257,17 @@ def test_soft_detection_by_hand():
         "distances": jnp.full((1, 1, 4), 4.0),
         "points": jnp.array([[[16.0, 16.0, 8.0]]]),
     }
-    said = {**one, "quality": jnp.array([[np.log(4.0)]]), "class": jnp.log(jnp.array([[[0.25, 0.75]]])), "distances": jnp.full((1, 1, 4), 8.0)}
+    said = {
+        **one,
+        "quality": jnp.array([[np.log(4.0)]]),
+        "class": jnp.log(jnp.array([[[0.25, 0.75]]])),
+        "distances": jnp.full((1, 1, 4), 8.0),
+    }
     terms = points.soft(one, said, gamma=1.0)
     assert float(terms["soft_score"].value[0]) == pytest.approx(0.3 * np.log(2), rel=1e-5)
-    assert float(terms["soft_class"].value[0]) == pytest.approx(0.8 * (0.25 * np.log(0.5) + 0.75 * np.log(1.5)), rel=1e-5)
+    assert float(terms["soft_class"].value[0]) == pytest.approx(
+        0.8 * (0.25 * np.log(0.5) + 0.75 * np.log(1.5)), rel=1e-5
+    )
     assert float(terms["soft_box"].value[0]) == pytest.approx(0.8 * 0.75, rel=1e-5)  # a box of a quarter of the area
     assert float(terms["soft_box"].norm[0]) == pytest.approx(0.8)
 
@@ -272,10 +286,10 @@ def test_hard_labels_are_those_of_a_record():
 def test_online_labels_are_those_of_records(tmp_path):
     """Hard labels in the step and records written, read by TFDS and encoded again, within what records round."""
     from must.data.pipeline import Encoder, stack
-    from must.readers.records import Records
-    from must.scenes.still import Scenes
     from must.pseudo_label.teacher import from_model
     from must.pseudo_label.write import label_images
+    from must.readers.records import Records
+    from must.scenes.still import Scenes
 
     scenes = Scenes(ROWS, size=32, labels=())
     model = network()
@@ -296,16 +310,23 @@ def test_online_labels_are_those_of_records(tmp_path):
         kept = task.max_boxes  # a label in network form holds so many, the best first
         for field in ("boxes", "classes", "positive", "ignored"):
             there = np.asarray(stored[field]) if field != "boxes" else np.asarray(stored[field]).round(2)
-            here = np.asarray(online[field])[:, :kept] if field != "boxes" else np.asarray(online[field])[:, :kept].round(2)
+            here = (
+                np.asarray(online[field])[:, :kept]
+                if field != "boxes"
+                else np.asarray(online[field])[:, :kept].round(2)
+            )
             shown = np.asarray(stored["positive"] | stored["ignored"])
             np.testing.assert_allclose(here[shown], there[shown], atol=0.02)
         student = answer(0).outputs[name]
         for term in task.terms:
             np.testing.assert_allclose(
                 np.asarray(task.loss(student, jax.tree.map(lambda x: x, stored))[term].value),
-                np.asarray(task.loss(student, {k: v[:, :kept] if k != "known" else v for k, v in online.items()})[term].value),
-                rtol=2e-3, atol=1e-4,
-            )  # fmt: skip
+                np.asarray(
+                    task.loss(student, {k: v[:, :kept] if k != "known" else v for k, v in online.items()})[term].value
+                ),
+                rtol=2e-3,
+                atol=1e-4,
+            )
 
 
 # M2: teachers that know nothing, students that know all
@@ -330,7 +351,9 @@ def test_losses_and_gradients_are_finite(kind):
             terms, _ = hint.apply(params, state, mine, said, ALL_ROWS)  # noqa: B023
             return sum(term.value.sum() / jnp.maximum(term.norm.sum(), 1.0) for term in terms.values())
 
-        value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(params, dict(student.outputs), student.features.pyramid)
+        value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(
+            params, dict(student.outputs), student.features.pyramid
+        )
         assert np.isfinite(value), name
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)), name
         if kind == "equal" and ("pdf" in name or "mimic" in name or name == "segmentation_soft_teacher"):
@@ -350,7 +373,9 @@ def test_phi_s_standardises_isotropically():
         np.testing.assert_allclose(y.mean(0), 0, atol=1e-3)
         np.testing.assert_allclose(y.var(0), 1, rtol=1e-3)  # every channel has variance 1 ...
         phi = 1 / np.sqrt(np.linalg.eigvalsh(covariance).mean())
-        np.testing.assert_allclose(standard.matrix.T @ standard.matrix, phi**2 * np.eye(channels), atol=1e-4)  # ... by one factor
+        np.testing.assert_allclose(
+            standard.matrix.T @ standard.matrix, phi**2 * np.eye(channels), atol=1e-4
+        )  # ... by one factor
     # Channel by channel would not be isotropic: errors of one length get different ones.
     factors = 1 / x.std(0)
     assert factors.max() > 1.3 * factors.min()
@@ -375,7 +400,10 @@ def test_an_adaptor_reads_teachers_of_any_size():
     hint = adaptors.adaptor("detection", "other", levels, theirs, hidden=5)
     params, state = hint.init(jax.random.key(0))
     rng = np.random.default_rng(0)
-    said = Answer({}, Features({s: jnp.asarray(rng.normal(size=(ROWS, *shape)), jnp.float32) for s, shape in theirs.items()}, None))
+    said = Answer(
+        {},
+        Features({s: jnp.asarray(rng.normal(size=(ROWS, *shape)), jnp.float32) for s, shape in theirs.items()}, None),
+    )
     term = hint.apply(params, state, answer(0), said, ALL_ROWS)[0]["adaptor"]
     assert float(term.norm[0]) == 2 * 2 * 11 + 6 * 6 * 3 and np.isfinite(term.value).all()
 
@@ -385,8 +413,10 @@ def test_teacher_dropping_keeps_the_worst():
     uniform = jnp.array([[0.1, 0.1, 0.9], [0.1, 0.6, 0.4], [0.9, 0.1, 0.1]])
     keep = adaptors.drop_teachers(values, uniform, 0.5)
     assert [[bool(keep[t][i]) for t in "abc"] for i in range(3)] == [
-        [False, True, True], [True, True, False], [True, False, True],
-    ]  # fmt: skip
+        [False, True, True],
+        [True, True, False],
+        [True, False, True],
+    ]
 
 
 # the objective
@@ -397,7 +427,13 @@ def objective(found=(), model=None, **options):
     tasks = {name: TASKS[name] for name in ("detection", "segmentation")}
     teachers = {"teacher": network()} if found else {}
     return supervised(
-        model, tasks, scales=dict.fromkeys(tasks, 1.0), policies=BELIEVED, teachers=teachers, hints=tuple(found), **options
+        model,
+        tasks,
+        scales=dict.fromkeys(tasks, 1.0),
+        policies=BELIEVED,
+        teachers=teachers,
+        hints=tuple(found),
+        **options,
     )
 
 
@@ -450,7 +486,10 @@ def test_rows_of_a_hint():
     data = batch()
     ids = np.where(np.arange(ROWS) == 7, -1, np.arange(ROWS))  # the last row is padding
     half = data._replace(weights={"detection": (np.arange(ROWS) < 4).astype(np.float32)}, ids=ids)
-    rows = {where: online.rows_of(half, hints(where=where)["detection_soft_teacher"]) for where in ("all", "missing", "annotated")}
+    rows = {
+        where: online.rows_of(half, hints(where=where)["detection_soft_teacher"])
+        for where in ("all", "missing", "annotated")
+    }
     np.testing.assert_array_equal(rows["all"], [1, 1, 1, 1, 1, 1, 1, 0])
     np.testing.assert_array_equal(rows["missing"], [0, 0, 0, 0, 1, 1, 1, 0])
     np.testing.assert_array_equal(rows["annotated"], [1, 1, 1, 1, 0, 0, 0, 0])
@@ -470,7 +509,10 @@ def test_groups_and_one_mixed_batch_give_the_same_gradient(normalize):
     close(grouped.params, mixed.params)
     close(logs, mixed_logs)
     # A group may lack the other task's labels altogether.
-    lean = {name: b._replace(labels={name: b.labels[name]}, weights={name: b.weights[name]}) for name, b in (("detection", boxes), ("segmentation", masks))}  # noqa: E501
+    lean = {
+        name: b._replace(labels={name: b.labels[name]}, weights={name: b.weights[name]})
+        for name, b in (("detection", boxes), ("segmentation", masks))
+    }
     if normalize == "items":
         alone, _ = step(fresh(), lean, FROZEN)
         close(grouped.params, alone.params)
@@ -492,7 +534,9 @@ def test_batch_statistics_see_the_groups_one_after_the_other():  # M8
     both, _ = step(fresh(), {"detection": boxes, "segmentation": masks})
     model, state = network(norm="batch"), variables(norm="batch")
     for part in (boxes, masks):
-        _, after = jax.jit(functools.partial(model.apply, train=True))(state, part.inputs["image"], key=jax.random.key(0))
+        _, after = jax.jit(functools.partial(model.apply, train=True))(
+            state, part.inputs["image"], key=jax.random.key(0)
+        )
         state = {"params": state["params"], **after}
     close(both.model_state, {k: v for k, v in state.items() if k != "params"}, 1e-4)
     alone, _ = step(fresh(), {"detection": boxes})
@@ -523,8 +567,12 @@ def test_points_follow_the_frame(size):  # M10
     true = np.concatenate([low, low + rng.uniform(20, 40, (20, 2))], -1).astype(np.float32)
     for box in true:
         inside = grid[(grid[:, 0] > box[0]) & (grid[:, 0] < box[2]) & (grid[:, 1] > box[1]) & (grid[:, 1] < box[3])]
-        distances = np.stack([inside[:, 0] - box[0], inside[:, 1] - box[1], box[2] - inside[:, 0], box[3] - inside[:, 1]], -1)
-        np.testing.assert_allclose(bx.from_distances(inside, distances), np.broadcast_to(box, (len(inside), 4)), atol=1e-3)
+        distances = np.stack(
+            [inside[:, 0] - box[0], inside[:, 1] - box[1], box[2] - inside[:, 0], box[3] - inside[:, 1]], -1
+        )
+        np.testing.assert_allclose(
+            bx.from_distances(inside, distances), np.broadcast_to(box, (len(inside), 4)), atol=1e-3
+        )
     assert len(grid) == sum((-(-size // s)) ** 2 for s in (8, 16, 32, 64))
 
 
@@ -586,12 +634,20 @@ def test_one_device_equals_eight():
     chosen = [hints()[f"detection_{kind}_teacher"] for kind in ("soft", "pdf", "adaptor")] + [second]
     tasks = dict(TASKS)
     goal = supervised(
-        network(), tasks, scales=dict.fromkeys(tasks, 1.0), policies=BELIEVED, hints=chosen,
-        teachers={"teacher": network(), "other": network()}, teacher_dropping=0.5, shuffled=True,
-    )  # fmt: skip
+        network(),
+        tasks,
+        scales=dict.fromkeys(tasks, 1.0),
+        policies=BELIEVED,
+        hints=chosen,
+        teachers={"teacher": network(), "other": network()},
+        teacher_dropping=0.5,
+        shuffled=True,
+    )
     frozen = {**FROZEN, "other": variables(seed=2)}
     bound = functools.partial(train_step, objective=goal, balance=balance.fixed(), tx=SGD)
-    half = batch()._replace(weights={"detection": (np.arange(ROWS) < 2).astype(np.float32), "segmentation": np.ones(ROWS, np.float32)})
+    half = batch()._replace(
+        weights={"detection": (np.arange(ROWS) < 2).astype(np.float32), "segmentation": np.ones(ROWS, np.float32)}
+    )
     data = {"detection": half, "segmentation": batch(1)}
     ends = []
     for where in (jax.devices()[:1], jax.devices()):

@@ -9,7 +9,7 @@ import pytest
 
 from must.core.types import Batch, Features, Model
 from must.models import experts as joint_experts
-from must.models.experts import Expert, experts, expert_variables, from_experts
+from must.models.experts import Expert, expert_variables, experts, from_experts
 from must.objectives import balance
 from must.objectives.joint import joint
 from must.tasks.classification import Classification
@@ -31,7 +31,10 @@ def one_layer(name, width=None, calls=None):
         a, b = jax.random.split(key)
         head = {"kernel": jax.random.normal(b, (width, CLASSES[name])), "bias": jnp.linspace(-1, 1, CLASSES[name])}
         body = {"kernel": jax.random.normal(a, (inputs.shape[-1], width)) / 3}
-        return {"params": {"backbone": body, f"heads_{name}": {"logits": head}}, "batch_stats": {"mean": jnp.zeros(width)}}
+        return {
+            "params": {"backbone": body, f"heads_{name}": {"logits": head}},
+            "batch_stats": {"mean": jnp.zeros(width)},
+        }
 
     def apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False):
         assert not train
@@ -281,12 +284,18 @@ def test_shuffled_answers_are_those_to_other_rows_of_the_same_group():
     turned = jax.tree.map(lambda leaf: np.roll(leaf, 1, 0), pool.inputs)
     outputs, _ = made.model.apply(variables, pool.inputs)
     answers, _ = made.model.apply(variables, turned)
-    wanted = np.mean([
-        float((np.exp(p) * (p - q)).sum())
-        for p, q in zip(*(np.asarray(jax.nn.log_softmax(x)) for x in (answers["c-teacher"], outputs["c"])), strict=True)
-    ])  # fmt: skip
+    wanted = np.mean(
+        [
+            float((np.exp(p) * (p - q)).sum())
+            for p, q in zip(
+                *(np.asarray(jax.nn.log_softmax(x)) for x in (answers["c-teacher"], outputs["c"])), strict=True
+            )
+        ]
+    )
     batch = {"a": rows("c", 4, 2), "pool": pool}
-    np.testing.assert_allclose(values(joint(made, TASKS, shuffled=True), variables, batch)["c/distill"], wanted, rtol=1e-4)
+    np.testing.assert_allclose(
+        values(joint(made, TASKS, shuffled=True), variables, batch)["c/distill"], wanted, rtol=1e-4
+    )
 
 
 def test_vectorised_experts_are_the_same():

@@ -87,14 +87,23 @@ def test_the_average_is_believed_by_the_policy_and_gives_no_gradient():
     objective = _objective(mean_teacher=MeanTeacher(where="all", kind="soft"))
     _, logs = _compiled(objective)(_fresh(objective), batch)
     assert logs["loss/classification/self_soft_class"] > 0.5
-    same = batch._replace(inputs={"image": batch.inputs["image"], "clean": batch.inputs["image"]}, weights={"classification": np.zeros(ROWS, np.float32)})
+    same = batch._replace(
+        inputs={"image": batch.inputs["image"], "clean": batch.inputs["image"]},
+        weights={"classification": np.zeros(ROWS, np.float32)},
+    )
     _, logs = _compiled(objective)(_fresh(objective), same)
     assert logs["gradient_norm"] < 1e-6  # at its own answer the loss is as low as it gets
 
 
 def test_options_that_do_not_fit():
     with pytest.raises(ValueError, match="start from"):
-        supervised(MODEL, TASK, scales={"classification": 1.0}, policies={"classification": Policy()}, mean_teacher=MeanTeacher())
+        supervised(
+            MODEL,
+            TASK,
+            scales={"classification": 1.0},
+            policies={"classification": Policy()},
+            mean_teacher=MeanTeacher(),
+        )
     for wrong in ({"kind": "firm"}, {"where": "some"}, {"decay": 1.0}):
         with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
             _objective(mean_teacher=MeanTeacher(**wrong))
@@ -103,15 +112,23 @@ def test_options_that_do_not_fit():
     objective = _objective(drop_top=0.5)
     with pytest.raises(ValueError, match="does not say which labels of classification"):
         objective.terms(
-            {"model": {"w": jnp.eye(3)}}, {"count": jnp.int32(0)}, objective.init(jax.random.key(0))[1], None,
-            _batch()._replace(extras={}), jax.random.key(0), None,
-        )  # fmt: skip
+            {"model": {"w": jnp.eye(3)}},
+            {"count": jnp.int32(0)},
+            objective.init(jax.random.key(0))[1],
+            None,
+            _batch()._replace(extras={}),
+            jax.random.key(0),
+            None,
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_largest_losses_of_pseudo_labels_are_left_out(seed):
     rng = np.random.default_rng(seed)
-    value, norm = rng.integers(0, 6, ROWS).astype(np.float32), np.where(rng.random(ROWS) < 0.8, 2.0, 0.0).astype(np.float32)
+    value, norm = (
+        rng.integers(0, 6, ROWS).astype(np.float32),
+        np.where(rng.random(ROWS) < 0.8, 2.0, 0.0).astype(np.float32),
+    )
     weights, pseudo = (np.asarray(rng.random(ROWS) < 0.8, np.float32) for _ in range(2))
     terms = {"a": PerExample(jnp.array(value), jnp.array(norm)), "b": PerExample(jnp.array(value), jnp.array(norm))}
     kept = np.asarray(small_losses(terms, weights, pseudo, 0.3, None))

@@ -13,7 +13,9 @@ FIRST_THREE = jnp.arange(5) < 3
 def test_by_hand():
     probs, top = jnp.array([0.5, 0.3, 0.2, 0.0, 0.0]), FIRST_THREE
     mixed = mix(probs, jnp.float32(0.7), top)
-    np.testing.assert_allclose(mixed, [0.35 + 0.3 * 0.5 / 2, 0.21 + 0.3 * 0.7 / 2, 0.14 + 0.3 * 0.8 / 2, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        mixed, [0.35 + 0.3 * 0.5 / 2, 0.21 + 0.3 * 0.7 / 2, 0.14 + 0.3 * 0.8 / 2, 0, 0], rtol=1e-6
+    )
     np.testing.assert_allclose(mixed.sum(), 1, rtol=1e-6)  # all of the student's mass lies among the candidates
     np.testing.assert_allclose(mix(probs, jnp.float32(0.7), top, normalize=False).sum(), 0.7 + 0.3 * 2, rtol=1e-6)
     np.testing.assert_allclose(mix_binary(jnp.float32(0.9), jnp.float32(0.8)), 0.72 + 0.02, rtol=1e-6)

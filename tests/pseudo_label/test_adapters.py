@@ -15,13 +15,13 @@ pytest.importorskip("onnxruntime")
 
 from must.core.types import LabelError, UserError  # noqa: E402
 from must.data.geometry import transform_image, whole_image  # noqa: E402
-from must.readers.png_maps import as_uint8  # noqa: E402
-from must.readers.records import Records  # noqa: E402
-from must.scenes.still import CLASSES, Scenes  # noqa: E402
 from must.pseudo_label import adapters  # noqa: E402
 from must.pseudo_label.adapters import from_onnx, from_torch  # noqa: E402
 from must.pseudo_label.teacher import from_function  # noqa: E402
 from must.pseudo_label.write import label_images  # noqa: E402
+from must.readers.png_maps import as_uint8  # noqa: E402
+from must.readers.records import Records  # noqa: E402
+from must.scenes.still import CLASSES, Scenes  # noqa: E402
 from must.tasks.classification import Classification  # noqa: E402
 from must.tasks.depth import Depth  # noqa: E402
 from must.tasks.detection import Detection  # noqa: E402
@@ -63,11 +63,15 @@ def labelled(tmp_path_factory):
     weights = write_classifier(top / "classifier.onnx")
     pixels, as_it_is = {"mean": MEAN, "std": STD}, {"mean": (0, 0, 0), "std": (1, 1, 1)}
     teachers = [
-        from_torch("segmenter", segmenter, only("segmentation"), size=(60, 70), multiple=32, read=read_segmenter, **pixels),
+        from_torch(
+            "segmenter", segmenter, only("segmentation"), size=(60, 70), multiple=32, read=read_segmenter, **pixels
+        ),
         from_torch("detector", detector, only("detection"), size=(64, 96), read=read_detector, **as_it_is),
         from_onnx("classifier", top / "classifier.onnx", only("classification"), read=read_classifier, **pixels),
-        from_function("depth", lambda images: {"depth": depth_of(images)}, only("depth"), size=(20, 28), fingerprint="1"),
-    ]  # fmt: skip
+        from_function(
+            "depth", lambda images: {"depth": depth_of(images)}, only("depth"), size=(20, 28), fingerprint="1"
+        ),
+    ]
     assert [teacher.size for teacher in teachers] == [(64, 96), (64, 96), (32, 40), (20, 28)]
     summary = label_images(top / "1.0.0", "labelled", source, teachers, shards=2, batch_size=4)
     assert summary.records == COUNT
@@ -194,10 +198,14 @@ def test_what_is_wrong_in_a_later_run_of_a_fixed_batch_is_found_in_its_row(tmp_p
         ({"shape": ("n", 3, "h", 40)}, {}, r"m.onnx: fixes no input size \(None, 40\): give size"),
         ({}, {"size": (32, 48)}, "m.onnx: takes images of 32 x 40 pixels, not 32 x 48"),
         ({}, {"layout": "CHWN"}, "m.onnx: layout 'CHWN' is neither"),
-        ({}, {"layout": "NHWC"}, r"takes pixels tensor\(float\) \[3, 3, 32, 40\], not one float NHWC of three channels"),
+        (
+            {},
+            {"layout": "NHWC"},
+            r"takes pixels tensor\(float\) \[3, 3, 32, 40\], not one float NHWC of three channels",
+        ),
         ({"element": "DOUBLE"}, {}, r"m.onnx: takes pixels tensor\(double\)"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_teachers_are_refused_by_name(tmp_path, form, given, message):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"not a network")
@@ -257,7 +265,9 @@ def test_the_recipes_of_the_documentation_run(tmp_path):
             return super().forward(x)["out"]
 
     names = {**tasks, "module": Plain(), "detector_module": Detector(), "path": tmp_path / "m.onnx"}
-    exec(program, names)  # noqa: S102
+    exec(program, names)
     for name, size in (("segmenter", (96, 128)), ("detector", (96, 128)), ("classifier", (32, 40))):
         teacher = names[name]
-        assert teacher.size == size and teacher.predict(np.zeros((2, *size, 3), np.uint8)).keys() == teacher.tasks.keys()
+        assert (
+            teacher.size == size and teacher.predict(np.zeros((2, *size, 3), np.uint8)).keys() == teacher.tasks.keys()
+        )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from must.core.types import Teacher, UserError
-from must.readers.records import Records
 from must.pseudo_label.add import add_labels
 from must.pseudo_label.write import label_images
+from must.readers.records import Records
 from tests.pseudo_label.test_label_resume import tree
 from tests.support.toy_labels import ToySource, ToyTask, label_toy, toy_teacher
 
@@ -59,8 +59,9 @@ def test_added_labels_are_those_of_one_pass_and_old_files_stay(base, records, tm
     new = Records(records / "added" / "other" / "1.0.0")
     assert new.encoded(0) is None
     assert {task: facts["teacher"] for task, facts in found.provenance["tasks"].items()} == {
-        "toy": "toy teacher", "other": "other teacher",
-    }  # fmt: skip
+        "toy": "toy teacher",
+        "other": "other teacher",
+    }
     assert found.provenance["added"]["other"]["shards"] == new.provenance["shards"]
 
 

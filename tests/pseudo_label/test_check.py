@@ -59,7 +59,11 @@ FLOATS = [(task, field) for task, field in FIELDS if good(task)[field].dtype == 
 WRONG = [
     *((task, put(field, 1, bad), 1, f"{field} is not finite") for task, field in FLOATS for bad in (np.nan, np.inf)),
     # Shapes and kinds
-    *((task, make(field, lambda v: v[..., :-1]), 0, f"{field} has shape") for task, field in FIELDS if field != "valid"),
+    *(
+        (task, make(field, lambda v: v[..., :-1]), 0, f"{field} has shape")
+        for task, field in FIELDS
+        if field != "valid"
+    ),
     *((task, make(field, lambda v: v[:-1]), 0, f"{field} has shape") for task, field in FIELDS),
     *((task, lambda label, field=field: label.pop(field), 0, f"{field} is missing") for task, field in FIELDS),
     ("depth", make("depth", lambda value: value[..., None]), 0, "depth has shape (3, 16, 24, 1), not (3, 16, 24)"),
@@ -86,7 +90,7 @@ WRONG = [
     ("detection", put("scores", (1, 0), 0.4), 1, "scores do not fall"),
     ("detection", put("scores", (1, 0), 1.01), 1, "scores holds 1.01, which is outside 0..1"),
     ("detection", put("scores", (1, 1), -0.01), 1, "scores holds -0.01, which is outside 0..1"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("task", "change", "row", "message"), WRONG)
@@ -111,7 +115,7 @@ RIGHT = [
     ("detection", put("scores", (1, 2), 7)),
     ("detection", put("classes", (1, 2), 77)),
     ("detection", put("valid", 1, (False, True, False, False))),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("task", "change"), RIGHT)
@@ -157,9 +161,12 @@ def raises(images):
         (says(UNIFORM[:3]), "classification.probs has shape (3, 3), not (4, 3), record toy/é 000"),
         (says(2 * UNIFORM), "classification.probs are no probabilities: least 0.6667, sum 2, record toy/é 000"),
         (says({"probs": [[0.5], [0.5, 0.5]]}), "ValueError: "),
-        (says(UNIFORM[:, :2]), "classification.probs is float32 (4, 2), not floats [B, 3], records toy/é 000..toy/é 002"),
+        (
+            says(UNIFORM[:, :2]),
+            "classification.probs is float32 (4, 2), not floats [B, 3], records toy/é 000..toy/é 002",
+        ),
     ],
-)  # fmt: skip
+)
 def test_whatever_a_teacher_does_is_one_line_that_names_it(tmp_path, predict, message):
     teacher = from_function("mine", predict, CLASSIFICATION, size=(4, 6), fingerprint="1")
     with pytest.raises(UserError) as caught:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.readers.record_format import field_sizes
 from must.pseudo_label.estimate import Estimate, describe, estimate
 from must.pseudo_label.plan import make_plan
+from must.readers.record_format import field_sizes
 from tests.support.toy_labels import ToySource, ToyTask, label_toy, toy_teacher
 
 
@@ -72,9 +72,14 @@ def test_the_table_says_speed_time_fields_and_shards(tmp_path):
     plan, _ = planned(50, shards=7)
     text = describe(COST, plan, directory=tmp_path)
     for line in (
-        "50 images in batches of 8", "412 images/s", "30.0 minutes with 4 workers", "2 GB in 7 shards of 8 images",
-        "24,000    60.0%", "15,900    39.8%", "40,000   100.0%",
-    ):  # fmt: skip
+        "50 images in batches of 8",
+        "412 images/s",
+        "30.0 minutes with 4 workers",
+        "2 GB in 7 shards of 8 images",
+        "24,000    60.0%",
+        "15,900    39.8%",
+        "40,000   100.0%",
+    ):
         assert line in text, text
     assert "WARNING" not in text and max(map(len, text.splitlines())) < 100
     assert "pictures stay" in describe(COST._replace(fields={"id": 1.0}), plan)
@@ -87,4 +92,6 @@ def test_too_small_a_disk_and_too_many_workers_are_warned_of(tmp_path):
     assert f"WARNING  {tmp_path}: " in text and "free, the records need about" in text
     assert "WARNING  5 workers and 3 shards" in text
     assert not where.exists()
-    assert "WARNING" not in describe(COST._replace(bytes=2 * free), plan._replace(shards=4))  # nobody asked about a disk
+    assert "WARNING" not in describe(
+        COST._replace(bytes=2 * free), plan._replace(shards=4)
+    )  # nobody asked about a disk

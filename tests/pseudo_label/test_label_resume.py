@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.readers.records import Records
 from must.pseudo_label.plan import make_plan
 from must.pseudo_label.shards import ShardFile
+from must.readers.records import Records
 from tests.support.toy_labels import ToySource, ToyTask, label_toy, toy_teacher
 
 REPOSITORY = Path(__file__).parents[2]
@@ -353,7 +353,9 @@ def test_the_bound_is_rounded_down_and_its_message_says_what_would_do(tmp_path, 
     def label(share):
         return label_toy(tmp_path / "1.0.0", source=source, shards=1, batch_size=count, max_rejects=share)
 
-    with pytest.raises(UserError, match=f"{allowed + 1} of {count} .* allows {allowed}; .* would allow {allowed + 1}") as said:
+    with pytest.raises(
+        UserError, match=f"{allowed + 1} of {count} .* allows {allowed}; .* would allow {allowed + 1}"
+    ) as said:
         label(share)
     assert label(float(str(said.value).partition("max_rejects=")[2].split()[0])).rejects == allowed + 1
 

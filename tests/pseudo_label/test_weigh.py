@@ -154,13 +154,17 @@ def test_the_bound_holds_a_ratio_that_a_student_has_run_away_with():
     plug = weigh.plug_in(held, correct)(points)
     np.testing.assert_allclose(plug, bound, rtol=0.05)  # d is next to 0 there
     loose = held._replace(teacher_loss=np.where(correct, 1.0, 3.0), true_loss=np.ones(400))
-    np.testing.assert_allclose(weigh.ratio_of_means(loose, correct=correct)(points), weigh.ratio_of_means(loose)(points))
+    np.testing.assert_allclose(
+        weigh.ratio_of_means(loose, correct=correct)(points), weigh.ratio_of_means(loose)(points)
+    )
 
 
 def test_candidates_are_as_few_as_hold_the_truth_often_enough():
     rng = np.random.default_rng(0)
     margins = rng.random(20_000)
-    rank = np.floor(-np.log(rng.random(20_000)) * 3 * (1 - margins)).astype(int)  # P(rank < k) = 1 - exp(-k / 3 (1 - m))
+    rank = np.floor(-np.log(rng.random(20_000)) * 3 * (1 - margins)).astype(
+        int
+    )  # P(rank < k) = 1 - exp(-k / 3 (1 - m))
     count = weigh.candidates(margins, rank, wanted=0.9, most=10)
     grid = np.linspace(0.05, 0.95, 19)
     want = np.clip(np.ceil(-np.log(0.1) * 3 * (1 - grid)), 2, 10)
@@ -183,7 +187,9 @@ def test_the_synthetic_experiment_comes_out_in_its_order():
     assert mean["unweighted"] >= 0.2
     assert min(mean["mean of ratios (wrong)"], mean["ratio of means, mean 1 (wrong)"]) > 0.1
     accuracies = [debiasing.accuracies(seed) for seed in range(8)]
-    plain, estimated, oracle, slam = (np.mean([row[arm] for row in accuracies]) for arm in ("plain", "estimated", "oracle", "slam"))
+    plain, estimated, oracle, slam = (
+        np.mean([row[arm] for row in accuracies]) for arm in ("plain", "estimated", "oracle", "slam")
+    )
     assert plain + 0.03 < estimated < oracle <= slam
 
 
@@ -199,7 +205,9 @@ def test_sums_come_first_and_division_last():
     (weight,) = weigh.ratio_of_means(held, neighbours=3)(np.zeros((1, 1)))
     assert weight == pytest.approx((12 / 6 + 6 / 3) / (12 / 4 + 6 / 3), rel=1e-5)
     nothing = held._replace(teacher_loss=np.full((3, 2), 0.5), teacher_items=np.zeros((3, 2)))
-    (weight,) = weigh.ratio_of_means(nothing, neighbours=3)(np.zeros((1, 1)))  # no objects found: one item stands for none
+    (weight,) = weigh.ratio_of_means(nothing, neighbours=3)(
+        np.zeros((1, 1))
+    )  # no objects found: one item stands for none
     assert weight == pytest.approx((12 / 6 + 6 / 3) / (1.5 + 1.5), rel=1e-5)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from must.data.sources import source
 from must.readers.coco import decode_mask
 from must.readers.files import decode_picture
-from must.data.sources import source
 from tests.support import folder_sets as sets
 
 

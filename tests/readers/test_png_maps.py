@@ -69,7 +69,10 @@ def test_smooth_maps_are_small_and_repetitive_ones_tiny():
 def test_tfds_reads_what_the_features_say(tmp_path):
     specs = {
         "normals": {"normals": ArraySpec((None, None, 3), "int8", "png", "n * 127")},
-        "depth": {"depth": ArraySpec((None, None), "uint16", "png", "code"), "fixed": ArraySpec((6, 5), "uint16", "png")},
+        "depth": {
+            "depth": ArraySpec((None, None), "uint16", "png", "code"),
+            "fixed": ArraySpec((6, 5), "uint16", "png"),
+        },
     }
     labels = {
         "normals": {"normals": of_type(smooth((6, 5, 3)), "int8")},

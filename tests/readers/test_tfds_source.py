@@ -64,9 +64,12 @@ def _write_rows(folder, name, features, rows, suffix="array_record"):
     directory = folder / name / "1.0.0"
     directory.mkdir(parents=True)
     template = ShardedFileTemplate(
-        data_dir=directory, dataset_name=name, split="train", filetype_suffix=suffix,
+        data_dir=directory,
+        dataset_name=name,
+        split="train",
+        filetype_suffix=suffix,
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-    )  # fmt: skip
+    )
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     writer = ArrayRecordWriter(str(directory / f"{name}-train.{suffix}-00000-of-00001"), "group_size:1")
     for row in rows:
@@ -87,9 +90,14 @@ def folder(tmp_path_factory):
 def _toy(folder, **changes):
     labels = {"classification": "label", "detection": "objects", "segmentation": "mask", "depth": "depth"}
     section = {
-        "kind": "tfds", "dataset": "toy", "split": "train", "data_dir": str(folder), "labels": labels, "ignore": 0,
+        "kind": "tfds",
+        "dataset": "toy",
+        "split": "train",
+        "data_dir": str(folder),
+        "labels": labels,
+        "ignore": 0,
         "classes": {"segmentation": {1: "near", 2: "far"}},
-    }  # fmt: skip
+    }
     return source(**{**section, **changes})
 
 
@@ -161,7 +169,9 @@ def test_a_missing_shard_is_named(tmp_path):
 
 def test_slices_of_one_split_have_the_ids_of_the_whole(folder):
     """So that sets which should be disjoint, and overlap, are found by their ids."""
-    whole, first, last = (source("tfds", dataset="toy", split=s, data_dir=str(folder)) for s in ("train", "train[:2]", "train[1:]"))
+    whole, first, last = (
+        source("tfds", dataset="toy", split=s, data_dir=str(folder)) for s in ("train", "train[:2]", "train[1:]")
+    )
     assert first.ids == whole.ids[:2] and last.ids == whole.ids[1:] and first.name == last.name == "toy-train"
     assert [(last[i].image == whole[i + 1].image).all() for i in range(2)] == [True, True]
     with pytest.raises(UserError, match="share toy-train/00000001"):

@@ -37,7 +37,9 @@ def test_quickstart_keeps_every_id_in_one_place(variant):
     splits = [set(built.split("depth", split).ids) for split in ("validation", "tune", "test")]
     assert len(set().union(*splits)) == sum(map(len, splits)) > 500
     shifted = built.split("depth", "shifted")
-    assert not set(shifted.ids) & set(everything) and not any((shifted[i].image == built.split("depth", "test")[i].image).all() for i in range(4))
+    assert not set(shifted.ids) & set(everything) and not any(
+        (shifted[i].image == built.split("depth", "test")[i].image).all() for i in range(4)
+    )
 
 
 def test_seeds_have_scenes_of_their_own():
@@ -60,9 +62,16 @@ def test_folders_find_the_real_sets(data_pack):
 
 def test_the_published_setting_is_planned_from_declared_features():
     config, reasons = _with_declared(_config("must", "paper", "nowhere"))
-    assert set(reasons) == {"imagenet", "objects365", "coco", "nyu", "pool.imagenet"} and "nothing prepared" in reasons["nyu"]
+    assert (
+        set(reasons) == {"imagenet", "objects365", "coco", "nyu", "pool.imagenet"}
+        and "nothing prepared" in reasons["nyu"]
+    )
     built = recipe.Built(config, 0)
-    assert [len(built.tasks[name].classes) for name in ("classification", "detection", "segmentation")] == [1000, 365, 133]
+    assert [len(built.tasks[name].classes) for name in ("classification", "detection", "segmentation")] == [
+        1000,
+        365,
+        133,
+    ]
     for name in built.names:
         row = built.plain(built.split(name, "train")[0], 0, None)
         assert row.weights[name] == 1 and row.inputs["image"].shape == (640, 640, 3)
@@ -98,8 +107,17 @@ def test_options_of_students_are_refused_where_they_cannot_work():
     with pytest.raises(UserError, match="teacher.drop_top: only students"):
         recipe.Built({**config, "teacher": {**config["teacher"], "drop_top": 0.1}}, 0)
     task = {"kind": "tests.support.toy_tasks:EdgeMap"}
-    sets = {**config["sets"], "edges": {split: {**section, "labels": []} for split, section in config["sets"]["depth"].items()}}
-    toys = {**config, "tasks": {"edges": task}, "sets": sets, "labelled": {"edges": "edges"}, "arms": {"cut": {"cutout": {"probability": 0.5}}}}
+    sets = {
+        **config["sets"],
+        "edges": {split: {**section, "labels": []} for split, section in config["sets"]["depth"].items()},
+    }
+    toys = {
+        **config,
+        "tasks": {"edges": task},
+        "sets": sets,
+        "labelled": {"edges": "edges"},
+        "arms": {"cut": {"cutout": {"probability": 0.5}}},
+    }
     with pytest.raises(UserError, match="cut.cutout: does not work for edges, which has no paste"):
         recipe.Built(toys, 0)
 
@@ -110,7 +128,9 @@ def test_a_student_knows_which_of_its_labels_are_pseudo_labels():
     extras = _pseudo(built, built.settings("student"), ids)
     for name in built.names:
         true = set(built.split(name, "train").ids)
-        assert [id for id, flag in zip(ids, extras[name]["pseudo"], strict=True) if not flag] == [id for id in ids if id in true]
+        assert [id for id, flag in zip(ids, extras[name]["pseudo"], strict=True) if not flag] == [
+            id for id in ids if id in true
+        ]
 
 
 def test_baselines_see_as_many_images_as_the_student():
@@ -145,7 +165,9 @@ def test_weighted_distillation_keeps_its_sets_apart(data_pack):
         assert list(hidden.ids) == list(pool.ids) and len(pool) == 900 and not pool.labels(0)
         assert hidden.classes == built.split("classification", "train").classes
     few = recipe.Built(weighted_distillation.at_budget(config, 225), 0).split("classification", "train")
-    assert set(few.ids) < set(recipe.Built(weighted_distillation.at_budget(config, 900), 0).split("classification", "train").ids)
+    assert set(few.ids) < set(
+        recipe.Built(weighted_distillation.at_budget(config, 900), 0).split("classification", "train").ids
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,16 +184,30 @@ def test_a_validation_set_that_tells_nothing(data_pack, tmp_path, validation, sa
     from must.recipes import weighted_distillation
 
     config = _config("weighted_distillation", "folders", str(data_pack))
-    train = {"kind": "image_folder", "root": str(data_pack / "clothing"), "classes": "classes.txt", "split": "train", "name": "labelled"}
+    train = {
+        "kind": "image_folder",
+        "root": str(data_pack / "clothing"),
+        "classes": "classes.txt",
+        "split": "train",
+        "name": "labelled",
+    }
     source = data_pack / "clothing" / "train"
     for name in ("dress", "hat") if "copy" in validation else ("dress",):
         (tmp_path / "val" / name).mkdir(parents=True)
-        for i, path in enumerate(sorted((source if "copy" in validation else data_pack / "clothing" / "val").joinpath(name).iterdir())[:3]):
+        for i, path in enumerate(
+            sorted((source if "copy" in validation else data_pack / "clothing" / "val").joinpath(name).iterdir())[:3]
+        ):
             shutil.copy(path, tmp_path / "val" / name / f"other{i}.jpg")
     config["arms"] = {"weighted": {"weights": {"kind": "ratio_of_means"}}}
     sets = config["sets"]["clothing"]
     sets["train"] = train
-    sets["validation"] = {**train, "root": str(tmp_path), "split": "val", "name": "copied", "classes": str(data_pack / "clothing" / "classes.txt")}
+    sets["validation"] = {
+        **train,
+        "root": str(tmp_path),
+        "split": "val",
+        "name": "copied",
+        "classes": str(data_pack / "clothing" / "classes.txt"),
+    }
     with pytest.raises(UserError, match=says):
         weighted_distillation.check(config)
 
@@ -179,7 +215,9 @@ def test_a_validation_set_that_tells_nothing(data_pack, tmp_path, validation, sa
 def test_cifar_is_planned_from_its_declared_features():
     from must.recipes import weighted_distillation
 
-    config, reasons = _with_declared(weighted_distillation.single(_config("weighted_distillation", "cifar100", "nowhere")))
+    config, reasons = _with_declared(
+        weighted_distillation.single(_config("weighted_distillation", "cifar100", "nowhere"))
+    )
     assert set(reasons) == {"cifar100", "pool.pool", "hidden.classification"}
     built = recipe.Built(config, 0)
     assert len(built.split("classification", "train")) == 20_000 and len(built.tasks["classification"].classes) == 100
@@ -226,7 +264,12 @@ def test_the_setting_on_public_action_sets_is_planned_without_data(capsys):
     planned, reasons = _with_declared(config)
     assert set(reasons) == {"ucf101", "hmdb51", "kinetics400", "something_v2", "pool.unlabeled"}
     built = jedi.Built(planned, 0)
-    assert [len(built.tasks[n].classes) for n in ("ucf101", "hmdb51", "kinetics400", "something_v2")] == [101, 51, 400, 174]
+    assert [len(built.tasks[n].classes) for n in ("ucf101", "hmdb51", "kinetics400", "something_v2")] == [
+        101,
+        51,
+        400,
+        174,
+    ]
     assert [len(pool) for pool in built.pool()] == [27_157] and not built.pool()[0].labels(0)
     row = built.encoder(built.names, "joint")(built.split("hmdb51", "train")[0], 0, np.random.default_rng(0))
     (view,) = row.inputs.values()

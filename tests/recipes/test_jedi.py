@@ -176,7 +176,7 @@ def test_students_are_kept_where_each_was_best_and_teachers_where_all_were(whole
     curves = {name: lines(directory, f"validation/{name}/top1") for name in SETS}
     assert all(list(found) == list(range(1, STEPS + 1)) for found in curves.values())
     for name, found in curves.items():
-        first = max(found, key=lambda step: found[step])  # noqa: B023 of several the earliest
+        first = max(found, key=lambda step: found[step])
         assert facts["selected_steps"][name] == first
         assert Checkpoints(str(directory / "students" / name / "weights")).facts()["step"] == first
     mean = {step: round(sum(found[step] for found in curves.values()), 3) for step in range(1, STEPS + 1)}
@@ -283,7 +283,9 @@ def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
 def test_an_arm_ends_where_jedi_ended_under_the_same_learning_rates(whole, tmp_path):
     """One without any change of settings is JEDI again, although the schedule was cut short."""
     falling = {**whole.config["joint"]["optimizer"], "final_factor": 0.0}
-    config = config_of(joint__optimizer=falling, joint__steps=40, joint__patience=1, arms={"again": {}}, pairs=[], expected=[])
+    config = config_of(
+        joint__optimizer=falling, joint__steps=40, joint__patience=1, arms={"again": {}}, pairs=[], expected=[]
+    )
     top = with_experts(whole, tmp_path / "run")
     stages(config, top, "joint")
     facts = [jobs.facts(str(top), f"joint/{arm}") for arm in ("jedi", "again")]
@@ -318,7 +320,9 @@ def test_pictures_go_through_the_same_recipe(tmp_path):
     config["image"] = {"size": [16, 16], "keep_aspect": True}
     config["tasks"] = {name: {"kind": "classification"} for name in domains}
     config["sets"] = {
-        name: {split: scenes(name, split, count if split == "train" else 16) for split in ("train", "validation", "test")}
+        name: {
+            split: scenes(name, split, count if split == "train" else 16) for split in ("train", "validation", "test")
+        }
         for name, count in domains.items()
     }
     config["experts"] = {"indoor": {}, "outdoor": {"model": {"backbone": {"width": 6}}}}
@@ -381,7 +385,10 @@ def test_what_a_step_draws_from(whole):
         ({"measured_on": ["nope"]}, "no split 'nope'"),
         ({"overlaps": "some"}, "overlaps 'some': one of refuse, drop, ignore"),
         ({"tasks__camera": {"kind": "detection"}}, "tasks.camera: joint experts know classes, not detection"),
-        ({"sets__turns__validation": config_of()["sets"]["turns"]["test"]}, "the turns validation and the turns test set share"),
+        (
+            {"sets__turns__validation": config_of()["sets"]["turns"]["test"]},
+            "the turns validation and the turns test set share",
+        ),
         ({"joint__normalize": "items"}, "joint.normalize: not one of"),
         ({"arms": {"odd": {"steps": 5}}}, "arms.odd.steps: every arm makes as many"),
         ({"test_clips": 0}, "test_clips 0: at least 1"),
@@ -389,10 +396,16 @@ def test_what_a_step_draws_from(whole):
         ({"arms": {}}, "pairs: no column 'plain': expert, student, teacher"),
         ({"pairs": ["student"]}, "pairs: 'student' is not two columns"),
         ({"controls": ["shuffled"]}, "controls: no column 'shuffled'"),
-        ({"expected": [["student", "frozen-teacher"]]}, "expected: student and frozen-teacher are not one of config.pairs"),
-        ({"pool__both__actions": "camera", "pool__both__labels": True, "pool__both__task": "camera"}, "pool: .* has labels of 'camera'"),
+        (
+            {"expected": [["student", "frozen-teacher"]]},
+            "expected: student and frozen-teacher are not one of config.pairs",
+        ),
+        (
+            {"pool__both__actions": "camera", "pool__both__labels": True, "pool__both__task": "camera"},
+            "pool: .* has labels of 'camera'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line_that_names_the_key(change, says):
     with pytest.raises(UserError, match=says) as raised:
         jedi.check(config_of(**change))

@@ -34,13 +34,26 @@ def config_of(name="tests/support/multas_config.py", *variant):
 def test_a_block_is_the_product_of_its_axes():
     found = arms.expand(
         [
-            {"tasks": [["detection"], ["segmentation"]], "split": ["quarter"], "images": ["seen", "unseen"], "labels": [["soft"], ["soft", "pdf"]]},
-            {"tasks": [["detection", "segmentation"]], "split": ["exclusive"], "annotation": ["own"], "student": {"steps": 7}},
+            {
+                "tasks": [["detection"], ["segmentation"]],
+                "split": ["quarter"],
+                "images": ["seen", "unseen"],
+                "labels": [["soft"], ["soft", "pdf"]],
+            },
+            {
+                "tasks": [["detection", "segmentation"]],
+                "split": ["exclusive"],
+                "annotation": ["own"],
+                "student": {"steps": 7},
+            },
         ],
-        TASKS, SPLITS,
-    )  # fmt: skip
+        TASKS,
+        SPLITS,
+    )
     assert len(found) == 9 and all(arm.name(TASKS) == name for name, arm in found.items())
-    assert found["detection-quarter-unseen-soft+pdf"] == Arm(("detection",), "quarter", "unseen", labels=("soft", "pdf"))
+    assert found["detection-quarter-unseen-soft+pdf"] == Arm(
+        ("detection",), "quarter", "unseen", labels=("soft", "pdf")
+    )
     assert found["multi-exclusive-all-own-steps=7"].student == {"steps": 7}
 
 
@@ -53,8 +66,14 @@ def test_a_block_is_the_product_of_its_axes():
         ({"tasks": [["detection"]], "split": ["quarter"], "labels": [["sot"]]}, "'sot' is none of"),
         ({"split": ["quarter"], "labels": [["soft"]]}, "says no tasks"),
         ({"tasks": [["detection"]], "split": ["quarter"]}, "nothing to learn"),
-        ({"tasks": [["detection"]], "split": ["quarter"], "images": ["unseen"], "annotation": ["own"]}, "nothing to learn"),
-        ({"tasks": [["detection"]], "split": ["quarter"], "annotation": ["own"], "control": ["shuffled"]}, "there are none"),
+        (
+            {"tasks": [["detection"]], "split": ["quarter"], "images": ["unseen"], "annotation": ["own"]},
+            "nothing to learn",
+        ),
+        (
+            {"tasks": [["detection"]], "split": ["quarter"], "annotation": ["own"], "control": ["shuffled"]},
+            "there are none",
+        ),
     ],
 )
 def test_arms_that_cannot_be_meant(block, message):
@@ -67,7 +86,11 @@ LISTS = Lists({"detection": ["a", "b"], "segmentation": ["b", "c"]}, ["a", "b", 
 
 def test_what_an_arm_sees():
     see = lambda images, tasks=("detection",): LISTS.images(Arm(tasks, "quarter", images, labels=("soft",)), 0)  # noqa: E731
-    assert see("seen") == ["a", "b"] and see("unseen") == ["c", "d", "e", "f", "g"] and see("all") == list(LISTS.everything)
+    assert (
+        see("seen") == ["a", "b"]
+        and see("unseen") == ["c", "d", "e", "f", "g"]
+        and see("all") == list(LISTS.everything)
+    )
     cut = see("unseen_cut")
     assert len(cut) == 2 and set(cut) <= set(see("unseen"))
     assert see("seen", TASKS) == ["a", "b", "c"] and len(see("unseen_cut", TASKS)) == 3
@@ -104,7 +127,11 @@ def test_images_without_any_annotation_are_a_group_of_their_own():
     (name,) = built.arms
     lists = multas._deal(built, "quarter")
     groups = multas.arm_sources(built, name, lists)
-    assert {group: len(part) for group, part in groups.items()} == {"detection": 8, "segmentation": 8, "unannotated": 24}
+    assert {group: len(part) for group, part in groups.items()} == {
+        "detection": 8,
+        "segmentation": 8,
+        "unannotated": 24,
+    }
     built.config["student"]["batches"] = "mixed"
     assert len(multas.arm_sources(built, name, lists)) == 32
 
@@ -113,7 +140,11 @@ def test_lists_made_elsewhere(tmp_path):
     config = config_of()
     ids = list(multas.Built(config, 0).everything().ids)
     write = lambda name, part: (tmp_path / name).write_text("\n".join(part)) and str(tmp_path / name)  # noqa: E731
-    files = {"detection": write("d.txt", ids[:4]), "segmentation": write("s.txt", ids[2:6]), "unseen": write("u.txt", ids[6:9])}
+    files = {
+        "detection": write("d.txt", ids[:4]),
+        "segmentation": write("s.txt", ids[2:6]),
+        "unseen": write("u.txt", ids[6:9]),
+    }
     config["splits"]["exclusive"] = {"files": files}
     lists = multas._deal(multas.Built(config, 0), "exclusive")
     assert list(lists.everything) == ids[:9] and lists.labelled["segmentation"] == ids[2:6]
@@ -154,11 +185,20 @@ BOTH = [["detection"], ["segmentation"]]
         ({"splits": {"exclusive": {"share": 1.0}}}, "leaves one side empty"),
         ({"splits": {"exclusive": {"exclusive": False}}}, "only True means"),
         ({"splits": {"exclusive": {"files": "x.txt"}}}, "files is {task: list file}"),
-        ({"grid": [{"tasks": BOTH, "split": "exclusive", "labels": [["soft"]]}]}, "grid.0.split: give a list of choices"),
-        ({"grid": [{"tasks": BOTH, "split": ["exclusive"], "labels": ["soft"]}]}, "grid.0.labels: give a list of lists"),
+        (
+            {"grid": [{"tasks": BOTH, "split": "exclusive", "labels": [["soft"]]}]},
+            "grid.0.split: give a list of choices",
+        ),
+        (
+            {"grid": [{"tasks": BOTH, "split": ["exclusive"], "labels": ["soft"]}]},
+            "grid.0.labels: give a list of lists",
+        ),
         ({"grid": []}, "grid: no arm"),
         ({"grid": [{"tasks": BOTH[:1], "split": ["exclusive"], "labels": [["soft"]]}]}, "tasks.segmentation: no arm"),
-        ({"grid": [{"tasks": BOTH, "split": ["exclusive"], "labels": [["soft"]], "student": {"stepz": 5}}]}, "student.stepz"),
+        (
+            {"grid": [{"tasks": BOTH, "split": ["exclusive"], "labels": [["soft"]], "student": {"stepz": 5}}]},
+            "student.stepz",
+        ),
         ({"contrasts": [{"axis": "colour", "subject": "a", "reference": "b"}]}, "contrasts: .*colour"),
         ({"contrasts": [{"name": "x", "subject": "nobody", "reference": "nobody else"}]}, "contrasts: .*nobody"),
         ({"pictures": ["nobody"]}, "pictures: 'nobody'"),
@@ -237,11 +277,22 @@ def test_groups_that_share_pictures_can_standardise(tmp_path):
 
 
 def run(workdir, *arguments, kill_at=None):
-    command = [sys.executable, "-m", "must.main", "--config=tests/support/multas_config.py", f"--workdir={workdir}", "--config.workers=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "must.main",
+        "--config=tests/support/multas_config.py",
+        f"--workdir={workdir}",
+        "--config.workers=1",
+    ]
     process = subprocess.Popen(
-        [*command, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*command, *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+    )
     if kill_at is not None:
         while process.poll() is None and not kill_at():
             time.sleep(0.02)
@@ -268,7 +319,9 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_page(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, dict(rows[0]), dict(rows[1]))
     lines = [(top / "grid" / name / "metrics.jsonl").read_text() for top in (whole, broken)]
     assert lines[0] == lines[1]
-    assert results["selected_on"] == {"teacher": "validation", "student": "last step"} and results["measured_on"] == "test"
+    assert (
+        results["selected_on"] == {"teacher": "validation", "student": "last step"} and results["measured_on"] == "test"
+    )
     assert set(results["arms"]) == {"teacher-exclusive", *multas.Built(config_of(), 0).arms}
     page = (whole / "report.html").read_text()
     assert all(arm in page for arm in results["arms"])

@@ -22,17 +22,23 @@ FITTED = {"from_validation": True, "precision": 0.6, "doubt": 0.1}
 def config_of(names=("classification", "detection"), **changes):
     truth = {"validation": scenes("validation", TASKS), "test": scenes("test", TASKS)}
     config = {
-        "recipe": "pseudo_label", "title": "small scenes", "seeds": (0,), "root": "", "workers": 1,
+        "recipe": "pseudo_label",
+        "title": "small scenes",
+        "seeds": (0,),
+        "root": "",
+        "workers": 1,
         "image": {"size": (64, 64), "keep_aspect": True},
         "tasks": {name: {"kind": name} for name in names},
         "images": {"pool": scenes("pool")},
-        "truth": {name: truth for name in names},
+        "truth": dict.fromkeys(names, truth),
         "teachers": {"both": {"make": "tests.support.given_teachers:knowing", "tasks": tuple(names)}},
         "label": {"shards": 3, "batch_size": 8},
         "onto": "",
-        "policies": {name: FITTED for name in names},
-        "quality": {"worst": 2}, "gallery": {"per_page": 12}, "files": {"images": True},
-    }  # fmt: skip
+        "policies": dict.fromkeys(names, FITTED),
+        "quality": {"worst": 2},
+        "gallery": {"per_page": 12},
+        "files": {"images": True},
+    }
     return copy.deepcopy({**config, **changes})
 
 
@@ -55,7 +61,10 @@ def _records(workdir, name="pool"):
 def test_everything_is_there_and_agrees(workdir):
     records = Records(_records(workdir))
     assert len(records) == COUNTS["pool"] and set(records.specs) == {"classification", "detection"}
-    assert {name: len(Records(_records(workdir, name))) for name in ("held_out", "measured")} == {"held_out": 40, "measured": 24}
+    assert {name: len(Records(_records(workdir, name))) for name in ("held_out", "measured")} == {
+        "held_out": 40,
+        "measured": 24,
+    }
     policy, quality = _policy(workdir), json.loads((workdir / "quality" / "quality.json").read_text())
     boxes = policy["detection"]["classes"]
     assert any(line["positive"] is not None and 0 < line["positive"] < 1 for line in boxes.values())
@@ -124,11 +133,46 @@ def test_the_dry_run_measures_and_writes_nothing(capsys):
     [
         ({"teachers": {}}, "tasks.classification: no teacher labels it"),
         ({"teachers": {"both": {"tasks": ("classification", "detection")}}}, "teacher both: give either 'make'"),
-        ({"teachers": {"both": {"make": "tests.nothing:here", "tasks": ("classification", "detection")}}}, "teacher both: 'tests.nothing:here'"),
-        ({"teachers": {"both": {"make": "tests.support.given_teachers:no_teacher", "tasks": ("classification", "detection")}}}, "gives str, not a Teacher"),
-        ({"teachers": {"both": {"make": "tests.support.given_teachers:knowing", "typo": 1, "tasks": ("classification", "detection")}}}, "teacher both: .*typo"),
-        ({"teachers": {"a": {"make": "tests.support.given_teachers:knowing", "tasks": ("classification",)}, "b": {"make": "tests.support.given_teachers:knowing", "tasks": ("classification",)}}}, "teachers.b: classification is labelled by a already"),
-        ({"teachers": {"both": {"run": "/nowhere/at/all", "tasks": ("classification", "detection")}}}, "teacher both: /nowhere/at/all: no run here"),
+        (
+            {"teachers": {"both": {"make": "tests.nothing:here", "tasks": ("classification", "detection")}}},
+            "teacher both: 'tests.nothing:here'",
+        ),
+        (
+            {
+                "teachers": {
+                    "both": {
+                        "make": "tests.support.given_teachers:no_teacher",
+                        "tasks": ("classification", "detection"),
+                    }
+                }
+            },
+            "gives str, not a Teacher",
+        ),
+        (
+            {
+                "teachers": {
+                    "both": {
+                        "make": "tests.support.given_teachers:knowing",
+                        "typo": 1,
+                        "tasks": ("classification", "detection"),
+                    }
+                }
+            },
+            "teacher both: .*typo",
+        ),
+        (
+            {
+                "teachers": {
+                    "a": {"make": "tests.support.given_teachers:knowing", "tasks": ("classification",)},
+                    "b": {"make": "tests.support.given_teachers:knowing", "tasks": ("classification",)},
+                }
+            },
+            "teachers.b: classification is labelled by a already",
+        ),
+        (
+            {"teachers": {"both": {"run": "/nowhere/at/all", "tasks": ("classification", "detection")}}},
+            "teacher both: /nowhere/at/all: no run here",
+        ),
         ({"policies": {"depth": {"positive": 0.5}}}, "policies.depth: no such task"),
         ({"policies": {"detection": {**FITTED, "typo": 1}}}, "policies.detection.typo: not one of"),
         ({"policies": {"detection": {"typo": 1}}}, "give 'threshold', or"),
@@ -138,7 +182,7 @@ def test_the_dry_run_measures_and_writes_nothing(capsys):
         ({"images": {}, "onto": "/nowhere"}, "/nowhere: no complete records here"),
         ({"seeds": (0, 1)}, "seeds: labelling draws nothing"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line(changes, words, tmp_path):
     config = config_of(**changes)
     if not changes.get("truth", True):

@@ -18,17 +18,17 @@ import pytest
 from must.core.types import Batch, Model, Policy, UserError
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import Encoder, Joined, train_batches
-from must.readers.records import Records
 from must.data.weights import write_weights
 from must.objectives.supervised import supervised
 from must.pseudo_label import weigh
-from must.recipes import weighing
+from must.readers.records import Records
 from must.recipes import must as recipe
-from must.recipes.jobs import run_jobs
+from must.recipes import weighing
 from must.recipes.believing import policies_of
-from must.recipes.labelling import records_directory
 from must.recipes.built import Built
 from must.recipes.checks import check_sets
+from must.recipes.jobs import run_jobs
+from must.recipes.labelling import records_directory
 from must.recipes.run import run
 from must.recipes.training import _student_source
 from must.tasks.classification import Classification
@@ -83,7 +83,10 @@ def test_numbers_are_joined_by_id_and_absent_stays_absent():
     labels = [{"classification": {"ids": [i % 2], "probs": [1.0], "rest": 0.0}} if i != 3 else {} for i in range(8)]
     source = Memory("m", labels, {"classification": ("a", "b")})
     table, alpha = np.arange(1, 9, dtype=np.float32), np.linspace(0, 1, 8, dtype=np.float32)
-    encoder, extras = Encoder({"classification": Classification(("a", "b"))}, (8, 8)), {"classification": {"accuracy": alpha}}
+    encoder, extras = (
+        Encoder({"classification": Classification(("a", "b"))}, (8, 8)),
+        {"classification": {"accuracy": alpha}},
+    )
     joined = Joined(train_batches(source, encoder, batch_size=4, seed=0, extras=extras), {"classification": table})
     seen = set()
     for _ in range(4):
@@ -102,10 +105,16 @@ def test_numbers_are_joined_by_id_and_absent_stays_absent():
 
 def test_the_teacher_stands_beside_the_truth():
     truth = Memory("m", [{"depth": {"v": np.float32(i)}} for i in range(3)])
-    records = Memory("r", [{"depth": {"v": np.float32(10 + i)}} for i in range(5)], keys=[f"m/{i}" for i in (4, 2, 1, 0, 3)])
+    records = Memory(
+        "r", [{"depth": {"v": np.float32(10 + i)}} for i in range(5)], keys=[f"m/{i}" for i in (4, 2, 1, 0, 3)]
+    )
     paired = Paired(truth, records)
     assert list(paired.ids) == ["m/0", "m/1", "m/2"]
-    assert [(paired[i].labels["depth"]["v"], paired[i].labels["depth" + BY_TEACHER]["v"]) for i in range(3)] == [(0, 13), (1, 12), (2, 11)]
+    assert [(paired[i].labels["depth"]["v"], paired[i].labels["depth" + BY_TEACHER]["v"]) for i in range(3)] == [
+        (0, 13),
+        (1, 12),
+        (2, 11),
+    ]
     with pytest.raises(UserError, match="no pseudo labels of m/0"):
         Paired(truth, Memory("r", [{}], keys=["m/2"]))
 
@@ -125,12 +134,20 @@ def _two_logits():
 
 def _gradient(margin, labels, weights, task=Classification(("no", "yes"), hard=True)):
     objective = supervised(
-        _two_logits(), {"classification": task}, scales={"classification": 1.0}, policies={"classification": Policy(0.0, 0.0)}
+        _two_logits(),
+        {"classification": task},
+        scales={"classification": 1.0},
+        policies={"classification": Policy(0.0, 0.0)},
     )
     _, state = objective.init(jax.random.key(0))
     probs = np.stack([1 - np.asarray(labels), np.asarray(labels)], -1).astype(np.float32)
     images = np.zeros((len(labels), 4, 4, 3), np.uint8)
-    batch = Batch({"image": images}, {"classification": {"probs": probs}}, {"classification": jnp.asarray(weights)}, np.arange(len(labels)))
+    batch = Batch(
+        {"image": images},
+        {"classification": {"probs": probs}},
+        {"classification": jnp.asarray(weights)},
+        np.arange(len(labels)),
+    )
 
     def loss(margin):
         ratios, _, _ = objective.terms({"model": {"margin": margin}}, {}, state, None, batch, jax.random.key(0), None)
@@ -240,7 +257,11 @@ def test_weights_of_the_teachers_own_training_images_are_switched_off(labelled):
         ({"kind": "plug_in", "tasks": ["depth"]}, {}, "not on 'depth'"),
         ({"kind": "plug_in", "tasks": ["classification"]}, {}, "needs hard labels"),
         ({"kind": "ratio_of_means", "confident": True}, {}, "not on 'depth'"),
-        ({"kind": "ratio_of_means", "neighbours": 33}, {}, "neighbours 33: the validation set of classification has 32"),
+        (
+            {"kind": "ratio_of_means", "neighbours": 33},
+            {},
+            "neighbours 33: the validation set of classification has 32",
+        ),
         ({"kind": "ratio_of_means", "neighbors": 3}, {}, "tried.weights: .*neighbors"),
         ({"kind": "ratio_of_means", "tasks": ["boxes"]}, {}, "no task 'boxes'"),
         ({}, {"floor": 0.3, "wanted": 0.9}, "not on 'depth'"),
@@ -302,20 +323,31 @@ def test_a_killed_weighted_student_ends_like_an_unbroken_one(labelled, tmp_path)
         shutil.copytree(labelled, workdir)
         if killed:
             checkpoints = workdir / "arms" / "weighted" / "checkpoints"
-            process = subprocess.Popen(_student_command(workdir), cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+            process = subprocess.Popen(
+                _student_command(workdir), cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+            )
             end = time.time() + 200
-            while not any(p.name.isdigit() for p in checkpoints.glob("*")) and process.poll() is None and time.time() < end:
+            while (
+                not any(p.name.isdigit() for p in checkpoints.glob("*"))
+                and process.poll() is None
+                and time.time() < end
+            ):
                 time.sleep(0.02)
             alive = process.poll() is None
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             assert alive and not (workdir / "arms" / "weighted" / "done.json").exists()
         run(recipe, _config(), str(workdir), stage="student")
-        facts = {arm: Checkpoints(str(workdir / "arms" / arm / "checkpoints")).facts()["sha256"] for arm in ("weighted", "corrected", "told")}
+        facts = {
+            arm: Checkpoints(str(workdir / "arms" / arm / "checkpoints")).facts()["sha256"]
+            for arm in ("weighted", "corrected", "told")
+        }
         results.append((facts, Checkpoints(str(workdir / "student" / "checkpoints")).facts()["sha256"]))
     assert results[0] == results[1]
     for workdir in tmp_path.iterdir():  # refreshed at every fourth step, to something else
-        lines = [json.loads(line) for line in (workdir / "arms" / "weighted" / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (workdir / "arms" / "weighted" / "metrics.jsonl").read_text().splitlines()
+        ]
         means = {line["step"]: line["mean_weight/depth"] for line in lines if "mean_weight/depth" in line}
         assert list(means) == [4, 8] and means[4] != means[8]
     assert len({*results[0][0].values(), results[0][1]}) == 4  # every arm is a student of its own
@@ -348,7 +380,11 @@ def test_budgets_end_in_one_table_and_one_page(tmp_path):
         gain = results["tasks"]["classification"]["gains"]["slam"][budget]
         assert gain["mean"] == pytest.approx(columns["slam"][budget]["mean"] - columns["student"][budget]["mean"])
     page = (tmp_path / "report.html").read_text()
-    assert "weighted: weights" in page and "slam: probability" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert (
+        "weighted: weights" in page
+        and "slam: probability" in page
+        and "http" not in page.replace("http://www.w3.org", "")
+    )
     assert "16 labels" in (tmp_path / "results.txt").read_text()
     assert recipe.STAGES == weighted_distillation.STAGES
 
@@ -357,7 +393,7 @@ def test_a_student_teaches_the_next_round_and_arms_believe_what_they_choose(labe
     workdir = shutil.copytree(labelled, tmp_path / "run")
     (workdir / "policy" / "done.json").unlink()
     records = Records(records_directory(str(workdir)))
-    write_weights(tmp_path / "weights.csv", {"depth": {id: 0.25 for id in records.ids[-8:]}})
+    write_weights(tmp_path / "weights.csv", {"depth": dict.fromkeys(records.ids[-8:], 0.25)})
     config = _config()
     config["student"].update(steps=2, checkpoint_every=2)
     config["arms"] = {
@@ -374,7 +410,9 @@ def test_a_student_teaches_the_next_round_and_arms_believe_what_they_choose(labe
     own, again = (policies_of(Built(config, 0), str(workdir), run) for run in ("own", "again"))
     assert own["classification"].curve.shape == (12, 33) and again["classification"].positive == 0
     student = Records(records_directory(str(workdir), by="own"))
-    assert student.ids == records.ids and {facts["teacher"] for facts in student.provenance["tasks"].values()} == {"own"}
+    assert student.ids == records.ids and {facts["teacher"] for facts in student.provenance["tasks"].values()} == {
+        "own"
+    }
     assert student.provenance["tasks"]["depth"]["fingerprint"] != records.provenance["tasks"]["depth"]["fingerprint"]
     built = Built(config, 0)
     source = _student_source(built, built.settings("own"), records)

@@ -81,7 +81,9 @@ def chunk_of(directory, number):
 
 
 def files(directory):
-    return {str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob("*") if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,10 @@ def test_every_record_is_there_once_and_its_pictures_are_those_that_its_tasks_dr
                 continue
             sheet = np.asarray(Image.open(place / f"{chunk:06d}-{v}.webp").convert("RGBA")).astype(int)
             x, y = row % sprites.ACROSS * sprites.CELL, row // sprites.ACROSS * sprites.CELL
-            cell, wanted = sheet[y : y + sprites.CELL, x : x + sprites.CELL], np.asarray(sprites.thumbnail(view.picture))
+            cell, wanted = (
+                sheet[y : y + sprites.CELL, x : x + sprites.CELL],
+                np.asarray(sprites.thumbnail(view.picture)),
+            )
             np.testing.assert_array_equal(cell[..., 3], wanted[..., 3])
             assert abs(cell - wanted)[wanted[..., 3] > 0].mean() < 14
             checked += 1
@@ -225,7 +230,9 @@ def test_a_killed_gallery_goes_on_to_the_same_bytes(made, tmp_path):
         write_gallery(again, Pile(), TASKS, POLICIES, threads=1, progress=stop, **arguments)
     assert not Path(again).exists()
     steps = []
-    write_gallery(again, Pile(reads=reads), TASKS, POLICIES, threads=1, progress=lambda *at: steps.append(at), **arguments)
+    write_gallery(
+        again, Pile(reads=reads), TASKS, POLICIES, threads=1, progress=lambda *at: steps.append(at), **arguments
+    )
     assert files(again) == files(directory)
     assert len(reads) < 2 * COUNT, "what was drawn is not drawn again"
     assert steps[-1] == (2 * COUNT, 2 * COUNT)

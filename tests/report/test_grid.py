@@ -14,7 +14,14 @@ from must.report.grid import write_page
 from tests.report.test_report import Parser
 
 METRICS = {"boxes": Metric("AP", "", True), "depth": Metric("abs_rel", "", False)}
-PLAIN = {"tasks": ["boxes"], "split": "half", "images": "seen", "annotation": "none", "labels": ["soft"], "where": "all"}
+PLAIN = {
+    "tasks": ["boxes"],
+    "split": "half",
+    "images": "seen",
+    "annotation": "none",
+    "labels": ["soft"],
+    "where": "all",
+}
 IMAGES = {"axis": "images", "subject": "unseen", "reference": "seen"}
 
 
@@ -38,7 +45,7 @@ def small(seeds=3, contrasts=(IMAGES,), scores=None, **more):
         "boxes": {name: list(value + drift) for name, value in boxes.items()},
         "depth": {"teacher": [0.2] * seeds, "both": [0.1] * seeds},
     }
-    own = {name: {task: "teacher" for task in settings["tasks"]} for name, settings in arms.items() if settings}
+    own = {name: dict.fromkeys(settings["tasks"], "teacher") for name, settings in arms.items() if settings}
     given = {"arms": arms, "contrasts": list(contrasts), "teachers": own} | more
     found = grid_results("grid", range(seeds), METRICS, scores or made, **given)
     return json.loads(json.dumps(found, allow_nan=False))
@@ -95,7 +102,9 @@ def test_intervals_and_p_are_scipys_and_the_mean_is_paired_by_seed():
         test = scipy.stats.ttest_1samp(gain, 0)
         assert summary["per_seed"] == pytest.approx(list(gain))
         assert (summary["mean"], summary["p"]) == pytest.approx((gain.mean(), test.pvalue))
-        assert summary["ci95"] == pytest.approx([test.confidence_interval(0.95).low, test.confidence_interval(0.95).high])
+        assert summary["ci95"] == pytest.approx(
+            [test.confidence_interval(0.95).low, test.confidence_interval(0.95).high]
+        )
 
 
 def test_better_is_positive_for_errors_and_teachers_are_named():
@@ -166,13 +175,17 @@ def large(seeds=4, name="{}"):
     rng = np.random.default_rng(0)
     able = {task: [name for name, found in arms.items() if not found or task in found["tasks"]] for task in METRICS}
     scores = {task: {name: list(rng.uniform(0.1, 0.9, seeds)) for name in names} for task, names in able.items()}
-    teachers = {n: {t: "teacher" for t in found["tasks"]} for n, found in arms.items() if found}
+    teachers = {n: dict.fromkeys(found["tasks"], "teacher") for n, found in arms.items() if found}
     contrasts = [
         IMAGES,
         {"axis": "control", "subject": "shuffled", "reference": ""},
         {"axis": "split", "subject": "quarter", "reference": "half"},
         {"name": name.format("named"), "subject": name.format("truth"), "reference": "teacher"},
-        {"name": "two", "subject": name.format("half-seen-2-boxes"), "reference": {"boxes": "teacher", "depth": "teacher"}},
+        {
+            "name": "two",
+            "subject": name.format("half-seen-2-boxes"),
+            "reference": {"boxes": "teacher", "depth": "teacher"},
+        },
     ]
     found = grid_results("grid", range(seeds), METRICS, scores, arms, contrasts, teachers, seconds={"students": 12.5})
     return json.loads(json.dumps(found, allow_nan=False))
@@ -182,18 +195,26 @@ def test_every_arm_stands_once_in_the_layout():
     found = large()
     layout = found["layout"]
     assert list(layout["columns"]) == ["seen", "unseen", "unseen_cut", "all"]
-    placed = [(name, column) for group in layout["groups"] for row in group["rows"] for column, name in row["arms"].items()]
+    placed = [
+        (name, column) for group in layout["groups"] for row in group["rows"] for column, name in row["arms"].items()
+    ]
     assert sorted(name for name, _ in placed) == sorted(name for name, settings in found["arms"].items() if settings)
     assert all(found["arms"][name]["images"] == column for name, column in placed)
     assert layout["groups"][0]["teachers"] == {"boxes": ["teacher"], "depth": ["teacher"]}
-    assert [row["control"] for row in layout["groups"][0]["rows"]].index("shuffled") == len(layout["groups"][0]["rows"]) - 1
+    assert [row["control"] for row in layout["groups"][0]["rows"]].index("shuffled") == len(
+        layout["groups"][0]["rows"]
+    ) - 1
 
 
 def test_several_tasks_are_counted_only_where_that_is_clear():
     pair = {"a": arm(), "b": arm(tasks=["boxes", "depth"])}
     assert [words["tasks"] for words in settings_of.described(pair).values()] == ["alone", "2 tasks"]
     other = pair | {"c": arm(tasks=["boxes", "class"])}
-    assert [words["tasks"] for words in settings_of.described(other).values()] == ["alone", "boxes + depth", "boxes + class"]
+    assert [words["tasks"] for words in settings_of.described(other).values()] == [
+        "alone",
+        "boxes + depth",
+        "boxes + class",
+    ]
 
 
 @pytest.mark.parametrize("seeds", [1, 4])

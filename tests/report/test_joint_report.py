@@ -26,7 +26,10 @@ WORDS = {
 PAIRS = (("student", "expert"), ("teacher", "expert"), ("student", "plain"), ("shuffled", "plain"))
 EXPECTED = (("student", "expert"), ("plain", "shuffled"))
 APART = {"camera": {"expert": [1.0]}, "sprites": {"student": [1.0]}}
-SETS = {"camera": ["pan left", "pan right", "zoom <in>"], "sprites": ["jump & run", "a class with a very long name indeed"]}
+SETS = {
+    "camera": ["pan left", "pan right", "zoom <in>"],
+    "sprites": ["jump & run", "a class with a very long name indeed"],
+}
 
 
 def found(seeds=4, sets=SETS, **changes):
@@ -186,7 +189,14 @@ def test_what_is_missing_is_left_out(tmp_path):
     bare = dict.fromkeys(("curves", "confusions", "clips", "settings"), {})
     made = found(2, {"camera": ["a", "b"]}, pairs=[], expected=[], controls=[], words={})
     _, _, words = page(tmp_path, made, bare)
-    for head in ("Differences", "Learning curves", "What every head", "Clips", "mean over sets", "What answering costs"):
+    for head in (
+        "Differences",
+        "Learning curves",
+        "What every head",
+        "Clips",
+        "mean over sets",
+        "What answering costs",
+    ):
         assert head not in words
     parts = material() | {"selected": None, "experts": {"camera": 50.0}}
     parts["confusions"] = {
@@ -234,7 +244,11 @@ def test_cells_are_as_dark_as_their_rates():
     rate = np.array([[0.25, 0.75], [0.0, 0.0], [0.0, 1.0]])
     svg = matrices.heat_maps({"s": {"h": rate}}, {"s": ["a", "b", "c"], "h": ["<x>", "y"]})
     cells = re.findall(r'fill-opacity="([\d.]+)"><title>([^<]*)</title>', svg)
-    assert cells == [("0.25", "s, a → h, &lt;x&gt;: 25 %"), ("0.75", "s, a → h, y: 75 %"), ("1.00", "s, c → h, y: 100 %")]
+    assert cells == [
+        ("0.25", "s, a → h, &lt;x&gt;: 25 %"),
+        ("0.75", "s, a → h, y: 75 %"),
+        ("1.00", "s, c → h, y: 100 %"),
+    ]
     assert svg.count("stroke-dasharray") == 1 and "--ink" not in svg
     assert "--ink" in matrices.heat_maps({"s": {"s": np.eye(3)}}, {"s": ["a", "b", "c"]})
     assert matrices.heat_maps({}, {}) == ""

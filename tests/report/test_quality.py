@@ -50,7 +50,9 @@ def test_counts_are_those_of_claims_taken_one_by_one(said, name):
     count = np.bincount(example[state.positive], minlength=COUNT)
     right = np.bincount(example[state.positive & correct], minlength=COUNT)
     spread = design_effect(right, count)
-    assert total["precision_ci95"] == pytest.approx(list(map(float, wilson(right.sum() / spread, count.sum() / spread))))
+    assert total["precision_ci95"] == pytest.approx(
+        list(map(float, wilson(right.sum() / spread, count.sum() / spread)))
+    )
     assert total["raw"]["brier"] != total["policy"]["brier"]
     json.dumps(result, allow_nan=False)
 

@@ -238,7 +238,10 @@ def test_weights_as_a_histogram_a_map_and_a_reliability_diagram():
 
 
 def test_trends_stand_in_the_order_of_their_means():
-    found = [charts.Trend(0, [(10, 1.0, (0.5, 1.5)), (100, 2.0, None)]), charts.Trend(1, [(10, 3.0, None), (100, 4.0, None)])]
+    found = [
+        charts.Trend(0, [(10, 1.0, (0.5, 1.5)), (100, 2.0, None)]),
+        charts.Trend(1, [(10, 3.0, None), (100, 4.0, None)]),
+    ]
     drawing = charts.trends(found, title="t", axis="a", x_axis="labels")
     paths = re.findall(r'stroke-width="1.6" d="M[\d.]+ ([\d.]+)L[\d.]+ ([\d.]+)"', drawing)
     (low1, low2), (high1, high2) = [[float(v) for v in pair] for pair in paths]

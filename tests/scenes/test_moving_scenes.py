@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
+from must.data.sources import source
 from must.scenes import raycast
 from must.scenes.moving import ACTIONS, DOMAIN, MIRRORED, REVERSED, MovingScenes, picture
-from must.data.sources import source
 
 EACH = 12  # clips of every class that the flow is averaged over
 

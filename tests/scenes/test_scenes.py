@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.scenes import raycast
-from must.scenes import solids
+from must.scenes import raycast, solids
 from must.scenes.still import CLASSES, DOMAINS, IGNORE, MATERIALS, SURFACES, TASKS, Scenes
 
 COUNT = 12
@@ -201,7 +200,8 @@ def test_every_size_shows_the_same_scene(size):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"domain": "mars"}, {"labels": ("smell",)}, {"size": 4}, {"count": -1}, {"start": -2}, {"labels": "depth"}]
+    "wrong",
+    [{"domain": "mars"}, {"labels": ("smell",)}, {"size": 4}, {"count": -1}, {"start": -2}, {"labels": "depth"}],
 )
 def test_mistakes_are_named(wrong):
     with pytest.raises(UserError, match="scenes"):

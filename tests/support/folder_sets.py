@@ -41,12 +41,24 @@ def coco(root, change=lambda content: None):
         ],
         "categories": [{"id": 30, "name": "dog"}, {"id": 10, "name": "cat"}],
         "annotations": [
-            {"id": 1, "image_id": 7, "category_id": 30, "bbox": [1, 2, 8, 6], "iscrowd": 0,
-             "segmentation": [[1, 2, 9, 2, 9, 8, 1, 8]]},
-            {"id": 2, "image_id": 7, "category_id": 10, "bbox": [4, 4, 2, 2], "iscrowd": 1,
-             "segmentation": {"size": list(SIZE), "counts": [12 * 4 + 4, 2, 10, 2, 126]}},
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 30,
+                "bbox": [1, 2, 8, 6],
+                "iscrowd": 0,
+                "segmentation": [[1, 2, 9, 2, 9, 8, 1, 8]],
+            },
+            {
+                "id": 2,
+                "image_id": 7,
+                "category_id": 10,
+                "bbox": [4, 4, 2, 2],
+                "iscrowd": 1,
+                "segmentation": {"size": list(SIZE), "counts": [12 * 4 + 4, 2, 10, 2, 126]},
+            },
         ],
-    }  # fmt: skip
+    }
     change(content)
     (root / "labels.json").write_text(json.dumps(content))
     return {"kind": "coco", "root": str(root), "images": "images", "annotations": "labels.json"}
@@ -79,9 +91,15 @@ def mask_png(root, mask=None):
     mask = np.repeat(np.array([0, 10, 20, 10], np.uint8), 48).reshape(SIZE) if mask is None else mask
     png(root / "masks" / "a_ids.png", mask)
     return {
-        "kind": "mask_png", "root": str(root), "images": "images", "masks": "masks", "image_suffix": "_left",
-        "mask_suffix": "_ids.png", "classes": {0: "void", 10: "road", 20: "sky"}, "ignore": 0,
-    }  # fmt: skip
+        "kind": "mask_png",
+        "root": str(root),
+        "images": "images",
+        "masks": "masks",
+        "image_suffix": "_left",
+        "mask_suffix": "_ids.png",
+        "classes": {0: "void", 10: "road", 20: "sky"},
+        "ignore": 0,
+    }
 
 
 def depth_png(root, depth=None):

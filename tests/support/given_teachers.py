@@ -4,8 +4,8 @@ import numpy as np
 
 from must.core.types import UserError
 from must.data.pipeline import Encoder
-from must.scenes.still import Scenes
 from must.pseudo_label.teacher import from_function
+from must.scenes.still import Scenes
 from tests.support import toy_teacher
 
 COUNTS = {"pool": 20, "validation": 40, "test": 24}
@@ -28,7 +28,10 @@ def knowing(name, tasks, size, mistakes=True):
         for index in range(count):
             example, rng = source[index], np.random.default_rng(index)
             truth = encoder(example, index, rng).labels
-            said = {key: toy_teacher._SAY[key](task, truth[key], rng) if mistakes else truth[key] for key, task in tasks.items()}
+            said = {
+                key: toy_teacher._SAY[key](task, truth[key], rng) if mistakes else truth[key]
+                for key, task in tasks.items()
+            }
             known[example.image.tobytes()] = said
 
     def predict(images):

@@ -36,7 +36,9 @@ def get_config():
         "neck": {},
     }
     for section in (config.expert, config.joint):
-        section.update(steps=6, batch_size=4, evaluate_every=1, checkpoint_every=2, log_every=1, patience=0, ema_decay=0.5)
+        section.update(
+            steps=6, batch_size=4, evaluate_every=1, checkpoint_every=2, log_every=1, patience=0, ema_decay=0.5
+        )
         section.optimizer = {"name": "sgd", "learning_rate": 0.3, "warmup": 0, "weight_decay": 0.0, "clip_norm": 0.0}
     config.expert.evaluate_every = 3
     config.arms = {"plain": {"distill": 0.0}, "frozen": {"frozen": True}}

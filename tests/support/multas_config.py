@@ -21,8 +21,19 @@ def get_config():
         section.optimizer = {"name": "sgd", "learning_rate": 0.01, "warmup": 0, "weight_decay": 0.0, "clip_norm": 0.0}
     config.splits = {"exclusive": {"exclusive": True}}
     config.grid = (
-        {"tasks": (module.DETECTION,), "split": ("exclusive",), "images": ("unseen",), "labels": (("soft", "adaptor"),)},
-        {"tasks": (module.BOTH,), "split": ("exclusive",), "annotation": ("own",), "labels": (("soft",),), "where": ("missing",)},
+        {
+            "tasks": (module.DETECTION,),
+            "split": ("exclusive",),
+            "images": ("unseen",),
+            "labels": (("soft", "adaptor"),),
+        },
+        {
+            "tasks": (module.BOTH,),
+            "split": ("exclusive",),
+            "annotation": ("own",),
+            "labels": (("soft",),),
+            "where": ("missing",),
+        },
     )
     config.contrasts = ()
     config.hints.adaptor = {"standard": "phi_s", "scale": 1.0}

@@ -72,7 +72,7 @@ class Labelled:
 
     def __init__(self, ids, seed=0, missing=True):
         self.ids = list(ids)
-        self.classes = {name: CLASSES for name in ("class", "boxes", "masks")}
+        self.classes = dict.fromkeys(("class", "boxes", "masks"), CLASSES)
         rng = np.random.default_rng(seed)
         self.known = [random_labels(rng) for _ in self.ids]
         for label in self.known[1::2] if missing else ():
@@ -134,4 +134,6 @@ def label_random(directory, source):
         keys = np.array([key(np.asarray(image)) for image in images])
         return {name: {"key": keys} for name in tasks}
 
-    label_images(directory, "random", source, [Teacher("random", tasks, predict, SIZE, "random")], shards=3, batch_size=4)
+    label_images(
+        directory, "random", source, [Teacher("random", tasks, predict, SIZE, "random")], shards=3, batch_size=4
+    )

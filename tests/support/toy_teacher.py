@@ -91,4 +91,10 @@ def _normals(task, truth, rng):
     return {"normals": normals.astype(np.float32), "scores": (254 * sure).astype(np.uint8)}
 
 
-_SAY = {"classification": _distribution, "detection": _boxes, "segmentation": _ids, "depth": _depth, "normals": _normals}
+_SAY = {
+    "classification": _distribution,
+    "detection": _boxes,
+    "segmentation": _ids,
+    "depth": _depth,
+    "normals": _normals,
+}

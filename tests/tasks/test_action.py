@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.readers import labels
 from must.data.geometry import whole_image
+from must.readers import labels
 from must.tasks.action import Action
 from must.tasks.base import build
 from must.tasks.classification import Classification
 from tests.support.clip_sets import numbered
 
 CLASSES = ("pan_left", "pan_right", "tilt_up", "roll", "stand")
-TASK = Action(CLASSES, mirrored={"pan_left": "pan_right", "roll": ""}, reversed={"tilt_up": "", "pan_left": "pan_right"})
+TASK = Action(
+    CLASSES, mirrored={"pan_left": "pan_right", "roll": ""}, reversed={"tilt_up": "", "pan_left": "pan_right"}
+)
 PLAIN = whole_image((6, 8), (6, 8))
 FLIP, BACK = PLAIN._replace(flip=True), PLAIN._replace(reverse=True)
 BOTH = FLIP._replace(reverse=True)
@@ -24,9 +26,15 @@ def probs(task, name, geometry):
 
 
 def test_one_direction_of_a_pair_is_enough():
-    assert [probs(TASK, name, FLIP) for name in ("pan_left", "pan_right", "stand")] == ["pan_right", "pan_left", "stand"]
+    assert [probs(TASK, name, FLIP) for name in ("pan_left", "pan_right", "stand")] == [
+        "pan_right",
+        "pan_left",
+        "stand",
+    ]
     assert [probs(TASK, name, BOTH) for name in ("pan_left", "stand")] == ["pan_left", "stand"]
-    spelt = Action(CLASSES, mirrored={"pan_right": "pan_left", "pan_left": "pan_right", "roll": ""}, reversed=TASK.reversed)
+    spelt = Action(
+        CLASSES, mirrored={"pan_right": "pan_left", "pan_left": "pan_right", "roll": ""}, reversed=TASK.reversed
+    )
     assert spelt == TASK and hash(spelt) == hash(TASK)
     assert build("action", classes=CLASSES, mirrored=dict(TASK.mirrored), reversed=TASK.reversed) == TASK
 

@@ -194,7 +194,7 @@ BOX = (1, 2, 9, 8)
         ("depth", np.ones((2, 4, 4), int), None, "depth is int64"),
         ("normals", np.moveaxis(SAID["normals"], -1, 1), None, r"normals is .*, not floats \[B, h, w, 3\]"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_right_is_refused_by_field_and_row(name, said, row, message):
     with pytest.raises(LabelError, match=message) as caught:
         TASKS[name].adopt(said, SIZE)

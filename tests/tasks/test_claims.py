@@ -136,4 +136,3 @@ def test_a_task_without_scores_claims_nothing():
     from tests.support.toy_tasks import Corners
 
     assert Corners().claims({}, Policy()) is None
-

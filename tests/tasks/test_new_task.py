@@ -20,7 +20,9 @@ def test_two_foreign_tasks_go_all_the_way(tmp_path):
         assert {"teacher", "student", "few", "supervised", "scratch"} == set(task["scores"])
         assert task["scores"]["scratch"] == task["scores"]["teacher"]  # equal settings are one run
         assert np.isfinite([value for values in task["scores"].values() for value in values]).all()
-    images = [json.loads((tmp_path / "run" / where / "done.json").read_text())["images"] for where in ("student", "arms/few")]
+    images = [
+        json.loads((tmp_path / "run" / where / "done.json").read_text())["images"] for where in ("student", "arms/few")
+    ]
     assert images == [2 * 32 + 64, 2 * 32 + 16] and "few" in results["delta_m_lead"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "The column scratch shows the teachers" in page and results["notes"][0] in result.stdout

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from must.core.types import Policy
-from must.readers import labels as forms
 from must.data.geometry import whole_image
+from must.readers import labels as forms
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection
@@ -79,14 +79,23 @@ def _class_terms(logits, label, policy):
 
 
 def test_a_class_that_none_is_positive_of_is_one_of_those_that_are_not_negative():
-    probs = np.float32([[0.45, 0.35, 0.1, 0.06, 0.04], [0.9, 0.1, 0, 0, 0], [0.3, 0.3, 0.3, 0.05, 0.05], [0.25, 0.25, 0.2, 0.2, 0.1]])
+    probs = np.float32(
+        [[0.45, 0.35, 0.1, 0.06, 0.04], [0.9, 0.1, 0, 0, 0], [0.3, 0.3, 0.3, 0.05, 0.05], [0.25, 0.25, 0.2, 0.2, 0.1]]
+    )
     logits = jnp.asarray(RNG.normal(size=(4, 5)), jnp.float32)
     term, slope = _class_terms(logits, {"probs": probs}, Policy(0.8, 0.2))
     said = np.asarray(jax.nn.softmax(logits))
-    wanted = [-np.log(said[0, :2].sum()), -(probs[1] * np.log(said[1])).sum(), -np.log(said[2, :3].sum()), -np.log(said[3, :4].sum())]
+    wanted = [
+        -np.log(said[0, :2].sum()),
+        -(probs[1] * np.log(said[1])).sum(),
+        -np.log(said[2, :3].sum()),
+        -np.log(said[3, :4].sum()),
+    ]
     np.testing.assert_allclose(term.value, wanted, rtol=1e-5)
     assert term.norm.tolist() == [1, 1, 1, 1]
-    assert (np.asarray(slope)[0, :2] < 0).all() and (np.asarray(slope)[0, 2:] > 0).all()  # the two doubtful ones rise together
+    assert (np.asarray(slope)[0, :2] < 0).all() and (
+        np.asarray(slope)[0, 2:] > 0
+    ).all()  # the two doubtful ones rise together
     assert np.ptp(np.asarray(slope)[0, :2] / said[0, :2]) < 1e-5  # in proportion: which of the two is left open
 
 
@@ -127,8 +136,12 @@ def test_pixels_have_the_states_of_classes():
     assert np.asarray(target["used"])[0, 0].tolist() == [False, True, False, False, True]
     # The first pixel leaves 27/255 to the three unlisted classes, less than 0.15; the third leaves enough for each of them.
     assert np.asarray(target["candidates"])[0, 0].tolist() == [
-        [True, True, False, False, False], [False] * 5, [False] * 5, [False] * 5, [False] * 5
-    ]  # fmt: skip
+        [True, True, False, False, False],
+        [False] * 5,
+        [False] * 5,
+        [False] * 5,
+        [False] * 5,
+    ]
     logits = jnp.asarray(RNG.normal(size=(1, 1, 5, 5)), jnp.float32)
     over = np.asarray(jax.nn.softmax(logits[0, 0][:, [0, 1, 2, 4]]))
     aims = {1: np.array([2 / 255 / 3, 2 / 255 / 3, 250 / 255, 2 / 255 / 3]), 4: np.eye(4)[0]}
@@ -145,23 +158,34 @@ def test_hard_pixels_are_what_they_were_with_two_states():
     assert np.asarray(target["used"]).tolist() == [[[True, False]]] and not np.asarray(target["candidates"]).any()
 
 
-@pytest.mark.parametrize("task, field, value", [(Depth(head_stride=1), "depth", 2.0), (Normals(head_stride=1), "normals", (0, 0, -1))])
+@pytest.mark.parametrize(
+    "task, field, value", [(Depth(head_stride=1), "depth", 2.0), (Normals(head_stride=1), "normals", (0, 0, -1))]
+)
 def test_pixels_of_a_regression_are_positive_or_ignored_by_their_scores(task, field, value):
     maps = np.broadcast_to(np.float32(value), (1, 2, 2, *np.shape(value)))
     scores = np.array([[[255, 254], [128, 3]]], np.uint8)
     valid = np.asarray(task.target({field: maps, "scores": scores}, Policy(0.5, 0.0))["valid"])
     assert valid.tolist() == [[[True, True], [True, False]]]
-    assert np.asarray(task.target({field: maps, "scores": scores}, Policy(2.0, 0.0))["valid"]).tolist() == [[[True, False], [False, False]]]
+    assert np.asarray(task.target({field: maps, "scores": scores}, Policy(2.0, 0.0))["valid"]).tolist() == [
+        [[True, False], [False, False]]
+    ]
     assert np.asarray(task.target({field: maps}, Policy(2.0, 0.0))["valid"]).all()  # without scores all is believed
 
 
 def test_answers_that_agree_are_sure():
     depth, normals = Depth(head_stride=1), Normals(head_stride=1)
-    one, other = jnp.log(jnp.array([1.0, 2.0, 4.0])).reshape(1, 1, 3, 1), jnp.log(jnp.array([1.0, 2.2, 2.0])).reshape(1, 1, 3, 1)
+    one, other = (
+        jnp.log(jnp.array([1.0, 2.0, 4.0])).reshape(1, 1, 3, 1),
+        jnp.log(jnp.array([1.0, 2.2, 2.0])).reshape(1, 1, 3, 1),
+    )
     assert np.asarray(depth.agreement(one, other)["scores"]).tolist() == [[[254, round(255 / 1.1), 128]]]
     ahead, aside = jnp.array([0.0, 0.0, -1.0]), jnp.array([1.0, 0.0, 0.0])
     turned = jnp.array([np.sin(np.pi / 12), 0.0, -np.cos(np.pi / 12)])
-    said = np.asarray(normals.agreement(jnp.stack([ahead] * 3).reshape(1, 1, 3, 3), jnp.stack([ahead, aside, turned]).reshape(1, 1, 3, 3))["scores"])
+    said = np.asarray(
+        normals.agreement(
+            jnp.stack([ahead] * 3).reshape(1, 1, 3, 3), jnp.stack([ahead, aside, turned]).reshape(1, 1, 3, 3)
+        )["scores"]
+    )
     np.testing.assert_allclose(said[0, 0], [254, 0, 255 * (1 - 15 / 90)], atol=1)
 
 
@@ -169,7 +193,9 @@ def test_answers_that_agree_are_sure():
 def test_scores_of_pixels_are_stored_in_steps_and_the_truth_stays_certain(task):
     frame = whole_image((8, 16), (8, 16))
     field = "depth" if isinstance(task, Depth) else "normals"
-    value = np.full((8, 16), 2.0, np.float32) if field == "depth" else np.broadcast_to(np.float32([0, 0, -1]), (8, 16, 3))
+    value = (
+        np.full((8, 16), 2.0, np.float32) if field == "depth" else np.broadcast_to(np.float32([0, 0, -1]), (8, 16, 3))
+    )
     scores = np.arange(128, dtype=np.uint8).reshape(8, 16) * 2
     scores[0, 0] = 255
     back = task.transform(task.restore({field: value, "scores": scores}, frame), frame)["scores"].astype(int)

@@ -264,8 +264,10 @@ def test_rows_of_batches_summarise_as_one(name):
     task, measure = TASKS[name], _verb(name, "measure")
     said, true = _label(name, 1), _label(name, 2)
     whole = jax.device_get(measure(said, true))
-    halves = [jax.device_get(measure({k: v[s] for k, v in said.items()}, {k: v[s] for k, v in true.items()}))
-              for s in (np.array([2, 3, 3, 3]), np.array([0, 1, 1, 1]))]  # fmt: skip
+    halves = [
+        jax.device_get(measure({k: v[s] for k, v in said.items()}, {k: v[s] for k, v in true.items()}))
+        for s in (np.array([2, 3, 3, 3]), np.array([0, 1, 1, 1]))
+    ]
     rows = {k: np.concatenate([half[k][:2] for half in halves]) for k in whole}
     for key, value in task.summarize(whole).items():
         assert task.summarize(rows)[key] == pytest.approx(value, rel=1e-6), key
@@ -305,7 +307,11 @@ def test_policies(name):
     np.testing.assert_array_equal(used(per_class), score == 1)
     assert used(0.9 - per_class).all()
     score, correct, ids = task.judge(_pick(label, 0), _pick(label, 0))
-    assert correct[ids == 3].all() and not correct[ids != 3].any() and score[ids == 3].min() == pytest.approx(0.6, abs=0.01)
+    assert (
+        correct[ids == 3].all()
+        and not correct[ids != 3].any()
+        and score[ids == 3].min() == pytest.approx(0.6, abs=0.01)
+    )
     assert task.items(_pick(label, 0)).tolist() == [0, 0, 0, correct.sum(), 0, 0, 0]
 
 

@@ -75,7 +75,9 @@ def _objective(scales=None, **options):
 
 
 def _step(objective, tx, devices_=None, balance=None):
-    bound = functools.partial(train_step, objective=objective, balance=balance or balances.fixed(), tx=tx, ema_decay=0.9)
+    bound = functools.partial(
+        train_step, objective=objective, balance=balance or balances.fixed(), tx=tx, ema_decay=0.9
+    )
     return devices.parallelize(bound, devices=devices_ or jax.devices()[:1])
 
 
@@ -113,7 +115,9 @@ def test_labels_with_weight_zero_cannot_matter(step):
 
 def test_thresholds_travel_in_the_state(step):
     batch = _batch()
-    batch.labels["classification"]["probs"] = 0.7 * batch.labels["classification"]["probs"] + np.float32(0.1)  # best: 0.8
+    batch.labels["classification"]["probs"] = 0.7 * batch.labels["classification"]["probs"] + np.float32(
+        0.1
+    )  # best: 0.8
     policies = {"classification": Policy(np.array([0.9, 0.9, 0.9]), 0.0), "depth": Policy(0.0, 0.0)}
     strict = supervised(_model(), TASKS, scales=dict.fromkeys(TASKS, 1.0), policies=policies)
     _, logs = step(_fresh(OBJECTIVE, TX), batch)
