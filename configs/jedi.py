@@ -28,7 +28,7 @@ def get_config(variant: str = "scenes") -> ConfigDict:
 
 
 def scenes() -> ConfigDict:
-    """Who moves, and where to: 24 to 63 labelled clips a set, 768 without labels."""
+    """Who moves, and where to: 24 to 63 labeled clips a set, 768 without labels."""
     config = ConfigDict()
     config.recipe = "jedi"
     config.title = "JEDI on procedural clips"
@@ -37,7 +37,7 @@ def scenes() -> ConfigDict:
     config.workers = 0
     config.image = {"size": (48, 48), "keep_aspect": True, "clip": {"span": 0}}
     frames = {"camera": 4, "bodies": 5, "both": 6}
-    labelled = {"camera": 24, "bodies": 60, "both": 63}
+    labeled = {"camera": 24, "bodies": 60, "both": 63}
     config.tasks = {
         name: {"kind": "action", "mirrored": MIRRORED[name], "reversed": REVERSED[name], "dropout": 0.0}
         for name in frames
@@ -47,7 +47,7 @@ def scenes() -> ConfigDict:
     for name, count in frames.items():
         of = {**clip, "actions": name, "task": name, "frames": 8}
         config.sets[name] = {
-            "train": {**of, "count": labelled[name]},
+            "train": {**of, "count": labeled[name]},
             "validation": {**of, "split": "validation", "count": 128},
             "tune": {**of, "split": "validation", "start": 10_000, "count": 256},
             "test": {**of, "split": "test", "count": 384},
@@ -191,7 +191,7 @@ def images() -> ConfigDict:
         "materials": ("outdoor", materials, {name: material for name, (_, material) in pairs.items()}),
         "both": ("night", tuple(pairs), {name: name for name in pairs}),
     }
-    labelled = {"shapes": 96, "materials": 96, "both": 240}
+    labeled = {"shapes": 96, "materials": 96, "both": 240}
     config.tasks = {name: {"kind": "classification"} for name in spaces}
     rooms = {"kind": "scenes", "seed": "{seed}", "size": 48}
 
@@ -203,7 +203,7 @@ def images() -> ConfigDict:
 
     config.sets = {
         name: {
-            "train": of(name, count=labelled[name]),
+            "train": of(name, count=labeled[name]),
             "validation": of(name, split="validation", count=256),
             "tune": of(name, split="validation", start=10_000, count=512),
             "test": of(name, split="test", count=768),

@@ -1,4 +1,4 @@
-"""Labelling alone: given teachers label images, once; what is believed of it, pages and files may be asked for anew.
+"""Labeling alone: given teachers label images, once; what is believed of it, pages and files may be asked for anew.
 
     python -m must.main --config=configs/quickstart.py --workdir=runs/quickstart --stage=teachers
     python -m must.main --config=configs/label.py --config.root=runs/quickstart --dry_run

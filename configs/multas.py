@@ -50,7 +50,7 @@ def scenes() -> ConfigDict:
             "test": {**scene, "split": "test", "count": 768},
         }
     }
-    config.labelled = {"detection": "scenes", "segmentation": "scenes"}
+    config.labeled = {"detection": "scenes", "segmentation": "scenes"}
     config.measured_on = ("test",)
     # What the teachers learn from; a student's images and annotations follow from it.
     config.splits = {
@@ -313,7 +313,7 @@ def real(name: str, title: str) -> ConfigDict:
     config = scenes()
     config.title = title
     config.seeds = (0, 1, 2)
-    config.labelled = {"detection": name, "segmentation": name}
+    config.labeled = {"detection": name, "segmentation": name}
     config.tasks.detection.max_boxes = 40
     config.tasks.segmentation.update(shuffle=1, stride=4)
     for section in (config.teacher, config.student):
@@ -415,7 +415,7 @@ def voc() -> ConfigDict:
             "test": {**old, "split": "test"},
         }
     }
-    config.labelled = {"detection": "voc", "segmentation": "voc"}
+    config.labeled = {"detection": "voc", "segmentation": "voc"}
     forms = {"detection": {"form": "detection", "classes": 20}, "segmentation": {"form": "segmentation", "classes": 21}}
     counts = {"train": 15_102, "validation": 1_449, "test": 4_952}
     config.declared = {"sets": {"voc": {"count": counts, "size": (375, 500), "labels": forms}}}

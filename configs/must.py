@@ -3,7 +3,7 @@
     python -m must.main --config=configs/must.py:folders --config.root=DATA --workdir=runs/folders
     python -m must.main --config=configs/must.py:paper --config.root=DATA --dry_run
 
-`folders` is an example to copy: four labelled sets of different kinds, each teaching one task, and a pool of photos. It
+`folders` is an example to copy: four labeled sets of different kinds, each teaching one task, and a pool of photos. It
 reads DATA/clothing (class folders), DATA/bccd (VOC xml), DATA/camvid (PNG masks), DATA/rgbd_kitchen (16-bit depth) and
 DATA/unlabeled_photos. `paper` is the setting of Ghiasi et al. 2021, table 1 and appendix, for accelerators.
 """
@@ -62,7 +62,7 @@ def folders() -> ConfigDict:
             ids="splits/{split}.txt",
         ),
     }
-    config.labelled = {"classification": "clothing", "detection": "bccd", "segmentation": "camvid", "depth": "kitchen"}
+    config.labeled = {"classification": "clothing", "detection": "bccd", "segmentation": "camvid", "depth": "kitchen"}
     config.pool = {
         "clothing": {"kind": "photos", "root": "{root}/clothing", "images": "unlabeled", "name": "clothing-pool"},
         "kitchen": {"kind": "photos", "root": "{root}/rgbd_kitchen", "images": "unlabeled", "name": "kitchen-pool"},
@@ -90,7 +90,7 @@ def folders() -> ConfigDict:
     together["optimizer"] = {**training["optimizer"], "learning_rate": 4e-3}
     config.teacher = {**training, "steps": 900}
     # The sets have little in common, so what is known of each counts more than what the others' teachers say of it.
-    config.student = {**together, "select": "last", "repeat_labelled": 2, "truth_weight": 8.0, "pool_images": 0}
+    config.student = {**together, "select": "last", "repeat_labeled": 2, "truth_weight": 8.0, "pool_images": 0}
     config.arms = {}
     config.supervised = {**together}
     config.scratch = {**training, "steps": 1800}
@@ -148,7 +148,7 @@ def paper() -> ConfigDict:
         ),
         "nyu": splits("train[:99%]", "train[99%:]", "validation", dataset="nyu_depth_v2", labels={"depth": "depth"}),
     }
-    config.labelled = {"classification": "imagenet", "detection": "objects365", "segmentation": "coco", "depth": "nyu"}
+    config.labeled = {"classification": "imagenet", "detection": "objects365", "segmentation": "coco", "depth": "nyu"}
     config.pool = {"imagenet": {**tfds, "dataset": "imagenet2012", "split": "train", "labels": {}, "name": "pool"}}
     # What the sets hold, from their papers; --dry_run plans with this where a set is not on disk.
     imagenet = {"size": (400, 350), "labels": {"classification": {"form": "classification", "classes": 1000}}}
@@ -190,7 +190,7 @@ def paper() -> ConfigDict:
             section.update(training)
             section.view, section.scales = ConfigDict(), ConfigDict()
         section.steps, section.select = 180_000, "last"
-    config.student.repeat_labelled, config.student.truth_weight = (
+    config.student.repeat_labeled, config.student.truth_weight = (
         1,
         1.0,
     )  # drawn uniformly, ground truth and pseudo labels alike

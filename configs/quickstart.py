@@ -60,7 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "test": {**held_out, "split": "test"},
             "shifted": {**held_out, "split": "test", "domain": "clutter"},
         }
-    config.labelled = {task: task for task in TASKS}
+    config.labeled = {task: task for task in TASKS}
     config.pool = {"pool": {"kind": "scenes", "seed": "{seed}", "split": "pool", "count": 1024, "labels": ()}}
     config.measured_on = ("test",)
 
@@ -86,7 +86,7 @@ def get_config(variant: str = "") -> ConfigDict:
     together = {**training, "steps": 600, "select": "last", "scales": scales}
     config.teacher = {**training, "steps": 500}
     # Annotated images are few: they are met 12 times as often, and the truth on them counts 8 pseudo labels.
-    config.student = {**together, "repeat_labelled": 12, "truth_weight": 8.0, "pool_images": 0}  # 0: the whole pool
+    config.student = {**together, "repeat_labeled": 12, "truth_weight": 8.0, "pool_images": 0}  # 0: the whole pool
     config.arms = {}  # {column: changes to the student's section}
     config.supervised = {**together}
     config.scratch = {**training, "steps": 600}
@@ -113,7 +113,7 @@ def get_config(variant: str = "") -> ConfigDict:
             section.steps, section.evaluate_every = 10, 0
     elif variant == "weighted":
         config.seeds = (20, 21)
-        config.arms = {"weighted": {"weights": {"kind": "ratio_of_means", "every": 100, "neighbours": 64}}}
+        config.arms = {"weighted": {"weights": {"kind": "ratio_of_means", "every": 100, "neighbors": 64}}}
         config.baselines = ()
     elif variant == "balancing":
         config.seeds = (30, 31, 32)
@@ -178,9 +178,9 @@ def get_config(variant: str = "") -> ConfigDict:
             config.baselines = ("supervised", "scratch")
             config.measured_on = ("test", "shifted")
         else:
-            # The pool alone teaches: beside the labelled images, which carry pseudo labels too, 256 were enough.
+            # The pool alone teaches: beside the labeled images, which carry pseudo labels too, 256 were enough.
             config.baselines = ()
-            config.student.update(steps=1200, evaluate_every=0, repeat_labelled=0, pool_images=1024)
+            config.student.update(steps=1200, evaluate_every=0, repeat_labeled=0, pool_images=1024)
             config.arms = {f"pool_{count}": {"pool_images": count} for count in (64, 256)}
     elif variant:
         raise ValueError(

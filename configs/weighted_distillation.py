@@ -16,14 +16,14 @@ ARMS = {
     "confidence": {"weights": {"kind": "confidence"}},
     "smoothing": {"tasks": {"classification": {"hard": True, "label_smoothing": 0.1}}},
     "taylor": {"tasks": {"classification": {"hard": True, "taylor": 4}}},
-    "weighted": {"weights": {"kind": "ratio_of_means", "every": 64, "neighbours": 64}},
+    "weighted": {"weights": {"kind": "ratio_of_means", "every": 64, "neighbors": 64}},
     "weighted_hard": {
         "tasks": {"classification": {"hard": True}},
-        "weights": {"kind": "ratio_of_means", "every": 64, "neighbours": 64},
+        "weights": {"kind": "ratio_of_means", "every": 64, "neighbors": 64},
     },
-    "weighted_confident": {"weights": {"kind": "ratio_of_means", "every": 64, "neighbours": 64, "confident": True}},
+    "weighted_confident": {"weights": {"kind": "ratio_of_means", "every": 64, "neighbors": 64, "confident": True}},
     "slam": {"slam": {"floor": 0.2, "wanted": 0.8, "normalize": True}},
-    "oracle_weights": {"weights": {"kind": "oracle", "every": 64, "neighbours": 64}},
+    "oracle_weights": {"weights": {"kind": "oracle", "every": 64, "neighbors": 64}},
     "oracle_labels": {"oracle_labels": True},
 }
 
@@ -45,7 +45,7 @@ def get_config(variant: str = "scenes") -> ConfigDict:
         config.pool.pool.count = config.hidden.classification.count = 128
         config.sets.scenes.validation.count = config.sets.scenes.test.count = 64
         config.arms = {name: ARMS[name] for name in ("weighted", "slam", "oracle_labels")}
-        config.arms.weighted.weights.update(neighbours=8, every=8)
+        config.arms.weighted.weights.update(neighbors=8, every=8)
         for section in (config.teacher, config.student):
             section.steps = 20
     return config
@@ -65,13 +65,13 @@ def scenes() -> ConfigDict:
     held_out = {"kind": "scenes", "seed": "{seed}", "labels": ("classification",)}
     config.sets = {
         "scenes": {
-            "train": {**held_out, "name": "labelled", "count": "{budget}"},
+            "train": {**held_out, "name": "labeled", "count": "{budget}"},
             "validation": {**held_out, "split": "validation", "count": 512},
             "tune": {**held_out, "split": "validation", "start": 10_000, "count": 2048},
             "test": {**held_out, "split": "test", "count": 1536},
         }
     }
-    config.labelled = {"classification": "scenes"}
+    config.labeled = {"classification": "scenes"}
     pool = {"kind": "scenes", "seed": "{seed}", "split": "pool", "count": 4096}
     config.pool = {"pool": {**pool, "labels": ()}}
     # The truth of the pool: for oracles and for measuring; no other student learns from it.
@@ -94,8 +94,8 @@ def scenes() -> ConfigDict:
         "scales": {},
     }
     config.teacher = {**training, "steps": 400, "model": {"backbone": {"width": 24}}}
-    # As in the papers the student sees the pool alone; with repeat_labelled 1 the labelled images too.
-    config.student = {**training, "steps": 300, "repeat_labelled": 0, "truth_weight": 1.0, "pool_images": 0}
+    # As in the papers the student sees the pool alone; with repeat_labeled 1 the labeled images too.
+    config.student = {**training, "steps": 300, "repeat_labeled": 0, "truth_weight": 1.0, "pool_images": 0}
     config.arms = ARMS
     config.supervised = config.scratch = {**training, "steps": 300}
     config.label = {"shards": 8, "batch_size": 64, "mirror": False}
@@ -114,7 +114,7 @@ def folders() -> ConfigDict:
     config.sets = {
         "clothing": {"train": train, "validation": {**photos, "split": "val"}, "test": {**photos, "split": "test"}}
     }
-    config.labelled = {"classification": "clothing"}
+    config.labeled = {"classification": "clothing"}
     pool = {"root": "{root}/clothing", "images": "unlabeled", "name": "clothing-pool"}
     config.pool = {"pool": {"kind": "photos", **pool}}
     truth = {"kind": "image_csv", **pool, "table": "unlabeled_truth.csv", "classes": "classes.txt"}
@@ -143,7 +143,7 @@ def cifar100() -> ConfigDict:
             "test": {**tfds, "split": "test"},
         }
     }
-    config.labelled = {"classification": "cifar100"}
+    config.labeled = {"classification": "cifar100"}
     pool = {**tfds, "split": "train[20000:49500]"}
     config.pool = {"pool": {**pool, "labels": {}}}
     config.hidden = {"classification": pool}

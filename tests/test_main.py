@@ -49,7 +49,7 @@ def whole(tmp_path_factory):
 
 
 def _arrays(workdir):
-    """Hashes of what training and labelling left."""
+    """Hashes of what training and labeling left."""
     from must.train.checkpoint import Checkpoints
 
     facts = Checkpoints(str(workdir / "teachers" / "depth" / "checkpoints")).facts()
@@ -74,7 +74,7 @@ def _kill_when(workdir, ready, *flags):
     return alive
 
 
-def test_killed_training_and_labelling_end_like_an_unbroken_run(whole, tmp_path):
+def test_killed_training_and_labeling_end_like_an_unbroken_run(whole, tmp_path):
     workdir = tmp_path / "killed"
     checkpoints = workdir / "teachers" / "depth" / "checkpoints"
     saved = lambda: any(p.name.isdigit() for p in checkpoints.glob("*")) if checkpoints.exists() else False  # noqa: E731

@@ -55,10 +55,10 @@ def point_grid(image_size: tuple[int, int], strides: tuple[int, ...]) -> np.ndar
 
     Args:
       image_size: (height, width), pixels.
-      strides: pixels between neighbours; level s has ceil(height / s) x ceil(width / s) points.
+      strides: pixels between neighbors; level s has ceil(height / s) x ceil(width / s) points.
 
     Returns:
-      float32 [L, 3]: x, y of the cell's centre in pixels, and the stride.
+      float32 [L, 3]: x, y of the cell's center in pixels, and the stride.
     """
     levels = []
     for stride in strides:
@@ -125,11 +125,11 @@ def non_maximum_suppression(boxes: Array, classes: Array, scores: Array, *, thre
 def assign_points(
     points: Array, boxes: Array, present: Array, *, strides: tuple[int, ...], scale: float, radius: float
 ) -> tuple[Array, Array]:
-    """Which box each prediction point of one image learns: centre sampling on the level of the box's size.
+    """Which box each prediction point of one image learns: center sampling on the level of the box's size.
 
     A box belongs to the level whose `scale * stride` is nearest to the root of its area (in ratio). There it takes the
-    points inside itself within `radius` strides of its centre (FCOS, Tian et al. 2019), and always the point nearest to
-    its centre, inside or not, so that no box goes without. Where boxes compete, a nearest point goes first, then the
+    points inside itself within `radius` strides of its center (FCOS, Tian et al. 2019), and always the point nearest to
+    its center, inside or not, so that no box goes without. Where boxes compete, a nearest point goes first, then the
     smaller box, then the earlier one.
 
     Args:
@@ -149,7 +149,7 @@ def assign_points(
     level = jnp.array(strides, jnp.float32)[misfit.argmin(-1)]
     center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     reach = jnp.minimum(half, radius * level[:, None])
-    corner = jnp.floor(center / level[:, None]) * level[:, None]  # of the cell that the centre is in
+    corner = jnp.floor(center / level[:, None]) * level[:, None]  # of the cell that the center is in
 
     order = jnp.argsort(jnp.where(present, size, jnp.inf))
     rank = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))

@@ -66,15 +66,15 @@ def _centre(x: Array, valid: Array) -> tuple[Array, Array, Array, Array]:
     """x minus its mean over the valid elements (0 at the others), that mean, the variance, and whether it spreads."""
     x = jnp.where(valid, x.astype(jnp.float32), 0.0)
     mean = masked_mean(x, valid)
-    centred = jnp.where(valid, x - _expand(mean, x), 0.0)
-    variance = masked_mean(centred**2, valid)
-    return centred, mean, variance, variance > _RELATIVE_EPS * masked_mean(x**2, valid)
+    centered = jnp.where(valid, x - _expand(mean, x), 0.0)
+    variance = masked_mean(centered**2, valid)
+    return centered, mean, variance, variance > _RELATIVE_EPS * masked_mean(x**2, valid)
 
 
 def align(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array, Array]:
-    """Least-squares scale and shift per image: (s, t) that minimise the sum over valid pixels of (s p + t - y)^2.
+    """Least-squares scale and shift per image: (s, t) that minimize the sum over valid pixels of (s p + t - y)^2.
 
-    The closed form of the 2x2 normal equations, on centred values (MiDaS, Ranftl et al. 2020, eq. 4).
+    The closed form of the 2x2 normal equations, on centered values (MiDaS, Ranftl et al. 2020, eq. 4).
 
     Args:
       prediction: p [B, ...].
@@ -147,7 +147,7 @@ def silog(log_prediction: Array, log_target: Array, valid: Array, focus: float =
 
 
 def gradient_matching(residual: Array, valid: Array, scales: int = 4) -> Array:
-    """Sum over scales of the mean |horizontal| + mean |vertical| difference of neighbouring residuals (MiDaS, eq. 11).
+    """Sum over scales of the mean |horizontal| + mean |vertical| difference of neighboring residuals (MiDaS, eq. 11).
 
     Args:
       residual: [B, h, w].

@@ -1,6 +1,6 @@
 """The vocabulary shared by every room: what an example, a label, a batch and a model are.
 
-No behaviour lives here beyond small constructors; arrays are NumPy on the host and JAX on the device.
+No behavior lives here beyond small constructors; arrays are NumPy on the host and JAX on the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -211,7 +211,7 @@ class TrainState(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What a recipe minimises; the only part of the train step that differs between recipes.
+    """What a recipe minimizes; the only part of the train step that differs between recipes.
 
     Attributes:
       init: (key) -> (params, aux_state) of adaptors and statistics, merged beside the model's own.

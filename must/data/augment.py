@@ -13,10 +13,10 @@ class Photometric:
 
     Args:
       strength: 1 is strong (brightness and contrast within 40 %); 0 changes nothing.
-      color: factor on saturation and hue changes; 0 where colour carries the class.
+      color: factor on saturation and hue changes; 0 where color carries the class.
       blur: probability of a 3x3 binomial blur.
-      noise: largest standard deviation of pixel noise, grey levels.
-      cutout: probability of one grey rectangle of up to a third of each side.
+      noise: largest standard deviation of pixel noise, gray levels.
+      cutout: probability of one gray rectangle of up to a third of each side.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ def _saturation(factor: float) -> np.ndarray:
 
 
 def _hue_rotation(turns: float) -> np.ndarray:
-    """Rotation about the grey axis by a fraction of a full turn (Rodrigues)."""
+    """Rotation about the gray axis by a fraction of a full turn (Rodrigues)."""
     angle, axis = 2.0 * np.pi * turns, np.full(3, 3.0**-0.5)
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     return np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * np.outer(axis, axis)

@@ -11,7 +11,7 @@ import numpy as np
 from must.core.types import Source, UserError
 from must.data.combine import encoded_of
 
-_UNIFORM = 8  # grey levels; a frame that varies less says nothing: fades and black frames are in videos of any origin
+_UNIFORM = 8  # gray levels; a frame that varies less says nothing: fades and black frames are in videos of any origin
 _AT_ONCE = 32  # frames of a long video that are in memory together
 
 
@@ -60,7 +60,7 @@ def overlaps(sources: Mapping[str, Source]) -> list[Overlap]:
 
     Pictures are compared by their file's bytes, made ones by their pixels. Videos are compared by the pixels of every
     frame, so that a clip is found in a longer one whatever its place and container. Only equal pixels count: a video
-    that was scaled or compressed again is not found. A frame of (almost) one colour is no evidence; a title that many
+    that was scaled or compressed again is not found. A frame of (almost) one color is no evidence; a title that many
     videos share is. What to do about it is the caller's: refuse (`check_disjoint`) or drop, for instance
     Listed(source, ids=[id for id in source.ids if id not in {o.id for o in found}]).
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from must.core.types import Geometry
 
-FILL = (124, 116, 104)  # mean colour of natural images, so that padding has no edge of its own
+FILL = (124, 116, 104)  # mean color of natural images, so that padding has no edge of its own
 
 
 def whole_image(source_size: tuple[int, int], size: tuple[int, int], *, keep_aspect: bool = True) -> Geometry:
@@ -94,7 +94,7 @@ def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int,
 
 
 def transform_map(array: np.ndarray, geometry: Geometry, fill) -> np.ndarray:
-    """A map of labels in the network's frame, nearest neighbour.
+    """A map of labels in the network's frame, nearest neighbor.
 
     Args:
       array: [Hm, Wm, ...]; it covers the original evenly and may have fewer pixels.

@@ -97,19 +97,19 @@ class Join(_Merged):
 class Overlay(_Merged):
     """Records of pseudo labels under ground truth: per task the annotation where the id has one, else the pseudo label.
 
-    Labelled examples that the records do not hold come after the records, with their annotations alone.
+    Labeled examples that the records do not hold come after the records, with their annotations alone.
 
     Args:
       records: examples with pseudo labels.
-      labelled: {name: source} or a sequence of sources with ground truth, under the same ids.
+      labeled: {name: source} or a sequence of sources with ground truth, under the same ids.
       name: of the result; by default the records'.
 
     Raises:
       UserError: class names that differ.
     """
 
-    def __init__(self, records: Source, labelled: Sequence[Source] | Mapping[str, Source], *, name: str = ""):
-        sources = [records, *as_list(labelled)]
+    def __init__(self, records: Source, labeled: Sequence[Source] | Mapping[str, Source], *, name: str = ""):
+        sources = [records, *as_list(labeled)]
         super().__init__(sources, [source.ids for source in sources])
         self.name = name or records.name
         self.fingerprint = hash_of("overlay", *(source.fingerprint for source in sources))
@@ -121,14 +121,14 @@ class Overlay(_Merged):
 
 
 class Paired(_Merged):
-    """Labelled examples with what a teacher says of them beside the truth, as "<task>@teacher".
+    """Labeled examples with what a teacher says of them beside the truth, as "<task>@teacher".
 
     Args:
-      truth: the labelled examples.
+      truth: the labeled examples.
       records: pseudo labels under the same ids, of these and maybe of others.
 
     Raises:
-      UserError: a labelled example that the records do not hold.
+      UserError: a labeled example that the records do not hold.
     """
 
     def __init__(self, truth: Source, records: Source):

@@ -20,7 +20,7 @@ Another = Callable[[np.random.Generator], Batch]
 
 @dataclasses.dataclass(frozen=True)
 class Cutout:
-    """A rectangle of the mean colour; nothing is learned of what it hides (DeVries and Taylor 2017; Zhong et al. 2020).
+    """A rectangle of the mean color; nothing is learned of what it hides (DeVries and Taylor 2017; Zhong et al. 2020).
 
     Attributes:
       tasks: {name: object with `whole` and `paste`}.

@@ -10,7 +10,7 @@ from must.data.geometry import transform_image
 
 
 class MovingPhotos:
-    """A `Source` of clips, each a photo under a camera that pans, tilts and zooms at a steady pace; nothing is labelled.
+    """A `Source` of clips, each a photo under a camera that pans, tilts and zooms at a steady pace; nothing is labeled.
 
     The same photo always gives the same clip. Nothing in a photo moves by itself: the clips know camera motion only.
 
@@ -67,11 +67,11 @@ class MovingPhotos:
         reach = np.array([1 + way * abs(math.sin(angle)), 1 + way * abs(math.cos(angle))])
         base = self._size * (reach / (height, width)).max() * rng.uniform(1.0, 1.3) * largest
         clip = np.empty((self._frames, self._size, self._size, 3), np.uint8)
-        centre = np.array([height, width]) / 2
+        center = np.array([height, width]) / 2
         for t, time in enumerate(np.linspace(-0.5, 0.5, self._frames)):
             scale = base * factor**time / largest**0.5
             shift = way * time * np.array([math.sin(angle), math.cos(angle)]) * self._size / scale
-            corner = self._size / 2 - (centre + shift) * scale
+            corner = self._size / 2 - (center + shift) * scale
             clip[t] = transform_image(
                 photo, Geometry((height, width), (self._size,) * 2, (scale, scale), tuple(corner))
             )

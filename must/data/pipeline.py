@@ -37,7 +37,7 @@ class Encoder(NamedTuple):
     keep_aspect: bool = True
 
     def blank_inputs(self) -> dict[str, np.ndarray]:
-        """The inputs of one row without a picture, {view: zeros [1, ...]}: what a network is initialised on."""
+        """The inputs of one row without a picture, {view: zeros [1, ...]}: what a network is initialized on."""
         return {name: np.zeros((1, *self.size, 3), np.uint8) for name in self.views}
 
     def __call__(self, example: Example, index: int, rng: np.random.Generator) -> Batch:

@@ -1,6 +1,6 @@
 """Strong photometric views: a few operations drawn at random, all of one magnitude (RandAugment, Cubuk et al. 2020).
 
-Of the published operations those that leave every pixel where it is, and blur, noise and grey, so that labels of the
+Of the published operations those that leave every pixel where it is, and blur, noise and gray, so that labels of the
 clean picture stay right.
 """
 
@@ -20,7 +20,7 @@ OPERATIONS = (
     "color",
     "sharpness",
     "blur",
-    "grey",
+    "gray",
     "noise",
 )
 
@@ -33,10 +33,10 @@ class RandAugment:
     Args:
       count: operations per picture.
       magnitude: 0..1; at 1 posterize keeps 4 bits, solarize inverts all, brightness, contrast, color and sharpness go up
-        or down by 90 %, and blur and noise reach the widths below. auto_contrast, equalize and grey have no magnitude.
-      operations: to draw from, names of OPERATIONS; leave out "color" and "grey" where colour carries the class.
+        or down by 90 %, and blur and noise reach the widths below. auto_contrast, equalize and gray have no magnitude.
+      operations: to draw from, names of OPERATIONS; leave out "color" and "gray" where color carries the class.
       blur: largest standard deviation of the Gaussian blur, which is drawn evenly, as a share of the shorter side.
-      noise: largest standard deviation of pixel noise, drawn evenly, grey levels.
+      noise: largest standard deviation of pixel noise, drawn evenly, gray levels.
 
     Raises:
       UserError: an unknown operation, or a number out of range.
@@ -79,7 +79,7 @@ class RandAugment:
             return ImageOps.autocontrast(picture)
         if name == "equalize":
             return ImageOps.equalize(picture)
-        if name == "grey":
+        if name == "gray":
             return picture.convert("L").convert("RGB")
         if name == "posterize":
             return ImageOps.posterize(picture, 8 - round(4 * self.magnitude))
@@ -110,7 +110,7 @@ class RandAugment:
 
 
 def _each_frame(picture, height: int, change):
-    """A picture of frames one below the other, each changed by itself, since the change looks at neighbours."""
+    """A picture of frames one below the other, each changed by itself, since the change looks at neighbors."""
     from PIL import Image
 
     if picture.height == height:

@@ -1,4 +1,4 @@
-"""Scores of a model over a labelled split: rows per image on the device, summary and intervals on the host.
+"""Scores of a model over a labeled split: rows per image on the device, summary and intervals on the host.
 
 A split is evaluated in three moves: `eval_step` turns a batch into rows, `evaluate` gathers the rows of all batches,
 `summarize` makes them numbers. Rows keep one entry per image, so that images can be resampled afterwards.

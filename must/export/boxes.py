@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 
 from must.core.types import Source
-from must.export.examples import class_names, labelled, picture_file, picture_size, write_about
+from must.export.examples import class_names, labeled, picture_file, picture_size, write_about
 from must.readers.edited import MUST_ID, UNKNOWN
 from must.readers.label_files import COCO
 from must.tasks.detection import Detection
@@ -16,7 +16,7 @@ _FIELDS = ("boxes", "classes", "scores", "crowd", "unknown")
 
 
 def write_coco(directory: str, source: Source, name: str, task: Detection, *, least: float = 0.0) -> int:
-    """<directory>/coco.json: the boxes of every labelled example, in pixels of the original, with their scores.
+    """<directory>/coco.json: the boxes of every labeled example, in pixels of the original, with their scores.
 
     bbox is x, y, width, height such that x + width is x1 again in float32; a category's id is the class id + 1. Beside
     COCO's keys an image has "must_id", its id in `source`, and, where the label has such, "unknown_category_ids".
@@ -24,7 +24,7 @@ def write_coco(directory: str, source: Source, name: str, task: Detection, *, le
 
     Args:
       directory: made when missing.
-      source: of labelled examples.
+      source: of labeled examples.
       name: key of the labels.
       task: whose classes are the categories.
       least: score from which boxes are written; ground truth has score 1.
@@ -40,7 +40,7 @@ def write_coco(directory: str, source: Source, name: str, task: Detection, *, le
     categories = [{"id": i + 1, "name": class_name} for i, class_name in enumerate(task.classes)]
     # Annotations come before it is known how many images there are, and stand behind them in the file.
     with open(path + ".part", "w+", encoding="utf-8") as annotations:
-        for index, label in labelled(source, name, task, _FIELDS):
+        for index, label in labeled(source, name, task, _FIELDS):
             id, (height, width) = source.ids[index], picture_size(source, index)
             class_names([*label["classes"], *label["unknown"]], task.classes, f"{id}: {name}")
             image = {"id": len(images) + 1, "file_name": picture_file(source, index), "width": width, "height": height}

@@ -1,4 +1,4 @@
-"""What all writers of labels share: which examples are labelled, what files are called, what a folder says of itself."""
+"""What all writers of labels share: which examples are labeled, what files are called, what a folder says of itself."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from must.tasks.base import Task
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
 
 
-def labelled(source: Source, name: str, task: Task, fields: Sequence[str]) -> Iterator[tuple[int, Label]]:
+def labeled(source: Source, name: str, task: Task, fields: Sequence[str]) -> Iterator[tuple[int, Label]]:
     """Index and label of every example that has a label of the task.
 
     Raises:

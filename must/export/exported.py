@@ -1,7 +1,7 @@
 """An exported network: what its files are, and how they are read. Reading needs jax and safetensors, no flax, no recipe.
 
     weights.safetensors   the variables under flat names, "params/backbone/..."
-    model.stablehlo       the program (weights, inputs) -> {task: label in network form}, serialised by `jax.export`
+    model.stablehlo       the program (weights, inputs) -> {task: label in network form}, serialized by `jax.export`
     export.json           what is needed to use the two: tasks with their classes, inputs and how they are made, hashes
 
 Without this package, on a CPU, a GPU or a TPU and with any batch size:

@@ -1,4 +1,4 @@
-"""Labels leave: from any source of labelled examples to files that other tools read, and that come back without loss.
+"""Labels leave: from any source of labeled examples to files that other tools read, and that come back without loss.
 
     about.json                     source, number of examples, tasks
     examples.csv                   picture, id: one line per example, in order
@@ -11,7 +11,7 @@
 <file> is the example's id, `must.readers.file_names`. `must.readers.label_files.LabelFiles` reads all of it back, our readers of
 users' files (`CocoJson`, `MaskPng`, `DepthPng`, `NormalsPng`, `ImageCsv`) any one task. What a label rounds was rounded
 when the record was written: boxes are float32, scores and probabilities float16, confidences codes of 1/255, depths 16-bit
-codes with scale and offset, normals codes of 1/127. The files keep these numbers; `millimetres` alone rounds again.
+codes with scale and offset, normals codes of 1/127. The files keep these numbers; `millimeters` alone rounds again.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def export_labels(
     *,
     images: bool = False,
     least: float = 0.0,
-    millimetres: bool = False,
+    millimeters: bool = False,
     palette: bool = False,
 ) -> dict[str, int]:
     """Writes the labels of a source into a folder that appears whole or not at all.
@@ -60,11 +60,11 @@ def export_labels(
       tasks: {task: Task} whose labels are written.
       images: write the pictures too, byte for byte where the source has them encoded, as PNG elsewhere.
       least: score from which boxes are written; 0 writes all.
-      millimetres: write depth in millimetres, see `write_depth`.
-      palette: give masks colours, see `write_masks`.
+      millimeters: write depth in millimeters, see `write_depth`.
+      palette: give masks colors, see `write_masks`.
 
     Returns:
-      {task: number of labelled examples}, and with `images` {"images": number of pictures}.
+      {task: number of labeled examples}, and with `images` {"images": number of pictures}.
 
     Raises:
       UserError: the directory holds files, a task without labels or without a file format, a video with `images`, or a
@@ -76,7 +76,7 @@ def export_labels(
     for name, task in tasks.items():
         if name == IMAGES or _kind(task) is None:
             raise UserError(f"task {name!r} ({type(task).__name__}): there are no files for its labels, leave it out")
-    options = {Detection: {"least": least}, Segmentation: {"palette": palette}, Depth: {"millimetres": millimetres}}
+    options = {Detection: {"least": least}, Segmentation: {"palette": palette}, Depth: {"millimeters": millimeters}}
     partial = directory + ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)

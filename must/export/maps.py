@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Label, Source, UserError
-from must.export.examples import class_names, labelled, write_about, write_new
+from must.export.examples import class_names, labeled, write_about, write_new
 from must.readers.file_names import file_of
 from must.readers.label_files import FIELDS, MAPS, folder_of, list_cell
 from must.readers.record_format import encode_png
@@ -29,19 +29,19 @@ def write_masks(directory: str, source: Source, name: str, task: Segmentation, *
 
     Args:
       directory: made when missing.
-      source: of labelled examples.
+      source: of labeled examples.
       name: key of the labels.
       task: whose classes they are.
-      palette: give the ids colours to be looked at; some readers then return the colours instead of the ids.
+      palette: give the ids colors to be looked at; some readers then return the colors instead of the ids.
 
     Returns:
-      The number of labelled examples.
+      The number of labeled examples.
 
     Raises:
       UserError: an id outside the label space, no labels of the task.
     """
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(task.classes)] = drawing.palette(len(task.classes))
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(task.classes)] = drawing.palette(len(task.classes))
 
     def checked(label: Label, where: str) -> Label:
         ids = np.unique(label["ids"])
@@ -49,35 +49,35 @@ def write_masks(directory: str, source: Source, name: str, task: Segmentation, *
         return label
 
     about = {"ignore": task.ignore, "ids": f"class ids, {task.ignore} = no label", "probs": "probabilities * 255"}
-    encode = {"ids": lambda array: _paletted(array, colours)} if palette else {}
+    encode = {"ids": lambda array: _paletted(array, colors)} if palette else {}
     return _write(directory, source, name, task, "masks", about, checked, encode)
 
 
-def write_depth(directory: str, source: Source, name: str, task: Depth, *, millimetres: bool = False) -> int:
+def write_depth(directory: str, source: Source, name: str, task: Depth, *, millimeters: bool = False) -> int:
     """<directory>/depth/*.png: 16 bits, and in maps.csv what a code means; 0 is no depth.
 
-    By default the stored codes: metres = code * scale + offset, two numbers per image, nothing is rounded. As most tools
-    read one unit for all files, `millimetres` writes these, rounded by up to 0.5 mm (below 1 mm: to 1 mm).
+    By default the stored codes: meters = code * scale + offset, two numbers per image, nothing is rounded. As most tools
+    read one unit for all files, `millimeters` writes these, rounded by up to 0.5 mm (below 1 mm: to 1 mm).
 
     Args:
       directory: made when missing.
-      source: of labelled examples.
+      source: of labeled examples.
       name: key of the labels.
-      task: metric for `millimetres`.
-      millimetres: see above.
+      task: metric for `millimeters`.
+      millimeters: see above.
 
     Returns:
-      The number of labelled examples.
+      The number of labeled examples.
 
     Raises:
-      UserError: no labels of the task; with `millimetres` a relative task or a depth of more than 65.534 m.
+      UserError: no labels of the task; with `millimeters` a relative task or a depth of more than 65.534 m.
     """
-    if millimetres and task.depth_kind != "metric":
-        raise UserError(f"task {name!r}: {task.depth_kind} depth has no millimetres")
-    about = {"unit": "metres = code * scale + offset of maps.csv; code 0 = no depth", "depth_kind": task.depth_kind}
-    if millimetres:
-        about["unit"] = "millimetres, rounded by up to 0.5 mm; 0 = no depth"
-    return _write(directory, source, name, task, "depth", about, _in_millimetres if millimetres else _unchanged, {})
+    if millimeters and task.depth_kind != "metric":
+        raise UserError(f"task {name!r}: {task.depth_kind} depth has no millimeters")
+    about = {"unit": "meters = code * scale + offset of maps.csv; code 0 = no depth", "depth_kind": task.depth_kind}
+    if millimeters:
+        about["unit"] = "millimeters, rounded by up to 0.5 mm; 0 = no depth"
+    return _write(directory, source, name, task, "depth", about, _in_millimeters if millimeters else _unchanged, {})
 
 
 def write_normals(directory: str, source: Source, name: str, task: Normals) -> int:
@@ -88,12 +88,12 @@ def write_normals(directory: str, source: Source, name: str, task: Normals) -> i
 
     Args:
       directory: made when missing.
-      source: of labelled examples.
+      source: of labeled examples.
       name: key of the labels.
       task: of the labels.
 
     Returns:
-      The number of labelled examples.
+      The number of labeled examples.
 
     Raises:
       UserError: no labels of the task.
@@ -119,7 +119,7 @@ def _write(
     with open(os.path.join(directory, MAPS), "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", *columns])
-        for index, label in labelled(source, name, task, (*maps, *columns)):
+        for index, label in labeled(source, name, task, (*maps, *columns)):
             label = prepare(label, f"{source.ids[index]}: {name}")
             picture = file_of(source.ids[index]) + ".png"
             for field in maps:
@@ -154,11 +154,11 @@ def _encoded(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _paletted(ids: np.ndarray, colours: np.ndarray) -> bytes:
+def _paletted(ids: np.ndarray, colors: np.ndarray) -> bytes:
     from PIL import Image
 
     picture, file = Image.fromarray(np.ascontiguousarray(ids)), io.BytesIO()
-    picture.putpalette(colours.tobytes())
+    picture.putpalette(colors.tobytes())
     picture.save(file, "PNG", bits=8)
     return file.getvalue()
 
@@ -174,11 +174,11 @@ def _unchanged(label: Label, where: str) -> Label:
     return label
 
 
-def _in_millimetres(label: Label, where: str) -> Label:
+def _in_millimeters(label: Label, where: str) -> Label:
     codes, scale, offset = (np.asarray(label[field], np.float64) for field in ("depth", "scale", "offset"))
     depth = np.where(codes > 0, np.maximum(np.round(1000 * (codes * scale + offset)), 1), 0)
     if depth.max(initial=0) > _MOST_MM:
         raise UserError(
-            f"{where}: a depth of {depth.max() / 1000:.6g} m, 16 bits hold {_MOST_MM / 1000} m in millimetres"
+            f"{where}: a depth of {depth.max() / 1000:.6g} m, 16 bits hold {_MOST_MM / 1000} m in millimeters"
         )
     return {**label, "depth": depth.astype(np.uint16), "scale": np.float32(1e-3), "offset": np.float32(0)}

@@ -16,7 +16,7 @@ def preprocessing(encoder: Encoder | ClipEncoder) -> dict[str, Any]:
         "size": list(encoder.size),
         "keep_aspect": encoder.keep_aspect,
         "pixels": f"RGB, 0 to 255, the whole picture {placed}; bilinear with antialiasing, as Pillow's BILINEAR",
-        "normalisation": "inside the program",
+        "normalization": "inside the program",
     }
     if isinstance(encoder, ClipEncoder):
         span = encoder.window.span

@@ -18,7 +18,7 @@ FILE_FORMAT = "tfrecord"
 def write_tfrecord(records: str | os.PathLike, directory: str | os.PathLike) -> int:
     """Writes what `tfds.builder_from_directory(directory).as_dataset(split=...)` reads.
 
-    The same shards with the same serialised examples in the same order, and the same features. What is written is read
+    The same shards with the same serialized examples in the same order, and the same features. What is written is read
     again and compared. The directory appears whole or not at all; one that is the twin of these records already is left
     as it is. Tasks that were added to the records later are not in the twin.
 

@@ -59,23 +59,23 @@ class Experts(NamedTuple):
     model: Model
 
 
-def experts(parts: Mapping[str, Expert], *, vectorise: bool = False) -> Experts:
+def experts(parts: Mapping[str, Expert], *, vectorize: bool = False) -> Experts:
     """Joins experts.
 
     Args:
       parts: {name: Expert}.
-      vectorise: apply all backbones at once, under vmap; they have to be alike in all shapes and look at one view. A vmapped
+      vectorize: apply all backbones at once, under vmap; they have to be alike in all shapes and look at one view. A vmapped
         convolution is a grouped one, which CPUs do an order of magnitude slower: the default runs them one by one.
 
     Raises:
-      ValueError: `vectorise` with experts of several views.
+      ValueError: `vectorize` with experts of several views.
     """
     names = tuple(parts)
-    if vectorise and len({part.view for part in parts.values()}) > 1:
-        raise ValueError("experts that look at several views cannot be vectorised")
+    if vectorize and len({part.view for part in parts.values()}) > 1:
+        raise ValueError("experts that look at several views cannot be vectorized")
 
     def features(variables: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        if not vectorise:
+        if not vectorize:
             return {n: _pooled(parts[n].model, expert_variables(variables, n), inputs[parts[n].view]) for n in names}
         bodies = [_without_head(expert_variables(variables, name)) for name in names]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *bodies)

@@ -9,7 +9,7 @@ from must.core.types import Array, Features
 
 
 def enlarge(x: Array, factor: int, size: tuple[int, int]) -> Array:
-    """Nearest-neighbour enlargement, cut to `size`: [B, h, w, C] -> [B, *size, C]; size <= (h, w) * factor."""
+    """Nearest-neighbor enlargement, cut to `size`: [B, h, w, C] -> [B, *size, C]; size <= (h, w) * factor."""
     for axis in (1, 2):
         if factor > 1:
             x = jnp.repeat(x, factor, axis)

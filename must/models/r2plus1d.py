@@ -145,7 +145,7 @@ class R2Plus1D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Features:
-        """Normalised float [B, T, H, W, 3] -> {stride: [B, T', h, w, C]}; `pooled` is the mean of the last level."""
+        """Normalized float [B, T, H, W, 3] -> {stride: [B, T', h, w, C]}; `pooled` is the mean of the last level."""
         middle = max(1, 45 * self.width // 64)  # 45 of 64 as published, below the formula's 83
         kernel = 7 if self.stem == "imagenet" else 3
         x = SpatialConv(middle, kernel, 2, self.dtype, name="stem_spatial")(x.astype(self.dtype))

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016) of any depth and width, with the normalisation layer that the other models share.
+"""Residual networks (He et al. 2016) of any depth and width, with the normalization layer that the other models share.
 
 Paddings are explicit and symmetric, as in torchvision, so that released weights mean the same here.
 """
@@ -26,7 +26,7 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Norm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) or group normalisation (Wu and He 2018) behind one call.
+    """Batch normalization (Ioffe and Szegedy 2015) or group normalization (Wu and He 2018) behind one call.
 
     Both end in one multiplication and one addition per element, with factors from the first two moments; on CPU that
     takes about half the time of flax's layers.
@@ -117,7 +117,7 @@ class Block(nn.Module):
       width: channels inside; at the end `width`, or 4 * `width` for a bottleneck.
       stride: of the block.
       bottleneck: three layers instead of two.
-      norm: kind of normalisation, see `Norm`.
+      norm: kind of normalization, see `Norm`.
       momentum, axis_name: see `Norm`.
       dtype: of the computation; parameters stay float32.
       reads: [B, H, W, C] -> [B, H, W, C], what the branch sees of the block's input; without it the input itself.
@@ -203,7 +203,7 @@ class ResNet(nn.Module):
         super().__post_init__()
 
     def __call__(self, x: Array, *, train: bool) -> Features:
-        """Normalised float [B, H, W, 3] -> a level after every stage; `pooled` is the mean of the last one."""
+        """Normalized float [B, H, W, 3] -> a level after every stage; `pooled` is the mean of the last one."""
         return self.of_images(x, train=train)
 
     @nn.compact

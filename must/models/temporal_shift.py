@@ -49,7 +49,7 @@ class TemporalShiftResNet(ResNet):
     causal: bool = False
 
     def __call__(self, x: Array, *, train: bool) -> Features:
-        """Normalised float [B, T, H, W, 3] -> {stride: [B, T, h, w, C]}; `pooled` is the mean over frames and space."""
+        """Normalized float [B, T, H, W, 3] -> {stride: [B, T, h, w, C]}; `pooled` is the mean over frames and space."""
         batch, frames = x.shape[:2]
         reads = functools.partial(shift, frames=frames, fold=self.fold, causal=self.causal)
         features = self.of_images(x.reshape(-1, *x.shape[2:]), train=train, reads=reads)

@@ -1,4 +1,4 @@
-"""The factorised encoder for clips (ViViT, Arnab et al. 2021, model 2): a transformer in space, then one in time."""
+"""The factorized encoder for clips (ViViT, Arnab et al. 2021, model 2): a transformer in space, then one in time."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from must.core.types import Array, Features
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a two-layer perceptron, each normalised at its input and added to it (Dosovitskiy et al. 2021).
+    """Self-attention and a two-layer perceptron, each normalized at its input and added to it (Dosovitskiy et al. 2021).
 
     Attributes:
       heads: of the attention.
@@ -36,7 +36,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Learned positions, `depth` layers, a normalisation.
+    """Learned positions, `depth` layers, a normalization.
 
     Attributes:
       depth: number of layers.
@@ -49,7 +49,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[N, tokens, D] -> [N, tokens, D]; as many tokens as at initialisation."""
+        """[N, tokens, D] -> [N, tokens, D]; as many tokens as at initialization."""
         x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:]).astype(self.dtype)
         for i in range(self.depth):
             x = EncoderLayer(self.heads, self.dtype, name=f"layer{i + 1}")(x)
@@ -94,7 +94,7 @@ class VideoTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Features:
-        """Normalised float [B, T, H, W, 3] -> {patch: [B, T / tubelet, H / patch, W / patch, D]}.
+        """Normalized float [B, T, H, W, 3] -> {patch: [B, T / tubelet, H / patch, W / patch, D]}.
 
         The level is what the spatial encoder says of each patch; `pooled` is the mean over time of the temporal one.
         """

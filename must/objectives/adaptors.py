@@ -1,6 +1,6 @@
-"""Feature hints from teachers of any architecture: adaptor heads, standardised targets, teacher dropping.
+"""Feature hints from teachers of any architecture: adaptor heads, standardized targets, teacher dropping.
 
-Teachers differ in the scale and the shape of their features by orders of magnitude; unless targets are standardised the
+Teachers differ in the scale and the shape of their features by orders of magnitude; unless targets are standardized the
 loudest one is all that a student hears. Two ways: PHI-S (Ranzinger et al. 2024), a fixed rotation and one factor from the
 teacher's covariance, and running means and variances per channel (UNIC, Sariyildiz et al. 2024).
 """
@@ -32,7 +32,7 @@ class Standard(NamedTuple):
 
 
 def phi_s(mean: np.ndarray, covariance: np.ndarray) -> Standard:
-    """PCA-Hadamard isotropic standardisation: y = H U^T (x - mean) / phi, phi^2 the mean eigenvalue.
+    """PCA-Hadamard isotropic standardization: y = H U^T (x - mean) / phi, phi^2 the mean eigenvalue.
 
     U rotates to the principal axes and H spreads every one of them evenly over all channels, so that each channel has
     variance 1 with a single factor 1 / phi: an error weighs the same in every direction of the original space, which
@@ -67,16 +67,16 @@ def adaptor(
     momentum: float = 0.99,
     scale: float = 1.0,
 ) -> Hint:
-    """A head per level of the teacher, two 1x1 layers, that predicts the teacher's standardised features.
+    """A head per level of the teacher, two 1x1 layers, that predicts the teacher's standardized features.
 
-    mean (head(F_s) - standardise(F_t))^2; a level of the teacher is read from the student's level of the nearest stride,
+    mean (head(F_s) - standardize(F_t))^2; a level of the teacher is read from the student's level of the nearest stride,
     repeated or averaged to the teacher's size, so any size and any number of channels can be a target.
 
     Args:
       name: task that the term belongs to.
       teacher: of that name.
       student_levels, teacher_levels: {stride: (height, width, channels)}, see `must.objectives.distill.feature_widths`.
-      standards: {stride: fixed standardisation}, from `phi_s`; None follows mean and variance of every channel while
+      standards: {stride: fixed standardization}, from `phi_s`; None follows mean and variance of every channel while
         training (UNIC), kept in the objective's state.
       hidden: width of the first layer; 0 takes the student's.
       momentum: of the running statistics.
@@ -108,7 +108,7 @@ def adaptor(
         for stride, source in sources.items():
             level = f"level{stride}"
             target = jax.lax.stop_gradient(said.features.pyramid[stride].astype(jnp.float32))
-            target, after[level] = _standardised(target, state[level], context, momentum)
+            target, after[level] = _standardized(target, state[level], context, momentum)
             layer = params[level]
             x = to_shape(student.features.pyramid[source], target.shape[1:3])
             x = jax.nn.gelu(x @ layer["first"] + layer["first_bias"]) @ layer["second"] + layer["second_bias"]
@@ -135,7 +135,7 @@ def drop_teachers(losses: Mapping[str, Array], uniform: Array, rate: float) -> d
     return {name: keep[:, i] for i, name in enumerate(losses)}
 
 
-def _standardised(x: Array, state: dict[str, Array], context, momentum: float) -> tuple[Array, dict[str, Array]]:
+def _standardized(x: Array, state: dict[str, Array], context, momentum: float) -> tuple[Array, dict[str, Array]]:
     if "matrix" in state:
         return (x - state["mean"]) @ state["matrix"], state
     rows = context.present.astype(jnp.float32)

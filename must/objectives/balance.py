@@ -30,7 +30,7 @@ def fixed() -> Balance:
 
 
 def uncertainty(learning_rate: float = 0.01) -> Balance:
-    """Homoscedastic uncertainty weighting: minimises sum_t exp(-s_t) L_t + s_t / 2 over s_t too (Kendall et al. 2018).
+    """Homoscedastic uncertainty weighting: minimizes sum_t exp(-s_t) L_t + s_t / 2 over s_t too (Kendall et al. 2018).
 
     Args:
       learning_rate: of the plain gradient descent on s_t = log sigma_t^2.
@@ -107,7 +107,7 @@ def rlw(seed: int = 0) -> Balance:
 
 
 def famo(learning_rate: float = 0.025, decay: float = 1e-3) -> Balance:
-    """Fast adaptive multitask optimisation (Liu et al. 2023, algorithm 1), which lets all losses fall at one rate.
+    """Fast adaptive multitask optimization (Liu et al. 2023, algorithm 1), which lets all losses fall at one rate.
 
     z = softmax(xi), w_t = c z_t / L_t with c = 1 / sum_t z_t / L_t, and xi <- xi - learning_rate (J' delta + decay xi),
     J the Jacobian of the softmax, delta_t = log L_t(k) - log L_t(k+1).

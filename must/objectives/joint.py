@@ -42,18 +42,18 @@ def joint(
     """Terms "<set>/class", "<set>-teacher/class" and "<set>/distill" of every set.
 
     A step takes one batch or {group: batch}, whose rows are joined: every backbone is applied once. A row without a label of
-    set i (weight 0) is unlabelled for its head, wherever it comes from.
+    set i (weight 0) is unlabeled for its head, wherever it comes from.
 
     Args:
       experts: see `must.models.experts`.
-      tasks: {set: Classification or Action}, the loss of labelled rows.
+      tasks: {set: Classification or Action}, the loss of labeled rows.
       distill: a_U.
       student: a_S.
       teacher: a_T.
       temperature: tau.
       teacher_gradient: which backbones the teachers' own loss reaches: "all", the "own" set's, or "none".
       threshold: an answer teaches where the teacher's largest probability (at temperature 1) is at least this.
-      own_set: distil on the labelled rows too.
+      own_set: distil on the labeled rows too.
       ema_decay: answers come from averaged weights of backbones and teachers, which costs a second application of every
         backbone, without gradient; 0: from the current ones.
       initial: parameters that the average starts from; needed with `ema_decay`.

@@ -1,7 +1,7 @@
 """The student's own average as a teacher: it answers the clean picture, the student learns that on the strong one.
 
 Mean Teacher (Tarvainen and Valpola 2017). Its answers stand beside the labels that a batch holds and do not replace them:
-those of specialised teachers say what the student does not know yet, and an average that taught alone would agree with itself.
+those of specialized teachers say what the student does not know yet, and an average that taught alone would agree with itself.
 """
 
 from typing import NamedTuple

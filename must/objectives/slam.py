@@ -1,7 +1,7 @@
 """Learning from a teacher's labels with its mistakes in mind: the student's prediction is corrupted as the teacher's are.
 
 SLaM, student-label mixing (Kontonis et al., NeurIPS 2023). Everything works on probabilities: a mixture need not sum to
-1, so it may never pass through a softmax cross-entropy, which would renormalise it silently.
+1, so it may never pass through a softmax cross-entropy, which would renormalize it silently.
 """
 
 from typing import Any

@@ -51,7 +51,7 @@ def supervised(
       scales: factor per task; it multiplies all of the task's terms.
       policies: which labels are believed, per task.
       corrections: {task: loss that stands for the task's own} and reads `Batch.extras`, see `must.objectives.slam`.
-      normalize: "items" divides by the number of labelled items (pixels, boxes, ...) over all rows that have the label;
+      normalize: "items" divides by the number of labeled items (pixels, boxes, ...) over all rows that have the label;
         "batch" takes each example's mean and divides by the batch size, absent rows included, as the derivation of
         MuST's learning-rate rule needs.
       view: which input the model sees.
@@ -105,7 +105,7 @@ def supervised(
             outputs, model_state, *features = model.apply(
                 variables, part.inputs[view], train=True, key=own_key, axis_name=axis_name, **options
             )
-            found = [_labelled(outputs, part, tasks, aux_state["policies"], corrections, normalize, drop, axis_name)]
+            found = [_labeled(outputs, part, tasks, aux_state["policies"], corrections, normalize, drop, axis_name)]
             if acting:
                 said = online.ask(acting, teachers, frozen, part.inputs[teacher_view or view], shuffled, axis_name)
                 taken, hint_states = online.take(
@@ -150,7 +150,7 @@ def without_heads(params: PyTree) -> PyTree:
     return {name: part for name, part in model.items() if not name.startswith("heads_")}
 
 
-def _labelled(
+def _labeled(
     outputs, batch: Batch, tasks, policies, corrections, normalize: str, drop: Array | None, axis_name: str | None
 ) -> Iterator[tuple[str, Ratio]]:
     """The losses on the labels that a batch holds, without the share `drop` of its pseudo labels."""

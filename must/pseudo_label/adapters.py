@@ -8,7 +8,7 @@ size; `multiple` rounds that size up where a network has strides, and outputs th
     segmentation     probabilities [B, h, w, C]; or the tuple (class ids [B, h, w], confidences [B, h, w] in 0..1)
                      (with many classes at full resolution the tuple, made on the device, is the faster one)
     detection        for each image {"boxes": [n, 4] x0 y0 x1 y1 in pixels of the input, "scores": [n], "labels": [n]}
-    depth            metres [B, h, w]; 0 or NaN is invalid
+    depth            meters [B, h, w]; 0 or NaN is invalid
     normals          vectors [B, h, w, 3], x right, y down, z forward; 0 or NaN is invalid
 
 Probabilities sum to 1 within 1e-3, which a softmax in bfloat16 misses: take it of `logits.float()`.
@@ -23,7 +23,7 @@ A PyTorch segmenter whose classes are those of the task, `pip install 'must[torc
         read=lambda logits: {"segmentation": logits.softmax(1).movedim(1, -1)},
     )
 
-torchvision's detectors normalise by themselves (mean 0, std 1), and their class 0 is the background:
+torchvision's detectors normalize by themselves (mean 0, std 1), and their class 0 is the background:
 
     def read(found):
         return {"detection": [{**one, "labels": one["labels"] - 1} for one in found]}

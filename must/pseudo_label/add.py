@@ -48,7 +48,7 @@ def add_labels(
     directory = os.path.abspath(os.fspath(directory))
     tasks = [task for teacher in teachers for task in teacher.tasks]
     name = name or re.sub(r"\W", "_", "_".join(tasks)).lower()
-    for where, there in _labelled(directory, name):
+    for where, there in _labeled(directory, name):
         if twice := set(tasks) & set(there):
             raise UserError(f"{where}: labels {min(twice)!r} already")
     split = read_provenance(directory)["split"]
@@ -70,7 +70,7 @@ def add_labels(
     )
 
 
-def _labelled(directory: str, name: str) -> Iterator[tuple[str, Iterable[str]]]:
+def _labeled(directory: str, name: str) -> Iterator[tuple[str, Iterable[str]]]:
     """(directory, tasks) of the records and of all their additions, complete or not, but the one called `name`."""
     yield directory, read_provenance(directory)["tasks"]
     for other in addition_names(directory):

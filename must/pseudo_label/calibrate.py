@@ -99,7 +99,7 @@ def fit_temperature(probs: np.ndarray, truth: np.ndarray) -> float:
 def fit_isotonic(claims: Judged, *, knots: int = KNOTS, least: int = 100) -> np.ndarray:
     """How often claims are right, by score, as a curve that does not fall (isotonic regression, Barlow et al. 1972).
 
-    Each level of the regression stands at the mean score of its claims, linear between (centred isotonic regression,
+    Each level of the regression stands at the mean score of its claims, linear between (centered isotonic regression,
     Oron and Flournoy 2017): a step would make its edge a cut that looks better than it is. A score of 0 is never right.
     No claim is surer than one more, wrong, among as many would allow (Laplace's rule of succession).
 
@@ -138,10 +138,10 @@ def _isotonic(score: np.ndarray, correct: np.ndarray, knots: int) -> np.ndarray:
     count = np.bincount(where)
     found = isotonic_regression(np.bincount(where, correct) / count, weights=count)
     starts = found.blocks[:-1]
-    centre = np.add.reduceat(values * count, starts) / np.add.reduceat(count, starts)
+    center = np.add.reduceat(values * count, starts) / np.add.reduceat(count, starts)
     edge = 1.0 / (len(score) + 2)
     level = np.clip(found.x[starts], edge, 1.0 - edge)
-    return np.interp(grid, np.append(0.0, centre), np.append(0.0, level)).round(_DIGITS).astype(np.float32)
+    return np.interp(grid, np.append(0.0, center), np.append(0.0, level)).round(_DIGITS).astype(np.float32)
 
 
 def _scaled(score: np.ndarray, correct: np.ndarray, knots: int) -> np.ndarray:

@@ -118,7 +118,7 @@ def _problems(label: Mapping[str, np.ndarray], task: Any, size: tuple[int, int])
                 yield _first(wrong)[0], f"{name} is not finite"
     for name, field in label.items():
         if name == "probs":
-            if (wrong := _unnormalised(field, classes)).any():
+            if (wrong := _unnormalized(field, classes)).any():
                 at = _first(wrong)
                 least, most = field[at].min(), field[at].sum(dtype=np.float64)
                 yield at[0], f"{name} are no probabilities: least {least:.4g}, sum {most:.4g}"
@@ -136,7 +136,7 @@ def _problems(label: Mapping[str, np.ndarray], task: Any, size: tuple[int, int])
             yield from _wrong_boxes(name, field, size, filled)
 
 
-def _unnormalised(probs: np.ndarray, classes: int) -> np.ndarray:
+def _unnormalized(probs: np.ndarray, classes: int) -> np.ndarray:
     """Which rows of [..., K] are no probabilities."""
     if probs.dtype.kind != "f":  # each of the K codes is rounded
         if probs.shape[-1] == 1:

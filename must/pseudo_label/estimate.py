@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
 
     Attributes:
       rate: images per second of one worker with the devices of this one; of a single batch whose decoding and encoding
-        do not overlap with other batches' labelling, where that takes more than a second, so a lower bound.
+        do not overlap with other batches' labeling, where that takes more than a second, so a lower bound.
       workers: that share the shards.
       hours: until the last of them is done.
       fields: {"image", "id" or "<task>/<field>": bytes of a record, mean over the batch}.

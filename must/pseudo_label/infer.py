@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
     Attributes:
       id: of the example.
-      record: serialised, or None when the image could not be read.
+      record: serialized, or None when the image could not be read.
       reason: why not.
     """
 
@@ -101,23 +101,23 @@ class Labeller:
           UserError: a teacher's labels cannot be right; names teacher, field and record.
         """
         batches = iter(batches)
-        decoding, labelling, encoding = collections.deque(), collections.deque(), collections.deque()
+        decoding, labeling, encoding = collections.deque(), collections.deque(), collections.deque()
         while True:
             while len(decoding) < _AHEAD and (batch := next(batches, None)):
                 decoding.append((*batch, self._spread(self._decode, batch[1])))
             if decoding:
                 key, indices, futures = decoding.popleft()
                 pictures, ids = _gather(futures), [self._source.ids[index] for index in indices]
-                labelling.append((key, ids, pictures, self._dispatch(ids, pictures)))
+                labeling.append((key, ids, pictures, self._dispatch(ids, pictures)))
             # The device has its next batch before the host takes up the one that is done.
-            if labelling and (len(labelling) > 1 or not decoding):
-                key, ids, pictures, said = labelling.popleft()
+            if labeling and (len(labeling) > 1 or not decoding):
+                key, ids, pictures, said = labeling.popleft()
                 encode = self._encoder(ids, pictures, self._fetch(said, ids, pictures))
                 encoding.append((key, self._spread(encode, range(len(ids)))))
-            if encoding and (len(encoding) > 1 or not labelling):
+            if encoding and (len(encoding) > 1 or not labeling):
                 key, futures = encoding.popleft()
                 yield key, _gather(futures)
-            if not (decoding or labelling or encoding):
+            if not (decoding or labeling or encoding):
                 return
 
     def _spread(self, work: Callable[[int], Any], items: range) -> list[Future]:

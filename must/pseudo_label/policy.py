@@ -86,7 +86,7 @@ def choose(
 
     `positive` is the lowest calibrated score from which on the claims of a class are right at least as often as wanted;
     infinite where there is none. The best of many cuts looks better than it is, so the wanted precision is raised by how
-    much cuts that are chosen the same way on bootstrap draws of the examples lose outside of their draw (the optimism of
+    much cuts that are chosen the same way on bootstrap draws of the examples lose outside of their draw (the optimizm of
     Efron and Gong 1983).
 
     Args:
@@ -129,19 +129,19 @@ def choose(
         )
         negative = doubt
         if total[c] >= least:
-            positive, optimism = found(mine, wanted[c])
+            positive, optimizm = found(mine, wanted[c])
             why = "" if np.isfinite(positive) else f"no threshold reaches precision {wanted[c]:g}"
         elif fallback is not None:
-            positive, optimism = (float(np.broadcast_to(fallback.positive, len(names))[c]), 0.0)
+            positive, optimizm = (float(np.broadcast_to(fallback.positive, len(names))[c]), 0.0)
             negative = float(np.broadcast_to(fallback.negative, len(names))[c])
             why = f"{total[c]} claims: the given thresholds"
         else:
             if wanted[c] not in pooled:
                 pooled[wanted[c]] = found(slice(None), wanted[c]) if len(probability) else (np.inf, 0.0)
-            positive, optimism = pooled[wanted[c]]
+            positive, optimizm = pooled[wanted[c]]
             why = f"{total[c]} claims: the threshold of all classes"
         bounds.append((positive, min(negative, positive)))
-        facts[name] = _facts(probability[mine], claims.correct[mine], claims.items[c], *bounds[-1], optimism)
+        facts[name] = _facts(probability[mine], claims.correct[mine], claims.items[c], *bounds[-1], optimizm)
         facts[name] |= {"wanted": wanted[c], "why": why}
     positive, negative = np.array(bounds if claims.classes else bounds[0], np.float32).T
     policy = Policy(positive, negative, np.float32(temperature), curve)
@@ -165,7 +165,7 @@ def _wanted(precision: float | Mapping[str, float], names: tuple[str, ...]) -> l
 def _threshold(
     probability: np.ndarray, correct: np.ndarray, examples: np.ndarray, wanted: float, z: float, seed: tuple[int, int]
 ) -> tuple[float, float]:
-    """The lowest threshold that keeps the wanted precision, and the optimism of what is seen there."""
+    """The lowest threshold that keeps the wanted precision, and the optimizm of what is seen there."""
     cuts, where = np.unique(np.searchsorted(_GRID, probability, side="right") - 1, return_inverse=True)
     where = len(cuts) - 1 - where  # by falling threshold
     _, rows = np.unique(examples, return_inverse=True)
@@ -176,16 +176,16 @@ def _threshold(
     seen = right / (right + wrong)
     drawn = np.random.default_rng(seed).poisson(1.0, (_DRAWS, shape[0])).astype(np.float64)
     again = [np.cumsum(drawn @ part, 1) for part in tally]
-    optimism = 0.0
+    optimizm = 0.0
     for _ in range(_ROUNDS):
-        last = _lowest(*again, wanted + optimism, z)
+        last = _lowest(*again, wanted + optimizm, z)
         taken = np.flatnonzero(last >= 0)
         at = last[taken]
         if len(taken):
             inside = again[0][taken, at] / (again[0][taken, at] + again[1][taken, at])
-            optimism = max(0.0, float(np.mean(inside - seen[at])))
-    (last,) = _lowest(right[None], wrong[None], wanted + optimism, z)
-    return (float(_GRID[cuts[len(cuts) - 1 - last]]) if last >= 0 else np.inf), optimism
+            optimizm = max(0.0, float(np.mean(inside - seen[at])))
+    (last,) = _lowest(right[None], wrong[None], wanted + optimizm, z)
+    return (float(_GRID[cuts[len(cuts) - 1 - last]]) if last >= 0 else np.inf), optimizm
 
 
 def _lowest(right: np.ndarray, wrong: np.ndarray, wanted: float, z: float) -> np.ndarray:
@@ -196,14 +196,14 @@ def _lowest(right: np.ndarray, wrong: np.ndarray, wanted: float, z: float) -> np
 
 
 def _facts(
-    probability: np.ndarray, correct: np.ndarray, items: float, positive: float, negative: float, optimism: float
+    probability: np.ndarray, correct: np.ndarray, items: float, positive: float, negative: float, optimizm: float
 ) -> dict[str, Any]:
     taken = probability >= np.float32(positive)
     right = int(correct[taken].sum())
     return {
         "positive": float(positive),
         "negative": float(negative),
-        "precision": max(0.0, right / int(taken.sum()) - optimism) if taken.any() else None,
+        "precision": max(0.0, right / int(taken.sum()) - optimizm) if taken.any() else None,
         "recall": min(1.0, right / float(items)) if items > 0 else None,
         "coverage": float(np.mean(taken | (probability >= np.float32(negative)))) if len(taken) else None,
         "claims": len(taken),

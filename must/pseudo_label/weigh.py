@@ -1,4 +1,4 @@
-"""Debiasing weights for pseudo-labelled examples, estimated on held-out truth (Iliopoulos et al., NeurIPS 2022).
+"""Debiasing weights for pseudo-labeled examples, estimated on held-out truth (Iliopoulos et al., NeurIPS 2022).
 
 A teacher is right on x with probability p(x); where it is wrong its label costs the student d(x) times what the truth
 would. Weighted by w(x) = 1 / (p + d (1 - p)), the loss on the teacher's labels has the expectation of the loss on the
@@ -55,7 +55,7 @@ def exact(accuracy: np.ndarray, distortion: np.ndarray) -> np.ndarray:
     return 1.0 / (accuracy + distortion * (1.0 - accuracy))
 
 
-def ratio_of_means(held_out: HeldOut, *, neighbours: int | None = None, correct: np.ndarray | None = None) -> Estimator:
+def ratio_of_means(held_out: HeldOut, *, neighbors: int | None = None, correct: np.ndarray | None = None) -> Estimator:
     """w(x) = mean true_loss / mean teacher_loss over the k validation examples nearest to x.
 
     It needs no wrong label to be known, so soft labels and dense tasks have it too. The mean of the ratios would be
@@ -65,14 +65,14 @@ def ratio_of_means(held_out: HeldOut, *, neighbours: int | None = None, correct:
 
     Args:
       held_out: losses of one task, all in one unit.
-      correct: bool [n], whether the teacher's label is the truth; holds w at 1 / p of the same neighbours, which for
+      correct: bool [n], whether the teacher's label is the truth; holds w at 1 / p of the same neighbors, which for
         soft labels is a guard and no theorem.
-      neighbours: k; the rounded square root of n by default, n gives every example the one global ratio.
+      neighbors: k; the rounded square root of n by default, n gives every example the one global ratio.
 
     Raises:
-      UserError: no examples, more neighbours than examples, a value that is not finite.
+      UserError: no examples, more neighbors than examples, a value that is not finite.
     """
-    near = _Neighbours(held_out, neighbours)
+    near = _Neighbors(held_out, neighbors)
     sums = [_columns(held_out.true_loss), _columns(held_out.teacher_loss)]
     for loss, items in zip(list(sums), (held_out.true_items, held_out.teacher_items), strict=True):
         sums.append(np.ones_like(loss) if items is None else _columns(items))
@@ -82,7 +82,7 @@ def ratio_of_means(held_out: HeldOut, *, neighbours: int | None = None, correct:
     def estimate(points: np.ndarray) -> np.ndarray:
         means = near.means(columns, points)
         true, teacher, true_items, teacher_items = (means[:, i * terms : (i + 1) * terms] for i in range(4))
-        # Sums first, division last, as in training; no fewer than one item in a neighbourhood.
+        # Sums first, division last, as in training; no fewer than one item in a neighborhood.
         true, teacher = (
             (loss / np.maximum(items, 1.0 / near.count)).sum(-1)
             for loss, items in ((true, true_items), (teacher, teacher_items))
@@ -93,18 +93,18 @@ def ratio_of_means(held_out: HeldOut, *, neighbours: int | None = None, correct:
     return estimate
 
 
-def plug_in(held_out: HeldOut, correct: np.ndarray, *, neighbours: int | None = None) -> Estimator:
+def plug_in(held_out: HeldOut, correct: np.ndarray, *, neighbors: int | None = None) -> Estimator:
     """w(x) = 1 / (p + d (1 - p)) with p and d from the k nearest validation examples; d = 1 where none is wrong.
 
     Args:
       held_out: see `ratio_of_means`.
       correct: bool [n], whether the teacher's label is the truth.
-      neighbours: k.
+      neighbors: k.
 
     Raises:
       UserError: as `ratio_of_means`.
     """
-    near = _Neighbours(held_out, neighbours)
+    near = _Neighbors(held_out, neighbors)
     wrong = ~np.asarray(correct, bool)
     columns = np.stack([wrong, wrong * held_out.teacher_loss, wrong * held_out.true_loss], -1).astype(np.float64)
 
@@ -175,10 +175,10 @@ def confidence(probs: np.ndarray) -> np.ndarray:
     return (1.0 - entropy / np.log(probs.shape[-1])).astype(np.float32)
 
 
-class _Neighbours:
+class _Neighbors:
     """Means over the k nearest validation examples, in covariates scaled to unit variance."""
 
-    def __init__(self, held_out: HeldOut, neighbours: int | None):
+    def __init__(self, held_out: HeldOut, neighbors: int | None):
         points = np.asarray(held_out.covariates, np.float64)
         count = len(points)
         if not count:
@@ -190,9 +190,9 @@ class _Neighbours:
                 raise UserError(f"weights: {len(values)} values of {name} for {count} validation examples")
             if not np.isfinite(values).all():
                 raise UserError(f"weights: {name} of validation example {_first_bad(values)} is not finite")
-        self.count = max(1, round(count**0.5)) if neighbours is None else neighbours
+        self.count = max(1, round(count**0.5)) if neighbors is None else neighbors
         if not 1 <= self.count <= count:
-            raise UserError(f"weights: {neighbours} neighbours of {count} validation examples")
+            raise UserError(f"weights: {neighbors} neighbors of {count} validation examples")
         self._mean, spread = points.mean(0), points.std(0)
         self._scale = 1.0 / np.where(spread > 0, spread, 1.0)
         self._points = (points - self._mean) * self._scale

@@ -33,7 +33,7 @@ class CocoJson(FileSource):
         default the json's categories.
       annotated: names of the classes that this set annotates exhaustively; the others of the label space are unknown.
         By default the json's categories.
-      background: segmentation's class 0, for pixels of no instance; "" leaves them unlabelled (255).
+      background: segmentation's class 0, for pixels of no instance; "" leaves them unlabeled (255).
       drop_empty: leave out boxes without area, which are an error otherwise.
       name: of the source; by default "<root>-<split>".
 

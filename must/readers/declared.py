@@ -11,7 +11,7 @@ from must.readers import labels as forms
 
 
 class Declared:
-    """One split as its authors describe it; every example is a grey picture or video with one plausible annotation.
+    """One split as its authors describe it; every example is a gray picture or video with one plausible annotation.
 
     Only dry runs use it: the shapes, counts and label spaces are right, the content is not.
 
@@ -45,8 +45,8 @@ class Declared:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        grey = np.broadcast_to(np.uint8(128), self._shape)  # a second of video would fill megabytes
-        return Example(self.ids[index], grey, self.labels(index))
+        gray = np.broadcast_to(np.uint8(128), self._shape)  # a second of video would fill megabytes
+        return Example(self.ids[index], gray, self.labels(index))
 
     def labels(self, index: int) -> dict[str, Label]:
         """The labels without the picture."""

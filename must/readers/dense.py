@@ -92,7 +92,7 @@ class _Paired(FileSource):
 
 
 class MaskPng(_Paired):
-    """Segmentation: 8-bit PNG masks, grey or palette, one class id per pixel; or, with mask_suffix ".mat", SBD's.
+    """Segmentation: 8-bit PNG masks, gray or palette, one class id per pixel; or, with mask_suffix ".mat", SBD's.
 
     Args (the others are those of every paired set):
       masks: folder of the masks below root.
@@ -146,7 +146,7 @@ class DepthPng(_Paired):
 
     Args (the others are those of every paired set):
       depths: folder of the depth maps below root.
-      unit: "mm", "cm", "m", or the number of metres per stored unit.
+      unit: "mm", "cm", "m", or the number of meters per stored unit.
       invalid: stored values without a measurement; 0 always is one.
       depth_suffix: end of the maps' names.
     """
@@ -188,7 +188,7 @@ class DepthPng(_Paired):
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
         picture = open_picture(read_bytes(file), str(file))
         if picture.mode not in ("I;16", "I;16L", "I;16B", "I"):
-            raise UserError(f"{file}: depth needs 16-bit grey PNG, this one has mode {picture.mode}")
+            raise UserError(f"{file}: depth needs 16-bit gray PNG, this one has mode {picture.mode}")
         codes = np.asarray(picture)
         labels.same_size(codes, self._map_size(codes, size), str(file))
         if codes.min() < 0 or codes.max() > 65535:
@@ -200,7 +200,7 @@ class NormalsPng(_Paired):
     """Surface normals: 8-bit RGB PNG, n = rgb / 255 * 2 - 1.
 
     Axes are the camera's, x right, y down, z forward, so a visible surface has z < 0. (0, 0, 0) and whatever is far
-    from unit length (grey, for instance) is invalid; the rest is brought to unit length.
+    from unit length (gray, for instance) is invalid; the rest is brought to unit length.
 
     Args (the others are those of every paired set):
       normals: folder of the normal maps below root.
@@ -258,12 +258,12 @@ class NormalsPng(_Paired):
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """8-bit PNG, grey or palette, or one of SBD's .mat files -> stored ids, uint8 [H, W]."""
+    """8-bit PNG, gray or palette, or one of SBD's .mat files -> stored ids, uint8 [H, W]."""
     if file.suffix == ".mat":
         return _read_sbd(file)
     picture = open_picture(read_bytes(file), str(file))
     if picture.mode not in ("L", "P", "1"):
-        raise UserError(f"{file}: masks need one 8-bit channel (grey or palette), this one has mode {picture.mode}")
+        raise UserError(f"{file}: masks need one 8-bit channel (gray or palette), this one has mode {picture.mode}")
     return np.asarray(picture).astype(np.uint8)
 
 

@@ -222,7 +222,7 @@ def select(found: Mapping[str, Any], ids: Path, where: Path) -> dict[str, Any]:
 
 
 def decode_picture(data: bytes, where: str) -> np.ndarray:
-    """Encoded picture -> uint8 [H, W, 3] RGB; grey, palette, CMYK and 16-bit ones are converted, alpha is dropped.
+    """Encoded picture -> uint8 [H, W, 3] RGB; gray, palette, CMYK and 16-bit ones are converted, alpha is dropped.
 
     Raises:
       UserError: not a picture, truncated or corrupt; the message starts with `where`.
@@ -236,8 +236,8 @@ def decode_picture(data: bytes, where: str) -> np.ndarray:
         raise UserError(f"{where}: broken picture: {error}") from None
     picture = open_picture(data, where)
     if picture.mode.startswith("I;16"):
-        grey = (np.asarray(picture) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, -1)
+        gray = (np.asarray(picture) >> 8).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, -1)
     if picture.mode in ("I", "F"):
         raise UserError(f"{where}: pictures need 8 or 16 bits a channel, this one has mode {picture.mode}")
     return np.array(picture.convert("RGB"))

@@ -168,11 +168,11 @@ def read_clips(file: Path) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for number, line in enumerate(read_lines(file), 1):
         clip, _, last = line.rpartition(" ")
-        labelled = clip.strip() and re.fullmatch(r"-?\d+", last)
-        clip = (clip if labelled else line).strip().rstrip("/")
+        labeled = clip.strip() and re.fullmatch(r"-?\d+", last)
+        clip = (clip if labeled else line).strip().rstrip("/")
         if clip in found:
             raise UserError(f"{file}: line {number}: names {clip!r} twice")
-        found[clip] = int(last) if labelled else None
+        found[clip] = int(last) if labeled else None
     return found
 
 

@@ -7,10 +7,10 @@
     <task>/coco.json               detection: COCO's boxes with scores; "must_id" is the record's id
     <task>/classes.csv             classification: file, class, score, rest, unknown, class_2, score_2, ...
     <task>/maps.csv                dense tasks: file, and what a label has beside its maps
-    <task>/<field>/<file>.png      a map at its stored resolution: 8-bit grey, 16-bit grey (depth), RGB (normals)
+    <task>/<field>/<file>.png      a map at its stored resolution: 8-bit gray, 16-bit gray (depth), RGB (normals)
     <task>/<field>-2/<file>.png    of a map with several values per pixel the second, and so on
 
-<file> is the id as `must.readers.file_names` writes it. A task's folder has what is labelled: an example without a label is
+<file> is the id as `must.readers.file_names` writes it. A task's folder has what is labeled: an example without a label is
 not in its table. An empty cell is a field that the label does not have, "none" an empty list.
 """
 
@@ -201,7 +201,7 @@ def _read_map(folder: Path, field: str, file: str) -> np.ndarray | None:
     if field == "depth":
         picture = open_picture(read_bytes(folder / field / file), str(folder / field / file))
         if not picture.mode.startswith("I"):
-            raise UserError(f"{folder / field / file}: depth needs 16-bit grey PNG, this one has mode {picture.mode}")
+            raise UserError(f"{folder / field / file}: depth needs 16-bit gray PNG, this one has mode {picture.mode}")
         return np.asarray(picture).astype(np.uint16)
     if field == "normals":
         stored = decode_picture(read_bytes(folder / field / file), str(folder / field / file))

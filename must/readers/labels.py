@@ -42,7 +42,7 @@ def segmentation(ids: np.ndarray, unknown: Sequence[int] = ()) -> Label:
 
 
 def depth(codes: np.ndarray, metres_per_unit: float) -> Label:
-    """uint16 [H, W], 0 = invalid; metres = codes * metres_per_unit."""
+    """uint16 [H, W], 0 = invalid; meters = codes * metres_per_unit."""
     codes = np.ascontiguousarray(codes, np.uint16)
     scale = np.float32(metres_per_unit)
     return {"depth": codes, "scale": scale, "offset": np.float32(0), "scores": np.full((1, 1), 255, np.uint8)}
@@ -54,10 +54,10 @@ def normals(vectors: np.ndarray) -> Label:
 
 
 def metres_per_unit(unit: str | float) -> float:
-    """The factor of "mm", "cm", "m", or a number of metres."""
+    """The factor of "mm", "cm", "m", or a number of meters."""
     factor = UNITS.get(unit) if isinstance(unit, str) else float(unit)
     if factor is None or not 0 < factor < np.inf:
-        raise UserError(f"depth unit {unit!r}: want one of {', '.join(UNITS)} or a positive number of metres per unit")
+        raise UserError(f"depth unit {unit!r}: want one of {', '.join(UNITS)} or a positive number of meters per unit")
     return factor
 
 

@@ -1,6 +1,6 @@
 """Maps of labels as PNG that every reader opens: 8 bits a channel, lossless, deflated in the way that suits them.
 
-Predicted maps are smooth with a little noise. As differences to what PNG's Paeth filter predicts from the neighbours they
+Predicted maps are smooth with a little noise. As differences to what PNG's Paeth filter predicts from the neighbors they
 are noise around 0, and maps of ids are runs of zeros: a Huffman code with run lengths makes less of both than deflate's
 search for repetitions does, and sooner. Types that PNG does not have become uint8:
 
@@ -49,9 +49,9 @@ def as_uint8(values: np.ndarray) -> np.ndarray:
     return values.view(np.uint8) ^ 128 if values.dtype == np.int8 else values
 
 
-def write_png(width: int, height: int, colour: bool, deflated: bytes) -> bytes:
-    """The file around deflated rows, each behind the number of its filter; grey or RGB, 8 bits."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if colour else 0, 0, 0, 0)
+def write_png(width: int, height: int, color: bool, deflated: bytes) -> bytes:
+    """The file around deflated rows, each behind the number of its filter; gray or RGB, 8 bits."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if color else 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in ((b"IHDR", header), (b"IDAT", deflated), (b"IEND", b""))
@@ -59,7 +59,7 @@ def write_png(width: int, height: int, colour: bool, deflated: bytes) -> bytes:
 
 
 def _paeth(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """Rows behind the number of the filter, as differences to the neighbour nearest to left + above - corner.
+    """Rows behind the number of the filter, as differences to the neighbor nearest to left + above - corner.
 
     Args:
       pixels: uint8 [H, W * channels].

@@ -104,7 +104,7 @@ def encode_record(id: str, image: bytes | Sequence[bytes] | None, labels: Mappin
       specs: {task: Task.label_spec()}.
 
     Returns:
-      Serialised tf.train.Example, the same bytes for the same arguments.
+      Serialized tf.train.Example, the same bytes for the same arguments.
     """
     example = _example_class()()
     feature = example.features.feature
@@ -147,20 +147,20 @@ def field_sizes(record: bytes) -> dict[str, int]:
 def encode_png(image: np.ndarray) -> bytes:
     """Lossless PNG of uint8 [H, W], [H, W, 1] or [H, W, 3]; two to six times as fast as Pillow's."""
     height, width = image.shape[:2]
-    colour = image.ndim == 3 and image.shape[2] == 3
-    rows = np.zeros((height, 1 + width * (3 if colour else 1)), np.uint8)
+    color = image.ndim == 3 and image.shape[2] == 3
+    rows = np.zeros((height, 1 + width * (3 if color else 1)), np.uint8)
     pixels = image.reshape(height, -1)
     rows[:, 1:] = pixels
-    if colour:  # pictures deflate better as differences to the row above
+    if color:  # pictures deflate better as differences to the row above
         rows[1:, 0] = 2
         rows[1:, 1:] -= pixels[:-1]
-    return write_png(width, height, colour, zlib.compress(rows, _LEVEL))
+    return write_png(width, height, color, zlib.compress(rows, _LEVEL))
 
 
 def is_plain(data: bytes, size: tuple[int, int]) -> bool:
     """Whether every reader sees these encoded bytes as the same RGB picture of (height, width) `size`.
 
-    Not so with grey or CMYK pictures, palettes and transparency. Reads the header alone.
+    Not so with gray or CMYK pictures, palettes and transparency. Reads the header alone.
     """
     from PIL import Image, UnidentifiedImageError
 

@@ -4,7 +4,7 @@
     features.json, dataset_info.json            what TFDS needs to read it
     <name>-<split>.array_record-00000-of-00016  the records, `must.readers.record_format`
     ids.txt                                     one id per record, in order
-    provenance.json                             who labelled what, and count, bytes and SHA-256 of every file
+    provenance.json                             who labeled what, and count, bytes and SHA-256 of every file
     added/<name>/1.0.0                          tasks that came later: a directory like this one, without the pictures
 """
 
@@ -208,7 +208,7 @@ def record_count(path: str) -> int:
 
 
 def stored_records(path: str) -> Iterator[bytes]:
-    """The records of a shard in order, each a serialised tf.train.Example."""
+    """The records of a shard in order, each a serialized tf.train.Example."""
     reader = _open(path)
     for index in range(reader.num_records()):
         yield reader.read([index])[0]

@@ -38,7 +38,7 @@ class Tfds:
       classes: {task name: names, {stored id: name} or a file (`read_classes`)}; needed for segmentation, otherwise
         the feature's own.
       ignore: stored id of pixels without a class, None when there is none.
-      unit: of depth, "mm", "cm", "m" or metres per unit.
+      unit: of depth, "mm", "cm", "m" or meters per unit.
       name: of the source; by default the data set's with the split behind it.
 
     Raises:

@@ -19,7 +19,7 @@ class Arm(NamedTuple):
 
     Attributes:
       tasks: heads that it has.
-      split: the labelled images of its teachers, one of `config.splits`.
+      split: the labeled images of its teachers, one of `config.splits`.
       images: what it sees: those "seen" by its teachers, the "unseen" others, "unseen_cut" as many of these as there
         are seen ones, or "all".
       annotation: ground truth that it may read: "none"; "own", of each task on the images of that task's teacher;
@@ -63,7 +63,7 @@ def expand(grid: Sequence[Mapping[str, Any]], tasks: Sequence[str], known_splits
       grid: blocks {axis: choices}, each the cross product of its axes; what a block does not name has its default;
         "student" is one mapping of changes, not an axis.
       tasks: all there are.
-      known_splits: names of the labelled parts.
+      known_splits: names of the labeled parts.
 
     Raises:
       UserError: no arm, an axis or a choice that is not there, or an arm that learns nothing.
@@ -125,11 +125,11 @@ class Lists(NamedTuple):
     """Who may learn from what in one split.
 
     Attributes:
-      labelled: {task: ids of the images that its teacher learns from}.
+      labeled: {task: ids of the images that its teacher learns from}.
       everything: all ids, in the set's order.
     """
 
-    labelled: Mapping[str, Sequence[str]]
+    labeled: Mapping[str, Sequence[str]]
     everything: Sequence[str]
 
     def images(self, arm: Arm, seed: int) -> list[str]:
@@ -138,7 +138,7 @@ class Lists(NamedTuple):
         Raises:
           UserError: there is no unseen image.
         """
-        seen = {id for task in arm.tasks for id in self.labelled[task]}
+        seen = {id for task in arm.tasks for id in self.labeled[task]}
         if arm.images == "all":
             return list(self.everything)
         if arm.images == "seen":
@@ -154,4 +154,4 @@ class Lists(NamedTuple):
         """{task: ids whose annotation an arm may read}."""
         if arm.annotation == "none":
             return {}
-        return {t: list(self.labelled[t] if arm.annotation == "own" else self.everything) for t in arm.tasks}
+        return {t: list(self.labeled[t] if arm.annotation == "own" else self.everything) for t in arm.tasks}

@@ -19,7 +19,7 @@ from must.readers.records import Records
 from must.recipes import setup
 from must.recipes.built import HELD_OUT, Built
 from must.recipes.comparison import recipe_of
-from must.recipes.labelling import policy_job, records_directory, seed_directory
+from must.recipes.labeling import policy_job, records_directory, seed_directory
 from must.tasks.base import Task
 from must.tasks.states import states
 

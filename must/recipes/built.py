@@ -29,7 +29,7 @@ class Weights(NamedTuple):
       kind: "ratio_of_means" or "plug_in", estimated from the validation split; "oracle", the ratio of means with the
         hidden truth of the pool as validation set, for experiments; "confidence", from the teacher's uncertainty alone.
       every: steps between refreshes; 0 keeps the weights of the untrained student.
-      neighbours: validation examples that an estimate is taken over; 0 is the square root of their number.
+      neighbors: validation examples that an estimate is taken over; 0 is the square root of their number.
       confident: multiply by the teacher's confidence.
       bounded: hold the weight of a class label at 1 / p, p the accuracy of the teacher there.
       tasks: that get weights; all by default.
@@ -37,7 +37,7 @@ class Weights(NamedTuple):
 
     kind: str
     every: int = 0
-    neighbours: int = 0
+    neighbors: int = 0
     confident: bool = False
     bounded: bool = True
     tasks: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ _OPTIONS: dict[str, Any] = {
     "slam": {},  # correction of the student's predictions, students only: the fields of `Slam`
     "oracle_labels": False,  # the truth of config.hidden in the place of pseudo labels, students only
     "pseudo_labels": True,  # False: ground truth alone, so that every image lacks the other tasks' labels
-    "repeat_labelled": 1,  # how often an annotated image is met for one of the pool
+    "repeat_labeled": 1,  # how often an annotated image is met for one of the pool
     "truth_weight": 1.0,  # what ground truth counts for a pseudo label's 1
     "pool_images": 0,  # of the pool that are met; 0: all
     "epochs": 0,  # of the largest set, in the place of steps
@@ -97,31 +97,31 @@ class Built:
         self.config = fill(config, seed=seed, root=config["root"])
         self.seed = seed
         self.names = tuple(self.config["tasks"])
-        labelled = {name: self.split(name, "train") for name in self.names}
-        self.tasks: dict[str, Task] = build_tasks(self.config["tasks"], labelled)
+        labeled = {name: self.split(name, "train") for name in self.names}
+        self.tasks: dict[str, Task] = build_tasks(self.config["tasks"], labeled)
         self.size = tuple(self.config["image"]["size"])
         self.plain = build_encoder(self.config["image"], self.tasks)
-        self.inputs = self.plain.blank_inputs()["image"]  # what a network is initialised on
+        self.inputs = self.plain.blank_inputs()["image"]  # what a network is initialized on
         self._models: dict[tuple, Model] = {}
         self._tasks: dict[str, dict[str, Task]] = {}
         checks.check_runs(self)
 
     def split(self, task: str, split: str) -> Source:
         """The split of the set that teaches or measures a task."""
-        return build_source(self.config["sets"][self.config["labelled"][task]][split])
+        return build_source(self.config["sets"][self.config["labeled"][task]][split])
 
     def splits(self, split: str, names=None) -> dict[str, Source]:
         """That split for every task."""
         return {name: self.split(name, split) for name in names or self.names}
 
-    def labelled(self) -> list[Source]:
-        """The labelled training sets, each once."""
-        sets = dict.fromkeys(self.config["labelled"][name] for name in self.names)
+    def labeled(self) -> list[Source]:
+        """The labeled training sets, each once."""
+        sets = dict.fromkeys(self.config["labeled"][name] for name in self.names)
         return [build_source(self.config["sets"][name]["train"]) for name in sets]
 
     def everything(self) -> Source:
-        """What the teachers label: the labelled images and the pool."""
-        return Concat([*self.labelled(), *self.pool()])
+        """What the teachers label: the labeled images and the pool."""
+        return Concat([*self.labeled(), *self.pool()])
 
     def pool(self) -> list[Source]:
         """The sets of images without labels; there may be none."""
@@ -174,7 +174,7 @@ class Built:
         return self._tasks[changes]
 
     def planned(self, names, run: str) -> tuple[Callable[[Array], PyTree], dict[str, np.ndarray], Objective]:
-        """What a run would train: key -> fresh variables, the inputs of one row, what it minimises without any teacher."""
+        """What a run would train: key -> fresh variables, the inputs of one row, what it minimizes without any teacher."""
         model, inputs = self.model(names, run), self.shown(names).blank_inputs()
         scales, believed = dict.fromkeys(names, 1.0), dict.fromkeys(names, Policy())
         objective = supervised(model, {name: self.tasks[name] for name in names}, scales=scales, policies=believed)
@@ -261,7 +261,7 @@ class Built:
         return {**_OPTIONS, **own}
 
     def schedule(self, run: str) -> stages.Schedule:
-        """Steps, batches, optimiser."""
+        """Steps, batches, optimizer."""
         fields = stages.Schedule._fields
         return stages.Schedule(**{key: value for key, value in self.settings(run).items() if key in fields})
 

@@ -19,7 +19,7 @@ _KINDS = ("ratio_of_means", "plug_in", "oracle", "confidence")
 def check_sets(built: "Built") -> None:
     """Refuses sets that must have nothing in common and have, and validation sets that can tell nothing.
 
-    With weights from the validation split, its pictures are compared with all labelled ones too: a teacher is nearly
+    With weights from the validation split, its pictures are compared with all labeled ones too: a teacher is nearly
     always right on what it was trained on, and the weights would all be 1.
 
     Raises:
@@ -35,9 +35,9 @@ def check_sets(built: "Built") -> None:
         _check_hidden(built, name, truth)
     if not built.weighs():
         return
-    labelled = Concat(built.labelled())
+    labeled = Concat(built.labeled())
     for validation, _ in by_source(built.splits("validation")):
-        check_disjoint({"teachers' labelled": labelled, "validation": validation}, by_content=True)
+        check_disjoint({"teachers' labeled": labeled, "validation": validation}, by_content=True)
     for name in built.names:
         validation = built.split(name, "validation")
         if isinstance(built.tasks[name], Classification):
@@ -174,9 +174,9 @@ def _check_correction(built: "Built", run: str) -> None:
                     f"{run}.weights.kind 'plug_in': needs hard labels: tasks.{name}.hard, no label_smoothing"
                 )
             there = len(built.split(name, "validation"))
-            if weights and weights.neighbours > there:
+            if weights and weights.neighbors > there:
                 raise UserError(
-                    f"{run}.weights.neighbours {weights.neighbours}: the validation set of {name} has {there} examples"
+                    f"{run}.weights.neighbors {weights.neighbors}: the validation set of {name} has {there} examples"
                 )
     if slam and not (0 <= slam.floor < 1 and 0 < slam.wanted < 1):
         raise UserError(f"{run}.slam: floor {slam.floor} and wanted {slam.wanted} have to lie between 0 and 1")

@@ -61,7 +61,7 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
                 else "no classes"
             )
         )
-    for source in built.labelled():
+    for source in built.labeled():
         if getattr(source, "class_map", None):
             print(as_table(source.class_map))
     print("\none row of a batch")
@@ -107,7 +107,7 @@ def dry_run(recipe, config: Mapping[str, Any]) -> None:
         print("\n" + label_plan(built, fresh_teachers(built)))
         return
     sizes = {
-        name: _label_bytes(built, name, packed=built.config["labelled"][name] not in declared) for name in built.names
+        name: _label_bytes(built, name, packed=built.config["labeled"][name] not in declared) for name in built.names
     }
     total = sum(sizes.values())
     print("\nlabels: " + ", ".join(f"{name} {size / 1024:.1f} kB" for name, size in sizes.items()))

@@ -64,7 +64,7 @@ def _from_run(name: str, directory: str, tasks: Mapping[str, Task], mirror: bool
         if workdir == above:
             raise UserError(f"teacher {name}: {directory}: no run here, none of the folders above holds a config.json")
     from must.recipes.comparison import recipe_of  # a recipe may name teachers itself
-    from must.recipes.labelling import teacher_of_run
+    from must.recipes.labeling import teacher_of_run
 
     with open(os.path.join(workdir, "config.json")) as file:
         config = json.load(file)

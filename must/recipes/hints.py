@@ -43,7 +43,7 @@ def teachers_of(built: Built, run: str, arm: Arm, directory: str, pictures: Sour
       run: name of the arm.
       arm: its data.
       directory: of the teachers.
-      pictures: that the arm learns from; fixed standardisations are measured on them.
+      pictures: that the arm learns from; fixed standardizations are measured on them.
     """
     models, variables, believed = {}, {}, {}
     for task in arm.tasks:

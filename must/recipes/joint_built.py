@@ -1,4 +1,4 @@
-"""The objects of one seed of a JEDI configuration: sets, experts' networks, the joint network and what it minimises."""
+"""The objects of one seed of a JEDI configuration: sets, experts' networks, the joint network and what it minimizes."""
 
 import functools
 import inspect
@@ -33,7 +33,7 @@ JOINT: dict[str, Any] = {
     "sampling": "equal",  # a batch of every set and of the pool in a step; or "proportional": one batch of all together
     "frozen": False,  # backbones stay what they are: the linear layers learn on features that are computed once
     "random_teachers": False,  # teachers start from random numbers, not as their experts
-    "vectorise": False,  # apply experts that are alike at once, see `must.models.experts.experts`
+    "vectorize": False,  # apply experts that are alike at once, see `must.models.experts.experts`
 }
 
 
@@ -56,8 +56,8 @@ class JointBuilt(built.Built):
             for name in config[section]:
                 if name not in config["tasks"]:
                     raise UserError(f"tasks: no {name!r}, which config.{section} has")
-        labelled = {name: name for name in config["tasks"]}
-        super().__init__({**config, "labelled": labelled, "student": config["joint"], "baselines": ()}, seed)
+        labeled = {name: name for name in config["tasks"]}
+        super().__init__({**config, "labeled": labeled, "student": config["joint"], "baselines": ()}, seed)
         self.video = "clip" in self.config["image"]
 
     def split(self, task: str, split: str) -> Source:
@@ -88,7 +88,7 @@ class JointBuilt(built.Built):
         """All experts with their teachers, as a run of the joint stage learns them."""
         tasks = self.tasks_of(run)
         parts = tuple((name, self.model((name,)), tasks[name], self._view(name)) for name in self.names)
-        return _joined(parts, self.settings(run)["vectorise"])
+        return _joined(parts, self.settings(run)["vectorize"])
 
     def encoder(self, names: Sequence[str], run: str) -> Encoder:
         return self._encoder(names, run, self.settings(run))
@@ -103,7 +103,7 @@ class JointBuilt(built.Built):
         return _over_clips(model) if clips > 1 else model, self.shown(names, run, clips)
 
     def objective(self, run: str, initial: PyTree, parts: Experts | None = None) -> Objective:
-        """What an arm of the joint stage minimises; `initial` parameters are where an average of teachers starts."""
+        """What an arm of the joint stage minimizes; `initial` parameters are where an average of teachers starts."""
         settings = self.settings(run)
         options = {key: settings[key] for key in JOINT if key in inspect.signature(joint).parameters}
         tasks = {name: self.tasks_of(run)[name] for name in self.names}
@@ -168,9 +168,9 @@ def _network(section: str, name: str, task: Task) -> Model:
 
 
 @functools.lru_cache(maxsize=16)
-def _joined(parts: tuple[tuple[str, Model, Task, str], ...], vectorise: bool) -> Experts:
+def _joined(parts: tuple[tuple[str, Model, Task, str], ...], vectorize: bool) -> Experts:
     own = {name: Expert(model, len(task.classes), view, task.dropout) for name, model, task, view in parts}
     try:
-        return experts(own, vectorise=vectorise)
+        return experts(own, vectorize=vectorize)
     except ValueError as error:
-        raise UserError(f"vectorise: {error}") from None
+        raise UserError(f"vectorize: {error}") from None

@@ -103,7 +103,7 @@ def _notes(built: JointBuilt, workdir: str) -> list[str]:
     }
     pool = sum(map(len, built.pool()))
     return [
-        f"Labelled for training / validation / test: {counts}; {pool:,} without labels.",
+        f"Labeled for training / validation / test: {counts}; {pool:,} without labels.",
         f"Steps made: experts {spread['experts']}, joint stage {spread['joint']}; every arm as many as the joint stage of its seed.",
     ]
 

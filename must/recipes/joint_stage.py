@@ -17,7 +17,7 @@ from must.models import experts as joint_experts
 from must.models.experts import expert_variables, from_experts
 from must.recipes import jobs, measuring, overlapping, setup, stages, training
 from must.recipes.joint_built import JointBuilt
-from must.recipes.labelling import seed_directory
+from must.recipes.labeling import seed_directory
 from must.recipes.selection import Judge
 
 Config = Mapping[str, Any]

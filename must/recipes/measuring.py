@@ -1,4 +1,4 @@
-"""Networks on labelled splits: rows of every task, predictions, and where the rows are kept."""
+"""Networks on labeled splits: rows of every task, predictions, and where the rows are kept."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from must.data.pipeline import Encoder, eval_batches
 from must.evaluate.evaluate import Rows, eval_step, evaluate, labels_step
 from must.tasks.base import Task
 
-Splits = Mapping[str, Source]  # task name -> the labelled split that measures it
+Splits = Mapping[str, Source]  # task name -> the labeled split that measures it
 
 
 def by_source(splits: Splits) -> list[tuple[Source, list[str]]]:

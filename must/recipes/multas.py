@@ -16,7 +16,7 @@ from must.data import splits
 from must.data.combine import labels_of
 from must.data.merge import Overlay
 from must.data.splits import Annotated, Listed
-from must.recipes import arms, believing, built, checks, grid, hints, labelling, setup, stages, training
+from must.recipes import arms, believing, built, checks, grid, hints, labeling, setup, stages, training
 from must.recipes.arms import Arm, Lists
 from must.recipes.jobs import Job
 
@@ -39,7 +39,7 @@ class Built(built.Built):
 
     def everything(self) -> Source:
         """The training images with all annotations that there are."""
-        first, *others = self.labelled()
+        first, *others = self.labeled()
         return Overlay(first, others) if others else first
 
     @functools.cached_property
@@ -162,7 +162,7 @@ def make_splits(config: Config, seed: int, *, directory: str, report) -> dict:
     counts = {}
     for split in built.config["splits"]:
         lists = _deal(built, split)
-        for name, ids in {**lists.labelled, "all": lists.everything}.items():
+        for name, ids in {**lists.labeled, "all": lists.everything}.items():
             if devices.is_writer():
                 splits.write_list(os.path.join(directory, split, f"{name}.txt"), ids)
             counts[f"{split}/{name}"] = len(ids)
@@ -172,11 +172,11 @@ def make_splits(config: Config, seed: int, *, directory: str, report) -> dict:
 def train_teacher(config: Config, seed: int, split: str, task: str, *, directory: str, report) -> dict:
     """One task on the images that a split gives it, then which of its labels are believed."""
     built = Built(config, seed)
-    top = labelling.seed_directory(directory, os.path.join("teachers", f"{split}-{task}"))
-    ids = read_lists(built, top, split).labelled[task]
+    top = labeling.seed_directory(directory, os.path.join("teachers", f"{split}-{task}"))
+    ids = read_lists(built, top, split).labeled[task]
     source = Annotated(Listed(built.everything(), ids=ids), {task: ids})
     facts = training.train_run(built, (task,), source, "teacher", {task: Policy()}, directory, report)
-    teacher = labelling.load_teacher(built, directory, task)
+    teacher = labeling.load_teacher(built, directory, task)
     believing.save_live(directory, built, teacher, task)
     return facts | {"images": len(ids)}
 
@@ -185,7 +185,7 @@ def train_arm(config: Config, seed: int, name: str, *, directory: str, report) -
     """One student of the grid."""
     built = Built(config, seed)
     arm = built.arms[name]
-    top = labelling.seed_directory(directory, os.path.join("grid", name))
+    top = labeling.seed_directory(directory, os.path.join("grid", name))
     lists = read_lists(built, top, arm.split)
     parts = arm_sources(built, name, lists)
     believed, asked = {task: Policy() for task in arm.tasks}, training.ALONE
@@ -246,15 +246,15 @@ def _deal(built: Built, split: str) -> Lists:
             chosen = set(splits.part(ids, section["share"], built.seed)[0])
         except UserError as error:
             raise UserError(f"splits.{split}: {error}") from None
-        labelled = {task: [id for id in its if id in chosen] for task, its in annotated.items()}
+        labeled = {task: [id for id in its if id in chosen] for task, its in annotated.items()}
     elif section["exclusive"] is not True:
         raise UserError(f"splits.{split}.exclusive: {section['exclusive']!r}, only True means something")
     else:
-        labelled = splits.exclusive(annotated, built.seed)
-    for task, its in labelled.items():
+        labeled = splits.exclusive(annotated, built.seed)
+    for task, its in labeled.items():
         if not its:
             raise UserError(f"splits.{split}: no annotated image for {task}")
-    return Lists(labelled, ids)
+    return Lists(labeled, ids)
 
 
 def _read_user_lists(built: Built, split: str, everything: Source, files: dict[str, str], exclusive: bool) -> Lists:
@@ -266,14 +266,14 @@ def _read_user_lists(built: Built, split: str, everything: Source, files: dict[s
         if name not in (*built.names, "unseen"):
             raise UserError(f"splits.{split}.files.{name}: neither a task nor 'unseen'")
     lists = {name: splits.read_list(path) for name, path in files.items()}
-    labelled, seen = {task: lists[task] for task in built.names}, {id for task in built.names for id in lists[task]}
+    labeled, seen = {task: lists[task] for task in built.names}, {id for task in built.names for id in lists[task]}
     if exclusive:
-        splits.check_no_overlap({files[task]: ids for task, ids in labelled.items()})
+        splits.check_no_overlap({files[task]: ids for task, ids in labeled.items()})
     unseen = lists.get("unseen", [id for id in everything.ids if id not in seen])
     splits.check_no_overlap({"of the teachers": seen, files.get("unseen", "of the rest"): unseen})
     Listed(everything, ids=[*seen, *unseen])  # refuses ids that are not there
     for task, there in built.annotated.items():
-        if bare := next((id for id in labelled[task] if id not in set(there)), None):
+        if bare := next((id for id in labeled[task] if id not in set(there)), None):
             raise UserError(f"{files[task]}: {bare} has no annotation of {task}")
     wanted = seen.union(unseen)
-    return Lists(labelled, [id for id in everything.ids if id in wanted])
+    return Lists(labeled, [id for id in everything.ids if id in wanted])

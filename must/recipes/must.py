@@ -2,10 +2,10 @@
 
 Each job builds what it needs from the configuration, does its work in its directory and can be killed and run again.
 Columns of the comparison:
-    teacher     one network per task, on that task's labelled set
+    teacher     one network per task, on that task's labeled set
     student     one network for all tasks, on all images, ground truth where there is some, else a pseudo label
-    supervised  one network for all tasks, on the union of the labelled sets, the student's steps
-    scratch     one network per task, on that task's labelled set, the student's steps
+    supervised  one network for all tasks, on the union of the labeled sets, the student's steps
+    scratch     one network per task, on that task's labeled set, the student's steps
     arms        students with other settings, by name
 """
 
@@ -18,7 +18,7 @@ from must.recipes.built import Built
 from must.recipes.checks import check_sets
 from must.recipes.comparison import compare, report
 from must.recipes.jobs import Job
-from must.recipes.labelling import label, label_job, policy_job, student_job
+from must.recipes.labeling import label, label_job, policy_job, student_job
 from must.recipes.training import measure_given, train_single, train_student, train_supervised
 
 __all__ = ["Built", "kept_labels"]  # what `must.recipes.comparison` asks of a recipe besides the functions below

@@ -1,6 +1,6 @@
 """Clips that train or select something and show what measures something (trap J9): found by content, then refused or left out.
 
-Video data sets share source videos: a test clip of one set may be an unlabelled clip of the joint stage.
+Video data sets share source videos: a test clip of one set may be an unlabeled clip of the joint stage.
 """
 
 import os
@@ -11,7 +11,7 @@ from must.core.types import UserError
 from must.data.disjoint import Overlap, overlaps
 from must.recipes import jobs
 from must.recipes.joint_built import JointBuilt
-from must.recipes.labelling import seed_directory
+from must.recipes.labeling import seed_directory
 
 Config = Mapping[str, Any]
 JOB = "overlaps"

@@ -1,4 +1,4 @@
-"""Labelling alone: given teachers label images -> which labels are believed -> quality, gallery, files for other tools.
+"""Labeling alone: given teachers label images -> which labels are believed -> quality, gallery, files for other tools.
 
 Nothing is trained. Thresholds, pages and files may be asked for anew in the same workdir: no teacher runs again.
 """
@@ -9,12 +9,12 @@ from typing import Any
 from must.core.types import Source, Teacher, UserError
 from must.data.combine import Concat
 from must.readers.records import Records, read_additions, read_provenance
-from must.recipes import labelling, showing
+from must.recipes import labeling, showing
 from must.recipes.believing import check_policy, choose_policies
 from must.recipes.built import HELD_OUT, MEASURED, POOL
 from must.recipes.given import build_teacher
 from must.recipes.jobs import Job
-from must.recipes.labelling import label, label_job, policy_job
+from must.recipes.labeling import label, label_job, policy_job
 from must.recipes.measuring import together
 from must.recipes.setup import build_encoder, build_source, build_tasks, fill
 from must.tasks.base import Task
@@ -44,7 +44,7 @@ class Built:
         self.plain = build_encoder(self.config["image"], self.tasks)
 
     def everything(self) -> Source:
-        """The images that are labelled."""
+        """The images that are labeled."""
         if self.config["onto"]:
             return Records(self.config["onto"], tasks=(), verify=False)
         return Concat([build_source(section) for section in self.config["images"].values()])
@@ -77,7 +77,7 @@ class Built:
                 if task not in self.tasks:
                     raise UserError(f"teachers.{name}: no task {task!r}")
                 if task in taken:
-                    raise UserError(f"teachers.{name}: {task} is labelled by {taken[task]} already")
+                    raise UserError(f"teachers.{name}: {task} is labeled by {taken[task]} already")
                 taken[task] = name
             found[name] = build_teacher(name, section, {task: self.tasks[task] for task in mine}, self.size)
         if missing := [name for name in self.names if name not in taken]:
@@ -93,12 +93,12 @@ class Built:
         return ()
 
     def hidden(self) -> dict[str, Source]:
-        """The truth of the labelled images themselves, for the gallery."""
+        """The truth of the labeled images themselves, for the gallery."""
         return {name: build_source(section) for name, section in self.config.get("hidden", {}).items()}
 
     def records(self, directory: str) -> str:
         """Where what was said of all images lies."""
-        return self.config["onto"] or labelling.records_directory(directory)
+        return self.config["onto"] or labeling.records_directory(directory)
 
 
 def plan(config: Config, workers: int) -> list[Job]:
@@ -116,10 +116,10 @@ def plan(config: Config, workers: int) -> list[Job]:
 
 
 def check(config: Config) -> None:
-    """Everything about a configuration that can be wrong and shows without labelling."""
+    """Everything about a configuration that can be wrong and shows without labeling."""
     built = Built(config, config["seeds"][0])
     if len(config["seeds"]) > 1:
-        raise UserError("seeds: labelling draws nothing: give one")
+        raise UserError("seeds: labeling draws nothing: give one")
     showing.check(config)
     for name, section in built.policies().items():
         if name not in built.names:
@@ -139,7 +139,7 @@ def check(config: Config) -> None:
 
 
 def dry_run(config: Config) -> None:
-    """Prints what labelling means and costs: teachers, images, and the pass as measured on one batch; writes nothing.
+    """Prints what labeling means and costs: teachers, images, and the pass as measured on one batch; writes nothing.
 
     Raises:
       UserError: as `check`.

@@ -58,7 +58,7 @@ def build_source(section: Mapping[str, Any]) -> Source:
 
 
 def build_tasks(sections: Mapping[str, Mapping[str, Any]], sources: Mapping[str, Source]) -> dict[str, Task]:
-    """Tasks by name; one whose labels hold class ids takes the class names of its labelled source."""
+    """Tasks by name; one whose labels hold class ids takes the class names of its labeled source."""
     tasks = {}
     for name, section in sections.items():
         section = dict(section)

@@ -17,7 +17,7 @@ from must.recipes.believing import BELIEVED, read, recorded
 from must.recipes.built import MEASURED, POOL
 from must.recipes.comparison import recipe_of
 from must.recipes.jobs import Job
-from must.recipes.labelling import policy_job, records_directory, seed_directory
+from must.recipes.labeling import policy_job, records_directory, seed_directory
 from must.report.gallery import write_gallery
 from must.report.pictures import contact_sheet
 from must.report.quality import write_quality
@@ -28,7 +28,7 @@ STAGES = ("quality", "gallery", "files")
 _OPTIONS = {
     "quality": {"worst": 12},  # pictures of the worst images on the page
     "gallery": {"per_page": 48, "truth": False},  # truth: show it where the hidden truth of the images is known
-    "files": {"images": False, "least": 0.0, "millimetres": False, "palette": False, "tfrecord": False},
+    "files": {"images": False, "least": 0.0, "millimeters": False, "palette": False, "tfrecord": False},
 }
 
 

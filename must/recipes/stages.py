@@ -34,7 +34,7 @@ class Schedule(NamedTuple):
     """How long and how a model trains.
 
     Attributes:
-      steps: optimiser steps.
+      steps: optimizer steps.
       batch_size: over all devices and processes.
       optimizer: arguments of `must.train.optimizer.optimizer` besides steps.
       ema_decay: of the averaged weights, which are what is evaluated and used.
@@ -100,16 +100,16 @@ def train(
 
     Args:
       directory: of this run.
-      seed: of initialisation, order, geometry and every draw inside the step.
+      seed: of initialization, order, geometry and every draw inside the step.
       model: to train.
       tasks: it answers.
-      objective: what it minimises.
+      objective: what it minimizes.
       balance: weights of the tasks.
       source: of training examples; or {group: source}, then every step takes a batch of each.
       encoder: of training rows.
-      schedule: steps, batches, optimiser, selection.
+      schedule: steps, batches, optimizer, selection.
       judge: what chooses among the weights that the run comes by.
-      variables: to start from; freshly initialised by default.
+      variables: to start from; freshly initialized by default.
       frozen: variables of the teachers that the objective asks.
       weigher: of the examples; by default every weight stays as the source has it.
       changes: of training rows, see `must.data.mix`.
@@ -207,7 +207,7 @@ def _batches(source: Source | Mapping[str, Source], encoder: Encoder, schedule: 
 
 
 def load_weights(directory: str, model: Model, inputs: PyTree) -> tuple[PyTree, dict]:
-    """(variables, facts) that a training run selected; the model is initialised on `inputs`, of which shapes matter.
+    """(variables, facts) that a training run selected; the model is initialized on `inputs`, of which shapes matter.
 
     Raises:
       UserError: none there, of another model, or damaged.

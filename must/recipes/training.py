@@ -24,14 +24,14 @@ from must.readers.records import Records
 from must.recipes import measuring, setup, stages, weighing
 from must.recipes.believing import policies_of
 from must.recipes.built import HELD_OUT, Built
-from must.recipes.labelling import records_directory, seed_directory, student_job
+from must.recipes.labeling import records_directory, seed_directory, student_job
 from must.recipes.selection import Judge
 
 Config = Mapping[str, Any]
 
 
 def train_single(config: Config, seed: int, task: str, section: str, *, directory: str, report) -> dict:
-    """A teacher, or with the student's schedule the scratch baseline: one task on its labelled set."""
+    """A teacher, or with the student's schedule the scratch baseline: one task on its labeled set."""
     built = Built(config, seed)
     return train_run(built, (task,), built.split(task, "train"), section, {task: Policy()}, directory, report)
 
@@ -53,13 +53,13 @@ def train_supervised(config: Config, seed: int, *, directory: str, report) -> di
     """The supervised multi-task baseline: all teachers' labels, no pseudo labels, the student's steps."""
     built = Built(config, seed)
     believed = {name: Policy() for name in built.names}
-    return train_run(built, built.names, Concat(built.labelled()), "supervised", believed, directory, report)
+    return train_run(built, built.names, Concat(built.labeled()), "supervised", believed, directory, report)
 
 
 def train_student(config: Config, seed: int, arm: str, *, directory: str, report) -> dict:
     """The student, or an arm of it: ground truth where an image has it, else a pseudo label, drawn uniformly.
 
-    With `repeat_labelled` above 1 the annotated images, few among many, are met that many times as often, and their
+    With `repeat_labeled` above 1 the annotated images, few among many, are met that many times as often, and their
     ground truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are met,
     together about as often as the whole pool would be.
     """
@@ -90,8 +90,8 @@ def train_student(config: Config, seed: int, arm: str, *, directory: str, report
 
 def _student_source(built: Built, settings: Mapping[str, Any], records: Source) -> Source:
     """What a student draws from: ground truth before pseudo labels, as often and as heavy as its settings say."""
-    labelled = built.labelled()
-    times = {id: settings["repeat_labelled"] for part in labelled for id in part.ids}
+    labeled = built.labeled()
+    times = {id: settings["repeat_labeled"] for part in labeled for id in part.ids}
     if settings["pool_images"]:
         pool = Concat(built.pool())
         part = set(Subset(pool, count=settings["pool_images"]).ids)
@@ -104,8 +104,8 @@ def _student_source(built: Built, settings: Mapping[str, Any], records: Source) 
     }
     weights = {name: {**given.get(name, {}), **truth_weights[name]} for name in built.names}
     if not settings["pseudo_labels"]:
-        return Concat(labelled)
-    truth = [*labelled, *built.hidden().values()] if settings["oracle_labels"] else labelled
+        return Concat(labeled)
+    truth = [*labeled, *built.hidden().values()] if settings["oracle_labels"] else labeled
     return Repeated(Weighted(Cached(Overlay(records, truth)), weights), times)
 
 

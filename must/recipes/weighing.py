@@ -83,7 +83,7 @@ def weigher(said: Said) -> tuple[Weigher, dict[str, np.ndarray]]:
     """The weigher of a run by its `Weights` or `Slam`, and a dict that it fills with what a report draws of its last call.
 
     Raises:
-      UserError: (when asked for weights) more neighbours than examples, a student whose loss is not finite.
+      UserError: (when asked for weights) more neighbors than examples, a student whose loss is not finite.
     """
     weights, slam = said.built.weights(said.run), said.built.slam(said.run)
     seen: dict[str, np.ndarray] = {}
@@ -119,9 +119,9 @@ def _estimated(said: Said, weights: Weights, seen: dict, variables: PyTree) -> d
             if weights.kind == "plug_in":
                 flat = held._replace(true_loss=true["value"][:, 0], teacher_loss=teacher["value"][:, 0])
                 right = _correct(said, name, source)[true["id"]]
-                estimate = weigh.plug_in(flat, right, neighbours=weights.neighbours or None)
+                estimate = weigh.plug_in(flat, right, neighbors=weights.neighbors or None)
             else:
-                estimate = weigh.ratio_of_means(held, neighbours=weights.neighbours or None, correct=correct)
+                estimate = weigh.ratio_of_means(held, neighbors=weights.neighbors or None, correct=correct)
         except UserError as error:
             raise UserError(f"{said.run}, {name}: {error}") from None
         found = np.maximum(estimate(_covariates(pool)), _LEAST)

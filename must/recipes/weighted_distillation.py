@@ -1,6 +1,6 @@
 """Weighted distillation with unlabeled examples (Iliopoulos et al. 2022) and SLaM (Kontonis et al. 2023) on label budgets.
 
-For every budget of labels a whole run of `must.recipes.must` below its own directory: a teacher on the labelled set, its
+For every budget of labels a whole run of `must.recipes.must` below its own directory: a teacher on the labeled set, its
 labels on the pool, a student that believes them all and, as arms, students that weigh or correct them. Weights come from
 a validation split that no teacher has seen. Then the budgets are laid side by side.
 """

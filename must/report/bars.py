@@ -1,6 +1,6 @@
 """Bars as inline SVG: groups of estimates with their intervals and runs, and the few most probable answers.
 
-Series have the colours of `must.report.charts`; a light bar is the second of its series, as a teacher beside its student.
+Series have the colors of `must.report.charts`; a light bar is the second of its series, as a teacher beside its student.
 """
 
 import textwrap
@@ -132,20 +132,20 @@ def _bar(bar: Bar, x: float, size: float, py, high: float) -> list[str]:
 
 
 def _paint(series: int, light: bool) -> str:
-    colour = f"var(--s{series % charts.SERIES})"
-    pale = f'style="fill:color-mix(in srgb, {colour} 25%, var(--page))" stroke="{colour}" stroke-width="1.4"'
-    return pale if light else f'fill="{colour}"'
+    color = f"var(--s{series % charts.SERIES})"
+    pale = f'style="fill:color-mix(in srgb, {color} 25%, var(--page))" stroke="{color}" stroke-width="1.4"'
+    return pale if light else f'fill="{color}"'
 
 
 def legend(keys: Sequence[tuple[int, bool, str]], *, lines: bool = False) -> str:
     """(series, light, name) beside what they look like, as HTML: bars, or lines whose light ones are dashed."""
     found = []
     for series, light, name in keys:
-        colour = f"var(--s{series % charts.SERIES})"
+        color = f"var(--s{series % charts.SERIES})"
         shape = f'<rect x="4" y="1" width="12" height="12" {_paint(series, light)}/>'
         if lines:
             dashes = ' stroke-dasharray="5 3"' if light else ""
-            shape = f'<path fill="none" stroke="{colour}" stroke-width="2"{dashes} d="M0 7H22"/>'
+            shape = f'<path fill="none" stroke="{color}" stroke-width="2"{dashes} d="M0 7H22"/>'
         found.append(
             f'<span class="key"><svg width="22" height="14" aria-hidden="true">{shape}</svg> {escape(name)}</span>'
         )
@@ -169,7 +169,7 @@ def answer(name: str, rows: Sequence[tuple[str, float]], *, truth: str | None, w
         parts += [f'<text x="{width}" y="12" text-anchor="end" style="fill:var(--ink)">{words}</text>']
         parts += [f'<rect y="18" width="{width}" height="2" {paint}/>']
     for i, (label, share) in enumerate(rows):
-        y, colour = 36 + 26 * i, "good" if label == truth else "s0"
+        y, color = 36 + 26 * i, "good" if label == truth else "s0"
         figure = f"{100 * share:.0f} %" if share >= 0.005 or share == 0 else "< 1 %"
         room = int((width - 8 - 7 * len(figure)) / 6.4)
         shown = label if len(label) <= room else label[: room - 1].rstrip() + "…"
@@ -178,6 +178,6 @@ def answer(name: str, rows: Sequence[tuple[str, float]], *, truth: str | None, w
             charts.text(0, y, shown, "strong" if label == truth else ""),
             charts.text(width, y, figure, "soft num", "end"),
             f'<rect y="{y + 5}" width="{width}" height="5" fill="var(--rule)"/>',
-            f'<rect y="{y + 5}" width="{width * share:.1f}" height="5" fill="var(--{colour})"/></g>',
+            f'<rect y="{y + 5}" width="{width * share:.1f}" height="5" fill="var(--{color})"/></g>',
         ]
     return charts.svg(width, 26 + 26 * len(rows), "".join(parts), f"{name}: {', '.join(label for label, _ in rows)}")

@@ -1,6 +1,6 @@
-"""Small charts as inline SVG: dots with intervals, lines, shares. Numbers in, text out; colours come from `STYLE`.
+"""Small charts as inline SVG: dots with intervals, lines, shares. Numbers in, text out; colors come from `STYLE`.
 
-A series is known by its index: it has the same colour and, where there are dots, the same shape in every chart.
+A series is known by its index: it has the same color and, where there are dots, the same shape in every chart.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-# Okabe and Ito's palette, safe for colour-blind readers, the reference grey; lightened on dark pages.
+# Okabe and Ito's palette, safe for color-blind readers, the reference gray; lightened on dark pages.
 STYLE = """
 :root { --ink:#1c1d21; --soft:#6a6d76; --rule:#d9dbe0; --page:#ffffff; --panel:#f6f7f9;
   --s0:#73767f; --s1:#0072b2; --s2:#d98200; --s3:#009e73; --s4:#c0649a; --s5:#d55e00; --s6:#3d9fdc;
@@ -140,15 +140,15 @@ def _dot(dot: Dot, y: float, place, limits: tuple[float, float], width: int) -> 
     parts = [text(width, y + 4, dot.text, "num", "end")]
     if dot.value is None:
         return parts
-    colour = f'stroke="var(--s{dot.series % SERIES})" fill="none"'
+    color = f'stroke="var(--s{dot.series % SERIES})" fill="none"'
     if dot.interval:
         low, high = max(dot.interval[0], limits[0]), min(dot.interval[1], limits[1])
-        parts.append(f'<path {colour} stroke-width="2" d="M{place(low):.1f} {y:.1f}H{place(high):.1f}"/>')
+        parts.append(f'<path {color} stroke-width="2" d="M{place(low):.1f} {y:.1f}H{place(high):.1f}"/>')
         # A cap where the interval ends, an arrow where it goes on outside of the chart.
         for end, inside, turn in ((low, dot.interval[0] == low, 5), (high, dot.interval[1] == high, -5)):
             arrow = f"M{place(end) + turn:.1f} {y - 4:.1f}l{-turn} 4l{turn} 4"
             shape = f"M{place(end):.1f} {y - 4:.1f}v8" if inside else arrow
-            parts.append(f'<path {colour} stroke-width="1.5" d="{shape}"/>')
+            parts.append(f'<path {color} stroke-width="1.5" d="{shape}"/>')
     return [*parts, mark(dot.series, place(dot.value), y)]
 
 
@@ -179,13 +179,13 @@ def lines(
     if level is not None:
         parts += [f'<path fill="none" stroke="var(--s0)" stroke-width="1.8" d="M{left} {py(level):.1f}H{right}"/>']
     for curve in curves:
-        colour = f'fill="none" stroke="var(--s{curve.series % SERIES})"' + ' stroke-dasharray="5 3"' * curve.dashed
+        color = f'fill="none" stroke="var(--s{curve.series % SERIES})"' + ' stroke-dasharray="5 3"' * curve.dashed
         points = [(px(x), py(min(max(y, low), high))) for x, y in zip(curve.x, curve.y, strict=True)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        parts += [f'<path {colour} stroke-width="1.8" d="M{path}"/>', mark(curve.series, *points[-1], 3.2)]
+        parts += [f'<path {color} stroke-width="1.8" d="M{path}"/>', mark(curve.series, *points[-1], 3.2)]
         if curve.chosen is not None:
             x, y = min(points, key=lambda point: abs(point[0] - px(curve.chosen)))
-            parts += [f'<circle {colour} stroke-width="1.8" cx="{x:.1f}" cy="{y:.1f}" r="6"/>']
+            parts += [f'<circle {color} stroke-width="1.8" cx="{x:.1f}" cy="{y:.1f}" r="6"/>']
     return svg(width, height, "".join(parts), f"{title}, {axis}")
 
 
@@ -222,15 +222,15 @@ def trends(found: Sequence[Trend], *, title: str, axis: str, x_axis: str, width:
     ]
     for i, trend in enumerate(found):
         shift = 5 * (i - (len(found) - 1) / 2)
-        colour = f'stroke="var(--s{trend.series % SERIES})" fill="none"'
+        color = f'stroke="var(--s{trend.series % SERIES})" fill="none"'
         at = [(px(math.log(x)) + shift, mean, interval) for x, mean, interval in trend.points]
         parts += [
-            f'<path {colour} stroke-width="1.6" d="M{"L".join(f"{x:.1f} {py(mean):.1f}" for x, mean, _ in at)}"/>'
+            f'<path {color} stroke-width="1.6" d="M{"L".join(f"{x:.1f} {py(mean):.1f}" for x, mean, _ in at)}"/>'
         ]
         for x, mean, interval in at:
             if interval:
                 parts += [
-                    f'<path {colour} stroke-width="1.2" d="M{x:.1f} {py(interval[0]):.1f}V{py(interval[1]):.1f}"/>'
+                    f'<path {color} stroke-width="1.2" d="M{x:.1f} {py(interval[0]):.1f}V{py(interval[1]):.1f}"/>'
                 ]
             parts += [mark(trend.series, x, py(mean), 3.6)]
     return svg(width, height, "".join(parts), f"{title}, {axis}")
@@ -263,31 +263,31 @@ def shares(rows: Sequence[tuple[str, Sequence[int]]], names: Sequence[str], *, t
     for index, (label, counts) in enumerate(rows):
         y, x, total = 26 + 20 * index, float(left), max(1, sum(counts))
         parts += [text(0, y + 11, label), text(width, y + 11, figures[index], "soft num", "end")]
-        for count, colour, name in zip(counts, _SHARE_COLOURS, names, strict=True):
+        for count, color, name in zip(counts, _SHARE_COLOURS, names, strict=True):
             share = (right - left) * count / total
             hint = f"<title>{escape(f'{label}: {count:,} {name}')}</title>"
-            parts += [f'<rect x="{x:.1f}" y="{y}" width="{share:.1f}" height="14" fill="var(--{colour})">{hint}</rect>']
+            parts += [f'<rect x="{x:.1f}" y="{y}" width="{share:.1f}" height="14" fill="var(--{color})">{hint}</rect>']
             x += share
     return svg(width, 30 + 20 * len(rows), "".join(parts), title)
 
 
 def share_legend(names: Sequence[str]) -> str:
-    """The three counts of `shares` beside their colours, as HTML."""
+    """The three counts of `shares` beside their colors, as HTML."""
     keys = (
         f'<span class="key"><svg width="14" height="14" aria-hidden="true"><rect y="2" width="12" height="12" '
-        f'fill="var(--{colour})"/></svg> {escape(name)}</span>'
-        for colour, name in zip(_SHARE_COLOURS, names, strict=True)
+        f'fill="var(--{color})"/></svg> {escape(name)}</span>'
+        for color, name in zip(_SHARE_COLOURS, names, strict=True)
     )
     return f'<p class="legend">{"".join(keys)}</p>'
 
 
 def diverging(value: float, *, strength: float = 1.0, neutral: str = "unsure") -> str:
-    """A colour as CSS: from that of what is bad at -1 over the neutral one at 0 to that of what is good at 1.
+    """A color as CSS: from that of what is bad at -1 over the neutral one at 0 to that of what is good at 1.
 
     Args:
-      value: what lies outside of [-1, 1] has the colour of its end.
-      strength: share of the pure colour at the ends; less leaves words on it legible.
-      neutral: name of a colour in `STYLE`.
+      value: what lies outside of [-1, 1] has the color of its end.
+      strength: share of the pure color at the ends; less leaves words on it legible.
+      neutral: name of a color in `STYLE`.
     """
     share = 100 * strength * min(1.0, abs(value))
     return f"color-mix(in srgb, var(--{'good' if value > 0 else 'bad'}) {share:.0f}%, var(--{neutral}))"

@@ -4,7 +4,7 @@ import numpy as np
 
 from must.report.charts import diverging, scale, svg, text, tick_text, ticks
 
-_RANGE = 2.0  # log2 of the weights at the ends of the colours
+_RANGE = 2.0  # log2 of the weights at the ends of the colors
 
 
 def histogram(weights: np.ndarray, *, title: str, width: int = 420, height: int = 220, bins: int = 32) -> str:
@@ -84,7 +84,7 @@ def cloud(
 
 
 def weight_legend() -> str:
-    """The colours of `cloud` and `histogram`, as HTML."""
+    """The colors of `cloud` and `histogram`, as HTML."""
     keys = (
         f'<span class="key"><svg width="14" height="14" aria-hidden="true"><rect y="2" width="12" height="12" '
         f'style="fill:{diverging(power / _RANGE)}"/></svg> {words}</span>'

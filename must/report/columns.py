@@ -22,7 +22,7 @@ class Facts(NamedTuple):
     """What is known of one image without its pictures.
 
     Attributes:
-      labelled: the tasks whose label can be shown.
+      labeled: the tasks whose label can be shown.
       doubts: {task: `doubt.doubt`} of the tasks that say how sure they are.
       shares: {task: `doubt.shares`}.
       classes: {task: `doubt.classes_said`}.
@@ -30,7 +30,7 @@ class Facts(NamedTuple):
       readable: the picture can be shown.
     """
 
-    labelled: tuple[str, ...]
+    labeled: tuple[str, ...]
     doubts: dict[str, float]
     shares: dict[str, np.ndarray]
     classes: dict[str, list[int]]
@@ -67,7 +67,7 @@ class Columns:
         doubts = list(facts.doubts.values())
         self._doubt.append(round(_FINE * sum(doubts) / len(doubts)) if doubts else 0)
         for name in self._names:
-            without = 0 if name in facts.labelled else -1
+            without = 0 if name in facts.labeled else -1
             self._doubts[name].append(round(_COARSE * facts.doubts[name]) if name in facts.doubts else without)
             said = facts.classes.get(name, [])
             self._counts[name].append(len(said))
@@ -94,8 +94,8 @@ class Columns:
     def _task(self, name: str) -> dict[str, Any]:
         column: dict[str, Any] = {"name": name, "classes": list(self._classes.get(name, ()))}
         column |= {"doubt": self._doubts[name], "counts": self._counts[name], "said": self._said[name]}
-        labelled = sum(doubt >= 0 for doubt in self._doubts[name])
-        column["shares"] = (self._shares[name] / max(1, labelled)).round(4).tolist()
+        labeled = sum(doubt >= 0 for doubt in self._doubts[name])
+        column["shares"] = (self._shares[name] / max(1, labeled)).round(4).tolist()
         if name in self._metrics:
             metric = self._metrics[name]
             column["metric"] = {"name": metric.name, "unit": metric.unit, "higher": metric.higher_is_better}

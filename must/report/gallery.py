@@ -45,7 +45,7 @@ def write_gallery(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
-    """Writes the gallery of a labelled source and returns the path of its index.html.
+    """Writes the gallery of a labeled source and returns the path of its index.html.
 
     Images are read twice: for their numbers, which put the most doubtful first, and to be drawn in that order, so that
     those seen together share files. The same arguments give the same bytes. Files gather in `<directory>.partial`, where

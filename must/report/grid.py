@@ -11,7 +11,7 @@ from typing import Any
 from must.report import charts, tables
 from must.report.html import pictures_section, save_page, settings_section
 
-_STRENGTH = 0.6  # of the colours behind figures
+_STRENGTH = 0.6  # of the colors behind figures
 _CELL = (112, 26)  # pixels
 _HEAD = 30  # pixels of a row that names teachers
 
@@ -90,7 +90,7 @@ def _capital(words: str) -> str:
 
 
 def _map(results: Mapping[str, Any], task: str, entry: Mapping[str, Any]) -> str:
-    """Scores in their cells, coloured by what they are above or below the arm's own teacher."""
+    """Scores in their cells, colored by what they are above or below the arm's own teacher."""
     layout, has = results["layout"], entry["columns"]
     gains = {arm: own[task] for arm, own in results["over_teacher"].items() if task in own}
     groups = [
@@ -117,7 +117,7 @@ def _map(results: Mapping[str, Any], task: str, entry: Mapping[str, Any]) -> str
 
 
 def _limit(groups: Sequence[Sequence[Mapping[str, Any]]], gains: Mapping[str, Mapping[str, Any]]) -> float:
-    """The gain with the full colour: the largest of an arm that is no control, since those may lie far away."""
+    """The gain with the full color: the largest of an arm that is no control, since those may lie far away."""
     rows = [row for rows in groups for row in rows]
     plain = [gains[arm]["mean"] for row in rows if not row["control"] for arm in row["arms"].values() if arm in gains]
     return max((abs(mean) for mean in plain if mean is not None), default=0.0) or 1.0
@@ -166,14 +166,14 @@ def _cell(corner: tuple[float, float], arm: str, entry: Mapping[str, Any], gain,
     (x, y), (width, height) = corner, _CELL
     places = tables.decimals(entry)
     known = gain is not None and gain["mean"] is not None
-    colour = charts.diverging(gain["mean"] / limit, strength=_STRENGTH, neutral="panel") if known else "var(--page)"
+    color = charts.diverging(gain["mean"] / limit, strength=_STRENGTH, neutral="panel") if known else "var(--page)"
     sure = known and gain["ci95"] and (gain["ci95"][0] > 0 or gain["ci95"][1] < 0)
     over = f": {tables.figures(gain, places, signed=True)} over {gain['teacher']}{tables.p_text(gain)}" if gain else ""
     frame = ' stroke="var(--ink)" stroke-width="1.2" stroke-dasharray="4 3"' if control else ' stroke="var(--rule)"'
     words = tables.figures(entry["columns"][arm], max(1, places - 1))
     return (
         f"<g><title>{escape(arm + over)}</title>"
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width}" height="{height}" rx="2" style="fill:{colour}"{frame}/>'
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width}" height="{height}" rx="2" style="fill:{color}"{frame}/>'
         f"{charts.text(x + width / 2, y + 17, words, 'num strong' if sure else 'num', 'middle')}</g>"
     )
 
@@ -185,13 +185,13 @@ def _hatched(corner: tuple[float, float]) -> str:
 
 
 def _scale(limit: float, clipped: bool, unit: str) -> str:
-    """The colours of the cells and what they stand for."""
+    """The colors of the cells and what they stand for."""
     steps, size = 24, 10
     width = steps * size
     parts = []
     for i in range(steps):
-        colour = charts.diverging(2 * (i + 0.5) / steps - 1, strength=_STRENGTH, neutral="panel")
-        parts.append(f'<rect x="{60 + i * size}" y="4" width="{size + 0.5}" height="12" style="fill:{colour}"/>')
+        color = charts.diverging(2 * (i + 0.5) / steps - 1, strength=_STRENGTH, neutral="panel")
+        parts.append(f'<rect x="{60 + i * size}" y="4" width="{size + 0.5}" height="12" style="fill:{color}"/>')
     places = charts.scale(-limit, limit, 60, 60 + width)
     for t in charts.ticks(-limit, limit, 4):
         words = charts.tick_text(t) if t <= 0 else f"+{charts.tick_text(t)}"
@@ -201,7 +201,7 @@ def _scale(limit: float, clipped: bool, unit: str) -> str:
         ]
     parts += [charts.text(54, 14, "worse", "soft", "end"), charts.text(66 + width, 14, "better", "soft")]
     over = f"gain over the arm's own teacher, {unit}" + (
-        "; what lies outside has the colour of the end" if clipped else ""
+        "; what lies outside has the color of the end" if clipped else ""
     )
     parts.append(charts.text(126 + width, 14, over, "soft"))
     return charts.svg(140 + width + 6.6 * len(over), 36, "".join(parts), over)

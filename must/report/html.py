@@ -60,7 +60,7 @@ def write_report(
       results: `results.json`; an entry "other_splits" {name: results} gives further tables, an entry "against_guess"
         {task: {"guess": score, "gains": {column: {"mean", "ci95"}}}} one of its own, an entry "notes" sentences below the first ones.
       curves: {run: {series: {"step": [...], "value": [...]}}}; the series "loss" and "validation/<task>/<headline>" are
-        shown. A run has the colour of the column whose name occurs in its own.
+        shown. A run has the color of the column whose name occurs in its own.
       grids: {task: {"columns": [names], "rows": [[uint8 [H, W, 3] per column]]}}.
       kept: {task: {class: (positive, ignored, negative)}}, counts of pseudo labels under the policy.
       settings: anything that JSON can hold, by heading: command, versions, configuration.

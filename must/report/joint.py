@@ -71,7 +71,7 @@ def write_joint_report(
 
 
 def _series(results: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-    """{column: (series, light)}: one colour per arm, light for its teachers; grey for the experts."""
+    """{column: (series, light)}: one color per arm, light for its teachers; gray for the experts."""
     found = {"expert": (0, False)}
     for index, arm in enumerate(results["arms"].values()):
         found |= {column: (1 + index, column == "teacher" or column.endswith("-teacher")) for column in arm}
@@ -195,7 +195,7 @@ def _learning(
         return ""
     split = "test" if experts is None else "validation"
     ring = " A ring marks the step whose weights were kept." if any(arm in selected for arm in results["arms"]) else ""
-    text = f"Validation split, one seed; dashed are teachers, the grey level is the expert on the {split} split.{ring}"
+    text = f"Validation split, one seed; dashed are teachers, the gray level is the expert on the {split} split.{ring}"
     keys = bars.legend([(*look, c) for c, look in series.items() if c in shown or c == "expert"], lines=True)
     return f'<h2>Learning curves</h2><p>{text}</p>{keys}<div class="panels">{"".join(panels)}</div>'
 

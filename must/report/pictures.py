@@ -122,7 +122,7 @@ def data_uri(picture: np.ndarray, *, quality: int | None = 88) -> str:
 
     Args:
       picture: RGB.
-      quality: of JPEG with full colour resolution; None keeps every pixel, as PNG.
+      quality: of JPEG with full color resolution; None keeps every pixel, as PNG.
     """
     buffer = io.BytesIO()
     if quality is None:

@@ -26,7 +26,7 @@ def diagram(
       title: of the chart.
       words: the line below it.
       axes: what lies along and up.
-      series: index of its colour.
+      series: index of its color.
       side: of the drawing, pixels.
     """
     left, right, top, bottom = 44, side - 12, 44, side - 40

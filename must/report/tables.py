@@ -141,6 +141,6 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1,
 
 
 def cell(text: str) -> str:
-    """A figure as HTML, the half of its interval in grey."""
+    """A figure as HTML, the half of its interval in gray."""
     value, plus_minus, half = text.partition(" ±")
     return f'{value}<span class="pm"> ±{half}</span>' if plus_minus else value

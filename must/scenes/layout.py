@@ -14,7 +14,7 @@ from must.scenes.raycast import Room
 from must.scenes.shading import MATTE, METALLIC, PATTERNED, Decor, Lighting, Paint, linear
 from must.scenes.solids import BOX, CONE, CYLINDER, SPHERE, Solid
 
-HUES = {SPHERE: 0.0, BOX: 0.33, CYLINDER: 0.62, CONE: 0.14}  # centres of ranges that overlap: a cue, not a giveaway
+HUES = {SPHERE: 0.0, BOX: 0.33, CYLINDER: 0.62, CONE: 0.14}  # centers of ranges that overlap: a cue, not a giveaway
 
 
 class Domain(NamedTuple):
@@ -24,10 +24,10 @@ class Domain(NamedTuple):
       bodies: how many are tried (hidden ones are dropped), inclusive.
       strength: of the light.
       ambient: light from everywhere.
-      tint: saturation of the light's colour.
+      tint: saturation of the light's color.
       contrast: of the surroundings' textures, 0 to 1.
-      color: saturation of the surroundings' colour.
-      noise: standard deviation, grey levels of 255.
+      color: saturation of the surroundings' color.
+      noise: standard deviation, gray levels of 255.
       open_air: sun, sky and low walls; the sky has no label, no depth and no normal.
     """
 

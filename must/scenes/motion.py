@@ -15,11 +15,11 @@ from must.scenes.solids import Solid
 
 # In one clip, at pace 1.
 TURN = (0.2, 0.4)  # of the camera, and of a body about the eye, radians; 0.025 is a pixel at 48 pixels
-WALK = (0.5, 1.0)  # of the camera, metres
-APPROACH = (0.5, 0.8)  # of a body, metres
-HOP = (0.2, 0.4)  # height, metres
+WALK = (0.5, 1.0)  # of the camera, meters
+APPROACH = (0.5, 0.8)  # of a body, meters
+HOP = (0.2, 0.4)  # height, meters
 SHAKE = 0.005  # of the camera, radians
-CLEARANCE = 0.7  # metres about the nearest body that no other may touch, so that no motion ends in a collision
+CLEARANCE = 0.7  # meters about the nearest body that no other may touch, so that no motion ends in a collision
 
 
 class Motion(NamedTuple):
@@ -45,7 +45,7 @@ class Motion(NamedTuple):
 
 
 class Pose(NamedTuple):
-    """Where camera and nearest body are in one frame, against the still scene; radians and metres, `grain` of the noise."""
+    """Where camera and nearest body are in one frame, against the still scene; radians and meters, `grain` of the noise."""
 
     pan: float
     tilt: float

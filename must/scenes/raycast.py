@@ -1,6 +1,6 @@
 """Exact ray casting of a room with solids standing on its floor: the geometry behind `must.scenes.still`.
 
-Level frame: origin at the eye, x right, y down, z forward along the floor; metres. A ray is scaled so that its
+Level frame: origin at the eye, x right, y down, z forward along the floor; meters. A ray is scaled so that its
 parameter is the depth along the optical axis of the camera, which is pitched below the horizon. All is analytic.
 """
 
@@ -15,7 +15,7 @@ from must.scenes.solids import BOX, Solid, cast, surface_normals
 
 HALF_VIEW = 0.6  # tangent of half the field of view: one focal length for all pictures
 FLOOR, CEILING, BACK, LEFT, RIGHT, SKY = range(6)
-DEPTH_RANGE = 60.0  # metres; anything beyond counts as sky
+DEPTH_RANGE = 60.0  # meters; anything beyond counts as sky
 
 
 class Rays(NamedTuple):
@@ -28,7 +28,7 @@ class Rays(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Distances of the planes from the eye, metres; turned by `yaw`, radians; `wall_top` is y where the walls end.
+    """Distances of the planes from the eye, meters; turned by `yaw`, radians; `wall_top` is y where the walls end.
 
     `shift` is where the eye stands along the room's own x and z, so that textures stay where they are when it moves.
     """
@@ -44,7 +44,7 @@ class Room(NamedTuple):
 
 
 class Background(NamedTuple):
-    """The empty room, [S, S] each: which plane, its depth, and the point hit in the room's own axes, metres."""
+    """The empty room, [S, S] each: which plane, its depth, and the point hit in the room's own axes, meters."""
 
     plane: np.ndarray
     depth: np.ndarray
@@ -58,8 +58,8 @@ class Hits(NamedTuple):
 
     Attributes:
       pixel: [N], row * S + column.
-      depth: [N], metres.
-      point: [3, N], level frame, metres.
+      depth: [N], meters.
+      point: [3, N], level frame, meters.
       normal: [3, N], unit, level frame, outward.
       counts: [K], pixels of each body.
       kept: [K], position of each in the list that was cast.
@@ -77,14 +77,14 @@ class Hits(NamedTuple):
 
 @functools.lru_cache(8)
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Image-plane coordinates of the pixel centres [S]; each pixel's number [S, S], row [S * S] and column [S * S]."""
+    """Image-plane coordinates of the pixel centers [S]; each pixel's number [S, S], row [S * S] and column [S * S]."""
     numbers = np.arange(size * size)
     offset = ((np.arange(size) + 0.5) * 2 / size - 1) * HALF_VIEW
     return offset.astype(np.float32), numbers.reshape(size, size), numbers // size, numbers % size
 
 
 def make_rays(size: int, pitch: float) -> Rays:
-    """Rays through the centres of size x size pixels of a camera that looks `pitch` radians below the horizon."""
+    """Rays through the centers of size x size pixels of a camera that looks `pitch` radians below the horizon."""
     offset = _grid(size)[0]
     cos, sin = math.cos(pitch), math.sin(pitch)
     return Rays(offset, offset * cos + sin, cos - offset * sin, pitch)
@@ -136,7 +136,7 @@ def cast_solids(solids: list[Solid], floor: float, rays: Rays, least: float, sha
 
     Args:
       solids: the bodies.
-      floor: height of the eye above the floor, metres.
+      floor: height of the eye above the floor, meters.
       rays: of the camera.
       least: pixels.
       share: between 0 and 1.
@@ -182,7 +182,7 @@ def cast_solids(solids: list[Solid], floor: float, rays: Rays, least: float, sha
 
 
 def window(x: float, z: float, reach: float, top: float, bottom: float, rays: Rays) -> tuple[slice, slice]:
-    """Rows and columns that an upright box in the level frame can reach: centre, half side, and its two heights y.
+    """Rows and columns that an upright box in the level frame can reach: center, half side, and its two heights y.
 
     The bottom is below the eye; what comes closer than 10 cm is cut off.
     """

@@ -1,4 +1,4 @@
-"""Colour for the geometry of `must.scenes.raycast`: textures, lights, shadows, sensor noise. Pictures only, no labels."""
+"""Color for the geometry of `must.scenes.raycast`: textures, lights, shadows, sensor noise. Pictures only, no labels."""
 
 import colorsys
 import functools
@@ -14,13 +14,13 @@ from must.scenes.solids import Solid
 MATTE, PATTERNED, METALLIC = range(3)
 TEXELS_PER_METRE = 16
 _TILE = 64  # texels; textures repeat after 4 m
-FALLOFF = 0.08  # of a lamp, per square metre
+FALLOFF = 0.08  # of a lamp, per square meter
 GLOSS = (0.06, 0.12, 0.9)  # strength of the highlight, by material
 _NOISE = 1 << 20  # numbers in the table of noise
 
 
 class Paint(NamedTuple):
-    """One body's surface: linear RGB of both tones; the pattern's frequency (per metre) and phase along its axes."""
+    """One body's surface: linear RGB of both tones; the pattern's frequency (per meter) and phase along its axes."""
 
     material: int
     color: tuple[float, float, float]
@@ -30,7 +30,7 @@ class Paint(NamedTuple):
 
 
 class Lighting(NamedTuple):
-    """One light: a lamp at `position` (level frame, metres) or a sun in that direction; `tint` is its linear RGB."""
+    """One light: a lamp at `position` (level frame, meters) or a sun in that direction; `tint` is its linear RGB."""
 
     position: tuple[float, float, float]
     sun: bool
@@ -48,7 +48,7 @@ class Decor(NamedTuple):
       contrast: of the textures, 0 to 1.
       horizon: linear RGB of the sky above the walls.
       zenith: linear RGB of the sky at the top.
-      noise: standard deviation, grey levels of 255.
+      noise: standard deviation, gray levels of 255.
       grain: 0 to 1, picks the noise.
     """
 
@@ -100,7 +100,7 @@ def _noise() -> np.ndarray:
 
 
 def linear(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
-    """Linear RGB (display gamma 2) of a colour given by hue, saturation and value, 0 to 1 each; hue wraps."""
+    """Linear RGB (display gamma 2) of a color given by hue, saturation and value, 0 to 1 each; hue wraps."""
     return tuple(c * c for c in colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
 
 
@@ -178,12 +178,12 @@ def _pick(values: list[float], index: np.ndarray) -> np.ndarray:
     return np.array(values, np.float32).take(index, mode="clip")
 
 
-def _texel(metres: np.ndarray) -> np.ndarray:
-    return (metres * TEXELS_PER_METRE + 64 * _TILE).astype(np.int32) & (_TILE - 1)
+def _texel(meters: np.ndarray) -> np.ndarray:
+    return (meters * TEXELS_PER_METRE + 64 * _TILE).astype(np.int32) & (_TILE - 1)
 
 
 def _reach(square: np.ndarray) -> np.ndarray:
-    """What a lamp's light, [...] square metres away, is divided by: distance (for Lambert's cosine) times fall-off."""
+    """What a lamp's light, [...] square meters away, is divided by: distance (for Lambert's cosine) times fall-off."""
     return np.sqrt(square) * (1 + FALLOFF * square)
 
 

@@ -1,6 +1,6 @@
 """The bodies of `must.scenes.still` and where rays meet them; everything is analytic.
 
-Level frame: origin at the eye, x right, y down, z forward along the floor; metres. Directions are [3, M], one ray per
+Level frame: origin at the eye, x right, y down, z forward along the floor; meters. Directions are [3, M], one ray per
 column; solving many rays and bodies in one pass keeps NumPy's cost per call small.
 """
 
@@ -14,7 +14,7 @@ CURVED, SIDE_X, SIDE_Z, TOP = range(4)  # faces of a body
 
 
 class Solid(NamedTuple):
-    """A body on the floor, metres: `half` extents before the turn by `yaw`, radians; a round body's are its radius."""
+    """A body on the floor, meters: `half` extents before the turn by `yaw`, radians; a round body's are its radius."""
 
     shape: int
     x: float
@@ -27,7 +27,7 @@ class Solid(NamedTuple):
 
 
 def _quadric(solid: Solid, floor: float) -> tuple[float, float, float]:
-    """(s, y of the centre, R) of the surface x^2 + z^2 + s y^2 = R about the centre; a box has only a centre."""
+    """(s, y of the center, R) of the surface x^2 + z^2 + s y^2 = R about the center; a box has only a center."""
     radius, floor = solid.half[0], floor - solid.lift
     if solid.shape == SPHERE:
         return 1.0, floor - radius, radius**2
@@ -63,7 +63,7 @@ def _cast_round(solids, counts, floor, directions):
     for solid in solids:
         s, y, radius2 = _quadric(solid, floor)
         rest = solid.x**2 + solid.z**2 + s * y**2 - radius2
-        # A sphere is cut by no height; one metre of room keeps its poles safe from rounding.
+        # A sphere is cut by no height; one meter of room keeps its poles safe from rounding.
         foot, spare = floor - solid.lift, solid.shape == SPHERE
         table.append((solid.x, s * y, solid.z, s, rest, foot - solid.height - spare, foot + spare))
     cx, sy, cz, s, c, top, bottom = np.repeat(np.array(table, np.float32).T, counts, axis=1)

@@ -26,7 +26,7 @@ CLASSES = {
 TASKS = ("classification", "detection", "segmentation", "depth", "normals")
 IGNORE = 255
 MILLIMETRE = 0.001
-_SURFACE_OF_PLANE = np.array([0, 2, 1, 1, 1, IGNORE], np.uint8)  # in the order of `raycast`; the sky is unlabelled
+_SURFACE_OF_PLANE = np.array([0, 2, 1, 1, 1, IGNORE], np.uint8)  # in the order of `raycast`; the sky is unlabeled
 _VERSION = 1  # part of the fingerprint; raise it when the same index shows another picture
 
 
@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
     Attributes:
       image: uint8 [S, S, 3].
-      depth: float32 [S, S], metres along the optical axis; 0 = sky.
+      depth: float32 [S, S], meters along the optical axis; 0 = sky.
       normals: float32 [S, S, 3], unit, x right, y down, z forward, towards the camera; 0 = sky.
       instances: uint8 [S, S], 0 = surroundings, k + 1 = body k.
       semantic: uint8 [S, S], class of "segmentation"; 255 = sky.

@@ -207,7 +207,7 @@ class Task:
         return dict(_blank(self, tuple(size)))
 
 
-@functools.lru_cache(maxsize=256)  # most rows of a partly labelled set need one for most tasks
+@functools.lru_cache(maxsize=256)  # most rows of a partly labeled set need one for most tasks
 def _blank(task: Task, size: tuple[int, int]) -> Label:
     fields = {name: np.zeros(spec.shape, spec.dtype) for name, spec in task.network_spec(size).items()}
     for array in fields.values():

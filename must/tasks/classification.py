@@ -26,7 +26,7 @@ class Classification(Task):
       top_k: probabilities that a record lists; the rest is stored as one number.
       hard: learn the most probable class instead of the distribution.
       label_smoothing: share of the target that is spread evenly over all classes.
-      softening: T of distillation: targets are raised to 1/T and normalised, logits divided by T, the loss multiplied by
+      softening: T of distillation: targets are raised to 1/T and normalized, logits divided by T, the loss multiplied by
         T^2 (Hinton et al. 2015); ground truth stays what it is.
       taylor: terms of the Taylor series that stand for the logarithm of the cross-entropy, which makes it robust to wrong
         labels (Feng et al. 2020); 0 is the logarithm itself.
@@ -214,7 +214,7 @@ class Classification(Task):
         return found._replace(positive=found.positive & (np.arange(len(probs)) == probs.argmax()), negative=negative)
 
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
-        """The picture over bars of the three most probable classes, with a policy coloured and worded by their states."""
+        """The picture over bars of the three most probable classes, with a policy colored and worded by their states."""
         return drawing.caption(drawing.upscale(image), self.bars(label, policy))
 
     def bars(self, label: Label, policy: Policy | None = None) -> list[tuple[str, np.ndarray]]:
@@ -225,11 +225,11 @@ class Classification(Task):
             return [(f"{100 * probs[i]:.0f} % {self.classes[i]}", drawing.bar(probs[i])) for i in best]
         found, rows = self._decided(label, policy), []
         for i in best:
-            word, colour = "ignored", drawing.IGNORED
+            word, color = "ignored", drawing.IGNORED
             if found.positive[i]:
-                word, colour = "taken", drawing.TAKEN
+                word, color = "taken", drawing.TAKEN
             elif found.negative[i]:
-                word, colour = "absent", drawing.ABSENT
+                word, color = "absent", drawing.ABSENT
             score = found.scores[i]
-            rows.append((f"{100 * score:.0f} % {word}: {self.classes[i]}", drawing.bar(score, colour)))
+            rows.append((f"{100 * score:.0f} % {word}: {self.classes[i]}", drawing.bar(score, color)))
         return rows

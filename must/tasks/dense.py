@@ -40,12 +40,12 @@ def check_size(task: str, size: tuple[int, int], stride: int) -> None:
 
 
 def sample(maps: Array, stride: int) -> Array:
-    """The values at the centres of the output's cells, [B, h, w, ...] -> [B, h / stride, w / stride, ...]."""
+    """The values at the centers of the output's cells, [B, h, w, ...] -> [B, h / stride, w / stride, ...]."""
     return maps[:, stride // 2 :: stride, stride // 2 :: stride]
 
 
 def enlarge(maps: Array, factor: int) -> Array:
-    """Bilinear, pixel centres aligned, edges repeated: [B, h, w, C] -> [B, h * factor, w * factor, C]."""
+    """Bilinear, pixel centers aligned, edges repeated: [B, h, w, C] -> [B, h * factor, w * factor, C]."""
     for axis in (1, 2) if factor > 1 else ():
         length = maps.shape[axis]
         before = jnp.take(maps, np.maximum(np.arange(length) - 1, 0), axis)
@@ -53,8 +53,8 @@ def enlarge(maps: Array, factor: int) -> Array:
         phases = []
         for phase in range(factor):
             shift = (phase + 0.5) / factor - 0.5
-            neighbour = before if shift < 0 else after
-            phases.append((1 - abs(shift)) * maps + abs(shift) * neighbour)
+            neighbor = before if shift < 0 else after
+            phases.append((1 - abs(shift)) * maps + abs(shift) * neighbor)
         shape = list(maps.shape)
         shape[axis] *= factor
         maps = jnp.stack(phases, axis + 1).reshape(shape)
@@ -141,7 +141,7 @@ def floats(field: str, said: Array, axes: tuple[str | int, ...]) -> np.ndarray:
 
 
 def resize(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear, pixel centres aligned, edges repeated, on the host: float32 [h, w, C] -> [*size, C]."""
+    """Bilinear, pixel centers aligned, edges repeated, on the host: float32 [h, w, C] -> [*size, C]."""
     out = np.empty((*size, maps.shape[-1]), np.float32)
     for rows, values in bands(maps, size):
         out[rows] = values
@@ -156,10 +156,10 @@ def bands(maps: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[slice, np.n
     (height, width), (there, before, channels) = size, maps.shape
     maps = np.ascontiguousarray(maps)  # others have the classes first
     if before != width:
-        low, high, share = _neighbours(before, width)
+        low, high, share = _neighbors(before, width)
         # Not maps[:, low], whose axes lie in another order.
         maps = maps.take(low, 1) * (1 - share)[:, None] + maps.take(high, 1) * share[:, None]
-    low, high, share = _neighbours(there, height)
+    low, high, share = _neighbors(there, height)
     share = share[:, None, None]
     count = min(height, max(1, _BAND // (width * channels)))
     near, far = np.empty((2, count, width, channels), np.float32)
@@ -203,7 +203,7 @@ def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _neighbours(there: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _neighbors(there: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Between which pixels of an axis those of another length lie, and the share of the second; [wanted] each."""
     position = np.clip((np.arange(wanted) + 0.5) * there / wanted - 0.5, 0, there - 1)
     low = position.astype(np.int64)

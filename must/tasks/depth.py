@@ -22,7 +22,7 @@ _LEVELS = 65534  # steps between the least and the largest depth of a stored map
 class Depth(Task):
     """Distance along the optical axis per pixel.
 
-    metric: the network says the logarithm of the depth in metres. Under a zoom by s, depth is divided by s (a longer
+    metric: the network says the logarithm of the depth in meters. Under a zoom by s, depth is divided by s (a longer
         focal length), so that one network sees one camera.
     relative: the network says inverse depth up to an unknown scale > 0 and shift per image. Predictions fix these so
         that each image's nearest pixel is at `min_depth` and its farthest at `max_depth`.
@@ -32,8 +32,8 @@ class Depth(Task):
       loss_kind: of a metric network, "silog" or "log_l1".
       focus: lambda of silog.
       gradient: adds the term "gradient", which matches edges over four scales.
-      min_depth: least depth that is predicted and measured, metres.
-      max_depth: largest, metres.
+      min_depth: least depth that is predicted and measured, meters.
+      max_depth: largest, meters.
       head_stride: at which the head runs, pixels.
       shuffle: sub-pixels that the head predicts per axis.
       width: channels of the head's convolutions.
@@ -85,9 +85,9 @@ class Depth(Task):
 
     def label_spec(self) -> dict[str, ArraySpec]:
         return {
-            "depth": ArraySpec((None, None), "uint16", "png", "metres = code * scale + offset; code 0 = invalid"),
-            "scale": ArraySpec((), "float32", doc="metres per code"),
-            "offset": ArraySpec((), "float32", doc="metres"),
+            "depth": ArraySpec((None, None), "uint16", "png", "meters = code * scale + offset; code 0 = invalid"),
+            "scale": ArraySpec((), "float32", doc="meters per code"),
+            "offset": ArraySpec((), "float32", doc="meters"),
             "scores": dense.SCORES,
         }
 
@@ -110,7 +110,7 @@ class Depth(Task):
         return {"depth": depth, "scores": dense.transform_scores(label, geometry)}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
-        """Nearest pixels at 1 / `stride` of the original's size, each within (largest - least) / 131068 metres."""
+        """Nearest pixels at 1 / `stride` of the original's size, each within (largest - least) / 131068 meters."""
         shape = dense.stored_shape(geometry, self.stride)
         depth = restore_map(np.asarray(label["depth"]), geometry, shape).astype(np.float64) * self._zoom(geometry)
         valid = np.isfinite(depth) & (depth > 0)
@@ -170,7 +170,7 @@ class Depth(Task):
         return {name: PerExample(jnp.where(usable, value, 0.0), norm) for name, value in values.items()}
 
     def predict(self, outputs: Array) -> Label:
-        """Metres within `min_depth`..`max_depth`; the logarithm or inverse depth is enlarged bilinearly."""
+        """Meters within `min_depth`..`max_depth`; the logarithm or inverse depth is enlarged bilinearly."""
         value = dense.enlarge(outputs.astype(jnp.float32), self._output_stride)[..., 0]
         if self.depth_kind == "metric":
             return {"depth": jnp.clip(jnp.exp(value), self.min_depth, self.max_depth)}
@@ -185,7 +185,7 @@ class Depth(Task):
         return {"scores": codes(jnp.minimum(one, other) / jnp.maximum(one, other))}
 
     def adopt(self, said: Array, size: tuple[int, int]) -> Label:
-        """Depth [B, h, w] in metres at any resolution, enlarged bilinearly; not finite or not above 0 is invalid."""
+        """Depth [B, h, w] in meters at any resolution, enlarged bilinearly; not finite or not above 0 is invalid."""
         depth = dense.floats("depth", said, ("B", "h", "w"))
         valid = np.isfinite(depth) & (depth > 0)
         return {"depth": dense.resize_valid(np.where(valid, depth, 0.0)[..., None], valid, size)[0][..., 0]}

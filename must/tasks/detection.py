@@ -36,7 +36,7 @@ from must.tasks.base import Task
 from must.tasks.states import Claims, decide, states, uncertain
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
-_MIN_VISIBLE = 0.25  # of a cut box's area; with less the object is no longer recognisable, so it is ignored
+_MIN_VISIBLE = 0.25  # of a cut box's area; with less the object is no longer recognizable, so it is ignored
 
 
 class PointHead(nn.Module):
@@ -78,7 +78,7 @@ class Detection(Task):
       draw_floor: predictions below it are not drawn.
       min_size: boxes with a shorter side are ignored in the network's frame, pixels.
       scale: root area of the boxes that a level learns, in strides.
-      radius: points within this many strides of a box's centre learn it.
+      radius: points within this many strides of a box's center learn it.
       gamma: exponent of the focal factor.
     """
 

@@ -1,4 +1,4 @@
-"""Colours, captions, hatching, enlargement for the tasks' `draw`; all captions have one height, so that pictures align."""
+"""Colors, captions, hatching, enlargement for the tasks' `draw`; all captions have one height, so that pictures align."""
 
 import functools
 from typing import Any
@@ -32,13 +32,13 @@ def turbo(values: np.ndarray) -> np.ndarray:
     return to_uint8(powers @ _TURBO.T)
 
 
-def to_uint8(colours: np.ndarray) -> np.ndarray:
+def to_uint8(colors: np.ndarray) -> np.ndarray:
     """0..1, clipped -> 0..255."""
-    return np.round(255 * np.clip(colours, 0.0, 1.0)).astype(np.uint8)
+    return np.round(255 * np.clip(colors, 0.0, 1.0)).astype(np.uint8)
 
 
 def palette(count: int) -> np.ndarray:
-    """Colours that differ from their neighbours in hue and lightness: uint8 [count, 3]."""
+    """Colors that differ from their neighbors in hue and lightness: uint8 [count, 3]."""
     i = np.arange(count)
     hue = (0.02 + i * 0.61803398875) % 1.0  # the golden ratio keeps successive hues far apart
     value, saturation = np.array([1.0, 0.75, 0.9])[i % 3], np.array([0.75, 0.9, 0.5])[i // 3 % 3]
@@ -57,34 +57,34 @@ def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def fade(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Greys the pixels `where` bool [H, W] and rules them diagonally, colours still told apart: a label that is ignored."""
-    return _ruled(picture, where, grey=0.45, width=2, strength=0.7, rising=True)
+    """Greys the pixels `where` bool [H, W] and rules them diagonally, colors still told apart: a label that is ignored."""
+    return _ruled(picture, where, gray=0.45, width=2, strength=0.7, rising=True)
 
 
 def tint(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Thin pale diagonals, falling the other way, over colours that stay: ignored, though something is said there."""
-    return _ruled(picture, where, grey=0.0, width=1, strength=0.5, rising=False)
+    """Thin pale diagonals, falling the other way, over colors that stay: ignored, though something is said there."""
+    return _ruled(picture, where, gray=0.0, width=1, strength=0.5, rising=False)
 
 
-def _ruled(picture, where, *, grey: float, width: int, strength: float, rising: bool) -> np.ndarray:
+def _ruled(picture, where, *, gray: float, width: int, strength: float, rising: bool) -> np.ndarray:
     y, x = np.nonzero(where)
-    colours = picture[y, x].astype(np.float32)
-    colours = (1 - grey) * colours + grey * (0.5 * colours.mean(-1, keepdims=True) + 30)
+    colors = picture[y, x].astype(np.float32)
+    colors = (1 - gray) * colors + gray * (0.5 * colors.mean(-1, keepdims=True) + 30)
     lines = ((x + y if rising else x - y) % 8 < width)[:, None]
     out = picture.copy()
-    out[y, x] = np.where(lines, (1 - strength) * colours + strength * (24 if rising else 255), colours).astype(np.uint8)
+    out[y, x] = np.where(lines, (1 - strength) * colors + strength * (24 if rising else 255), colors).astype(np.uint8)
     return out
 
 
-def dashed(pen: Any, box: tuple[float, float, float, float], colour: tuple[int, int, int]) -> None:
+def dashed(pen: Any, box: tuple[float, float, float, float], color: tuple[int, int, int]) -> None:
     """An outline x0, y0, x1, y1 of dashes of 5 pixels, 2 wide."""
     x0, y0, x1, y1 = (round(side) for side in box)
     for x in range(x0, x1 + 1, 9):
         for y in (y0, y1 - 1):
-            pen.rectangle((x, y, min(x + 4, x1), y + 1), fill=colour)
+            pen.rectangle((x, y, min(x + 4, x1), y + 1), fill=color)
     for y in range(y0, y1 + 1, 9):
         for x in (x0, x1 - 1):
-            pen.rectangle((x, y, x + 1, min(y + 4, y1)), fill=colour)
+            pen.rectangle((x, y, x + 1, min(y + 4, y1)), fill=color)
 
 
 def share(where: np.ndarray, what: str) -> tuple[str, np.ndarray]:
@@ -95,14 +95,14 @@ def share(where: np.ndarray, what: str) -> tuple[str, np.ndarray]:
     return text, np.where(lines, IGNORED, _PAPER).astype(np.uint8)
 
 
-def bar(fraction: float, colour: tuple[int, int, int] = TAKEN) -> np.ndarray:
+def bar(fraction: float, color: tuple[int, int, int] = TAKEN) -> np.ndarray:
     """A strip for `caption` that is filled up to `fraction`: uint8 [100, 3]."""
     filled = np.arange(100)[:, None] < 100 * fraction
-    return np.where(filled, colour, (60, 60, 66)).astype(np.uint8)
+    return np.where(filled, color, (60, 60, 66)).astype(np.uint8)
 
 
 def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Adds up to three lines below a picture, each a coloured strip and a text.
+    """Adds up to three lines below a picture, each a colored strip and a text.
 
     Args:
       picture: uint8 [H, W, 3].

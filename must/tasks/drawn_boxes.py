@@ -23,7 +23,7 @@ def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarra
     from PIL import Image, ImageDraw
 
     enlarged = drawing.upscale(image)
-    zoom, colours = enlarged.shape[0] / image.shape[0], drawing.palette(len(names))
+    zoom, colors = enlarged.shape[0] / image.shape[0], drawing.palette(len(names))
     boxes, classes, scores, crowd = (np.asarray(label[n]) for n in ("boxes", "classes", "scores", "crowd"))
     corners = np.round(boxes * zoom - (0, 0, 1, 1)).astype(np.int64)
     inside = np.zeros(enlarged.shape[:2], bool)
@@ -32,20 +32,20 @@ def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarra
     canvas = Image.fromarray(drawing.tint(enlarged, inside) if inside.any() else enlarged)
     pen = ImageDraw.Draw(canvas)
     for i in sorted(np.flatnonzero(shown)[::-1], key=lambda i: not ignored[i]):  # the surest last, on top
-        colour = tuple(colours[classes[i]].tolist())
+        color = tuple(colors[classes[i]].tolist())
         x0, y0, x1, y1 = corners[i].tolist()
         if ignored[i]:
-            drawing.dashed(pen, (x0, y0, x1, y1), colour)
+            drawing.dashed(pen, (x0, y0, x1, y1), color)
         else:
-            pen.rectangle((x0, y0, x1, y1), outline=colour, width=1 if crowd[i] else 2)
+            pen.rectangle((x0, y0, x1, y1), outline=color, width=1 if crowd[i] else 2)
         if not crowd[i]:
             text = names[classes[i]] + ("" if scores[i] == 1 else f" {scores[i]:.2f}")
             corner = (x0 + 2, max(0, y0 - 11))
-            pen.rectangle(pen.textbbox(corner, text), fill=_PAPER if ignored[i] else colour)
-            pen.text(corner, text, fill=_DARK if not ignored[i] and sum(colour) > 330 else _INK)
+            pen.rectangle(pen.textbbox(corner, text), fill=_PAPER if ignored[i] else color)
+            pen.text(corner, text, fill=_DARK if not ignored[i] and sum(color) > 330 else _INK)
     number = np.bincount(classes[shown & ~ignored & ~crowd], minlength=len(names))
     most = [c for c in np.argsort(-number, kind="stable")[: drawing.ROWS] if number[c]]
-    rows = [(f"{number[c]} {names[c]}", colours[c : c + 1]) for c in most]
+    rows = [(f"{number[c]} {names[c]}", colors[c : c + 1]) for c in most]
     if ignored.any():
         rows = [*rows[: drawing.ROWS - 1], (f"{ignored.sum()} ignored", drawing.share(ignored, "")[1])]
     return drawing.caption(np.asarray(canvas), rows)

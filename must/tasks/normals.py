@@ -173,17 +173,17 @@ class Normals(Task):
         return dense.decided(label, policy).where(_there(np.asarray(label["normals"], np.float32)))
 
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
-        """The usual colours, (n + 1) / 2 of the axes right, up and towards the camera; invalid pixels hatched.
+        """The usual colors, (n + 1) / 2 of the axes right, up and towards the camera; invalid pixels hatched.
 
         With a policy ignored pixels are greyed under diagonals.
         """
         normals = np.asarray(label["normals"], np.float32)
         valid = _there(normals)
-        picture = drawing.upscale(_colours(np.where(valid[..., None], normals, 0.0)))
+        picture = drawing.upscale(_colors(np.where(valid[..., None], normals, 0.0)))
         if policy is not None:
             picture = drawing.fade(picture, drawing.upscale(valid & ~dense.decided(label, policy).positive))
         axes = (("to the right", (1.0, 0.0, 0.0)), ("up", (0.0, -1.0, 0.0)), ("to the camera", (0.0, 0.0, -1.0)))
-        legend = [(name, _colours(np.array([axis]))) for name, axis in axes]
+        legend = [(name, _colors(np.array([axis]))) for name, axis in axes]
         return drawing.caption(drawing.hatch(picture, drawing.upscale(~valid)), legend)
 
 
@@ -196,7 +196,7 @@ def _there(normals: np.ndarray) -> np.ndarray:
     return np.isfinite(normals).all(-1) & (np.einsum("...c,...c->...", finite, finite) > 0.25)
 
 
-def _colours(normals: np.ndarray) -> np.ndarray:
+def _colors(normals: np.ndarray) -> np.ndarray:
     return drawing.to_uint8((normals * (1.0, -1.0, -1.0) + 1.0) / 2.0)
 
 

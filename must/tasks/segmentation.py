@@ -123,9 +123,9 @@ class Segmentation(Task):
         count = len(self.classes)
         ids = dense.sample(label["ids"], self._output_stride).astype(jnp.int32)
         probs = dense.sample(label["probs"], self._output_stride).astype(jnp.float32) / 255.0
-        listed, labelled = jnp.minimum(ids, count - 1), ids[..., 0] != self.ignore
+        listed, labeled = jnp.minimum(ids, count - 1), ids[..., 0] != self.ignore
         state = states(policy, probs, listed)
-        used = labelled & state.positive[..., 0]
+        used = labeled & state.positive[..., 0]
         most = jnp.minimum(probs[..., -1], 1.0 - probs.sum(-1))
         every = jnp.arange(count)
         negative = states(policy, most[..., None], every).negative
@@ -133,7 +133,7 @@ class Segmentation(Task):
             negative = jnp.where(ids[..., k, None] == every, state.negative[..., k, None], negative)
         known = jnp.broadcast_to(label.get("known", np.ones((1, count), bool)), (len(ids), count))[:, None, None, :]
         candidates = known & ~negative
-        doubtful = labelled & ~used & candidates.any(-1) & (known & negative).any(-1)
+        doubtful = labeled & ~used & candidates.any(-1) & (known & negative).any(-1)
         return {
             "ids": ids,
             "probs": probs,
@@ -205,16 +205,16 @@ class Segmentation(Task):
             raise LabelError(f"ids is {ids.dtype} {ids.shape}, not integers [B, h, w]")
         if confidence.shape != ids.shape or confidence.dtype.kind != "f":
             raise LabelError(f"probs is {confidence.dtype} {confidence.shape}, not floats {ids.shape}")
-        labelled = ids != self.ignore
-        wrong = labelled & ((ids < 0) | (ids >= len(self.classes)))
+        labeled = ids != self.ignore
+        wrong = labeled & ((ids < 0) | (ids >= len(self.classes)))
         if wrong.any():
             row = int(np.nonzero(wrong)[0][0])
             raise LabelError(f"ids holds class id {ids[wrong][0]} with {len(self.classes)} classes", row)
-        wrong = labelled & ~((confidence >= 0) & (confidence <= 1))
+        wrong = labeled & ~((confidence >= 0) & (confidence <= 1))
         if wrong.any():
             row = int(np.nonzero(wrong)[0][0])
             raise LabelError(f"probs holds a confidence of {confidence[wrong][0]:.4g}", row)
-        coded = codes(np.where(labelled, confidence, 0.0))
+        coded = codes(np.where(labeled, confidence, 0.0))
         out = {}
         for name, maps, fill in (("ids", ids, self.ignore), ("probs", coded, 0)):
             out[name] = np.full((len(ids), *size, self.top_k), fill, np.uint8)
@@ -225,7 +225,7 @@ class Segmentation(Task):
         return outputs[:, :, ::-1]
 
     def certainty(self, label: Label) -> Array:
-        """Mean probability of the first class over the labelled pixels, [B, 1]."""
+        """Mean probability of the first class over the labeled pixels, [B, 1]."""
         valid = label["ids"][..., 0] != self.ignore
         return losses.masked_mean(label["probs"][..., 0].astype(jnp.float32) / 255.0, valid)[:, None]
 
@@ -272,7 +272,7 @@ class Segmentation(Task):
         return np.bincount(ids[ids != self.ignore], minlength=len(self.classes))
 
     def claims(self, label: Label, policy: Policy) -> Claims:
-        """As the base class says; of the first class of every labelled pixel."""
+        """As the base class says; of the first class of every labeled pixel."""
         return self._decided(label, policy)[0].where(np.asarray(label["ids"])[..., 0] != self.ignore)
 
     def _decided(self, label: Label, policy: Policy) -> tuple[Claims, np.ndarray]:
@@ -284,8 +284,8 @@ class Segmentation(Task):
         )
         listed = np.minimum(ids, len(self.classes) - 1)
         first = Claims(listed[..., 0], *(field[listed[..., 0], stored[..., 0]] for field in table[1:]))
-        labelled = ids[..., 0] != self.ignore
-        used = labelled & first.positive
+        labeled = ids[..., 0] != self.ignore
+        used = labeled & first.positive
         # Of the known classes as many are candidates as an unlisted class's most would make, corrected for the listed ones.
         possible = known[:, None] & ~table.negative
         most = np.clip(np.minimum(stored[..., -1], 255 - stored.sum(-1, dtype=np.int64)), 0, 255)
@@ -293,19 +293,19 @@ class Segmentation(Task):
         for k in range(ids.shape[-1]):
             here, there = possible[listed[..., k], stored[..., k]], possible[listed[..., k], most]
             count += np.where(ids[..., k] != self.ignore, here.astype(np.int64) - there, 0)
-        partly = labelled & ~used & (count > 0) & (count < known.sum())
+        partly = labeled & ~used & (count > 0) & (count < known.sum())
         return first._replace(positive=used, negative=np.zeros_like(used)), partly
 
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
         """The classes blended over the picture, pixels without a label hatched, the three largest classes named.
 
         With a policy ignored pixels are greyed under diagonals, and those for which some classes are ruled out keep their
-        colour under thin ones.
+        color under thin ones.
         """
         ids = np.asarray(label["ids"])[..., 0]
         unlabeled = ids == self.ignore
-        colours = drawing.palette(len(self.classes))
-        blend = (0.4 * image + 0.6 * colours[np.where(unlabeled, 0, ids)]).astype(np.uint8)
+        colors = drawing.palette(len(self.classes))
+        blend = (0.4 * image + 0.6 * colors[np.where(unlabeled, 0, ids)]).astype(np.uint8)
         picture = drawing.hatch(drawing.upscale(blend), drawing.upscale(unlabeled))
         if policy is not None:
             claims, partly = self._decided(label, policy)
@@ -314,7 +314,7 @@ class Segmentation(Task):
             picture = drawing.tint(picture, drawing.upscale(partly))
         area = np.bincount(ids[~unlabeled], minlength=len(self.classes))
         largest = [i for i in np.argsort(-area, kind="stable")[: drawing.ROWS] if area[i]]
-        rows = [(f"{100 * area[i] / ids.size:.0f} % {self.classes[i]}", colours[i : i + 1]) for i in largest]
+        rows = [(f"{100 * area[i] / ids.size:.0f} % {self.classes[i]}", colors[i : i + 1]) for i in largest]
         if policy is not None and ignored.any():
             rows = [*rows[: drawing.ROWS - 1], drawing.share(ignored, "ignored")]
         return drawing.caption(picture, rows)

@@ -65,10 +65,10 @@ def task_losses(
 def balanced_gradient(
     losses: Losses, params: PyTree, objective: Objective, balance: Balance, state: PyTree, axis_name: str | None
 ) -> tuple[PyTree, tuple[Seen, PyTree, PyTree], dict[str, Array]]:
-    """The gradient that the optimiser is given, of all devices.
+    """The gradient that the optimizer is given, of all devices.
 
     Without `Balance.gram` that of sum_t w_t L_t with constant weights, one backward pass for all tasks. With it one
-    linearisation and a backward pass per task, g_t; then sum_t w_t g_t, or, under `shared_only`, that for the shared
+    linearization and a backward pass per task, g_t; then sum_t w_t g_t, or, under `shared_only`, that for the shared
     parameters and sum_t g_t for all others.
 
     Args:

@@ -1,4 +1,4 @@
-"""optax optimisers as the field uses them: warm-up, cosine, decay of matrices only, clipping."""
+"""optax optimizers as the field uses them: warm-up, cosine, decay of matrices only, clipping."""
 
 import jax
 import optax

@@ -18,7 +18,7 @@ def create(
       variables: of the model, from `Model.init` or a checkpoint: {"params": ..., other collections}.
       objective: its parameters stand beside the model's under "objective" when it has any.
       balance: weights of the tasks.
-      tx: optimiser.
+      tx: optimizer.
     """
     init_key, run_key = jax.random.split(key)
     extra, objective_state = objective.init(init_key)

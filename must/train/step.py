@@ -19,7 +19,7 @@ def train_step(
     ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimiser step on sum_t w_t L_t, L_t = sum over the task's terms of scale * num / max(1, den), over all devices.
+    """One optimizer step on sum_t w_t L_t, L_t = sum over the task's terms of scale * num / max(1, den), over all devices.
 
     Local numerators stand over summed, constant denominators, so that the sum of the devices' gradients is the
     gradient of the global loss; a mean of device means would not be.
@@ -28,14 +28,14 @@ def train_step(
       state: replicated.
       batch: this device's rows; only the objective reads them.
       frozen: variables of teachers, read only.
-      objective: what is minimised; a task whose terms it does not return, or that counted nothing, is not present.
+      objective: what is minimized; a task whose terms it does not return, or that counted nothing, is not present.
       balance: weights w_t of the tasks from their losses or gradients.
-      tx: optimiser.
+      tx: optimizer.
       ema_decay: of the averaged parameters, ramped up as min(decay, (1 + step) / (10 + step)); 0 copies.
       axis_name: device axis of pmap or shard_map.
 
     Returns:
-      The next state and scalars: "loss" (of the weighted tasks), "gradient_norm" (as the optimiser sees it),
+      The next state and scalars: "loss" (of the weighted tasks), "gradient_norm" (as the optimizer sees it),
       "loss/<term>" without factors, and what `balanced_gradient` logs: "weight/<task>", and norms and cosines of the
       tasks' gradients when the balance reads them.
     """

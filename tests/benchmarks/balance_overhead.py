@@ -2,7 +2,7 @@
 
     python tests/benchmarks/balance_overhead.py --batch 16 32 --rounds 9
 
-Whole steps, optimiser included, on random labels. A step of the plain sum stands next to every step of another method,
+Whole steps, optimizer included, on random labels. A step of the plain sum stands next to every step of another method,
 so that other load falls on both alike; ratios are medians over the rounds.
 """
 
@@ -52,7 +52,7 @@ def _label(field: str, shape, dtype, rng) -> np.ndarray:
 
 
 def _batch(tasks, rows: int, size: tuple[int, int]) -> Batch:
-    """Noise in the network form of every task; half of the rows of each are labelled."""
+    """Noise in the network form of every task; half of the rows of each are labeled."""
     rng = np.random.default_rng(0)
     labels = {
         name: {

@@ -2,7 +2,7 @@
 
     taskset -c 1 python tests/benchmarks/joint_step.py --batch 8 --rounds 9
 
-Whole steps of `configs/jedi.py`, optimiser included, on random clips; every ratio is the median over pairs of steps that
+Whole steps of `configs/jedi.py`, optimizer included, on random clips; every ratio is the median over pairs of steps that
 stand next to each other, so that other load falls on both alike. "three alone" are single steps of the three experts, each
 on the rows of all groups; the loop over experts and vmap are compared with three experts of one clip length.
 """
@@ -49,7 +49,7 @@ def _built(**changes) -> jedi.Built:
 
 
 def _batch(built: jedi.Built, inputs, rows: int, owner: str | None, seed: int) -> Batch:
-    """Noise; the rows are labelled for one set or for none."""
+    """Noise; the rows are labeled for one set or for none."""
     rng = np.random.default_rng(seed)
     shown = {view: rng.integers(0, 256, (rows, *array.shape[1:])).astype(np.uint8) for view, array in inputs.items()}
     labels = {
@@ -122,12 +122,12 @@ def steps(rows: int, rounds: int) -> None:
     )
 
 
-def vectorised(rows: int, rounds: int) -> None:
+def vectorized(rows: int, rounds: int) -> None:
     """A loop over experts that are alike against vmap; compiling the latter takes minutes."""
     alike = _built(experts={name: {"frames": 6, "model": {}} for name in _built().names})
     section = {n: Expert(alike.model((n,)), len(alike.tasks[n].classes), "6 frames") for n in alike.names}
     inputs = alike.shown(alike.names, "joint").blank_inputs()
-    loop, together = (experts(section, vectorise=vectorise) for vectorise in (False, True))
+    loop, together = (experts(section, vectorize=vectorize) for vectorize in (False, True))
     variables = loop.init(jax.random.key(0), inputs)
     arms = [_joint_arm(alike, made, variables, rows, inputs) for made in (loop, together)]
     _compared("loop over experts -> vmap", *arms, rounds)
@@ -175,13 +175,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="clips of every set and of the pool in a step")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20, help="of the run that waits for data")
-    parser.add_argument("--parts", nargs="+", default=("steps", "vectorised", "waiting"))
+    parser.add_argument("--parts", nargs="+", default=("steps", "vectorized", "waiting"))
     options = parser.parse_args()
     set_xla_flags()
     if "steps" in options.parts:
         steps(options.batch, options.rounds)
-    if "vectorised" in options.parts:
-        vectorised(options.batch, options.rounds)
+    if "vectorized" in options.parts:
+        vectorized(options.batch, options.rounds)
     if "waiting" in options.parts:
         waiting(options.batch, options.steps)
 

@@ -142,15 +142,15 @@ def painted(size: int, stride: int, count: int = 8, seed: int = 0) -> dict[str, 
     for i in range(count):
         labels = scenes[i].labels
         depth, normals = labels["depth"], labels["normals"]["normals"][2::4, 2::4] / 127.0
-        metres = (depth["depth"] * depth["scale"] + depth["offset"])[2::4, 2::4]
-        metres = enlarged(gaussian_filter(metres, 1.0) * (1 + 0.01 * noise()))
+        meters = (depth["depth"] * depth["scale"] + depth["offset"])[2::4, 2::4]
+        meters = enlarged(gaussian_filter(meters, 1.0) * (1 + 0.01 * noise()))
         channels = [enlarged(gaussian_filter(normals[..., c], 1.0) + 0.03 * noise()) for c in range(3)]
         normals = np.stack(channels, -1)
         ids = labels["segmentation"]["ids"][2::4, 2::4, 0]
         edges = np.hypot(*np.gradient(ids.astype(float))) > 0
         edges = gaussian_filter(edges, 1.5, output=float)
         sure = enlarged(np.clip(0.97 - edges / edges.max() * 0.6 + 0.03 * noise(), 0, 1))
-        rows["depth"].append({"depth": metres.astype(np.float32)})
+        rows["depth"].append({"depth": meters.astype(np.float32)})
         rows["normals"].append(
             {"normals": (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)}
         )
@@ -208,7 +208,7 @@ def measure_host(source: Jpegs, options: argparse.Namespace) -> None:
 
 
 def measure_memory(count: int = 10_000, size: int = 64) -> None:
-    """Resident memory while small pictures are labelled by a teacher that costs nothing."""
+    """Resident memory while small pictures are labeled by a teacher that costs nothing."""
     teacher, resident, page = painting_teacher(size, 64, DENSE), {}, os.sysconf("SC_PAGESIZE") / 2**20
 
     def look(done: int, total: int) -> None:

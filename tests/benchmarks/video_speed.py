@@ -44,7 +44,7 @@ def _networks(width):
 
 
 def _functions(backbone, clips):
-    """(parameters, forward, training step without an optimiser), both of no arguments."""
+    """(parameters, forward, training step without an optimizer), both of no arguments."""
     model = multi_head(backbone, None, {"action": ClassHead(6)})
     variables = model.init(jax.random.key(0), clips)
     state = {name: value for name, value in variables.items() if name != "params"}

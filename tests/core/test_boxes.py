@@ -92,7 +92,7 @@ def test_suppression_equals_the_plain_loop(rng, threshold):
 
 def test_suppression_survives_a_chain_in_which_every_second_box_stays():
     x = np.arange(30, dtype=np.float32) * 3
-    chain = np.stack([x, 0 * x, x + 10, 0 * x + 10], -1)  # IoU 7 / 13 with a neighbour, at most 4 / 16 with others
+    chain = np.stack([x, 0 * x, x + 10, 0 * x + 10], -1)  # IoU 7 / 13 with a neighbor, at most 4 / 16 with others
     scores = np.linspace(1, 0.1, 30, dtype=np.float32)
     indices, real = bx.non_maximum_suppression(chain, np.zeros(30, int), scores, threshold=0.5, count=30)
     np.testing.assert_array_equal(np.asarray(indices)[np.asarray(real)], np.arange(0, 30, 2))
@@ -124,7 +124,7 @@ def test_contests_go_to_the_smaller_box_but_leave_the_larger_its_centre():
     boxes = np.array([[[20, 20, 40, 40], [27, 27, 37, 37], [0, 0, 64, 64]]], np.float32)
     index, taken = jax.tree.map(np.asarray, assign(grid, boxes, np.ones((1, 3), bool)))
     owner = {tuple(p): i for p, i, t in zip(grid.tolist(), index[0], taken[0], strict=True) if t}
-    assert owner[(30.0, 30.0, 4.0)] == 0  # the cell of the large one's centre
+    assert owner[(30.0, 30.0, 4.0)] == 0  # the cell of the large one's center
     assert owner[(34.0, 34.0, 4.0)] == 1 and owner[(26.0, 26.0, 4.0)] == 0
     assert {s for (_, _, s), i in owner.items() if i == 2} == {16.0}
 

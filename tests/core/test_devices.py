@@ -22,7 +22,7 @@ ROWS, WIDTH, PIXELS, CLASSES = 32, 12, 6, 5
 
 
 class Network(nn.Module):
-    """Two heads over a batch-normalised layer with dropout whose noise belongs to the row, not to the device."""
+    """Two heads over a batch-normalized layer with dropout whose noise belongs to the row, not to the device."""
 
     @nn.compact
     def __call__(self, x, train, key, axis_name):

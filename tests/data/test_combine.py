@@ -76,8 +76,8 @@ def test_overlay_prefers_ground_truth_per_task():
     pseudo = [{"kind": forms.classification(0), "mood": forms.classification(0)} for _ in keys]
     truth = [{"kind": forms.classification(1)}, {}, {"kind": forms.classification(2)}]
     records = Memory("records", pseudo, {**CLASSES, "mood": ("x", "y")}, keys)
-    labelled = Memory("s", truth, CLASSES, ["s/2", "s/1", "s/9"])
-    data = Overlay(records, [labelled])
+    labeled = Memory("s", truth, CLASSES, ["s/2", "s/1", "s/9"])
+    data = Overlay(records, [labeled])
     assert data.ids == ["s/0", "s/1", "s/2", "s/9"]
     assert [int(data[i].labels["kind"]["ids"][0]) for i in range(4)] == [0, 0, 1, 2]
     assert [sorted(data.labels(i)) for i in range(4)] == [["kind", "mood"]] * 3 + [["kind"]]
@@ -87,9 +87,9 @@ def test_overlay_prefers_ground_truth_per_task():
 
 
 def test_overlay_decodes_the_picture_once():
-    records, labelled = _numbered("x", 4), _numbered("x", 4)
-    Overlay(records, {"truth": labelled})[1]
-    assert (records.reads, labelled.reads) == (1, 0)
+    records, labeled = _numbered("x", 4), _numbered("x", 4)
+    Overlay(records, {"truth": labeled})[1]
+    assert (records.reads, labeled.reads) == (1, 0)
 
 
 def test_cached_reads_once_within_the_limit():

@@ -82,7 +82,7 @@ def _rows(changes, count=12, encoder=ENCODER, seed=0, **options):
 
 
 def _check_places(batch):
-    """Every labelled pixel of every row has the label of the picture that its colour says it is of."""
+    """Every labeled pixel of every row has the label of the picture that its color says it is of."""
     image = batch.inputs["image"]
     seen = (image != geometry.FILL).any(-1)
     for name in ("segmentation", "depth", "normals"):

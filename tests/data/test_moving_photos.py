@@ -34,7 +34,7 @@ def test_clips_wander_steadily_and_stay_inside():
         assert not (clip == FILL).all(-1).any()  # blue is 0 in every photo
         place = clip[..., :2].reshape(6, -1, 2).astype(float).mean(1)
         steps = np.diff(place, axis=0)
-        assert np.linalg.norm(steps - steps.mean(0), axis=1).max() < 3  # a steady pace, in grey levels
+        assert np.linalg.norm(steps - steps.mean(0), axis=1).max() < 3  # a steady pace, in gray levels
         ways.append(np.linalg.norm(place[-1] - place[0]))
     assert min(ways) < 20 < max(ways)
     spread = [np.ptp(source[i].image[..., 0], (1, 2)).astype(float) for i in range(len(source))]

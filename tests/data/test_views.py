@@ -29,13 +29,13 @@ def test_every_operation_changes_pictures_and_depends_on_the_draw_alone(name):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_operation_moves_a_pixel(name):
-    """A change of one place of the picture changes its neighbourhood at most, and mirrored pictures change alike."""
+    """A change of one place of the picture changes its neighborhood at most, and mirrored pictures change alike."""
     image = _image()
     view = RandAugment(1, 1.0, operations=(name,), blur=0.02, noise=0.0)
     mirrored = view(np.ascontiguousarray(image[:, ::-1]), np.random.default_rng(3))[:, ::-1]
     np.testing.assert_allclose(mirrored.astype(int), view(image, np.random.default_rng(3)).astype(int), atol=1)
     far = image.copy()
-    far[:4] = far[4:8]  # the same grey values, so that statistics stay close
+    far[:4] = far[4:8]  # the same gray values, so that statistics stay close
     a, b = (view(x, np.random.default_rng(3)).astype(int) for x in (image, far))
     assert np.abs(a[12:] - b[12:]).max() <= 16
 

@@ -22,7 +22,7 @@ TASKS = {"classification": Classification(classes=NAMES), "depth": Depth()}
 
 
 def _apply(variables, inputs, *, train, key, axis_name=None):
-    """A model that is not one of ours: class from the mean colour, log depth from every 4x4 block's brightness."""
+    """A model that is not one of ours: class from the mean color, log depth from every 4x4 block's brightness."""
     assert not train
     x = inputs.astype(jnp.float32) / 255
     blocks = x.reshape(len(x), 2, 4, 2, 4, 3).mean((2, 4, 5))[..., None]

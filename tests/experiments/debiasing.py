@@ -3,7 +3,7 @@
     python tests/experiments/debiasing.py
 
 First table: how far the weighted risk on a teacher's labels is from the clean risk (4,000 unlabeled, 500 validation
-examples, 22 neighbours). Second table: accuracy of a linear student when a quarter of the pool, far out along one
+examples, 22 neighbors). Second table: accuracy of a linear student when a quarter of the pool, far out along one
 direction, has labels that are right with probability .52. Half a minute.
 """
 
@@ -71,9 +71,9 @@ def bias(seed: int) -> dict[str, float]:
     found = {
         "unweighted": np.ones(len(true)),
         "oracle": weigh.exact(pool.accuracy, flipped / true),
-        "ratio of means": weigh.ratio_of_means(known, neighbours=22)(at),
-        "ratio of means, at most 1/p": weigh.ratio_of_means(known, neighbours=22, correct=held.says == held.truth)(at),
-        "plug-in": weigh.plug_in(known, held.says == held.truth, neighbours=22)(at),
+        "ratio of means": weigh.ratio_of_means(known, neighbors=22)(at),
+        "ratio of means, at most 1/p": weigh.ratio_of_means(known, neighbors=22, correct=held.says == held.truth)(at),
+        "plug-in": weigh.plug_in(known, held.says == held.truth, neighbors=22)(at),
         "mean of ratios (wrong)": _mean_of_ratios(known, at, 22),
     }
     normalized = found["ratio of means"] / found["ratio of means"].mean()
@@ -101,7 +101,7 @@ def accuracies(seed: int, steps: int = 600, every: int = 20) -> dict[str, float]
         for _ in range(steps // every):
             if arm == "estimated":
                 known = weigh.HeldOut(held.covariates(student), *held.losses(student))
-                weights = weigh.ratio_of_means(known, neighbours=22)(pool.covariates(student))
+                weights = weigh.ratio_of_means(known, neighbors=22)(pool.covariates(student))
             if arm == "oracle":
                 flipped = np.asarray(log_loss(1 - pool.truth, pool.points @ student))
                 weights = weigh.exact(pool.accuracy, flipped / pool.losses(student)[0])

@@ -19,7 +19,7 @@ from must.readers.records import Records
 from must.recipes import must as recipe
 from must.recipes.believing import recorded
 from must.recipes.built import HELD_OUT, MEASURED
-from must.recipes.labelling import records_directory
+from must.recipes.labeling import records_directory
 
 
 def main() -> None:

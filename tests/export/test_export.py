@@ -45,7 +45,7 @@ def random(*shape, seed=0):
 
 
 def alive(variables):
-    """No variable has the value that it was initialised with, so that one that is lost or swapped shows."""
+    """No variable has the value that it was initialized with, so that one that is lost or swapped shows."""
     leaves, tree = jax.tree.flatten(variables)
     rng = np.random.default_rng(1)
     return jax.tree.unflatten(tree, [np.float32(leaf + 0.2 * rng.standard_normal(leaf.shape)) for leaf in leaves])

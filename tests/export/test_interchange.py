@@ -20,7 +20,7 @@ from must.readers.records import Records
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection
 from must.tasks.segmentation import Segmentation
-from tests.support.random_labels import CLASSES, SIZE, STORED, TASKS, Labelled, label_random, random_labels
+from tests.support.random_labels import CLASSES, SIZE, STORED, TASKS, Labeled, label_random, random_labels
 
 IDS = ["pool/a/1", "pool/a/2.jpg", 'pool/ü: "x"\n%', "pool/.hidden", "pool/..//z", "pool/1.png/2", "pool/1"]
 IDS += ["pool/" + "lóng." * 99, "pool/" + "deep/" * 99]
@@ -29,7 +29,7 @@ IDS += ["pool/" + "lóng." * 99, "pool/" + "deep/" * 99]
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """(source, folder) of all tasks with pictures; not to be changed."""
-    source, folder = Labelled(IDS), tmp_path_factory.mktemp("exported") / "labels"
+    source, folder = Labeled(IDS), tmp_path_factory.mktemp("exported") / "labels"
     counts = export_labels(folder, source, TASKS, images=True)
     assert counts == {"images": len(IDS)} | {task: sum(task in label for label in source.known) for task in TASKS}
     return source, folder
@@ -58,7 +58,7 @@ def test_every_field_of_every_task_comes_back_exactly_under_its_id(exported):
 
 
 def test_records_of_every_task_leave_and_come_back(tmp_path):
-    source = Labelled([f"pool/{i}" for i in range(6)], missing=False)
+    source = Labeled([f"pool/{i}" for i in range(6)], missing=False)
     label_random(tmp_path / "random" / "1.0.0", source)
     records = Records(tmp_path / "random" / "1.0.0")
     assert sum(len(records.labels(index)["boxes"]["boxes"]) for index in range(6)) > 3
@@ -73,9 +73,9 @@ def test_records_of_every_task_leave_and_come_back(tmp_path):
 
 
 def test_labels_without_pictures_take_them_from_a_source_by_id(tmp_path):
-    source = Labelled(["pool/b", "pool/a", "pool/c"], seed=1)
+    source = Labeled(["pool/b", "pool/a", "pool/c"], seed=1)
     export_labels(tmp_path / "out", source, {"masks": TASKS["masks"]})
-    back = LabelFiles(tmp_path / "out", images=Labelled(["pool/c", "pool/a", "pool/b"], seed=2), tasks=["masks"])
+    back = LabelFiles(tmp_path / "out", images=Labeled(["pool/c", "pool/a", "pool/b"], seed=2), tasks=["masks"])
     assert [back[i].id for i in range(3)] == source.ids
     np.testing.assert_array_equal(back[1].image, source[1].image)
     with pytest.raises(UserError, match="pool/b"):
@@ -116,12 +116,12 @@ def test_names_of_files_tell_all_ids_apart_and_stay_inside_the_folder():
 
 
 def test_our_readers_of_users_files_read_what_was_exported(tmp_path):
-    source = Labelled([f"pool/{i}" for i in range(6)], seed=3, missing=False)
+    source = Labeled([f"pool/{i}" for i in range(6)], seed=3, missing=False)
     for label in source.known:  # a person's set has one mask per picture and no scores of depth
         label["masks"] = {"ids": label["masks"]["ids"][..., :1], "probs": label["masks"]["probs"][..., :1]}
     tasks = {**TASKS, "masks": Segmentation(CLASSES)}
     root = str(tmp_path / "out")
-    export_labels(root, source, tasks, images=True, millimetres=True, palette=True)
+    export_labels(root, source, tasks, images=True, millimeters=True, palette=True)
     common = {"images": "images/pool", "name": "pool"}
     boxes = CocoJson(root, images="images", annotations="boxes/coco.json", tasks={"detection": "boxes"}, name="x")
     masks = MaskPng(
@@ -145,9 +145,9 @@ def test_our_readers_of_users_files_read_what_was_exported(tmp_path):
         assert table.labels(index)["class"]["ids"] == want["class"]["ids"][:1]
         got = depth.labels(index)["depth"]
         code, (scale, offset) = want["depth"]["depth"], (np.float64(want["depth"][key]) for key in ("scale", "offset"))
-        metres = code * scale + offset
+        meters = code * scale + offset
         np.testing.assert_array_equal(got["depth"] > 0, code > 0)
-        error = np.abs(got["depth"] * np.float64(got["scale"]) - metres)[(code > 0) & (metres > 1e-3)]
+        error = np.abs(got["depth"] * np.float64(got["scale"]) - meters)[(code > 0) & (meters > 1e-3)]
         assert error.max(initial=0) < 0.5001e-3
         off = normals.labels(index)["normals"]["normals"].astype(int) - want["normals"]["normals"]
         assert np.abs(off).max() <= 1, "the reader of users' files brings normals to unit length again"
@@ -155,7 +155,7 @@ def test_our_readers_of_users_files_read_what_was_exported(tmp_path):
 
 @pytest.mark.parametrize(("read", "folder"), [(MaskPng, "masks/ids"), (DepthPng, "depth/depth")])
 def test_coarse_maps_must_fit_their_pictures(tmp_path, read, folder):
-    source = Labelled(["pool/1"])
+    source = Labeled(["pool/1"])
     export_labels(tmp_path / "out", source, TASKS, images=True)
     file = tmp_path / "out" / folder / "pool" / "1.png"
     picture = Image.open(file)
@@ -192,7 +192,7 @@ def edit(folder, change):
 @pytest.fixture
 def corrected(tmp_path):
     """Four records, and their boxes in a json that is there to be changed."""
-    source = Labelled([f"pool/{name}" for name in "abcd"], seed=8, missing=False)
+    source = Labeled([f"pool/{name}" for name in "abcd"], seed=8, missing=False)
     for label in source.known:
         label["boxes"] = {**random_labels(np.random.default_rng(5))["boxes"], "unknown": np.array([2], np.uint16)}
     assert len(source.known[0]["boxes"]["boxes"]) >= 2
@@ -277,7 +277,7 @@ def test_a_json_made_for_pictures_of_another_size_is_refused(corrected):
 
 
 def test_boxes_below_a_score_are_left_out_on_request(tmp_path):
-    source = Labelled([f"pool/{i}" for i in range(9)], missing=False)
+    source = Labeled([f"pool/{i}" for i in range(9)], missing=False)
     export_labels(tmp_path / "out", source, {"boxes": TASKS["boxes"]}, least=0.5)
     back, kept = LabelFiles(tmp_path / "out"), 0
     for index in range(len(source)):
@@ -288,7 +288,7 @@ def test_boxes_below_a_score_are_left_out_on_request(tmp_path):
 
 
 def test_an_export_appears_whole_and_never_replaces_edited_files(tmp_path):
-    source = Labelled(["pool/1", "pool/2"], missing=False)
+    source = Labeled(["pool/1", "pool/2"], missing=False)
     source.known[1]["masks"]["ids"] = source.known[1]["masks"]["ids"].copy()
     source.known[1]["masks"]["ids"][0, 0] = 9
     with pytest.raises(UserError, match="pool/2.*class id 9"):
@@ -301,7 +301,7 @@ def test_an_export_appears_whole_and_never_replaces_edited_files(tmp_path):
 
 
 def test_what_has_no_place_in_the_files_is_refused(tmp_path):
-    source = Labelled(["pool/1"])
+    source = Labeled(["pool/1"])
     source.known[0]["depth"]["extra"] = np.zeros(3)
     with pytest.raises(UserError, match="pool/1: depth.extra"):
         export_labels(tmp_path / "out", source, {"depth": TASKS["depth"]})
@@ -310,7 +310,7 @@ def test_what_has_no_place_in_the_files_is_refused(tmp_path):
     with pytest.raises(UserError, match="classes of boxes"):
         export_labels(tmp_path / "out", source, {"boxes": Detection(CLASSES[::-1])})
     with pytest.raises(UserError, match="relative"):
-        export_labels(tmp_path / "out", source, {"depth": Depth(depth_kind="relative")}, millimetres=True)
+        export_labels(tmp_path / "out", source, {"depth": Depth(depth_kind="relative")}, millimeters=True)
     source.known[0]["depth"] = {**random_labels(np.random.default_rng(0))["depth"], "offset": np.float32(70)}
-    with pytest.raises(UserError, match="pool/1: depth: .* m in millimetres"):
-        export_labels(tmp_path / "out", source, {"depth": TASKS["depth"]}, millimetres=True)
+    with pytest.raises(UserError, match="pool/1: depth: .* m in millimeters"):
+        export_labels(tmp_path / "out", source, {"depth": TASKS["depth"]}, millimeters=True)

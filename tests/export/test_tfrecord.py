@@ -14,7 +14,7 @@ from must.core.types import UserError
 from must.export import tfrecord
 from must.export.tfrecord import write_tfrecord
 from must.readers.records import Records, file_hash, stored_records
-from tests.support.random_labels import TASKS, Labelled, label_random
+from tests.support.random_labels import TASKS, Labeled, label_random
 from tests.support.toy_labels import ToySource, label_toy
 
 
@@ -80,7 +80,7 @@ def test_tf_data_gives_every_type_and_encoding(records, twin):
 
 def test_tf_data_gives_every_field_of_every_task(tmp_path):
     pytest.importorskip("tensorflow")
-    label_random(tmp_path / "records", Labelled([f"pool/{i}" for i in range(6)], missing=False))
+    label_random(tmp_path / "records", Labeled([f"pool/{i}" for i in range(6)], missing=False))
     write_tfrecord(tmp_path / "records", tmp_path / "twin")
     source = Records(tmp_path / "records")
     assert set(source[0].labels) == set(TASKS)

@@ -71,7 +71,7 @@ def test_unknown_depth_stem_and_norm_are_refused():
             _shapes(ResNet(**wrong), jnp.zeros((1, 32, 32, 3)), train=False)
 
 
-def test_zero_initialised_branches_make_a_block_the_identity_at_first():
+def test_zero_initialized_branches_make_a_block_the_identity_at_first():
     net = ResNet(18, 8, stem="small", stages=1)
     x = _random(2, 16, 16, 3)
     variables = _init(net, x, train=False)
@@ -100,7 +100,7 @@ def test_max_pool_equals_the_windowed_reduction(size):
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
 
 
-# --- normalisation
+# --- normalization
 
 
 def test_batch_norm_equals_flax():
@@ -180,7 +180,7 @@ def test_coarse_levels_inform_finer_ones_and_not_the_reverse():
     before = apply(features)
     touched = features._replace(pyramid={**features.pyramid, 16: _raised(features.pyramid[16], 2, 3)})
     change = np.abs(apply(touched)[8] - before[8]).max((0, 3)) > 0
-    rows, columns = np.nonzero(change)  # cells (4..5, 6..) of the finer level and one neighbour around them
+    rows, columns = np.nonzero(change)  # cells (4..5, 6..) of the finer level and one neighbor around them
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (3, 4, 5, 6)
     touched = features._replace(pyramid={**features.pyramid, 8: features.pyramid[8] + 1.0})
     after = apply(touched)

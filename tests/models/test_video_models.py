@@ -163,7 +163,7 @@ def test_the_order_of_frames_matters_to_the_shift_and_not_to_a_mean_over_frames(
 
 
 @pytest.mark.parametrize("frames, stride", [(4, 1), (5, 2), (4, 2), (1, 2)])
-def test_factorised_convolutions_equal_the_3d_ones(frames, stride):
+def test_factorized_convolutions_equal_the_3d_ones(frames, stride):
     x = _random(2, frames, 5, 6, 3)
     for module, size in ((SpatialConv(4, 3, stride), (1, 3, 3)), (TemporalConv(4, 3, stride), (3, 1, 1))):
         kernel = _random(*size, 3, 4, key=2)
@@ -342,7 +342,7 @@ def test_several_clips_give_the_mean_of_their_probabilities():
         mean = (np.exp(each) / np.exp(each).sum(-1, keepdims=True)).mean(1)
         np.testing.assert_allclose(np.exp(outputs[task]), mean, rtol=1e-5)
     assert state == {"seen": 1}
-    assert model.init(KEY, clips)["params"].shape == (2, 2, 2, 3)  # initialised on one clip
+    assert model.init(KEY, clips)["params"].shape == (2, 2, 2, 3)  # initialized on one clip
 
 
 def test_one_clip_passes_through_and_training_on_several_is_refused():

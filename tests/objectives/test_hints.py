@@ -363,7 +363,7 @@ def test_losses_and_gradients_are_finite(kind):
 # adaptors
 
 
-def test_phi_s_standardises_isotropically():
+def test_phi_s_standardizes_isotropically():
     rng = np.random.default_rng(0)
     for channels in (8, 6, 5):  # a power of two takes Hadamard's matrix, others rotations
         x = rng.normal(size=(4000, channels)) @ rng.normal(size=(channels, channels)) * 7 + rng.normal(size=channels)
@@ -579,10 +579,10 @@ def test_points_follow_the_frame(size):  # M10
 def test_every_hint_overfits_eight_examples():
     step, fresh = stepper(EVERY)
     data = batch()
-    unlabelled = data._replace(weights={task: np.zeros(ROWS, np.float32) for task in data.weights})
+    unlabeled = data._replace(weights={task: np.zeros(ROWS, np.float32) for task in data.weights})
     state, seen = fresh(), []
     for _ in range(150):
-        state, logs = step(state, unlabelled, FROZEN)
+        state, logs = step(state, unlabeled, FROZEN)
         seen.append({name: float(value) for name, value in logs.items() if name.startswith("loss/")})
     assert np.isfinite([list(values.values()) for values in seen]).all()
     for hint in hints().values():

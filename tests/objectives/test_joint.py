@@ -60,7 +60,7 @@ def start(made, seed=0):
 
 
 def rows(owner, count, seed):
-    """`count` rows labelled for one set, or for none."""
+    """`count` rows labeled for one set, or for none."""
     rng = np.random.default_rng(seed)
     labels = {name: {"probs": np.zeros((count, size), np.float32)} for name, size in CLASSES.items()}
     if owner:
@@ -194,7 +194,7 @@ def test_backbones_are_applied_once_a_step():
 
 
 def test_the_mean_of_distillation_is_over_rows_without_the_label():
-    """J6: labelled rows change neither sum nor count; without other rows it is 0 and so is its gradient."""
+    """J6: labeled rows change neither sum nor count; without other rows it is 0 and so is its gradient."""
     made = experts(parts())
     variables = moved(made, start(made))
     batch = {"a": rows("a", 8, 0), "pool": rows(None, 8, 9)}
@@ -298,16 +298,16 @@ def test_shuffled_answers_are_those_to_other_rows_of_the_same_group():
     )
 
 
-def test_vectorised_experts_are_the_same():
+def test_vectorized_experts_are_the_same():
     same = {name: Expert(one_layer(name, width=6), count) for name, count in CLASSES.items()}
-    loop, together = experts(same), experts(same, vectorise=True)
+    loop, together = experts(same), experts(same, vectorize=True)
     variables = start(loop)
     inputs = groups()["a"].inputs
     a, b = (made.model.apply(variables, inputs)[0] for made in (loop, together))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
     views = {"a": same["a"], "b": same["b"]._replace(view="other")}
     with pytest.raises(ValueError, match="views"):
-        experts(views, vectorise=True)
+        experts(views, vectorize=True)
 
 
 def test_linear_layers_on_cached_features_give_what_the_whole_network_gives():

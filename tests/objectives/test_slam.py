@@ -47,7 +47,7 @@ def test_where_the_gradient_dies(normalize, dead):
 
 
 def _learnt(loss, steps=1500):
-    """The probabilities that minimise the mean loss over what a teacher says about one example of class 2."""
+    """The probabilities that minimize the mean loss over what a teacher says about one example of class 2."""
     says = jnp.array([0.15, 0.0, 0.7, 0.0, 0.15])  # right with 0.7, else one of the two other candidates
     gradient = jax.jit(jax.grad(lambda z: jnp.sum(says * jax.vmap(lambda y: loss(jax.nn.softmax(z), y))(jnp.eye(5)))))
     z = jnp.zeros(5)

@@ -56,9 +56,9 @@ def only(*names):
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labeled(tmp_path_factory):
     """(source, directory of records, networks): four teachers of three frameworks and four sizes in one pass."""
-    top = tmp_path_factory.mktemp("labelled")
+    top = tmp_path_factory.mktemp("labeled")
     source, segmenter, detector = Scenes(COUNT, size=SIDE), Segmenter(), Detector()
     weights = write_classifier(top / "classifier.onnx")
     pixels, as_it_is = {"mean": MEAN, "std": STD}, {"mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -73,7 +73,7 @@ def labelled(tmp_path_factory):
         ),
     ]
     assert [teacher.size for teacher in teachers] == [(64, 96), (64, 96), (32, 40), (20, 28)]
-    summary = label_images(top / "1.0.0", "labelled", source, teachers, shards=2, batch_size=4)
+    summary = label_images(top / "1.0.0", "labeled", source, teachers, shards=2, batch_size=4)
     assert summary.records == COUNT
     return source, top / "1.0.0", {"segmenter": segmenter, "detector": detector, "weights": weights}
 
@@ -94,8 +94,8 @@ def enlarged(maps, size):
     return torch.nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)[0].numpy()
 
 
-def test_records_hold_what_each_network_says_of_the_resized_image(labelled):
-    source, directory, networks = labelled
+def test_records_hold_what_each_network_says_of_the_resized_image(labeled):
+    source, directory, networks = labeled
     records = Records(directory)
     assert records.specs.keys() == TASKS.keys() and list(records.ids) == list(source.ids)
     boxes_seen = []
@@ -134,10 +134,10 @@ def test_records_hold_what_each_network_says_of_the_resized_image(labelled):
     assert 0 < inside < found and len({count for _, count in boxes_seen}) > 1
 
 
-def test_tfds_reads_the_labels_of_all_frameworks(labelled):
+def test_tfds_reads_the_labels_of_all_frameworks(labeled):
     import tensorflow_datasets as tfds
 
-    _, directory, _ = labelled
+    _, directory, _ = labeled
     records, read = Records(directory), tfds.builder_from_directory(str(directory)).as_data_source("train")
     assert len(read) == COUNT
     for index in range(COUNT):
@@ -217,7 +217,7 @@ def test_files_that_are_no_teachers_are_refused_by_name(tmp_path, form, given, m
         from_onnx("m", tmp_path / "none.onnx", only("classification"), **ONNX)
 
 
-def test_a_fingerprint_follows_the_weights_and_the_normalisation(tmp_path):
+def test_a_fingerprint_follows_the_weights_and_the_normalization(tmp_path):
     def of_torch(module, mean=MEAN):
         teacher = from_torch("s", module, only("segmentation"), size=(32, 32), read=read_segmenter, mean=mean, std=STD)
         return teacher.fingerprint

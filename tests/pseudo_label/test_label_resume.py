@@ -241,7 +241,7 @@ def test_a_pass_goes_on_after_an_error(tmp_path, reference):
     assert tree(tmp_path / "1.0.0") == reference
 
 
-def test_a_shard_that_was_damaged_before_the_commit_is_labelled_again(tmp_path, reference):
+def test_a_shard_that_was_damaged_before_the_commit_is_labeled_again(tmp_path, reference):
     with pytest.raises(UserError):
         label_toy(tmp_path / "1.0.0", teacher=toy_teacher(edit=_breaks_down()))
     shard = next((tmp_path / "1.0.0").glob("*array_record*"))

@@ -92,9 +92,9 @@ def test_a_perfect_teacher_and_a_saturated_student():
     np.testing.assert_allclose(weigh.ratio_of_means(still)(world.covariates), 1)
 
 
-def test_all_neighbours_give_one_ratio_and_order_and_scale_do_not_matter():
+def test_all_neighbors_give_one_ratio_and_order_and_scale_do_not_matter():
     world, other = World(300, 2), World(64, 3)
-    weights = weigh.ratio_of_means(world.held_out, neighbours=300)(other.covariates)
+    weights = weigh.ratio_of_means(world.held_out, neighbors=300)(other.covariates)
     np.testing.assert_allclose(weights, world.true_loss.mean() / world.teacher_loss.mean(), rtol=1e-5)
     base = weigh.ratio_of_means(world.held_out)(other.covariates)
     assert base.std() > 0.05 and base.shape == (64,)
@@ -119,10 +119,10 @@ def test_held_out_sets_that_cannot_serve(change, says):
         weigh.ratio_of_means(held)
 
 
-def test_more_neighbours_than_examples():
+def test_more_neighbors_than_examples():
     held = weigh.HeldOut(np.zeros((3, 2)), np.ones(3), np.ones(3))
-    with pytest.raises(UserError, match="4 neighbours of 3"):
-        weigh.ratio_of_means(held, neighbours=4)
+    with pytest.raises(UserError, match="4 neighbors of 3"):
+        weigh.ratio_of_means(held, neighbors=4)
 
 
 def test_isotonic_accuracy_rises_pools_violators_and_keeps_its_floor():
@@ -150,7 +150,7 @@ def test_the_bound_holds_a_ratio_that_a_student_has_run_away_with():
     held = weigh.HeldOut(rng.random((400, 2)), np.where(correct, 1e-3, 7.0), np.full(400, 1e-3))
     points = rng.random((100, 2))
     free, bound = weigh.ratio_of_means(held)(points), weigh.ratio_of_means(held, correct=correct)(points)
-    assert free.min() > 100 and bound.max() <= 20  # k = 20 neighbours, at least one of them right
+    assert free.min() > 100 and bound.max() <= 20  # k = 20 neighbors, at least one of them right
     plug = weigh.plug_in(held, correct)(points)
     np.testing.assert_allclose(plug, bound, rtol=0.05)  # d is next to 0 there
     loose = held._replace(teacher_loss=np.where(correct, 1.0, 3.0), true_loss=np.ones(400))
@@ -179,7 +179,7 @@ def test_confidence_of_a_distribution():
 
 
 def test_the_synthetic_experiment_comes_out_in_its_order():
-    """The control arms must lose: unweighted, mean of ratios and normalised weights; plain training."""
+    """The control arms must lose: unweighted, mean of ratios and normalized weights; plain training."""
     biases = [debiasing.bias(seed) for seed in range(8)]
     mean = {name: np.mean([row[name] for row in biases]) for name in biases[0]}
     for name in ("ratio of means", "ratio of means, at most 1/p", "plug-in", "oracle"):
@@ -202,17 +202,17 @@ def test_sums_come_first_and_division_last():
         true_items=np.array([[2, 1], [2, 1], [2, 1]]),
         teacher_items=np.array([[1, 1], [0, 0], [3, 2]]),
     )
-    (weight,) = weigh.ratio_of_means(held, neighbours=3)(np.zeros((1, 1)))
+    (weight,) = weigh.ratio_of_means(held, neighbors=3)(np.zeros((1, 1)))
     assert weight == pytest.approx((12 / 6 + 6 / 3) / (12 / 4 + 6 / 3), rel=1e-5)
     nothing = held._replace(teacher_loss=np.full((3, 2), 0.5), teacher_items=np.zeros((3, 2)))
-    (weight,) = weigh.ratio_of_means(nothing, neighbours=3)(
+    (weight,) = weigh.ratio_of_means(nothing, neighbors=3)(
         np.zeros((1, 1))
     )  # no objects found: one item stands for none
     assert weight == pytest.approx((12 / 6 + 6 / 3) / (1.5 + 1.5), rel=1e-5)
 
 
 def test_on_its_own_training_images_a_teacher_hides_its_mistakes():
-    """W5: a nearest-neighbour teacher is always right on what it has memorised; weights from there are all 1."""
+    """W5: a nearest-neighbor teacher is always right on what it has memorized; weights from there are all 1."""
     rng = np.random.default_rng(0)
     points = rng.normal(size=(900, 2))
     truth = (points[:, 0] + rng.normal(0, 0.8, 900) > 0).astype(int)

@@ -265,5 +265,5 @@ def test_bad_class_files(tmp_path):
 def test_a_source_that_cannot_be_built():
     refused({"kind": "foto"}, "'foto'", "photos", read=False)
     refused({"kind": "photos"}, "'photos'", "root", read=False)
-    refused({"kind": "photos", "root": ".", "colour": 1}, "colour", read=False)
+    refused({"kind": "photos", "root": ".", "color": 1}, "color", read=False)
     refused({"kind": "no.such.module:Class"}, "no.such.module", read=False)

@@ -74,7 +74,7 @@ def test_voc_pixels_count_from_one_and_the_last_is_inside(tmp_path):
 
 def test_voc_without_a_split_takes_what_has_an_xml(tmp_path):
     section = {**sets.voc(tmp_path), "split": "", "ignore_difficult": False}
-    sets.picture(tmp_path / "JPEGImages" / "unlabelled.jpg")
+    sets.picture(tmp_path / "JPEGImages" / "unlabeled.jpg")
     data = source(**section)
     assert len(data) == 1 and not data[0].labels["detection"]["crowd"].any()
 
@@ -90,8 +90,8 @@ def test_masks_are_renumbered_and_their_ignored_id_becomes_255(tmp_path):
 @pytest.mark.parametrize("unit, factor", [("mm", 1e-3), ("cm", 1e-2), ("m", 1.0), (0.0002, 0.0002)])
 def test_depth_in_metres_and_its_invalid_codes(tmp_path, unit, factor):
     label = source(**{**sets.depth_png(tmp_path), "unit": unit})[0].labels["depth"]
-    metres = label["depth"] * label["scale"] + label["offset"]
-    np.testing.assert_allclose(metres[::3, 0], [0, 1000 * factor, 0, 2500 * factor], rtol=1e-6)
+    meters = label["depth"] * label["scale"] + label["offset"]
+    np.testing.assert_allclose(meters[::3, 0], [0, 1000 * factor, 0, 2500 * factor], rtol=1e-6)
 
 
 def test_normals_are_unit_vectors_and_black_is_invalid(tmp_path):
@@ -248,8 +248,8 @@ def test_rgbd_kitchen(data_pack, split, frames):
     data = source("join", sources={"depth": depth, "normals": normals})
     assert len(data) == frames
     labels = data[0].labels
-    metres = labels["depth"]["depth"] * labels["depth"]["scale"]
-    assert 0.5 < np.median(metres[metres > 0]) < 4.0
+    meters = labels["depth"]["depth"] * labels["depth"]["scale"]
+    assert 0.5 < np.median(meters[meters > 0]) < 4.0
     length = np.linalg.norm(labels["normals"]["normals"] / 127.0, axis=-1)
     assert (np.abs(length[length > 0] - 1) < 0.01).all() and 0.5 < (length > 0).mean() < 1
 

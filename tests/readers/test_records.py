@@ -138,7 +138,7 @@ def fields(message):
 
 
 def features_of_record(record):
-    """{path: (kind, payload)} of a serialised tf.train.Example; kind 1 bytes, 2 floats, 3 integers."""
+    """{path: (kind, payload)} of a serialized tf.train.Example; kind 1 bytes, 2 floats, 3 integers."""
     found = {}
     for _, features in fields(record):
         for _, entry in fields(features):
@@ -241,7 +241,7 @@ def test_missing_files_and_wrong_questions_are_refused(copied):
 
 def test_pictures_are_copied_where_every_reader_sees_the_same(tmp_path):
     class Files(ToySource):
-        """Encoded as JPEG, PNG, grey JPEG and palette PNG in turn."""
+        """Encoded as JPEG, PNG, gray JPEG and palette PNG in turn."""
 
         def encoded(self, index):
             picture, buffer = Image.fromarray(super().__getitem__(index).image), io.BytesIO()
@@ -313,5 +313,5 @@ def test_teachers_that_differ_in_size_share_a_pass_and_no_task(tmp_path):
     records = Records(tmp_path / "1.0.0", tasks=["other"])
     assert set(records[3].labels) == {"other"} and set(Records(tmp_path / "1.0.0")[3].labels) == {"toy", "other"}
     assert_same(records[3].labels["other"], expected(3, size=(8, 8)))
-    with pytest.raises(UserError, match="labelled by toy teacher and by toy teacher"):
+    with pytest.raises(UserError, match="labeled by toy teacher and by toy teacher"):
         label_images(tmp_path / "2.0.0", "two", ToySource(9), [toy_teacher(), toy_teacher()])

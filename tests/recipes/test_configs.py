@@ -29,7 +29,7 @@ def _config(name, variant, root=""):
 @pytest.mark.parametrize("variant", ["", "sanity", "evidence", "pool", "weighted", "balancing"])
 def test_quickstart_keeps_every_id_in_one_place(variant):
     built = recipe.Built(_config("quickstart", variant), 0)
-    train = [set(source.ids) for source in built.labelled()]
+    train = [set(source.ids) for source in built.labeled()]
     held_out = {id for split in ("validation", "test") for source in built.splits(split).values() for id in source.ids}
     everything = list(built.everything().ids)
     assert len(train) == 5 and len(set().union(*train)) == sum(map(len, train))  # disjoint images per task
@@ -115,7 +115,7 @@ def test_options_of_students_are_refused_where_they_cannot_work():
         **config,
         "tasks": {"edges": task},
         "sets": sets,
-        "labelled": {"edges": "edges"},
+        "labeled": {"edges": "edges"},
         "arms": {"cut": {"cutout": {"probability": 0.5}}},
     }
     with pytest.raises(UserError, match="cut.cutout: does not work for edges, which has no paste"):
@@ -173,7 +173,7 @@ def test_weighted_distillation_keeps_its_sets_apart(data_pack):
 @pytest.mark.parametrize(
     "validation, says",
     [
-        ("{copy}", "the same picture, labelled/.+ and copied/"),
+        ("{copy}", "the same picture, labeled/.+ and copied/"),
         ("{one}", "holds one class only, 'dress'"),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_validation_set_that_tells_nothing(data_pack, tmp_path, validation, sa
         "root": str(data_pack / "clothing"),
         "classes": "classes.txt",
         "split": "train",
-        "name": "labelled",
+        "name": "labeled",
     }
     source = data_pack / "clothing" / "train"
     for name in ("dress", "hat") if "copy" in validation else ("dress",):

@@ -200,7 +200,7 @@ def test_the_page_shows_every_column(whole):
 
 def test_other_labels_of_one_set_change_no_other_expert(whole, tmp_path):  # J3
     config = config_of()
-    config["sets"]["camera"]["train"]["kind"] = "tests.support.jedi_config:Relabelled"
+    config["sets"]["camera"]["train"]["kind"] = "tests.support.jedi_config:Relabeled"
     for name, changed in (("turns", False), ("camera", True)):
         directory = tmp_path / "experts" / name
         jedi.train_expert(config, 0, name, directory=str(directory), report=quiet)

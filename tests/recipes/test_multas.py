@@ -60,7 +60,7 @@ def test_a_block_is_the_product_of_its_axes():
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({"tasks": [["detection"]], "split": ["quarter"], "colour": ["red"]}, "grid.0.colour"),
+        ({"tasks": [["detection"]], "split": ["quarter"], "color": ["red"]}, "grid.0.color"),
         ({"tasks": [["boxes"]], "split": ["quarter"], "labels": [["soft"]]}, "'boxes' is none of"),
         ({"tasks": [["detection"]], "split": ["third"], "labels": [["soft"]]}, "'third' is none of"),
         ({"tasks": [["detection"]], "split": ["quarter"], "labels": [["sot"]]}, "'sot' is none of"),
@@ -107,15 +107,15 @@ def test_what_an_arm_sees():
 def test_annotations_that_an_arm_may_not_read_are_not_in_its_batches():  # M1
     built = multas.Built(config_of(), 0)
     lists = multas._deal(built, "exclusive")
-    assert not set(lists.labelled["detection"]) & set(lists.labelled["segmentation"])
+    assert not set(lists.labeled["detection"]) & set(lists.labeled["segmentation"])
     name = "detection-exclusive-unseen-soft+adaptor"
     source = multas.arm_sources(built, name, lists)
-    assert set(source.ids) == set(lists.labelled["segmentation"])
+    assert set(source.ids) == set(lists.labeled["segmentation"])
     assert all(source[i].labels == {} and source.labels(i) == {} for i in range(len(source)))
     groups = multas.arm_sources(built, "multi-exclusive-all-own-soft-missing", lists)
     assert sorted(groups) == ["detection", "segmentation"]
     for task, part in groups.items():
-        assert set(part.ids) == set(lists.labelled[task])
+        assert set(part.ids) == set(lists.labeled[task])
         assert all(list(part[i].labels) == [task] for i in range(len(part)))
 
 
@@ -147,7 +147,7 @@ def test_lists_made_elsewhere(tmp_path):
     }
     config["splits"]["exclusive"] = {"files": files}
     lists = multas._deal(multas.Built(config, 0), "exclusive")
-    assert list(lists.everything) == ids[:9] and lists.labelled["segmentation"] == ids[2:6]
+    assert list(lists.everything) == ids[:9] and lists.labeled["segmentation"] == ids[2:6]
     config["splits"]["exclusive"] = {"files": files, "exclusive": True}
     with pytest.raises(UserError, match=f"both hold {ids[2]}"):
         multas._deal(multas.Built(config, 0), "exclusive")
@@ -199,7 +199,7 @@ BOTH = [["detection"], ["segmentation"]]
             {"grid": [{"tasks": BOTH, "split": ["exclusive"], "labels": [["soft"]], "student": {"stepz": 5}}]},
             "student.stepz",
         ),
-        ({"contrasts": [{"axis": "colour", "subject": "a", "reference": "b"}]}, "contrasts: .*colour"),
+        ({"contrasts": [{"axis": "color", "subject": "a", "reference": "b"}]}, "contrasts: .*color"),
         ({"contrasts": [{"name": "x", "subject": "nobody", "reference": "nobody else"}]}, "contrasts: .*nobody"),
         ({"pictures": ["nobody"]}, "pictures: 'nobody'"),
         ({"hints": {"mimik": {}}}, "hints.mimik"),
@@ -241,9 +241,9 @@ def test_real_sets_are_ready(variant, data_pack):
     multas.check(config)
     built = multas.Built(config, 0)
     lists = multas._deal(built, "exclusive")
-    assert not set(lists.labelled["detection"]) & set(lists.labelled["segmentation"])
+    assert not set(lists.labeled["detection"]) & set(lists.labeled["segmentation"])
     if variant == "coco_mini":  # the 28 photos without masks can teach boxes only
-        assert {task: len(ids) for task, ids in lists.labelled.items()} == {"detection": 64, "segmentation": 64}
+        assert {task: len(ids) for task, ids in lists.labeled.items()} == {"detection": 64, "segmentation": 64}
 
 
 def test_hints_per_group_are_asked_only_where_something_is_missing():
@@ -254,7 +254,7 @@ def test_hints_per_group_are_asked_only_where_something_is_missing():
     assert {hint.task: (hint.where, hint.skip) for hint in found} == {t: ("missing", t) for t in TASKS}
 
 
-def test_groups_that_share_pictures_can_standardise(tmp_path):
+def test_groups_that_share_pictures_can_standardize(tmp_path):
     """A quarter annotated for both tasks stands in both groups; PHI-S is measured on every picture once."""
     config = config_of()
     config["splits"] = {"exclusive": {"share": 0.25}}
@@ -339,6 +339,6 @@ def test_the_scenes_and_the_published_setting_are_ready():
     assert set(declared) == {"voc"}
     built = multas.Built(config, 0)
     found = {split: multas._deal(built, split) for split in ("half", "quarter", "eighth")}
-    assert [len(lists.labelled["detection"]) for lists in found.values()] == [8274, 4136, 2066]
+    assert [len(lists.labeled["detection"]) for lists in found.values()] == [8274, 4136, 2066]
     assert built.schedule("student").frames and built.settings("teacher")["epochs"] == 70
     assert {arm.split for arm in built.arms.values()} >= {"quarter", "eighth", "exclusive"}

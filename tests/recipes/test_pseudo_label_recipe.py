@@ -1,4 +1,4 @@
-"""Labelling alone: one pass, then thresholds, pages and files as often as one likes, and further tasks beside the first."""
+"""Labeling alone: one pass, then thresholds, pages and files as often as one likes, and further tasks beside the first."""
 
 import copy
 import json
@@ -167,7 +167,7 @@ def test_the_dry_run_measures_and_writes_nothing(capsys):
                     "b": {"make": "tests.support.given_teachers:knowing", "tasks": ("classification",)},
                 }
             },
-            "teachers.b: classification is labelled by a already",
+            "teachers.b: classification is labeled by a already",
         ),
         (
             {"teachers": {"both": {"run": "/nowhere/at/all", "tasks": ("classification", "detection")}}},
@@ -180,7 +180,7 @@ def test_the_dry_run_measures_and_writes_nothing(capsys):
         ({"gallery": {"typo": 1}}, "gallery.typo: not one of"),
         ({"images": {}}, "images: no images to label"),
         ({"images": {}, "onto": "/nowhere"}, "/nowhere: no complete records here"),
-        ({"seeds": (0, 1)}, "seeds: labelling draws nothing"),
+        ({"seeds": (0, 1)}, "seeds: labeling draws nothing"),
     ],
 )
 def test_mistakes_are_one_line(changes, words, tmp_path):

@@ -28,7 +28,7 @@ from must.recipes.believing import policies_of
 from must.recipes.built import Built
 from must.recipes.checks import check_sets
 from must.recipes.jobs import run_jobs
-from must.recipes.labelling import records_directory
+from must.recipes.labeling import records_directory
 from must.recipes.run import run
 from must.recipes.training import _student_source
 from must.tasks.classification import Classification
@@ -47,7 +47,7 @@ def _config():
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labeled(tmp_path_factory):
     """A workdir with teachers and their labels of pool and validation split."""
     workdir = tmp_path_factory.mktemp("weighting") / "run"
     for stage in ("teachers", "label"):
@@ -56,8 +56,8 @@ def labelled(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def said(labelled):
-    return _said(labelled, {"kind": "ratio_of_means", "every": 4})
+def said(labeled):
+    return _said(labeled, {"kind": "ratio_of_means", "every": 4})
 
 
 def _said(workdir, weights=None, slam=None, tasks=None):
@@ -183,7 +183,7 @@ def test_several_wrong_labels_count_by_their_mean():
         np.testing.assert_allclose(weigh.exact(np.full(20, p), one) * risk, loss[:, 0], rtol=0.05)
 
 
-def test_the_ratio_is_of_the_loss_that_is_trained_on(labelled, said):
+def test_the_ratio_is_of_the_loss_that_is_trained_on(labeled, said):
     """Hard ratios on soft losses leave a bias; every run measures in its own."""
     rng = np.random.default_rng(0)
     teacher = 0.7 * np.eye(4)[rng.integers(0, 4, 400)] + 0.3 * rng.dirichlet(np.ones(4), 400)
@@ -193,12 +193,12 @@ def test_the_ratio_is_of_the_loss_that_is_trained_on(labelled, said):
     true, soft = log[np.arange(400), truth], (teacher * log).sum(1)
     hard = log[np.arange(400), teacher.argmax(1)]
     at = np.zeros((400, 2))
-    estimate = lambda loss: weigh.ratio_of_means(weigh.HeldOut(at, true, loss), neighbours=400)(at)  # noqa: E731
+    estimate = lambda loss: weigh.ratio_of_means(weigh.HeldOut(at, true, loss), neighbors=400)(at)  # noqa: E731
     assert abs((estimate(soft) * soft).mean() - true.mean()) < 1e-3
     assert abs((estimate(hard) * soft).mean() - true.mean()) > 0.02
     # A run that learns from hard labels gets the weights of hard losses.
     kind = {"kind": "ratio_of_means", "bounded": False, "tasks": ["classification"]}
-    runs = [_said(labelled, kind, tasks={"classification": {"hard": hard}}) for hard in (False, True)]
+    runs = [_said(labeled, kind, tasks={"classification": {"hard": hard}}) for hard in (False, True)]
     soft, hard = (weighing.weigher(run)[0].weights(_variables(said, 0))["classification"] for run in runs)
     assert not np.allclose(soft, hard, rtol=1e-3)
 
@@ -218,9 +218,9 @@ def test_a_frozen_student_gets_the_same_weights_and_another_one_others(said):
     assert weigher.every == 4 and f"{said.built.names[0]}|held_out" in seen
 
 
-def test_tasks_do_not_share_a_unit(labelled, said):
+def test_tasks_do_not_share_a_unit(labeled, said):
     both, _ = weighing.weigher(said)
-    one, _ = weighing.weigher(_said(labelled, {"kind": "ratio_of_means", "tasks": ["depth"]}))
+    one, _ = weighing.weigher(_said(labeled, {"kind": "ratio_of_means", "tasks": ["depth"]}))
     variables = _variables(said, 0)
     together, alone = both.weights(variables), one.weights(variables)
     assert set(alone) == {"depth"}
@@ -228,8 +228,8 @@ def test_tasks_do_not_share_a_unit(labelled, said):
     assert not np.allclose(together["depth"], together["classification"])
 
 
-def test_corrections_come_from_the_teacher_alone(labelled):
-    said = _said(labelled, slam={"floor": 0.01, "wanted": 0.9, "tasks": ["classification"]})
+def test_corrections_come_from_the_teacher_alone(labeled):
+    said = _said(labeled, slam={"floor": 0.01, "wanted": 0.9, "tasks": ["classification"]})
     weigher, seen = weighing.weigher(said)
     assert not weigher.weights(_variables(said, 0)) and set(weigher.extras) == {"classification"}
     extras = weigher.extras["classification"]
@@ -241,7 +241,7 @@ def test_corrections_come_from_the_teacher_alone(labelled):
     assert np.isin(seen["classification|correct"][np.isfinite(seen["classification|correct"])], (0, 1)).all()
 
 
-def test_weights_of_the_teachers_own_training_images_are_switched_off(labelled):
+def test_weights_of_the_teachers_own_training_images_are_switched_off(labeled):
     """W5: a teacher is better on what it learned from, so such a validation set says little is wrong, and is refused."""
     config = _config()
     for name in config["sets"]:
@@ -258,9 +258,9 @@ def test_weights_of_the_teachers_own_training_images_are_switched_off(labelled):
         ({"kind": "plug_in", "tasks": ["classification"]}, {}, "needs hard labels"),
         ({"kind": "ratio_of_means", "confident": True}, {}, "not on 'depth'"),
         (
-            {"kind": "ratio_of_means", "neighbours": 33},
+            {"kind": "ratio_of_means", "neighbors": 33},
             {},
-            "neighbours 33: the validation set of classification has 32",
+            "neighbors 33: the validation set of classification has 32",
         ),
         ({"kind": "ratio_of_means", "neighbors": 3}, {}, "tried.weights: .*neighbors"),
         ({"kind": "ratio_of_means", "tasks": ["boxes"]}, {}, "no task 'boxes'"),
@@ -316,11 +316,11 @@ def _student_command(workdir):
     return [sys.executable, "-m", "must.main", f"--config={CONFIG}", f"--workdir={workdir}", "--stage=student"]
 
 
-def test_a_killed_weighted_student_ends_like_an_unbroken_one(labelled, tmp_path):
+def test_a_killed_weighted_student_ends_like_an_unbroken_one(labeled, tmp_path):
     results = []
     for killed in (False, True):
         workdir = tmp_path / f"killed-{killed}"
-        shutil.copytree(labelled, workdir)
+        shutil.copytree(labeled, workdir)
         if killed:
             checkpoints = workdir / "arms" / "weighted" / "checkpoints"
             process = subprocess.Popen(
@@ -389,8 +389,8 @@ def test_budgets_end_in_one_table_and_one_page(tmp_path):
     assert recipe.STAGES == weighted_distillation.STAGES
 
 
-def test_a_student_teaches_the_next_round_and_arms_believe_what_they_choose(labelled, tmp_path):
-    workdir = shutil.copytree(labelled, tmp_path / "run")
+def test_a_student_teaches_the_next_round_and_arms_believe_what_they_choose(labeled, tmp_path):
+    workdir = shutil.copytree(labeled, tmp_path / "run")
     (workdir / "policy" / "done.json").unlink()
     records = Records(records_directory(str(workdir)))
     write_weights(tmp_path / "weights.csv", {"depth": dict.fromkeys(records.ids[-8:], 0.25)})

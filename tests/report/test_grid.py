@@ -266,12 +266,12 @@ def test_page_is_well_formed_escaped_and_holds_every_arm(tmp_path, seeds):
     assert sum(tag == "img" for tag, _ in parser.found) == 1 and "12.5" in words
 
 
-def test_cells_are_coloured_by_the_gain_over_the_teacher(tmp_path):
+def test_cells_are_colored_by_the_gain_over_the_teacher(tmp_path):
     text, _, words = page(tmp_path, small())
-    colour = lambda hint: re.search(rf"<title>{hint}[^<]*</title><rect[^>]*fill:([^\"]*)\"", text)[1]  # noqa: E731
-    # 0.05 over the teacher is the largest gain, 0.02 two fifths of it; a full colour is mixed in by 60 %
-    assert colour("unseen:") == "color-mix(in srgb, var(--good) 60%, var(--panel))"
-    assert colour("seen:") == "color-mix(in srgb, var(--good) 24%, var(--panel))"
+    color = lambda hint: re.search(rf"<title>{hint}[^<]*</title><rect[^>]*fill:([^\"]*)\"", text)[1]  # noqa: E731
+    # 0.05 over the teacher is the largest gain, 0.02 two fifths of it; a full color is mixed in by 60 %
+    assert color("unseen:") == "color-mix(in srgb, var(--good) 60%, var(--panel))"
+    assert color("seen:") == "color-mix(in srgb, var(--good) 24%, var(--panel))"
     assert "above 0 in 1 of 2 pairs, mean +0.0100" in words
     assert "stroke-dasharray" not in text and "stroke-dasharray" in page(tmp_path, large())[0]
 

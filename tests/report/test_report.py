@@ -187,16 +187,16 @@ def test_ticks_are_round_few_and_inside(low, high):
 
 
 def test_contact_sheet_places_every_picture():
-    colours = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 0)]]
+    colors = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 0)]]
     sizes = [[(8, 8), (24, 16)], [(400, 640), (200, 200)]]
     rows = [
-        [np.full((*size, 3), colour, np.uint8) for colour, size in zip(*row, strict=True)]
-        for row in zip(colours, sizes, strict=True)
+        [np.full((*size, 3), color, np.uint8) for color, size in zip(*row, strict=True)]
+        for row in zip(colors, sizes, strict=True)
     ]
     sheet = contact_sheet(rows, ["left", "right"], cell=(160, 320))
     assert sheet.dtype == np.uint8 and sheet.shape[1] == 2 * 320 + 3 * 6
     assert sheet.shape[0] == 24 + (480 + 6) + (320 + 6) + 6
-    for y, row in ((24 + 100, colours[0]), (24 + 486 + 100, colours[1])):
+    for y, row in ((24 + 100, colors[0]), (24 + 486 + 100, colors[1])):
         assert [tuple(sheet[y, x]) for x in (6 + 160, 12 + 320 + 160)] == row
     assert sheet[:24].max() > 200  # the captions
     with pytest.raises(ValueError, match="1 pictures under 2"):

@@ -14,10 +14,10 @@ EACH = 12  # clips of every class that the flow is averaged over
 
 def flow(clip):
     """Coarse image motion of a clip, [T - 1, 4, 4, 2] (right, down): normal flow averaged over blocks."""
-    grey = clip.astype(np.float32).mean(-1)
-    grey = (grey - grey.mean()) / grey.std()
-    middle = (grey[1:] + grey[:-1]) / 2
-    change = grey[1:] - grey[:-1]
+    gray = clip.astype(np.float32).mean(-1)
+    gray = (gray - gray.mean()) / gray.std()
+    middle = (gray[1:] + gray[:-1]) / 2
+    change = gray[1:] - gray[:-1]
     down, right = np.gradient(middle, axis=(1, 2))
     scale = -change / (right**2 + down**2 + 0.1)
     side = clip.shape[1] // 4

@@ -28,7 +28,7 @@ def directions(size, pitch):
 
 
 def excess(solid, floor, point):
-    """How far outside the body a point [3, ...] is, metres (roughly); negative inside."""
+    """How far outside the body a point [3, ...] is, meters (roughly); negative inside."""
     x, y, z = point[0] - solid.x, point[1] - (floor - solid.height), point[2] - solid.z
     outside = np.maximum(-y, y - solid.height)
     level = np.hypot(x, z)
@@ -92,7 +92,7 @@ def test_normals_are_unit_face_the_camera_and_agree_with_the_depth(frames):
         across, down = point[1:-1, 2:] - point[1:-1, :-2], point[2:, 1:-1] - point[:-2, 1:-1]
         slope = np.cross(down, across)
         slope /= np.linalg.norm(slope, axis=-1, keepdims=True) + 1e-12
-        # One smooth surface: the four neighbours have the same owner and nearly the same normal.
+        # One smooth surface: the four neighbors have the same owner and nearly the same normal.
         middle, smooth = frame.normals[1:-1, 1:-1], valid[1:-1, 1:-1].copy()
         for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
             other = (slice(dy, dy + 62), slice(dx, dx + 62))
@@ -104,7 +104,7 @@ def test_normals_are_unit_face_the_camera_and_agree_with_the_depth(frames):
     assert np.median(angles) < 0.5 and np.quantile(angles, 0.99) < 5
 
 
-def test_sky_is_unlabelled_everywhere_and_only_in_the_open():
+def test_sky_is_unlabeled_everywhere_and_only_in_the_open():
     sky = 0
     for domain in DOMAINS:
         frame = Scenes(1, seed=2, domain=domain).render(0)

@@ -46,7 +46,7 @@ class Detector(torch.nn.Module):
 
 
 def write_classifier(path, *, shape=(3, 3, 32, 40), element="FLOAT", layout="NCHW"):
-    """An ONNX file: softmax of a linear map of the mean colour; a fixed batch of 3 unless the shape says otherwise."""
+    """An ONNX file: softmax of a linear map of the mean color; a fixed batch of 3 unless the shape says otherwise."""
     element = getattr(TensorProto, element)
     weights = np.random.default_rng(0).normal(size=(3, 12)).astype(helper.tensor_dtype_to_np_dtype(element)) * 3
     axes = np.array([2, 3] if layout == "NCHW" else [1, 2])

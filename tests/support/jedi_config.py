@@ -49,7 +49,7 @@ def get_config():
     return config
 
 
-class Relabelled(MovingScenes):
+class Relabeled(MovingScenes):
     """The same clips with classes drawn at random."""
 
     def __getitem__(self, index):

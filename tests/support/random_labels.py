@@ -65,7 +65,7 @@ def random_labels(rng, size=SIZE, stored=STORED):
     }
 
 
-class Labelled:
+class Labeled:
     """Random examples with the given ids, some without some labels; every other picture is there as a JPEG."""
 
     name, fingerprint = "pool", "random"
@@ -118,7 +118,7 @@ class Said:
 
 
 def label_random(directory, source):
-    """Writes records of a `Labelled` source whose labels are complete."""
+    """Writes records of a `Labeled` source whose labels are complete."""
     from must.data.geometry import transform_image, whole_image
     from must.pseudo_label.write import label_images
 

@@ -11,7 +11,7 @@ def get_config(variant=""):
     spec.loader.exec_module(module)
     config = module.get_config("sanity")
     kept = (variant,) if variant else ("classification", "depth")
-    for section in (config.tasks, config.sets, config.labelled, config.policies):
+    for section in (config.tasks, config.sets, config.labeled, config.policies):
         for name in [name for name in section if name not in kept]:
             del section[name]
     for name in kept:

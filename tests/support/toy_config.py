@@ -21,7 +21,7 @@ def get_config():
         }
         for i, name in enumerate(tasks)
     }
-    config.labelled = {name: name for name in tasks}
+    config.labeled = {name: name for name in tasks}
     config.pool = {"pool": {**scenes, "split": "pool", "count": 64}}
     config.policies = {name: {"positive": 0.5, "negative": 0.5} for name in tasks}
     config.model = {

@@ -45,7 +45,7 @@ class ToyTask:
             "crowd": ArraySpec((None,), "bool"),
             "map": ArraySpec((None, None, 1), "uint8", "png"),
             "plain": ArraySpec((None, None), "uint8", "png"),
-            "colour": ArraySpec((None, None, 3), "uint8", "png"),
+            "color": ArraySpec((None, None, 3), "uint8", "png"),
             "depth": ArraySpec((None, None), "uint16", "zlib"),
             "scale": ArraySpec((), "float32"),
             "normals": ArraySpec((None, None, 3), "int8", "zlib"),
@@ -71,7 +71,7 @@ class ToyTask:
             "crowd": np.arange(count) % 2 == 1,
             "map": (ramp[..., :1] % 255).astype(np.uint8),
             "plain": (ramp[..., 0] // 7 % 251).astype(np.uint8),
-            "colour": (ramp % 249).astype(np.uint8),
+            "color": (ramp % 249).astype(np.uint8),
             "depth": (ramp[: height // 2, :, 0] * 31).astype(np.uint16),
             "scale": np.float32(mean[0, 0, 0] / 3),
             "normals": (ramp[:, : width - 4] % 254 - 127).astype(np.int8),
@@ -83,7 +83,7 @@ class ToyTask:
 
 
 def toy_teacher(*, seconds=0.0, task=ToyTask(), size=(16, 12), fingerprint="weights", edit=None):
-    """Probabilities from the mean colour; `edit` changes what it says, in place."""
+    """Probabilities from the mean color; `edit` changes what it says, in place."""
 
     def predict(images):
         time.sleep(seconds)

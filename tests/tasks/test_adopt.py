@@ -78,7 +78,7 @@ def test_an_action_is_adopted_as_a_class():
 @pytest.mark.parametrize("shape", [(4, 6), (5, 7), (16, 7), (1, 1), (16, 24)])
 def test_enlarging_is_bilinear_between_aligned_centres(shape):
     maps = RNG.normal(size=(*shape, 3)).astype(np.float32)
-    want = np.asarray(jax.image.resize(maps, (*SIZE, 3), "linear"))  # renormalises at the edges, which repeats them
+    want = np.asarray(jax.image.resize(maps, (*SIZE, 3), "linear"))  # renormalizes at the edges, which repeats them
     np.testing.assert_allclose(dense.resize(maps, SIZE), want, atol=1e-5)
 
 

@@ -111,13 +111,13 @@ def test_drawing_changes_where_something_is_ignored_and_only_there(name):
         ignored = ~target["used" if name == "segmentation" else "valid"]
         factor = plain.shape[1] // SIZE[1]
         changed = (plain != drawn).any(-1)[: SIZE[0] * factor].reshape(SIZE[0], factor, SIZE[1], factor)
-        labelled = {
+        labeled = {
             "segmentation": lambda: label["ids"][..., 0] != 255,
             "depth": lambda: label["depth"] > 0,
             "normals": lambda: (label["normals"] != 0).any(-1),
         }[name]()
-        assert not changed.any((1, 3))[~ignored | ~labelled].any()
-        assert changed.any((1, 3))[ignored & labelled].all()
+        assert not changed.any((1, 3))[~ignored | ~labeled].any()
+        assert changed.any((1, 3))[ignored & labeled].all()
 
 
 def test_boxes_are_drawn_by_their_state():

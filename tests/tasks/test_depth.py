@@ -98,8 +98,8 @@ def test_zoom_divides_metric_depth_and_restoring_multiplies(kind, factor):
     label = task.transform(record, zoomed)
     np.testing.assert_allclose(label["depth"], codes[:8, :8].repeat(2, 0).repeat(2, 1) * 1e-3 / factor, rtol=1e-5)
     back = task.restore(label, zoomed)
-    metres = back["depth"] * back["scale"] + back["offset"]
-    np.testing.assert_allclose(metres[:8, :8], codes[:8, :8] * 1e-3, atol=8.0 / 131068 * 1.05)
+    meters = back["depth"] * back["scale"] + back["offset"]
+    np.testing.assert_allclose(meters[:8, :8], codes[:8, :8] * 1e-3, atol=8.0 / 131068 * 1.05)
 
 
 def test_an_invalid_pixel_stays_invalid_and_a_flat_wall_is_exact():

@@ -213,7 +213,7 @@ def test_own_prediction_is_the_best_answer(name):
         assert own < other
 
 
-# Two mirrored, one zoomed: frame pixels and stored pixels coincide, so that nothing but the quantisation remains.
+# Two mirrored, one zoomed: frame pixels and stored pixels coincide, so that nothing but the quantization remains.
 GEOMETRIES = {
     "whole": whole_image((32, 48), SIZE),
     "mirrored": whole_image((32, 48), SIZE)._replace(flip=True),
@@ -260,7 +260,7 @@ def test_a_mirrored_scene_has_mirrored_labels(name):
 
 
 @every_task
-def test_rows_of_batches_summarise_as_one(name):
+def test_rows_of_batches_summarize_as_one(name):
     task, measure = TASKS[name], _verb(name, "measure")
     said, true = _label(name, 1), _label(name, 2)
     whole = jax.device_get(measure(said, true))

@@ -52,13 +52,13 @@ def test_probabilities_of_pixels_are_within_one_over_510(top_k):
 
 @pytest.mark.parametrize("low, high", [(0.1, 10.0), (3.0, 3.5), (0.5, 80.0)])
 def test_depth_is_within_the_range_over_131068(low, high):
-    task, metres = Depth(stride=1), RNG.uniform(low, high, SIZE).astype(np.float32)
-    metres[0, 0] = np.nan
-    label = stored(task, {"depth": metres})
+    task, meters = Depth(stride=1), RNG.uniform(low, high, SIZE).astype(np.float32)
+    meters[0, 0] = np.nan
+    label = stored(task, {"depth": meters})
     assert (label["depth"] == 0).sum() == 1
     seen = label["depth"].astype(np.float64) * float(label["scale"]) + float(label["offset"])
-    span = float(np.nanmax(metres)) - float(np.nanmin(metres))
-    assert_tight(np.nanmax(np.abs(seen - metres)[label["depth"] > 0]) / 1.03, span / 131068)  # scale, offset: float32
+    span = float(np.nanmax(meters)) - float(np.nanmin(meters))
+    assert_tight(np.nanmax(np.abs(seen - meters)[label["depth"] > 0]) / 1.03, span / 131068)  # scale, offset: float32
 
 
 def test_normals_are_within_one_over_254_and_two_fifths_of_a_degree():

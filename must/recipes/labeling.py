@@ -18,7 +18,7 @@ Config = Mapping[str, Any]
 
 
 def label(config: Config, seed: int, index: int, count: int, by: str = "", *, directory: str, report) -> dict:
-    """The labelling pass, or one worker's part of it: every teacher, or the student `by`, on every image.
+    """The labeling pass, or one worker's part of it: every teacher, or the student `by`, on every image.
 
     Up to three directories of records: what the student learns from; examples whose truth tells which labels can be
     believed; and others whose truth tells how good the labels are. With `onto` the first is another run's, which the

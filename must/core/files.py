@@ -1,0 +1,90 @@
+"""Writing files: whole or not at all. No other module opens a path for writing.
+
+A file is written beside its destination under a temporary name, flushed to disk, and renamed; whoever reads the
+destination sees the old content or the new content, never a part of it.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, mode: str = "w", **options: Any) -> Iterator[IO]:
+    """Opens a file that takes the place of `path` when the block ends without an exception.
+
+    Args:
+      path: destination; its directory is created when it is missing.
+      mode: of `open`, a writing one.
+      **options: of `open`; text is UTF-8 by default.
+
+    Raises:
+      OSError: the file cannot be written; the destination keeps its old content.
+    """
+    path = os.fspath(path)
+    directory = os.path.dirname(path) or "."
+    os.makedirs(directory, exist_ok=True)
+    if "b" not in mode:
+        options.setdefault("encoding", "utf-8")
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".partial", dir=directory)
+    try:
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        with os.fdopen(handle, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a whole file of bytes."""
+    with replacing(path, "wb") as file:
+        file.write(content)
+
+
+def write_text(path: str | os.PathLike, content: str) -> None:
+    """Writes a whole text file, UTF-8, line ends as they are."""
+    with replacing(path, newline="") as file:
+        file.write(content)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes a whole JSON file, indented by one space."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def whole_directory(path: str | os.PathLike) -> Iterator[str]:
+    """Yields the name of a fresh directory, which becomes `path` when the block ends without an exception.
+
+    Args:
+      path: destination. What a killed process left of the temporary directory is removed first; a destination that
+        exists must be empty.
+
+    Raises:
+      OSError: the destination exists and is not empty; the temporary directory is removed.
+    """
+    path = os.fspath(path).rstrip(os.sep)
+    temporary = f"{path}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.makedirs(temporary)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
