@@ -1,0 +1,609 @@
+"""The settings that recipes have in common, one frozen dataclass per section of a configuration.
+
+`must.experiment.sections.parse` makes them, with every check of a single value; what has to hold between sections or
+against the data is in `must.experiment.checks`. The attribute texts are the reference in the documentation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from must.data.augment import Photometric
+from must.data.rand_augment import RandAugment
+from must.experiment.sections import Part, by_task, changes, each_changes, part
+from must.models import fpn, r2plus1d, resnet, temporal_shift, video_transformer
+from must.objectives import aggregate, balance
+
+BACKBONES = {
+    "resnet": resnet.ResNet,
+    "temporal_shift": temporal_shift.TemporalShiftResNet,
+    "r2plus1d": r2plus1d.R2Plus1D,
+    "video_transformer": video_transformer.VideoTransformer,
+}
+NECKS = {"none": None, "fpn": fpn.FPN, "pafpn": fpn.PAFPN}
+VIEWS = {"none": None, "photometric": Photometric, "rand_augment": RandAugment}
+BALANCES = {
+    "fixed": balance.fixed,
+    "uncertainty": balance.uncertainty,
+    "dwa": balance.dwa,
+    "rlw": balance.rlw,
+    "famo": balance.famo,
+    "gradnorm": balance.gradnorm,
+    "pcgrad": aggregate.pcgrad,
+    "cagrad": aggregate.cagrad,
+    "nash_mtl": aggregate.nash_mtl,
+    "upgrad": aggregate.upgrad,
+}
+
+
+def _at_least(bound: float, **values: float) -> None:
+    for name, value in values.items():
+        if value < bound:
+            raise ValueError(f"{name}={value}: must be at least {bound}")
+
+
+def _share(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value}: must be between 0 and 1")
+
+
+def _below_one(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Which part of a video a clip shows.
+
+    Attributes:
+      span: frames of a dense window; 0 samples the whole video evenly.
+      jitter: training clips take any frame of each segment, not its middle one.
+    """
+
+    span: int = 0
+    jitter: bool = True
+
+    def __post_init__(self):
+        _at_least(0, span=self.span)
+
+
+@dataclass(frozen=True)
+class Image:
+    """The frame that a network sees.
+
+    Attributes:
+      size: (height, width), pixels.
+      keep_aspect: pad pictures to the frame; otherwise stretch them.
+      video: examples are clips.
+      clip: how a clip is cut from a video.
+    """
+
+    size: tuple[int, int]
+    keep_aspect: bool = True
+    video: bool = False
+    clip: Clip = Clip()
+
+    def __post_init__(self):
+        _at_least(1, **{"size[0]": self.size[0], "size[1]": self.size[1]})
+
+
+@dataclass(frozen=True)
+class Network:
+    """Backbone and neck; the heads belong to the tasks.
+
+    Attributes:
+      backbone: kind and arguments of the backbone.
+      neck: kind and arguments of the neck; with "none" the heads read the levels of the backbone.
+    """
+
+    backbone: Part = part(BACKBONES, "resnet")
+    neck: Part = part(NECKS, "none")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Arguments of `must.optimizer`.
+
+    Attributes:
+      name: "adamw", "lamb" or "sgd" (Nesterov momentum).
+      learning_rate: peak.
+      warmup: steps of the linear rise from 0.
+      final_factor: last learning rate of the cosine over the peak.
+      weight_decay: on parameters with more than one dimension.
+      momentum: of sgd.
+      clip_norm: bound on the global gradient norm; 0 sets none.
+    """
+
+    name: Literal["adamw", "lamb", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    warmup: int = 0
+    final_factor: float = 0.0
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    clip_norm: float = 0.0
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: must be positive")
+        _at_least(0, warmup=self.warmup, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Random crops and flips of training pictures.
+
+    Attributes:
+      zoom: range of the magnification.
+      shift: largest shift, as a share of the frame.
+      flip: mirror half of the pictures.
+      reverse: play half of the clips backwards.
+    """
+
+    zoom: tuple[float, float] = (1.0, 1.0)
+    shift: float = 0.0
+    flip: bool = True
+    reverse: bool = False
+
+    def __post_init__(self):
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"zoom={self.zoom}: must be two positive numbers, the smaller one first")
+        _at_least(0, shift=self.shift)
+
+
+@dataclass(frozen=True)
+class CutMix:
+    """Rectangles of other pictures (Yun et al. 2019).
+
+    Attributes:
+      probability: that a row is mixed; 0 turns it off.
+      alpha: the share of the row's own picture is drawn from Beta(alpha, alpha).
+    """
+
+    probability: float = 0.0
+    alpha: float = 1.0
+
+    def __post_init__(self):
+        _share(probability=self.probability)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Rectangles of the mean color (DeVries and Taylor 2017).
+
+    Attributes:
+      probability: that a row gets one; 0 turns it off.
+      largest: longest side, as a share of the picture's.
+    """
+
+    probability: float = 0.0
+    largest: float = 0.5
+
+    def __post_init__(self):
+        _share(probability=self.probability, largest=self.largest)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a network trains.
+
+    Attributes:
+      steps: optimizer steps.
+      epochs: over the largest set, in place of `steps`; 0: `steps` counts.
+      batch_size: over all devices and processes.
+      optimizer: optimizer and schedule.
+      ema_decay: of the averaged parameters and batch statistics, which are evaluated and used; 0 averages nothing.
+      select: "best" keeps the weights with the best validation score, "last" the final ones.
+      evaluate_every: steps between validations; 0 validates at the end only.
+      checkpoint_every: steps between checkpoints.
+      log_every: steps between logged losses.
+      patience: validations without a better score after which the run ends; 0: it never ends early.
+      frames: multi-scale training: frame sizes (height, width) of which every batch draws one.
+      frames_until: share of the steps after which every batch has the plain size.
+      geometry: random crops and flips.
+      view: photometric augmentation.
+      cutmix: rectangles of other pictures.
+      cutout: rectangles of the mean color.
+      balance: how task losses are weighted.
+      watch_gradients: log norms and cosines of the tasks' gradients.
+      normalize: "items" divides a loss by the number of labeled items, "batch" by the batch size.
+      loss_scales: {task: factor of its loss}; 1 for a task that is not named.
+      loss_scale_rule: "fixed", or "learning_rate": MuST's lambda_t = (b_s lr_t) / (b_t lr_s) in place of `loss_scales`.
+      batches: "mixed", or "per_task": every step takes one batch of the images annotated for each task.
+      teacher_dropping: probability that an example drops a teacher whose hints are droppable.
+      model: changes to the network of the configuration.
+      tasks: {task: changes to its hyper-parameters} for the labels and losses of this run.
+    """
+
+    steps: int = 1000
+    epochs: int = 0
+    batch_size: int = 16
+    optimizer: Optimizer = Optimizer()
+    ema_decay: float = 0.0
+    select: Literal["best", "last"] = "last"
+    evaluate_every: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 50
+    patience: int = 0
+    frames: tuple[tuple[int, int], ...] = ()
+    frames_until: float = 0.8
+    geometry: Geometry = Geometry()
+    view: Part = part(VIEWS, "none")
+    cutmix: CutMix = CutMix()
+    cutout: Cutout = Cutout()
+    balance: Part = part(BALANCES, "fixed")
+    watch_gradients: bool = False
+    normalize: Literal["items", "batch"] = "items"
+    loss_scales: Mapping[str, float] = by_task(float)
+    loss_scale_rule: Literal["fixed", "learning_rate"] = "fixed"
+    batches: Literal["mixed", "per_task"] = "mixed"
+    teacher_dropping: float = 0.0
+    model: Mapping[str, Any] = changes("model")
+    tasks: Mapping[str, Any] = changes("tasks")
+
+    def __post_init__(self):
+        _at_least(1, steps=self.steps, batch_size=self.batch_size, log_every=self.log_every)
+        _at_least(1, checkpoint_every=self.checkpoint_every)
+        _at_least(0, epochs=self.epochs, evaluate_every=self.evaluate_every, patience=self.patience)
+        _below_one(ema_decay=self.ema_decay, teacher_dropping=self.teacher_dropping)
+        _share(frames_until=self.frames_until)
+        if self.patience and (self.select != "best" or not self.evaluate_every):
+            raise ValueError(f"patience={self.patience}: needs select='best' and evaluate_every above 0")
+        if self.cutmix.probability and self.batch_size < 2:
+            raise ValueError("cutmix: needs a batch_size of at least 2")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Estimated weights of a student's pseudo labels (Iliopoulos et al. 2022).
+
+    Attributes:
+      kind: "none"; "ratio_of_means" or "plug_in", estimated on the validation split; "oracle", the ratio of means on
+        the true labels of the pool; or "confidence", from the teacher's uncertainty alone.
+      every: steps between estimates; 0 keeps the weights of the untrained student.
+      neighbors: validation examples behind an estimate; 0 takes the square root of their number.
+      confident: multiply by the teacher's confidence.
+      bounded: bound the weight of a class label by 1 / p, p the accuracy of the teacher nearby.
+      tasks: with weights; all of them by default.
+    """
+
+    kind: Literal["none", "ratio_of_means", "plug_in", "oracle", "confidence"] = "none"
+    every: int = 0
+    neighbors: int = 0
+    confident: bool = False
+    bounded: bool = True
+    tasks: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _at_least(0, every=self.every, neighbors=self.neighbors)
+
+
+@dataclass(frozen=True)
+class Slam:
+    """Student label mixing (Kontonis et al. 2023); needs scikit-learn, extra [weights].
+
+    Attributes:
+      enabled: correct the student's predictions.
+      floor: lowest accuracy that a teacher is credited with.
+      target_precision: probability with which the teacher's k(x) best classes contain the true one.
+      normalize: divide by k - 1, as the paper's equation does.
+      tasks: that are corrected; all of them by default.
+    """
+
+    enabled: bool = False
+    floor: float = 0.5
+    target_precision: float = 0.9
+    normalize: bool = True
+    tasks: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _below_one(floor=self.floor)
+        if not 0 < self.target_precision < 1:
+            raise ValueError(f"target_precision={self.target_precision}: must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class MeanTeacher:
+    """The student's average as a teacher beside the labels (Tarvainen and Valpola 2017).
+
+    Attributes:
+      kind: "none"; "hard", its predictions under the label policy; or "soft", its whole distribution.
+      decay: of the average.
+      start: steps during which its terms count for nothing.
+      scale: factor of its terms.
+      where: "missing", rows without ground truth of the task, or "all" rows.
+      tasks: that learn from it; all of them by default.
+    """
+
+    kind: Literal["none", "hard", "soft"] = "none"
+    decay: float = 0.99
+    start: int = 0
+    scale: float = 1.0
+    where: Literal["missing", "all"] = "missing"
+    tasks: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _below_one(decay=self.decay)
+        _at_least(0, start=self.start, scale=self.scale)
+
+
+@dataclass(frozen=True)
+class SmallLoss:
+    """Leaving out the pseudo labels with the largest losses of a batch (Han et al. 2018).
+
+    Attributes:
+      drop: share of the pseudo labels that is left out; 0 turns it off.
+      after: steps before any is left out.
+    """
+
+    drop: float = 0.0
+    after: int = 0
+
+    def __post_init__(self):
+        _below_one(drop=self.drop)
+        _at_least(0, after=self.after)
+
+
+@dataclass(frozen=True)
+class Student(Run):
+    """A run that learns from pseudo labels.
+
+    Attributes:
+      pseudo_labels: learn from pseudo labels; False leaves ground truth alone.
+      repeat_labeled: how often an annotated image appears for one appearance of an image of the pool.
+      truth_weight: weight of ground truth, where a pseudo label has 1.
+      pool_images: images of the pool that are used; 0 uses all.
+      labels_from: the student whose predictions are the labels, for a further round; by default the teachers'.
+      policies: {task: changes to the label policy}.
+      edited: {task: COCO json with boxes that a person has corrected}, in place of the teacher's boxes.
+      weights_file: csv or json with weights of examples by record id.
+      weights: estimated weights of pseudo labels.
+      slam: correction of predictions.
+      mean_teacher: the student's average as a teacher.
+      small_loss: pseudo labels with large losses are left out.
+      oracle_labels: learn the true labels of the pool in place of pseudo labels; for experiments.
+    """
+
+    pseudo_labels: bool = True
+    repeat_labeled: int = 1
+    truth_weight: float = 1.0
+    pool_images: int = 0
+    labels_from: str = ""
+    policies: Mapping[str, Any] = changes("policies")
+    edited: Mapping[str, str] = by_task(str)
+    weights_file: str = ""
+    weights: Weights = Weights()
+    slam: Slam = Slam()
+    mean_teacher: MeanTeacher = MeanTeacher()
+    small_loss: SmallLoss = SmallLoss()
+    oracle_labels: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(0, repeat_labeled=self.repeat_labeled, truth_weight=self.truth_weight, pool_images=self.pool_images)
+        if self.weights.kind != "none" and self.slam.enabled:
+            raise ValueError("slam.enabled: weights and slam are two corrections of the same labels; choose one")
+        if self.cutmix.probability and (self.weights.kind != "none" or self.slam.enabled):
+            raise ValueError("cutmix: weights and slam are numbers of one picture and mixed rows show two; choose one")
+
+
+@dataclass(frozen=True)
+class LabelPolicy:
+    """Which pseudo labels are positive, ignored or negative.
+
+    Attributes:
+      positive: score from which a label is taken as true.
+      negative: score below which it is taken as absent; between the two it is ignored.
+      from_validation: choose both, and a calibration of the scores, on the validation split.
+      calibration: of the scores: "isotonic", "temperature" or "none".
+      target_precision: share of the positive labels that has to be right, or {class: share}.
+      negative_below: calibrated probability below which a label is negative.
+      min_count: predictions that a class needs for thresholds of its own.
+      max_count: predictions that are used.
+      confidence: with which the precision is reached, one-sided; 0 asks for the estimate alone.
+    """
+
+    positive: float = 0.0
+    negative: float = 0.0
+    from_validation: bool = False
+    calibration: Literal["isotonic", "temperature", "none"] = "isotonic"
+    target_precision: float | Mapping[str, float] = 0.9
+    negative_below: float = 0.2
+    min_count: int = 50
+    max_count: int = 2_000_000
+    confidence: float = 0.0
+
+    def __post_init__(self):
+        _share(positive=self.positive, negative=self.negative, negative_below=self.negative_below)
+        if self.negative > self.positive:
+            raise ValueError(f"negative={self.negative}: must not exceed positive={self.positive}")
+        targets = self.target_precision
+        for name, target in targets.items() if isinstance(targets, Mapping) else [("target_precision", targets)]:
+            _share(**{name: target})
+        _below_one(confidence=self.confidence)
+
+
+@dataclass(frozen=True)
+class Label:
+    """The label pass.
+
+    Attributes:
+      shards: files of a record directory.
+      batch_size: images of one forward pass.
+      copy_images: store the pictures in the records; otherwise records refer to them by id.
+      max_rejects: share of the images that may be unreadable.
+      hflip_tta: average the teachers' predictions for a picture and its mirror image.
+    """
+
+    shards: int = 16
+    batch_size: int = 64
+    copy_images: bool = True
+    max_rejects: float = 0.001
+    hflip_tta: bool = False
+
+    def __post_init__(self):
+        _at_least(1, shards=self.shards, batch_size=self.batch_size)
+        _share(max_rejects=self.max_rejects)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The page about the quality of pseudo labels.
+
+    Attributes:
+      enabled: make it.
+      worst: pictures of the worst images.
+    """
+
+    enabled: bool = False
+    worst: int = 12
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The gallery of all pseudo labels.
+
+    Attributes:
+      enabled: make it.
+      per_page: images on a page.
+      truth: show the true labels where `oracle_truth` has them.
+    """
+
+    enabled: bool = False
+    per_page: int = 48
+    truth: bool = False
+
+    def __post_init__(self):
+        _at_least(1, per_page=self.per_page)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pseudo labels as files for other tools.
+
+    Attributes:
+      enabled: write them.
+      images: the pictures too.
+      min_score: score from which boxes are written.
+      millimeters: depth as 16-bit PNG in millimeters.
+      palette: colored masks.
+      tfrecord: a TFRecord twin of the records; needs the extra [tf].
+    """
+
+    enabled: bool = False
+    images: bool = False
+    min_score: float = 0.0
+    millimeters: bool = False
+    palette: bool = False
+    tfrecord: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What every recipe's configuration has.
+
+    Attributes:
+      recipe: its name.
+      title: of tables and pages.
+      seeds: one repetition of everything each.
+      root: replaces "{root}" in paths.
+      workers: processes side by side; 0 takes two on a CPU with two cores or more, one elsewhere.
+      image: the frame that networks see.
+      tasks: {task: {"kind", hyper-parameters}}.
+    """
+
+    recipe: str
+    tasks: Mapping[str, Any]
+    image: Image
+    title: str = ""
+    seeds: tuple[int, ...] = (0,)
+    root: str = ""
+    workers: int = 0
+
+    def __post_init__(self):
+        if not self.seeds:
+            raise ValueError("seeds=(): at least one")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: each only once")
+        if not self.tasks:
+            raise ValueError("tasks: at least one")
+        _at_least(0, workers=self.workers)
+
+
+@dataclass(frozen=True)
+class SingleStudent(Experiment):
+    """Recipes in which one student learns from single-task teachers: data, networks, teachers, students.
+
+    Attributes:
+      sets: {set: {split: {"kind", arguments}}}, annotated data.
+      train_sets: {task: the set that teaches and evaluates it}.
+      eval_splits: splits that are scored; the first one is the headline.
+      declared: {"sets" | "pool" | "oracle_truth": {name: features}}, stand-ins for planning with absent data.
+      model: the network.
+      teacher: how teachers train.
+      student: how the student trains.
+      policies: {task: which of its pseudo labels count}.
+    """
+
+    sets: Mapping[str, Any] = field(default_factory=dict)
+    train_sets: Mapping[str, str] = field(default_factory=dict)
+    eval_splits: tuple[str, ...] = ("test",)
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    model: Network = Network()
+    teacher: Run = Run()
+    student: Student = Student()
+    policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.eval_splits:
+            raise ValueError("eval_splits=(): at least one")
+        for task in self.tasks:
+            if task not in self.train_sets:
+                raise ValueError(f"train_sets: no set for {task!r}")
+            if self.train_sets[task] not in self.sets:
+                raise ValueError(
+                    f"train_sets.{task}={self.train_sets[task]!r}: no such set; sets: {', '.join(self.sets)}"
+                )
+            for split in ("train", "validation", *self.eval_splits):
+                if split not in self.sets[self.train_sets[task]]:
+                    raise ValueError(f"sets.{self.train_sets[task]}: no split {split!r}")
+        for section in ("policies", "train_sets"):
+            for task in getattr(self, section):
+                if task not in self.tasks:
+                    raise ValueError(f"{section}.{task}: no such task; tasks: {', '.join(self.tasks)}")
+
+
+@dataclass(frozen=True)
+class Must(SingleStudent):
+    """Multi-task self-training, and weighted distillation over label budgets.
+
+    Attributes:
+      budgets: numbers of labels, each with teachers and students of its own; replaces "{budget}". Empty: no such axis.
+      pool: {name: {"kind", arguments}}, images without labels.
+      oracle_truth: {task: {"kind", arguments}}, true labels of the pool, for oracles and measurements only.
+      arms: {name: changes to `student`}, further students.
+      external_teachers: {task: {"make": "package.module:function", ...} or {"run": directory}}, in place of training.
+      label: the label pass.
+      baselines: of "supervised" (all tasks, no pseudo labels) and "scratch" (one task each, the student's steps).
+      supervised: how the supervised baseline trains.
+      scratch: how the single-task baselines train.
+      quality: the page about the quality of pseudo labels.
+      gallery: the gallery of pseudo labels.
+      files: pseudo labels as files.
+    """
+
+    budgets: tuple[int, ...] = ()
+    pool: Mapping[str, Any] = field(default_factory=dict)
+    oracle_truth: Mapping[str, Any] = field(default_factory=dict)
+    arms: Mapping[str, Any] = each_changes("student")
+    external_teachers: Mapping[str, Any] = field(default_factory=dict)
+    label: Label = Label()
+    baselines: tuple[Literal["supervised", "scratch"], ...] = ()
+    supervised: Run = Run()
+    scratch: Run = Run()
+    quality: Quality = Quality()
+    gallery: Gallery = Gallery()
+    files: Files = Files()
