@@ -1,0 +1,75 @@
+"""Relative gains, paired differences and their intervals over seeds; numbers in, numbers out."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def relative_gain(score: float, baseline: float, higher_is_better: bool) -> float:
+    """Gain of a score over its baseline in %, positive where it is better; NaN where the baseline is 0."""
+    if baseline == 0:
+        return math.nan
+    return 100 * (score - baseline) / abs(baseline) * (1 if higher_is_better else -1)
+
+
+def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], higher_is_better: Mapping[str, bool]) -> float:
+    """Mean over tasks of the relative gain over a baseline, % (Maninis et al. 2019).
+
+        100 / T * sum_t s_t (M_t - M_bt) / |M_bt|,  s_t = +1 where higher is better, else -1
+
+    Args:
+      scores: {task: value}.
+      baseline: the same tasks.
+      higher_is_better: {task: direction}.
+
+    Returns:
+      %; NaN where a baseline is 0 or a score is NaN, since no relative gain exists then.
+
+    Raises:
+      ValueError: no tasks, or different tasks on the two sides.
+    """
+    if not scores or set(scores) != set(baseline):
+        raise ValueError(f"delta_m needs the same tasks on both sides, not {sorted(scores)} and {sorted(baseline)}")
+    return sum(relative_gain(scores[task], baseline[task], higher_is_better[task]) for task in scores) / len(scores)
+
+
+def paired_t_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean and t interval of paired differences, one per seed: mean -+ t_{n-1} s / sqrt(n).
+
+    Returns:
+      (mean, low, high); low and high are NaN for fewer than two differences.
+    """
+    from scipy.stats import t
+
+    values = np.asarray(differences, np.float64)
+    count = values.size
+    mean = float(values.mean()) if count else math.nan
+    if count < 2:
+        return mean, math.nan, math.nan
+    half = float(t.ppf((1 + confidence) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
+    return mean, mean - half, mean + half
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """{"mean", "ci95": [low, high] or None, "per_seed"} of one number per seed, in JSON types."""
+    mean, low, high = paired_t_interval(values)
+    interval = None if math.isnan(low) else [low, high]
+    return {"mean": plain(mean), "ci95": interval, "per_seed": [plain(value) for value in values]}
+
+
+def tested(differences: Sequence[float]) -> dict[str, Any]:
+    """`summary` of paired differences with "p", the two-sided p-value of a t test; None for fewer than two seeds."""
+    from scipy.stats import ttest_1samp
+
+    usable = len(differences) > 1 and len(set(differences)) > 1  # equal differences have no t statistic
+    p = float(ttest_1samp(differences, 0.0).pvalue) if usable else math.nan
+    return {**summary(differences), "p": plain(p)}
+
+
+def plain(value: float) -> float | int | None:
+    """A number as JSON knows it; None for one that is not finite."""
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
