@@ -34,7 +34,7 @@ _HOMES = {
         "initialize_distributed",
         "is_writer",
         "parallelize",
-        "pin_threads",
+        "move_to_cores",
         "process_rows",
         "replicate",
         "set_xla_flags",

@@ -9,6 +9,7 @@ numerators, psums denominators and gradients over `axis_name` when that is not N
 from `global_row_index`.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -230,13 +231,29 @@ def set_xla_flags(simulated_devices: int | None = None) -> None:
 
 
 def pin_threads(cores: Sequence[int]) -> None:
-    """Keeps this process on the given CPU cores, where the system can; call before anything touches JAX's devices.
-
-    XLA makes one thread per core that the process may use when it starts. Two training processes side by side do more
-    work on a core each than on both together, and results on CPU depend on the number of threads.
-    """
+    """Keeps this process on the given CPU cores, where the system can; call before anything touches JAX's devices."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+def start_pinned(cores: Sequence[int]) -> None:
+    """Starts JAX's devices with a thread for every core of the machine, then keeps all threads on the given cores.
+
+    The number of threads decides how sums are rounded on CPU, so results do not depend on which cores a process is
+    given; `move_to_cores` may give it others at any time.
+    """
+    jax.devices()
+    move_to_cores(os.getpid(), cores)
+
+
+def move_to_cores(process: int, cores: Sequence[int]) -> None:
+    """Moves every thread of a process to the given CPU cores, where the system can (Linux)."""
+    try:
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with contextlib.suppress(OSError):  # the thread, or the process, has just ended
+                os.sched_setaffinity(int(thread), cores)
+    except (FileNotFoundError, AttributeError):
+        return
 
 
 def _in_process_order(devices):

@@ -215,6 +215,15 @@ def _blank(task: Task, size: tuple[int, int]) -> Label:
     return fields
 
 
+def describe(task: Task) -> dict[str, Any]:
+    """The section of a configuration that `build` makes this task from, in plain values."""
+    cls = type(task)
+    name, own = cls.__name__, cls.__module__.removeprefix("must.tasks.")
+    is_ours = cls.__module__ == f"must.tasks.{own}" and name == "".join(part.capitalize() for part in own.split("_"))
+    values = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+    return {"kind": own if is_ours else f"{cls.__module__}:{name}", **values}
+
+
 def build(kind: str, **hyper_parameters: Any) -> Task:
     """Makes a task from its name ("depth") or import path ("package.module:Class") and its hyper-parameters.
 

@@ -1,0 +1,254 @@
+"""Objects from settings: data sets, tasks, networks, encoders, balances. Each function makes one kind of thing."""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from must.core.types import Balance, Model, Policy, Source, UserError
+from must.data import geometry
+from must.data.clips import ClipEncoder, Window
+from must.data.combine import Cached, Concat
+from must.data.merge import Overlay
+from must.data.mix import CLEAN, CutMix, Cutout
+from must.data.pipeline import Change, Encoder
+from must.data.sources import source as make_source
+from must.experiment.sections import changed, make, merged, without_none
+from must.experiment.settings import (
+    BACKBONES,
+    BALANCES,
+    NECKS,
+    VIEWS,
+    Image,
+    LabelPolicy,
+    Must,
+    Network,
+    Run,
+    SingleStudent,
+    Student,
+)
+from must.models import multi_head
+from must.tasks import base
+from must.tasks.base import Task
+
+Tasks = Mapping[str, Task]
+Sources = Mapping[str, Source]
+
+
+def fill(section: Any, **values: Any) -> Any:
+    """A copy of a section in which "{name}" stands for a value; a string that is nothing else takes the value's type.
+
+    Args:
+      section: nested mappings, lists and scalars.
+      **values: for instance seed=3, root="data".
+
+    Raises:
+      UserError: a value that is used is empty.
+    """
+    if isinstance(section, Mapping):
+        return {key: fill(value, **values) for key, value in section.items()}
+    if isinstance(section, list | tuple):
+        return [fill(value, **values) for value in section]
+    if isinstance(section, str):
+        for name, value in values.items():
+            if value == "" and f"{{{name}}}" in section:
+                raise UserError(f"--config.{name}=VALUE is required by {section!r}")
+            if section == f"{{{name}}}":
+                return value
+            section = section.replace(f"{{{name}}}", str(value))
+    return section
+
+
+def source(section: Mapping[str, Any]) -> Source:
+    """The data set of {"kind", arguments}; equal sections give the same object, with its decoded pictures."""
+    return _source(_frozen(without_none(section)))
+
+
+@functools.lru_cache(maxsize=64)
+def _source(section: Any) -> Source:
+    return Cached(make_source(**_thawed(section)))
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return (
+            "mapping",
+            tuple((key, _frozen(item)) for key, item in sorted(value.items(), key=lambda item: str(item[0]))),
+        )
+    if isinstance(value, list | tuple):
+        return ("list", tuple(map(_frozen, value)))
+    return value
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, tuple):
+        kind, content = value
+        return (
+            {key: _thawed(item) for key, item in content} if kind == "mapping" else [_thawed(item) for item in content]
+        )
+    return value
+
+
+def split(settings: SingleStudent, task: str, name: str) -> Source:
+    """A split of the set that teaches and evaluates a task."""
+    return source(settings.sets[settings.train_sets[task]][name])
+
+
+def splits(settings: SingleStudent, name: str, tasks: Iterable[str] | None = None) -> dict[str, Source]:
+    """{task: that split of its set}."""
+    return {task: split(settings, task, name) for task in tasks or settings.tasks}
+
+
+def annotated_sets(settings: SingleStudent) -> list[Source]:
+    """The annotated training sets, each once."""
+    names = dict.fromkeys(settings.train_sets[task] for task in settings.tasks)
+    return [source(settings.sets[name]["train"]) for name in names]
+
+
+def pool(settings: Must) -> list[Source]:
+    """The sets of images without labels; there may be none."""
+    return [source(section) for section in settings.pool.values()]
+
+
+def all_images(settings: Must) -> Source:
+    """The annotated training images and the pool, which the teachers label."""
+    return Concat([*annotated_sets(settings), *pool(settings)])
+
+
+def oracle_truth(settings: Must) -> dict[str, Source]:
+    """{task: true labels of the pool}."""
+    return {task: source(section) for task, section in settings.oracle_truth.items()}
+
+
+def by_source(splits: Sources) -> list[tuple[Source, list[str]]]:
+    """Every source once, with the tasks that it serves."""
+    served: dict[int, tuple[Source, list[str]]] = {}
+    for task, part in splits.items():
+        served.setdefault(id(part), (part, []))[1].append(task)
+    return list(served.values())
+
+
+def together(splits: Sources) -> Source:
+    """All of them as one source: every picture once, with the labels of each."""
+    first, *others = (part for part, _ in by_source(splits))
+    return Overlay(first, others) if others else first
+
+
+def tasks(sections: Mapping[str, Any], annotated: Sources) -> dict[str, Task]:
+    """Tasks by name; one whose labels hold class ids takes the class names of its annotated set."""
+    made = {}
+    for name, section in sections.items():
+        arguments = without_none(section)
+        classes = annotated[name].classes.get(name) if name in annotated else None
+        if classes and "classes" not in arguments:
+            arguments["classes"] = tuple(classes)
+        made[name] = base.build(**arguments)
+    return made
+
+
+def tasks_of(settings: SingleStudent, run: Run | None = None) -> dict[str, Task]:
+    """The tasks of a configuration, or as a run learns them, with its changes to their hyper-parameters."""
+    changes = run.tasks if run else {}
+    for name in changes:
+        if name not in settings.tasks:
+            raise UserError(f"config.tasks: no task {name!r}, which a run changes")
+    return tasks(merged(settings.tasks, changes), splits(settings, "train"))
+
+
+def network(settings: Network, tasks: Tasks, changes: Mapping[str, Any] | None = None) -> Model:
+    """Backbone, neck and the tasks' heads; equal arguments give the same object, whose programs are compiled already."""
+    return _network(changed(settings, changes or {}, "config.model"), tuple(tasks.items()))
+
+
+@functools.lru_cache(maxsize=64)
+def _network(settings: Network, tasks: tuple[tuple[str, Task], ...]) -> Model:
+    backbone = make(BACKBONES, settings.backbone, "config.model.backbone")
+    neck = make(NECKS, settings.neck, "config.model.neck")
+    return multi_head.multi_head(backbone, neck, {name: task.head() for name, task in tasks})
+
+
+def encoder(
+    image: Image,
+    tasks: Tasks,
+    run: Run | None = None,
+    frames: Mapping[str, int] | None = None,
+    clips: int = 1,
+) -> Encoder | ClipEncoder:
+    """How an example becomes a row of a batch.
+
+    Args:
+      image: the frame.
+      tasks: whose labels a row carries.
+      run: crops, flips and views of training; without it the whole picture, as it is.
+      frames: {view: T} of videos.
+      clips: of videos, how many make a row.
+    """
+    draw, view = None, None
+    if run is not None:
+        moves = run.geometry
+        drawn = {"zoom": moves.zoom, "shift": moves.shift, "flip": moves.flip, "reverse": moves.reverse}
+        draw = functools.partial(geometry.draw, keep_aspect=image.keep_aspect, **drawn)
+        view = make(VIEWS, run.view, "view")
+    if image.video:
+        window = Window(span=image.clip.span, jitter=image.clip.jitter, random=run is not None)
+        return ClipEncoder(tasks, image.size, frames or {"image": 8}, window, draw, view, image.keep_aspect, clips)
+    clean = {CLEAN: None} if isinstance(run, Student) and run.mean_teacher.kind != "none" else {}
+    return Encoder(tasks, image.size, draw, {"image": view, **clean}, image.keep_aspect)
+
+
+def row_changes(run: Run, tasks: Tasks) -> list[Change]:
+    """What is done to whole training rows: CutMix and cutout.
+
+    Raises:
+      UserError: a task whose labels cannot be cut.
+    """
+    made: list[Change] = []
+    for key, section, kind in (("cutmix", run.cutmix, CutMix), ("cutout", run.cutout, Cutout)):
+        if not section.probability:
+            continue
+        for name, task in tasks.items():
+            if not task.whole and type(task).paste is Task.paste:
+                raise UserError(f"{key}: does not work for {name}, whose labels cannot be cut and pasted")
+        made.append(kind(tasks, **vars(section)))
+    return made
+
+
+def balance(run: Run) -> Balance:
+    """How the tasks' losses are weighted."""
+    made = make(BALANCES, run.balance, "balance")
+    return made._replace(gram=made.gram or run.watch_gradients)
+
+
+def fixed_policy(section: LabelPolicy) -> Policy:
+    """The label policy whose thresholds stand in the configuration."""
+    return Policy(section.positive, section.negative)
+
+
+def student(settings: Must, name: str) -> Student:
+    """The settings of the student or of an arm, which changes some of them."""
+    return changed(settings.student, settings.arms.get(name, {}), f"config.arms.{name}")
+
+
+def students(settings: Must) -> tuple[str, ...]:
+    """Names of the student and of its arms."""
+    return ("student", *settings.arms)
+
+
+def policies(settings: SingleStudent, run: Student | None = None) -> dict[str, LabelPolicy]:
+    """{task: label policy}, with a run's changes."""
+    changes = run.policies if run else {}
+    return {
+        task: changed(section, changes.get(task, {}), f"config.policies.{task}")
+        for task, section in settings.policies.items()
+    }
+
+
+def tasks_with(names: Sequence[str], settings: SingleStudent, path: str) -> tuple[str, ...]:
+    """The tasks that a section names, all of them by default.
+
+    Raises:
+      UserError: a task that does not exist.
+    """
+    for name in names:
+        if name not in settings.tasks:
+            raise UserError(f"{path}.tasks: no task {name!r}; tasks: {', '.join(settings.tasks)}")
+    return tuple(names) or tuple(settings.tasks)

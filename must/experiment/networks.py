@@ -1,0 +1,133 @@
+"""Trained networks on disk: a directory says itself which network its weights belong to.
+
+weights/       the selected variables with their validation scores
+network.json   backbone, neck, tasks with their classes, and the frame
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from must.core import files
+from must.core.types import Model, PyTree, Teacher, UserError
+from must.data.clips import ClipEncoder
+from must.data.pipeline import Encoder
+from must.experiment import build, sections
+from must.experiment.settings import Image, Network
+from must.pseudo_label import teacher as teachers
+from must.tasks import base
+from must.tasks.base import Task
+from must.train.checkpoint import Checkpoints, fingerprint
+
+_ABOUT = "network.json"
+
+
+class Trained(NamedTuple):
+    """A trained network.
+
+    Attributes:
+      model: init and apply.
+      variables: selected weights.
+      tasks: {task: Task} that it answers.
+      image: the frame that it sees.
+      frames: {view: T} of clips.
+      facts: of the selection, validation scores among them.
+    """
+
+    model: Model
+    variables: PyTree
+    tasks: dict[str, Task]
+    image: Image
+    frames: dict[str, int]
+    facts: dict[str, Any]
+
+    def encoder(self) -> Encoder | ClipEncoder:
+        """How an example becomes a row of its input."""
+        return build.encoder(self.image, self.tasks, frames=self.frames or None)
+
+
+def describe(
+    directory: str, network: Network, tasks: Mapping[str, Task], image: Image, frames: Mapping[str, int] | None = None
+) -> None:
+    """Writes which network the weights in a directory belong to."""
+    about = {
+        "network": sections.plain(network),
+        "tasks": {name: base.describe(task) for name, task in tasks.items()},
+        "image": sections.plain(image),
+        "frames": dict(frames or {}),
+    }
+    files.write_json(os.path.join(directory, _ABOUT), about)
+
+
+def load(directory: str) -> Trained:
+    """The network that a run trained in a directory.
+
+    Raises:
+      UserError: no network, or a damaged one.
+    """
+    path = os.path.join(directory, _ABOUT)
+    try:
+        with open(path, encoding="utf-8") as file:
+            about = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; {directory} holds no trained network") from None
+    except ValueError:
+        raise UserError(f"{path}: damaged; remove the directory and train again") from None
+    tasks = {name: base.build(**_tuples(section)) for name, section in about["tasks"].items()}
+    image = sections.parse(Image, about["image"], f"{path}: image")
+    model = build.network(sections.parse(Network, about["network"], f"{path}: network"), tasks)
+    blank = build.encoder(image, tasks, frames=about["frames"] or None).blank_inputs()
+    variables, facts = load_weights(directory, model, blank[next(iter(blank))])
+    return Trained(model, variables, tasks, image, about["frames"], facts)
+
+
+def load_weights(directory: str, model: Model, inputs: PyTree) -> tuple[PyTree, dict]:
+    """(variables, facts) that a training run selected; only the shapes of `inputs` matter.
+
+    Raises:
+      UserError: no weights, weights of another model, or damaged ones.
+    """
+    like = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like)
+    weights = Checkpoints(os.path.join(directory, "weights"))
+    variables, _, facts = weights.restore(like)
+    weights.close()
+    return variables, facts
+
+
+def as_teacher(directory: str, name: str, *, tasks: tuple[str, ...] = (), hflip_tta: bool = False) -> Teacher:
+    """A trained network as a teacher.
+
+    Args:
+      directory: in which it was trained.
+      name: of the teacher.
+      tasks: that it labels; all that it answers by default.
+      hflip_tta: average its predictions for a picture and its mirror image.
+
+    Raises:
+      UserError: no network in the directory, or a task that it does not answer.
+    """
+    trained = load(directory)
+    for task in tasks:
+        if task not in trained.tasks:
+            raise UserError(f"{directory}: the network answers {', '.join(trained.tasks)}, not {task}")
+    labeled = {task: trained.tasks[task] for task in tasks or trained.tasks}
+    return teachers.from_model(
+        name,
+        trained.model,
+        jax.device_put(trained.variables),
+        labeled,
+        size=trained.image.size,
+        fingerprint=fingerprint(trained.variables),
+        mirror=hflip_tta,
+    )
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,208 @@
+"""What every recipe's run has in common: its members, the workdir and its owner, the stages, the manifest."""
+
+import contextlib
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from must.core import devices, files
+from must.core.types import UserError
+from must.experiment import build, sections
+from must.experiment.compare import compare_workdirs, print_results
+from must.experiment.jobs import Job, run_jobs
+from must.experiment.settings import Experiment
+from must.pseudo_label.plan import first_difference
+from must.pseudo_label.shards import lock
+
+# Sections that change nothing that is trained or labeled: a finished workdir may be asked for them at any time.
+DISPLAY = ("title", "quality", "gallery", "files")
+
+
+class Member(NamedTuple):
+    """One repetition of a recipe: one seed, at one value of every other axis.
+
+    Attributes:
+      prefix: its directory below the workdir, "" or ending in "/".
+      seed: of everything random.
+      axes: {axis: value} besides the seed, such as {"budget": 64}.
+      settings: with "{root}", "{seed}" and the axes filled in.
+    """
+
+    prefix: str
+    seed: int
+    axes: dict[str, Any]
+    settings: Any
+
+
+Members = Sequence[Member]
+
+
+class Recipe(NamedTuple):
+    """A recipe as a value.
+
+    Attributes:
+      name: in `config.recipe`.
+      settings: dataclass of its configuration.
+      stages: in order; the argument of --stage.
+      jobs: (members, workers) -> all jobs.
+      check: (members) -> None, refuses what cannot work before anything is spent.
+      plan: (members) -> lines of the dry run about its runs and labels.
+      axes: (configuration as a plain mapping) -> {axis: (directory prefix, values)} besides the seed.
+      changeable: sections that may differ between runs of one workdir.
+    """
+
+    name: str
+    settings: type[Experiment]
+    stages: tuple[str, ...]
+    jobs: Callable[[Members, int], list[Job]]
+    check: Callable[[Members], None]
+    plan: Callable[[Members], None]
+    axes: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, Sequence[Any]]]] = lambda config: {}
+    changeable: tuple[str, ...] = DISPLAY
+
+
+def members(recipe: Recipe, config: Mapping[str, Any]) -> list[Member]:
+    """The repetitions that a configuration describes, parsed.
+
+    Args:
+      recipe: whose settings they are.
+      config: plain mapping.
+
+    Raises:
+      UserError: a key or value that the settings refuse.
+    """
+    seeds, root, axes = _seeds(config), config.get("root") or "", recipe.axes(config)
+    result = []
+    for *point, seed in itertools.product(*(values for _, values in axes.values()), seeds):
+        values = dict(zip(axes, point, strict=True))
+        parts = [f"{prefix}{value}/" for (prefix, _), value in zip(axes.values(), point, strict=True)]
+        parts += [f"seed-{seed}/"] if len(seeds) > 1 else []
+        filled = build.fill(config, seed=seed, root=root, **values)
+        result.append(Member("".join(parts), seed, values, sections.parse(recipe.settings, filled)))
+    return result
+
+
+def _seeds(config: Mapping[str, Any]) -> Sequence[int]:
+    """The seeds, which have to be known before the rest can be parsed: it may contain "{seed}"."""
+    seeds = config.get("seeds") or (0,)
+    if isinstance(seeds, str) or not isinstance(seeds, list | tuple) or not all(type(seed) is int for seed in seeds):
+        raise UserError(f"config.seeds={seeds!r}: expected a list of whole numbers, such as (0,)")
+    return seeds
+
+
+def run(
+    recipe: Recipe, config: Mapping[str, Any], workdir: str, *, stage: str = "all", workdirs: Sequence[str] = ()
+) -> None:
+    """Runs one stage or all of a recipe in a workdir, resuming what exists.
+
+    Args:
+      recipe: to run.
+      config: plain mapping.
+      workdir: absolute path.
+      stage: "all" or one of the recipe's.
+      workdirs: with the stage "compare", finished workdirs whose results are compared in `workdir`; nothing is run.
+
+    Raises:
+      UserError: an unknown stage, a configuration that cannot work, or a workdir of another configuration.
+    """
+    check_stage(recipe, stage)
+    if workdirs:
+        if stage != "compare":
+            raise UserError(f"--workdirs: compares finished workdirs, --stage=compare; not --stage={stage}")
+        compare_workdirs(workdirs, workdir)
+        print_results(workdir)
+        return
+    mine = members(recipe, config)
+    recipe.check(mine)  # what is wrong with the configuration shows before it owns a workdir
+    workers = _workers(mine[0].settings.workers)
+    with contextlib.ExitStack() as held:
+        if devices.is_writer():
+            _make_directory(workdir)
+            if not held.enter_context(lock(os.path.join(workdir, "lock"))):
+                raise UserError(f"{workdir}: another run is using this workdir")
+            _claim(recipe, workdir, config)
+        jobs = [job for job in recipe.jobs(mine, workers) if stage in ("all", job.stage)]
+        if not jobs:
+            raise UserError(
+                f"--stage={stage}: config.{stage}.enabled is False, so there is nothing to do; set it to True"
+            )
+        run_jobs(workdir, jobs, workers=workers)
+    if devices.is_writer() and stage in ("all", "compare", "report"):
+        print_results(workdir)
+
+
+def check_stage(recipe: Recipe, stage: str) -> None:
+    """UserError for a stage that the recipe does not have."""
+    if stage != "all" and stage not in recipe.stages:
+        raise sections.one_of("--stage", stage, ("all", *recipe.stages))
+
+
+def _workers(asked: int) -> int:
+    if jax.distributed.is_initialized() or jax.default_backend() != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or min(2, cores)
+
+
+def _make_directory(workdir: str) -> None:
+    try:
+        os.makedirs(workdir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}") from None
+
+
+def _claim(recipe: Recipe, workdir: str, config: Mapping[str, Any]) -> None:
+    """Writes config.json and manifest.json, or compares with the configuration that the workdir has, key by key."""
+    path = os.path.join(workdir, "config.json")
+    here = sections.without_none(config)
+    if os.path.exists(path):
+        try:
+            with open(path, encoding="utf-8") as file:
+                known = json.load(file)
+        except ValueError:
+            raise UserError(f"{path}: damaged; restore it, or take another --workdir") from None
+        if known.get("recipe") != recipe.name:
+            raise UserError(f"{workdir}: belongs to the recipe {known.get('recipe')!r}; take another --workdir")
+        fixed = [
+            {key: value for key, value in _first(recipe, one).items() if key not in recipe.changeable}
+            for one in (known, config)
+        ]
+        if difference := first_difference(*fixed, "config"):
+            raise UserError(f"{workdir}: belongs to another configuration: {difference}; take another --workdir")
+        files.write_json(path, here)
+        return
+    manifest = {
+        "versions": {name: _version(name) for name in ("must", "jax", "jaxlib", "flax", "optax", "numpy")},
+        "python": platform.python_version(),
+        "git": _git_sha(),
+        "devices": [device.device_kind for device in jax.local_devices()],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    files.write_json(os.path.join(workdir, "manifest.json"), manifest)
+    files.write_json(path, here)
+
+
+def _first(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of a configuration with its value, of the first member: what two runs of a workdir must share."""
+    return sections.plain(members(recipe, config)[0].settings)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+
+
+def _git_sha() -> str | None:
+    command = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
