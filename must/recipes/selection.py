@@ -95,7 +95,7 @@ class _Kept:
         """Keeps these weights if they are to be kept."""
         candidate = {"step": step, "validation": {name: headline[name] for name in self._metrics}}
         candidate["batch_size"] = self._schedule.batch_size
-        candidate["learning_rate"] = self._schedule.optimizer["learning_rate"]
+        candidate["learning_rate"] = self._schedule.optimizer.learning_rate
         keep = last if self._schedule.select == "last" else self._better(candidate["validation"])
         # A resumed run comes by steps that were judged before it was killed.
         if keep and step > (self._weights.latest() or -1):
