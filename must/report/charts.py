@@ -224,9 +224,7 @@ def trends(found: Sequence[Trend], *, title: str, axis: str, x_axis: str, width:
         shift = 5 * (i - (len(found) - 1) / 2)
         color = f'stroke="var(--s{trend.series % SERIES})" fill="none"'
         at = [(px(math.log(x)) + shift, mean, interval) for x, mean, interval in trend.points]
-        parts += [
-            f'<path {color} stroke-width="1.6" d="M{"L".join(f"{x:.1f} {py(mean):.1f}" for x, mean, _ in at)}"/>'
-        ]
+        parts += [f'<path {color} stroke-width="1.6" d="M{"L".join(f"{x:.1f} {py(mean):.1f}" for x, mean, _ in at)}"/>']
         for x, mean, interval in at:
             if interval:
                 parts += [

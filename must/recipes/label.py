@@ -1,0 +1,3 @@
+from must.experiment.run import Recipe
+from must.experiment.settings import Must
+RECIPE = Recipe("label", Must, (), lambda m, w: [], lambda m: None, lambda m: None)
