@@ -39,7 +39,9 @@ def with_declared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """
     config, reasons = dict(config), {}
     for group in ("sets", "pool", "oracle_truth"):
-        config[group] = dict(config.get(group) or {})
+        if not config.get(group):
+            continue
+        config[group] = dict(config[group])
         for name, features in ((config.get("declared") or {}).get(group) or {}).items():
             section = config[group][name]
             splits = section if group == "sets" else {"": section}
@@ -129,7 +131,8 @@ def describe_runs(
         parameters, memory, flops = known[alike]
         groups = batches(run, names)
         print(
-            f"  {name + ' ' + (names[0] if len(names) == 1 else 'all tasks'):{width}} {parameters / 1e6:7.2f} M parameters, "
+            f"  {name + ' ' + (names[0] if len(names) == 1 else 'all tasks'):{width}} "
+            f"{parameters / 1e6:7.2f} M parameters, "
             f"{steps:,} steps of {run.batch_size * groups:,}, {memory / 2**30:6.2f} GiB state, "
             f"{steps * flops * groups / rate / 3600:9.3f} h",
             flush=True,  # tracing the next step takes a while
