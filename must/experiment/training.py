@@ -22,12 +22,12 @@ from must.core import devices, files
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
 from must.experiment import build, measure, networks, sections
+from must.experiment.selection import Selection, Validation, local
 from must.experiment.settings import Run, SingleStudent, Student
 from must.objectives.distill import Hint
 from must.objectives.mean_teacher import MeanTeacher
 from must.objectives.slam import slam
 from must.objectives.supervised import learning_rate_rule, supervised
-from must.recipes.selection import Judge, Selection, local
 from must.tasks.base import Task
 from must.train import state as states
 from must.train.checkpoint import Checkpoints
@@ -82,7 +82,7 @@ class Training(NamedTuple):
     balance: Balance
     source: Batches
     encoder: Encoder
-    validation: Judge
+    validation: Validation
     variables: PyTree | None = None
     frozen: PyTree = None
     weighting: Weighting = NO_WEIGHTING
@@ -312,7 +312,7 @@ def train_tasks(
         balance=build.balance(run),
         source=source,
         encoder=encoder,
-        validation=Judge(plain, build.splits(settings, "validation", tasks)),
+        validation=Validation(plain, build.splits(settings, "validation", tasks)),
         variables=variables,
         frozen=online.variables or None,
         weighting=weighting,
