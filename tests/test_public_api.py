@@ -1,4 +1,4 @@
-"""The functional pieces train models that are not ours: one in plain jnp, one in flax NNX."""
+"""The public API: its names and signatures, and that its functions train models of other projects (jnp, flax NNX)."""
 
 import functools
 
@@ -21,6 +21,7 @@ from must import (
     supervised,
     train_step,
 )
+from tests.support import public_api
 
 TASKS = {"classification": Classification(classes=("dark", "light")), "depth": Depth(head_stride=1, shuffle=1)}
 
@@ -100,3 +101,18 @@ def test_any_function_is_a_teacher():
     batch = _batch()
     said = teacher.predict(batch.inputs["image"])["classification"]["probs"].argmax(-1)
     np.testing.assert_array_equal(said, batch.labels["classification"]["probs"].argmax(-1))
+
+
+REWRITE = "differs; run `python -m tests.support.public_api`, review the change and describe it in CHANGELOG.md"
+
+
+def test_names_and_signatures_are_those_of_the_snapshot():
+    assert public_api.SNAPSHOT.read_text(encoding="utf-8") == public_api.snapshot(), f"tests/public_api.txt {REWRITE}"
+
+
+def test_the_stub_names_what_the_package_loads():
+    assert public_api.STUB.read_text(encoding="utf-8") == public_api.stub(), f"must/__init__.pyi {REWRITE}"
+
+
+def test_public_functions_are_fully_annotated():
+    assert public_api.unannotated() == []

@@ -102,7 +102,9 @@ def greedy_keep(overlap: Array, threshold: float) -> Array:
     return jax.lax.while_loop(lambda carry: carry[1], again, (keep, jnp.array(True)))[0]
 
 
-def non_maximum_suppression(boxes: Array, classes: Array, scores: Array, *, threshold: float, count: int):
+def non_maximum_suppression(
+    boxes: Array, classes: Array, scores: Array, *, threshold: float, count: int
+) -> tuple[Array, ...]:
     """Class-wise greedy non-maximum suppression with a fixed number of results.
 
     Args:

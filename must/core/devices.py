@@ -204,13 +204,13 @@ def initialize_distributed(coordinator: str | None, num_processes: int | None, p
         return
     if coordinator != "auto" and (num_processes is None or process_id is None):
         raise UserError(f"coordinator {coordinator}: the number of processes and this process's id are needed too")
-    where = (
+    where: dict[str, str | int | None] = (
         {}
         if coordinator == "auto"
         else dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
     )
     try:
-        jax.distributed.initialize(**where)
+        jax.distributed.initialize(**where)  # type: ignore[arg-type] # the types go by key
     except (RuntimeError, ValueError) as error:
         raise UserError(f"coordinator {coordinator}: {str(error).splitlines()[0]}") from None
 

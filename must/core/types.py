@@ -3,7 +3,7 @@
 No behavior lives here beyond small constructors; arrays are NumPy on the host and JAX on the device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -77,10 +77,18 @@ class Source(Protocol):
       fingerprint: hash that changes when the content does.
     """
 
-    name: str
-    ids: Sequence[str]
-    classes: dict[str, tuple[str, ...]]
-    fingerprint: str
+    # Read-only properties, so that a class may hold any kind of sequence or mapping.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    @property
+    def classes(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 

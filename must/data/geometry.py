@@ -5,6 +5,7 @@ Photometric changes live in `must.data.augment`.
 """
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int,
     return out
 
 
-def transform_map(array: np.ndarray, geometry: Geometry, fill) -> np.ndarray:
+def transform_map(array: np.ndarray, geometry: Geometry, fill: Any) -> np.ndarray:
     """A map of labels in the network's frame, nearest neighbor.
 
     Args:

@@ -60,7 +60,7 @@ def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:
     """
     if len({level.shape[-1] for level in pyramid.values()}) > 1:
         raise ValueError("a pixel head sums the levels of a pyramid: they need equal channels")
-    total = None
+    total, above = None, stride
     for level_stride in sorted(
         pyramid, reverse=True
     ):  # from coarse to fine, so that one enlargement serves all above it

@@ -6,7 +6,8 @@ given weight 0, keeps its state and takes part in no softmax, mean or sum: the o
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +207,7 @@ def _keep(present, new, old):
     return jax.tree.map(lambda a, b: jnp.where(present, a, b), new, old)
 
 
-def stacked(values, tasks: Sequence[str]) -> Array:
+def stacked(values: Mapping[str, Any], tasks: Sequence[str]) -> Array:
     """{task: []} -> [T] in the order of the tasks."""
     return jnp.stack([values[task] for task in tasks])
 

@@ -52,7 +52,9 @@ def top_candidates(probs: Array, count: Array) -> Array:
     return rank < count[..., None]
 
 
-def slam(outputs: Array, label: Label, target: dict[str, Any], extras: dict[str, Array], *, normalize: bool = True):
+def slam(
+    outputs: Array, label: Label, target: dict[str, Any], extras: dict[str, Array], *, normalize: bool = True
+) -> dict[str, PerExample]:
     """SLaM for classification in the place of the task's loss: CE(y_teacher, mix(f; a, k)).
 
     Args:

@@ -58,7 +58,7 @@ class Frame(NamedTuple):
     pitch: float
 
 
-class NumberedIds(Sequence):
+class NumberedIds(Sequence[str]):
     """`<name>/<index>` for a range of indices, made when asked for."""
 
     def __init__(self, name: str, indices: range):

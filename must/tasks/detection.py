@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -243,7 +243,9 @@ class Detection(Task):
         self._check_alike(outputs, teacher)
         return points_of.soft(outputs, teacher, self.gamma)
 
-    def disagreement(self, outputs, teacher, shapes):
+    def disagreement(
+        self, outputs: Any, teacher: Any, shapes: dict[int, tuple[int, int]]
+    ) -> tuple[dict[int, Array], dict[str, PerExample]]:
         """See the base class and `must.tasks.points.disagreement`."""
         self._check_alike(outputs, teacher)
         where, terms = points_of.disagreement(outputs, teacher)

@@ -166,7 +166,9 @@ class Segmentation(Task):
         value = losses.kl_divergence(teacher, outputs).sum((1, 2))
         return {"soft_segmentation": PerExample(value, _pixels(outputs))}
 
-    def disagreement(self, outputs, teacher, shapes):
+    def disagreement(
+        self, outputs: Any, teacher: Any, shapes: dict[int, tuple[int, int]]
+    ) -> tuple[dict[int, Array], dict[str, PerExample]]:
         """As the base class says, with D_c = (t_c - s_c)^2 per pixel; term "pdf_class": mean of sum_c D BCE(s, t)."""
         said, aim = jax.nn.softmax(outputs), jax.lax.stop_gradient(jax.nn.softmax(teacher))
         differ = jax.lax.stop_gradient((aim - said) ** 2)
