@@ -1,77 +1,84 @@
-"""Labeling alone: given teachers label images, once; what is believed of it, pages and files may be asked for anew.
+"""Labeling alone: external teachers label images once; label policies, pages and files may change afterwards.
 
     python -m must.main --config=configs/quickstart.py --workdir=runs/quickstart --stage=teachers
     python -m must.main --config=configs/label.py --config.root=runs/quickstart --dry_run
     python -m must.main --config=configs/label.py --config.root=runs/quickstart --workdir=runs/label
-    python -m must.main --config=configs/label.py --config.root=runs/quickstart --workdir=runs/label --config.policies.detection.precision=0.8
+    python -m must.main --config=configs/label.py --config.root=runs/quickstart --workdir=runs/label \
+        --config.policies.detection.target_precision=0.8
 
-The second command prints what the third costs; the fourth moves a threshold: no teacher runs again. `:photos` labels a
-folder of photos with teachers of your own. The tutorial is must/pseudo_label/README.md.
+The second command prints the cost of the third; the fourth moves a threshold: no teacher runs again.
+
+Variants, --config=configs/label.py:VARIANT:
+
+    (none)  the five teachers of a quickstart run (--config.root) label 1,024 new scenes; a minute on two CPU cores
+    later   a task that comes later: depth joins finished records of the others, which `onto` names
+    photos  your photos (--config.root), your teachers (--config.teachers.segmentation.make=my_project.nets:segmenter)
 """
 
 from ml_collections import ConfigDict
 
+from must.recipes.table import complete
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants.
+    """The configuration of a variant."""
+    variants = {"": scenes, "later": later, "photos": photos}
+    if variant not in variants:
+        raise ValueError(f"no variant {variant!r} of label: later, photos")
+    return complete(variants[variant]())
 
-    ""      the five teachers of a quickstart run (--config.root) label 1,024 new scenes; a minute on 2 CPU cores
-    later   a task that comes later: depth joins finished records of the others, which `onto` names
-    photos  your photos (--config.root), your teachers (--config.teachers.segmentation.make="my_project.nets:segmenter")
-    """
+
+def scenes() -> ConfigDict:
+    """Five teachers on new scenes."""
     config = ConfigDict()
-    config.recipe = "pseudo_label"
-    config.title = "Pseudo labels of procedural scenes"
-    config.seeds = (0,)
-    config.root = ""
-    config.workers = 0  # processes side by side; 0 takes two on a CPU with two cores or more
-
-    # The frame in which labels are drawn, judged against the truth and given to students; teachers have sizes of their own.
-    config.image = {"size": (64, 64), "keep_aspect": True}
+    config.recipe, config.title = "label", "Pseudo labels of procedural scenes"
+    # The frame in which labels are drawn, compared with the truth and given to students; teachers have their own sizes.
+    config.image = {"size": (64, 64)}
     dense = {"shuffle": 2, "width": 32, "depth": 1, "stride": 1}
-    tasks = {
+    config.tasks = {
         "classification": {"kind": "classification"},
         "detection": {"kind": "detection", "strides": (8, 16), "width": 32, "depth": 2, "max_boxes": 12},
         "segmentation": {"kind": "segmentation", **dense},
         "depth": {"kind": "depth", **dense},
         "normals": {"kind": "normals", **dense},
     }
-    scenes = {"kind": "scenes", "seed": 0, "labels": tuple(tasks)}
-    images = {"pool": {"kind": "scenes", "seed": 0, "split": "pool", "start": 1024, "count": 1024, "labels": ()}}
-    # Held-out truth chooses thresholds ("validation") and tells the quality of labels ("test").
+    scene = {"kind": "scenes", "seed": 0, "labels": tuple(config.tasks)}
+    config.images = {"pool": {"kind": "scenes", "seed": 0, "split": "pool", "start": 1024, "count": 1024, "labels": ()}}
     truth = {
-        "validation": {**scenes, "split": "validation", "count": 256},
-        "test": {**scenes, "split": "test", "count": 512},
+        "validation": {**scene, "split": "validation", "count": 256},
+        "test": {**scene, "split": "test", "count": 512},
     }
-    # {name: {"run": a directory of another run}}, or {"make": "package.module:function", its arguments}; "tasks": which it
-    # labels, by default the one of its own name.
-    config.teachers = {name: {"run": f"{{root}}/teachers/{name}", "mirror": True} for name in tasks}
-    config.label = {"shards": 16, "batch_size": 64, "copy_images": True, "max_rejects": 0.001}
-    config.onto = ""  # a directory of finished records that the labels are added to, in the place of `images`
-    fitted = {"from_validation": True, "calibration": "isotonic", "precision": 0.7, "doubt": 0.1}
+    config.truth = {task: truth for task in config.tasks}
+    config.teachers = {task: {"run": f"{{root}}/teachers/{task}", "hflip_tta": True} for task in config.tasks}
     config.policies = {
-        "classification": fitted,
-        "detection": {**fitted, "precision": 0.6, "doubt": 0.2},
-        "segmentation": {**fitted, "precision": 0.9, "doubt": 0.02},
-        "depth": {**fitted, "precision": 0.9},
-        "normals": {**fitted, "precision": 0.9},
+        "classification": {"target_precision": 0.7, "negative_below": 0.1},
+        "detection": {"target_precision": 0.6, "negative_below": 0.2},
+        "segmentation": {"target_precision": 0.9, "negative_below": 0.02},
+        "depth": {"target_precision": 0.9, "negative_below": 0.1},
+        "normals": {"target_precision": 0.9, "negative_below": 0.1},
     }
-    config.quality = {"worst": 12}  # an empty section leaves the page out
-    config.gallery = {"per_page": 48}
-    config.files = {"images": False}
-    if variant == "later":
-        tasks, images, config.onto = {"depth": tasks["depth"]}, {}, "runs/label-four/pseudo_labels/pool/1.0.0"
-        for section in (config.teachers, config.policies):
-            for name in [name for name in section if name not in tasks]:
-                del section[name]
-    elif variant == "photos":
-        images, truth = {"photos": {"kind": "photos", "root": "{root}"}}, {}
-        tasks = {"segmentation": {"kind": "segmentation", "classes": ("thing", "background")}}
-        config.title, config.image = "Pseudo labels of photos", {"size": (256, 256), "keep_aspect": True}
-        config.teachers = {"segmentation": {"make": "my_project.nets:segmenter"}}
-        config.policies, config.quality = {"segmentation": {"positive": 0.8, "negative": 0.05}}, {}
-    elif variant:
-        raise ValueError(f"no variant {variant!r} of label: later, photos")
-    config.tasks, config.images = tasks, images
-    config.truth = dict.fromkeys(tasks, truth) if truth else {}
+    for policy in config.policies.values():
+        policy.from_validation = True
+    config.quality = config.gallery = config.files = {"enabled": True}
+    return config
+
+
+def later() -> ConfigDict:
+    """Depth alone, added to records that have the other tasks."""
+    config = scenes()
+    for section in (config.tasks, config.truth, config.teachers, config.policies):
+        for task in [task for task in section if task != "depth"]:
+            del section[task]
+    config.images, config.onto = {}, "runs/label-four/pseudo_labels/pool/1.0.0"
+    return config
+
+
+def photos() -> ConfigDict:
+    """A folder of photos and a teacher of your own."""
+    config = scenes()
+    config.title, config.image = "Pseudo labels of photos", {"size": (256, 256)}
+    config.tasks = {"segmentation": {"kind": "segmentation", "classes": ("thing", "background")}}
+    config.images, config.truth = {"photos": {"kind": "photos", "root": "{root}"}}, {}
+    config.teachers = {"segmentation": {"make": "my_project.nets:segmenter"}}
+    config.policies, config.quality = {"segmentation": {"positive": 0.8, "negative": 0.05}}, {}
     return config

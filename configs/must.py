@@ -3,33 +3,29 @@
     python -m must.main --config=configs/must.py:folders --config.root=DATA --workdir=runs/folders
     python -m must.main --config=configs/must.py:paper --config.root=DATA --dry_run
 
-`folders` is an example to copy: four labeled sets of different kinds, each teaching one task, and a pool of photos. It
+`folders` is an example to copy: four annotated sets of different kinds, each teaching one task, and a pool of photos. It
 reads DATA/clothing (class folders), DATA/bccd (VOC xml), DATA/camvid (PNG masks), DATA/rgbd_kitchen (16-bit depth) and
 DATA/unlabeled_photos. `paper` is the setting of Ghiasi et al. 2021, table 1 and appendix, for accelerators.
 """
 
 from ml_collections import ConfigDict
 
+from must.recipes.table import complete
+
 
 def get_config(variant: str = "folders") -> ConfigDict:
-    """Variants: "folders", "paper"."""
-    if variant == "folders":
-        return folders()
-    if variant == "paper":
-        return paper()
-    raise ValueError(f"no variant {variant!r} of must: folders, paper")
+    """The configuration of a variant."""
+    variants = {"folders": folders, "paper": paper}
+    if variant not in variants:
+        raise ValueError(f"no variant {variant!r} of must: {', '.join(variants)}")
+    return complete(variants[variant]())
 
 
 def folders() -> ConfigDict:
     """Four teachers on four sets of real pictures, one student over all of them; half an hour on 2 CPU cores."""
     config = ConfigDict()
-    config.recipe = "must"
-    config.title = "MuST on folders of real pictures"
-    config.seeds = (0,)
-    config.root = ""  # required: --config.root=DIR
-    config.workers = 0
-
-    config.image = {"size": (128, 128), "keep_aspect": True}
+    config.recipe, config.title = "must", "MuST on folders of real pictures"
+    config.image = {"size": (128, 128)}
     dense = {"shuffle": 2, "width": 48, "depth": 1}
     config.tasks = {
         "classification": {"kind": "classification"},
@@ -62,16 +58,20 @@ def folders() -> ConfigDict:
             ids="splits/{split}.txt",
         ),
     }
-    config.labeled = {"classification": "clothing", "detection": "bccd", "segmentation": "camvid", "depth": "kitchen"}
+    config.train_sets = {
+        "classification": "clothing",
+        "detection": "bccd",
+        "segmentation": "camvid",
+        "depth": "kitchen",
+    }
     config.pool = {
         "clothing": {"kind": "photos", "root": "{root}/clothing", "images": "unlabeled", "name": "clothing-pool"},
         "kitchen": {"kind": "photos", "root": "{root}/rgbd_kitchen", "images": "unlabeled", "name": "kitchen-pool"},
         "photos": {"kind": "photos", "root": "{root}/unlabeled_photos", "images": "images", "name": "photos"},
     }
-    config.measured_on = ("test",)
     config.model = {
         "backbone": {"kind": "resnet", "depth": 10, "width": 32, "stem": "imagenet", "stages": 3},
-        "neck": {"channels": 48, "strides": (4, 8, 16)},
+        "neck": {"kind": "fpn", "channels": 48, "strides": (4, 8, 16)},
     }
     training = {
         "batch_size": 16,
@@ -79,29 +79,24 @@ def folders() -> ConfigDict:
         "ema_decay": 0.99,
         "select": "best",
         "evaluate_every": 300,
-        "geometry": {"zoom": (0.8, 1.25), "shift": 0.05, "flip": True},
-        "view": {"strength": 0.5, "color": 0.3, "blur": 0.0},
-        "balance": {"kind": "fixed"},
-        "normalize": "items",
-        "scales": {},
+        "geometry": {"zoom": (0.8, 1.25), "shift": 0.05},
+        "view": {"kind": "photometric", "strength": 0.5, "color": 0.3, "blur": 0.0},
     }
     # The losses of the dense tasks end several times smaller than the others'.
-    together = {**training, "steps": 1800, "scales": {"segmentation": 3.0, "depth": 4.0}}
+    together = {**training, "steps": 1800, "loss_scales": {"segmentation": 3.0, "depth": 4.0}}
     together["optimizer"] = {**training["optimizer"], "learning_rate": 4e-3}
     config.teacher = {**training, "steps": 900}
-    # The sets have little in common, so what is known of each counts more than what the others' teachers say of it.
-    config.student = {**together, "select": "last", "repeat_labeled": 2, "truth_weight": 8.0, "pool_images": 0}
-    config.arms = {}
-    config.supervised = {**together}
+    # The sets have little in common, so the truth about each counts more than the predictions of the others' teachers.
+    config.student = {**together, "select": "last", "repeat_labeled": 2, "truth_weight": 8.0}
+    config.supervised = together
     config.scratch = {**training, "steps": 1800}
-    config.label = {"shards": 16, "batch_size": 32, "mirror": True}
+    config.label = {"batch_size": 32, "hflip_tta": True}
     config.policies = {
         "classification": {"positive": 0.0, "negative": 0.0},
-        "detection": {"from_validation": True, "precision": 0.6, "doubt": 0.2},
-        "segmentation": {"positive": 0.5, "negative": 0.0},
+        "detection": {"from_validation": True, "target_precision": 0.6, "negative_below": 0.2},
+        "segmentation": {"positive": 0.5},
         "depth": {"positive": 0.0, "negative": 0.0},
     }
-    config.baselines = ()  # or "supervised", "scratch"
     return config
 
 
@@ -112,7 +107,7 @@ def paper() -> ConfigDict:
     """
     config = folders()
     config.title = "MuST, the published setting"
-    config.image = {"size": (640, 640), "keep_aspect": True}
+    config.image = {"size": (640, 640)}
     config.tasks = {
         "classification": {"kind": "classification"},
         "detection": {"kind": "detection"},
@@ -148,7 +143,12 @@ def paper() -> ConfigDict:
         ),
         "nyu": splits("train[:99%]", "train[99%:]", "validation", dataset="nyu_depth_v2", labels={"depth": "depth"}),
     }
-    config.labeled = {"classification": "imagenet", "detection": "objects365", "segmentation": "coco", "depth": "nyu"}
+    config.train_sets = {
+        "classification": "imagenet",
+        "detection": "objects365",
+        "segmentation": "coco",
+        "depth": "nyu",
+    }
     config.pool = {"imagenet": {**tfds, "dataset": "imagenet2012", "split": "train", "labels": {}, "name": "pool"}}
     # What the sets hold, from their papers; --dry_run plans with this where a set is not on disk.
     imagenet = {"size": (400, 350), "labels": {"classification": {"form": "classification", "classes": 1000}}}
@@ -175,32 +175,23 @@ def paper() -> ConfigDict:
     }
     config.model = {
         "backbone": {"kind": "resnet", "depth": 152, "width": 64, "stem": "imagenet", "stages": 4},
-        "neck": {"channels": 256, "strides": (8, 16, 32, 64, 128)},
+        "neck": {"kind": "fpn", "channels": 256, "strides": (8, 16, 32, 64, 128)},
     }
     training = {
+        "steps": 180_000,
         "batch_size": 256,
-        "optimizer": {"name": "sgd", "learning_rate": 0.32, "warmup": 1000, "weight_decay": 4e-5, "clip_norm": 0.0},
+        "optimizer": {"name": "sgd", "learning_rate": 0.32, "warmup": 1000, "weight_decay": 4e-5},
         "ema_decay": 0.9998,
-        "geometry": {"zoom": (0.5, 2.0), "shift": 0.0, "flip": True},
-        "view": {},
         "evaluate_every": 10_000,
+        "geometry": {"zoom": (0.5, 2.0)},
     }
-    for section in (config.teacher, config.student, config.supervised, config.scratch):
-        with section.ignore_type():
-            section.update(training)
-            section.view, section.scales = ConfigDict(), ConfigDict()
-        section.steps, section.select = 180_000, "last"
-    config.student.repeat_labeled, config.student.truth_weight = (
-        1,
-        1.0,
-    )  # drawn uniformly, ground truth and pseudo labels alike
-    config.student.batch_size, config.student.optimizer.learning_rate, config.student.normalize = 4096, 0.32, "batch"
-    with config.ignore_type():
-        config.student.scales = "learning_rate_rule"
+    config.teacher = config.supervised = config.scratch = training
+    # Images are drawn uniformly, ground truth and pseudo labels weigh the same.
+    config.student = {**training, "batch_size": 4096, "normalize": "batch", "loss_scale_rule": "learning_rate"}
     config.policies = {
         "classification": {"positive": 0.0, "negative": 0.0},
-        "detection": {"threshold": 0.5},
-        "segmentation": {"threshold": 0.5},
+        "detection": {"positive": 0.5, "negative": 0.5},
+        "segmentation": {"positive": 0.5, "negative": 0.5},
         "depth": {"positive": 0.0, "negative": 0.0},
     }
     return config

@@ -3,16 +3,20 @@
 The only file that reads flags: it parses, prepares the process and delegates to a recipe.
 """
 
-import importlib
 import os
 import re
 import sys
+
+# Read by JAX when it is imported, which a configuration file may do: jobs and later runs share compiled programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/must/xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/X.py[:variant]; --config.a.b=value overrides.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; running again resumes.")
+_WORKDIRS = flags.DEFINE_list("workdirs", [], "With --stage=compare: finished workdirs, side by side in --workdir.")
 _STAGE = flags.DEFINE_string("stage", "all", "'all' or one stage of the recipe.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Resolve and check everything, estimate, write nothing.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, or 'auto' on a cluster.")
@@ -36,38 +40,32 @@ def main(argv: list[str]) -> None:
         print(f"must: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("must: interrupted; the same command goes on from here", file=sys.stderr)
+        print("must: interrupted; the same command resumes", file=sys.stderr)
         sys.exit(130)
 
 
 def _run() -> None:
-    # Jobs and later runs compile the same programs again; a first step from this cache takes a fraction of the time.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/must/xla"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-
-    from must.core import devices  # imports JAX, which reads the lines above
+    from must.core import devices
     from must.core.types import UserError
+    from must.experiment.run import check_stage, run
+    from must.recipes.table import recipe_of
 
-    logging.set_verbosity(logging.WARNING)  # JAX tells about every backend that it did not find
+    logging.set_verbosity(logging.WARNING)  # JAX reports every backend that it does not have
     devices.set_xla_flags()
     devices.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
     try:
         config = _CONFIG.value.to_dict()
     except OSError:
         raise UserError(f"--config={_config_file()}: no such file") from None
-    try:
-        recipe = importlib.import_module(f"must.recipes.{config['recipe']}")
-    except ImportError as error:
-        raise UserError(f"recipe {config['recipe']!r}: {error}") from None
-    from must.recipes.run import check_stage, run
-
-    check_stage(recipe, config["recipe"], _STAGE.value)
+    recipe = recipe_of(config)
+    check_stage(recipe, _STAGE.value)
     if _DRY_RUN.value:
-        from must.recipes.dry_run import dry_run
+        from must.recipes.table import dry_run
 
         dry_run(recipe, config)
-    else:
-        run(recipe, config, os.path.abspath(_WORKDIR.value), stage=_STAGE.value)
+        return
+    workdirs = [os.path.abspath(workdir) for workdir in _WORKDIRS.value]
+    run(recipe, config, os.path.abspath(_WORKDIR.value), stage=_STAGE.value, workdirs=workdirs)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -81,9 +79,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _one_line(error: Exception) -> str:
     text = str(error)
-    if isinstance(error, (KeyError, AttributeError)):  # ml_collections packs its hint into the key, twice quoted
+    if isinstance(error, KeyError | AttributeError):  # ml_collections packs its hint into the key, twice quoted
         text = "no such key: " + text.replace("\\n", "; ").replace("\\'", "").replace("'", "").replace('"', "")
-    if "Traceback" in text:  # a configuration file's own error, wrapped: its last line says what it was
+    if "Traceback" in text:  # a configuration file's own error, wrapped: its last line is the error
         text = re.findall(r"^\w+: (.+)", text, re.MULTILINE)[-1]
     text = " ".join(text.split())
     return text or type(error).__name__

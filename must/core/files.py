@@ -88,3 +88,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def append_text(path: str | os.PathLike, content: str) -> None:
+    """Adds to the end of a text file, for logs; a killed writer may leave part of the last line."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(content)

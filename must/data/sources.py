@@ -49,19 +49,28 @@ def source(kind: str, **arguments: Any) -> Source:
     Raises:
       UserError: no such kind, an unknown or missing argument, or what the constructor refuses.
     """
-    module_name, _, class_name = KINDS.get(kind, kind).partition(":")
-    if not class_name:
-        raise UserError(f"source kind {kind!r}: want one of {', '.join(KINDS)}, or 'package.module:Class'")
-    try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"source kind {kind!r}: {error}") from None
+    cls = class_of(kind)
     arguments = {name: _built(value) for name, value in arguments.items()}
     try:
         inspect.signature(cls).bind(**arguments)
     except TypeError as error:
         raise UserError(f"source kind {kind!r}: {error}") from None
     return cls(**arguments)
+
+
+def class_of(kind: str) -> type:
+    """The class that a kind names.
+
+    Raises:
+      UserError: no such kind.
+    """
+    module_name, _, class_name = KINDS.get(kind, kind).partition(":")
+    if not class_name:
+        raise UserError(f"source kind {kind!r}: want one of {', '.join(KINDS)}, or 'package.module:Class'")
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"source kind {kind!r}: {error}") from None
 
 
 def _built(value: Any) -> Any:

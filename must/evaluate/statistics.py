@@ -1,4 +1,4 @@
-"""Relative gains, paired differences and their intervals over seeds; numbers in, numbers out."""
+"""Relative gains, paired differences and their intervals over seeds, confusion rates; numbers in, numbers out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -73,3 +73,20 @@ def plain(value: float) -> float | int | None:
     if isinstance(value, (int, np.integer)):
         return int(value)
     return float(value) if math.isfinite(value) else None
+
+
+def confusion(probs: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """How often each class of a head is predicted for each true class of a set.
+
+    Args:
+      probs: [N, C_head]; a row with a number that is not finite is left out.
+      truth: int [N], classes of the set; negative for an example to leave out.
+      classes: C_set.
+
+    Returns:
+      float64 [C_set, C_head] with rows that sum to 1, zeros for a class without examples.
+    """
+    used = np.isfinite(probs).all(1) & (truth >= 0)
+    counts = np.zeros((classes, probs.shape[1]))
+    np.add.at(counts, (truth[used], probs[used].argmax(1)), 1)
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -1,17 +1,17 @@
 """Objects from settings: data sets, tasks, networks, encoders, balances. Each function makes one kind of thing."""
 
 import functools
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from must.core.types import Balance, Model, Policy, Source, UserError
-from must.data import geometry
+from must.data import geometry, sources
 from must.data.clips import ClipEncoder, Window
 from must.data.combine import Cached, Concat
 from must.data.merge import Overlay
 from must.data.mix import CLEAN, CutMix, Cutout
 from must.data.pipeline import Change, Encoder
-from must.data.sources import source as make_source
 from must.experiment.sections import changed, make, merged, without_none
 from must.experiment.settings import (
     BACKBONES,
@@ -65,7 +65,7 @@ def source(section: Mapping[str, Any]) -> Source:
 
 @functools.lru_cache(maxsize=64)
 def _source(section: Any) -> Source:
-    return Cached(make_source(**_thawed(section)))
+    return Cached(sources.source(**_thawed(section)))
 
 
 def _frozen(value: Any) -> Any:
@@ -252,3 +252,14 @@ def tasks_with(names: Sequence[str], settings: SingleStudent, path: str) -> tupl
         if name not in settings.tasks:
             raise UserError(f"{path}.tasks: no task {name!r}; tasks: {', '.join(settings.tasks)}")
     return tuple(names) or tuple(settings.tasks)
+
+
+def arguments_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """{name: default} of the optional arguments of the data set or task that a section names; {} for anything else."""
+    kind = section["kind"]
+    try:
+        constructor = base.class_of(kind) if base.knows(kind) else sources.class_of(kind)
+    except UserError:
+        return {}  # refused, with a better message, when it is made
+    known = inspect.signature(constructor).parameters.values()
+    return {one.name: one.default for one in known if one.default is not one.empty}

@@ -128,8 +128,10 @@ def changed(settings: T, section: Mapping[str, Any], path: str) -> T:
         if dataclasses.is_dataclass(current) and not isinstance(current, Part) and isinstance(value, Mapping):
             values[key] = changed(current, value, at)
         elif isinstance(current, Part) and isinstance(value, Mapping):
-            same = value.get("kind") in (None, current.kind)
-            before = {"kind": current.kind, **dict(current.arguments)} if same else {}
+            kinds = fields[key].metadata["kinds"]
+            constructor = kinds.get(value.get("kind") or current.kind)
+            shared = parameters(constructor) if constructor else {}  # another kind keeps the arguments that it has too
+            before = {"kind": current.kind} | {name: v for name, v in current.arguments if name in shared}
             values[key] = _converted(merged(before, value), Part, fields[key], at)
         elif isinstance(current, Mapping) and isinstance(value, Mapping):
             values[key] = _converted(merged(plain(current), value), _hints(cls)[key], fields[key], at)

@@ -545,6 +545,7 @@ class SingleStudent(Experiment):
       teacher: how teachers train.
       student: how the student trains.
       policies: {task: which of its pseudo labels count}.
+      external_teachers: {task: {"make": "package.module:function", ...} or {"run": directory}}, in place of training.
     """
 
     sets: Mapping[str, Any] = field(default_factory=dict)
@@ -555,6 +556,7 @@ class SingleStudent(Experiment):
     teacher: Run = Run()
     student: Student = Student()
     policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
+    external_teachers: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         super().__post_init__()
@@ -570,7 +572,7 @@ class SingleStudent(Experiment):
             for split in ("train", "validation", *self.eval_splits):
                 if split not in self.sets[self.train_sets[task]]:
                     raise ValueError(f"sets.{self.train_sets[task]}: no split {split!r}")
-        for section in ("policies", "train_sets"):
+        for section in ("policies", "train_sets", "external_teachers"):
             for task in getattr(self, section):
                 if task not in self.tasks:
                     raise ValueError(f"{section}.{task}: no such task; tasks: {', '.join(self.tasks)}")
@@ -585,7 +587,6 @@ class Must(SingleStudent):
       pool: {name: {"kind", arguments}}, images without labels.
       oracle_truth: {task: {"kind", arguments}}, true labels of the pool, for oracles and measurements only.
       arms: {name: changes to `student`}, further students.
-      external_teachers: {task: {"make": "package.module:function", ...} or {"run": directory}}, in place of training.
       label: the label pass.
       baselines: of "supervised" (all tasks, no pseudo labels) and "scratch" (one task each, the student's steps).
       supervised: how the supervised baseline trains.
@@ -599,7 +600,6 @@ class Must(SingleStudent):
     pool: Mapping[str, Any] = field(default_factory=dict)
     oracle_truth: Mapping[str, Any] = field(default_factory=dict)
     arms: Mapping[str, Any] = each_changes("student")
-    external_teachers: Mapping[str, Any] = field(default_factory=dict)
     label: Label = Label()
     baselines: tuple[Literal["supervised", "scratch"], ...] = ()
     supervised: Run = Run()

@@ -1,160 +1,241 @@
 """JEDI, joint experts over several data sets (Bicsi et al. 2023): experts -> joint -> compare -> report -> export.
 
-Every set has an expert, trained alone until its validation score stops rising. The experts are the first students of the
-joint stage, in which a teacher per set reads the features of all of them. Arms are further joint stages from the same
-experts with other settings and as many steps: without distillation, with shuffled answers, with frozen backbones.
+Every set has an expert, trained alone until its validation score stops rising. The experts are the first students of
+the joint stage, in which a teacher per set reads the features of all of them. Arms are further joint stages from the
+same experts with other settings and as many steps: without distillation, with shuffled predictions, with frozen backbones.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
+
+import jax
+import numpy as np
 
 from must.core.types import UserError
 from must.data.combine import labels_of
 from must.data.disjoint import check_disjoint
-from must.evaluate.joint import ARM, columns_of
-from must.objectives.joint import GRADIENTS
-from must.recipes import checks, overlapping, setup, stages
-from must.recipes.jobs import Job
-from must.recipes.joint_built import JOINT, JointBuilt
-from must.recipes.joint_comparison import compare, report
-from must.recipes.joint_export import export
-from must.recipes.joint_stage import train_expert, train_joint
-from must.tasks.classification import Classification
+from must.data.pipeline import eval_batches
+from must.evaluate.results import MEAN, Column, Contrast
+from must.evaluate.statistics import confusion
+from must.experiment import build, checks, jobs, measure, networks, plan, sections
+from must.experiment import joint as stage
+from must.experiment.compare import (
+    Answer,
+    Answers,
+    Comparison,
+    closing_jobs,
+    cost,
+    median_time,
+    predictor_of,
+    read_curves,
+)
+from must.experiment.export import export_students
+from must.experiment.jobs import Job
+from must.experiment.joint import ARM, OVERLAPS, JointSettings, Seed
+from must.experiment.run import Members, Recipe
+from must.models.experts import TEACHER
+from must.report.page import Section, clips_section, confusion_section, curves_section
 
 STAGES = ("experts", "joint", "compare", "report", "export")
-Built = JointBuilt
-Config = Mapping[str, Any]
-_TRAINING = ("geometry", "view", "balance", "tasks")  # what a section may say besides its schedule
+_ROWS = 16  # examples on which a network is timed
 
 
-def plan(config: Config, workers: int) -> list[Job]:
-    """All jobs of a configuration.
+def work(members: Members, workers: int) -> list[Job]:
+    """All jobs, in the order of preference."""
+    made = []
+    for member in members:
+        settings, common, at = member.settings, (member.settings, member.seed), member.prefix
+        search = () if settings.overlaps == "ignore" else (f"{at}{OVERLAPS}",)
+        made += [Job(job, "experts", stage.find_overlaps, common) for job in search]
+        own = tuple(f"{at}experts/{name}" for name in settings.tasks)
+        for job, name in zip(own, settings.tasks, strict=True):
+            made.append(Job(job, "experts", stage.train_expert, (*common, name), search))
+        first = f"{at}joint/{ARM}"
+        made.append(Job(first, "joint", stage.train_joint, (*common, ARM), own))
+        for arm in settings.arms:  # they make as many steps as the joint stage made
+            made.append(Job(f"{at}joint/{arm}", "joint", stage.train_joint, (*common, arm), (*own, first)))
+    first = members[0]
+    students = {name: f"{first.prefix}joint/{ARM}/students/{name}" for name in first.settings.tasks}
+    last = Job("export", "export", export_students, (first, students), (f"{first.prefix}joint/{ARM}",), alone=True)
+    return [*made, *closing_jobs(made, members, comparison(members), page_sections), last]
 
-    Args:
-      config: plain dict, see `configs/jedi.py`.
-      workers: unused, there are jobs enough to share.
-    """
-    found = []
-    for seed in config["seeds"]:
-        at = prefix(config, seed)
-        clean = () if config["overlaps"] == "ignore" else (f"{at}{overlapping.JOB}",)
-        found += [Job(job, "experts", overlapping.find, (config, seed)) for job in clean]
-        own = tuple(f"{at}experts/{name}" for name in config["tasks"])
-        for job, name in zip(own, config["tasks"], strict=True):
-            found.append(Job(job, "experts", train_expert, (config, seed, name), clean))
-        found.append(Job(f"{at}joint/{ARM}", "joint", train_joint, (config, seed, ARM), own))
-        for arm in config["arms"]:  # they make as many steps as JEDI made
-            found.append(Job(f"{at}joint/{arm}", "joint", train_joint, (config, seed, arm), (*own, f"{at}joint/{ARM}")))
-    trained = tuple(job.name for job in found)
-    found.append(Job("compare", "compare", compare, (config,), trained, alone=True))
-    found.append(Job("report", "report", report, (config,), ("compare",), alone=True))
-    first = prefix(config, config["seeds"][0])
-    found.append(Job("export", "export", export, (config,), (f"{first}joint/{ARM}",), alone=True))
+
+def check(members: Members) -> None:
+    """Everything about a configuration that can be wrong and shows without training."""
+    settings = members[0].settings
+    one = Seed(settings, members[0].seed)
+    checks.check_sets(settings, stage.all_examples(settings))
+    for split in settings.eval_splits:
+        for name in one.names:  # the weights that are best on one would be scored on the same examples
+            if split != "validation":
+                ends = {f"{name} {part}": one.split(name, part) for part in ("validation", split)}
+                check_disjoint(ends)
+    for name, task in one.tasks.items():
+        if not checks.labels_images(task):
+            raise UserError(f"config.tasks.{name}: joint experts predict classes, not {type(task).__name__.lower()}")
+    for source in one.pool():
+        for name in set(labels_of(source, 0)) & set(one.names):
+            raise UserError(
+                f"config.pool: {source.name} has labels of {name!r}, which the joint stage would learn alone"
+            )
+    checks.check_run(settings, settings.expert, "config.expert")
+    for arm in (ARM, *settings.arms):
+        path = "config.joint" if arm == ARM else f"config.arms.{arm}"
+        if arm in ("teacher", "student", "expert") or (arm == ARM and arm in settings.arms):
+            raise UserError(f"{path}: the results already have a column of that name")
+        run = stage.run_of(settings, arm)
+        build.balance(run)
+        stage.joined(settings, run)
+    columns = {one.column.name for one in comparison(members).columns}
+    named = [name for pair in (*settings.pairs, *settings.expected) for name in pair]
+    for name in (*named, *settings.controls):
+        if name not in columns:
+            raise sections.one_of("config.pairs, expected and controls", name, columns)
+    for better, worse in settings.expected:
+        if not {(better, worse), (worse, better)} & set(settings.pairs):
+            raise UserError(f"config.expected: {better} and {worse} are not one of config.pairs")
+
+
+def columns_of(arm: str) -> tuple[str, str]:
+    """The columns of an arm of the joint stage: (its students, its teachers)."""
+    return ("student", "teacher") if arm == ARM else (arm, f"{arm}-teacher")
+
+
+def comparison(members: Members) -> Comparison:
+    """Experts, students and teachers of every arm, by set and as means over the sets."""
+    settings = members[0].settings
+    answers = {"expert": {name: Answer(f"experts/{name}") for name in settings.tasks}}
+    for arm in (ARM, *settings.arms):
+        student, teacher = columns_of(arm)
+        answers[student] = {name: Answer(f"joint/{arm}") for name in settings.tasks}
+        answers[teacher] = {name: Answer(f"joint/{arm}", TEACHER.format(name)) for name in settings.tasks}
+    columns = [
+        Answers(Column(name, description=settings.words.get(name, ""), control=name in settings.controls), by_task)
+        for name, by_task in answers.items()
+    ]
+    side = dict.fromkeys(settings.expected, "above") | {(b, a): "below" for a, b in settings.expected}
+    contrasts = [
+        Contrast(
+            f"{a} vs {b}", [(a, b)], (MEAN, "tasks") if len(settings.tasks) > 1 else ("tasks",), "", side.get((a, b))
+        )
+        for a, b in settings.pairs
+    ]
+    label = "mean over sets" if len(settings.tasks) > 1 else ""
+    return Comparison(columns, contrasts, mean_label=label, costs=costs, notes=notes)
+
+
+def notes(members: Members, workdir: str) -> list[str]:
+    """How many examples and steps stand behind the numbers."""
+    settings, one = members[0].settings, Seed(members[0].settings, members[0].seed)
+    splits = ("train", "validation", settings.eval_splits[0])
+    counts = ", ".join(f"{name} {' / '.join(str(len(one.split(name, s))) for s in splits)}" for name in one.names)
+    steps: dict[str, list[int]] = {"experts": [], "joint stage": []}
+    for member in members:
+        steps["experts"] += [jobs.facts(workdir, f"{member.prefix}experts/{name}")["steps"] for name in one.names]
+        steps["joint stage"].append(jobs.facts(workdir, f"{member.prefix}joint/{ARM}")["steps"])
+    made = ", ".join(f"{key} {min(n):,}" + (f" to {max(n):,}" if min(n) < max(n) else "") for key, n in steps.items())
+    return [
+        f"Annotated for training / validation / {splits[-1]}: {counts}; {sum(map(len, one.pool())):,} without labels.",
+        f"Steps: {made}; every arm makes as many as the joint stage of its seed.",
+    ]
+
+
+def costs(members: Members, workdir: str) -> dict[str, dict[str, float]]:
+    """Per column: networks, parameters, time per example to have all sets answered."""
+    member = members[0]
+    settings, top = member.settings, os.path.join(workdir, member.prefix)
+    found = {}
+    for column, where in (("expert", "experts/{}"), ("student", f"joint/{ARM}/students/{{}}")):
+        parameters, seconds = 0, 0.0
+        for name in settings.tasks:
+            predict, count = predictor_of(os.path.join(top, where.format(name)))
+            inputs = _repeated(stage.expert_encoder(settings, name).blank_inputs()["image"])
+            parameters += count
+            seconds += median_time(lambda predict=predict, inputs=inputs: predict(inputs))
+        found[column] = cost(len(settings.tasks), parameters, seconds, _ROWS)
+    variables, predict = _joint_predictor(settings, top)
+    inputs = jax.tree.map(_repeated, stage.joint_encoder(settings).blank_inputs())
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    seconds = median_time(lambda: predict(variables, inputs))
+    return found | {"teacher": cost(len(settings.tasks), parameters, seconds, _ROWS)}
+
+
+def _joint_predictor(settings: JointSettings, top: str):
+    variables = jax.device_put(stage.load_joint(settings, os.path.join(top, "joint", ARM)))
+    tasks = stage.both_tasks(build.tasks_of(settings))
+    return variables, measure.predictor(stage.joined(settings).model, tasks)
+
+
+def _repeated(inputs: np.ndarray) -> np.ndarray:
+    return np.repeat(inputs, _ROWS, 0)
+
+
+def page_sections(members: Members, workdir: str) -> list[Section]:
+    """Curves of the joint stage, who predicts what for which set, and test examples with predictions."""
+    member = members[0]
+    settings, top = member.settings, os.path.join(workdir, member.prefix)
+    curves = {f"joint/{arm}": read_curves(os.path.join(top, "joint", arm)) for arm in (ARM, *settings.arms)}
+    classes = {name: task.classes for name, task in build.tasks_of(settings).items()}
+    confusions = _confusions(settings, top, classes)
+    return [curves_section(curves), confusion_section(confusions, classes), clips_section(_clips(settings, top))]
+
+
+def _confusions(settings: JointSettings, top: str, classes: Mapping[str, tuple]) -> dict[str, dict[str, np.ndarray]]:
+    """{set: {head: rates [C_set, C_head]}}: every student's predictions for the test examples of every set."""
+    variables, predict = _joint_predictor(settings, top)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in settings.tasks:
+        probs: dict[str, list[np.ndarray]] = {head: [] for head in settings.tasks}
+        truth = []
+        encoder = stage.joint_encoder(settings, tasks=(name,))
+        for batch in eval_batches(build.split(settings, name, settings.eval_splits[0]), encoder, batch_size=32):
+            real = batch.ids >= 0
+            predictions = predict(variables, batch.inputs)
+            for head, parts in probs.items():
+                parts.append(np.asarray(predictions[head]["probs"])[real])
+            truth.append(batch.labels[name]["probs"].argmax(-1)[real])
+        ids = np.concatenate(truth)
+        found[name] = {head: confusion(np.concatenate(parts), ids, len(classes[name])) for head, parts in probs.items()}
     return found
 
 
-def check(config: Config) -> None:
-    """Everything about a configuration that can be wrong and shows without training."""
-    if not config["seeds"] or not config["measured_on"] or not config["tasks"]:
-        raise UserError("seeds, measured_on, tasks: give at least one of each")
-    for name in config["tasks"]:
-        for split in ("train", "validation", *config["measured_on"]):
-            if split not in config["sets"].get(name, {split: None}):
-                raise UserError(f"sets.{name}: no split {split!r}")
-    built = JointBuilt(config, config["seeds"][0])
-    checks.check_sets(built)
-    for split in built.config["measured_on"]:
-        for name in built.names:  # the weights that are best on one would be scored on the same examples
-            if split != "validation":
-                check_disjoint(
-                    {f"{name} validation": built.split(name, "validation"), f"{name} {split}": built.split(name, split)}
-                )
-    for name, task in built.tasks.items():
-        if not isinstance(task, Classification):
-            raise UserError(f"tasks.{name}: joint experts know classes, not {type(task).__name__.lower()}")
-        section = built.config["experts"][name]
-        for key in section:
-            if key not in ("frames", "model"):
-                raise UserError(f"experts.{name}.{key}: not one of frames, model")
-        if section.get("frames", 0 if built.video else 1) < 1:
-            raise UserError(f"experts.{name}.frames {section.get('frames')}: at least 1")
-    if built.config["test_clips"] > 1 and not built.video:
-        raise UserError(f"test_clips {built.config['test_clips']}: still images have no clips; leave it at 1")
-    if built.config["test_clips"] < 1:
-        raise UserError(f"test_clips {built.config['test_clips']}: at least 1")
-    for source in built.pool():
-        for name in set(labels_of(source, 0)) & set(built.names):
-            raise UserError(
-                f"pool: {source.name} has labels of {name!r}, which would teach the joint stage and no expert"
-            )
-    built.joined()  # networks that cannot be made
-    for run in ("expert", "joint", *built.config["arms"]):
-        _check_settings(built, run)
-    if built.config["overlaps"] not in overlapping.WAYS:
-        raise UserError(f"overlaps {built.config['overlaps']!r}: one of {', '.join(overlapping.WAYS)}")
-    _check_columns(built.config)
+def _clips(settings: JointSettings, top: str, most: int = 4) -> dict[str, list[dict[str, Any]]]:
+    """Test examples of every set, spread over it, with the predictions of expert, student and teacher."""
+    variables, predict = _joint_predictor(settings, top)
+    tasks, found = build.tasks_of(settings), {}
+    for name, task in tasks.items():
+        source = build.split(settings, name, settings.eval_splits[0])
+        chosen = np.unique(np.linspace(0, len(source) - 1, most).round().astype(int))
+        encoders = (stage.expert_encoder(settings, name), stage.joint_encoder(settings, tasks=(name,)))
+        alone, together = (
+            [encoder(source[int(i)], int(i), np.random.default_rng(0)) for i in chosen] for encoder in encoders
+        )
+        own = np.stack([row.inputs["image"] for row in alone])
+        every = jax.tree.map(lambda *leaves: np.stack(leaves), *(row.inputs for row in together))
+        predictions = {"teacher": predict(variables, every)[TEACHER.format(name)]}
+        for column, where in (("expert", f"experts/{name}"), ("student", f"joint/{ARM}/students/{name}")):
+            trained = networks.load(os.path.join(top, where))
+            predictions[column] = measure.predictor(trained.model, {name: task})(trained.variables, own)[name]
+        found[name] = [
+            {
+                "video": own[i] if settings.image.video else own[i][None],  # a picture is a clip of one frame
+                "truth": task.classes[int(row.labels[name]["probs"].argmax())],
+                "classes": task.classes,
+                "predictions": {c: np.asarray(predictions[c]["probs"])[i] for c in ("expert", "student", "teacher")},
+            }
+            for i, row in enumerate(alone)
+        ]
+    return found
 
 
-def _check_columns(config: Config) -> None:
-    """What is compared is there: else the results could not be written once everything is trained."""
-    columns = ["expert", *(column for arm in (ARM, *config["arms"]) for column in columns_of(arm))]
-    for key in ("pairs", "expected"):
-        for pair in config[key]:
-            if isinstance(pair, str) or len(pair) != 2:
-                raise UserError(f"{key}: {pair!r} is not two columns")
-    named = [(key, column) for key in ("pairs", "expected") for pair in config[key] for column in pair]
-    for key, column in (*named, *(("controls", column) for column in config["controls"])):
-        if column not in columns:
-            raise UserError(f"{key}: no column {column!r}: {', '.join(columns)}")
-    compared = {frozenset(pair) for pair in config["pairs"]}
-    for pair in config["expected"]:
-        if frozenset(pair) not in compared:
-            raise UserError(f"expected: {' and '.join(pair)} are not one of config.pairs")
+def dry_run(members: Members) -> None:
+    """Prints what a run means: data, networks, hours."""
+    settings = members[0].settings
+    plan.describe_data(members, stage.all_examples, "to learn from")
+    runs = [("expert", settings.expert, (name,)) for name in settings.tasks]
+    runs += [(arm, stage.run_of(settings, arm), tuple(settings.tasks)) for arm in (ARM, *settings.arms)]
+    plan.describe_runs(members, runs, stage.planned, stage.batches_of_step)
 
 
-def _check_settings(built: JointBuilt, run: str) -> None:
-    """What a section cannot mean."""
-    settings, where = built.settings(run), run if run in ("expert", "joint") else f"arms.{run}"
-    if run in (ARM, "teacher"):
-        raise UserError(f"{where}: the results have a column or an arm of that name already")
-    known = {*stages.Schedule._fields, *_TRAINING, *(("epochs", "normalize", "scales") if run == "expert" else JOINT)}
-    for key in built.config[run] if run == where else built.config["arms"][run]:
-        if key not in known:
-            raise UserError(f"{where}.{key}: not one of {', '.join(sorted(known))}")
-    if where != run and "steps" in built.config["arms"][run]:
-        raise UserError(f"{where}.steps: every arm makes as many as the joint stage")
-    setup.build_balance(settings["balance"])
-    if settings.get("patience") and (settings.get("select") != "best" or not settings.get("evaluate_every")):
-        raise UserError(f"{where}.patience {settings['patience']}: needs select = 'best' and evaluate_every above 0")
-    if run == "expert":
-        return
-    for key, default in JOINT.items():
-        form = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(settings[key], form) or isinstance(settings[key], bool) != isinstance(default, bool):
-            raise UserError(f"{where}.{key} {settings[key]!r}: like {default!r}")
-    if settings["teacher_gradient"] not in GRADIENTS:
-        raise UserError(f"{where}.teacher_gradient {settings['teacher_gradient']!r}: one of {', '.join(GRADIENTS)}")
-    if settings["sampling"] not in ("equal", "proportional"):
-        raise UserError(f"{where}.sampling {settings['sampling']!r}: 'equal' or 'proportional'")
-    if settings["temperature"] <= 0:
-        raise UserError(f"{where}.temperature {settings['temperature']}: must be positive")
-    for key in ("threshold", "ema_teacher"):
-        if not 0 <= settings[key] < 1:
-            raise UserError(f"{where}.{key} {settings[key]}: 0 to below 1")
-
-
-def single(config: Config) -> Config:
-    """The run that a plan is made for: there is one."""
-    return config
-
-
-def prefix(config: Config, seed: int) -> str:
-    """Where a seed's directories stand in the workdir: at its top when there is one seed."""
-    return "" if len(config["seeds"]) == 1 else f"seed-{seed}/"
-
-
-def runs(built: JointBuilt) -> list[tuple[str, tuple[str, ...]]]:
-    """The kinds of training runs of a seed: (section of the configuration, sets of the network)."""
-    return [("expert", (name,)) for name in built.names] + [
-        (arm, built.names) for arm in ("joint", *built.config["arms"])
-    ]
+RECIPE = Recipe("jedi", JointSettings, STAGES, work, check, dry_run)

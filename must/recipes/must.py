@@ -1,133 +1,180 @@
 """MuST, multi-task self-training (Ghiasi et al. 2021): teachers -> label -> student -> baselines -> compare -> report.
 
-Each job builds what it needs from the configuration, does its work in its directory and can be killed and run again.
 Columns of the comparison:
-    teacher     one network per task, on that task's labeled set
-    student     one network for all tasks, on all images, ground truth where there is some, else a pseudo label
-    supervised  one network for all tasks, on the union of the labeled sets, the student's steps
-    scratch     one network per task, on that task's labeled set, the student's steps
+    teacher     one network per task, on that task's annotated set
+    student     one network for all tasks, on all images: ground truth where there is some, else a pseudo label
+    supervised  one network for all tasks, on the union of the annotated sets, the student's steps
+    scratch     one network per task, on that task's annotated set, the student's steps
     arms        students with other settings, by name
 """
 
+import os
 from collections.abc import Mapping
-from typing import Any
 
-from must.recipes import showing
-from must.recipes.believing import choose_policies, kept_labels
-from must.recipes.built import Built
-from must.recipes.checks import check_sets
-from must.recipes.comparison import compare, report
-from must.recipes.jobs import Job
-from must.recipes.labeling import label, label_job, policy_job, student_job
-from must.recipes.training import measure_given, train_single, train_student, train_supervised
+from must.evaluate.results import DELTA_M, Column, Contrast
+from must.experiment import build, checks, labeling, plan, show, students
+from must.experiment.compare import Answer, Answers, Comparison, closing_jobs, picture_grid, predictor_of, read_curves
+from must.experiment.jobs import Job
+from must.experiment.labeling import label_job, policy_job, student_job
+from must.experiment.run import Member, Members, Recipe
+from must.experiment.settings import Must
+from must.report.page import Section, curves_section, label_states_section, pictures_section
 
-__all__ = ["Built", "kept_labels"]  # what `must.recipes.comparison` asks of a recipe besides the functions below
-
-STAGES = ("teachers", "label", *showing.STAGES, "student", "baselines", "compare", "report")
-Config = Mapping[str, Any]
-
-
-def plan(config: Config, workers: int) -> list[Job]:
-    """All jobs of a configuration, in the order in which they are preferred.
-
-    Args:
-      config: plain dict, see `configs/quickstart.py`.
-      workers: processes that may label side by side.
-    """
-    jobs = []
-    for seed in config["seeds"]:
-        at = prefix(config, seed)
-        mine = [f"{at}teachers/{task}" for task in config["tasks"]]
-        for task in config["tasks"]:
-            where = f"{at}teachers/{task}"
-            if task in config.get("external", {}):
-                jobs.append(Job(where, "teachers", measure_given, (config, seed, task)))
-            else:
-                jobs.append(Job(where, "teachers", train_single, (config, seed, task, "teacher")))
-        for by in labellers(config):
-            needs, stage = ((f"{at}{student_job(by)}",), "student") if by else (tuple(mine), "label")
-            parts = tuple(f"{at}{label_job(by)}/{k}" for k in range(workers))
-            for k, part in enumerate(parts):
-                jobs.append(Job(part, stage, label, (config, seed, k, workers, by), needs))
-            jobs.append(Job(f"{at}{policy_job(by)}", stage, choose_policies, (config, seed, by), parts))
-            jobs += [] if by else showing.jobs_of(config, seed, at, (*parts, f"{at}{policy_job()}"))
-            for arm, changes in {"student": config["student"], **config["arms"]}.items():
-                if changes.get("labels_from", "") == by:
-                    where, needs = f"{at}{student_job(arm)}", (*parts, f"{at}{policy_job(by)}")
-                    jobs.append(Job(where, "student", train_student, (config, seed, arm), needs))
-        if "supervised" in config["baselines"]:
-            jobs.append(Job(f"{at}baselines/supervised", "baselines", train_supervised, (config, seed)))
-    for seed in config["seeds"]:  # the longest part, so it comes last
-        for task, where in scratch(config, seed).items():
-            if where not in {job.name for job in jobs}:
-                jobs.append(Job(where, "baselines", train_single, (config, seed, task, "scratch")))
-    trained = tuple(job.name for job in jobs if job.stage in ("teachers", "student", "baselines"))
-    jobs.append(Job("compare", "compare", compare, (config,), trained, alone=True))
-    jobs.append(Job("report", "report", report, (config,), ("compare",), alone=True))
-    return jobs
+STAGES = ("teachers", "label", *show.STAGES, "student", "baselines", "compare", "report")
+_WORDS = {
+    "teacher": "one network per task, on its annotated set",
+    "student": "one network for all tasks, on all images",
+    "supervised": "one network for all tasks, no pseudo labels",
+    "scratch": "one network per task, the student's steps",
+}
 
 
-def check(config: Config) -> None:
+def jobs(members: Members, workers: int) -> list[Job]:
+    """All jobs, in the order of preference."""
+    work = work_jobs(members, workers)
+    return work + closing_jobs(work, members, comparison(members), sections)
+
+
+def work_jobs(members: Members, workers: int) -> list[Job]:
+    """The jobs before the comparison; `workers` processes may label side by side."""
+    work = [job for member in members for job in _member_jobs(member, workers)]
+    for member in members:  # the longest part, so it comes last
+        for task, where in _scratch(member.settings).items():
+            if (name := member.prefix + where) not in {job.name for job in work}:
+                arguments = (member.settings, member.seed, task, "scratch")
+                work.append(Job(name, "baselines", students.train_single, arguments))
+    return work
+
+
+def _member_jobs(member: Member, workers: int) -> list[Job]:
+    settings, seed, at = member.settings, member.seed, member.prefix
+    work = []
+    for task in settings.tasks:
+        name = f"{at}teachers/{task}"
+        if task in settings.external_teachers:
+            work.append(Job(name, "teachers", students.measure_external, (settings, seed, task)))
+        else:
+            work.append(Job(name, "teachers", students.train_single, (settings, seed, task, "teacher")))
+    teachers = tuple(job.name for job in work)
+    for by in _labelers(settings):
+        needs, stage = ((f"{at}{student_job(by)}",), "student") if by else (teachers, "label")
+        parts = tuple(f"{at}{label_job(by)}/{k}" for k in range(workers))
+        for k, part in enumerate(parts):
+            work.append(Job(part, stage, labeling.label, (settings, seed, k, workers, by), needs))
+        policy = f"{at}{policy_job(by)}"
+        work.append(Job(policy, stage, labeling.choose_policies, (settings, seed, by), parts))
+        if not by:
+            work += show.show_jobs(settings, seed, at, (*parts, policy), shown_labels)
+        for arm in build.students(settings):
+            if build.student(settings, arm).labels_from == by:
+                name = f"{at}{student_job(arm)}"
+                work.append(Job(name, "student", students.train_student, (settings, seed, arm), (*parts, policy)))
+    if "supervised" in settings.baselines:
+        work.append(Job(f"{at}baselines/supervised", "baselines", students.train_supervised, (settings, seed)))
+    return work
+
+
+def shown_labels(settings: Must) -> show.Labels:
+    """What the pages about pseudo labels show."""
+    tasks = build.tasks_of(settings)
+    truth = build.splits(settings, settings.eval_splits[0])
+    encoder = build.encoder(settings.image, tasks)
+    return show.Labels(settings.title, tasks, encoder, truth, build.oracle_truth(settings))
+
+
+def check(members: Members) -> None:
     """Everything about a configuration that can be wrong and shows without training."""
-    showing.check(config)
-    check_sets(Built(config, config["seeds"][0]))
+    for member in {tuple(member.axes.items()): member for member in members}.values():
+        settings = member.settings
+        checks.check_students(settings)
+        checks.check_sets(settings, build.all_images(settings), build.pool(settings))
+        runs = [build.student(settings, name) for name in build.students(settings)]
+        if any(run.weights.kind != "none" or run.slam.enabled for run in runs):
+            checks.check_validation(settings)
 
 
-def single(config: Config) -> Config:
-    """The run that a plan is made for: there is one."""
-    return config
+def comparison(members: Members) -> Comparison:
+    """The student against every other column, and every column against the teachers."""
+    columns = columns_of(members[0].settings)
+    names = [one.column.name for one in columns]
+    contrasts = [
+        Contrast(f"student vs {name}", [("student", name)], ("tasks", DELTA_M)) for name in names if name != "student"
+    ]
+    for name in names:
+        if name not in ("student", "teacher"):
+            contrasts.append(Contrast(f"{name} vs teacher", [(name, "teacher")], ("tasks", DELTA_M)))
+            lead = Contrast(f"student ahead of {name}, in Δm over teacher", [("student", name)], (DELTA_M,), "teacher")
+            contrasts.append(lead)
+    return Comparison(columns, contrasts, intervals_over_images=True, notes=notes)
 
 
-def prefix(config: Config, seed: int) -> str:
-    """Where a seed's directories stand in the workdir: at its top when there is one seed."""
-    return "" if len(config["seeds"]) == 1 else f"seed-{seed}/"
+def columns_of(settings: Must) -> list[Answers]:
+    """The columns of one member with the jobs that answer them."""
+    tasks = list(settings.tasks)
+    columns = [_column("teacher", {task: f"teachers/{task}" for task in tasks})]
+    columns += [_column(arm, dict.fromkeys(tasks, student_job(arm))) for arm in build.students(settings)]
+    if "supervised" in settings.baselines:
+        columns.append(_column("supervised", dict.fromkeys(tasks, "baselines/supervised")))
+    if own := _scratch(settings):
+        columns.append(_column("scratch", own))
+    return columns
 
 
-def students(config: Config, seed: int) -> dict[str, str]:
-    """{column: directory below the workdir} of the student and of the arms, students with other settings."""
-    return {arm: f"{prefix(config, seed)}{student_job(arm)}" for arm in ("student", *config["arms"])}
+def _column(name: str, jobs: Mapping[str, str]) -> Answers:
+    return Answers(Column(name, description=_WORDS.get(name, "")), {task: Answer(job) for task, job in jobs.items()})
 
 
-def labellers(config: Config) -> tuple[str, ...]:
-    """Whose labels students learn from: "", the teachers, and students that teach in a next round, each after its own."""
-    taught = {arm: changes.get("labels_from", "") for arm, changes in config["arms"].items()}
-    order = [""]
-    while following := [by for by in dict.fromkeys(taught.values()) if by not in order and taught.get(by, "") in order]:
-        order += following
+def notes(members: Members, workdir: str) -> list[str]:
+    """What a reader of the comparison has to know about its columns."""
+    settings = members[0].settings
+    same = "scratch" in settings.baselines and settings.scratch == settings.teacher
+    return ["The column scratch shows the teachers' own runs, which have as many steps as the student."] if same else []
+
+
+def sections(members: Members, workdir: str) -> list[Section]:
+    """Curves, pictures and label states of the first seed."""
+    member = members[0]
+    settings, top = member.settings, os.path.join(workdir, member.prefix)
+    tasks, columns = build.tasks_of(settings), {one.column.name: one.by_task for one in columns_of(settings)}
+    directories = dict.fromkeys(answer.job for by_task in columns.values() for answer in by_task.values())
+    grids = {}
+    for task in tasks:
+        drawn = {
+            name: predictor_of(os.path.join(top, columns[name][task].job))[0]
+            for name in ("teacher", "student")
+            if not (name == "teacher" and task in settings.external_teachers)
+        }
+        grids[task] = picture_grid(settings, tasks, task, drawn)
+    return [
+        curves_section({where: read_curves(os.path.join(top, where)) for where in directories}),
+        pictures_section(grids),
+        label_states_section(labeling.state_counts(top, tasks, build.encoder(settings.image, tasks))),
+    ]
+
+
+def _labelers(settings: Must) -> tuple[str, ...]:
+    """Whose labels students learn: "", the teachers, and students that teach in a further round, each after its own."""
+    taught = {arm: build.student(settings, arm).labels_from for arm in settings.arms}
+    order: list[str] = [""]
+    while more := [by for by in dict.fromkeys(taught.values()) if by not in order and taught.get(by, "") in order]:
+        order += more
     return tuple(order)
 
 
-def columns(config: Config, seed: int) -> dict[str, dict[str, str]]:
-    """{column: {task: directory below the workdir of the network that answers it}}."""
-    at, tasks = prefix(config, seed), list(config["tasks"])
-    found = {"teacher": {t: f"{at}teachers/{t}" for t in tasks}}
-    found |= {column: dict.fromkeys(tasks, where) for column, where in students(config, seed).items()}
-    if "supervised" in config["baselines"]:
-        found["supervised"] = dict.fromkeys(tasks, f"{at}baselines/supervised")
-    if own := scratch(config, seed):
-        found["scratch"] = own
-    return found
-
-
-def scratch(config: Config, seed: int) -> dict[str, str]:
-    """{task: directory} of the step-matched baseline; with the teachers' own settings it is the teachers' own runs."""
-    if "scratch" not in config["baselines"]:
+def _scratch(settings: Must) -> dict[str, str]:
+    """{task: job} of the single-task baseline; with the teachers' own settings it is the teachers' own runs."""
+    if "scratch" not in settings.baselines:
         return {}
-    if config["scratch"] == config["teacher"]:
-        return {task: f"{prefix(config, seed)}teachers/{task}" for task in config["tasks"]}
-    return {task: f"{prefix(config, seed)}baselines/scratch-{task}" for task in config["tasks"]}
+    if settings.scratch == settings.teacher:
+        return {task: f"teachers/{task}" for task in settings.tasks}
+    return {task: f"baselines/scratch-{task}" for task in settings.tasks}
 
 
-def notes(config: Config) -> list[str]:
-    """What a reader of the comparison has to know about its columns."""
-    same = "scratch" in config["baselines"] and config["scratch"] == config["teacher"]
-    return ["The column scratch shows the teachers' own runs, which had as many steps as the student."] if same else []
+def dry_run(members: Members) -> None:
+    """Prints what a run means: data, networks, hours, label bytes."""
+    plan.describe_data(members, build.all_images, "to label")
+    plan.describe_runs(members, students.runs_of(members[0].settings))
+    plan.describe_labels(members)
 
 
-def runs(built: Built) -> list[tuple[str, tuple[str, ...]]]:
-    """The kinds of training runs of a seed: (section of the configuration, tasks of the network)."""
-    found = [("teacher", (name,)) for name in built.names]
-    found += [(arm, built.names) for arm in ("student", *built.config["arms"])]
-    found += [("supervised", built.names)] if "supervised" in built.config["baselines"] else []
-    own = "scratch" in built.config["baselines"] and built.config["scratch"] != built.config["teacher"]
-    return found + ([("scratch", (name,)) for name in built.names] if own else [])
+RECIPE = Recipe("must", Must, STAGES, jobs, check, dry_run)

@@ -1,62 +1,94 @@
-"""Weighted distillation with unlabeled examples (Iliopoulos et al. 2022) and SLaM (Kontonis et al. 2023) on label budgets.
+"""Weighted distillation with unlabeled examples (Iliopoulos et al. 2022) and SLaM (Kontonis et al. 2023).
 
-For every budget of labels a whole run of `must.recipes.must` below its own directory: a teacher on the labeled set, its
-labels on the pool, a student that believes them all and, as arms, students that weigh or correct them. Weights come from
-a validation split that no teacher has seen. Then the budgets are laid side by side.
+For every budget of labels: a teacher on the annotated set, its labels on the pool, a student that learns all of them
+and, as arms, students that weight or correct them. Weights come from a validation split that no teacher has seen. The
+jobs are those of `must.recipes.must`; budgets stand side by side in the comparison.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import os
+
+import numpy as np
 
 from must.core.types import UserError
-from must.recipes import budgets, must, setup
-from must.recipes.built import Built
-from must.recipes.jobs import Job
-
-STAGES = must.STAGES
-Config = Mapping[str, Any]
-
-
-def plan(config: Config, workers: int) -> list[Job]:
-    """All jobs of a configuration: those of every budget, then what compares the budgets.
-
-    Args:
-      config: plain dict, see `configs/weighted_distillation.py`.
-      workers: processes that may label side by side.
-    """
-    jobs = []
-    for budget in config["budgets"]:
-        at = f"{budgets.directory(budget)}/"
-        for job in must.plan(at_budget(config, budget), workers):
-            if job.stage == "report":
-                continue  # one page shows all budgets
-            jobs.append(job._replace(name=at + job.name, needs=tuple(at + need for need in job.needs)))
-    jobs.sort(key=lambda job: job.alone)  # what needs the machine for itself comes when nothing else is left
-    inner = tuple(job.name for job in jobs if job.stage == "compare")
-    jobs.append(Job("compare", "compare", budgets.compare, (config,), inner, alone=True))
-    jobs.append(Job("report", "report", budgets.report, (config,), ("compare",), alone=True))
-    return jobs
+from must.evaluate.results import Axis, Column, Contrast
+from must.experiment import build, plan, students
+from must.experiment.compare import Answers, Comparison, closing_jobs
+from must.experiment.jobs import Job
+from must.experiment.labeling import student_job
+from must.experiment.run import Members, Recipe
+from must.experiment.settings import Must
+from must.recipes import must
+from must.report.page import Section, weights_section
 
 
-def at_budget(config: Config, budget: int) -> dict[str, Any]:
-    """The configuration of one budget: a run of `must.recipes.must` in which "{budget}" has a value."""
-    inner = setup.fill({key: value for key, value in config.items() if key != "budgets"}, budget=budget)
-    return {**inner, "recipe": "must", "title": f"{config['title']}, {budget} labels"}
+def jobs(members: Members, workers: int) -> list[Job]:
+    """All jobs, in the order of preference."""
+    work = must.work_jobs(members, workers)
+    return work + closing_jobs(work, members, comparison(members), sections)
 
 
-def check(config: Config) -> None:
+def check(members: Members) -> None:
     """Everything about a configuration that can be wrong and shows without training."""
-    if not config["budgets"]:
-        raise UserError("budgets: give at least one number of labels")
-    for budget in config["budgets"]:
-        must.check(at_budget(config, budget))
+    if not members:
+        raise UserError("config.budgets=(): at least one number of labels")
+    must.check(members)
 
 
-def single(config: Config) -> dict[str, Any]:
-    """The run of the largest budget, which a plan is made for."""
-    return at_budget(config, max(config["budgets"]))
+def comparison(members: Members) -> Comparison:
+    """Every column at every budget, and its gain over the student that learns all labels."""
+    settings = members[0].settings
+    budgets = list(dict.fromkeys(member.axes["budget"] for member in members))
+    columns, contrasts = [], []
+    for one in must.columns_of(settings):
+        name = one.column.name
+        for budget in budgets:
+            column = Column(at(name, budget), {"arm": name, "budget": budget}, name, one.column.description)
+            columns.append(Answers(column, one.by_task, {"budget": budget}))
+        if name != "student":
+            pairs = [(at(name, budget), at("student", budget)) for budget in budgets]
+            contrasts += [
+                Contrast(f"{name} vs student, {budget:,} labels", [pair])
+                for budget, pair in zip(budgets, pairs, strict=True)
+            ]
+    axes = [
+        Axis("arm", "arm", {one.column.name: one.column.name for one in must.columns_of(settings)}),
+        Axis("budget", "labels", {budget: f"{budget:,} labels" for budget in budgets}, across=True),
+    ]
+    return Comparison(columns, contrasts, axes)
 
 
-runs = must.runs
+def at(column: str, budget: int) -> str:
+    """Name of a column at a budget."""
+    return f"{column}@{budget}"
 
-__all__ = ["Built", "runs"]  # of a single run, for dry runs
+
+def sections(members: Members, workdir: str) -> list[Section]:
+    """The weights of the smallest budget's first seed."""
+    member = min(members, key=lambda member: member.axes["budget"])
+    settings, found = member.settings, {}
+    for arm in build.students(settings):
+        path = os.path.join(workdir, member.prefix, student_job(arm), "weights.npz")
+        if os.path.exists(path):
+            with np.load(path) as file:
+                found[arm] = {key: file[key] for key in file.files}
+    if not found:
+        return []
+    return [weights_section(found, f"{member.axes['budget']} labels, seed {member.seed}")]
+
+
+def dry_run(members: Members) -> None:
+    """Prints what a run means: data, networks, hours, label bytes."""
+    plan.describe_data(members[-1:], build.all_images, "to label")
+    plan.describe_runs(members, students.runs_of(members[-1].settings))
+    plan.describe_labels(members)
+
+
+RECIPE = Recipe(
+    "weighted_distillation",
+    Must,
+    must.STAGES,
+    jobs,
+    check,
+    dry_run,
+    axes=lambda config: {"budget": ("labels-", tuple(config.get("budgets") or ()))},
+)

@@ -230,13 +230,29 @@ def build(kind: str, **hyper_parameters: Any) -> Task:
     Raises:
       UserError: no such task, or an unknown hyper-parameter.
     """
+    try:
+        return class_of(kind)(**hyper_parameters)
+    except TypeError as error:
+        raise UserError(f"task kind {kind!r}: {error}") from None
+
+
+def class_of(kind: str) -> type[Task]:
+    """The class that a kind names.
+
+    Raises:
+      UserError: no such task.
+    """
     module_name, _, class_name = kind.partition(":")
     try:
         module = importlib.import_module(module_name if class_name else f"must.tasks.{kind}")
-        cls = getattr(module, class_name or "".join(part.capitalize() for part in kind.split("_")))
+        return getattr(module, class_name or "".join(part.capitalize() for part in kind.split("_")))
     except (ImportError, AttributeError) as error:
         raise UserError(f"task kind {kind!r}: {error}") from None
+
+
+def knows(kind: str) -> bool:
+    """Whether a kind names a task rather than a data set."""
     try:
-        return cls(**hyper_parameters)
-    except TypeError as error:
-        raise UserError(f"task kind {kind!r}: {error}") from None
+        return isinstance(cls := class_of(kind), type) and issubclass(cls, Task)
+    except UserError:
+        return False

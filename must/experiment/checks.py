@@ -1,0 +1,175 @@
+"""Checks across sections of a configuration and its data, before anything is spent; every refusal is one line."""
+
+import importlib.util
+
+from must.core.types import Source, UserError
+from must.data.combine import Concat, labels_of
+from must.data.disjoint import check_disjoint
+from must.experiment import build
+from must.experiment.settings import Must, Run, SingleStudent, Student
+from must.experiment.training import mean_teacher
+from must.tasks.base import Task
+from must.tasks.classification import Classification
+
+
+def labels_images(task: Task) -> bool:
+    """Whether a task predicts one class per image, with probabilities."""
+    return isinstance(task, Classification)
+
+
+def check_sets(settings: SingleStudent, images: Source, oracle_pool: list[Source] | None = None) -> None:
+    """Refuses sets that must share nothing and do, and validation sets that cannot tell anything.
+
+    Args:
+      settings: of the recipe.
+      images: everything that some network learns from.
+      oracle_pool: images without labels, of which `settings.oracle_truth` holds the truth.
+
+    Raises:
+      UserError: naming the example that two sets share, or the set.
+    """
+    for split in dict.fromkeys(("validation", *settings.eval_splits)):
+        for source, names in build.by_source(build.splits(settings, split)):
+            check_disjoint({"training": images, split: source})
+            if not len(source):
+                raise UserError(f"{source.name}: the {split} set of {names[0]} is empty")
+    if oracle_pool is not None:
+        ids = {id for part in oracle_pool for id in part.ids}
+        for name, truth in build.oracle_truth(settings).items():
+            _check_oracle(settings, name, truth, ids)
+
+
+def _check_oracle(settings: Must, name: str, truth: Source, ids: set[str]) -> None:
+    """The truth of the pool is of the pool: other ids would bring other images to the students that learn it."""
+    if name not in settings.tasks:
+        raise UserError(f"config.oracle_truth.{name}: no such task; tasks: {', '.join(settings.tasks)}")
+    for id in truth.ids:
+        if id not in ids:
+            raise UserError(f"config.oracle_truth.{name}: {id} is not in the pool; give both sets the same name")
+
+
+def check_validation(settings: SingleStudent) -> None:
+    """With weights from the validation split, its pictures differ from all annotated ones, and it has several classes.
+
+    A teacher is nearly always right on its training images, and all weights would be 1.
+
+    Raises:
+      UserError: naming the example or the set.
+    """
+    tasks, annotated = build.tasks_of(settings), Concat(build.annotated_sets(settings))
+    for validation, _ in build.by_source(build.splits(settings, "validation")):
+        check_disjoint({"teachers' annotated": annotated, "validation": validation}, by_content=True)
+    for name, task in tasks.items():
+        validation = build.split(settings, name, "validation")
+        if labels_images(task):
+            labels = [labels_of(validation, i).get(name) for i in range(len(validation))]
+            classes = {int(label["ids"][0]) for label in labels if label is not None}
+            if len(classes) < 2:
+                only = f"one class only, {task.classes[classes.pop()]!r}" if classes else "no label"
+                raise UserError(f"{validation.name}: the validation set of {name} has {only}")
+
+
+def check_students(settings: Must) -> None:
+    """Refuses arms that are not arms, students that cannot be made, pools that are too small, uneven baselines.
+
+    Raises:
+      UserError: naming the key.
+    """
+    sections = set(vars(settings))
+    for arm in settings.arms:
+        if arm in sections or not arm.isidentifier():
+            raise UserError(f"config.arms.{arm}: an arm has a name of letters, digits and _ that is no section's")
+    _check_rounds(settings)
+    available = sum(map(len, build.pool(settings)))
+    for name in build.students(settings):
+        path = "config.student" if name == "student" else f"config.arms.{name}"
+        run = build.student(settings, name)
+        check_run(settings, run, path)
+        _check_correction(settings, run, path)
+        build.policies(settings, run)
+        if run.pool_images > available:
+            raise UserError(f"{path}.pool_images={run.pool_images}: the pool has {available} images")
+    for name in ("teacher", *settings.baselines):
+        check_run(settings, getattr(settings, name), f"config.{name}")
+    for name in settings.baselines:
+        seen = [run.steps * run.batch_size for run in (getattr(settings, name), settings.student)]
+        if seen[0] != seen[1]:
+            raise UserError(
+                f"config.{name}: sees {seen[0]:,} images, the student {seen[1]:,}; give both the same steps"
+            )
+
+
+def check_run(settings: SingleStudent, run: Run, path: str) -> None:
+    """A run's tasks, network, views, rows and mean teacher can be made.
+
+    Raises:
+      UserError: beginning with the path.
+    """
+    try:
+        tasks = build.tasks_of(settings, run)
+        build.network(settings.model, tasks, run.model)
+        build.encoder(settings.image, tasks, run)
+        build.row_changes(run, tasks)
+        build.balance(run)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    for frame in run.frames:
+        for task in tasks.values():
+            task.network_spec(tuple(frame))
+    for name in run.loss_scales:
+        if name not in settings.tasks:
+            raise UserError(f"{path}.loss_scales.{name}: no such task; tasks: {', '.join(settings.tasks)}")
+    if isinstance(run, Student) and run.mean_teacher.kind != "none":
+        if settings.image.video:
+            raise UserError(f"{path}.mean_teacher: works on pictures, not on videos")
+        average = mean_teacher(settings, run)
+        for name in average.tasks:
+            average.hint(name, tasks[name])
+
+
+def _check_rounds(settings: Must) -> None:
+    """Students that learn from students, in the end from one that learned from the teachers."""
+    source = {name: build.student(settings, name).labels_from for name in build.students(settings)}
+    for name, by in source.items():
+        path, seen = "config.student" if name == "student" else f"config.arms.{name}", [name]
+        while by:
+            if by not in source or name == "student":
+                raise UserError(
+                    f"{path}.labels_from={by!r}: arms learn from 'student' or another arm, the student from the teachers"
+                )
+            if by in seen:
+                raise UserError(f"{path}.labels_from: {' <- '.join([*seen, by])} goes in a circle")
+            seen.append(by)
+            by = source[by]
+
+
+def _check_correction(settings: Must, run: Student, path: str) -> None:
+    """Weights and SLaM that cannot work."""
+    tasks, weights, slam = build.tasks_of(settings), run.weights, run.slam
+    if slam.enabled:
+        for name in build.tasks_with(slam.tasks, settings, f"{path}.slam"):
+            if not labels_images(tasks[name]):
+                raise UserError(f"{path}.slam: works on classification, not on {name!r}; name its tasks in slam.tasks")
+        if importlib.util.find_spec("sklearn") is None:
+            raise UserError(f"{path}.slam: needs scikit-learn; pip install 'must[weights]'")
+    if weights.kind != "none":
+        learned = build.tasks_of(settings, run)
+        names = build.tasks_with(weights.tasks, settings, f"{path}.weights")
+        for name in names:
+            needs_classes = weights.confident or weights.kind in ("plug_in", "confidence")
+            if needs_classes and not labels_images(tasks[name]):
+                what = "confident" if weights.confident else f"kind={weights.kind!r}"
+                raise UserError(f"{path}.weights.{what}: works on classification, not on {name!r}; name its tasks")
+            if weights.kind == "plug_in" and not (learned[name].hard and not learned[name].label_smoothing):
+                raise UserError(
+                    f"{path}.weights.kind='plug_in': needs hard labels, tasks.{name}.hard=True, no smoothing"
+                )
+            count = len(build.split(settings, name, "validation"))
+            if weights.neighbors > count:
+                raise UserError(
+                    f"{path}.weights.neighbors={weights.neighbors}: the validation set of {name} has {count}"
+                )
+        if weights.kind == "oracle" and not set(names) <= set(settings.oracle_truth):
+            raise UserError(f"{path}.weights.kind='oracle': config.oracle_truth lacks the truth of some of its tasks")
+    if run.oracle_labels and not settings.oracle_truth:
+        raise UserError(f"{path}.oracle_labels=True: config.oracle_truth is empty")

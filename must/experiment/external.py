@@ -1,0 +1,76 @@
+"""Teachers that a configuration names instead of training them: made by any function, or trained by another run."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from must.core.types import Teacher, UserError
+from must.experiment import networks
+from must.experiment.sections import without_none
+from must.experiment.settings import SingleStudent
+from must.tasks.base import Task
+
+
+def external_teachers(settings: SingleStudent, tasks: Mapping[str, Task]) -> dict[str, Teacher]:
+    """{task: its external teacher}, of the tasks that have one."""
+    return {
+        name: external_teacher(name, section, {name: tasks[name]}, settings.image.size)
+        for name, section in settings.external_teachers.items()
+    }
+
+
+def external_teacher(
+    name: str, section: Mapping[str, Any], tasks: Mapping[str, Task], size: tuple[int, int]
+) -> Teacher:
+    """One teacher from its section.
+
+    {"make": "package.module:function", ...} calls function(name, tasks, size=(height, width), ...) -> Teacher;
+    {"run": directory} takes the network that another run trained there, such as "runs/quickstart/teachers/depth".
+
+    Args:
+      name: for provenance and messages.
+      section: one of these with further arguments of the function, or "hflip_tta" for the network.
+      tasks: that it has to label.
+      size: of the run's frame, (height, width); a function may choose another one for its teacher.
+
+    Raises:
+      UserError: no such function or network, one that is no teacher of these tasks, or one with other classes.
+    """
+    section = without_none(section)
+    kinds = {"make", "run"} & set(section)
+    if len(kinds) != 1:
+        raise UserError(f"teacher {name}: give either 'make', the import path of a function, or 'run', a directory")
+    kind = kinds.pop()
+    where = section.pop(kind)
+    if kind == "make":
+        teacher = _made(name, where, tasks, size, section)
+    else:
+        section["hflip_tta"] = section.pop("mirror", section.get("hflip_tta", False))  # older configurations say mirror
+        teacher = networks.as_teacher(os.path.abspath(where), name, tasks=tuple(tasks), **section)
+    if not isinstance(teacher, Teacher):
+        raise UserError(f"teacher {name}: {where} returns {type(teacher).__name__}, not a Teacher")
+    for key, task in tasks.items():
+        if key not in teacher.tasks:
+            raise UserError(f"teacher {name}: {where} labels {', '.join(teacher.tasks)}, not {key}")
+        ours, theirs = (tuple(getattr(one, "classes", ())) for one in (task, teacher.tasks[key]))
+        if ours != theirs:
+            first = next(
+                (pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (len(ours), len(theirs))
+            )
+            raise UserError(
+                f"teacher {name}: its classes of {key} differ from the task's: {first[1]!r} for {first[0]!r}"
+            )
+    return teacher._replace(name=name)
+
+
+def _made(name: str, path: str, tasks: Mapping[str, Task], size: tuple[int, int], arguments: dict[str, Any]) -> Any:
+    module, _, function = path.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"teacher {name}: {path!r}: {error}") from None
+    try:
+        return make(name, tasks, size=size, **arguments)
+    except (TypeError, OSError, ImportError) as error:
+        raise UserError(f"teacher {name}: {path}: {error}") from None

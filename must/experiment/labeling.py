@@ -1,0 +1,279 @@
+"""Label jobs: which teachers label which images, into which records, and which of their labels count.
+
+Records of a seed: the pool, which students learn from; held-out images, whose truth chooses thresholds and weights; and
+evaluation images, whose truth measures the quality of the labels. Labels may come from the teachers or, in a further
+round, from a student.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from must.core import devices
+from must.core.types import Label, Policy, Source, Teacher, UserError
+from must.data.merge import BY_TEACHER, Paired
+from must.data.pipeline import Encoder, eval_batches
+from must.experiment import build, networks
+from must.experiment.external import external_teachers
+from must.experiment.settings import LabelPolicy, Must, SingleStudent
+from must.pseudo_label import policy as policies
+from must.pseudo_label.add import add_labels
+from must.pseudo_label.calibrate import gather
+from must.pseudo_label.policy_file import read_policies, save_policies
+from must.pseudo_label.write import label_images
+from must.readers.records import Records
+from must.tasks.base import Task
+from must.tasks.states import states
+
+POOL, HELD_OUT, EVALUATION = "pool", "held_out", "measured"
+POLICIES = "policy.json"  # of the configuration; a run with policies of its own has "policy-<run>.json"
+Pairs = Iterator[tuple[Label, Label]]
+
+
+class LabelPass(NamedTuple):
+    """One pass of the teachers of a seed, or of a student, over images.
+
+    Attributes:
+      images: {name of the records: source}.
+      tasks: {task: Task} in the frame in which labels are compared.
+      encoder: of that frame.
+      options: of `must.label_images`.
+      hflip_tta: average predictions for a picture and its mirror image.
+      by: student whose predictions are the labels; "" for the teachers.
+      onto: records of an earlier pass that the labels are added to.
+    """
+
+    images: Mapping[str, Source]
+    tasks: Mapping[str, Task]
+    encoder: Encoder
+    options: Mapping[str, Any]
+    hflip_tta: bool = False
+    by: str = ""
+    onto: str = ""
+
+
+def label(settings: Must, seed: int, index: int, count: int, by: str = "", *, directory: str, report) -> dict:
+    """The job: one worker's part of the label pass, every teacher or the student `by` on every image."""
+    top = seed_directory(directory, os.path.join(label_job(by), str(index)))
+    one = label_pass(settings, by)
+    run_pass(one, teachers_of(settings, top, one), top, (index, count), report)
+    return {}
+
+
+def label_pass(settings: Must, by: str = "") -> LabelPass:
+    """What is labeled in a seed of MuST."""
+    tasks = build.tasks_of(settings)
+    images = {POOL: build.all_images(settings)}
+    if uses_validation(settings):
+        images[HELD_OUT] = build.together(build.splits(settings, "validation"))
+    if settings.quality.enabled and not by:
+        images[EVALUATION] = build.together(build.splits(settings, settings.eval_splits[0]))
+    section = settings.label
+    options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
+    return LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, by)
+
+
+def run_pass(one: LabelPass, teachers: Sequence[Teacher], top: str, worker: tuple[int, int], report) -> None:
+    """Writes the records of a pass below a seed's directory."""
+    if jax.process_count() > 1:
+        worker = jax.process_index(), jax.process_count()
+    options = {"worker": worker, "keep_aspect": one.encoder.keep_aspect, "progress": report, **one.options}
+    options["provenance"] = {"mirror": one.hflip_tta}
+    for name, source in one.images.items():
+        label_images(records_directory(top, name, one.by), records_name(name, one.by), source, teachers, **options)
+    if one.onto:
+        options.pop("copy_images", None)
+        add_labels(one.onto, teachers, **options)
+
+
+def teachers_of(settings: Must, top: str, one: LabelPass) -> list[Teacher]:
+    """The teachers of a seed, trained or external; or one of its students as the teacher of all tasks."""
+    if one.by:
+        at = os.path.join(top, student_job(one.by))
+        return [networks.as_teacher(at, one.by, hflip_tta=one.hflip_tta)]
+    external = external_teachers(settings, one.tasks)
+    trained = [
+        networks.as_teacher(os.path.join(top, "teachers", name), name, hflip_tta=one.hflip_tta)
+        for name in settings.tasks
+        if name not in external
+    ]
+    return trained + list(external.values())
+
+
+def uses_validation(settings: Must) -> bool:
+    """Whether weights, corrections or thresholds of some student come from the validation split."""
+    for name in build.students(settings):
+        run = build.student(settings, name)
+        if run.weights.kind != "none" or run.slam.enabled:
+            return True
+        if any(section.from_validation for section in build.policies(settings, run).values()):
+            return True
+    return False
+
+
+def choose_policies(settings: Must, seed: int, by: str = "", *, directory: str, report) -> dict:
+    """The job: which labels of the teachers, or of the student `by`, count for each run that learns from them."""
+    top = seed_directory(directory, policy_job(by))
+    tasks = build.tasks_of(settings)
+    plain, truth = build.encoder(settings.image, tasks), build.splits(settings, "validation")
+    chosen: dict[Any, tuple[Policy, dict]] = {}
+
+    def choose(sections: Mapping[str, LabelPolicy]) -> dict[str, tuple[Policy, dict]]:
+        for name in tasks:
+            key = (name, repr(sections[name]))
+            if key not in chosen:
+                pairs = recorded_pairs(top, by, truth[name], name, plain, tasks[name])
+                chosen[key] = fitted(tasks[name], name, sections[name], pairs)
+        return {name: chosen[name, repr(sections[name])] for name in tasks}
+
+    save(os.path.join(directory, POLICIES), choose(build.policies(settings)), tasks)
+    for arm in build.students(settings):
+        run = build.student(settings, arm)
+        if run.labels_from == by and run.policies:
+            save(os.path.join(directory, policy_file(arm)), choose(build.policies(settings, run)), tasks)
+    return {}
+
+
+def fitted(task: Task, name: str, section: LabelPolicy, pairs: Iterator[tuple[Label, Label]]) -> tuple[Policy, dict]:
+    """A task's policy as configured, or fitted to predictions whose truth is known.
+
+    Raises:
+      UserError: the labels have no scores to choose thresholds from.
+    """
+    if not section.from_validation:
+        return build.fixed_policy(section), {}
+    fit = policies.fit(
+        task,
+        pairs,
+        calibration=section.calibration,
+        precision=section.target_precision,
+        doubt=section.negative_below,
+        least=section.min_count,
+        most=section.max_count,
+        confidence=section.confidence,
+    )
+    if fit is None:
+        raise UserError(f"config.policies.{name}.from_validation: its labels carry no scores to choose thresholds from")
+    return fit
+
+
+def recorded_pairs(top: str, by: str, truth: Source, name: str, encoder: Encoder, task: Task) -> Pairs:
+    """(prediction, truth) of every held-out example, from the records of a pass."""
+    records = Records(records_directory(top, HELD_OUT, by), tasks=[name], verify=False)
+    for prediction, true, _ in recorded(records, truth, name, encoder, task):
+        yield prediction, true
+
+
+def recorded(
+    records: Source, truth: Source, name: str, encoder: Encoder, task: Task
+) -> Iterator[tuple[Label, Label, str]]:
+    """(recorded prediction, truth, id) of every example that is annotated for the task, in network form."""
+    both = Paired(truth, records)
+    rows = encoder._replace(tasks={name: task, name + BY_TEACHER: task})
+    for index, id in enumerate(both.ids):
+        row = rows(both[index], index, np.random.default_rng(index))
+        if row.weights[name] and row.weights[name + BY_TEACHER]:
+            yield row.labels[name + BY_TEACHER], row.labels[name], id
+
+
+def save_live(directory: str, settings: SingleStudent, teacher: Teacher, name: str) -> None:
+    """The policy of a teacher without records, from its predictions on the validation split."""
+    tasks = build.tasks_of(settings)
+    encoder = build.encoder(settings.image, {name: tasks[name]})
+
+    def pairs() -> Pairs:
+        for batch in eval_batches(build.split(settings, name, "validation"), encoder, batch_size=64):
+            predictions = jax.device_get(teacher.predict(batch.inputs["image"])[name])
+            for row in np.flatnonzero(batch.weights[name]):
+                yield tuple(
+                    {k: np.asarray(v)[row] for k, v in one.items()} for one in (predictions, batch.labels[name])
+                )
+
+    save(os.path.join(directory, POLICIES), {name: fitted(tasks[name], name, settings.policies[name], pairs())}, tasks)
+
+
+def policies_of(settings: Must, top: str, arm: str) -> dict[str, Policy]:
+    """{task: which labels count for a student of the seed in a directory}."""
+    run = build.student(settings, arm)
+    name = policy_file(arm) if run.policies else POLICIES
+    return read(os.path.join(top, policy_job(run.labels_from), name), build.tasks_of(settings))
+
+
+def read(path: str, tasks: Mapping[str, Task]) -> dict[str, Policy]:
+    """The policies in a file, with one threshold per class of the tasks."""
+    return read_policies(path, {name: task.classes for name, task in tasks.items() if getattr(task, "classes", ())})
+
+
+def save(path: str, chosen: Mapping[str, tuple[Policy, dict]], tasks: Mapping[str, Task]) -> None:
+    """Writes policies with the facts behind them."""
+    if devices.is_writer():
+        save_policies(path, {name: (policy, facts, tasks[name]) for name, (policy, facts) in chosen.items()})
+
+
+def state_counts(
+    directory: str, tasks: Mapping[str, Task], encoder: Encoder, most: int = 512
+) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """What the policies make of a seed's records: {task: {class: (positive, ignored, negative)}}.
+
+    Args:
+      directory: of the seed.
+      tasks: whose labels are counted.
+      encoder: of whole pictures.
+      most: records that are counted.
+    """
+    chosen = read(os.path.join(directory, policy_job(), POLICIES), tasks)
+    records = Records(records_directory(directory), tasks=list(tasks), verify=False)
+    counts = {}
+    for name, policy in chosen.items():
+        one = encoder._replace(tasks={name: tasks[name]})
+        rows = (one(records[i], i, np.random.default_rng(0)) for i in range(min(most, len(records))))
+        labels = (row.labels[name] for row in rows if row.weights[name])
+        # Compared with itself, a label is what it claims to be.
+        claims = gather(tasks[name], ((one, one) for one in labels), temperature=float(policy.temperature))
+        if claims is None or not len(claims.score):
+            continue
+        state = states(policy, claims.score, claims.ids if claims.classes else None)
+        column = np.where(state.positive, 0, np.where(state.negative, 2, 1))
+        names = claims.classes or (policies.EVERY,)
+        tally = np.zeros((len(names), 3), int)
+        np.add.at(tally, (claims.ids, column), 1)
+        counts[name] = {c: tuple(int(v) for v in row) for c, row in zip(names, tally, strict=True)}
+    return counts
+
+
+def label_job(by: str = "") -> str:
+    """Name of the jobs in which the teachers, or the student `by`, label; each has a number below it."""
+    return os.path.join("label_by", by) if by else "label"
+
+
+def policy_job(by: str = "") -> str:
+    """Name of the job that chooses which of these labels count."""
+    return os.path.join("policy_by", by) if by else "policy"
+
+
+def policy_file(arm: str) -> str:
+    """The file of a student's own policies."""
+    return f"policy-{arm}.json"
+
+
+def student_job(arm: str) -> str:
+    """Name of the job that trains the student or an arm."""
+    return "student" if arm == "student" else os.path.join("arms", arm)
+
+
+def records_name(name: str, by: str = "") -> str:
+    """Of the records that the teachers, or the student `by`, wrote."""
+    return f"{name}_by_{by}" if by else name
+
+
+def records_directory(directory: str, name: str = POOL, by: str = "") -> str:
+    """Where a seed's records lie."""
+    return os.path.join(directory, "pseudo_labels", records_name(name, by), "1.0.0")
+
+
+def seed_directory(directory: str, job: str) -> str:
+    """The directory of a seed, from that of one of its jobs and the job's name."""
+    return directory[: -len(job)].rstrip(os.sep)

@@ -1,0 +1,264 @@
+"""The dry run: what a configuration would do, before anything is spent. Data, shapes, parameters, memory, hours."""
+
+import functools
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from must.core.types import Batch, Objective, Policy, Source, Teacher, UserError
+from must.data.classes import as_table
+from must.data.geometry import whole_image
+from must.data.pipeline import epoch_steps
+from must.experiment import build, sections
+from must.experiment.external import external_teachers
+from must.experiment.labeling import POOL
+from must.experiment.settings import Must, Run, SingleStudent
+from must.experiment.training import objective
+from must.pseudo_label.estimate import describe, estimate
+from must.pseudo_label.plan import make_plan
+from must.pseudo_label.teacher import from_model
+from must.tasks.base import Task
+from must.train import state as states
+from must.train.optimizer import optimizer
+from must.train.step import train_step
+
+Network = tuple[Callable, dict[str, np.ndarray], Objective]  # (key -> variables, inputs of one row, what it minimizes)
+
+
+def with_declared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A configuration in which every set that cannot be opened is replaced by its declaration, where it has one.
+
+    Returns:
+      (configuration, {set: why it could not be opened}).
+    """
+    config, reasons = dict(config), {}
+    for group in ("sets", "pool", "oracle_truth"):
+        if not config.get(group):
+            continue
+        config[group] = dict(config[group])
+        for name, features in ((config.get("declared") or {}).get(group) or {}).items():
+            section = config[group][name]
+            splits = section if group == "sets" else {"": section}
+            try:
+                axes = {axis: values[-1] for axis, values in {"budget": config.get("budgets")}.items() if values}
+                for split in build.fill(splits, seed=0, root=config.get("root") or "", **axes).values():
+                    build.source(split)
+            except UserError as error:
+                reasons[name if group == "sets" else f"{group}.{name}"] = str(error).partition(";")[0]
+                counts, features = features["count"], {k: v for k, v in features.items() if k != "count"}
+                stand_ins = {
+                    split: {
+                        "kind": "declared",
+                        "name": "-".join(filter(None, [group, name, split])),
+                        **features,
+                        "count": counts[split] if split else counts,
+                    }
+                    for split in splits
+                }
+                config[group][name] = stand_ins if group == "sets" else stand_ins[""]
+    return config, reasons
+
+
+def describe_data(members, images: Callable[[Any], Source], purpose: str) -> None:
+    """Prints the sets with their sizes, the tasks with their classes, and the shapes of one row.
+
+    Raises:
+      UserError: a path, a class map or a shape that does not work.
+    """
+    member, seeds = members[0], sorted({member.seed for member in members})
+    settings = member.settings
+    print(f"{settings.title}: recipe {settings.recipe}, seeds {seeds}, frame {settings.image.size}")
+    print("\ndata")
+    for name, splits in settings.sets.items():
+        counts = {split: len(build.source(section)) for split, section in splits.items()}
+        print(f"  {name:16} " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
+    every = images(settings)
+    print(f"  {purpose:16} {len(every):,} images")
+    tasks = build.tasks_of(settings)
+    for name, task in tasks.items():
+        classes = tuple(getattr(task, "classes", ()))
+        shown = f"{len(classes)} classes: {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}"
+        print(f"  {name:16} " + (shown if classes else "no classes"))
+    for source in build.annotated_sets(settings):
+        if getattr(source, "class_map", None):
+            print(as_table(source.class_map))
+    print("\none row of a batch")
+    for name, task in tasks.items():
+        fields = task.network_spec(settings.image.size).items()
+        print(f"  {name:16} " + ", ".join(f"{field} {spec.dtype}{list(spec.shape)}" for field, spec in fields))
+    _check_first(settings, tasks, every)
+
+
+def describe_runs(
+    members,
+    runs: Sequence[tuple[str, Run, tuple[str, ...]]],
+    network: Callable[..., Network] | None = None,
+    batches: Callable[[Run, Sequence[str]], int] = lambda run, names: len(names) if run.batches == "per_task" else 1,
+) -> None:
+    """Prints parameters, steps, memory and hours of the kinds of training runs of a seed.
+
+    Hours are floating-point operations of the step over what this machine reaches in a plain matrix product: a lower
+    bound of the right order.
+
+    Args:
+      members: of the recipe.
+      runs: (name, how it trains, tasks of its network).
+      network: (settings, run, tasks) -> what the run trains; by default backbone, neck and the tasks' heads.
+      batches: (run, tasks) -> batches of a step.
+    """
+    settings = members[-1].settings
+    axes = {axis: len({m.axes[axis] for m in members}) for axis in members[0].axes}
+    of = "".join(f" for each of {count} {axis}s, here the last" for axis, count in axes.items())
+    rate = _matmul_rate()
+    print(f"\nruns{of} (hours at {rate / 1e12:.2f} TFLOP/s, a plain matrix product here)")
+    width = max(28, *(len(name) + 1 + len(names[0] if len(names) == 1 else "all tasks") for name, _, names in runs))
+    known: dict[str, tuple[int, int, float]] = {}
+    for name, run, names in runs:
+        steps = run.steps
+        if run.epochs:
+            steps = run.epochs * epoch_steps(
+                {"all": len(build.together(build.splits(settings, "train")))}, run.batch_size
+            )
+        alike = repr((names, run.model, run.batch_size, run.optimizer, getattr(run, "joint", None)))
+        if alike not in known:  # students differ in their labels, which cost nothing
+            known[alike] = _cost(settings, run, names, network or _plain_network)
+        parameters, memory, flops = known[alike]
+        groups = batches(run, names)
+        print(
+            f"  {name + ' ' + (names[0] if len(names) == 1 else 'all tasks'):{width}} "
+            f"{parameters / 1e6:7.2f} M parameters, "
+            f"{steps:,} steps of {run.batch_size * groups:,}, {memory / 2**30:6.2f} GiB state, "
+            f"{steps * flops * groups / rate / 3600:9.3f} h",
+            flush=True,  # tracing the next step takes a while
+        )
+
+
+def describe_labels(members) -> None:
+    """Prints what the label pass costs: measured on one batch, or bytes alone when data is declared only."""
+    settings = members[-1].settings
+    declared = _declared(settings)
+    if not declared:
+        print("\n" + label_plan(settings, build.all_images(settings), fresh_teachers(settings)))
+        return
+    tasks, total = build.tasks_of(settings), 0
+    sizes = {}
+    for name in tasks:
+        sizes[name] = _label_bytes(settings, tasks[name], name, packed=settings.train_sets[name] not in declared)
+        total += sizes[name]
+    images = len(build.all_images(settings))
+    print("\nlabels: " + ", ".join(f"{name} {size / 1024:.1f} kB" for name, size in sizes.items()))
+    print(
+        f"  {total / 1024:.1f} kB a record without the image, {total * images / 2**30:.2f} GiB in all, "
+        f"{settings.label.shards} shards, labels of declared sets uncompressed"
+    )
+
+
+def label_plan(settings: Any, images: Source, teachers: Sequence[Teacher], workers: int = 1) -> str:
+    """What the label pass of all images costs, measured on one batch of them."""
+    section = settings.label
+    plan = make_plan(POOL, "train", images, shards=section.shards, batch_size=section.batch_size)
+    aspect = settings.image.keep_aspect
+    measured = estimate(plan, images, teachers, workers=workers, copy_images=section.copy_images, keep_aspect=aspect)
+    return describe(measured, plan, directory=os.getcwd())
+
+
+def fresh_teachers(settings: Must) -> list[Teacher]:
+    """Untrained teachers, which are as fast as trained ones and have labels of about the same size."""
+    tasks = build.tasks_of(settings)
+    external = external_teachers(settings, tasks)
+    made = list(external.values())
+    inputs = build.encoder(settings.image, tasks).blank_inputs()["image"]
+    for name in tasks:
+        if name in external:
+            continue
+        mine = {name: tasks[name]}
+        model = build.network(settings.model, mine, settings.teacher.model)
+        variables = jax.jit(model.init)(jax.random.key(0), inputs)
+        options = {"size": settings.image.size, "fingerprint": "untrained", "mirror": settings.label.hflip_tta}
+        made.append(from_model(name, model, variables, mine, **options))
+    return made
+
+
+def _declared(settings: SingleStudent) -> set[str]:
+    """Sets that are stand-ins."""
+    return {name for name, splits in settings.sets.items() if splits["train"].get("kind") == "declared"}
+
+
+def _check_first(settings: SingleStudent, tasks: Mapping[str, Task], images: Source) -> None:
+    """One example of every set goes through geometry and labels, so that a wrong label space shows now."""
+    for split in ("train", "validation", *settings.eval_splits):
+        for name, task in tasks.items():
+            part = build.split(settings, name, split)
+            if not len(part):
+                raise UserError(f"{part.name}: empty split")
+            build.encoder(settings.image, {name: task})(part[0], 0, np.random.default_rng(0))
+    images[len(images) - 1]
+
+
+def _plain_network(settings: SingleStudent, run: Run, names: Sequence[str]) -> Network:
+    every = build.tasks_of(settings)
+    tasks = {name: every[name] for name in names}
+    model = build.network(settings.model, tasks, run.model)
+    inputs = build.encoder(settings.image, tasks).blank_inputs()
+    policies = {name: Policy() for name in tasks}
+    plain = sections.changed(settings.teacher, {"loss_scale_rule": "fixed"}, "config.teacher")
+    return lambda key: model.init(key, inputs["image"]), inputs, objective(settings, plain, model, tasks, policies)
+
+
+def _cost(settings, run: Run, names: Sequence[str], network) -> tuple[int, int, float]:
+    """(parameters, bytes of the state, floating-point operations of a step), from shapes alone."""
+    variables, inputs, minimized = network(settings, run, names)
+    balance, tx = build.balance(run), optimizer(steps=run.steps, **vars(run.optimizer))
+
+    def fresh(key):
+        return states.create(key, variables(key), minimized, balance, tx)
+
+    state = jax.eval_shape(fresh, jax.random.key(0))
+    rows = min(run.batch_size, 8)  # operations grow linearly with the rows, compile-time memory too
+    every = build.tasks_of(settings)
+    row = _shapes({name: every[name] for name in names}, settings.image.size, inputs, rows)
+    step = functools.partial(train_step, objective=minimized, balance=balance, tx=tx)
+    analysis = jax.jit(step).lower(state, row).cost_analysis() or {}
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    memory = sum(leaf.size * jnp.dtype(jnp.float32).itemsize for leaf in jax.tree.leaves(state._replace(key=None)))
+    return parameters, memory, float(analysis.get("flops", 0.0)) * run.batch_size / rows
+
+
+def _shapes(tasks: Mapping[str, Task], size: tuple[int, int], inputs, rows: int) -> Batch:
+    """A batch of shapes; `inputs` {view: [1, ...]}."""
+    of = jax.ShapeDtypeStruct
+    labels = {
+        name: {field: of((rows, *spec.shape), spec.dtype) for field, spec in task.network_spec(size).items()}
+        for name, task in tasks.items()
+    }
+    weights = {name: of((rows,), np.float32) for name in tasks}
+    views = {view: of((rows, *array.shape[1:]), array.dtype) for view, array in inputs.items()}
+    return Batch(views, labels, weights, of((rows,), np.int32), {})
+
+
+def _label_bytes(settings: SingleStudent, task: Task, name: str, *, packed: bool) -> int:
+    """Size of a prediction like the first annotation of the task, compressed when `packed`."""
+    example = build.split(settings, name, "train")[0]
+    size, aspect = settings.image.size, settings.image.keep_aspect
+    geometry = whole_image(example.image.shape[-3:-1], size, keep_aspect=aspect)
+    fields = task.restore(task.transform(example.labels[name], geometry), geometry)
+    raw = [np.ascontiguousarray(value).tobytes() for value in fields.values()]
+    return sum(len(zlib.compress(field) if packed else field) for field in raw)
+
+
+def _matmul_rate(side: int = 1024) -> float:
+    """Floating-point operations per second of a square float32 product on the first device."""
+    product = jax.jit(lambda a: a @ a)
+    matrix = jnp.ones((side, side))
+    jax.block_until_ready(product(matrix))
+    start = time.perf_counter()
+    for _ in range(5):
+        result = product(matrix)
+    jax.block_until_ready(result)
+    return 5 * 2 * side**3 / (time.perf_counter() - start)

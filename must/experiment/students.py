@@ -1,0 +1,126 @@
+"""Jobs in which teachers, baselines and students of pseudo labels train."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from must.core import devices, files
+from must.core.types import Policy, Source
+from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
+from must.data.merge import Overlay
+from must.data.weights import read_weights
+from must.experiment import build, labeling, measure, networks, weighting
+from must.experiment.external import external_teachers
+from must.experiment.settings import Must, Run, Student
+from must.experiment.training import NO_WEIGHTING, Weighting, train_tasks
+from must.objectives.dropping import PSEUDO
+from must.pseudo_label.teacher import in_frame
+from must.readers.edited import EditedCoco
+from must.readers.records import Records
+
+
+def train_single(settings: Must, seed: int, task: str, section: str, *, directory: str, report) -> dict:
+    """The job of a teacher or a scratch baseline: one task on its annotated set, as a section of the settings trains."""
+    source, run = build.split(settings, task, "train"), getattr(settings, section)
+    return train_tasks(settings, seed, (task,), run, source, {task: Policy()}, directory=directory, report=report)
+
+
+def measure_external(settings: Must, seed: int, task: str, *, directory: str, report) -> dict:
+    """The job of an external teacher: its scores in the frame in which all columns are compared."""
+    tasks = {task: build.tasks_of(settings)[task]}
+    teacher = in_frame(external_teachers(settings, tasks)[task], settings.image.size)
+    encoder, facts = build.encoder(settings.image, tasks), {}
+    for split in settings.eval_splits:
+        rows = measure.measure_teacher(teacher, tasks, encoder, build.splits(settings, split, (task,)))
+        facts[split] = measure.keep_rows(directory, split, tasks, rows)
+    return facts
+
+
+def train_supervised(settings: Must, seed: int, *, directory: str, report) -> dict:
+    """The job of the supervised baseline: all tasks, all annotations, no pseudo labels, the student's steps."""
+    tasks, source = tuple(settings.tasks), Concat(build.annotated_sets(settings))
+    policies = {name: Policy() for name in tasks}
+    return train_tasks(settings, seed, tasks, settings.supervised, source, policies, directory=directory, report=report)
+
+
+def train_student(settings: Must, seed: int, arm: str, *, directory: str, report) -> dict:
+    """The job of the student or an arm: ground truth where an image has it, else a pseudo label.
+
+    With `repeat_labeled` above 1 the annotated images, few among many, appear that many times as often, and their ground
+    truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are used,
+    together about as often as the whole pool would be.
+    """
+    run, names = build.student(settings, arm), list(settings.tasks)
+    top = labeling.seed_directory(directory, labeling.student_job(arm))
+    policies = labeling.policies_of(settings, top, arm)
+    records = Records(labeling.records_directory(top, by=run.labels_from), tasks=names)
+    source = student_source(settings, run, records)
+    scheme, seen = NO_WEIGHTING, {}
+    if run.weights.kind != "none" or run.slam.enabled:
+        held_out = Records(labeling.records_directory(top, labeling.HELD_OUT, run.labels_from), tasks=names)
+        scheme, seen = weighting.weighting_of(
+            weighting.Evidence(settings, run, arm, policies, source, records, held_out)
+        )
+    if run.mean_teacher.kind != "none" or run.small_loss.drop:
+        marks = _pseudo(settings, run, source.ids)
+        extras = {name: {**scheme.extras.get(name, {}), **marks[name]} for name in names}
+        scheme = scheme._replace(extras=extras)
+    facts = train_tasks(
+        settings, seed, tuple(names), run, source, policies, directory=directory, report=report, weighting=scheme
+    )
+    if run.weights.kind != "none" or run.slam.enabled:
+        _keep_weights(directory, scheme, seen)
+    return facts | {"images": len(set(source.ids))}
+
+
+def _keep_weights(directory: str, scheme: Weighting, seen: Mapping[str, np.ndarray]) -> None:
+    """Writes weights.npz, what the page shows of the weights of the trained student."""
+    scheme.weights(networks.load(directory).variables)  # fills `seen`
+    if devices.is_writer():
+        with files.replacing(os.path.join(directory, "weights.npz"), "wb") as file:
+            np.savez_compressed(file, **seen)
+
+
+def student_source(settings: Must, run: Student, records: Source) -> Source:
+    """What a student draws from: ground truth before pseudo labels, as often and as heavy as its settings ask."""
+    annotated = build.annotated_sets(settings)
+    if not run.pseudo_labels:
+        return Concat(annotated)
+    times = {id: run.repeat_labeled for part in annotated for id in part.ids}
+    if run.pool_images:
+        pool = Concat(build.pool(settings))
+        part = set(Subset(pool, count=run.pool_images).ids)
+        times |= {id: len(pool) // len(part) if id in part else 0 for id in pool.ids}
+    edits = [EditedCoco(path, records, task=task) for task, path in run.edited.items()]
+    records = Overlay(records, edits) if edits else records
+    by_file = read_weights(run.weights_file) if run.weights_file else {}
+    weights = {
+        name: {
+            **by_file.get(name, {}),
+            **dict.fromkeys(build.split(settings, name, "train").ids, run.truth_weight),
+        }
+        for name in settings.tasks
+    }
+    truth = [*annotated, *build.oracle_truth(settings).values()] if run.oracle_labels else annotated
+    return Repeated(Weighted(Cached(Overlay(records, truth)), weights), times)
+
+
+def _pseudo(settings: Must, run: Student, ids: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Extras of the training examples: whether the label of a task is a pseudo label."""
+    oracle = build.oracle_truth(settings) if run.oracle_labels else {}
+    marks = {}
+    for name in settings.tasks:
+        true = {*build.split(settings, name, "train").ids, *(oracle[name].ids if name in oracle else ())}
+        marks[name] = {PSEUDO: np.array([id not in true for id in ids], np.float32)}
+    return marks
+
+
+def runs_of(settings: Must) -> list[tuple[str, Run, tuple[str, ...]]]:
+    """The kinds of training runs of a seed: (name, how it trains, tasks of its network)."""
+    every = tuple(settings.tasks)
+    runs = [("teacher", settings.teacher, (name,)) for name in every if name not in settings.external_teachers]
+    runs += [(arm, build.student(settings, arm), every) for arm in build.students(settings)]
+    runs += [("supervised", settings.supervised, every)] if "supervised" in settings.baselines else []
+    own = "scratch" in settings.baselines and settings.scratch != settings.teacher
+    return runs + ([("scratch", settings.scratch, (name,)) for name in every] if own else [])

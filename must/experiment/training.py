@@ -1,0 +1,384 @@
+"""Training runs: from settings and data to selected weights, their scores, and what a killed run needs to resume.
+
+A training directory holds
+    network.json   which network it is
+    checkpoints/   full state and data position, for resuming
+    weights/       the selected averaged weights with their validation scores
+    metrics.jsonl  a line per logged or validated step, also as TensorBoard events
+    rows-<split>.npz  what every example of a split contributes to the scores
+"""
+
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from must.core import devices, files
+from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
+from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
+from must.experiment import build, measure, networks, sections
+from must.experiment.selection import Selection, Validation, local
+from must.experiment.settings import Run, SingleStudent, Student
+from must.objectives.distill import Hint
+from must.objectives.mean_teacher import MeanTeacher
+from must.objectives.slam import slam
+from must.objectives.supervised import learning_rate_rule, supervised
+from must.tasks.base import Task
+from must.train import state as states
+from must.train.checkpoint import Checkpoints
+from must.train.loop import Progress, fit
+from must.train.optimizer import optimizer
+from must.train.step import train_step
+
+Report = Callable[..., None]
+Batches = Source | Mapping[str, Source]
+
+
+class Weighting(NamedTuple):
+    """Weights of training examples that follow the student.
+
+    Attributes:
+      every: steps between refreshes, the first one before the first step; 0 keeps the first ones.
+      weights: variables of the current student -> {supervision: float32 [N]}, N examples of the training source.
+      extras: {supervision: {name: array [N, ...]}}, what the objective reads besides; fixed.
+    """
+
+    every: int
+    weights: Callable[[PyTree], dict[str, np.ndarray]]
+    extras: Mapping[str, Mapping[str, np.ndarray]] = {}
+
+
+NO_WEIGHTING = Weighting(0, lambda variables: {})
+
+
+class Training(NamedTuple):
+    """Everything that a training run is made of.
+
+    Attributes:
+      run: steps, batches, optimizer, selection.
+      model: to train.
+      tasks: that it answers, as they are evaluated.
+      objective: what it minimizes.
+      balance: weights of the tasks.
+      source: of training examples; or {group: source}, and every step takes a batch of each.
+      encoder: of training rows.
+      validation: which of its weights are kept.
+      variables: to start from; freshly initialized by default.
+      frozen: variables of the teachers that the objective asks.
+      weighting: of the examples.
+      changes: of training rows.
+      stop: step after which the run ends, under the learning rates of the whole schedule; 0: the last one.
+    """
+
+    run: Run
+    model: Model
+    tasks: Mapping[str, Task]
+    objective: Objective
+    balance: Balance
+    source: Batches
+    encoder: Encoder
+    validation: Validation
+    variables: PyTree | None = None
+    frozen: PyTree = None
+    weighting: Weighting = NO_WEIGHTING
+    changes: Sequence[Change] = ()
+    stop: int = 0
+
+
+def train(directory: str, training: Training, *, seed: int, report: Report = lambda *args: None) -> dict:
+    """Trains one network, or resumes where an interrupted run stopped.
+
+    Args:
+      directory: of this run.
+      training: what is trained, on what.
+      seed: of initialization, order, geometry and every draw inside the step.
+      report: progress.
+
+    Returns:
+      Facts: steps made, selected step, validation scores, parameters, images per second, share of time spent waiting
+      for data.
+
+    Raises:
+      UserError: the loss is not finite.
+    """
+    run, key = training.run, jax.random.key(seed)
+    tx = optimizer(steps=run.steps, **vars(run.optimizer))
+    variables = training.variables
+    if variables is None:
+        variables = fresh(training.model, training.encoder, seed)
+    state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
+    batches = Joined(_batches(training, seed), training.weighting.weights(variables))
+    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
+    state = _resume(checkpoints, devices.replicate(state), batches)
+    bound = functools.partial(
+        train_step, objective=training.objective, balance=training.balance, tx=tx, ema_decay=run.ema_decay
+    )
+    log = _Log(directory, int(state.step))
+    selection = Selection(directory, training.tasks, training.model, training.validation, run)
+    hook = _Hook(directory, training, log, selection, batches, checkpoints, report, int(state.step))
+    # A run that had ended was killed before it could say so.
+    steps = hook.start if selection.exhausted(hook.start) else training.stop or run.steps
+    try:
+        frozen = None if training.frozen is None else devices.replicate(training.frozen)
+        step = devices.parallelize(bound, donate=(0,))
+        state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
+    finally:
+        log.close()
+        checkpoints.close()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return hook.facts | selection.close() | {"parameters": parameters, "steps": int(state.step)}
+
+
+class _Hook:
+    """What happens between steps: logs, validation, fresh weights of examples, checkpoints."""
+
+    def __init__(self, directory, training: Training, log, selection, batches, checkpoints, report, start: int):
+        self._directory, self._training, self._log, self._selection = directory, training, log, selection
+        self._batches, self._checkpoints, self._report = batches, checkpoints, report
+        self.start, self.facts = start, {}
+
+    def __call__(self, progress: Progress) -> bool:
+        run, weighting = self._training.run, self._training.weighting
+        at, last = progress.step, progress.step == progress.steps
+        logs_now = at % run.log_every == 0
+        looks = last or (run.evaluate_every and at % run.evaluate_every == 0)
+        if logs_now or looks:
+            logs = {name: float(value) for name, value in progress.logs.items()}
+            if not math.isfinite(logs["loss"]):  # before these weights are evaluated and kept
+                bad = [name for name, value in logs.items() if not math.isfinite(value)]
+                names = ", ".join(bad)
+                raise UserError(
+                    f"{self._directory}: step {at}: not finite: {names}; lower the learning rate or clip_norm"
+                )
+        if looks:
+            self._log.write(at, self._selection.look(progress.state, last))
+            last = last or self._selection.exhausted(at)
+        if logs_now or last:
+            self._log.write(at, logs)
+            self._report(at, progress.steps, f"loss {logs['loss']:.3f}")
+        if weighting.every and at % weighting.every == 0 and not last:
+            self._batches.weights = weighting.weights(local(states.model_variables(progress.state, ema=False)))
+            means = {f"mean_weight/{name}": float(table.mean()) for name, table in self._batches.weights.items()}
+            self._log.write(at, means)
+        if last or at % run.checkpoint_every == 0:
+            position = {"grain": self._batches.get_state()}
+            self._checkpoints.save(at, _saved(progress.state, self._batches), position=position)
+        if last:
+            groups = len(self._training.source) if isinstance(self._training.source, Mapping) else 1
+            images = groups * run.batch_size * (at - self.start - 1)  # the clock starts when the first step is over
+            self.facts["images_per_second"] = round(images / progress.seconds, 1)
+            self.facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
+        return last
+
+
+def fresh(model: Model, encoder: Encoder, seed: int) -> PyTree:
+    """The variables that a run of this seed starts from."""
+    return model.init(jax.random.fold_in(jax.random.key(seed), 1), encoder.blank_inputs()["image"])
+
+
+def _batches(training: Training, seed: int):
+    """Training batches of a source, or of several drawn side by side."""
+    run, encoder = training.run, training.encoder
+    options = {
+        "batch_size": run.batch_size,
+        "process": (jax.process_index(), jax.process_count()),
+        "sizes": run.frames,
+        "sizes_until": int(run.frames_until * run.steps),
+        "extras": training.weighting.extras,
+        "changes": training.changes,
+    }
+    if not isinstance(training.source, Mapping):
+        return train_batches(training.source, encoder, seed=seed, **options)
+    return Grouped(
+        {
+            group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
+            for number, (group, part) in enumerate(sorted(training.source.items()))
+        }
+    )
+
+
+def _saved(state: TrainState, batches: Joined) -> PyTree:
+    """What a checkpoint holds; the weights of examples too, which a later student could not estimate again."""
+    return {"train": state, "weights": batches.weights}
+
+
+def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> TrainState:
+    if checkpoints.latest() is None:
+        return state
+    saved, position, _ = checkpoints.restore(_saved(state, batches))
+    batches.set_state(position["grain"])
+    batches.weights = {name: np.asarray(table) for name, table in saved["weights"].items()}
+    return saved["train"]
+
+
+class _Log:
+    """metrics.jsonl and TensorBoard events; lines after the step that a run resumes from are taken back."""
+
+    def __init__(self, directory: str, step: int):
+        self._path = os.path.join(directory, "metrics.jsonl")
+        self._board = None
+        if not devices.is_writer():
+            return
+        kept = []
+        if os.path.exists(self._path):
+            with open(self._path, encoding="utf-8") as file:
+                lines = [line for line in file if line.endswith("\n")]  # a killed writer leaves half a line
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+        files.write_text(self._path, "".join(kept))
+        from tensorboardX import SummaryWriter
+
+        self._board = SummaryWriter(directory, purge_step=step + 1 if step else None, flush_secs=30)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if self._board is None:
+            return
+        line = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
+        files.append_text(self._path, json.dumps(line) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+class Online(NamedTuple):
+    """Frozen teachers that answer in the step.
+
+    Attributes:
+      models: {name: network}.
+      variables: {name: its weights}.
+      hints: what the student learns from them.
+      shuffled: every row gets the answers to another one; a control.
+    """
+
+    models: Mapping[str, Model]
+    variables: Mapping[str, PyTree]
+    hints: Sequence[Hint]
+    shuffled: bool = False
+
+
+NO_TEACHERS = Online({}, {}, ())
+
+
+def train_tasks(
+    settings: SingleStudent,
+    seed: int,
+    tasks: Sequence[str],
+    run: Run,
+    source: Batches,
+    policies: Mapping[str, Policy],
+    *,
+    directory: str,
+    report: Report,
+    weighting: Weighting = NO_WEIGHTING,
+    online: Online = NO_TEACHERS,
+) -> dict:
+    """Trains a network of some tasks on a source, then scores the selected weights on the evaluation splits.
+
+    Args:
+      settings: of the recipe.
+      seed: of the run.
+      tasks: of the network.
+      run: how it trains.
+      source: of training examples; or {group: source}, and every step takes a batch of each.
+      policies: {task: which labels count}.
+      directory: of the run.
+      report: progress.
+      weighting: of the examples.
+      online: teachers that answer in the step.
+    """
+    every = build.tasks_of(settings)
+    evaluated = {name: every[name] for name in tasks}
+    every = build.tasks_of(settings, run)
+    learned = {name: every[name] for name in tasks}
+    network = sections.changed(settings.model, run.model, "config.model")
+    model = build.network(network, evaluated)
+    encoder = build.encoder(settings.image, learned, run)
+    variables = None
+    if isinstance(run, Student) and run.mean_teacher.kind != "none":
+        variables = fresh(model, encoder, seed)  # the average starts where the run starts
+    plain = build.encoder(settings.image, build.tasks_of(settings))
+    training = Training(
+        run=_with_steps(run, source),
+        model=model,
+        tasks=evaluated,
+        objective=objective(settings, run, model, learned, policies, variables, online),
+        balance=build.balance(run),
+        source=source,
+        encoder=encoder,
+        validation=Validation(plain, build.splits(settings, "validation", tasks)),
+        variables=variables,
+        frozen=online.variables or None,
+        weighting=weighting,
+        changes=build.row_changes(run, learned),
+    )
+    if devices.is_writer():
+        networks.describe(directory, network, evaluated, settings.image)
+    facts = train(directory, training, seed=seed, report=report)
+    variables, _ = networks.load_weights(directory, model, plain.blank_inputs()["image"])
+    return facts | measure.score(directory, variables, model, evaluated, plain, settings)
+
+
+def objective(
+    settings: SingleStudent,
+    run: Run,
+    model: Model,
+    tasks: Mapping[str, Task],
+    policies: Mapping[str, Policy],
+    variables: PyTree | None = None,
+    online: Online = NO_TEACHERS,
+) -> Objective:
+    """What a run minimizes; without `variables` and teachers, enough to know its cost."""
+    corrections, average, small_loss = {}, None, (0.0, 0)
+    if isinstance(run, Student):
+        if run.slam.enabled:
+            corrected = build.tasks_with(run.slam.tasks, settings, "config.student.slam")
+            corrections = dict.fromkeys(corrected, functools.partial(slam, normalize=run.slam.normalize))
+        if run.mean_teacher.kind != "none" and variables is not None:
+            average = mean_teacher(settings, run)
+        small_loss = (run.small_loss.drop, run.small_loss.after)
+    return supervised(
+        model,
+        tasks,
+        scales=_loss_scales(settings, run),
+        policies={name: policies[name] for name in tasks},
+        corrections=corrections,
+        normalize=run.normalize,
+        teachers=online.models,
+        hints=online.hints,
+        teacher_dropping=run.teacher_dropping,
+        shuffled=online.shuffled,
+        mean_teacher=average,
+        initial=None if average is None else variables["params"],
+        drop_top=small_loss[0],
+        drop_after=small_loss[1],
+    )
+
+
+def mean_teacher(settings: SingleStudent, run: Student) -> MeanTeacher:
+    """How a run learns from its own average, the tasks spelled out."""
+    tasks = build.tasks_with(run.mean_teacher.tasks, settings, "config.student.mean_teacher")
+    return MeanTeacher(**{**vars(run.mean_teacher), "tasks": tasks})
+
+
+def _with_steps(run: Run, source: Batches) -> Run:
+    """The run with its epochs turned into steps; an epoch is as long as the largest set."""
+    if not run.epochs:
+        return run
+    parts = source if isinstance(source, Mapping) else {"": source}
+    counts = {group: len(part) for group, part in parts.items()}
+    return sections.changed(run, {"steps": run.epochs * epoch_steps(counts, run.batch_size)}, "config")
+
+
+def _loss_scales(settings: SingleStudent, run: Run) -> dict[str, float]:
+    """Factor of each task's loss: from the settings, or MuST's rule from batch sizes and learning rates."""
+    if run.loss_scale_rule == "fixed":
+        return {name: run.loss_scales.get(name, 1.0) for name in settings.tasks}
+    rates = [(one.batch_size, one.optimizer.learning_rate) for one in (run, settings.teacher)]
+    return learning_rate_rule(rates[0], dict.fromkeys(settings.tasks, rates[1]))

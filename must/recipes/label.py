@@ -1,0 +1,188 @@
+"""Labeling alone: external teachers label images -> which labels count -> quality, gallery, files for other tools.
+
+Nothing trains. Thresholds, pages and files may change in the same workdir: no teacher runs again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from must.core.types import Source, Teacher, UserError
+from must.data.combine import Concat
+from must.experiment import build, labeling, plan, show
+from must.experiment.external import external_teacher
+from must.experiment.jobs import Job
+from must.experiment.labeling import EVALUATION, HELD_OUT, POOL, LabelPass, Pairs, label_job, policy_job
+from must.experiment.run import DISPLAY, Members, Recipe
+from must.experiment.sections import plain
+from must.experiment.settings import Experiment, Files, Gallery, Label, LabelPolicy, Quality
+from must.readers.records import Records, read_additions, read_provenance
+from must.tasks.base import Task
+
+STAGES = ("label", *show.STAGES)
+_SPLITS = {HELD_OUT: "validation", EVALUATION: "test"}
+
+
+@dataclass(frozen=True)
+class Settings(Experiment):
+    """Labeling alone.
+
+    Attributes:
+      images: {name: {"kind", arguments}}, what is labeled.
+      truth: {task: {"validation" | "test": {"kind", arguments}}}; "validation" chooses thresholds, "test" measures the
+        quality of the labels.
+      oracle_truth: {task: {"kind", arguments}}, the truth of the labeled images, for the gallery.
+      teachers: {name: {"make": "package.module:function", ...} or {"run": directory}, with "tasks": those that it
+        labels, by default the one of its own name}.
+      label: the label pass.
+      onto: directory of finished records that the labels are added to, in place of `images`.
+      policies: {task: which of its labels count}; 0.5 for a task that is not named.
+      quality: the page about the quality of the labels.
+      gallery: the gallery of the labels.
+      files: the labels as files.
+    """
+
+    images: Mapping[str, Any] = field(default_factory=dict)
+    truth: Mapping[str, Any] = field(default_factory=dict)
+    oracle_truth: Mapping[str, Any] = field(default_factory=dict)
+    teachers: Mapping[str, Any] = field(default_factory=dict)
+    label: Label = Label()
+    onto: str = ""
+    policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
+    quality: Quality = Quality()
+    gallery: Gallery = Gallery()
+    files: Files = Files()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.seeds) > 1:
+            raise ValueError("seeds: labeling draws nothing at random; set one")
+        for section in ("truth", "oracle_truth", "policies"):
+            for task in getattr(self, section):
+                if task not in self.tasks:
+                    raise ValueError(f"{section}.{task}: no such task; tasks: {', '.join(self.tasks)}")
+        if bool(self.images) == bool(self.onto):
+            raise ValueError("images: set either the images to label, or `onto`, finished records to add labels to")
+        for task, policy in self.policies.items():
+            if policy.from_validation and not self.truth.get(task, {}).get("validation"):
+                raise ValueError(f"truth.{task}.validation: required to choose the thresholds of policies.{task} from")
+
+
+def jobs(members: Members, workers: int) -> list[Job]:
+    """All jobs, in the order of preference; `workers` processes label side by side."""
+    (member,) = members
+    settings, seed, policies = member.settings, member.seed, plain(member.settings.policies)
+    parts = tuple(f"{label_job()}/{k}" for k in range(workers))
+    work = [Job(part, "label", label, (settings, k, workers)) for k, part in enumerate(parts)]
+    work.append(Job(policy_job(), "label", choose_policies, (settings,), parts, settings=policies))
+    return work + show.show_jobs(settings, seed, "", (*parts, policy_job()), shown_labels, policies)
+
+
+def label(settings: Settings, index: int, count: int, *, directory: str, report) -> dict:
+    """The job: one worker's part of the label pass."""
+    top = labeling.seed_directory(directory, f"{label_job()}/{index}")
+    tasks = tasks_of(settings)
+    section = settings.label
+    options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
+    images = images_to_label(settings)
+    one = LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, "", settings.onto)
+    labeling.run_pass(one, list(teachers_of(settings, tasks).values()), top, (index, count), report)
+    return {}
+
+
+def choose_policies(settings: Settings, *, directory: str, report) -> dict:
+    """The job: which labels count."""
+    top, tasks = labeling.seed_directory(directory, policy_job()), tasks_of(settings)
+    encoder, chosen = build.encoder(settings.image, tasks), {}
+    for name, task in tasks.items():
+        section = settings.policies.get(name, LabelPolicy(positive=0.5, negative=0.5))
+        truth = _truth(settings, HELD_OUT).get(name)
+        pairs: Pairs = labeling.recorded_pairs(top, "", truth, name, encoder, task) if truth else iter(())
+        chosen[name] = labeling.fitted(task, name, section, pairs)
+    labeling.save(f"{directory}/{labeling.POLICIES}", chosen, tasks)
+    return {}
+
+
+def shown_labels(settings: Settings) -> show.Labels:
+    """What the pages show."""
+    tasks = tasks_of(settings)
+    oracle = {name: build.source(section) for name, section in settings.oracle_truth.items()}
+    encoder = build.encoder(settings.image, tasks)
+    return show.Labels(settings.title, tasks, encoder, _truth(settings, EVALUATION), oracle, settings.onto)
+
+
+def tasks_of(settings: Settings) -> dict[str, Task]:
+    """The tasks, with the class names of their truth."""
+    return build.tasks(settings.tasks, {**_truth(settings, EVALUATION), **_truth(settings, HELD_OUT)})
+
+
+def images_to_label(settings: Settings) -> dict[str, Source]:
+    """{name of the records: images}."""
+    images = {} if settings.onto else {POOL: every_image(settings)}
+    kinds = (HELD_OUT, EVALUATION) if settings.quality.enabled else (HELD_OUT,)
+    return images | {kind: build.together(truth) for kind in kinds if (truth := _truth(settings, kind))}
+
+
+def every_image(settings: Settings) -> Source:
+    """The images to label, or those of the records that get further labels."""
+    if settings.onto:
+        return Records(settings.onto, tasks=(), verify=False)
+    return Concat([build.source(section) for section in settings.images.values()])
+
+
+def teachers_of(settings: Settings, tasks: Mapping[str, Task]) -> dict[str, Teacher]:
+    """{name: teacher}, each with its tasks.
+
+    Raises:
+      UserError: a task without a teacher or with two, or a teacher that cannot be made.
+    """
+    made, owner = {}, {}
+    for name, section in settings.teachers.items():
+        section = dict(section)
+        mine = section.pop("tasks", None) or (name,)
+        for task in mine:
+            if task not in tasks:
+                raise UserError(f"config.teachers.{name}: no task {task!r}; tasks: {', '.join(tasks)}")
+            if task in owner:
+                raise UserError(f"config.teachers.{name}: {owner[task]} already labels {task}")
+            owner[task] = name
+        made[name] = external_teacher(name, section, {task: tasks[task] for task in mine}, settings.image.size)
+    if missing := [name for name in tasks if name not in owner]:
+        raise UserError(f"config.teachers: no teacher labels {missing[0]!r}")
+    return made
+
+
+def check(members: Members) -> None:
+    """Everything about a configuration that can be wrong and shows without labeling."""
+    settings = members[0].settings
+    if settings.onto:
+        known, added = read_provenance(settings.onto), read_additions(settings.onto).values()
+        own = set(known["tasks"]) - {task for facts in added for task in facts["tasks"]}
+        if twice := set(settings.tasks) & own:
+            raise UserError(f"{settings.onto}: has labels of {min(twice)!r} already")
+    teachers_of(settings, tasks_of(settings))
+
+
+def dry_run(members: Members) -> None:
+    """Prints teachers, images, and the cost of the pass as measured on one batch."""
+    settings = members[0].settings
+    tasks = tasks_of(settings)
+    teachers = teachers_of(settings, tasks)
+    print(f"{settings.title}: labels in a frame of {settings.image.size}")
+    print("\nteachers")
+    for name, teacher in teachers.items():
+        size = f"{teacher.size[0]} x {teacher.size[1]}"
+        print(f"  {name:16} {', '.join(teacher.tasks)}; input {size}, {teacher.fingerprint[:12]}")
+    print("\nimages")
+    for name, source in images_to_label(settings).items():
+        print(f"  {name:16} {len(source):,}")
+    print("\n" + plan.label_plan(settings, every_image(settings), list(teachers.values())))
+
+
+def _truth(settings: Settings, kind: str) -> dict[str, Source]:
+    """{task: its truth on the held-out images, or on the evaluation images}."""
+    split = _SPLITS[kind]
+    return {name: build.source(splits[split]) for name, splits in settings.truth.items() if splits.get(split)}
+
+
+RECIPE = Recipe("label", Settings, STAGES, jobs, check, dry_run, changeable=("policies", *DISPLAY))

@@ -1,0 +1,52 @@
+"""All recipes by name, and configurations completed with the keys of theirs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from must.core.types import UserError
+from must.experiment import build, plan, sections
+from must.experiment.run import Recipe, members
+from must.recipes import jedi, label, multas, must, weighted_distillation
+
+RECIPES = {one.RECIPE.name: one.RECIPE for one in (must, multas, jedi, weighted_distillation, label)}
+
+
+def recipe_of(config: Mapping[str, Any]) -> Recipe:
+    """The recipe that a configuration names.
+
+    Raises:
+      UserError: none, or an unknown one.
+    """
+    name = config.get("recipe")
+    if name not in RECIPES:
+        raise sections.one_of("config.recipe", name, RECIPES)
+    return RECIPES[name]
+
+
+def complete(config: Mapping[str, Any]) -> ConfigDict:
+    """The configuration with every key of its recipe, so that the command line can set each of them.
+
+    Raises:
+      ValueError: an unknown recipe.
+    """
+    try:
+        return sections.complete(recipe_of(config).settings, config, build.arguments_of)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def dry_run(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """Resolves a configuration and prints what running it means; writes nothing and compiles nothing large.
+
+    Raises:
+      UserError: a key, a path, a class map or a shape that does not work.
+    """
+    config, declared = plan.with_declared(config)
+    for name, reason in declared.items():
+        print(f"{name}: planned from its declared features, since {reason}")
+    mine = members(recipe, config)
+    if not declared:  # stand-ins all show the same picture
+        recipe.check(mine)
+    recipe.plan(mine)
