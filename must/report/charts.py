@@ -1,7 +1,7 @@
 """Charts as SVG by matplotlib: numbers in, text out. One look: no frames, direct labels, colors that follow the page.
 
-Colors are written as the CSS variables of `STYLE` with a plain fallback, so that a chart inside a page turns dark with
-it and stands alone in a file. The same input gives the same bytes. matplotlib is imported when the first chart is drawn.
+Colors are the CSS variables of `STYLE` with a plain fallback: a chart inside a page turns dark with it, and stands
+alone in a file. The same input gives the same bytes. matplotlib is imported when the first chart is drawn.
 """
 
 import io
@@ -25,8 +25,10 @@ STYLE = """
 _LIGHT = dict(re.findall(r"--(\w+):(#\w{6})", STYLE.split("@media")[0]))
 COLORS = [_LIGHT[f"s{i}"] for i in range(7)]
 _INK, _SOFT, _RULE = "#7b7c7d", "#7c7d7e", "#7d7e7f"  # placeholders of var(--ink), ...; grays that read on any page
-_VARIABLES = {_INK: "--ink", _SOFT: "--soft", _RULE: "--rule", **{color: f"--{name}" for name, color in _LIGHT.items()}}
-_FONT = "system-ui, sans-serif"
+_VARIABLES = {color: f"--{name}" for name, color in reversed(_LIGHT.items())}  # of equal colors the first name
+_VARIABLES |= {_INK: "--ink", _SOFT: "--soft", _RULE: "--rule"}
+_FONT, _SCALE = "system-ui, sans-serif", 1.25  # pixels on a page per point of a drawing
+_PAGE = 850.0  # points, width of a page
 _RANGE = 2.0  # log2 of the weights at the ends of the color scale
 
 
@@ -51,7 +53,7 @@ class Dot(NamedTuple):
 
 
 def render(width: float, height: float, draw: Callable[[Any], None], words: str) -> str:
-    """An SVG of (width, height) pixels that `draw(figure)` fills; `words` describe it to who cannot see it."""
+    """An SVG of (width, height) points that `draw(figure)` fills; `words` describe it to who cannot see it."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -95,10 +97,11 @@ def _inline(svg: str, words: str) -> str:
     """The SVG element alone, with the page's font and colors."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", rf"\1 {_FONT}", svg)
+    svg = re.sub(r'font-family: [^;"]*', f"font-family: {_FONT}", svg)
     svg = re.sub("#[0-9a-f]{6}", lambda m: f"var({_VARIABLES[m[0]]}, {m[0]})" if m[0] in _VARIABLES else m[0], svg)
     size = re.search(r'<svg[^>]*? width="([\d.]+)pt"', svg)
-    label = f'role="img" aria-label="{escape(words, quote=True)}" style="width:{size[1] if size else 400}px"'
+    width = f"width:{_SCALE * float(size[1]):.0f}px; max-width:100%; height:auto" if size else ""
+    label = f'role="img" aria-label="{escape(words, quote=True)}" style="{width}"'
     return svg.replace("<svg", f"<svg {label}", 1).strip()
 
 
@@ -119,7 +122,7 @@ def estimates(
       colors: of the rows.
       zero: the panels are of differences, so draw the line at 0; blue is surely above it, orange surely below.
       words: what the chart shows.
-      width: pixels; by default from the number of panels.
+      width: points; by default from the number of panels.
     """
 
     def draw(figure: Any) -> None:
@@ -149,7 +152,8 @@ def estimates(
             axes.spines["left"].set_visible(False)
 
     longest = max(map(len, labels), default=0)
-    return render(width or 40 + 5.2 * longest + 175 * len(panels), 58 + 19 * len(labels), draw, words)
+    panel = np.clip((_PAGE - 40 - 5.2 * longest) / max(1, len(panels)), 95, 175)
+    return render(width or 40 + 5.2 * longest + panel * len(panels), 58 + 19 * len(labels), draw, words)
 
 
 def lines(
@@ -160,7 +164,7 @@ def lines(
     levels: Sequence[tuple[float, str] | None] = (),
     ticks: Sequence[float] = (),
     words: str,
-    panel: tuple[float, float] = (285, 190),
+    panel: tuple[float, float] = (212, 160),
     across: int = 4,
 ) -> str:
     """Curves, one panel each; several curves of a panel are named at their ends.
@@ -172,7 +176,7 @@ def lines(
       levels: (height, name) of a horizontal line per panel, or None.
       ticks: of the horizontal axes, which are then logarithmic and labeled with exactly these.
       words: what the chart shows.
-      panel: (width, height) of a panel, pixels.
+      panel: (width, height) of a panel, points.
       across: panels beside each other.
     """
     count = min(across, len(panels))
@@ -237,7 +241,7 @@ def shares(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], *,
       rows: (label, counts by part).
       names: of the parts.
       title: of the chart.
-      width: pixels.
+      width: points.
     """
     paints = [_LIGHT["good"], _LIGHT["unsure"], _LIGHT["bad"]]
 
@@ -397,7 +401,7 @@ def reliability(panels: Sequence[tuple[str, str, Sequence[Sequence[float]]]], wo
 def trade_offs(
     panels: Sequence[tuple[str, str, Sequence[Sequence[float]], tuple[float, float] | None, float | None]], words: str
 ) -> str:
-    """Precision over recall as a threshold falls: (title, line below it, points, chosen, target precision) of each panel.
+    """Precision over recall as a threshold falls: (title, line below, points, chosen, target precision) of each panel.
 
     Points are (threshold, precision, recall); chosen is (precision, recall) at the threshold in use.
     """

@@ -167,7 +167,7 @@ def setting(results: Mapping[str, Any], column: str, axis: str) -> Any:
 
 
 def score_grid(results: Mapping[str, Any], split: str) -> Grid:
-    """Scores on a split: columns of the comparison as rows, grouped by settings; tasks and settings across as columns."""
+    """Scores on a split: columns of the comparison as rows, grouped by settings; tasks and settings across them."""
     across, tasks = across_of(results), tasks_of(results)
     where = {name: tuple(setting(results, name, axis) for axis in across) for name in results["columns"]}
     scored = {name: column for name, column in results["columns"].items() if split in column["scores"]}
