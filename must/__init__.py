@@ -101,7 +101,7 @@ _HOMES = {
     "must.evaluate.quality": ("quality",),
     "must.report.gallery": ("write_gallery",),
     "must.report.quality": ("write_quality",),
-    "must.evaluate.compare": ("delta_m", "paired_t_interval"),
+    "must.evaluate.statistics": ("delta_m", "paired_t_interval"),
 }
 _MODULES = {
     "adaptors": "must.objectives.adaptors",

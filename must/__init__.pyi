@@ -54,12 +54,12 @@ from must.data.rand_augment import RandAugment as RandAugment
 from must.data.sources import source as source
 from must.data.weights import read_weights as read_weights
 from must.data.weights import write_weights as write_weights
-from must.evaluate.compare import delta_m as delta_m
-from must.evaluate.compare import paired_t_interval as paired_t_interval
 from must.evaluate.evaluate import bootstrap_interval as bootstrap_interval
 from must.evaluate.evaluate import eval_step as eval_step
 from must.evaluate.evaluate import summarize as summarize
 from must.evaluate.quality import quality as quality
+from must.evaluate.statistics import delta_m as delta_m
+from must.evaluate.statistics import paired_t_interval as paired_t_interval
 from must.export.exported import Exported as Exported
 from must.export.exported import load_exported as load_exported
 from must.export.labels import export_labels as export_labels

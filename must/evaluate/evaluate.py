@@ -2,7 +2,7 @@
 
 A split is evaluated in three moves: `eval_step` turns a batch into rows, `evaluate` gathers the rows of all batches,
 `summarize` makes them numbers. Rows keep one entry per image, so that images can be resampled afterwards.
-How two columns of numbers compare is in `must.evaluate.compare`.
+How two columns of numbers compare is in `must.evaluate.statistics`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

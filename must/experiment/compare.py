@@ -16,11 +16,11 @@ from must.data.pipeline import eval_batches
 from must.evaluate import results as comparison
 from must.evaluate.evaluate import bootstrap_interval, constant_guess, constant_step, evaluate
 from must.evaluate.results import SCHEMA, Axis, Column, Contrast, Score
-from must.evaluate.table import table
 from must.experiment import build, jobs, measure, networks
 from must.experiment.external import external_teachers
 from must.experiment.jobs import Job
 from must.pseudo_label.teacher import in_frame
+from must.report.table import table
 from must.tasks.base import Task
 
 GUESS = Column("guess", {}, "constant guess", "the best constant prediction for every image")

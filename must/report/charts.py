@@ -1,14 +1,18 @@
-"""Small charts as inline SVG: dots with intervals, lines, shares. Numbers in, text out; colors come from `STYLE`.
+"""Charts as SVG by matplotlib: numbers in, text out. One look: no frames, direct labels, colors that follow the page.
 
-A series is known by its index: it has the same color and, where there are dots, the same shape in every chart.
+Colors are the CSS variables of `STYLE` with a plain fallback: a chart inside a page turns dark with it, and stands
+alone in a file. The same input gives the same bytes. matplotlib is imported when the first chart is drawn.
 """
 
-import math
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-# Okabe and Ito's palette, safe for color-blind readers, the reference gray; lightened on dark pages.
+import numpy as np
+
+# Okabe and Ito's palette, safe for color-blind readers, after the gray of references; lighter on dark pages.
 STYLE = """
 :root { --ink:#1c1d21; --soft:#6a6d76; --rule:#d9dbe0; --page:#ffffff; --panel:#f6f7f9;
   --s0:#73767f; --s1:#0072b2; --s2:#d98200; --s3:#009e73; --s4:#c0649a; --s5:#d55e00; --s6:#3d9fdc;
@@ -17,293 +21,405 @@ STYLE = """
   :root { --ink:#e8e9ed; --soft:#9a9da8; --rule:#3a3c44; --page:#17181c; --panel:#202127;
     --s0:#a3a6b0; --s1:#56a8e0; --s2:#f0a630; --s3:#2fc598; --s4:#df8cbb; --s5:#f08038; --s6:#8accf5;
     --good:#56a8e0; --unsure:#4a4d57; --bad:#c98a3c; } }
-svg text { fill:var(--ink); font:12px system-ui,sans-serif; } svg .soft { fill:var(--soft); }
-svg .num { font-variant-numeric:tabular-nums; } svg .strong { font-weight:600; }
-svg .rule { stroke:var(--rule); fill:none; } svg .axis { stroke:var(--soft); fill:none; }
 """
-SERIES = 7
-
-
-class Dot(NamedTuple):
-    """One estimate.
-
-    Attributes:
-      series: index.
-      value: its position; None where it is undefined, which draws nothing.
-      interval: (low, high) or None.
-      text: the same in figures, written at the right.
-    """
-
-    series: int
-    value: float | None
-    interval: Sequence[float] | None
-    text: str
+_LIGHT = dict(re.findall(r"--(\w+):(#\w{6})", STYLE.split("@media")[0]))
+COLORS = [_LIGHT[f"s{i}"] for i in range(7)]
+_INK, _SOFT, _RULE = "#7b7c7d", "#7c7d7e", "#7d7e7f"  # placeholders of var(--ink), ...; grays that read on any page
+_VARIABLES = {color: f"--{name}" for name, color in reversed(_LIGHT.items())}  # of equal colors the first name
+_VARIABLES |= {_INK: "--ink", _SOFT: "--soft", _RULE: "--rule"}
+_FONT, _SCALE = "system-ui, sans-serif", 1.25  # pixels on a page per point of a drawing
+_PAGE = 850.0  # points, width of a page
+_RANGE = 2.0  # log2 of the weights at the ends of the color scale
 
 
 class Line(NamedTuple):
-    """One curve: series index, steps and values of one length; dashed or not; the step to ring, if any."""
+    """One curve; `chosen` is the x to mark with a ring, `intervals` are (low, high) or None per point."""
 
-    series: int
+    name: str
     x: Sequence[float]
     y: Sequence[float]
+    color: str = COLORS[1]
     dashed: bool = False
     chosen: float | None = None
+    intervals: Sequence[Sequence[float] | None] = ()
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2, 5 times a power of ten) that lie in [low, high]."""
-    if not high > low:
-        return [low]
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+class Dot(NamedTuple):
+    """One estimate with its interval and single runs; an undefined value draws nothing."""
+
+    value: float | None
+    interval: Sequence[float] | None = None
+    runs: Sequence[float | None] = ()
 
 
-def tick_text(value: float) -> str:
-    """The shortest fair form of an axis value: 0, 0.05, 2.5, 1200, 20k, 3M."""
-    for size, letter in ((1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
-    return f"{round(value, 10):g}"
+def render(width: float, height: float, draw: Callable[[Any], None], words: str) -> str:
+    """An SVG of (width, height) points that `draw(figure)` fills; `words` describe it to who cannot see it."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "must",
+        "font.size": 9,
+        "text.color": _INK,
+        "axes.labelcolor": _SOFT,
+        "axes.edgecolor": _SOFT,
+        "axes.titlecolor": _INK,
+        "axes.titlesize": 9.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": _RULE,
+        "grid.linewidth": 0.6,
+        "xtick.color": _SOFT,
+        "ytick.color": _SOFT,
+        "xtick.labelsize": 8.5,
+        "ytick.labelsize": 8.5,
+        "lines.linewidth": 1.7,
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        figure.patch.set_alpha(0)
+        draw(figure)
+        for axes in figure.axes:
+            axes.patch.set_alpha(0)
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), words)
 
 
-def mark(series: int, x: float, y: float, size: float = 4.5) -> str:
-    """The shape of a series around (x, y)."""
-    paint = f'fill="var(--s{series % SERIES})"'
-    s = size
-    shapes = (
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{s:.1f}" {paint}/>',
-        f'<path d="M{x:.1f} {y - 1.3 * s:.1f}l{1.3 * s:.1f} {1.3 * s:.1f}l{-1.3 * s:.1f} {1.3 * s:.1f}'
-        f'l{-1.3 * s:.1f} {-1.3 * s:.1f}z" {paint}/>',
-        f'<rect x="{x - 0.9 * s:.1f}" y="{y - 0.9 * s:.1f}" width="{1.8 * s:.1f}" height="{1.8 * s:.1f}" {paint}/>',
-        f'<path d="M{x:.1f} {y - 1.2 * s:.1f}l{1.2 * s:.1f} {2.1 * s:.1f}h{-2.4 * s:.1f}z" {paint}/>',
-    )
-    return shapes[(1, 2, 3, 0)[series - 1 & 3] if series else 0]
+def _inline(svg: str, words: str) -> str:
+    """The SVG element alone, with the page's font and colors."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'font-family: [^;"]*', f"font-family: {_FONT}", svg)
+    svg = re.sub("#[0-9a-f]{6}", lambda m: f"var({_VARIABLES[m[0]]}, {m[0]})" if m[0] in _VARIABLES else m[0], svg)
+    size = re.search(r'<svg[^>]*? width="([\d.]+)pt"', svg)
+    width = f"width:{_SCALE * float(size[1]):.0f}px; max-width:100%; height:auto" if size else ""
+    label = f'role="img" aria-label="{escape(words, quote=True)}" style="{width}"'
+    return svg.replace("<svg", f"<svg {label}", 1).strip()
 
 
-def legend(names: Sequence[str]) -> str:
-    """Names of the series 0, 1, ... beside their marks, as HTML; a series without a name is left out."""
-    keys = (
-        f'<span class="key"><svg width="14" height="14" aria-hidden="true">{mark(i, 7, 7)}</svg> {escape(name)}</span>'
-        for i, name in enumerate(names)
-        if name
-    )
-    return f'<p class="legend">{"".join(keys)}</p>'
-
-
-def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, axis: str, last_apart: bool = False, width: int = 860) -> str:
-    """Estimates and their intervals, one band per row, against a line at 0.
+def estimates(
+    panels: Sequence[tuple[str, Sequence[Dot | None]]],
+    labels: Sequence[str],
+    *,
+    colors: Sequence[str] | None = None,
+    zero: bool = False,
+    words: str,
+    width: float = 0,
+) -> str:
+    """Estimates with intervals as dots: one row per label, one panel per measure.
 
     Args:
-      rows: (label, dots), top to bottom; the dots of a row stand under each other.
-      axis: what is measured, with its unit.
-      last_apart: rules the last row off from those above, as their sum.
-      width: of the drawing, pixels.
+      panels: (title with the unit, a dot per label).
+      labels: of the rows.
+      colors: of the rows.
+      zero: the panels are of differences, so draw the line at 0; blue is surely above it, orange surely below.
+      words: what the chart shows.
+      width: points; by default from the number of panels.
     """
-    low, high = _dot_range([dot for _, row in rows for dot in row])
-    left = 12 + 7 * max(len(label) for label, _ in rows)
-    right = width - 12 - 7 * max(len(dot.text) for _, row in rows for dot in row)
-    place = scale(low, high, left, right)
-    parts, y = [], 8.0
-    for index, (label, row) in enumerate(rows):
-        apart = last_apart and index == len(rows) - 1
-        parts += [f'<path class="{"axis" if apart else "rule"}" d="M0 {y:.1f}H{width}"/>'] if index else []
-        middle = y + 8 + 17 * len(row) / 2
-        parts += [text(0, middle + 4, label, "strong" if apart else "")]
-        for i, dot in enumerate(row):
-            parts += _dot(dot, y + 16.5 + 17 * i, place, (low, high), width)
-        y += 16 + 17 * len(row)
-    grid = []
-    for t in ticks(low, high, 7):
-        grid += [f'<path class="rule" d="M{place(t):.1f} 8V{y:.1f}"/>']
-        grid += [text(place(t), y + 16, f"{tick_text(t) if t <= 0 else '+' + tick_text(t)}", "soft num", "middle")]
-    grid += [f'<path class="axis" stroke-width="1.5" d="M{place(0):.1f} 4V{y:.1f}"/>']
-    title = text((left + right) / 2, y + 34, axis, "soft", "middle")
-    return svg(width, y + 40, "".join(grid + parts) + title, axis)
 
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, dots) in zip(grid, panels, strict=True):
+            axes.set_title(title)
+            for row, dot in enumerate(dots):
+                if dot is None or dot.value is None:
+                    continue
+                color = colors[row] if colors else COLORS[1]
+                if zero and not colors:
+                    low, high = dot.interval or (dot.value, dot.value)
+                    color = COLORS[1] if low > 0 else COLORS[5] if high < 0 else COLORS[0]
+                if dot.interval:
+                    axes.plot(dot.interval, [row, row], color=color, linewidth=1.6, solid_capstyle="round")
+                runs = [run for run in dot.runs if run is not None]
+                if len(runs) > 1:
+                    axes.plot(runs, [row - 0.25] * len(runs), "|", color=_SOFT, markersize=4, markeredgewidth=0.8)
+                axes.plot([dot.value], [row], "o", color=color, markersize=5.5)
+            if zero:
+                axes.axvline(0, color=_SOFT, linewidth=1)
+            axes.set_yticks(range(len(labels)), labels, color=_INK)
+            axes.set_ylim(len(labels) - 0.5, -0.7)
+            axes.grid(axis="y", visible=False)
+            axes.locator_params(axis="x", nbins=4)
+            axes.tick_params(axis="y", length=0)
+            axes.spines["left"].set_visible(False)
 
-def _dot_range(row: Sequence[Dot]) -> tuple[float, float]:
-    """Zero, every value, and intervals as far as they do not squeeze the values."""
-    values = [0.0, *(dot.value for dot in row if dot.value is not None)]
-    ends = [end for dot in row if dot.value is not None for end in dot.interval or ()]
-    halves = sorted((dot.interval[1] - dot.interval[0]) / 2 for dot in row if dot.interval)
-    span = max(max(values) - min(values), halves[len(halves) // 2] if halves else 0.0) or 1.0
-    low = max(min([*values, *ends]), min(values) - 1.5 * span)
-    high = min(max([*values, *ends]), max(values) + 1.5 * span)
-    if low == high:  # nothing but undefined values, or all of them 0
-        return -1.0, 1.0
-    return low - 0.06 * (high - low), high + 0.06 * (high - low)
-
-
-def _dot(dot: Dot, y: float, place, limits: tuple[float, float], width: int) -> list[str]:
-    parts = [text(width, y + 4, dot.text, "num", "end")]
-    if dot.value is None:
-        return parts
-    color = f'stroke="var(--s{dot.series % SERIES})" fill="none"'
-    if dot.interval:
-        low, high = max(dot.interval[0], limits[0]), min(dot.interval[1], limits[1])
-        parts.append(f'<path {color} stroke-width="2" d="M{place(low):.1f} {y:.1f}H{place(high):.1f}"/>')
-        # A cap where the interval ends, an arrow where it goes on outside of the chart.
-        for end, inside, turn in ((low, dot.interval[0] == low, 5), (high, dot.interval[1] == high, -5)):
-            arrow = f"M{place(end) + turn:.1f} {y - 4:.1f}l{-turn} 4l{turn} 4"
-            shape = f"M{place(end):.1f} {y - 4:.1f}v8" if inside else arrow
-            parts.append(f'<path {color} stroke-width="1.5" d="{shape}"/>')
-    return [*parts, mark(dot.series, place(dot.value), y)]
+    longest = max(map(len, labels), default=0)
+    panel = np.clip((_PAGE - 40 - 5.2 * longest) / max(1, len(panels)), 95, 175)
+    return render(width or 40 + 5.2 * longest + panel * len(panels), 58 + 19 * len(labels), draw, words)
 
 
 def lines(
-    curves: Sequence[Line], *, title: str, axis: str, level: float | None = None, width: int = 300, height: int = 190
+    panels: Sequence[tuple[str, Sequence[Line]]],
+    *,
+    x: str = "",
+    y: Sequence[str] = (),
+    levels: Sequence[tuple[float, str] | None] = (),
+    ticks: Sequence[float] = (),
+    words: str,
+    panel: tuple[float, float] = (212, 160),
+    across: int = 4,
 ) -> str:
-    """Curves over training steps; `axis` says what is measured, with its unit; `level` is a value of series 0 for all steps."""
-    curves = [thinned for curve in curves if (thinned := _finite(curve)).y]
-    if not (values := sorted(y for curve in curves for y in curve.y)):
-        return ""
-    # A first value far outside would flatten everything after it.
-    low, high = values[int(0.02 * (len(values) - 1))], values[math.ceil(0.98 * (len(values) - 1))]
-    low, high = (low, high) if level is None else (min(low, level), max(high, level))
-    low, high = (low - 0.06 * (high - low), high + 0.06 * (high - low)) if high > low else (low - 0.5, high + 0.5)
-    last = max(x for curve in curves for x in curve.x)
-    first = min(0, *(x for curve in curves for x in curve.x)) if last > 0 else last - 1
-    y_ticks = ticks(low, high, 4)
-    left, right, top, bottom = 14 + 7 * max(len(tick_text(t)) for t in y_ticks), width - 16, 40, height - 36
-    px, py = scale(first, last, left, right), scale(low, high, bottom, top)
-    parts = [text(0, 14, title, "strong"), text(0, 30, axis, "soft")]
-    for t in y_ticks:
-        parts += [f'<path class="rule" d="M{left} {py(t):.1f}H{right}"/>']
-        parts += [text(left - 6, py(t) + 4, tick_text(t), "soft num", "end")]
-    for t in ticks(first, last, 4):
-        parts += [text(px(t), bottom + 16, tick_text(t), "soft num", "middle")]
-    parts += [f'<path class="axis" d="M{left} {bottom}H{right}"/>']
-    parts += [text((left + right) / 2, height - 4, "step", "soft", "middle")]
-    if level is not None:
-        parts += [f'<path fill="none" stroke="var(--s0)" stroke-width="1.8" d="M{left} {py(level):.1f}H{right}"/>']
-    for curve in curves:
-        color = f'fill="none" stroke="var(--s{curve.series % SERIES})"' + ' stroke-dasharray="5 3"' * curve.dashed
-        points = [(px(x), py(min(max(y, low), high))) for x, y in zip(curve.x, curve.y, strict=True)]
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        parts += [f'<path {color} stroke-width="1.8" d="M{path}"/>', mark(curve.series, *points[-1], 3.2)]
-        if curve.chosen is not None:
-            x, y = min(points, key=lambda point: abs(point[0] - px(curve.chosen)))
-            parts += [f'<circle {color} stroke-width="1.8" cx="{x:.1f}" cy="{y:.1f}" r="6"/>']
-    return svg(width, height, "".join(parts), f"{title}, {axis}")
-
-
-class Trend(NamedTuple):
-    """Estimates along an axis: series index, (x, mean, interval or None) each."""
-
-    series: int
-    points: Sequence[tuple[float, float, Sequence[float] | None]]
-
-
-def trends(found: Sequence[Trend], *, title: str, axis: str, x_axis: str, width: int = 420, height: int = 300) -> str:
-    """Estimates with intervals at a few places of a logarithmic axis, joined by lines; series stand side by side there."""
-    ends = [v for trend in found for _, mean, interval in trend.points for v in (mean, *(interval or ()))]
-    places = sorted({x for trend in found for x, _, _ in trend.points})
-    low, high = min(ends), max(ends)
-    margin = 0.06 * (high - low or 1.0)
-    y_ticks = ticks(low - margin, high + margin, 5)
-    left, right, top, bottom = 14 + 7 * max(len(tick_text(t)) for t in y_ticks), width - 30, 40, height - 36
-    log = [math.log(x) for x in places]
-    px, py = (
-        scale(log[0], log[-1] if len(log) > 1 else log[0] + 1, left + 24, right),
-        scale(low - margin, high + margin, bottom, top),
-    )
-    parts = [text(0, 14, title, "strong"), text(0, 30, axis, "soft")]
-    for t in y_ticks:
-        parts += [
-            f'<path class="rule" d="M{left} {py(t):.1f}H{right + 16}"/>',
-            text(left - 6, py(t) + 4, tick_text(t), "soft num", "end"),
-        ]
-    parts += [text(px(math.log(x)), bottom + 16, f"{x:,}", "soft num", "middle") for x in places]
-    parts += [
-        f'<path class="axis" d="M{left} {bottom}H{right + 16}"/>',
-        text((left + right) / 2, height - 4, x_axis, "soft", "middle"),
-    ]
-    for i, trend in enumerate(found):
-        shift = 5 * (i - (len(found) - 1) / 2)
-        color = f'stroke="var(--s{trend.series % SERIES})" fill="none"'
-        at = [(px(math.log(x)) + shift, mean, interval) for x, mean, interval in trend.points]
-        parts += [f'<path {color} stroke-width="1.6" d="M{"L".join(f"{x:.1f} {py(mean):.1f}" for x, mean, _ in at)}"/>']
-        for x, mean, interval in at:
-            if interval:
-                parts += [
-                    f'<path {color} stroke-width="1.2" d="M{x:.1f} {py(interval[0]):.1f}V{py(interval[1]):.1f}"/>'
-                ]
-            parts += [mark(trend.series, x, py(mean), 3.6)]
-    return svg(width, height, "".join(parts), f"{title}, {axis}")
-
-
-def _finite(curve: Line, most: int = 300) -> Line:
-    """Its finite points, thinned out evenly."""
-    points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None and math.isfinite(y)]
-    stride = max(1, math.ceil(len(points) / most))
-    points = points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
-    return curve._replace(x=[x for x, _ in points], y=[y for _, y in points])
-
-
-_SHARE_COLOURS = ("good", "unsure", "bad")
-
-
-def shares(rows: Sequence[tuple[str, Sequence[int]]], names: Sequence[str], *, title: str, width: int = 480) -> str:
-    """Stacked bars of three counts as shares of their row; the first count and the total in figures.
+    """Curves, one panel each; several curves of a panel are named at their ends.
 
     Args:
-      rows: (label, counts).
-      names: what the three counts are.
+      panels: (title, curves); of one point each, dots.
+      x: label of the horizontal axes.
+      y: label of the vertical axis of each panel.
+      levels: (height, name) of a horizontal line per panel, or None.
+      ticks: of the horizontal axes, which are then logarithmic and labeled with exactly these.
+      words: what the chart shows.
+      panel: (width, height) of a panel, points.
+      across: panels beside each other.
+    """
+    count = min(across, len(panels))
+    rows = -(-len(panels) // max(1, count))
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(rows, count, squeeze=False).ravel()
+        for i, (axes, (title, curves)) in enumerate(zip(grid, panels, strict=False)):
+            axes.set_title(title)
+            for curve in curves:
+                _curve(axes, curve)
+            if ticks:
+                axes.set_xscale("log")
+                axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+                axes.minorticks_off()
+            if i < len(levels) and levels[i]:
+                axes.axhline(levels[i][0], color=COLORS[0], linewidth=1.2, linestyle=(0, (4, 3)))
+            if i < len(y):
+                axes.set_ylabel(y[i])
+            axes.set_xlabel(x if i >= len(panels) - count else "")
+            axes.locator_params(axis="y", nbins=5)
+            _name_ends(axes, [curve for curve in curves if curve.name])
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+
+    return render(panel[0] * count, panel[1] * rows + 10, draw, words)
+
+
+def _curve(axes: Any, curve: Line) -> None:
+    style = {"color": curve.color, "linestyle": (0, (4, 2)) if curve.dashed else "-"}
+    marker = {"marker": "o", "markersize": 4} if len(curve.x) <= 6 else {}
+    axes.plot(curve.x, curve.y, **style, **marker)
+    bounds = [(x, *ends) for x, ends in zip(curve.x, curve.intervals, strict=False) if ends]
+    if bounds:
+        at, low, high = zip(*bounds, strict=True)
+        axes.fill_between(at, low, high, color=curve.color, alpha=0.16, linewidth=0)
+    if curve.chosen is not None and len(curve.x):
+        height = float(np.interp(curve.chosen, curve.x, curve.y))
+        axes.plot([curve.chosen], [height], "o", color=curve.color, markersize=7, markerfacecolor="none")
+
+
+def _name_ends(axes: Any, curves: Sequence[Line]) -> None:
+    """Names at the right ends of the curves, pushed apart where they would overlap."""
+    ends = sorted((float(curve.y[-1]), curve) for curve in curves if len(curve.y))
+    low, high = axes.get_ylim()
+    gap, last = 0.085 * (high - low), -np.inf
+    right = max((float(curve.x[-1]) for curve in curves if len(curve.x)), default=0.0)
+    places = []
+    for value, _ in ends:
+        last = max(value, last + gap)
+        places.append(last)
+    shift = max(0.0, (places[-1] - high) if places else 0.0)
+    for place, (_, curve) in zip(places, ends, strict=True):
+        at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+        axes.annotate(curve.name, (right, max(low, place - shift)), color=curve.color, fontsize=8.5, **at)
+
+
+def shares(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], *, title: str, width: float = 420) -> str:
+    """Parts of a whole as stacked bars: blue, gray and orange, with the first part's share in figures.
+
+    Args:
+      rows: (label, counts by part).
+      names: of the parts.
       title: of the chart.
-      width: of the drawing, pixels.
+      width: points.
     """
-    left = 12 + 7 * max(len(label) for label, _ in rows)
-    figures = [f"{counts[0]:,} of {sum(counts):,}" for _, counts in rows]
-    right = width - 12 - 7 * max(map(len, figures))
-    parts = [text(0, 14, title, "strong")]
-    for index, (label, counts) in enumerate(rows):
-        y, x, total = 26 + 20 * index, float(left), max(1, sum(counts))
-        parts += [text(0, y + 11, label), text(width, y + 11, figures[index], "soft num", "end")]
-        for count, color, name in zip(counts, _SHARE_COLOURS, names, strict=True):
-            share = (right - left) * count / total
-            hint = f"<title>{escape(f'{label}: {count:,} {name}')}</title>"
-            parts += [f'<rect x="{x:.1f}" y="{y}" width="{share:.1f}" height="14" fill="var(--{color})">{hint}</rect>']
-            x += share
-    return svg(width, 30 + 20 * len(rows), "".join(parts), title)
+    paints = [_LIGHT["good"], _LIGHT["unsure"], _LIGHT["bad"]]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.set_title(title)
+        for row, (_, counts) in enumerate(rows):
+            start, total = 0.0, max(1e-9, float(sum(counts)))
+            for name, paint, count in zip(names, paints, counts, strict=True):
+                share = 100 * count / total
+                axes.barh(row, share, 0.72, start, color=paint, label=name if row == 0 else None)
+                start += share
+            words = f"{100 * counts[0] / total:.1f} % of {total:,.0f}" if sum(counts) else "none"
+            axes.text(102, row, words, va="center", fontsize=8.5, color=_SOFT)
+        axes.set_yticks(range(len(rows)), [label for label, _ in rows], color=_INK)
+        axes.set_ylim(len(rows) - 0.5, -0.6)
+        axes.set_xlim(0, 100)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        figure.legend(loc="outside lower left", ncols=3, fontsize=8.5, handlelength=1)
+
+    return render(width, 62 + 18 * len(rows), draw, f"{title}: {', '.join(names)}")
 
 
-def share_legend(names: Sequence[str]) -> str:
-    """The three counts of `shares` beside their colors, as HTML."""
-    keys = (
-        f'<span class="key"><svg width="14" height="14" aria-hidden="true"><rect y="2" width="12" height="12" '
-        f'fill="var(--{color})"/></svg> {escape(name)}</span>'
-        for color, name in zip(_SHARE_COLOURS, names, strict=True)
-    )
-    return f'<p class="legend">{"".join(keys)}</p>'
+def matrices(
+    maps: Mapping[str, Mapping[str, np.ndarray]],
+    rows: Mapping[str, Sequence[str]],
+    columns: Mapping[str, Sequence[str]],
+    words: str,
+) -> str:
+    """Heat maps of rates 0..1 in a grid: {down: {across: [rows, columns]}} with the names of their rows and columns."""
+    downs = [down for down in rows if maps.get(down)]
+    acrosses = [across for across in columns if any(across in maps[down] for down in downs)]
+    if not downs or not acrosses:
+        return ""
+    cell = float(np.clip(760 / sum(len(columns[a]) for a in acrosses), 9, 30))
+    longest = 5.2 * max(len(name) for names in (*rows.values(), *columns.values()) for name in names)
+    widths, heights = [len(columns[a]) for a in acrosses], [len(rows[d]) for d in downs]
+
+    def draw(figure: Any) -> None:
+        ratios = {"width_ratios": widths, "height_ratios": heights}
+        grid = figure.subplots(len(downs), len(acrosses), squeeze=False, gridspec_kw=ratios)
+        for r, down in enumerate(downs):
+            for c, across in enumerate(acrosses):
+                _matrix(grid[r, c], maps[down].get(across), rows[down], columns[across], cell >= 20)
+                grid[r, c].set_title(f"{across} head" if r == 0 else "")
+                if c == 0:
+                    grid[r, c].set_ylabel(down, color=_INK, fontweight="bold")
+                else:
+                    grid[r, c].set_yticklabels([])
+                if r < len(downs) - 1:
+                    grid[r, c].set_xticklabels([])
+                for spine in grid[r, c].spines.values():
+                    spine.set(
+                        visible=True, color=_INK if down == across else _RULE, linewidth=1.4 if down == across else 0.6
+                    )
+
+    width = longest + 40 + cell * sum(widths) + 14 * len(acrosses)
+    return render(width, longest + 40 + cell * sum(heights) + 14 * len(downs), draw, words)
 
 
-def diverging(value: float, *, strength: float = 1.0, neutral: str = "unsure") -> str:
-    """A color as CSS: from that of what is bad at -1 over the neutral one at 0 to that of what is good at 1.
+def _matrix(axes: Any, rates: np.ndarray | None, rows: Sequence[str], columns: Sequence[str], figures: bool) -> None:
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    shade = LinearSegmentedColormap.from_list("rates", [to_rgba(COLORS[1], 0.03), to_rgba(COLORS[1], 1.0)])
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(columns)), columns, rotation=90, color=_INK)
+    axes.set_yticks(range(len(rows)), rows, color=_INK)
+    axes.tick_params(length=0)
+    if rates is None:
+        return
+    axes.imshow(np.nan_to_num(rates), cmap=shade, vmin=0, vmax=1, aspect="auto", interpolation="none")
+    if figures:
+        for r, c in np.argwhere(np.nan_to_num(rates) >= 0.005):
+            color = "white" if rates[r, c] > 0.6 else _INK
+            axes.text(c, r, f"{100 * rates[r, c]:.0f}", ha="center", va="center", fontsize=7.5, color=color)
+
+
+def weights(values: np.ndarray, points: np.ndarray | None, held_out: np.ndarray | None, *, title: str) -> str:
+    """How large example weights are, and their mean over the plane of two covariates where there are two.
 
     Args:
-      value: what lies outside of [-1, 1] has the color of its end.
-      strength: share of the pure color at the ends; less leaves words on it legible.
-      neutral: name of a color in `STYLE`.
+      values: [N].
+      points: covariates [N, 2], certainty of the teacher and of the student.
+      held_out: covariates [n, 2] of the validation examples, drawn as rings.
+      title: of the histogram.
     """
-    share = 100 * strength * min(1.0, abs(value))
-    return f"color-mix(in srgb, var(--{'good' if value > 0 else 'bad'}) {share:.0f}%, var(--{neutral}))"
+    plane = points is not None and points.ndim == 2 and points.shape[1] == 2
+
+    def draw(figure: Any) -> None:
+        from matplotlib.colors import LinearSegmentedColormap
+
+        colors = LinearSegmentedColormap.from_list("weights", [_LIGHT["bad"], _LIGHT["unsure"], _LIGHT["good"]])
+        left, *right = figure.subplots(1, 2 if plane else 1, squeeze=False)[0]
+        log = np.clip(np.log2(np.maximum(values, 1e-6)), -3, 3)
+        counts, edges = np.histogram(log, 32, (-3, 3))
+        middles = (edges[:-1] + edges[1:]) / 2
+        left.bar(middles, counts, 0.16, color=colors(0.5 + middles / (2 * _RANGE)))
+        left.axvline(0, color=_SOFT, linewidth=1)
+        left.set_xticks(range(-3, 4), ["≤1/8", "1/4", "1/2", "1", "2", "4", "≥8"])
+        low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
+        left.set_title(title)
+        left.set_xlabel(f"weight; 5 %, 50 %, 95 %: {low:.2f}, {median:.2f}, {high:.2f}")
+        left.set_ylabel("examples")
+        if right:
+            _plane(figure, right[0], points, log, held_out, colors)
+
+    return render(760 if plane else 380, 250, draw, title)
 
 
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    """Words at a place; kinds are "soft", "num" and "strong"."""
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def scale(low: float, high: float, start: float, end: float):
-    """Value -> pixel: low lands at start, high at end."""
-    return lambda value: start + (value - low) / (high - low) * (end - start)
-
-
-def svg(width: float, height: float, inside: str, label: str) -> str:
-    """A drawing that shrinks with its page."""
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="width:100%;max-width:{width:.0f}px" role="img" '
-        f'aria-label="{escape(label)}">{inside}</svg>'
+def _plane(figure: Any, axes: Any, points: Any, log: np.ndarray, held_out: np.ndarray | None, colors: Any) -> None:
+    count, xs, ys = np.histogram2d(points[:, 0], points[:, 1], 28)
+    total, _, _ = np.histogram2d(points[:, 0], points[:, 1], (xs, ys), weights=log)
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    solid = np.clip(0.25 + 0.75 * np.sqrt(count / max(1.0, np.quantile(count[count > 0], 0.9))), 0, 1)
+    image = axes.imshow(
+        mean.T,
+        origin="lower",
+        aspect="auto",
+        extent=(xs[0], xs[-1], ys[0], ys[-1]),
+        cmap=colors,
+        vmin=-_RANGE,
+        vmax=_RANGE,
+        alpha=np.where(count > 0, solid, 0.0).T,
+        interpolation="none",
     )
+    if held_out is not None and len(held_out):
+        some = held_out[np.linspace(0, len(held_out) - 1, min(300, len(held_out))).astype(int)]
+        axes.plot(some[:, 0], some[:, 1], "o", markersize=3, markerfacecolor="none", color=_SOFT, markeredgewidth=0.6)
+    axes.set(title="Mean weight", xlabel="certainty of the teacher", ylabel="certainty of the student")
+    bar = figure.colorbar(image, ax=axes, ticks=range(-2, 3), shrink=0.9)
+    bar.ax.set_yticklabels(["≤1/4", "1/2", "1", "2", "≥4"])
+    bar.outline.set_visible(False)
+
+
+def reliability(panels: Sequence[tuple[str, str, Sequence[Sequence[float]]]], words: str) -> str:
+    """Claimed probability against the share that is right: (title, line below the axis, bins) of each panel.
+
+    A bin is (mean probability, share that is right, low, high, ...); a calibrated score lies on the diagonal.
+    """
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, below, bins), color in zip(grid, panels, (COLORS[5], COLORS[1]), strict=False):
+            axes.plot([0, 1], [0, 1], color=_SOFT, linewidth=1, linestyle=(0, (4, 3)))
+            if bins:
+                x, y, low, high = (np.array(part) for part in list(zip(*bins, strict=True))[:4])
+                axes.vlines(x, low, high, color=color, linewidth=1.3)
+                axes.plot(x, y, "o-", color=color, markersize=4.5, linewidth=1.2)
+            axes.set(title=title, xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+            axes.set_xlabel(f"probability\n{below}" if below else "probability")
+
+    return render(330 * len(panels), 310, draw, words)
+
+
+def trade_offs(
+    panels: Sequence[tuple[str, str, Sequence[Sequence[float]], tuple[float, float] | None, float | None]], words: str
+) -> str:
+    """Precision over recall as a threshold falls: (title, line below, points, chosen, target precision) of each panel.
+
+    Points are (threshold, precision, recall); chosen is (precision, recall) at the threshold in use.
+    """
+    count = min(5, len(panels))
+    rows = -(-len(panels) // max(1, count))
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(rows, count, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, (title, below, points, chosen, target) in zip(grid, panels, strict=False):
+            if target is not None:
+                axes.axhline(target, color=_SOFT, linewidth=1, linestyle=(0, (4, 3)))
+            if points:
+                axes.plot([p[2] for p in points], [p[1] for p in points], color=COLORS[1])
+            if chosen is not None:
+                axes.plot([chosen[1]], [chosen[0]], "o", color=COLORS[5], markersize=7, markerfacecolor="none")
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.05), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+            axes.set_title(f"{title}\n{below}" if below else title, fontsize=8.5)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+
+    return render(max(200, 190 * count), 165 * rows, draw, words)

@@ -128,6 +128,7 @@ def data_uri(picture: np.ndarray, *, quality: int | None = 88) -> str:
     if quality is None:
         Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     else:
-        Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+        # Not `optimize`: its buffer is too small for a noisy picture in full color resolution.
+        Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling=0)
     kind = "png" if quality is None else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,40 +1,32 @@
-"""The page that says which labels can be believed and what that costs, from `must.evaluate.quality` of every task."""
+"""The page about the quality of pseudo labels, from `must.evaluate.quality` of every task."""
 
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from must.report import charts, tables
-from must.report.html import save_page, settings_section
+from must.report import charts
+from must.report.page import STATES, Section, html_table, save_page
 from must.report.pictures import data_uri
-from must.report.reliability import diagram, trade_off
+from must.report.table import Cell, Grid, Row
 
-_MOST = 24  # classes that are drawn and stand in the open
-_STATES = ("taken as true", "ignored", "taken as absent")
-_STYLE = """
-th, td { padding-left:14px; }
-.small { display:grid; grid-template-columns:repeat(auto-fill,minmax(190px,1fr)); gap:18px 22px; margin:10px 0 20px; }
-.shots { display:grid; grid-template-columns:repeat(auto-fill,minmax(150px,1fr)); gap:14px; margin:8px 0 20px; }
-.shots figure { margin:0; font-size:12.5px; overflow-wrap:anywhere; }
-.shots figcaption { color:var(--soft); line-height:1.35; margin-top:4px; }
-.twins { display:grid; grid-template-columns:repeat(auto-fit,minmax(260px,340px)); gap:12px 56px; }
-.ids { columns:300px 3; column-gap:28px; padding-left:0; list-style:none; font-size:13px; max-width:none; }
-.ids li { display:flex; justify-content:space-between; gap:12px; font-variant-numeric:tabular-nums; }
-.ids li span:first-child { overflow-wrap:anywhere; }
-.why { display:block; font-size:12.5px; color:var(--soft); white-space:normal; }
-.miss { color:var(--s5); font-weight:600; }
-"""
+_SHOWN = 24  # classes that are drawn and listed openly
+_CLAIM = (
+    "A claim is what a label asserts about one box, one class of an image, or one pixel. Its calibrated score makes it "
+    "positive, ignored or negative. Precision is the share of right claims among the positive ones, recall the share of "
+    "true items that they cover. Intervals are 95 % and account for claims of one example being correlated."
+)
 
 
 def write_quality(
-    path: str,
+    path: str | os.PathLike,
     results: Mapping[str, Mapping[str, Any]],
     pictures: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     *,
     facts: Mapping[str, Mapping[str, Any] | None] | None = None,
-    title: str = "How good the pseudo labels are",
+    title: str = "Quality of the pseudo labels",
     settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the page.
@@ -42,198 +34,164 @@ def write_quality(
     Args:
       path: of the file, replaced as a whole.
       results: {task: what `must.evaluate.quality.quality` returned}.
-      pictures: {task: {id: uint8 [H, W, 3]}} of the worst and the most uncertain examples, as far as there are any.
-      facts: {task: what came with a chosen policy, with "classes" {name: {"wanted": precision, "why": text}}}.
+      pictures: {task: {id: uint8 [H, W, 3]}} of the worst and the most uncertain examples, where available.
+      facts: {task: what came with a fitted policy, with "classes" {name: {"wanted": target precision, "why": text}}}.
       title: of the page.
       settings: anything that JSON can hold, by heading.
     """
-    facts = {name: (facts or {}).get(name) or {} for name in results}
+    known: dict[str, Mapping[str, Any]] = {name: (facts or {}).get(name) or {} for name in results}
     scored = {name: result for name, result in results.items() if result["total"]}
-    counts = {result["examples"] for result in results.values()}
-    most = max(counts, default=0)
-    many = f"{most:,}" if len(counts) < 2 else f"{min(counts):,} to {most:,}"
-    scope = f"{len(results)} task{'s' * (len(results) != 1)}, each held against the truth of {many} examples"
-    note = (
-        "A claim is what a label says of one box, of one class of an image, or of a pixel. By its calibrated score it is "
-        "taken as true, ignored, or taken as absent. Precision is the share of right claims among those taken as true, "
-        "recall the share of true items that they hold. Intervals are 95 % and know that claims of an example go together."
-    )
-    sentences = (in_words(name, result, facts[name]) for name, result in results.items())
-    body = [
-        f'<h1>{escape(title)}</h1><p class="soft">{scope}</p>',
-        f'<ul class="lead">{"".join(f"<li>{sentence}</li>" for sentence in sentences)}</ul>',
-        f'<p class="soft">{note}</p>',
-        f"<h2>All tasks</h2>{_overview(scored, facts)}" if scored else "",
-        *(_section(name, result, facts[name], (pictures or {}).get(name, {})) for name, result in results.items()),
-        settings_section(settings) if settings else "",
-    ]
-    save_page(path, title, body, style=_STYLE)
+    counts = [result["examples"] for result in results.values()] or [0]
+    many = f"{max(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    scope = f"{len(results)} task{'s' * (len(results) != 1)}, measured against the truth of {many} examples"
+    body = [Section("All tasks", html_table(_overview(scored)), _CLAIM)] if scored else []
+    for name, result in results.items():
+        body.append(Section(name, _task(name, result, known[name], (pictures or {}).get(name, {}))))
+    sentences = [sentence(name, result, known[name]) for name, result in results.items()]
+    save_page(path, title, body, scope=scope, summary=sentences, settings=settings)
 
 
-def in_words(name: str, result: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """What can be believed of a task's labels and what it costs, as HTML."""
-    total, head = result["total"], f"<b>{escape(name)}</b>: "
+def sentence(name: str, result: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """How good a task's labels are under their policy, and what the policy leaves out."""
+    total, head = result["total"], f"{name}: "
     if not total:
-        return f"{head}its labels say no scores, so all of them are believed; {_headline(result, 'labels')}."
+        metric = next(iter(result["metrics"]["units"]))
+        value = _figure((result["metrics"]["labels"] or {}).get(metric))
+        return f"{head}labels have no scores, so all of them are positive; {metric} {value}."
     if total["precision"] is None:
-        first = "nothing is sure enough to be taken as true"
+        first = "no claim is certain enough to be positive"
     else:
-        first = f"precision {_percent(total['precision'])} {_interval(total)}{_verdict(total, facts)}"
+        low, high = total["precision_ci95"]
+        first = f"precision {_percent(total['precision'])} [{100 * low:.1f}, {100 * high:.1f}]{_verdict(total, facts)}"
         first += f", recall {_percent(total['recall'])}"
-    taken, left, absent = (_share(total[key], total["claims"]) for key in ("positive", "ignored", "negative"))
-    second = f"{taken} of the claims are taken as true, {left} ignored{_aside(total['wrong_ignored'], 'wrong')}, "
-    second += f"{absent} taken as absent{_aside(total['right_negative'], 'right')}"
+    positive, ignored, negative = (_share(total[key], total["claims"]) for key in STATES)
+    second = f"{positive} of the claims are positive, {ignored} ignored{_aside(total['wrong_ignored'], 'wrong')}, "
+    second += f"{negative} negative{_aside(total['right_negative'], 'right')}"
     raw, after = (total[key]["ece"] for key in ("raw", "policy"))
     third = "" if raw is None else f" Calibration error {100 * raw:.1f} → {100 * after:.1f} points."
-    nothing = [c for c, entry in result["classes"].items() if entry["threshold"] is None]
-    names = ", ".join(map(escape, nothing[:6])) + (f" and {len(nothing) - 6} more" if len(nothing) > 6 else "")
-    fourth = f" Nothing of {names} is ever taken." if nothing and total["precision"] is not None else ""
+    never = [c for c, entry in result["classes"].items() if entry["threshold"] is None]
+    names = ", ".join(never[:6]) + (f" and {len(never) - 6} more" if len(never) > 6 else "")
+    fourth = f" Never positive: {names}." if never and total["precision"] is not None else ""
     return f"{head}{first}. {second}.{third}{fourth}"
 
 
 def _verdict(total: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    wanted = {fact["wanted"] for fact in facts.get("classes", {}).values() if "wanted" in fact}
-    if len(wanted) != 1:
+    targets = {fact["wanted"] for fact in facts.get("classes", {}).values() if "wanted" in fact}
+    if len(targets) != 1:
         return ""
-    (aim,), (low, high) = wanted, total["precision_ci95"]
-    if high < aim:
-        return f' (<span class="miss">wanted {_percent(aim, 0)}, missed</span>)'
-    return f" (wanted {_percent(aim, 0)}, {'exceeded' if low > aim else 'within the interval'})"
+    (target,), (low, high) = targets, total["precision_ci95"]
+    verdict = "missed" if high < target else "exceeded" if low > target else "within the interval"
+    return f" (target {_percent(target, 0)}, {verdict})"
 
 
-def _overview(scored: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-    heads = [
-        "task",
-        "metric",
-        "all labels",
-        "taken alone",
-        "precision (%)",
-        "recall (%)",
-        "true · ignored · absent (%)",
-    ]
+def _overview(scored: Mapping[str, Mapping[str, Any]]) -> Grid:
     rows = []
     for name, result in scored.items():
         total, metrics = result["total"], result["metrics"]
         metric = next(iter(metrics["units"]))
-        cells = [escape(name), _metric(metrics, metric)]
-        cells += [_figure((metrics[key] or {}).get(metric)) for key in ("labels", "positive")]
-        cells += [_precision(total, None), _number(total["recall"])]
-        shares = [100 * total[key] / max(1, total["claims"]) for key in ("positive", "ignored", "negative")]
-        rows.append([*cells, " · ".join(f"{share:.1f}" for share in shares), _arrow(total, "ece")])
-    note = "Taken alone: the metric over what is taken as true; of boxes, with all others left out. "
-    note += "ECE: expected calibration error, raw → calibrated."
-    return f'{tables.table([*heads, "ECE"], rows, left=2)}<p class="soft">{note}</p>'
+        shares = " · ".join(f"{100 * total[key] / max(1, total['claims']):.1f}" for key in STATES)
+        cells = [_figure((metrics[key] or {}).get(metric)) for key in ("labels", "positive")]
+        cells += [_precision(total), _number(total["recall"]), shares, _ece(total)]
+        rows.append(Row(f"{name}, {_metric(metrics, metric)}", [Cell(text) for text in cells]))
+    heads = ["all labels", "positive only", "precision (%)", "recall (%)", "positive · ignored · negative (%)", "ECE"]
+    note = "ECE: expected calibration error, raw → calibrated."
+    return Grid("", [("", head) for head in heads], [("", rows)], [note])
 
 
 def _metric(metrics: Mapping[str, Any], name: str) -> str:
     unit = f" ({metrics['units'][name]})" if metrics["units"][name] else ""
-    return f"{escape(name + unit)} {'↑' if metrics['higher'][name] else '↓'}"
+    return f"{name}{unit} {'↑' if metrics['higher'][name] else '↓'}"
 
 
-def _section(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> str:
-    parts = [f"<h2>{escape(name)}</h2>", _metrics(result["metrics"])]
-    classes, known = result["classes"], facts.get("classes", {})
+def _task(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> str:
+    metrics, classes, known = result["metrics"], result["classes"], facts.get("classes", {})
+    columns = {"all labels": metrics["labels"], "positive only": metrics["positive"]}
+    columns = {head: values for head, values in columns.items() if values}
+    measured = [
+        Row(_metric(metrics, metric), [Cell(_figure(values.get(metric))) for values in columns.values()])
+        for metric in metrics["units"]
+    ]
+    parts = [html_table(Grid("", [("", head) for head in columns], [("", measured)]))]
     if total := result["total"]:
         rank = {label: place for place, label in enumerate(result["worst_classes"])}
         order = sorted(classes, key=lambda label: rank.get(label, len(rank)))
-        parts += ["<h3>Are the probabilities right?</h3>", _diagrams(total)]
-        first, rest = order[:_MOST], order[_MOST:]
-        capped = f" The {_MOST} classes with the lowest recall." if rest else ""
-        words = (
-            "Precision over recall as the threshold falls; a ring at the one in use, a line at the wanted precision."
-        )
-        parts += [f"<h3>What precision costs</h3><p>{words}{capped}</p>"]
-        parts += [f'<div class="small">{"".join(_trade_off(c, classes[c], known.get(c, {})) for c in first)}</div>']
+        shown, rest = order[:_SHOWN], order[_SHOWN:]
+        parts += [f"<h3>Calibration</h3>{_diagrams(total)}", "<h3>Precision against recall</h3>"]
+        capped = f" The {_SHOWN} classes with the lowest recall." if rest else ""
+        parts += [f"<p>The ring is the threshold in use, the dashed line the target precision.{capped}</p>"]
+        panels = [_trade_off(label, classes[label], known.get(label, {})) for label in shown]
+        parts += [f'<div class="scroll">{charts.trade_offs(panels, f"{name}: precision against recall")}</div>']
         if len(classes) > 1:
-            parts += [
-                "<h3>Classes, the worst covered first</h3>",
-                charts.share_legend(_STATES),
-                _shares(first, classes),
-            ]
-        parts += [_classes(first, classes, known)]
+            rows = [(label, [classes[label][key] for key in STATES]) for label in shown]
+            parts += ["<h3>Classes, lowest recall first</h3>", charts.shares(rows, STATES, title="Claims by state")]
+        parts += [_classes(shown, classes, known)]
         if rest:
-            summary = f"<summary>The other {len(rest)} classes</summary>"
-            parts += [f"<details>{summary}{_classes(rest, classes, known)}</details>"]
-    worst = "mean squared gap between probability and truth; a missed item counts 1"
+            listed = _classes(rest, classes, known)
+            parts += [f"<details><summary>The other {len(rest)} classes</summary>{listed}</details>"]
+    worst = "Mean squared gap between probability and truth; a missed item counts 1."
     parts += [_examples("Worst examples", worst, result["worst_examples"], pictures, "{:.2f}")]
-    unsure = "share of the claims that are ignored; needs no truth"
     share = [(key, 100 * value) for key, value in result["uncertain_examples"]]
+    unsure = "Share of the claims that are ignored; known without any truth."
     parts += [_examples("Most uncertain examples", unsure, share, pictures, "{:.0f} %")]
     return "".join(parts)
 
 
-def _metrics(metrics: Mapping[str, Any]) -> str:
-    heads = ["metric", "all labels", *(["taken alone"] if metrics["positive"] else [])]
-    rows = []
-    columns = [metrics[key] for key in ("labels", "positive") if metrics[key]]
-    for name in metrics["units"]:
-        rows.append([_metric(metrics, name), *(_figure(column.get(name)) for column in columns)])
-    return tables.table(heads, rows)
-
-
 def _diagrams(total: Mapping[str, Any]) -> str:
-    axes = ("probability that is said", "share that is right")
-    drawn = []
-    for key, title, series in (("raw", "Raw scores", 5), ("policy", "Calibrated scores", 1)):
-        part, words = total[key], ""
-        if part["ece"] is not None:
-            words = f"calibration error {100 * part['ece']:.1f} points, Brier {part['brier']:.3f}"
-        drawn.append(diagram(part["bins"], title=title, words=words, axes=axes, series=series))
-    return f'<div class="twins">{"".join(f"<div>{part}</div>" for part in drawn)}</div>'
+    panels = []
+    for key, title in (("raw", "Raw scores"), ("policy", "Calibrated scores")):
+        part = total[key]
+        known = part["ece"] is not None
+        words = f"calibration error {100 * part['ece']:.1f} points, Brier {part['brier']:.3f}" if known else ""
+        panels.append((title, words, part["bins"]))
+    return charts.reliability(panels, "reliability of raw and of calibrated scores")
 
 
-def _trade_off(name: str, entry: Mapping[str, Any], fact: Mapping[str, Any]) -> str:
+def _trade_off(name: str, entry: Mapping[str, Any], fact: Mapping[str, Any]) -> tuple:
     chosen = None if entry["precision"] is None or entry["recall"] is None else (entry["precision"], entry["recall"])
-    words = "nothing taken" if chosen is None else f"{_percent(chosen[0], 0)} right, {_percent(chosen[1], 0)} found"
-    title = "all claims" if name == "all" else name if len(name) <= 26 else name[:25] + "…"
-    return f"<div>{trade_off(entry['trade_off'], chosen, title=title, words=words, wanted=fact.get('wanted'))}</div>"
-
-
-def _shares(order: Sequence[str], classes: Mapping[str, Any]) -> str:
-    rows = [(name, [classes[name][key] for key in ("positive", "ignored", "negative")]) for name in order]
-    return f'<div class="scroll">{charts.shares(rows, _STATES, title="Claims by state", width=720)}</div>'
+    words = "never positive" if chosen is None else f"{_percent(chosen[0], 0)} / {_percent(chosen[1], 0)}"
+    title = "all claims" if name == "all" else name if len(name) <= 24 else f"{name[:23]}…"
+    return title, words, entry["trade_off"], chosen, fact.get("wanted")
 
 
 def _classes(order: Sequence[str], classes: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    heads = ["class", "items", "claims", "threshold", "precision, %", "recall, %"]
-    heads += ["wrong of ignored, %", "right of absent, %", "ECE"]
     rows = []
     for name in order:
         entry, fact = classes[name], known.get(name, {})
         threshold = "none" if entry["threshold"] is None else f"{entry['threshold']:.3f}"
-        why = f'<span class="why">{escape(fact["why"])}</span>' if fact.get("why") else ""
-        row = [escape(name) + why, f"{entry['items']:,}", f"{entry['claims']:,}", threshold]
-        row += [_precision(entry, fact.get("wanted"))]
-        row += [_number(entry[key]) for key in ("recall", "wrong_ignored", "right_negative")]
-        rows.append([*row, _arrow(entry, "ece")])
-    return tables.table(heads, rows)
+        cells = [f"{entry['items']:,}", f"{entry['claims']:,}", threshold, _precision(entry, fact.get("wanted"))]
+        cells += [_number(entry[key]) for key in ("recall", "wrong_ignored", "right_negative")]
+        why = f": {fact['why']}" if fact.get("why") else ""
+        rows.append(Row(name + why, [Cell(text) for text in (*cells, _ece(entry))]))
+    heads = ["items", "claims", "threshold", "precision (%)", "recall (%)"]
+    heads += ["wrong of ignored (%)", "right of negative (%)", "ECE"]
+    missed = any("!" in row.cells[3].text for row in rows if row.cells[3])
+    notes = ["! The interval of the precision lies below its target."] if missed else []
+    return html_table(Grid("", [("", head) for head in heads], [("", rows)], notes))
 
 
 def _examples(
-    title: str, what: str, found: Sequence[Sequence[Any]], pictures: Mapping[str, np.ndarray], form: str
+    title: str, what: str, examples: Sequence[Sequence[Any]], pictures: Mapping[str, np.ndarray], form: str
 ) -> str:
-    if not found:
+    if not examples:
         return ""
-    shown = [(key, value) for key, value in found if key in pictures]
     figures = [
         f'<figure><img src="{data_uri(np.asarray(pictures[key], np.uint8))}" alt="{escape(key, quote=True)}">'
         f"<figcaption>{form.format(value)} · {escape(key)}</figcaption></figure>"
-        for key, value in shown
+        for key, value in examples
+        if key in pictures
     ]
-    left = [(key, value) for key, value in found if key not in pictures]
-    others = [f"<li><span>{escape(key)}</span><span>{form.format(value)}</span></li>" for key, value in left]
-    gallery = f'<div class="shots">{"".join(figures)}</div>' if figures else ""
+    others = [
+        f"<li><span>{escape(key)}</span><span>{form.format(value)}</span></li>"
+        for key, value in examples
+        if key not in pictures
+    ]
+    shots = f'<div class="shots">{"".join(figures)}</div>' if figures else ""
     listed = f'<ul class="ids">{"".join(others)}</ul>' if others else ""
-    return f'<h3>{title}</h3><p class="soft">{what[:1].upper()}{what[1:]}.</p>{gallery}{listed}'
-
-
-def _headline(result: Mapping[str, Any], key: str) -> str:
-    metric = next(iter(result["metrics"]["units"]))
-    return f"{escape(metric)} {_figure((result['metrics'][key] or {}).get(metric))}"
+    return f'<h3>{title}</h3><p class="soft">{what}</p>{shots}{listed}'
 
 
 def _percent(value: float | None, places: int = 1) -> str:
-    return "an unknown share" if value is None else f"{100 * value:.{places}f} %"
+    return "unknown" if value is None else f"{100 * value:.{places}f} %"
 
 
 def _share(part: int, whole: int) -> str:
@@ -244,25 +202,20 @@ def _aside(value: float | None, what: str) -> str:
     return "" if value is None else f" ({_percent(value, 0)} of them {what})"
 
 
-def _interval(entry: Mapping[str, Any]) -> str:
-    low, high = entry["precision_ci95"]
-    return f'<span class="soft">[{100 * low:.1f}, {100 * high:.1f}]</span>'
-
-
-def _precision(entry: Mapping[str, Any], wanted: float | None) -> str:
+def _precision(entry: Mapping[str, Any], target: float | None = None) -> str:
     if entry["precision"] is None:
         return "–"
-    missed = wanted is not None and entry["precision_ci95"][1] < wanted
-    value = f"{100 * entry['precision']:.1f}"
-    return f'{f"<span class=miss>{value}</span>" if missed else value} <span class="pm">{_interval(entry)}</span>'
+    low, high = entry["precision_ci95"]
+    mark = "! " if target is not None and high < target else ""
+    return f"{mark}{100 * entry['precision']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _number(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _arrow(entry: Mapping[str, Any], key: str) -> str:
-    before, after = entry["raw"][key], entry["policy"][key]
+def _ece(entry: Mapping[str, Any]) -> str:
+    before, after = entry["raw"]["ece"], entry["policy"]["ece"]
     return "–" if before is None else f"{before:.3f} → {after:.3f}"
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.evaluate.compare import paired_t_interval
+from must.evaluate.statistics import paired_t_interval
 from must.objectives.slam import mix_binary
 from must.pseudo_label import weigh
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from must.core.types import Batch, Features, Model
-from must.evaluate.compare import paired_t_interval
+from must.evaluate.statistics import paired_t_interval
 from must.models.experts import Expert, expert_variables, experts, from_experts
 from must.objectives import balance
 from must.objectives.joint import joint

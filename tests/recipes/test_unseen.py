@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from must.evaluate.compare import paired_t_interval
+from must.evaluate.statistics import paired_t_interval
 from tests.experiments import unseen_images
 
 
