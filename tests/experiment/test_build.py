@@ -46,7 +46,7 @@ def test_equal_settings_give_the_same_network():
         ({"backbone": {"kind": "temporal_shift", "depth": 19}}, "config.model.backbone: no ResNet of depth 19"),
         ({"backbone": {"kind": "r2plus1d", "depth": 50}}, r"config.model.backbone: no R\(2\+1\)D of depth 50"),
         ({"backbone": {"kind": "video_transformer", "heads": 5}}, "config.model.backbone: width 192 is not a multiple"),
-        ({"neck": {"kind": "bifpn"}}, "config.neck.kind='bifpn': did you mean 'pafpn'"),
+        ({"neck": {"kind": "bifpn"}}, "config.neck.kind='bifpn': did you mean 'fpn'"),
         ({"neck": {"kind": "fpn", "channel": 8}}, "config.neck.channel: unknown key; did you mean channels"),
     ],
 )
@@ -67,7 +67,7 @@ def test_views_by_kind():
         ({"kind": "auto_augment"}, "config.view.kind='auto_augment'"),
         ({"kind": "rand_augment", "strength": 1.0}, "config.view.strength: kind 'rand_augment' has no such argument"),
         ({"kind": "rand_augment", "operations": ["shear"]}, "view: .*'shear'"),
-        ({"kind": "rand_augment", "magnitude": 5}, "view: magnitude 5"),
+        ({"kind": "rand_augment", "magnitude": 5}, "view: .*magnitude 5"),
     ):
         with pytest.raises(UserError, match=message):
             view(**section)
