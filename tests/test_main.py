@@ -1,4 +1,4 @@
-"""The command line as a user meets it: mistakes are one line and exit code 2, killed runs go on where they were."""
+"""The command line as a user meets it: mistakes are one line and exit code 2, killed runs resume."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def _refused(workdir, *flags):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nobody disturbed."""
+    """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     _run(workdir, "--stage=teachers")
     _run(workdir, "--stage=label")
@@ -74,7 +74,7 @@ def _kill_when(workdir, ready, *flags):
     return alive
 
 
-def test_killed_training_and_labeling_end_like_an_unbroken_run(whole, tmp_path):
+def test_killed_training_and_labeling_end_like_an_uninterrupted_run(whole, tmp_path):
     workdir = tmp_path / "killed"
     checkpoints = workdir / "teachers" / "depth" / "checkpoints"
     saved = lambda: any(p.name.isdigit() for p in checkpoints.glob("*")) if checkpoints.exists() else False  # noqa: E731
@@ -115,22 +115,26 @@ def test_damaged_shard_is_named(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, says",
+    "flags, message",
     [
         (["--config.teacher.stepz=3"], "stepz"),
         (["--stage=studnet"], "studnet"),
-        (["--stage=export"], "not built yet"),
+        (["--stage=export"], "--stage='export'"),
         (["--stage=student"], "label"),
         (["--config.tasks.depth.kind=deepth", "--dry_run"], "deepth"),
         (["--config.recipe=mast"], "mast"),
         (["--config.student.steps=abc"], "abc"),
         (["--dryrun"], "dryrun"),
+        (["--config.student.weights.kind=ratio"], "config.student.weights.kind='ratio'"),
+        (["--config.student.steps=0"], "config.student.steps=0: must be at least 1"),
+        (["--stage=gallery"], "config.gallery.enabled is False"),
+        (["--workdirs=a,b"], "--workdirs: compares finished workdirs"),
         (["--config=configs/quickstart.py:pol"], "no variant 'pol' of quickstart: sanity, evidence, pool"),
         (["--config=configs/quickstrat.py"], "--config=configs/quickstrat.py: no such file"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, flags, says):
-    assert says in _refused(tmp_path / "run", *flags)
+def test_mistakes_are_one_line(tmp_path, flags, message):
+    assert message in _refused(tmp_path / "run", *flags)
 
 
 def test_dry_run_writes_nothing(tmp_path):
@@ -171,10 +175,8 @@ def _parameters(workdir):
     """What training left, by name."""
     import jax
 
-    from must.recipes import must as recipe
-    from must.recipes import stages
+    from must.experiment import networks
 
-    built = recipe.Built(json.loads((workdir / "config.json").read_text()), 0)
-    variables, _ = stages.load_weights(str(workdir / "teachers" / "depth"), built.model(("depth",)), built.inputs)
+    variables = networks.load(str(workdir / "teachers" / "depth")).variables
     flat = jax.tree_util.tree_leaves_with_path(variables["params"])
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}

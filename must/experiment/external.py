@@ -47,7 +47,10 @@ def external_teacher(
         teacher = _made(name, where, tasks, size, section)
     else:
         section["hflip_tta"] = section.pop("mirror", section.get("hflip_tta", False))  # older configurations say mirror
-        teacher = networks.as_teacher(os.path.abspath(where), name, tasks=tuple(tasks), **section)
+        try:
+            teacher = networks.as_teacher(os.path.abspath(where), name, tasks=tuple(tasks), **section)
+        except (UserError, TypeError) as error:
+            raise UserError(f"teacher {name}: {error}") from None
     if not isinstance(teacher, Teacher):
         raise UserError(f"teacher {name}: {where} returns {type(teacher).__name__}, not a Teacher")
     for key, task in tasks.items():

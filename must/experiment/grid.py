@@ -326,7 +326,7 @@ def deal(settings: Any, name: str, seed: int) -> Lists:
     if section.exclusive:
         annotated = splits.exclusive(annotated, seed)
     else:
-        share = int(section.share) if section.share >= 1 else section.share
+        share = int(section.share) if section.share > 1 else section.share
         try:
             chosen = set(splits.part(ids, share, seed)[0])
         except UserError as error:

@@ -521,6 +521,6 @@ def planned(settings: JointSettings, run: Run, names) -> tuple:
     return lambda key: model.init(key, inputs["image"]), inputs, minimized
 
 
-def batches_of_step(run: Run, names) -> int:
+def batches_of_step(settings: JointSettings, run: Run, names) -> int:
     """How many batches a step of a run takes."""
-    return len(names) + 1 if isinstance(run, Joint) and run.sampling == "equal" else 1
+    return len(names) + bool(settings.pool) if isinstance(run, Joint) and run.sampling == "equal" else 1

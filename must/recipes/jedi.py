@@ -5,6 +5,7 @@ the joint stage, in which a teacher per set reads the features of all of them. A
 same experts with other settings and as many steps: without distillation, with shuffled predictions, with frozen backbones.
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -235,7 +236,7 @@ def dry_run(members: Members) -> None:
     plan.describe_data(members, stage.all_examples, "to learn from")
     runs = [("expert", settings.expert, (name,)) for name in settings.tasks]
     runs += [(arm, stage.run_of(settings, arm), tuple(settings.tasks)) for arm in (ARM, *settings.arms)]
-    plan.describe_runs(members, runs, stage.planned, stage.batches_of_step)
+    plan.describe_runs(members, runs, stage.planned, functools.partial(stage.batches_of_step, settings))
 
 
 RECIPE = Recipe("jedi", JointSettings, STAGES, work, check, dry_run)

@@ -32,7 +32,7 @@ class Split:
     """Which of the annotated images the teachers learn from; one of the three ways.
 
     Attributes:
-      share: fraction of the images below 1, or a number of images.
+      share: fraction of the images up to 1, or a number of images above 1.
       exclusive: every image is annotated for one task only.
       files: {task: list file of record ids}, and "unseen" where that is not all the rest.
     """

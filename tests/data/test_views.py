@@ -6,7 +6,6 @@ import pytest
 from must.core.types import UserError
 from must.data.augment import Photometric
 from must.data.rand_augment import OPERATIONS, RandAugment
-from must.recipes.setup import build_view
 
 
 def _image(side=32, seed=0):
@@ -52,18 +51,3 @@ def test_a_view_without_magnitude_changes_next_to_nothing():
     still = ("posterize", "solarize", "brightness", "contrast", "color", "sharpness", "blur", "noise")
     view = RandAugment(8, 0.0, operations=still)
     assert np.abs(view(_image(), np.random.default_rng(0)).astype(int) - _image()).max() <= 1
-
-
-def test_a_configuration_names_a_view():
-    assert build_view({}) is None
-    assert isinstance(build_view({"strength": 0.5}), Photometric)  # as configurations always did
-    view = build_view({"kind": "rand_augment", "count": 3, "operations": ["blur", "noise"]})
-    assert isinstance(view, RandAugment) and view.count == 3 and view.operations == ("blur", "noise")
-    for section, says in (
-        ({"kind": "auto_augment"}, "view.kind 'auto_augment'"),
-        ({"kind": "rand_augment", "strength": 1.0}, "view.strength: rand_augment takes count, magnitude"),
-        ({"kind": "rand_augment", "operations": ["shear"]}, "'shear' is none of"),
-        ({"kind": "rand_augment", "magnitude": 5}, "magnitude 5"),
-    ):
-        with pytest.raises(UserError, match=says):
-            build_view(section)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from configs.jedi import get_config as get_jedi
 from must.core.types import Model, UserError
 from must.data.clips import ClipEncoder, Window
 from must.data.pipeline import Encoder
 from must.evaluate.evaluate import summarize
+from must.experiment import export, joint, measure, networks
+from must.experiment.run import check_stage, members
 from must.export.exported import ABOUT, PROGRAM, WEIGHTS, load_exported
 from must.export.preprocessing import preprocessing
 from must.export.write import export_model
@@ -25,14 +26,14 @@ from must.models.multi_clip import over_clips
 from must.models.multi_head import multi_head, parameter_count
 from must.models.resnet import ResNet
 from must.models.temporal_shift import TemporalShiftResNet
-from must.recipes import joint_export, measuring, run
-from must.recipes.joint_built import JointBuilt
+from must.recipes import jedi, must
 from must.tasks import base
 from must.tasks.action import Action
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.train.checkpoint import Checkpoints
 from tests.support.clip_sets import Clips
+from tests.support.configs import config_of
 
 KEY = jax.random.key(0)
 PICTURES = {"classification": Classification(("cat", "dog", "hen")), "depth": Depth(width=4, depth=1)}
@@ -57,7 +58,7 @@ def network(backbone, tasks, inputs):
 
 
 def said(model, variables, tasks, inputs):
-    predict = measuring.predictor(model, tasks)
+    predict = measure.predictor(model, tasks)
     return jax.device_get(predict(variables, inputs))
 
 
@@ -291,40 +292,48 @@ def test_an_exported_network_scores_what_the_live_one_scores(small, clips):
     source = Clips("videos", videos, [i % 2 for i in range(13)], ("left", "right"), "camera")
     encoder = ClipEncoder(CAMERA, (2, 2), {"image": 4}, Window(span=6), clips=clips)
     live = over_clips(model) if clips > 1 else model
-    wanted = measuring.measure(variables, live, CAMERA, encoder, {"camera": source}, batch_size=8)
+    wanted = measure.measure(variables, live, CAMERA, encoder, {"camera": source}, batch_size=8)
     exported = load_exported(str(small))
-    found = joint_export.measure_exported(exported, CAMERA, encoder, {"camera": source})
+    found = export.measure_exported(exported, CAMERA, encoder, {"camera": source})
     assert len(found["camera"]["nll"]) == 13 and np.ptp(found["camera"]["nll"]) > 0.1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), wanted, found)
     assert summarize(CAMERA, found)["camera"]["top1"] == summarize(CAMERA, wanted)["camera"]["top1"]
 
 
 def workdir(top):
-    """What the joint stage of one small set leaves behind: weights of its student, which nobody trained, and scores."""
+    """What the joint stage of one small set leaves: weights of its student, which nobody trained, and scores."""
     clip = {"kind": "moving_scenes", "seed": "{seed}", "size": 16, "actions": "camera", "task": "camera", "frames": 4}
-    config = get_jedi("sanity").to_dict()
-    config["tasks"] = {"camera": config["tasks"]["camera"]}
     splits = ("train", "validation", "tune", "test")
-    config["sets"] = {"camera": {split: {**clip, "split": split, "count": 4} for split in splits}}
-    config["experts"], config["pool"], config["image"]["size"] = {"camera": {"frames": 4, "model": {}}}, {}, (16, 16)
-    config["model"]["backbone"].update(stages=1, width=4)
-    built = JointBuilt(config, 0)
-    model, encoder = built.judged(("camera",), "expert")
+    changes = {
+        "tasks": {"camera": {"kind": "action"}},
+        "sets": {"camera": {split: {**clip, "split": split, "count": 4} for split in splits}},
+        "experts": {"camera": {"frames": 4}},
+        "pool": {},
+        "image__size": (16, 16),
+        "model__backbone__stages": 1,
+        "model__backbone__width": 4,
+    }
+    (member,) = members(jedi.RECIPE, config_of("configs/jedi.py", "sanity", **changes))
+    settings, at = member.settings, top / "joint" / "jedi" / "students" / "camera"
+    model, encoder = joint.student_as_scored(settings, "camera")
     variables = alive(model.init(KEY, encoder.blank_inputs()["image"]))
-    weights = Checkpoints(str(top / "joint" / "jedi" / "students" / "camera" / "weights"))
+    weights = Checkpoints(str(at / "weights"))
     weights.save(1, variables)
     weights.close()
-    rows = measuring.measure(variables, model, built.tasks, encoder, built.splits("test"))
-    (top / "joint" / "jedi" / "done.json").write_text(json.dumps({"test": summarize(built.tasks, rows)}))
-    return config
+    tasks = joint.Seed(settings, 0).tasks
+    frames = joint.expert_frames(settings, "camera")
+    networks.describe(str(at), joint.expert_network(settings, "camera"), tasks, settings.image, frames)
+    rows = measure.measure(variables, model, tasks, encoder, joint.Seed(settings, 0).splits("test"))
+    (top / "joint" / "jedi" / "done.json").write_text(json.dumps({"test": summarize(tasks, rows)}))
+    return member
 
 
-def test_the_stage_exports_students_that_score_as_they_did(tmp_path):
-    config = workdir(tmp_path)
+def test_the_stage_exports_students_with_the_same_scores(tmp_path):
     arguments = {"directory": str(tmp_path / "export"), "report": lambda *progress: None}
-    found = joint_export.export(config, **arguments)
+    member, students = workdir(tmp_path), {"camera": "joint/jedi/students/camera"}
+    found = export.export_students(member, students, **arguments)
     known = json.loads((tmp_path / "joint" / "jedi" / "done.json").read_text())["test"]["camera"]
-    assert found["camera"]["test"] == pytest.approx(known, abs=1e-6)
+    assert found["camera"]["test"]["camera"] == pytest.approx(known, abs=1e-6)
     assert (
         found["camera"]["largest_difference"] <= 1e-5 and found["camera"]["bytes"] > 4 * found["camera"]["parameters"]
     )
@@ -332,15 +341,15 @@ def test_the_stage_exports_students_that_score_as_they_did(tmp_path):
     other = {"test": {"camera": {**known, "nll": known["nll"] + 0.01}}}
     (tmp_path / "joint" / "jedi" / "done.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match="export/camera, test: the exported network has nll"):
-        joint_export.export(config, **arguments)
+        export.export_students(member, students, **arguments)
 
 
 def test_other_scores_than_in_training_are_refused():
     task, scores = CAMERA["camera"], {"top1": 60.0, "top5": 100.0, "nll": 1.0}
-    joint_export.check_scores("here", task, {**scores, "top1": 61.0, "nll": 1.00005}, scores, examples=100)
+    export.check_scores("here", task, {**scores, "top1": 61.0, "nll": 1.00005}, scores, examples=100)
     for other in ({"top1": 62.0}, {"nll": 1.001}, {"nll": float("nan")}):
         with pytest.raises(UserError, match=f"here: .*{next(iter(other))}"):
-            joint_export.check_scores("here", task, {**scores, **other}, scores, examples=100)
+            export.check_scores("here", task, {**scores, **other}, scores, examples=100)
 
 
 def test_the_settings_name_the_frames_that_the_encoder_takes():
@@ -358,9 +367,7 @@ def test_the_settings_name_the_frames_that_the_encoder_takes():
         assert row.inputs["image"][:, 0, 0, 0].tolist() == wanted
 
 
-def test_the_stage_is_asked_for_by_its_name():
-    from must.recipes import jedi, must
-
-    run.check_stage(jedi, "jedi", "export")
-    with pytest.raises(UserError, match="not built yet"):
-        run.check_stage(must, "must", "export")
+def test_only_recipes_that_export_have_the_stage():
+    check_stage(jedi.RECIPE, "export")
+    with pytest.raises(UserError, match="--stage='export': did you mean 'report'"):
+        check_stage(must.RECIPE, "export")

@@ -15,7 +15,6 @@ from must.models.r2plus1d import R2Plus1D, SpatialConv, TemporalConv
 from must.models.resnet import ResNet
 from must.models.temporal_shift import TemporalShiftResNet, shift
 from must.models.video_transformer import VideoTransformer
-from must.recipes.setup import build_model
 from must.tasks.classification import Classification
 
 KEY = jax.random.key(0, impl="rbg")  # compiles in a quarter of the time
@@ -356,43 +355,3 @@ def test_one_clip_passes_through_and_training_on_several_is_refused():
     dense = Model(None, lambda variables, inputs, **_: ({"depth": jnp.zeros((len(inputs), 4, 4))}, {}))
     with pytest.raises(ValueError, match=r"not \[B, C\]"):
         over_clips(dense).apply({}, several, train=False)
-
-
-# --- from a configuration
-
-TASKS = {"action": Classification(("left", "right", "still"))}
-
-
-@pytest.mark.parametrize(
-    "section, neck, width",
-    [
-        ({"kind": "temporal_shift", "depth": 10, "width": 8, "stem": "small", "stages": 2}, {}, 16),
-        ({"kind": "r2plus1d", "depth": 10, "width": 8, "stages": 2}, {"neck": {}}, 16),
-        ({"kind": "video_transformer", "width": 24, "depth": 1, "temporal_depth": 1, "patch": 8}, {"neck": None}, 24),
-    ],
-)
-def test_a_section_names_a_backbone_and_needs_no_neck(section, neck, width):
-    clips = jax.ShapeDtypeStruct((2, 4, 16, 16, 3), jnp.uint8)
-    params = jax.eval_shape(build_model({"backbone": section, **neck}, TASKS).init, KEY, clips)["params"]
-    assert set(params) == {"backbone", "heads_action"}
-    assert params["heads_action"]["logits"]["kernel"].shape == (width, 3)
-
-
-@pytest.mark.parametrize(
-    "section, said",
-    [
-        ({"backbone": {"kind": "tsm"}}, "model.backbone.kind 'tsm': not one of resnet, .*, video_transformer"),
-        ({"backbone": {"kind": "temporal_shift", "shifts": 3}}, "model.backbone: .*'shifts'"),
-        ({"backbone": {"kind": "temporal_shift", "depth": 19}}, "model.backbone: no ResNet of depth 19"),
-        ({"backbone": {"kind": "r2plus1d", "depth": 50}}, r"model.backbone: no R\(2\+1\)D of depth 50"),
-        (
-            {"backbone": {"kind": "video_transformer", "heads": 5}},
-            "model.backbone: width 192 is not a multiple of 5 heads",
-        ),
-        ({"backbone": {}, "neck": {"kind": "bifpn"}}, "model.neck.kind 'bifpn': not one of fpn, pafpn"),
-        ({"backbone": {}, "neck": {"channel": 8}}, "model.neck: .*'channel'"),
-    ],
-)
-def test_a_wrong_section_is_one_line(section, said):
-    with pytest.raises(UserError, match=f"^{said}[^\n]*$"):
-        build_model(section, TASKS)

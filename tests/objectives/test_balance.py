@@ -16,7 +16,6 @@ from must.core.types import Balance, Batch, Objective, PerExample, UserError
 from must.objectives import aggregate
 from must.objectives import balance as balances
 from must.objectives.supervised import without_heads
-from must.recipes.setup import BALANCES, build_balance
 from must.train import state as states
 from must.train.checkpoint import Checkpoints
 from must.train.gradients import balanced_gradient, task_losses
@@ -417,17 +416,6 @@ def test_resumed_equals_uninterrupted(kind, tmp_path):
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(rest), strict=True):
         raw = jax.random.key_data if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else np.asarray
         np.testing.assert_array_equal(raw(a), raw(b))
-
-
-def test_unknown_names_are_refused_in_one_line():
-    assert build_balance({"kind": "famo", "decay": 0.0}).gram is False
-    assert all(build_balance({"kind": kind}).shared_only == (kind in AGGREGATORS) for kind in BALANCES)
-    with pytest.raises(UserError, match="'fomo': not one of fixed, .*upgrad"):
-        build_balance({"kind": "fomo"})
-    with pytest.raises(UserError, match="balance.rate: famo takes learning_rate, decay"):
-        build_balance({"kind": "famo", "rate": 1})
-    with pytest.raises(UserError, match="balance.seed: upgrad takes no arguments"):
-        build_balance({"kind": "upgrad", "seed": 1})
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,37 +15,30 @@ import pytest
 
 from must.core.types import UserError
 from must.data.pipeline import eval_batches
+from must.experiment import jobs, measure, networks
+from must.experiment import joint as stage
+from must.experiment.joint import JointSettings, Seed
 from must.models.experts import from_experts
-from must.recipes import jedi, jobs, measuring, overlapping
-from must.recipes.dry_run import dry_run
-from must.recipes.joint_built import JointBuilt
-from must.recipes.joint_stage import load_expert, load_joint, load_student
-from must.recipes.run import run
+from must.recipes.jedi import RECIPE
+from must.recipes.table import dry_run
 from must.train.checkpoint import Checkpoints
-from tests.support.jedi_config import get_config
+from tests.support import configs
+from tests.support.configs import ROOT, check, run, settings_of
 
-REPOSITORY = Path(__file__).parents[2]
 SETS = ("camera", "turns")
 STEPS = 6
 ROWS = 16  # the clips of a batch in which the recipe times its networks: their programs are compiled by then
 
 
 def config_of(**changes) -> dict[str, Any]:
-    """The tiny configuration as a run has it; changes by dotted key with "__" for the dot."""
-    config = json.loads(get_config().to_json())
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        section = config
-        for name in path:
-            section = section[name]
-        section[last] = value
-    return config
+    """The tiny configuration; changes by dotted key with "__" for the dot."""
+    return configs.config_of("tests/support/jedi_config.py", **changes)
 
 
 class Finished(NamedTuple):
     config: dict
     top: Path
-    built: jedi.Built
+    settings: JointSettings
     experts_before: dict  # {file: bytes} when the joint stage began
 
 
@@ -53,8 +47,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def stages(config, top, *names):
-    for stage in names:
-        run(jedi, config, str(top), stage=stage)
+    for name in names:
+        run(config, top, name)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +58,7 @@ def whole(tmp_path_factory):
     stages(config, top, "experts")
     before = contents(top / "experts")
     stages(config, top, "joint", "compare", "report")
-    return Finished(config, top, jedi.Built(config, 0), before)
+    return Finished(config, top, settings_of(config), before)
 
 
 def lines(directory: Path, key: str) -> dict[int, float]:
@@ -73,16 +67,28 @@ def lines(directory: Path, key: str) -> dict[int, float]:
     return {line["step"]: line[key] for line in found if key in line}
 
 
-def scores(built, variables, name, clips=1) -> dict[str, float]:
-    """Of one network alone on the test split, counted by hand; answers to several clips are averaged."""
-    predict = measuring.predictor(built.model((name,)), {name: built.tasks[name]})
+def scores(settings, variables, name, clips=1) -> dict[str, float]:
+    """Of one network alone on the test split, counted by hand; predictions for several clips are averaged."""
+    one = Seed(settings, 0)
+    predict = measure.predictor(stage.expert_model(settings, name), {name: one.tasks[name]})
     right, losses = [], []
-    for batch in eval_batches(built.split(name, "test"), built.shown((name,), clips=clips), batch_size=ROWS):
-        shown = batch.inputs["image"] if clips > 1 else batch.inputs["image"][:, None]
-        probs = np.mean([predict(variables, shown[:, k])[name]["probs"] for k in range(clips)], 0)
-        found = counted(probs, batch, name)
-        right, losses = right + found[0], losses + found[1]
+    for batch in eval_batches(
+        one.split(name, "test"), stage.expert_encoder(settings, name, clips=clips), batch_size=ROWS
+    ):
+        images = batch.inputs["image"] if clips > 1 else batch.inputs["image"][:, None]
+        probs = np.mean([predict(variables, images[:, k])[name]["probs"] for k in range(clips)], 0)
+        more = counted(probs, batch, name)
+        right, losses = right + more[0], losses + more[1]
     return {"top1": pytest.approx(100 * float(np.mean(right))), "nll": pytest.approx(float(np.mean(losses)), abs=1e-5)}
+
+
+def weights(*parts):
+    """Variables of the network in a directory."""
+    return networks.load(str(Path(*map(str, parts)))).variables
+
+
+def joint_predictor(settings):
+    return measure.predictor(stage.joined(settings).model, stage.both_tasks(Seed(settings, 0).tasks))
 
 
 def counted(probs, batch, name):
@@ -108,51 +114,46 @@ def bodies(variables, name):
 # a finished run
 
 
-def test_a_student_alone_scores_what_the_results_say(whole):
-    results = json.loads((whole.top / "results.json").read_text())["tasks"]
-    columns = {"experts/{}": "expert", "joint/jedi": "student", "joint/plain": "plain", "joint/frozen": "frozen"}
+def test_a_student_alone_has_the_scores_of_the_results(whole):
+    columns = json.loads((whole.top / "results.json").read_text())["columns"]
+    jobs_of = {"experts/{}": "expert", "joint/jedi": "student", "joint/plain": "plain", "joint/frozen": "frozen"}
     for name in SETS:
-        for job, column in columns.items():
+        for job, column in jobs_of.items():
             at = whole.top / job.format(name) / ("" if column == "expert" else f"students/{name}")
-            found = measured(jobs.facts(str(whole.top), job.format(name)), name)
-            assert found == scores(whole.built, load_student(whole.built, str(at), name), name), (name, column)
-            assert results[name]["scores"][column] == [found["top1"]]
+            recorded = measured(jobs.facts(str(whole.top), job.format(name)), name)
+            assert recorded == scores(whole.settings, weights(at), name), (name, column)
+            assert columns[column]["scores"]["test"][name] == [recorded["top1"]]
 
 
-def test_a_teacher_scores_what_the_results_say(whole):
-    predict = measuring.predictor(whole.built.joined().model, whole.built.both())
-    variables = load_joint(whole.built, str(whole.top / "joint" / "jedi"))
-    encoder = whole.built.shown(whole.built.names, "joint")
+def test_a_teacher_has_the_scores_of_the_results(whole):
+    predict = joint_predictor(whole.settings)
+    variables = stage.load_joint(whole.settings, str(whole.top / "joint" / "jedi"))
     for name in SETS:
         right, losses = [], []
-        source, mine = whole.built.split(name, "test"), encoder._replace(tasks={name: whole.built.tasks[name]})
-        for batch in eval_batches(source, mine, batch_size=ROWS):
-            found = counted(np.asarray(predict(variables, batch.inputs)[f"{name}-teacher"]["probs"]), batch, name)
-            right, losses = right + found[0], losses + found[1]
-        wanted = measured(jobs.facts(str(whole.top), "joint/jedi"), f"{name}-teacher")
-        assert wanted["top1"] == pytest.approx(100 * np.mean(right)) and wanted["nll"] == pytest.approx(
-            np.mean(losses), abs=1e-5
-        )
+        encoder = stage.joint_encoder(whole.settings, tasks=(name,))
+        for batch in eval_batches(Seed(whole.settings, 0).split(name, "test"), encoder, batch_size=ROWS):
+            more = counted(np.asarray(predict(variables, batch.inputs)[f"{name}-teacher"]["probs"]), batch, name)
+            right, losses = right + more[0], losses + more[1]
+        recorded = measured(jobs.facts(str(whole.top), "joint/jedi"), f"{name}-teacher")
+        assert recorded["top1"] == pytest.approx(100 * np.mean(right))
+        assert recorded["nll"] == pytest.approx(np.mean(losses), abs=1e-5)
 
 
 def test_teachers_start_as_their_experts(whole):  # J1, through what is on disk
-    experts = {name: load_expert(whole.built, whole.top, name) for name in SETS}
-    predict = measuring.predictor(whole.built.joined().model, whole.built.both())
-    encoder = whole.built.shown(whole.built.names, "joint")._replace(tasks={})
-    batch = next(eval_batches(whole.built.split("turns", "test"), encoder, batch_size=ROWS))
-    said = predict(jax.device_put(from_experts(experts)), batch.inputs)
+    experts = {name: weights(whole.top, "experts", name) for name in SETS}
+    encoder = stage.joint_encoder(whole.settings)._replace(tasks={})
+    batch = next(eval_batches(Seed(whole.settings, 0).split("turns", "test"), encoder, batch_size=ROWS))
+    predictions = joint_predictor(whole.settings)(jax.device_put(from_experts(experts)), batch.inputs)
     for name in SETS:
-        np.testing.assert_allclose(said[f"{name}-teacher"]["probs"], said[name]["probs"], atol=1e-5)
-        assert (
-            np.ptp(np.asarray(said[name]["probs"]), axis=0).max() > 1e-3
-        )  # an answer that hears nothing starts as any other
+        student = np.asarray(predictions[name]["probs"])
+        np.testing.assert_allclose(predictions[f"{name}-teacher"]["probs"], student, atol=1e-5)
+        assert np.ptp(student, axis=0).max() > 1e-3  # a constant prediction would start as any other
 
 
 def test_frozen_backbones_stay_those_of_the_experts_to_the_bit(whole):
     for name in SETS:
-        expert = load_expert(whole.built, whole.top, name)
-        at = lambda arm: load_student(whole.built, str(whole.top / "joint" / arm / "students" / name), name)  # noqa: B023, E731
-        frozen, moved = at("frozen"), at("jedi")
+        expert = weights(whole.top, "experts", name)
+        frozen, moved = (weights(whole.top, "joint", arm, "students", name) for arm in ("frozen", "jedi"))
         assert same(bodies(expert, name), bodies(frozen, name)) and not same(bodies(expert, name), bodies(moved, name))
         assert not same(expert["params"][f"heads_{name}"], frozen["params"][f"heads_{name}"])
         assert ("batch_stats" in expert) == (name == "turns")
@@ -192,10 +193,9 @@ def test_scores_change_while_it_learns(whole):
 def test_the_page_shows_every_column(whole):
     results = json.loads((whole.top / "results.json").read_text())
     columns = {"expert", *(c for arm in ("plain", "frozen") for c in (arm, f"{arm}-teacher")), "student", "teacher"}
-    assert set(results["over_sets"]["scores"]) == columns
-    assert [pair["as_expected"] is None for pair in results["over_sets"]["differences"]] == [False, True, True, True]
-    page = (whole.top / "report.html").read_text()
-    assert all(column in page for column in columns) and all(name in page for name in SETS)
+    assert set(results["columns"]) == {"guess", *columns} and results["mean_task"]
+    means = [one for one in results["contrasts"] if one["task"] == "mean"]
+    assert [one["expected"] for one in means] == ["above", None, None, None] and all(not one["pairs"] for one in means)
 
 
 def test_other_labels_of_one_set_change_no_other_expert(whole, tmp_path):  # J3
@@ -203,7 +203,7 @@ def test_other_labels_of_one_set_change_no_other_expert(whole, tmp_path):  # J3
     config["sets"]["camera"]["train"]["kind"] = "tests.support.jedi_config:Relabeled"
     for name, changed in (("turns", False), ("camera", True)):
         directory = tmp_path / "experts" / name
-        jedi.train_expert(config, 0, name, directory=str(directory), report=quiet)
+        stage.train_expert(settings_of(config), 0, name, directory=str(directory), report=quiet)
         there = Checkpoints(str(whole.top / "experts" / name / "checkpoints")).facts()["sha256"]
         assert (Checkpoints(str(directory / "checkpoints")).facts()["sha256"] != there) == changed
 
@@ -222,27 +222,28 @@ def with_experts(whole, top: Path) -> Path:
 
 
 KILLED = """
-import json, os, signal, sys
-from must.recipes import jedi
+import os, pickle, signal, sys
+from must.experiment import joint
 
 def report(at, steps, note):
     if at == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 
-jedi.train_joint(json.loads(sys.argv[1]), 0, "jedi", directory=sys.argv[2], report=report)
+settings = pickle.loads(bytes.fromhex(sys.argv[1]))
+joint.train_joint(settings, 0, "jedi", directory=sys.argv[2], report=report)
 """
 
 
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     directory = with_experts(whole, tmp_path) / "joint" / "jedi"
     os.makedirs(directory)
-    command = [sys.executable, "-c", KILLED, json.dumps(whole.config), str(directory)]
+    command = [sys.executable, "-c", KILLED, pickle.dumps(whole.settings).hex(), str(directory)]
     killed = subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert killed.returncode == -9, killed.stderr[-2000:]
     assert Checkpoints(str(directory / "checkpoints")).latest() == 4
-    facts = jedi.train_joint(whole.config, 0, "jedi", directory=str(directory), report=quiet)
+    facts = stage.train_joint(whole.settings, 0, "jedi", directory=str(directory), report=quiet)
     there = jobs.facts(str(whole.top), "joint/jedi")
     assert {key: facts[key] for key in ("steps", "selected_steps", "test")} == {
         key: there[key] for key in ("steps", "selected_steps", "test")
@@ -255,7 +256,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
 
 def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
     """Learning rate 0: every validation is a tie. No pool, three clips in test; the arm may not stop by itself."""
-    still = {**whole.config["joint"]["optimizer"], "learning_rate": 0.0}
+    still = {**whole.config["joint"]["optimizer"], "learning_rate": 1e-38}
     config = config_of(joint__optimizer=still, joint__patience=2, pool={}, test_clips=3, pairs=[], expected=[])
     config["arms"] = {"frozen": {"frozen": True, "patience": 1}}
     top = with_experts(whole, tmp_path / "run")
@@ -265,11 +266,10 @@ def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
     assert (
         facts["jedi"]["selected_steps"] == dict.fromkeys(SETS, 1) and facts["jedi"]["selected_step"] == 1
     )  # ties keep the earlier
-    built = jedi.Built(config, 0)
     for name in SETS:
-        expert = load_expert(built, top, name)
-        assert same(expert, load_student(built, str(top / "joint" / "jedi" / "students" / name), name))
-        assert measured(facts["jedi"], name) == scores(built, expert, name, clips=3)
+        expert = weights(top, "experts", name)
+        assert same(expert, weights(top, "joint", "jedi", "students", name))
+        assert measured(facts["jedi"], name) == scores(settings_of(config), expert, name, clips=3)
     before = contents(top / "joint" / "jedi" / "checkpoints"), (top / "joint" / "jedi" / "metrics.jsonl").read_text()
     (top / "joint" / "jedi" / "done.json").unlink()  # killed after the last checkpoint, before it said so
     stages(config, top, "joint")
@@ -296,12 +296,13 @@ def test_an_arm_ends_where_jedi_ended_under_the_same_learning_rates(whole, tmp_p
 
 def test_an_arm_has_the_dropout_that_its_own_tasks_say():
     config = config_of(arms={"more": {"tasks": {"camera": {"dropout": 0.9}}}}, pairs=[], expected=[])
-    built = JointBuilt(config, 0)
+    settings = settings_of(config)
     found = {"camera": np.ones((2, 500), np.float32), "turns": np.ones((2, 500), np.float32)}
     ones = {"logits": {"kernel": np.ones((500, 1), np.float32), "bias": 0.0}}
-    params = {"experts": {name: {f"heads_{name}": ones} for name in built.names}}
-    for run, name, rate in (("joint", "camera", 0.25), ("more", "camera", 0.9), ("more", "turns", 0.25)):
-        kept = built.joined(run).students(params, found, (jax.random.key(1), np.arange(2)))[name] * (1 - rate) / 500
+    params = {"experts": {name: {f"heads_{name}": ones} for name in SETS}}
+    for arm, name, rate in (("jedi", "camera", 0.25), ("more", "camera", 0.9), ("more", "turns", 0.25)):
+        students = stage.joined(settings, stage.run_of(settings, arm)).students
+        kept = students(params, found, (jax.random.key(1), np.arange(2)))[name] * (1 - rate) / 500
         np.testing.assert_allclose(kept, 1 - rate, atol=0.1)
 
 
@@ -317,7 +318,7 @@ def test_pictures_go_through_the_same_recipe(tmp_path):
     config = config_of(
         pool={}, arms={}, joint__sampling="proportional", joint__steps=2, expert__steps=2, pairs=[["student", "expert"]]
     )
-    config["image"] = {"size": [16, 16], "keep_aspect": True}
+    config["image"] = {"size": [16, 16]}
     config["tasks"] = {name: {"kind": "classification"} for name in domains}
     config["sets"] = {
         name: {
@@ -329,106 +330,101 @@ def test_pictures_go_through_the_same_recipe(tmp_path):
     config["model"]["backbone"] = {"depth": 10, "width": 4, "stem": "small", "stages": 1}
     config["expert"]["geometry"] = config["joint"]["geometry"] = {"flip": True}
     stages(config, tmp_path / "run", "experts", "joint", "compare", "report")
-    built = jedi.Built(config, 0)
+    settings = settings_of(config)
     for name in domains:
-        student = load_student(built, str(tmp_path / "run" / "joint" / "jedi" / "students" / name), name)
-        assert measured(jobs.facts(str(tmp_path / "run"), "joint/jedi"), name) == scores(built, student, name)
-    assert len(built.batches("joint")) == 36 and (tmp_path / "run" / "report.html").exists()
+        student = weights(tmp_path, "run", "joint", "jedi", "students", name)
+        assert measured(jobs.facts(str(tmp_path / "run"), "joint/jedi"), name) == scores(settings, student, name)
+    assert (
+        len(stage.joint_batches(Seed(settings, 0), settings.joint)) == 36
+        and (tmp_path / "run" / "report.html").exists()
+    )
 
 
 def test_what_a_step_draws_from(whole):
-    groups = {name: len(source) for name, source in whole.built.batches("joint").items()}
-    assert groups == {"camera": 20, "turns": 20, "pool": 12}
-    mixed = jedi.Built(config_of(joint__sampling="proportional"), 0)
-    assert len(mixed.batches("joint")) == 52 and mixed.groups("joint", SETS) == 1
-    pool = whole.built.batches("joint")["pool"]
-    assert all(pool[i].labels == {} for i in range(len(pool)))
+    groups = stage.joint_batches(Seed(whole.settings, 0), whole.settings.joint)
+    assert {name: len(source) for name, source in groups.items()} == {"camera": 20, "turns": 20, "pool": 12}
+    mixed = settings_of(config_of(joint__sampling="proportional"))
+    assert len(stage.joint_batches(Seed(mixed, 0), mixed.joint)) == 52
+    assert stage.batches_of_step(mixed, mixed.joint, SETS) == 1
+    assert all(groups["pool"][i].labels == {} for i in range(len(groups["pool"])))
 
 
 # before anything is trained
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
-        ({"sets__extra": {}}, "tasks: no 'extra', which config.sets has"),
-        ({"experts__extra": {"frames": 4}}, "tasks: no 'extra', which config.experts has"),
+        ({"sets__extra": {}}, "sets.extra: config.tasks has no such task"),
+        ({"experts__extra": {"frames": 4}}, "experts.extra: config.tasks has no such task"),
         ({"tasks__extra": {"kind": "action"}}, "sets: no 'extra', which config.tasks has"),
         ({"experts": {"camera": {"frames": 4}}}, "experts: no 'turns', which config.tasks has"),
-        ({"experts__camera__frames": 0}, "experts.camera.frames 0: at least 1"),
-        ({"experts__camera": {"model": {}}}, "experts.camera.frames None: at least 1"),
-        ({"experts__camera__depth": 18}, "experts.camera.depth: not one of"),
-        ({"experts__camera__model": {"backbone": {"wide": 3}}}, "model.backbone: .*wide"),
-        ({"expert__stepz": 5}, "expert.stepz: not one of"),
-        ({"expert__distill": 1.0}, "expert.distill: not one of"),
-        ({"joint__stepz": 5}, "joint.stepz: not one of"),
-        ({"joint__pool_images": 5}, "pool_images"),
-        ({"joint__epochs": 5}, "joint.epochs: not one of"),
-        ({"joint__teacher_gradient": "some"}, "joint.teacher_gradient 'some': one of"),
-        ({"joint__sampling": "random"}, "joint.sampling 'random': 'equal' or"),
-        ({"joint__threshold": 1.0}, "joint.threshold 1.0: 0 to below 1"),
-        ({"joint__ema_teacher": -0.1}, "joint.ema_teacher -0.1"),
-        ({"joint__temperature": 0.0}, "joint.temperature 0.0: must be positive"),
-        ({"joint__balance": {"kind": "best"}}, "balance.kind 'best'"),
-        ({"arms": {"odd": {"stepz": 5}}}, "arms.odd.stepz"),
-        ({"arms": {"odd": {"weights": {}}}}, "arms.odd.weights: not one of"),
-        ({"arms": {"odd": {"temperature": -1}}}, "arms.odd.temperature -1: must be positive"),
-        ({"arms": {"experts": {}}}, "arms.experts: a name"),
-        ({"arms": {"student": {}}}, "arms.student: a name"),
-        ({"arms": {"jedi": {}}}, "arms.jedi: the results have"),
-        ({"arms": {"teacher": {}}}, "arms.teacher: the results have"),
-        ({"joint__own_set": "no"}, "joint.own_set 'no': like False"),
-        ({"joint__threshold": "a"}, "joint.threshold 'a': like 0.0"),
-        ({"arms": {"odd": {"ema_teacher": None}}}, "arms.odd.ema_teacher None: like 0.0"),
-        ({"joint__select": "last", "joint__patience": 2}, "joint.patience 2: needs select"),
-        ({"seeds": []}, "seeds, measured_on, tasks: give at least one"),
-        ({"measured_on": ["nope"]}, "no split 'nope'"),
-        ({"overlaps": "some"}, "overlaps 'some': one of refuse, drop, ignore"),
-        ({"tasks__camera": {"kind": "detection"}}, "tasks.camera: joint experts know classes, not detection"),
+        ({"experts__camera__frames": 0}, "experts.camera.frames=0: must be at least 1"),
+        ({"experts__camera__depth": 18}, "experts.camera.depth: unknown key"),
+        ({"experts__camera__model": {"backbone": {"wide": 3}}}, "camera.model.backbone.wide: unknown key"),
+        ({"expert__stepz": 5}, "expert.stepz: unknown key; did you mean steps"),
+        ({"expert__distill": 1.0}, "expert.distill: unknown key"),
+        ({"joint__pool_images": 5}, "joint.pool_images: unknown key"),
+        ({"joint__teacher_gradient": "some"}, "joint.teacher_gradient='some': choices: 'all'"),
+        ({"joint__sampling": "random"}, "joint.sampling='random': choices"),
+        ({"joint__threshold": 1.0}, "joint.threshold=1.0: must be at least 0 and below 1"),
+        ({"joint__ema_teacher": -0.1}, "joint.ema_teacher=-0.1"),
+        ({"joint__temperature": 0.0}, "joint.temperature=0.0: must be positive"),
+        ({"joint__balance": {"kind": "best"}}, "joint.balance.kind='best'"),
+        ({"arms": {"odd": {"stepz": 5}}}, "arms.odd.stepz: unknown key"),
+        ({"arms": {"odd": {"weights": {"kind": "oracle"}}}}, "arms.odd.weights: unknown key"),
+        ({"arms": {"odd": {"temperature": -1}}}, "arms.odd.temperature=-1.0: must be positive"),
+        ({"arms": {"student": {}}}, "arms.student: the results already have"),
+        ({"arms": {"jedi": {}}}, "joint: the results already have"),
+        ({"joint__own_set": "no"}, "joint.own_set='no': expected True or False"),
+        ({"joint__threshold": "a"}, "joint.threshold='a': expected a number"),
+        ({"joint__select": "last", "joint__patience": 2}, "joint.patience=2: needs select"),
+        ({"seeds": []}, "seeds"),
+        ({"eval_splits": ["nope"]}, "no split 'nope'"),
+        ({"overlaps": "some"}, "overlaps='some': choices: 'refuse', 'drop', 'ignore'"),
+        ({"tasks__camera": {"kind": "detection"}}, "tasks.camera: joint experts predict classes, not detection"),
         (
             {"sets__turns__validation": config_of()["sets"]["turns"]["test"]},
             "the turns validation and the turns test set share",
         ),
-        ({"joint__normalize": "items"}, "joint.normalize: not one of"),
         ({"arms": {"odd": {"steps": 5}}}, "arms.odd.steps: every arm makes as many"),
-        ({"test_clips": 0}, "test_clips 0: at least 1"),
-        ({"pairs": [["student", "plane"]]}, "pairs: no column 'plane': expert, student, teacher, plain"),
-        ({"arms": {}}, "pairs: no column 'plain': expert, student, teacher"),
-        ({"pairs": ["student"]}, "pairs: 'student' is not two columns"),
-        ({"controls": ["shuffled"]}, "controls: no column 'shuffled'"),
-        (
-            {"expected": [["student", "frozen-teacher"]]},
-            "expected: student and frozen-teacher are not one of config.pairs",
-        ),
+        ({"test_clips": 0}, "test_clips=0: at least 1"),
+        ({"pairs": [["student", "plane"]]}, "'plane': did you mean 'plain'"),
+        ({"arms": {}}, "'plain'"),
+        ({"pairs": ["student"]}, r"pairs\[0\]='student': expected a list"),
+        ({"controls": ["shuffled"]}, "'shuffled'"),
+        ({"expected": [["student", "frozen-teacher"]]}, "student and frozen-teacher are not one of config.pairs"),
         (
             {"pool__both__actions": "camera", "pool__both__labels": True, "pool__both__task": "camera"},
             "pool: .* has labels of 'camera'",
         ),
     ],
 )
-def test_mistakes_are_one_line_that_names_the_key(change, says):
-    with pytest.raises(UserError, match=says) as raised:
-        jedi.check(config_of(**change))
+def test_mistakes_are_one_line_that_names_the_key(change, message):
+    with pytest.raises(UserError, match=message) as raised:
+        check(config_of(**change))
     assert "\n" not in str(raised.value)
+
+
+def find(config, **changes):
+    settings = settings_of(configs.changed(config, **changes))
+    return stage.find_overlaps(settings, settings.seeds[0], directory="", report=None)
 
 
 def test_clips_of_a_test_set_may_not_train_another_expert():  # J9
     config = config_of(overlaps="refuse")
-
-    def find(**changes):
-        return overlapping.find({**config, **changes}, config["seeds"][0], directory="", report=None)
-
-    assert find() == {"dropped": [], "overlaps": []}
+    assert find(config) == {"dropped": [], "overlaps": []}
     leak = {**config["sets"]["camera"]["test"], "labels": False, "name": "other-videos", "start": 3, "count": 2}
     config["pool"]["leak"] = leak
-    shows = r"other-videos/3 \(pool other-videos\) shows what moving-camera-indoor-test-0/3 \(camera test"
-    with pytest.raises(UserError, match=shows):
-        find()
-    dropped = find(overlaps="drop")["dropped"]
+    message = r"other-videos/3 \(pool other-videos\) shows what moving-camera-indoor-test-0/3 \(camera test"
+    with pytest.raises(UserError, match=message):
+        find(config)
+    dropped = find(config, overlaps="drop")["dropped"]
     assert dropped == ["other-videos/3", "other-videos/4"]
-    everything = JointBuilt(config, 0).everything().ids
-    kept = JointBuilt(config, 0, dropped).everything().ids
-    assert set(everything) - set(kept) == set(dropped) and len(kept) == len(everything) - 2
+    settings = settings_of(config)
+    whole, kept = (Seed(settings, 0, frozenset(ids)) for ids in ((), dropped))
+    assert sum(map(len, whole.pool())) - sum(map(len, kept.pool())) == 2
+    assert not set(dropped) & {id for source in kept.pool() for id in source.ids}
 
 
 def test_validation_clips_that_another_set_tests_select_nothing():  # J9
@@ -436,29 +432,26 @@ def test_validation_clips_that_another_set_tests_select_nothing():  # J9
     names = list(config["sets"])
     test = config["sets"][names[0]]["test"]
     config["sets"][names[0]]["validation"] = {**test, "name": "held-out-again"}
-    found = overlapping.find({**config, "overlaps": "drop"}, 0, directory="", report=None)
-    assert len(found["dropped"]) == test["count"] and all(id.startswith("held-out-again/") for id in found["dropped"])
+    dropped = find(config, overlaps="drop")["dropped"]
+    assert len(dropped) == test["count"] and all(id.startswith("held-out-again/") for id in dropped)
     with pytest.raises(UserError, match="held-out-again/"):
-        overlapping.find(config, 0, directory="", report=None)
-    assert len(JointBuilt(config, 0, found["dropped"][1:]).split(names[0], "validation")) == 1
+        find(config)
+    assert len(Seed(settings_of(config), 0, frozenset(dropped[1:])).split(names[0], "validation")) == 1
 
 
 def test_weights_that_are_not_finite_are_never_kept(tmp_path):
-    config = config_of()
-    config["expert"]["optimizer"]["learning_rate"] = 1e30
-    config["expert"]["optimizer"].pop("clip_norm", None)
     with pytest.raises(UserError, match="not finite"):
-        run(jedi, config, str(tmp_path / "run"), stage="experts")
+        run(config_of(expert__optimizer__learning_rate=1e30), tmp_path / "run", "experts")
     for path in (tmp_path / "run").rglob("weights"):
         kept = Checkpoints(str(path))
         if kept.latest() is not None:
             assert np.isfinite(list(kept.facts()["validation"].values())).all() and kept.facts()["step"] == 1
 
 
-def test_the_dry_run_says_what_every_run_costs(capsys):
-    dry_run(jedi, config_of())
-    said = capsys.readouterr().out
-    rows = {"expert camera": 4, "expert turns": 4, "joint all tasks": 12, "plain all tasks": 12, "frozen all tasks": 12}
-    for run_of, count in rows.items():
-        (line,) = [line for line in said.splitlines() if line.strip().startswith(run_of)]
+def test_the_dry_run_prints_what_every_run_costs(capsys):
+    dry_run(RECIPE, config_of())
+    printed = capsys.readouterr().out
+    rows = {"expert camera": 4, "expert turns": 4, "jedi all tasks": 12, "plain all tasks": 12, "frozen all tasks": 12}
+    for name, count in rows.items():
+        (line,) = [line for line in printed.splitlines() if line.strip().startswith(name)]
         assert f"6 steps of {count}," in line

@@ -1,20 +1,15 @@
 """JEDI as small as it can be: two sets of moving scenes, clips of 4 and of 3 frames of 16 pixels, six steps of SGD."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 
 from must.readers import labels as record_form
+from must.recipes.table import complete
 from must.scenes.moving import MovingScenes
+from tests.support.configs import load
 
 
 def get_config():
-    path = pathlib.Path(__file__).parents[2] / "configs" / "jedi.py"
-    spec = importlib.util.spec_from_file_location("jedi", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("sanity")
+    config = load("configs/jedi.py").get_config("sanity")
     frames = {"camera": 4, "turns": 3}
     clip = {"kind": "moving_scenes", "seed": "{seed}", "size": 16, "frames": 6}
     counts = {"train": 20, "validation": 28, "test": 28}
@@ -29,24 +24,23 @@ def get_config():
     }
     config.pool = {"both": {**clip, "actions": "both", "split": "pool", "count": 12, "labels": False}}
     config.workers = 1
-    config.experts = {name: {"frames": count, "model": {}} for name, count in frames.items()}
+    config.experts = {name: {"frames": count} for name, count in frames.items()}
     config.experts.camera.model = {"backbone": {"norm": "group"}}
     config.model = {
-        "backbone": {"kind": "temporal_shift", "depth": 10, "width": 4, "stem": "small", "stages": 2, "norm": "batch"},
-        "neck": {},
+        "backbone": {"kind": "temporal_shift", "depth": 10, "width": 4, "stem": "small", "stages": 2},
     }
     for section in (config.expert, config.joint):
         section.update(
             steps=6, batch_size=4, evaluate_every=1, checkpoint_every=2, log_every=1, patience=0, ema_decay=0.5
         )
-        section.optimizer = {"name": "sgd", "learning_rate": 0.3, "warmup": 0, "weight_decay": 0.0, "clip_norm": 0.0}
+        section.optimizer = {"name": "sgd", "learning_rate": 0.3}
     config.expert.evaluate_every = 3
     config.arms = {"plain": {"distill": 0.0}, "frozen": {"frozen": True}}
     config.words = {}
     config.controls = ()
     config.pairs = (("student", "expert"), ("student", "plain"), ("student", "frozen"), ("teacher", "expert"))
     config.expected = (("student", "expert"),)
-    return config
+    return complete(config)
 
 
 class Relabeled(MovingScenes):

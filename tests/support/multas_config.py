@@ -1,14 +1,11 @@
 """The sanity run of multas with fewer arms and two steps of plain SGD: what the tests of the command line run."""
 
-import importlib.util
-import pathlib
+from must.recipes.table import complete
+from tests.support.configs import load
 
 
 def get_config():
-    path = pathlib.Path(__file__).parents[2] / "configs" / "multas.py"
-    spec = importlib.util.spec_from_file_location("multas", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load("configs/multas.py")
     config = module.get_config("sanity")
     config.sets.scenes.train.count = 32
     config.sets.scenes.validation.count = config.sets.scenes.test.count = 16
@@ -18,7 +15,7 @@ def get_config():
     config.tasks.detection.strides = (4,)
     for section in (config.teacher, config.student):
         section.update(steps=6, checkpoint_every=2, log_every=1)
-        section.optimizer = {"name": "sgd", "learning_rate": 0.01, "warmup": 0, "weight_decay": 0.0, "clip_norm": 0.0}
+        section.optimizer = {"name": "sgd", "learning_rate": 0.01}
     config.splits = {"exclusive": {"exclusive": True}}
     config.grid = (
         {
@@ -37,4 +34,4 @@ def get_config():
     )
     config.contrasts = ()
     config.hints.adaptor = {"standard": "phi_s", "scale": 1.0}
-    return config
+    return complete(config)

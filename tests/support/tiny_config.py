@@ -1,17 +1,13 @@
 """Two tasks, or one, tiny networks, a few SGD steps: what the tests of the command line run."""
 
-import importlib.util
-import pathlib
+from must.recipes.table import complete
+from tests.support.configs import load
 
 
 def get_config(variant=""):
-    path = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
-    spec = importlib.util.spec_from_file_location("quickstart", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("sanity")
+    config = load("configs/quickstart.py").get_config("sanity")
     kept = (variant,) if variant else ("classification", "depth")
-    for section in (config.tasks, config.sets, config.labeled, config.policies):
+    for section in (config.tasks, config.sets, config.train_sets, config.policies):
         for name in [name for name in section if name not in kept]:
             del section[name]
     for name in kept:
@@ -24,5 +20,5 @@ def get_config(variant=""):
     config.label.update(shards=4, batch_size=16)
     for section in (config.teacher, config.student, config.supervised, config.scratch):
         section.update(steps=12, batch_size=8, checkpoint_every=4, log_every=1, evaluate_every=0)
-        section.optimizer = {"name": "sgd", "learning_rate": 0.01, "warmup": 0, "weight_decay": 0.0, "clip_norm": 0.0}
-    return config
+        section.optimizer, section.loss_scales = {"name": "sgd", "learning_rate": 0.01}, {}
+    return complete(config)

@@ -1,6 +1,5 @@
-"""Weights and corrections on their way from a validation split to the step: joined by id, refreshed, resumed, refused."""
+"""Weights and corrections on their way from a validation split to the step: joined by id, renewed, resumed, refused."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +17,23 @@ from must.core.types import Batch, Model, Policy, UserError
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import Encoder, Joined, train_batches
 from must.data.weights import write_weights
+from must.experiment import build, labeling, weighting
+from must.experiment.checks import check_sets
+from must.experiment.jobs import run_jobs
+from must.experiment.labeling import records_directory
+from must.experiment.run import members
+from must.experiment.settings import Must
+from must.experiment.students import student_source
 from must.objectives.supervised import supervised
 from must.pseudo_label import weigh
 from must.readers.records import Records
 from must.recipes import must as recipe
-from must.recipes import weighing
-from must.recipes.believing import policies_of
-from must.recipes.built import Built
-from must.recipes.checks import check_sets
-from must.recipes.jobs import run_jobs
-from must.recipes.labeling import records_directory
-from must.recipes.run import run
-from must.recipes.training import _student_source
 from must.tasks.classification import Classification
 from must.train.checkpoint import Checkpoints
+from tests.support.configs import ROOT, check, config_of, run, settings_of
 from tests.support.memory_source import Memory
 
-ROOT = Path(__file__).parents[2]
 CONFIG = "tests/support/weighted_config.py"
-
-
-def _config():
-    spec = importlib.util.spec_from_file_location("weighted_config", ROOT / CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return json.loads(json.dumps(module.get_config().to_dict()))
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +41,30 @@ def labeled(tmp_path_factory):
     """A workdir with teachers and their labels of pool and validation split."""
     workdir = tmp_path_factory.mktemp("weighting") / "run"
     for stage in ("teachers", "label"):
-        run(recipe, _config(), str(workdir), stage=stage)
+        run(config_of(CONFIG), workdir, stage)
     return workdir
 
 
 @pytest.fixture(scope="module")
-def said(labeled):
-    return _said(labeled, {"kind": "ratio_of_means", "every": 4})
+def evidence(labeled):
+    return _evidence(labeled, {"kind": "ratio_of_means", "every": 4})
 
 
-def _said(workdir, weights=None, slam=None, tasks=None):
-    """What is known in a workdir, for an arm with these sections."""
-    config, run = _config(), "tried"
-    config["arms"] = {run: {"weights": weights or {}, "slam": slam or {}, "tasks": tasks or {}}}
-    built = Built(config, 0)
-    records = Records(records_directory(str(workdir)), tasks=list(built.names))
-    held_out = Records(records_directory(str(workdir), "held_out"), tasks=list(built.names))
-    source = _student_source(built, built.settings(run), records)
-    return weighing.Said(built, run, policies_of(built, str(workdir), run), source, records, held_out)
+def _evidence(workdir, weights=None, slam=None, tasks=None):
+    """What a workdir holds, for an arm with these sections."""
+    arm = {"weights": weights or {}, "slam": slam or {}, "tasks": tasks or {}}
+    settings: Must = settings_of(config_of(CONFIG, arms={"tried": arm}))
+    student = build.student(settings, "tried")
+    names = list(settings.tasks)
+    records = Records(records_directory(str(workdir)), tasks=names)
+    held_out = Records(records_directory(str(workdir), "held_out"), tasks=names)
+    source = student_source(settings, student, records)
+    policies = labeling.policies_of(settings, str(workdir), "tried")
+    return weighting.Evidence(settings, student, "tried", policies, source, records, held_out)
 
 
-def _variables(said, seed):
-    model = said.built.model(said.built.names, said.run)
-    return model.init(jax.random.key(seed), np.zeros((1, *said.built.size, 3), np.uint8))
+def _variables(evidence, seed):
+    return evidence.model.init(jax.random.key(seed), np.zeros((1, *evidence.settings.image.size, 3), np.uint8))
 
 
 # --- Joining ---
@@ -132,7 +123,10 @@ def _two_logits():
     return Model(lambda key, images: {"params": {"margin": jnp.float32(0)}}, apply)
 
 
-def _gradient(margin, labels, weights, task=Classification(("no", "yes"), hard=True)):
+HARD = Classification(("no", "yes"), hard=True)
+
+
+def _gradient(margin, labels, weights, task=HARD):
     objective = supervised(
         _two_logits(),
         {"classification": task},
@@ -183,7 +177,7 @@ def test_several_wrong_labels_count_by_their_mean():
         np.testing.assert_allclose(weigh.exact(np.full(20, p), one) * risk, loss[:, 0], rtol=0.05)
 
 
-def test_the_ratio_is_of_the_loss_that_is_trained_on(labeled, said):
+def test_the_ratio_is_of_the_loss_that_is_trained_on(labeled, evidence):
     """Hard ratios on soft losses leave a bias; every run measures in its own."""
     rng = np.random.default_rng(0)
     teacher = 0.7 * np.eye(4)[rng.integers(0, 4, 400)] + 0.3 * rng.dirichlet(np.ones(4), 400)
@@ -198,30 +192,30 @@ def test_the_ratio_is_of_the_loss_that_is_trained_on(labeled, said):
     assert abs((estimate(hard) * soft).mean() - true.mean()) > 0.02
     # A run that learns from hard labels gets the weights of hard losses.
     kind = {"kind": "ratio_of_means", "bounded": False, "tasks": ["classification"]}
-    runs = [_said(labeled, kind, tasks={"classification": {"hard": hard}}) for hard in (False, True)]
-    soft, hard = (weighing.weigher(run)[0].weights(_variables(said, 0))["classification"] for run in runs)
+    runs = [_evidence(labeled, kind, tasks={"classification": {"hard": hard}}) for hard in (False, True)]
+    soft, hard = (weighting.weighting_of(run)[0].weights(_variables(evidence, 0))["classification"] for run in runs)
     assert not np.allclose(soft, hard, rtol=1e-3)
 
 
 # --- Refreshing, on real records ---
 
 
-def test_a_frozen_student_gets_the_same_weights_and_another_one_others(said):
-    weigher, seen = weighing.weigher(said)
-    first, again, other = (weigher.weights(_variables(said, seed)) for seed in (0, 0, 1))
-    for name in said.built.names:
+def test_a_frozen_student_gets_the_same_weights_and_another_one_others(evidence):
+    scheme, seen = weighting.weighting_of(evidence)
+    first, again, other = (scheme.weights(_variables(evidence, seed)) for seed in (0, 0, 1))
+    for name in tuple(evidence.tasks):
         np.testing.assert_array_equal(first[name], again[name])
-        assert len(first[name]) == len(said.ids) and first[name].std() > 0
+        assert len(first[name]) == len(evidence.ids) and first[name].std() > 0
         assert not np.allclose(first[name], other[name])
-        true = np.array([id in said.annotated[name] for id in said.ids])
+        true = np.array([id in evidence.annotated[name] for id in evidence.ids])
         assert true.any() and (first[name][true] == 1).all() and (first[name] > 0).all()
-    assert weigher.every == 4 and f"{said.built.names[0]}|held_out" in seen
+    assert scheme.every == 4 and f"{next(iter(evidence.tasks))}|held_out" in seen
 
 
-def test_tasks_do_not_share_a_unit(labeled, said):
-    both, _ = weighing.weigher(said)
-    one, _ = weighing.weigher(_said(labeled, {"kind": "ratio_of_means", "tasks": ["depth"]}))
-    variables = _variables(said, 0)
+def test_tasks_do_not_share_a_unit(labeled, evidence):
+    both, _ = weighting.weighting_of(evidence)
+    one, _ = weighting.weighting_of(_evidence(labeled, {"kind": "ratio_of_means", "tasks": ["depth"]}))
+    variables = _variables(evidence, 0)
     together, alone = both.weights(variables), one.weights(variables)
     assert set(alone) == {"depth"}
     np.testing.assert_array_equal(together["depth"], alone["depth"])
@@ -229,11 +223,11 @@ def test_tasks_do_not_share_a_unit(labeled, said):
 
 
 def test_corrections_come_from_the_teacher_alone(labeled):
-    said = _said(labeled, slam={"floor": 0.01, "wanted": 0.9, "tasks": ["classification"]})
-    weigher, seen = weighing.weigher(said)
-    assert not weigher.weights(_variables(said, 0)) and set(weigher.extras) == {"classification"}
-    extras = weigher.extras["classification"]
-    true = np.array([id in said.annotated["classification"] for id in said.ids])
+    evidence = _evidence(labeled, slam={"enabled": True, "floor": 0.01, "tasks": ["classification"]})
+    scheme, seen = weighting.weighting_of(evidence)
+    assert not scheme.weights(_variables(evidence, 0)) and set(scheme.extras) == {"classification"}
+    extras = scheme.extras["classification"]
+    true = np.array([id in evidence.annotated["classification"] for id in evidence.ids])
     assert (extras["accuracy"][true] == 1).all() and (extras["candidates"][true] == 1).all()
     alive = extras["accuracy"][~true] - 1 / extras["candidates"][~true]
     assert (extras["accuracy"] > 0).all() and (extras["accuracy"] <= 1).all() and alive.min() > 0.04
@@ -241,72 +235,61 @@ def test_corrections_come_from_the_teacher_alone(labeled):
     assert np.isin(seen["classification|correct"][np.isfinite(seen["classification|correct"])], (0, 1)).all()
 
 
-def test_weights_of_the_teachers_own_training_images_are_switched_off(labeled):
-    """W5: a teacher is better on what it learned from, so such a validation set says little is wrong, and is refused."""
-    config = _config()
+def test_validation_sets_share_nothing_with_the_training_sets():
+    """W5: a teacher is better on its training images, so such a validation set would hide its errors."""
+    config = config_of(CONFIG)
     for name in config["sets"]:
         config["sets"][name]["validation"] = config["sets"][name]["train"]
+    settings = settings_of(config)
     with pytest.raises(UserError, match="training and the validation set share classification/"):
-        check_sets(Built(config, 0))
+        check_sets(settings, build.all_images(settings), build.pool(settings))
+
+
+RATIO = {"kind": "ratio_of_means"}
 
 
 @pytest.mark.parametrize(
-    "weights, slam, says",
+    "weights, slam, message",
     [
-        ({"kind": "means"}, {}, "weights.kind 'means'"),
+        ({"kind": "means"}, {}, "weights.kind='means'"),
         ({"kind": "plug_in", "tasks": ["depth"]}, {}, "not on 'depth'"),
         ({"kind": "plug_in", "tasks": ["classification"]}, {}, "needs hard labels"),
-        ({"kind": "ratio_of_means", "confident": True}, {}, "not on 'depth'"),
-        (
-            {"kind": "ratio_of_means", "neighbors": 33},
-            {},
-            "neighbors 33: the validation set of classification has 32",
-        ),
-        ({"kind": "ratio_of_means", "neighbors": 3}, {}, "tried.weights: .*neighbors"),
-        ({"kind": "ratio_of_means", "tasks": ["boxes"]}, {}, "no task 'boxes'"),
-        ({}, {"floor": 0.3, "wanted": 0.9}, "not on 'depth'"),
-        ({}, {"floor": 1.05, "wanted": 0.9, "tasks": ["classification"]}, "floor 1.05 and wanted 0.9 have to lie"),
-        ({"kind": "ratio_of_means"}, {"floor": 0.3, "wanted": 0.9}, "choose one"),
+        ({**RATIO, "confident": True}, {}, "not on 'depth'"),
+        ({**RATIO, "neighbors": 33}, {}, "neighbors=33: the validation set of classification has 32"),
+        ({**RATIO, "neigbors": 3}, {}, "tried.weights.neigbors: unknown key; did you mean neighbors"),
+        ({**RATIO, "tasks": ["boxes"]}, {}, "no task 'boxes'"),
+        ({}, {"enabled": True, "floor": 0.3}, "not on 'depth'"),
+        ({}, {"enabled": True, "floor": 1.05, "tasks": ["classification"]}, "floor=1.05: must be"),
+        (RATIO, {"enabled": True, "floor": 0.3}, "choose one"),
     ],
 )
-def test_sections_that_cannot_be_meant(weights, slam, says):
-    config = _config() | {"arms": {"tried": {"weights": weights, "slam": slam}}}
-    with pytest.raises(UserError, match=says):
-        Built(config, 0)
+def test_corrections_that_cannot_work(weights, slam, message):
+    with pytest.raises(UserError, match=message):
+        check(config_of(CONFIG, arms={"tried": {"weights": weights, "slam": slam}}))
 
 
-def test_only_students_believe_pseudo_labels():
-    config = _config()
-    config["teacher"] |= {"slam": {"floor": 0.3, "wanted": 0.9}}
-    with pytest.raises(UserError, match="teacher.slam: only students"):
-        Built(config, 0)
+def test_only_students_learn_pseudo_labels():
+    with pytest.raises(UserError, match=r"config.teacher.slam: unknown key"):
+        settings_of(config_of(CONFIG, teacher__slam={"enabled": True}))
 
 
 def test_the_truth_of_other_images_is_refused():
-    config = _config()
-    config["hidden"]["depth"] |= {"split": "test"}
-    with pytest.raises(UserError, match=r"hidden.depth: .+ is not in the pool"):
-        check_sets(Built(config, 0))
-
-
-def test_an_empty_section_undoes_the_students():
-    config = _config() | {"arms": {"plain": {"weights": {}}, "kept": {}}}
-    config["student"]["weights"] = {"kind": "ratio_of_means"}
-    built = Built(config, 0)
-    assert built.weights("plain") is None and built.weights("kept").kind == "ratio_of_means"
+    settings = settings_of(config_of(CONFIG, oracle_truth__depth__split="test"))
+    with pytest.raises(UserError, match=r"oracle_truth.depth: .+ is not in the pool"):
+        check_sets(settings, build.all_images(settings), build.pool(settings))
 
 
 def test_oracles_need_a_truth():
     for arm in ({"weights": {"kind": "oracle"}}, {"oracle_labels": True}):
-        with pytest.raises(UserError, match="config.hidden"):
-            Built(_config() | {"arms": {"tried": arm}, "hidden": {}}, 0)
+        with pytest.raises(UserError, match="config.oracle_truth"):
+            check(config_of(CONFIG, arms={"tried": arm}, oracle_truth={}))
 
 
-def test_a_student_that_is_not_finite_is_refused(said):
-    weigher, _ = weighing.weigher(said)
-    broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), _variables(said, 0))
+def test_a_student_that_is_not_finite_is_refused(evidence):
+    scheme, _ = weighting.weighting_of(evidence)
+    broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), _variables(evidence, 0))
     with pytest.raises(UserError, match="not finite"):
-        weigher.weights(broken)
+        scheme.weights(broken)
 
 
 # --- Whole runs ---
@@ -337,7 +320,7 @@ def test_a_killed_weighted_student_ends_like_an_unbroken_one(labeled, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             assert alive and not (workdir / "arms" / "weighted" / "done.json").exists()
-        run(recipe, _config(), str(workdir), stage="student")
+        run(config_of(CONFIG), workdir, "student")
         facts = {
             arm: Checkpoints(str(workdir / "arms" / arm / "checkpoints")).facts()["sha256"]
             for arm in ("weighted", "corrected", "told")
@@ -353,82 +336,42 @@ def test_a_killed_weighted_student_ends_like_an_unbroken_one(labeled, tmp_path):
     assert len({*results[0][0].values(), results[0][1]}) == 4  # every arm is a student of its own
 
 
-def test_budgets_end_in_one_table_and_one_page(tmp_path):
-    from must.recipes import weighted_distillation
-
-    spec = importlib.util.spec_from_file_location("wd", ROOT / "configs" / "weighted_distillation.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = json.loads(json.dumps(module.get_config("sanity").to_dict()))
-    config["budgets"], config["pool"]["pool"]["count"] = [8, 16], 32
-    config["model"] = {"backbone": {**config["model"]["backbone"], "width": 8, "stages": 1}, "neck": {}}
-    config["hidden"]["classification"]["count"] = 32
-    config["sets"]["scenes"]["validation"]["count"] = config["sets"]["scenes"]["test"]["count"] = 32
-    for section in ("teacher", "student"):
-        config[section] |= {"steps": 4, "batch_size": 8}
-    weighted_distillation.check(config)
-    for name in ("config", "manifest"):
-        (tmp_path / f"{name}.json").write_text("{}")
-    run_jobs(str(tmp_path), weighted_distillation.plan(config, 1))
-    results = json.loads((tmp_path / "results.json").read_text())
-    columns = results["tasks"]["classification"]["columns"]
-    assert results["budgets"] == [8, 16] and set(columns) == {"teacher", "student", *config["arms"]}
-    for budget in ("8", "16"):
-        inner = json.loads((tmp_path / f"labels-{budget}" / "results.json").read_text())
-        for column, by_budget in columns.items():
-            assert by_budget[budget]["per_seed"] == inner["tasks"]["classification"]["scores"][column]
-        gain = results["tasks"]["classification"]["gains"]["slam"][budget]
-        assert gain["mean"] == pytest.approx(columns["slam"][budget]["mean"] - columns["student"][budget]["mean"])
-    page = (tmp_path / "report.html").read_text()
-    assert (
-        "weighted: weights" in page
-        and "slam: probability" in page
-        and "http" not in page.replace("http://www.w3.org", "")
-    )
-    assert "16 labels" in (tmp_path / "results.txt").read_text()
-    assert recipe.STAGES == weighted_distillation.STAGES
-
-
-def test_a_student_teaches_the_next_round_and_arms_believe_what_they_choose(labeled, tmp_path):
+def test_a_student_teaches_the_next_round_and_arms_have_their_own_policies(labeled, tmp_path):
     workdir = shutil.copytree(labeled, tmp_path / "run")
     (workdir / "policy" / "done.json").unlink()
     records = Records(records_directory(str(workdir)))
     write_weights(tmp_path / "weights.csv", {"depth": dict.fromkeys(records.ids[-8:], 0.25)})
-    config = _config()
-    config["student"].update(steps=2, checkpoint_every=2)
-    config["arms"] = {
+    arms = {
         "own": {
-            "policies": {"classification": {"from_validation": True, "precision": 0.6}},
+            "policies": {"classification": {"from_validation": True, "target_precision": 0.6}},
             "weights_file": str(tmp_path / "weights.csv"),
         },
         "again": {"labels_from": "own"},
     }
-    wanted = ("policy", "arms/own", "label_by/own/0", "policy_by/own", "arms/again")
-    jobs = {job.name: job for job in recipe.plan(config, 1)}
+    config = config_of(CONFIG, student__steps=2, student__checkpoint_every=2, arms=arms)
+    settings, mine = settings_of(config), members(recipe.RECIPE, config)
+    jobs = {job.name: job for job in recipe.jobs(mine, 1)}
     assert jobs["arms/own"].needs == ("label/0", "policy") and jobs["label_by/own/0"].needs == ("arms/own",)
-    run_jobs(str(workdir), [jobs[name] for name in wanted], workers=1)
-    own, again = (policies_of(Built(config, 0), str(workdir), run) for run in ("own", "again"))
+    order = ("policy", "arms/own", "label_by/own/0", "policy_by/own", "arms/again")
+    run_jobs(str(workdir), [jobs[name] for name in order], workers=1)
+    own, again = (labeling.policies_of(settings, str(workdir), arm) for arm in ("own", "again"))
     assert own["classification"].curve.shape == (12, 33) and again["classification"].positive == 0
     student = Records(records_directory(str(workdir), by="own"))
-    assert student.ids == records.ids and {facts["teacher"] for facts in student.provenance["tasks"].values()} == {
-        "own"
-    }
+    assert student.ids == records.ids
+    assert {facts["teacher"] for facts in student.provenance["tasks"].values()} == {"own"}
     assert student.provenance["tasks"]["depth"]["fingerprint"] != records.provenance["tasks"]["depth"]["fingerprint"]
-    built = Built(config, 0)
-    source = _student_source(built, built.settings("own"), records)
+    source = student_source(settings, build.student(settings, "own"), records)
     light = {source.ids[i] for i in range(len(source)) if source[i].weights.get("depth") == 0.25}
     assert light == set(records.ids[-8:])
 
 
 @pytest.mark.parametrize(
-    "arms, says",
+    "arms, message",
     [
-        ({"a": {"labels_from": "b"}}, "a.labels_from 'b': arms learn from"),
+        ({"a": {"labels_from": "b"}}, "a.labels_from='b': arms learn from"),
         ({"a": {"labels_from": "b"}, "b": {"labels_from": "a"}}, "goes in a circle"),
     ],
 )
-def test_rounds_begin_with_teachers(arms, says):
-    config = _config()
-    config["arms"] = arms
-    with pytest.raises(UserError, match=says):
-        Built(config, 0)
+def test_rounds_begin_with_teachers(arms, message):
+    with pytest.raises(UserError, match=message):
+        check(config_of(CONFIG, arms=arms))

@@ -10,34 +10,32 @@ import pytest
 from must.core.types import UserError
 from must.readers.label_files import LabelFiles
 from must.readers.records import Records
-from must.recipes import pseudo_label as recipe
-from must.recipes.dry_run import dry_run
-from must.recipes.run import run
+from must.recipes.label import RECIPE
+from must.recipes.table import dry_run
+from tests.support.configs import run
 from tests.support.given_teachers import ASKED, COUNTS, scenes
 
 TASKS = ("classification", "detection", "depth")
-FITTED = {"from_validation": True, "precision": 0.6, "doubt": 0.1}
+FITTED = {"from_validation": True, "target_precision": 0.6, "negative_below": 0.1}
 
 
 def config_of(names=("classification", "detection"), **changes):
     truth = {"validation": scenes("validation", TASKS), "test": scenes("test", TASKS)}
     config = {
-        "recipe": "pseudo_label",
+        "recipe": "label",
         "title": "small scenes",
         "seeds": (0,),
-        "root": "",
         "workers": 1,
-        "image": {"size": (64, 64), "keep_aspect": True},
+        "image": {"size": (64, 64)},
         "tasks": {name: {"kind": name} for name in names},
         "images": {"pool": scenes("pool")},
         "truth": dict.fromkeys(names, truth),
         "teachers": {"both": {"make": "tests.support.given_teachers:knowing", "tasks": tuple(names)}},
         "label": {"shards": 3, "batch_size": 8},
-        "onto": "",
         "policies": dict.fromkeys(names, FITTED),
-        "quality": {"worst": 2},
-        "gallery": {"per_page": 12},
-        "files": {"images": True},
+        "quality": {"enabled": True, "worst": 2},
+        "gallery": {"enabled": True, "per_page": 12},
+        "files": {"enabled": True, "images": True},
     }
     return copy.deepcopy({**config, **changes})
 
@@ -46,7 +44,7 @@ def config_of(names=("classification", "detection"), **changes):
 def workdir(tmp_path_factory):
     """A finished run; tests add to it."""
     directory = tmp_path_factory.mktemp("label")
-    run(recipe, config_of(), str(directory))
+    run(config_of(), directory)
     return directory
 
 
@@ -86,9 +84,11 @@ def test_a_moved_threshold_runs_no_teacher_and_renews_what_shows_it(workdir):
     before, records, asked = _policy(workdir), (_records(workdir) / "provenance.json").read_bytes(), len(ASKED)
     first = (workdir / "quality" / "quality.json").read_bytes()
     written = os.stat(workdir / "files" / "labels" / "about.json").st_mtime_ns
-    changed = config_of(policies={name: {**FITTED, "precision": 0.9} for name in ("classification", "detection")})
-    run(recipe, changed, str(workdir), stage="label")
-    run(recipe, changed, str(workdir), stage="quality")
+    changed = config_of(
+        policies={name: {**FITTED, "target_precision": 0.9} for name in ("classification", "detection")}
+    )
+    run(changed, workdir, "label")
+    run(changed, workdir, "quality")
     after = _policy(workdir)
     bound = lambda policy, name: policy["detection"]["classes"][name]["positive"] or np.inf  # noqa: E731
     assert all(bound(after, name) >= bound(before, name) for name in before["detection"]["classes"])
@@ -97,7 +97,7 @@ def test_a_moved_threshold_runs_no_teacher_and_renews_what_shows_it(workdir):
     assert (workdir / "quality" / "quality.json").read_bytes() != first
     assert os.stat(workdir / "files" / "labels" / "about.json").st_mtime_ns == written
     again = (workdir / "quality" / "quality.json").stat().st_mtime_ns
-    run(recipe, changed, str(workdir), stage="quality")  # what is done stays done
+    run(changed, workdir, "quality")  # what is done stays done
     assert (workdir / "quality" / "quality.json").stat().st_mtime_ns == again
 
 
@@ -105,33 +105,33 @@ def test_other_teachers_are_refused_in_the_same_workdir(workdir):
     other = config_of()
     other["teachers"]["both"]["mistakes"] = False
     with pytest.raises(UserError, match="config.teachers.both.mistakes"):
-        run(recipe, other, str(workdir))
+        run(other, workdir)
 
 
 def test_a_later_task_stands_beside_the_first_ones(workdir, tmp_path):
     onto = str(_records(workdir))
     later = config_of(("depth",), images={}, onto=onto, gallery={}, files={})
-    run(recipe, later, str(tmp_path / "later"))
+    run(later, tmp_path / "later")
     records = Records(onto)
     assert set(records.specs) == {"classification", "detection", "depth"}
     assert all(set(records.labels(index)) == set(records.specs) for index in range(len(records)))
     assert json.loads((tmp_path / "later" / "quality" / "quality.json").read_text())["depth"]["examples"] == 24
-    run(recipe, later, str(tmp_path / "later"))  # is done
-    with pytest.raises(UserError, match="labels 'classification' already"):
-        run(recipe, config_of(images={}, onto=onto), str(tmp_path / "again"))
+    run(later, tmp_path / "later")  # is done
+    with pytest.raises(UserError, match="has labels of 'classification' already"):
+        run(config_of(images={}, onto=onto), tmp_path / "again")
 
 
 def test_the_dry_run_measures_and_writes_nothing(capsys):
-    dry_run(recipe, config_of())
-    said = capsys.readouterr().out
+    dry_run(RECIPE, config_of())
+    printed = capsys.readouterr().out
     for words in ("both", "classification, detection", "images/s", "detection.boxes", "in 3 shards"):
-        assert words in said
+        assert words in printed
 
 
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"teachers": {}}, "tasks.classification: no teacher labels it"),
+        ({"teachers": {}}, "teachers: no teacher labels 'classification'"),
         ({"teachers": {"both": {"tasks": ("classification", "detection")}}}, "teacher both: give either 'make'"),
         (
             {"teachers": {"both": {"make": "tests.nothing:here", "tasks": ("classification", "detection")}}},
@@ -146,7 +146,7 @@ def test_the_dry_run_measures_and_writes_nothing(capsys):
                     }
                 }
             },
-            "gives str, not a Teacher",
+            "returns str, not a Teacher",
         ),
         (
             {
@@ -167,18 +167,18 @@ def test_the_dry_run_measures_and_writes_nothing(capsys):
                     "b": {"make": "tests.support.given_teachers:knowing", "tasks": ("classification",)},
                 }
             },
-            "teachers.b: classification is labeled by a already",
+            "teachers.b: a already labels classification",
         ),
         (
             {"teachers": {"both": {"run": "/nowhere/at/all", "tasks": ("classification", "detection")}}},
-            "teacher both: /nowhere/at/all: no run here",
+            "teacher both: holds no trained network",
         ),
         ({"policies": {"depth": {"positive": 0.5}}}, "policies.depth: no such task"),
-        ({"policies": {"detection": {**FITTED, "typo": 1}}}, "policies.detection.typo: not one of"),
-        ({"policies": {"detection": {"typo": 1}}}, "give 'threshold', or"),
-        ({"truth": {}}, "policies.classification: truth.classification.validation is needed"),
-        ({"gallery": {"typo": 1}}, "gallery.typo: not one of"),
-        ({"images": {}}, "images: no images to label"),
+        ({"policies": {"detection": {**FITTED, "typo": 1}}}, "policies.detection.typo: unknown key"),
+        ({"policies": {"detection": {"typo": 1}}}, "policies.detection.typo: unknown key"),
+        ({"truth": {}}, "truth.classification.validation: required"),
+        ({"gallery": {"typo": 1}}, "gallery.typo: unknown key"),
+        ({"images": {}}, "images: set either"),
         ({"images": {}, "onto": "/nowhere"}, "/nowhere: no complete records here"),
         ({"seeds": (0, 1)}, "seeds: labeling draws nothing"),
     ],
@@ -188,5 +188,5 @@ def test_mistakes_are_one_line(changes, words, tmp_path):
     if not changes.get("truth", True):
         config["tasks"] = {n: {"kind": n, "classes": ("a", "b")} for n in config["tasks"]}
     with pytest.raises(UserError, match=words) as caught:
-        run(recipe, config, str(tmp_path / "run"))
+        run(config, tmp_path / "run")
     assert "\n" not in str(caught.value)

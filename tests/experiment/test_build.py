@@ -1,0 +1,90 @@
+"""Objects from settings: backbones, necks, views, balances by kind; mistakes are one line that begins with the path."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from must.core.types import UserError
+from must.data.augment import Photometric
+from must.data.rand_augment import RandAugment
+from must.experiment import build
+from must.experiment.sections import make, parse
+from must.experiment.settings import BALANCES, VIEWS, Network, Run
+from must.tasks.classification import Classification
+
+TASKS = {"action": Classification(("left", "right", "still"))}
+SMALL = {"kind": "temporal_shift", "depth": 10, "width": 8, "stem": "small", "stages": 2}
+
+
+@pytest.mark.parametrize(
+    "backbone, width",
+    [
+        (SMALL, 16),
+        ({"kind": "r2plus1d", "depth": 10, "width": 8, "stages": 2}, 16),
+        ({"kind": "video_transformer", "width": 24, "depth": 1, "temporal_depth": 1, "patch": 8}, 24),
+    ],
+)
+def test_a_section_names_a_backbone_and_needs_no_neck(backbone, width):
+    clips = jax.ShapeDtypeStruct((2, 4, 16, 16, 3), jnp.uint8)
+    model = build.network(parse(Network, {"backbone": backbone}), TASKS)
+    params = jax.eval_shape(model.init, jax.random.key(0), clips)["params"]
+    assert set(params) == {"backbone", "heads_action"}
+    assert params["heads_action"]["logits"]["kernel"].shape == (width, 3)
+
+
+def test_equal_settings_give_the_same_network():
+    first, second = (build.network(parse(Network, {"backbone": dict(SMALL)}), dict(TASKS)) for _ in range(2))
+    assert first is second  # so that compiled programs are found again
+    assert build.network(parse(Network, {"backbone": SMALL}), TASKS, {"backbone": {"width": 4}}) is not first
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"backbone": {"kind": "tsm"}}, "config.backbone.kind='tsm': choices: 'resnet', "),
+        ({"backbone": {"kind": "temporal_shift", "shifts": 3}}, "config.backbone.shifts: unknown key"),
+        ({"backbone": {"kind": "temporal_shift", "depth": 19}}, "config.model.backbone: no ResNet of depth 19"),
+        ({"backbone": {"kind": "r2plus1d", "depth": 50}}, r"config.model.backbone: no R\(2\+1\)D of depth 50"),
+        ({"backbone": {"kind": "video_transformer", "heads": 5}}, "config.model.backbone: width 192 is not a multiple"),
+        ({"neck": {"kind": "bifpn"}}, "config.neck.kind='bifpn': did you mean 'fpn'"),
+        ({"neck": {"kind": "fpn", "channel": 8}}, "config.neck.channel: unknown key; did you mean channels"),
+    ],
+)
+def test_a_wrong_network_is_one_line(section, message):
+    with pytest.raises(UserError, match=f"^{message}[^\n]*$"):
+        build.network(parse(Network, section), TASKS)
+
+
+def test_views_by_kind():
+    def view(**section):
+        return make(VIEWS, parse(Run, {"view": section}).view, "view")
+
+    assert view() is None and view(kind="none") is None
+    assert isinstance(view(kind="photometric", strength=0.5), Photometric)
+    strong = view(kind="rand_augment", count=3, operations=["blur", "noise"])
+    assert isinstance(strong, RandAugment) and strong.count == 3 and strong.operations == ("blur", "noise")
+    for section, message in (
+        ({"kind": "auto_augment"}, "config.view.kind='auto_augment'"),
+        ({"kind": "rand_augment", "strength": 1.0}, "config.view.strength: kind 'rand_augment' has no such argument"),
+        ({"kind": "rand_augment", "operations": ["shear"]}, "view: .*'shear'"),
+        ({"kind": "rand_augment", "magnitude": 5}, "view: .*magnitude 5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            view(**section)
+
+
+def test_balances_by_kind():
+    def balance(**section):
+        watch = section.pop("watch", False)
+        return build.balance(parse(Run, {"balance": section, "watch_gradients": watch}))
+
+    assert balance(kind="famo", decay=0.0).gram is False and balance(watch=True).gram is True
+    shared = {"gradnorm", "pcgrad", "cagrad", "nash_mtl", "upgrad"}
+    assert {kind for kind in BALANCES if balance(kind=kind).gram} == shared
+    for section, message in (
+        ({"kind": "fomo"}, "config.balance.kind='fomo': did you mean 'famo'"),
+        ({"kind": "famo", "rate": 1}, "config.balance.rate: unknown key"),
+        ({"kind": "upgrad", "seed": 1}, "config.balance.seed: kind 'upgrad' has no such argument; it has none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            balance(**section)
