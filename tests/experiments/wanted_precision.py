@@ -12,14 +12,14 @@ import json
 import os
 
 import numpy as np
+from must.recipes.believing import recorded
+from must.recipes.built import HELD_OUT, MEASURED
+from must.recipes.labeling import records_directory
 
 from must.evaluate.quality import quality
 from must.pseudo_label import policy as policies
 from must.readers.records import Records
 from must.recipes import must as recipe
-from must.recipes.believing import recorded
-from must.recipes.built import HELD_OUT, MEASURED
-from must.recipes.labeling import records_directory
 
 
 def main() -> None:
