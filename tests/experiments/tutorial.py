@@ -1,4 +1,4 @@
-"""Runs the tutorial of the pseudo-label room as it is written: python tests/experiments/tutorial.py [--folder=EMPTY]."""
+"""Runs docs/pseudo_labels.md as written: python tests/experiments/tutorial.py [--folder=EMPTY]."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
-TEXT = ROOT / "must" / "pseudo_label" / "README.md"
+TEXT = ROOT / "docs" / "pseudo_labels.md"
 
 
 def blocks(text: str) -> list[tuple[str, str]]:

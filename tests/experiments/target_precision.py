@@ -1,7 +1,7 @@
-"""Whether a wanted precision is kept: thresholds from the held-out records of a finished run, judged on its measured ones.
+"""Whether a target precision is reached: thresholds from the held-out records of a run, measured on its test records.
 
-    python -m must.main --config=configs/quickstart.py:believing --workdir=runs/believing
-    python tests/experiments/wanted_precision.py --workdir=runs/believing --precision=0.9
+    python -m must.main --config=configs/quickstart.py:believing --workdir=runs/policies
+    python tests/experiments/target_precision.py --workdir=runs/policies --precision=0.9
 
 No teacher runs. One line per task and seed: the precision of what is taken as true on the test split with Wilson's 95 % interval,
 claims of one image counting as one as far as they go together, and the recall that it costs; in brackets the raw score 0.5.
