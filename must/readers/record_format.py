@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import ArraySpec, Label, UserError
-from must.readers.dense import TYPES, decode_map, encode_map, write_png
+from must.readers.png_maps import TYPES, decode_map, encode_map, write_png
 
 IMAGE, VIDEO, ID = "image", "video", "id"
 Specs = Mapping[str, Mapping[str, ArraySpec]]

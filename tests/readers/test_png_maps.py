@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from must.core.types import ArraySpec
-from must.readers.dense import TYPES, as_uint8, decode_map, encode_map
+from must.readers.png_maps import TYPES, as_uint8, decode_map, encode_map
 from must.readers.record_format import decode_record, encode_record, features_of
 
 SHAPES = {
