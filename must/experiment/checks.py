@@ -8,13 +8,12 @@ from must.data.disjoint import check_disjoint
 from must.experiment import build
 from must.experiment.settings import Must, Run, SingleStudent, Student
 from must.experiment.training import mean_teacher
-from must.tasks.base import Task
-from must.tasks.classification import Classification
+from must.tasks.base import LabelsImages, Task
 
 
 def labels_images(task: Task) -> bool:
     """Whether a task predicts one class per image, with probabilities."""
-    return isinstance(task, Classification)
+    return isinstance(task, LabelsImages)
 
 
 def check_sets(settings: SingleStudent, images: Source, oracle_pool: list[Source] | None = None) -> None:

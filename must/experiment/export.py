@@ -10,9 +10,8 @@ from must.data.pipeline import Encoder
 from must.evaluate.evaluate import summarize
 from must.experiment import build, jobs, measure, networks
 from must.export.exported import Exported, load_exported
-from must.export.preprocessing import preprocessing
-from must.export.write import export_model
-from must.models.multi_clip import over_clips
+from must.export.write import export_model, preprocessing
+from must.models.multi_head import over_clips
 from must.tasks.base import Task
 from must.tasks.classification import Classification
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from must.core.types import UserError
 from must.readers.records import COMMITTED, IDS, PROVENANCE, Records, file_hash, read_provenance, stored_records
-from must.readers.tfds_info import write_tfds_info
+from must.readers.tfds import write_tfds_info
 
 FILE_FORMAT = "tfrecord"
 

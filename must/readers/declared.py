@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Example, Label, UserError
-from must.readers import labels as forms
+from must.readers import record_format as forms
 
 
 class Declared:

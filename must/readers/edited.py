@@ -11,9 +11,8 @@ import numpy as np
 from must.core.types import Example, Label, Source, UserError
 from must.data.combine import Routed, hash_of, labels_of
 from must.readers.coco import score_of
-from must.readers.file_names import id_of
-from must.readers.files import read_bytes, read_json
-from must.readers.labels import checked_boxes
+from must.readers.files import id_of, read_bytes, read_json
+from must.readers.record_format import checked_boxes
 
 MUST_ID, UNKNOWN = "must_id", "unknown_category_ids"  # what our json has beside COCO's keys
 

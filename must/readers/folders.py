@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from must.core.types import Label, UserError
-from must.readers import labels
+from must.readers import record_format as labels
 from must.readers.files import (
     PICTURES,
     FileSource,

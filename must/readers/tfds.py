@@ -6,6 +6,7 @@ Nothing is downloaded or prepared here; how to do that once, the error messages 
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Example, Label, UserError
-from must.readers import labels as forms
+from must.readers import record_format as forms
 from must.readers.files import decode_picture, open_picture, picture_size, read_classes
 from must.readers.frames import FrameVideo
 
@@ -298,3 +299,47 @@ def _store_frames(content: dict[str, Any]) -> frozenset[str]:
         stored = {"feature": picture, "length": "-1"}
         features[name] = {"pythonClassName": f"{_FEATURES}.sequence_feature.Sequence", "sequence": stored}
     return frozenset(videos)
+
+
+def write_tfds_info(
+    folder: str,
+    directory: str,
+    name: str,
+    split: str,
+    features: Any,
+    shards: Sequence[Mapping[str, Any]],
+    *,
+    file_format: str = "array_record",
+) -> None:
+    """Writes both files.
+
+    Args:
+      folder: that they are written into.
+      directory: of the dataset; its last part is the version where it is one, else that is 1.0.0.
+      name: of the dataset.
+      split: the only one.
+      features: tfds.features.FeaturesDict.
+      shards: [{"count", "bytes"}] in order.
+      file_format: of the shards, "array_record" or "tfrecord", which is part of their names too.
+    """
+    import tensorflow_datasets as tfds
+
+    version = os.path.basename(directory)
+    if not tfds.core.Version.is_valid(version):
+        version = "1.0.0"
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=name, split=split, filetype_suffix=file_format
+    )
+    split_info = tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[shard["count"] for shard in shards],
+        num_bytes=sum(shard["bytes"] for shard in shards),
+        filename_template=template,
+    )
+    dataset = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version(version), data_dir=folder, module_name=""
+    )
+    info = tfds.core.DatasetInfo(builder=dataset, features=features)
+    info.set_file_format(file_format)
+    info.set_splits(tfds.core.splits.SplitDict([split_info]))
+    info.write_to_directory(folder)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from must.scenes.layout import Scene
-from must.scenes.solids import Solid
+from must.scenes.raycast import Solid
 
 # In one clip, at pace 1.
 TURN = (0.2, 0.4)  # of the camera, and of a body about the eye, radians; 0.025 is a pixel at 48 pixels

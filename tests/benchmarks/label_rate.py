@@ -34,8 +34,7 @@ from must.core.types import Example, Teacher
 from must.data.geometry import transform_image, whole_image
 from must.models import fpn, multi_head, resnet
 from must.pseudo_label import teacher as teachers
-from must.pseudo_label.estimate import describe, estimate
-from must.pseudo_label.plan import make_plan
+from must.pseudo_label.plan import describe, estimate, make_plan
 from must.pseudo_label.write import label_images
 from must.readers.files import decode_picture
 from must.scenes.still import Scenes

@@ -18,10 +18,8 @@ from jax import lax
 from must.core.types import Features
 from must.models.heads import ClassHead
 from must.models.multi_head import multi_head, parameter_count
-from must.models.r2plus1d import R2Plus1D, TemporalConv
 from must.models.resnet import ResNet
-from must.models.temporal_shift import TemporalShiftResNet
-from must.models.video_transformer import VideoTransformer
+from must.models.temporal_shift import R2Plus1D, TemporalConv, TemporalShiftResNet, VideoTransformer
 
 
 class FrameWise(ResNet):

@@ -7,15 +7,11 @@ import optax
 import pytest
 from jax import lax
 
-from must.core.types import Features, Model, UserError
+from must.core.types import Features, Model
 from must.models.heads import ClassHead
-from must.models.multi_clip import over_clips
-from must.models.multi_head import multi_head, parameter_count
-from must.models.r2plus1d import R2Plus1D, SpatialConv, TemporalConv
+from must.models.multi_head import multi_head, over_clips, parameter_count
 from must.models.resnet import ResNet
-from must.models.temporal_shift import TemporalShiftResNet, shift
-from must.models.video_transformer import VideoTransformer
-from must.tasks.classification import Classification
+from must.models.temporal_shift import R2Plus1D, SpatialConv, TemporalConv, TemporalShiftResNet, VideoTransformer, shift
 
 KEY = jax.random.key(0, impl="rbg")  # compiles in a quarter of the time
 FAMILIES = {

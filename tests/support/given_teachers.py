@@ -1,4 +1,4 @@
-"""External teachers of a configuration: the truth of the small scenes with the errors of `tests.support.toy_teacher`."""
+"""External teachers of a configuration: the truth of small scenes with the errors of `tests.support.toy_teacher`."""
 
 import numpy as np
 
