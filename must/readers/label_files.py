@@ -48,7 +48,8 @@ _NUMBERS = {"scale": np.float32, "offset": np.float32}
 
 
 class LabelFiles:
-    """The examples of a folder that `must.export.labels.export_labels` wrote, some files of which may have been changed.
+    """The examples of a folder that `must.export.labels.export_labels` wrote, some files of which may have been
+    changed.
 
     Args:
       directory: of the files.

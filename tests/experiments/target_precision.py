@@ -3,8 +3,9 @@
     python -m must.main --config=configs/quickstart.py:believing --workdir=runs/policies
     python tests/experiments/target_precision.py --workdir=runs/policies --precision=0.9
 
-No teacher runs. One line per task and seed: the precision of what is taken as true on the test split with Wilson's 95 % interval,
-claims of one image counting as one as far as they go together, and the recall that it costs; in brackets the raw score 0.5.
+No teacher runs. One line per task and seed: the precision of what is taken as true on the test split with Wilson's 95 %
+interval, claims of one image counting as one as far as they go together, and the recall that it costs; in brackets the
+raw score 0.5.
 """
 
 import argparse

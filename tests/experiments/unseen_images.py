@@ -2,9 +2,9 @@
 
     python tests/experiments/unseen_images.py
 
-Ten numbers, four classes by a small random network, a tenth of the labels wrong. The teacher, a wide network that learns
-its part of 1,024 examples by heart, answers for students that are too small to do so: on its own examples (seen), on the
-others (unseen), on as many others (cut), or on all.
+Ten numbers, four classes by a small random network, a tenth of the labels wrong. The teacher, a wide network that
+learns its part of 1,024 examples by heart, answers for students that are too small to do so: on its own examples
+(seen), on the others (unseen), on as many others (cut), or on all.
 """
 
 import functools
