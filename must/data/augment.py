@@ -91,12 +91,14 @@ OPERATIONS = (
 class RandAugment:
     """`count` operations, drawn with replacement and done one after the other.
 
-    All frames of a clip change alike: what is measured of a picture is measured of all of them, and noise has one pattern.
+    All frames of a clip change alike: what is measured of a picture is measured of all of them, and noise has one
+      pattern.
 
     Args:
       count: operations per picture.
-      magnitude: 0..1; at 1 posterize keeps 4 bits, solarize inverts all, brightness, contrast, color and sharpness go up
-        or down by 90 %, and blur and noise reach the widths below. auto_contrast, equalize and gray have no magnitude.
+      magnitude: 0..1; at 1 posterize keeps 4 bits, solarize inverts all, brightness, contrast, color and sharpness go
+        up or down by 90 %, and blur and noise reach the widths below. auto_contrast, equalize and gray have no
+        magnitude.
       operations: to draw from, names of OPERATIONS; leave out "color" and "gray" where color carries the class.
       blur: largest standard deviation of the Gaussian blur, which is drawn evenly, as a share of the shorter side.
       noise: largest standard deviation of pixel noise, drawn evenly, gray levels.

@@ -33,13 +33,13 @@ def quality(
 
     Returns:
       examples: how many.
-      classes: {name: entry}, one "all" for a task without classes; {} for a task without scores. An entry has
-        items (true ones), claims, positive, ignored, negative: numbers; a claim is a box, a pixel or a class of an image,
-        threshold: calibrated score from which on claims are positive, None where nothing is,
-        precision, precision_ci95: of the positives, Wilson's interval with as many independent claims as their spread
-          over examples allows; recall: right positives of the items; coverage: claims that are not negative,
-        wrong_ignored: share of wrong claims among the ignored; right_negative: of right ones among the negative,
-        raw, policy: `reliability` of raw and of calibrated scores, without bins; trade_off: see there.
+      classes: {name: entry}, one "all" for a task without classes; {} for a task without scores. An entry has items
+        (true ones), claims, positive, ignored, negative: numbers; a claim is a box, a pixel or a class of an image,
+        threshold: calibrated score from which on claims are positive, None where nothing is, precision, precision_ci95:
+        of the positives, Wilson's interval with as many independent claims as their spread over examples allows;
+        recall: right positives of the items; coverage: claims that are not negative, wrong_ignored: share of wrong
+        claims among the ignored; right_negative: of right ones among the negative, raw, policy: `reliability` of raw
+        and of calibrated scores, without bins; trade_off: see there.
       total: an entry over all classes, with bins and without trade_off and threshold; None for a task without scores.
       metrics: {"labels": {metric: value} of all labels, "positive": of what is positive alone, None where that is no
         question, "units": {metric: unit}, "higher": {metric: whether higher is better}}.
@@ -266,8 +266,9 @@ def reliability(cells: Counted, spread: float = 1.0) -> dict[str, Any]:
       spread: design effect of the claims, which widens the intervals.
 
     Returns:
-      {"ece": mean |share of right - mean score| over bins of equal numbers of claims (Naeini et al. 2015), "brier": mean
-      (score - right)^2, "bins": [[mean score, share of right, low, high, claims]]}; ece and brier are None without claims.
+      {"ece": mean |share of right - mean score| over bins of equal numbers of claims (Naeini et al. 2015), "brier":
+      mean (score - right)^2, "bins": [[mean score, share of right, low, high, claims]]}; ece and brier are None without
+      claims.
     """
     total = cells.count.sum()
     if not total:

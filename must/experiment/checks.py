@@ -133,9 +133,12 @@ def _check_rounds(settings: Must) -> None:
         path, seen = "config.student" if name == "student" else f"config.arms.{name}", [name]
         while by:
             if by not in source or name == "student":
-                raise UserError(
-                    f"{path}.labels_from={by!r}: arms learn from 'student' or another arm, the student from the teachers"
+                who = (
+                    "the student learns from the teachers"
+                    if name == "student"
+                    else "arms learn from 'student' or an arm"
                 )
+                raise UserError(f"{path}.labels_from={by!r}: {who}")
             if by in seen:
                 raise UserError(f"{path}.labels_from: {' <- '.join([*seen, by])} goes in a circle")
             seen.append(by)

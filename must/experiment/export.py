@@ -73,7 +73,7 @@ def export_students(member, students: Mapping[str, str], *, directory: str, repo
 def measure_exported(
     exported: Exported, tasks: Mapping[str, Task], encoder: Encoder, splits: measure.Splits
 ) -> dict[str, measure.Rows]:
-    """Rows of an exported network, with the encoder and the code that measure a live one; K clips are averaged outside."""
+    """Rows of an exported network, by the code that measures a live one; K clips are averaged outside."""
     clips = getattr(encoder, "clips", 1)
     predict = exported.apply if clips == 1 else mean_over_clips(exported.apply, tasks)
     return measure.measure_predictions(exported.weights, predict, tasks, encoder, splits)
@@ -101,7 +101,7 @@ def mean_over_clips(predict: Callable, tasks: Mapping[str, Classification]) -> C
 
 
 def check_scores(where: str, task: Task, measured: Scores, expected: Scores, examples: int) -> None:
-    """UserError for scores that differ from the live network's by more than rounding, or `_TIES` examples of a share."""
+    """UserError for scores that differ from the live network's by more than rounding and `_TIES` examples."""
     for metric in task.metrics:
         a, b = measured[metric.name], expected[metric.name]
         ties = 100 * _TIES / examples if metric.unit == "%" else 0.0

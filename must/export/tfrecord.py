@@ -30,7 +30,8 @@ def write_tfrecord(records: str | os.PathLike, directory: str | os.PathLike) -> 
       The number of examples.
 
     Raises:
-      UserError: TensorFlow is not installed, the records are incomplete or damaged, or the directory holds something else.
+      UserError: TensorFlow is not installed, the records are incomplete or damaged, or the directory holds something
+        else.
     """
     records, directory = (os.path.abspath(os.fspath(path)) for path in (records, directory))
     facts = read_provenance(records)

@@ -40,8 +40,8 @@ def export_model(
 ) -> dict[str, Any]:
     """Writes a network as weights, program and description, reads them again and compares with the network.
 
-    The directory appears whole, in the place of an earlier export, or not at all. The comparison is on random pictures, on
-    the CPU where this process has one, since other devices may round products of the same program in two ways.
+    The directory appears whole, in the place of an earlier export, or not at all. The comparison is on random pictures,
+    on the CPU where this process has one, since other devices may round products of the same program in two ways.
 
     Args:
       directory: of the files, made when missing.

@@ -1,4 +1,5 @@
-"""The residual network on the frames of a clip, whose blocks look at the frames before and after (TSM, Lin et al. 2019).
+"""The residual network on the frames of a clip, whose blocks look at the frames before and after (TSM, Lin et al.
+2019).
 
 A part of the channels moves by one frame, so that 2-D convolutions mix time at no multiplication and no parameter. The
 parameters are those of `ResNet` by name and shape: weights of an image network load as they are.
@@ -218,7 +219,8 @@ class R2Plus1D(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a two-layer perceptron, each normalized at its input and added to it (Dosovitskiy et al. 2021).
+    """Self-attention and a two-layer perceptron, each normalized at its input and added to it (Dosovitskiy et al.
+    2021).
 
     Attributes:
       heads: of the attention.
@@ -268,8 +270,8 @@ class Encoder(nn.Module):
 class VideoTransformer(nn.Module):
     """Clip -> one level at the stride of the patches.
 
-    Tubelets of `tubelet` frames and patch x patch pixels become tokens; the spatial encoder sees those of one time step,
-    their mean is that step's token, the temporal encoder sees all steps. No dropout. Sizes are ViT's:
+    Tubelets of `tubelet` frames and patch x patch pixels become tokens; the spatial encoder sees those of one time
+    step, their mean is that step's token, the temporal encoder sees all steps. No dropout. Sizes are ViT's:
 
         tiny: width 192, heads 3, depth 12      small: width 384, heads 6      base: width 768, heads 12
 

@@ -1,7 +1,7 @@
 """What a label pass will do, fixed before it starts: which images go into which shard and batch.
 
-Everything that the bytes of the records depend on is in `identity`; how many workers there are is not. What a pass costs
-`must.pseudo_label.plan` measures.
+Everything that the bytes of the records depend on is in `identity`; how many workers there are is not. What a pass
+costs `must.pseudo_label.plan` measures.
 """
 
 import dataclasses

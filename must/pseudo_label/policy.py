@@ -87,9 +87,9 @@ def choose(
     """Thresholds per class for a wanted precision, with what they cost.
 
     `positive` is the lowest calibrated score from which on the claims of a class are right at least as often as wanted;
-    infinite where there is none. The best of many cuts looks better than it is, so the wanted precision is raised by how
-    much cuts that are chosen the same way on bootstrap draws of the examples lose outside of their draw (the optimizm of
-    Efron and Gong 1983).
+    infinite where there is none. The best of many cuts looks better than it is, so the wanted precision is raised by
+    how much cuts that are chosen the same way on bootstrap draws of the examples lose outside of their draw (the
+    optimizm of Efron and Gong 1983).
 
     Args:
       claims: held against the truth, with scores as `temperature` leaves them.
@@ -104,9 +104,9 @@ def choose(
       seed: of the bootstrap.
 
     Returns:
-      The policy, thresholds [C] ([] for a task without classes), and {"wanted", "doubt", "confidence", "classes": {name:
-      {"positive", "negative", "precision" expected of fresh claims, "recall" of the true items, "coverage" (share of
-      claims that are positive or ignored), "claims", "wanted", "why" (of an odd threshold, else "")}}}.
+      The policy, thresholds [C] ([] for a task without classes), and {"wanted", "doubt", "confidence", "classes":
+      {name: {"positive", "negative", "precision" expected of fresh claims, "recall" of the true items, "coverage"
+      (share of claims that are positive or ignored), "claims", "wanted", "why" (of an odd threshold, else "")}}}.
 
     Raises:
       UserError: a precision of an unknown class or outside 0..1.
@@ -256,7 +256,8 @@ def read_policies(path: str, classes: Mapping[str, Sequence[str]] | None = None)
       {task name: Policy}, thresholds [C] and curve [C, K]; [] and [K] for a task with one line "all".
 
     Raises:
-      UserError: no such file, no JSON, a class too many or too few, or a number that cannot be; names file, task and class.
+      UserError: no such file, no JSON, a class too many or too few, or a number that cannot be; names file, task and
+        class.
     """
     try:
         with open(path, encoding="utf-8") as file:

@@ -279,7 +279,8 @@ def add_labels(
     max_rejects: float = 0.001,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """Labels the images of finished records with further teachers; the new labels appear in `Records` when all are there.
+    """Labels the images of finished records with further teachers; the new labels appear in `Records` when all are
+    there.
 
     It is resumed, shared by workers and killed as `label_images` is; a call on a finished addition returns at once.
 

@@ -32,9 +32,10 @@ class Boxes(NamedTuple):
 class EditedCoco(Routed):
     """Records whose boxes are those of a COCO json, for `Overlay(records, [edited])`.
 
-    The examples are the images that the json lists: one that was deleted from it keeps what the records say, one without
-    annotations has no boxes. Boxes without a score are a person's and have score 1. An image is found by its "must_id", or
-    by its file name where a tool has dropped that; which classes are unknown in it ("unknown_category_ids") the
+    The examples are the images that the json lists: one that was deleted from it keeps what the records say, one
+      without
+    annotations has no boxes. Boxes without a score are a person's and have score 1. An image is found by its "must_id",
+    or by its file name where a tool has dropped that; which classes are unknown in it ("unknown_category_ids") the
     records say where the json does not.
 
     Args:
@@ -44,8 +45,8 @@ class EditedCoco(Routed):
       name: of the source; by default the records'.
 
     Raises:
-      UserError: no COCO json, an image that the records do not hold or one twice, a category outside the label space, a box
-        that is reversed or outside its image, a score outside 0..1; a picture of another size when it is read.
+      UserError: no COCO json, an image that the records do not hold or one twice, a category outside the label space, a
+        box that is reversed or outside its image, a score outside 0..1; a picture of another size when it is read.
     """
 
     def __init__(self, path: str | os.PathLike, records: Source, *, task: str = "detection", name: str = ""):

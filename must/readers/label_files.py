@@ -48,7 +48,8 @@ _NUMBERS = {"scale": np.float32, "offset": np.float32}
 
 
 class LabelFiles:
-    """The examples of a folder that `must.export.labels.export_labels` wrote, some files of which may have been changed.
+    """The examples of a folder that `must.export.labels.export_labels` wrote, some files of which may have been
+    changed.
 
     Args:
       directory: of the files.
@@ -81,6 +82,7 @@ class LabelFiles:
         self.classes: dict[str, tuple[str, ...]] = {}
         self._tasks: dict[str, tuple[str, Mapping[str, Any]]] = {}  # {task: (kind, {id: what its table says})}
         self._fields: dict[str, tuple[Sequence[str], Sequence[str]]] = {}  # {task: (maps, columns)}
+        self._stacked: dict[str, Sequence[str]] = {}  # {task: maps with an axis of their own behind height and width}
         for task in about["tasks"] if tasks is None else tasks:
             self._read_task(task)
 
@@ -133,6 +135,7 @@ class LabelFiles:
                 table[_id(row)] = _distribution(row, number, f"{path / CLASSES}: line {line}")
         elif "maps" in about or kind in _FIELDS:
             self._fields[task] = (about["maps"], about["columns"]) if "maps" in about else _FIELDS[kind]
+            self._stacked[task] = about.get("stacked", ("ids", "probs"))
             table = {_id(row): row for row in read_table(path / MAPS, ("file",))}
         else:
             raise UserError(f"{path / ABOUT}: kind {kind!r} is none of coco, classes, {', '.join(_FIELDS)}")
@@ -145,7 +148,7 @@ class LabelFiles:
         maps, columns = self._fields[task]
         label = {}
         for field in maps:
-            found = _read_map(self._root / task, field, said["file"])
+            found = _read_map(self._root / task, field, said["file"], field in self._stacked[task])
             if found is not None:
                 label[field] = found
         for field in columns:
@@ -199,7 +202,7 @@ def _id(row: Mapping[str, str]) -> str:
     return id_of(os.path.splitext(row["file"])[0])
 
 
-def _read_map(folder: Path, field: str, file: str) -> np.ndarray | None:
+def _read_map(folder: Path, field: str, file: str, stacked: bool) -> np.ndarray | None:
     """A map as the record has it, None when there is no such file."""
     if not (folder / field / file).is_file():
         return None
@@ -211,7 +214,7 @@ def _read_map(folder: Path, field: str, file: str) -> np.ndarray | None:
     if field == "normals":
         stored = decode_picture(read_bytes(folder / field / file), str(folder / field / file))
         return np.round((stored.astype(np.float32) / 255 * 2 - 1) * 127).astype(np.int8)
-    if field == "scores":
+    if not stacked:
         return read_mask(folder / field / file)
     planes = []
     while (path := folder / folder_of(field, len(planes)) / file).is_file():

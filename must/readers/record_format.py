@@ -2,8 +2,8 @@
 
 A feature is stored under its path, "<task>/<field>". Numbers are widened as TFDS does (integers and booleans to int64,
 floats to float32); "zlib" fields are raw little-endian bytes, deflated, with their shape beside them where more than
-one size varies; "png" fields are `must.readers.dense`; the image is an encoded picture, a video the list of its frames as
-such. Which files hold records `must.readers.records` knows.
+one size varies; "png" fields are `must.readers.dense`; the image is an encoded picture, a video the list of its frames
+as such. Which files hold records `must.readers.records` knows.
 """
 
 import functools

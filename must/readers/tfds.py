@@ -27,8 +27,8 @@ class Tfds:
 
     A ClassLabel gives classification; a Sequence with a BBoxFeature and a ClassLabel gives detection (`is_crowd` and
     `is_difficult` boxes become crowd); an Image with one uint8 channel gives segmentation; any other Image with one
-    channel and a Tensor [H, W] or [H, W, 1] give depth. A Video or a Sequence of Images in the place of the picture gives
-    videos, whose frames are decoded when asked for. Ids are "<name>/<position>".
+    channel and a Tensor [H, W] or [H, W, 1] give depth. A Video or a Sequence of Images in the place of the picture
+    gives videos, whose frames are decoded when asked for. Ids are "<name>/<position>".
 
     Args:
       dataset: "name", "name/config", "name/config:version", or a folder that holds dataset_info.json.
@@ -43,8 +43,8 @@ class Tfds:
       name: of the source; by default the data set's with the split behind it.
 
     Raises:
-      UserError: not prepared, not as ArrayRecord, no such split or feature, a feature that is no label; when it is read: a
-        broken record, a video without frames.
+      UserError: not prepared, not as ArrayRecord, no such split or feature, a feature that is no label; when it is
+        read: a broken record, a video without frames.
     """
 
     def __init__(
@@ -262,7 +262,8 @@ def _reader(feature: Any, given: Any, ignore: int | None, unit: str | float, whe
 def _open(dataset: str, data_dir: str | None) -> tuple[Any, frozenset[str]]:
     """A builder from files alone, without the data set's own code, and its features that are videos.
 
-    The builder gives the frames of a video as they are stored: TFDS can skip the decoding of a picture, not of a sequence
+    The builder gives the frames of a video as they are stored: TFDS can skip the decoding of a picture, not of a
+      sequence
     of them, and it needs TensorFlow for as much as naming a Video.
     """
     from tensorflow_datasets.core import dataset_info, read_only_builder

@@ -1,7 +1,7 @@
 """`moving_scenes`: clips of the rooms of `must.scenes.still` in which the camera, the nearest body, or both move.
 
-Example = f(seed, actions, domain, split, index); size and frames only say how finely it is sampled. Four label spaces ask
-different questions about the same motions, for which the order of the frames is needed. Nothing is on disk.
+Example = f(seed, actions, domain, split, index); size and frames only say how finely it is sampled. Four label spaces
+ask different questions about the same motions, for which the order of the frames is needed. Nothing is on disk.
 """
 
 import hashlib

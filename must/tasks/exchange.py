@@ -143,7 +143,7 @@ def write_maps(
     Raises:
       UserError: no labels of the task, or a label that cannot be right.
     """
-    count = 0
+    count, stacked = 0, set()  # stacked: fields with K maps of each label
     os.makedirs(directory, exist_ok=True)
     with files.replacing(os.path.join(directory, MAPS), newline="") as file:
         table = csv.writer(file)
@@ -152,13 +152,20 @@ def write_maps(
             label = prepare(label, f"{source.ids[index]}: {name}")
             picture = file_of(source.ids[index]) + ".png"
             for field in maps:
-                for rank, plane in enumerate(_planes(label.get(field))):
+                planes = _planes(label.get(field))
+                stacked |= {field} if planes and np.ndim(label[field]) > planes[0].ndim else set()
+                for rank, plane in enumerate(planes):
                     data = encode.get(field, encoded_map)(plane)
                     write_new(directory, f"{folder_of(field, rank)}/{picture}", data)
             table.writerow([picture, *(_cell(label.get(column)) for column in columns)])
             count += 1
     scores = {"scores": "scores * 255, of any size"} if "scores" in maps else {}
-    facts = {"maps": list(maps), "columns": list(columns), "classes": list(getattr(task, "classes", ()))}
+    facts = {
+        "maps": list(maps),
+        "columns": list(columns),
+        "stacked": sorted(stacked),
+        "classes": list(getattr(task, "classes", ())),
+    }
     write_about(directory, {"kind": "maps", "examples": count, **facts, **about, **scores})
     return count
 

@@ -81,7 +81,8 @@ def test_levels_have_the_stated_strides_and_lengths(size):
     [
         (R2Plus1D(18), 31_505_325),  # torchvision's r2plus1d_18
         (TemporalShiftResNet(50), 25_557_032 - 2049 * 600),  # that of a ResNet-50
-        # ViT-B/16 has 85,798,656 without its classifier; two frames a patch, 4 layers in time, 2 positions, no class token.
+        # ViT-B/16 has 85,798,656 without its classifier; two frames a patch, 4 layers in time, 2 positions, no class
+        # token.
         (VideoTransformer(768, heads=12), 85_798_656 + 16 * 16 * 3 * 768 + 4 * 7_087_872 + 1536 + (2 + 16 - 198) * 768),
     ],
 )
