@@ -1,9 +1,4 @@
-<<<<<<< HEAD
 """Cost of every balance: a training step of the quickstart's student on five tasks over the step with the plain sum.
-=======
-"""What every balance costs: a training step of the quickstart's student, five tasks, over the same step with the plain
-sum.
->>>>>>> main
 
     python tests/benchmarks/balance_overhead.py --batch 16 32 --rounds 9
 

@@ -14,13 +14,8 @@ Parts:
   memory  resident memory of a pass after 1,000 images and after 10,000
   bytes   of a record at 512 px by field: class, 100 boxes, 150 classes of pixels, depth and normals, at stride 4 and 1
 
-<<<<<<< HEAD
 The forward pass alone reads pictures of the right size from memory and fetches nothing. Weights are random; for `bytes`
 the labels are those of scenes, blurred and with noise of two scales, similar to a network's.
-=======
-The bare forward pass reads pictures of the right size from memory and fetches nothing. Weights are random; for `bytes`
-the labels are those of scenes, blurred and with noise of two scales, as a network gives them.
->>>>>>> main
 """
 
 import argparse

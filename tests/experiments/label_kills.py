@@ -2,18 +2,10 @@
 
     python -m tests.experiments.label_kills --kills=10 --workers=1,2,4
 
-<<<<<<< HEAD
 Worker processes label small pictures of varying size with every kind of field. At random times during the pass, one or
 all workers get SIGKILL and are started again. After the last kill the pass runs to completion. Reports per number of
 workers: kills and killed processes, shards done at the first and the last kill, whether the trees are equal byte by
 byte, ids lost and duplicated.
-=======
-Worker processes label small pictures of varying size with every kind of field. At random moments, spread over the time
-that the pass takes, one of the workers or all of them get SIGKILL; dead ones are started again, and the next moment is
-drawn. Afterwards nobody is killed until the pass is complete. Reports per number of workers: kills and of how many
-processes, how many shards were done at the first and the last kill, whether the trees are equal byte by byte, ids lost
-and doubled.
->>>>>>> main
 """
 
 import argparse
