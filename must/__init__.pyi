@@ -28,6 +28,7 @@ from must.core.types import Teacher as Teacher
 from must.core.types import TrainState as TrainState
 from must.core.types import UserError as UserError
 from must.data.augment import Photometric as Photometric
+from must.data.augment import RandAugment as RandAugment
 from must.data.clips import ClipEncoder as ClipEncoder
 from must.data.clips import Window as Window
 from must.data.combine import Aliased as Aliased
@@ -50,7 +51,6 @@ from must.data.pipeline import Joined as Joined
 from must.data.pipeline import epoch_steps as epoch_steps
 from must.data.pipeline import eval_batches as eval_batches
 from must.data.pipeline import train_batches as train_batches
-from must.data.augment import RandAugment as RandAugment
 from must.data.sources import source as source
 from must.data.weights import read_weights as read_weights
 from must.data.weights import write_weights as write_weights
@@ -63,9 +63,9 @@ from must.evaluate.statistics import paired_t_interval as paired_t_interval
 from must.export.exported import Exported as Exported
 from must.export.exported import load_exported as load_exported
 from must.export.labels import export_labels as export_labels
-from must.export.write import preprocessing as preprocessing
 from must.export.tfrecord import write_tfrecord as write_tfrecord
 from must.export.write import export_model as export_model
+from must.export.write import preprocessing as preprocessing
 from must.models.experts import Expert as Expert
 from must.models.experts import Experts as Experts
 from must.models.experts import expert_variables as expert_variables
@@ -73,11 +73,11 @@ from must.models.experts import experts as experts
 from must.models.experts import from_experts as from_experts
 from must.models.fpn import FPN as FPN
 from must.models.fpn import PAFPN as PAFPN
-from must.models.multi_head import over_clips as over_clips
 from must.models.multi_head import MultiHead as MultiHead
 from must.models.multi_head import multi_head as multi_head
-from must.models.temporal_shift import R2Plus1D as R2Plus1D
+from must.models.multi_head import over_clips as over_clips
 from must.models.resnet import ResNet as ResNet
+from must.models.temporal_shift import R2Plus1D as R2Plus1D
 from must.models.temporal_shift import TemporalShiftResNet as TemporalShiftResNet
 from must.models.temporal_shift import VideoTransformer as VideoTransformer
 from must.objectives.joint import joint as joint
@@ -92,7 +92,6 @@ from must.objectives.supervised import loss_step as loss_step
 from must.objectives.supervised import supervised as supervised
 from must.pseudo_label.adapters import from_onnx as from_onnx
 from must.pseudo_label.adapters import from_torch as from_torch
-from must.pseudo_label.write import add_labels as add_labels
 from must.pseudo_label.clips import write_clips as write_clips
 from must.pseudo_label.plan import Estimate as Estimate
 from must.pseudo_label.plan import describe as describe
@@ -104,6 +103,7 @@ from must.pseudo_label.teacher import from_function as from_function
 from must.pseudo_label.teacher import from_model as from_model
 from must.pseudo_label.teacher import in_frame as in_frame
 from must.pseudo_label.teacher import label_step as label_step
+from must.pseudo_label.write import add_labels as add_labels
 from must.pseudo_label.write import label_images as label_images
 from must.readers.coco import CocoJson as CocoJson
 from must.readers.dense import DepthPng as DepthPng
