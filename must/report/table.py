@@ -186,14 +186,18 @@ def score_grid(results: Mapping[str, Any], split: str) -> Grid:
     by_heading = heading_axes(results)
     groups: dict[str, dict[tuple, dict[tuple, str]]] = {}
     for name, column in scored.items():
-        words = [_labels(results["axes"][axis]).get(setting(results, name, axis), "") for axis in by_heading]
+        named = (_labels(results["axes"][axis]).get(setting(results, name, axis), "") for axis in by_heading)
         below = {axis: _key(value) for axis, value in column["settings"].items() if axis not in across}
         key = (column["label"], column["control"], *(sorted(below.items(), key=str) or [name]))
-        groups.setdefault(" · ".join(filter(None, words)), {}).setdefault(key, {})[where[name]] = name
+        groups.setdefault(" · ".join(filter(None, named)), {}).setdefault(key, {})[where[name]] = name
     positions = list(dict.fromkeys(where[name] for name in scored))
     order = [list(labels) for labels in across.values()]
-    rank = lambda at: [axis.index(v) if v in axis else -1 for axis, v in zip(order, at, strict=True)]  # noqa: E731
-    heads, cells_of = [], []
+
+    def rank(at: tuple[Any, ...]) -> list[int]:
+        return [axis.index(v) if v in axis else -1 for axis, v in zip(order, at, strict=True)]
+
+    heads: list[tuple[str, str]] = []
+    cells_of: list[tuple[str, tuple[Any, ...]]] = []
     for task, entry in tasks.items():
         for at in sorted(positions, key=rank):
             if any(where[name] == at and scores(results, name, split, task) for name in scored):
@@ -363,7 +367,7 @@ def _text(grid: Grid, width: int) -> list[str]:
         if blocks[-1] and left + sum(sizes[j] for j in blocks[-1]) + size > width:
             blocks.append([])
         blocks[-1].append(i)
-    lines = []
+    lines: list[str] = []
     for block in blocks:
         lines += [""] if lines else []
         first = ""

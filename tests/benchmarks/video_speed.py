@@ -58,7 +58,7 @@ def _functions(backbone, clips):
 
 
 def _convolutions(batch, frames, size, width, stride):
-    """{way: (forward, gradient)} of one temporal convolution from 9/4 `width` channels, as in the first stage's blocks."""
+    """{way: (forward, gradient)} of a temporal convolution from 9/4 `width` channels, as in the first stage."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, frames, size, size, 9 * width // 4)).astype(np.float32))
     kernel = jnp.asarray(rng.normal(size=(3, 1, x.shape[-1], width)).astype(np.float32))
