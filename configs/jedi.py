@@ -40,7 +40,7 @@ def scenes() -> ConfigDict:
     }
     clip = {"kind": "moving_scenes", "seed": "{seed}", "size": 48}
     config.sets = {}
-    for name, count in frames.items():
+    for name in frames:
         of = {**clip, "actions": name, "task": name, "frames": 8}
         config.sets[name] = {
             "train": {**of, "count": labeled[name]},

@@ -48,7 +48,7 @@ def scenes() -> ConfigDict:
         "validation": {**scene, "split": "validation", "count": 256},
         "test": {**scene, "split": "test", "count": 512},
     }
-    config.truth = {task: truth for task in config.tasks}
+    config.truth = dict.fromkeys(config.tasks, truth)
     config.teachers = {task: {"run": f"{{root}}/teachers/{task}", "hflip_tta": True} for task in config.tasks}
     config.policies = {
         "classification": {"target_precision": 0.7, "negative_below": 0.1},

@@ -328,9 +328,10 @@ def voc() -> ConfigDict:
     """PASCAL VOC 2007 + 2012 with the masks of SBD, networks and schedules as in the paper, for accelerators.
 
     DATA/VOC2007 and DATA/VOC2012 hold the devkit's folders, DATA/SBD has img and cls of benchmark_RELEASE/dataset.
-    Splits have 8,274, 4,136 and 2,066 images, as many as the paper's, of which those with masks teach masks; what is left is
-    unseen: splits of our own, exact complements, where the paper's lists are complements only nearly. The 1,449 images with VOC 2012's validation
-    masks select steps and train nothing; boxes and masks of VOC 2007's test images are measured once.
+    Splits have 8,274, 4,136 and 2,066 images, as many as the paper's, of which those with masks teach masks; what is
+    left is unseen: splits of our own, exact complements, where the paper's lists are complements only nearly. The 1,449
+    images with VOC 2012's validation masks select steps and train nothing; boxes and masks of VOC 2007's test images
+    are measured once.
     """
     config = scenes()
     config.title = "MulTaS on PASCAL VOC"

@@ -3,9 +3,9 @@
     python -m must.main --config=configs/must.py:folders --config.root=DATA --workdir=runs/folders
     python -m must.main --config=configs/must.py:paper --config.root=DATA --dry_run
 
-`folders` is an example to copy: four annotated sets of different kinds, each teaching one task, and a pool of photos. It
-reads DATA/clothing (class folders), DATA/bccd (VOC xml), DATA/camvid (PNG masks), DATA/rgbd_kitchen (16-bit depth) and
-DATA/unlabeled_photos. `paper` is the setting of Ghiasi et al. 2021, table 1 and appendix, for accelerators.
+`folders` is an example to copy: four annotated sets of different kinds, each teaching one task, and a pool of photos.
+It reads DATA/clothing (class folders), DATA/bccd (VOC xml), DATA/camvid (PNG masks), DATA/rgbd_kitchen (16-bit depth)
+and DATA/unlabeled_photos. `paper` is the setting of Ghiasi et al. 2021, table 1 and appendix, for accelerators.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ Variants, --config=configs/quickstart.py:VARIANT; minutes on two CPU cores:
     evidence   five seeds, every column, a second table for a shifted domain; an hour
     pool       pools of three sizes at equal steps, five seeds; half an hour
     weighted   with and without estimated weights of pseudo labels, two seeds; 7 minutes
-    balancing  every way to balance tasks, with all labels and with one task's labels per image, three seeds; half an hour
+    balancing  every way to balance tasks, with all labels and with one task's per image, three seeds; half an hour
     policies   calibrated three-state labels against fixed thresholds, five seeds; half an hour
     options    strong views, CutMix, mean teacher, small-loss selection, further rounds, three seeds; half an hour
 """
@@ -74,7 +74,7 @@ def base() -> ConfigDict:
     config.supervised = together
     config.scratch = {**training, "steps": 600}
     config.label = {"hflip_tta": True}
-    config.policies = {task: ALL_POSITIVE for task in TASKS}
+    config.policies = dict.fromkeys(TASKS, ALL_POSITIVE)
     config.policies.detection = {"from_validation": True, "target_precision": 0.6, "negative_below": 0.2}
     config.policies.segmentation = {"positive": 0.5}
     config.baselines = ("supervised",)

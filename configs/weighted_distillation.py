@@ -1,4 +1,4 @@
-"""Weighted distillation with unlabeled examples: a teacher with few labels, a pool, students that trust it more or less.
+"""Weighted distillation: a teacher with few labels, an unlabeled pool, students that trust it more or less.
 
     python -m must.main --config=configs/weighted_distillation.py --workdir=runs/weighted
 

@@ -16,8 +16,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "must
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all of a test's time is compiling, for programs that then run a few times. Without LLVM's optimization that takes
-# half as long; XLA's own passes, and with them what a program computes, stay those of a real run.
+# Nearly all of a test's time is compiling, for programs that then run a few times. Without LLVM's optimization that
+# takes half as long; XLA's own passes, and with them what a program computes, stay those of a real run.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
 SIMULATED_DEVICES = os.environ.get("MUST_TEST_DEVICES")
 

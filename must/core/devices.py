@@ -1,4 +1,5 @@
-"""One step on one device, on the devices of one process, or across processes: nobody else names pmap, meshes or shard_map.
+"""One step on one device, on the devices of one process, or across processes: nobody else names pmap, meshes or
+shard_map.
 
     one device                  jit
     one process, many devices   pmap over the axis "data"

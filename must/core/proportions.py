@@ -16,7 +16,8 @@ def wilson(right: Array, count: Array, z: float = 1.96) -> tuple[np.ndarray, np.
 
 
 def design_effect(right: Array, count: Array) -> float:
-    """How much more the share of right claims varies than it would if all claims were independent (Kish 1965), at least 1.
+    """How much more the share of right claims varies than it would if all claims were independent (Kish 1965), at least
+    1.
 
     Args:
       right: [G], right claims of each example.

@@ -12,8 +12,8 @@ Array = Any
 PyTree = Any
 
 # A label is the fields of one task's annotation of one image. It has two forms with the same meaning:
-#   record form   as annotated or as a teacher said it, raw, in the frame of the original image, any size: `Task.label_spec`
-#   network form  fixed shapes in the frame that the network sees, what a batch stacks: `Task.network_spec`
+#   record form   as annotated or predicted, raw, in the frame of the original image, any size; `Task.label_spec`
+#   network form  fixed shapes in the frame that the network sees, what a batch stacks; `Task.network_spec`
 # `Task.transform` takes the first to the second, `Task.restore` takes the second back.
 Label = dict[str, Array]
 
@@ -55,8 +55,8 @@ class Example(NamedTuple):
 
     Attributes:
       id: unique over all sources of a run, "<source>/<name>".
-      image: uint8 [H, W, 3], RGB; or a video: an array [T, H, W, 3], or what has that `shape` and gives the frames of an
-        array of indices, video[indices] -> uint8 [len(indices), H, W, 3], so that frames are decoded when asked for.
+      image: uint8 [H, W, 3], RGB; or a video: an array [T, H, W, 3], or what has that `shape` and gives the frames of
+        an array of indices, video[indices] -> uint8 [len(indices), H, W, 3], so that frames are decoded when asked for.
       labels: {task name: Label in record form}; a task that is absent is not annotated here.
       weights: {task name: how much its label counts}; 1 for a task that is absent.
     """
@@ -123,9 +123,9 @@ class Geometry(NamedTuple):
 class Policy(NamedTuple):
     """Which labels are believed, by calibrated score; scalars or one value per class.
 
-    score >= positive: positive, taken as true; negative <= score < positive: ignored, no loss either way; below negative:
-    negative, taken as absent. Ground truth, and nothing else, has score 1 and is always taken. positive == negative gives
-    hard two-state labels (MuST: 0.5). What the states mean for a task's loss its `target` says.
+    score >= positive: positive, taken as true; negative <= score < positive: ignored, no loss either way; below
+    negative: negative, taken as absent. Ground truth, and nothing else, has score 1 and is always taken. positive ==
+    negative gives hard two-state labels (MuST: 0.5). What the states mean for a task's loss its `target` says.
 
     Attributes:
       positive: [] or [C].
@@ -145,7 +145,8 @@ class Features(NamedTuple):
     """What every backbone and neck returns.
 
     Attributes:
-      pyramid: {stride: [B, H / stride, W / stride, C]}; of a video [B, T, H / stride, W / stride, C], where T may shrink.
+      pyramid: {stride: [B, H / stride, W / stride, C]}; of a video [B, T, H / stride, W / stride, C], where T may
+        shrink.
       pooled: [B, C], global average of the coarsest backbone level.
     """
 

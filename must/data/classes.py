@@ -29,7 +29,7 @@ import numpy as np
 
 from must.core.types import Example, Label, Source, UserError
 from must.data.combine import encoded_of, labels_of
-from must.readers import labels as forms
+from must.readers import record_format as forms
 from must.readers.files import read_classes, read_lines
 
 IGNORE, UNKNOWN = -1, -2

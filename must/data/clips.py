@@ -42,8 +42,8 @@ class Window:
 
         Args:
           length: frames of the video.
-          clips: K; several are spread evenly: dense windows over the video, clips of the whole video as different places
-            within their segments.
+          clips: K; several are spread evenly: dense windows over the video, clips of the whole video as different
+            places within their segments.
           rng: of a random window.
 
         Returns:

@@ -15,7 +15,8 @@ FILL = (124, 116, 104)  # mean color of natural images, so that padding has no e
 
 
 def whole_image(source_size: tuple[int, int], size: tuple[int, int], *, keep_aspect: bool = True) -> Geometry:
-    """The whole original in the frame: padded right and below when `keep_aspect`, else stretched; sizes (height, width)."""
+    """The whole original in the frame: padded right and below when `keep_aspect`, else stretched; sizes (height,
+    width)."""
     scale = (size[0] / source_size[0], size[1] / source_size[1])
     if keep_aspect:
         scale = (min(scale), min(scale))
@@ -64,7 +65,8 @@ def draw(
 def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int, int] = FILL) -> np.ndarray:
     """The picture in the network's frame, antialiased; uint8 [H, W, 3] -> uint8 [h, w, 3].
 
-    Frames [T, H, W, 3] become [T, h, w, 3], all alike and in their order: what plays them backwards gives them reversed.
+    Frames [T, H, W, 3] become [T, h, w, 3], all alike and in their order: what plays them backwards gives them
+      reversed.
     """
     height, width = geometry.size
     if geometry.scale == (1.0, 1.0) and all(o == round(o) for o in geometry.offset):

@@ -1,4 +1,5 @@
-"""Training rows with a part of another picture (CutMix), or without a part of their own (cutout), and labels that stay right.
+"""Training rows with a part of another picture (CutMix), or without a part of their own (cutout), and labels that stay
+right.
 
 A change is (row, rng, another) -> row, see `must.data.pipeline.train_batches`; rows have no leading axis.
 """
@@ -57,10 +58,10 @@ class Cutout:
 class CutMix:
     """A rectangle of another picture of the batch with its labels (Yun et al. 2019).
 
-    The label of a task that has places is that of the picture seen at each place (`Task.paste`); its weight is the mean of
-    both pictures' by area. A label of the whole picture cannot be cut: the row has both, the second as "<task>@pasted", and
-    they count by area, which is the loss on the mixture of the two, each believed by its own states; where one is missing
-    none counts. `Batch.extras` of a mixed label are the smaller ones of the two.
+    The label of a task that has places is that of the picture seen at each place (`Task.paste`); its weight is the mean
+    of both pictures' by area. A label of the whole picture cannot be cut: the row has both, the second as
+    "<task>@pasted", and they count by area, which is the loss on the mixture of the two, each believed by its own
+    states; where one is missing none counts. `Batch.extras` of a mixed label are the smaller ones of the two.
 
     Attributes:
       tasks: {name: object with `whole` and `paste`}.

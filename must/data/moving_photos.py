@@ -1,4 +1,5 @@
-"""Photos as unlabeled clips: a frame that wanders over each picture, so that a folder of photos can be a pool of videos."""
+"""Photos as unlabeled clips: a frame that wanders over each picture, so that a folder of photos can be a pool of
+videos."""
 
 import math
 

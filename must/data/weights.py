@@ -18,8 +18,8 @@ def read_weights(path: str | os.PathLike) -> dict[str, dict[str, float]]:
     """{task: {record id: weight}} from a csv with the columns id, task, weight, or a json {task: {id: weight}}.
 
     Raises:
-      UserError: another column, a weight that is not a number >= 0, an id that a task has twice; names file and line, of
-        a json task and id.
+      UserError: another column, a weight that is not a number >= 0, an id that a task has twice; names file and line,
+        of a json task and id.
     """
     path = Path(path)
     rows = _json_rows(path) if path.suffix == ".json" else _csv_rows(path)

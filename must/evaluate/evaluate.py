@@ -179,35 +179,18 @@ def bootstrap_interval(
 def constant_guess(task: Task, labels: Sequence[Label], *, candidates: int = 32) -> Label:
     """The prediction that a blind predictor would repeat for every image; what any trained model has to beat.
 
-    By the fields of the label: class probabilities, their mean, whose largest entry is the majority class; class-id
-    maps, the most frequent class everywhere; depth, the median; normals, the mean direction; boxes, none at all. For a
-    task with other fields it is the training label that scores best when it is repeated for all of them.
+    The task's own rule, or without one the training label that scores best when it is repeated for all of them.
 
     Args:
       task: whose labels these are.
       labels: training labels in network form, one per example (at least one).
-      candidates: how many labels are tried, evenly spread, for a task with other fields.
+      candidates: how many labels are tried, evenly spread, for a task without a rule.
 
     Returns:
       One label in network form, without B.
     """
-    first = labels[0]
-    fields = set(first) - set(task.optional)
-    if fields == {"probs"}:
-        return {"probs": np.mean([label["probs"] for label in labels], axis=0, dtype=np.float32)}
-    if fields == {"ids", "probs"}:
-        counts = sum(np.bincount(np.ravel(label["ids"][..., 0]), minlength=256) for label in labels)
-        return {"ids": np.full_like(first["ids"], np.argmax(counts[:255])), "probs": np.full_like(first["probs"], 255)}
-    if fields == {"depth"}:
-        valid = np.concatenate([label["depth"][label["depth"] > 0] for label in labels])
-        return {"depth": np.full_like(first["depth"], np.median(valid) if valid.size else 1)}
-    if fields == {"normals"}:
-        mean = sum(np.sum(label["normals"], (0, 1)) for label in labels)  # invalid ones are zeros and add nothing
-        unit = mean / max(float(np.linalg.norm(mean)), 1e-12)
-        return {"normals": np.broadcast_to(unit, first["normals"].shape).astype(np.float32)}
-    if {"boxes", "valid"} <= fields:
-        return {field: np.zeros_like(value) for field, value in first.items()}
-    return _best_of(task, labels, candidates)
+    guess = task.constant_guess(labels)
+    return _best_of(task, labels, candidates) if guess is None else guess
 
 
 def _best_of(task: Task, labels: Sequence[Label], candidates: int) -> Label:

@@ -155,7 +155,7 @@ def tasks_of(settings: SingleStudent, run: Run | None = None) -> dict[str, Task]
 
 
 def network(settings: Network, tasks: Tasks, changes: Mapping[str, Any] | None = None) -> Model:
-    """Backbone, neck and the tasks' heads; equal arguments give the same object, whose programs are compiled already."""
+    """Backbone, neck and the tasks' heads; equal arguments give the same object, so that its programs are reused."""
     return _network(changed(settings, changes or {}, "config.model"), tuple(tasks.items()))
 
 

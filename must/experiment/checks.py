@@ -8,13 +8,12 @@ from must.data.disjoint import check_disjoint
 from must.experiment import build
 from must.experiment.settings import Must, Run, SingleStudent, Student
 from must.experiment.training import mean_teacher
-from must.tasks.base import Task
-from must.tasks.classification import Classification
+from must.tasks.base import LabelsImages, Task
 
 
 def labels_images(task: Task) -> bool:
     """Whether a task predicts one class per image, with probabilities."""
-    return isinstance(task, Classification)
+    return isinstance(task, LabelsImages)
 
 
 def check_sets(settings: SingleStudent, images: Source, oracle_pool: list[Source] | None = None) -> None:
@@ -134,9 +133,12 @@ def _check_rounds(settings: Must) -> None:
         path, seen = "config.student" if name == "student" else f"config.arms.{name}", [name]
         while by:
             if by not in source or name == "student":
-                raise UserError(
-                    f"{path}.labels_from={by!r}: arms learn from 'student' or another arm, the student from the teachers"
+                who = (
+                    "the student learns from the teachers"
+                    if name == "student"
+                    else "arms learn from 'student' or an arm"
                 )
+                raise UserError(f"{path}.labels_from={by!r}: {who}")
             if by in seen:
                 raise UserError(f"{path}.labels_from: {' <- '.join([*seen, by])} goes in a circle")
             seen.append(by)

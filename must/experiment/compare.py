@@ -20,7 +20,7 @@ from must.experiment import build, jobs, measure, networks
 from must.experiment.external import external_teachers
 from must.experiment.jobs import Job
 from must.pseudo_label.teacher import in_frame
-from must.report.table import table
+from must.report.table import show, table
 from must.tasks.base import Task
 
 GUESS = Column("guess", {}, "constant guess", "the best constant prediction for every image")
@@ -284,7 +284,7 @@ def print_results(workdir: str) -> None:
     path = os.path.join(workdir, "results.txt")
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
-            print("\n" + file.read())
+            show("\n" + file.read())
     page = os.path.join(workdir, "report.html")
     if os.path.exists(page):
         print(f"report: {page}")

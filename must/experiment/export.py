@@ -10,9 +10,8 @@ from must.data.pipeline import Encoder
 from must.evaluate.evaluate import summarize
 from must.experiment import build, jobs, measure, networks
 from must.export.exported import Exported, load_exported
-from must.export.preprocessing import preprocessing
-from must.export.write import export_model
-from must.models.multi_clip import over_clips
+from must.export.write import export_model, preprocessing
+from must.models.multi_head import over_clips
 from must.tasks.base import Task
 from must.tasks.classification import Classification
 
@@ -74,7 +73,7 @@ def export_students(member, students: Mapping[str, str], *, directory: str, repo
 def measure_exported(
     exported: Exported, tasks: Mapping[str, Task], encoder: Encoder, splits: measure.Splits
 ) -> dict[str, measure.Rows]:
-    """Rows of an exported network, with the encoder and the code that measure a live one; K clips are averaged outside."""
+    """Rows of an exported network, by the code that measures a live one; K clips are averaged outside."""
     clips = getattr(encoder, "clips", 1)
     predict = exported.apply if clips == 1 else mean_over_clips(exported.apply, tasks)
     return measure.measure_predictions(exported.weights, predict, tasks, encoder, splits)
@@ -102,7 +101,7 @@ def mean_over_clips(predict: Callable, tasks: Mapping[str, Classification]) -> C
 
 
 def check_scores(where: str, task: Task, measured: Scores, expected: Scores, examples: int) -> None:
-    """UserError for scores that differ from the live network's by more than rounding, or `_TIES` examples of a share."""
+    """UserError for scores that differ from the live network's by more than rounding and `_TIES` examples."""
     for metric in task.metrics:
         a, b = measured[metric.name], expected[metric.name]
         ties = 100 * _TIES / examples if metric.unit == "%" else 0.0

@@ -1,7 +1,7 @@
-"""Running the jobs of a recipe: each is one directory's worth of work, done once, resumable, in the order of their needs.
+"""Running the jobs of a recipe: each is one directory's worth of work, done once, resumable, needs first.
 
 On a CPU two training processes with a core each do more work than one process on both, so jobs that do not need one
-another run side by side, and whoever runs alone has all cores. Elsewhere they run one after another in this process.
+another run side by side, and a job that runs alone has all cores. Elsewhere they run one after another here.
 """
 
 import ctypes

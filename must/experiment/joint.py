@@ -30,7 +30,7 @@ from must.experiment.settings import Experiment, Network, Run
 from must.experiment.training import Training, train
 from must.models import experts as joint_experts
 from must.models.experts import TEACHER, Expert, Experts, expert_variables, experts, from_experts
-from must.models.multi_clip import over_clips
+from must.models.multi_head import over_clips
 from must.objectives.joint import joint
 from must.objectives.supervised import supervised
 from must.tasks.base import Task

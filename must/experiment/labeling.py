@@ -20,10 +20,9 @@ from must.experiment import build, networks
 from must.experiment.external import external_teachers
 from must.experiment.settings import LabelPolicy, Must, SingleStudent
 from must.pseudo_label import policy as policies
-from must.pseudo_label.add import add_labels
 from must.pseudo_label.calibrate import gather
-from must.pseudo_label.policy_file import read_policies, save_policies
-from must.pseudo_label.write import label_images
+from must.pseudo_label.policy import read_policies, save_policies
+from must.pseudo_label.write import add_labels, label_images
 from must.readers.records import Records
 from must.tasks.base import Task
 from must.tasks.states import states

@@ -59,7 +59,7 @@ def measure_predictions(
 
 
 def measure_teacher(teacher: Teacher, tasks: Mapping[str, Task], encoder: Encoder, splits: Splits) -> dict[str, Rows]:
-    """`measure` of any teacher whose input has the encoder's size; it may run anywhere, its labels are compared here."""
+    """`measure` of any teacher whose input has the encoder's size, wherever it runs."""
     rows = {}
     for source, names in build.by_source(splits):
         mine = {name: tasks[name] for name in names}

@@ -20,8 +20,7 @@ from must.experiment.external import external_teachers
 from must.experiment.labeling import POOL
 from must.experiment.settings import Must, Run, SingleStudent
 from must.experiment.training import objective
-from must.pseudo_label.estimate import describe, estimate
-from must.pseudo_label.plan import make_plan
+from must.pseudo_label.plan import describe, estimate, make_plan
 from must.pseudo_label.teacher import from_model
 from must.tasks.base import Task
 from must.train import state as states

@@ -1,8 +1,9 @@
 """Sections of a configuration as frozen dataclasses: parsing, completing, changing.
 
 A section is a mapping of plain values. `parse` turns it into a dataclass and refuses whatever does not fit, with the
-full path of the key. `complete` does the reverse for a configuration file: it writes out every key with its default, so that
-the command line can set it. A key whose value is None is not set: its default, or the value that it changes, applies.
+full path of the key. `complete` does the reverse for a configuration file: it writes out every key with its default, so
+that the command line can set it. A key whose value is None is not set: its default, or the value that it changes,
+applies.
 """
 
 import dataclasses

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from must.data.augment import Photometric
-from must.data.rand_augment import RandAugment
+from must.data.augment import Photometric, RandAugment
 from must.experiment.sections import Part, by_task, changes, each_changes, part
-from must.models import fpn, r2plus1d, resnet, temporal_shift, video_transformer
+from must.models import fpn, resnet, temporal_shift
+from must.models import temporal_shift as r2plus1d
+from must.models import temporal_shift as video_transformer
 from must.objectives import aggregate, balance
 
 BACKBONES = {

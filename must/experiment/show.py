@@ -14,7 +14,7 @@ from must.experiment import labeling
 from must.experiment.jobs import Job
 from must.export.labels import export_labels
 from must.export.tfrecord import write_tfrecord
-from must.pseudo_label.policy_file import read_facts
+from must.pseudo_label.policy import read_facts
 from must.readers.records import Records
 from must.report.gallery import write_gallery
 from must.report.pictures import contact_sheet
@@ -108,7 +108,7 @@ def export_files(settings: Any, labels, *, directory: str, report) -> dict:
     """The job: all labels for other tools, COCO json, PNG and csv; and a TFRecord twin of the records."""
     shown, top, section = labels(settings), labeling.seed_directory(directory, "files"), settings.files
     records = _records(shown, top)
-    options = {"images": section.images, "least": section.min_score}
+    options = {"images": section.images, "min_score": section.min_score}
     options |= {"millimeters": section.millimeters, "palette": section.palette}
     tasks = {name: shown.tasks[name] for name in records.specs}
     at = os.path.join(directory, "labels")

@@ -21,7 +21,7 @@ from must.readers.records import Records
 
 
 def train_single(settings: Must, seed: int, task: str, section: str, *, directory: str, report) -> dict:
-    """The job of a teacher or a scratch baseline: one task on its annotated set, as a section of the settings trains."""
+    """The job of a teacher or a scratch baseline: one task on its annotated set, by a section of the settings."""
     source, run = build.split(settings, task, "train"), getattr(settings, section)
     return train_tasks(settings, seed, (task,), run, source, {task: Policy()}, directory=directory, report=report)
 
@@ -47,9 +47,9 @@ def train_supervised(settings: Must, seed: int, *, directory: str, report) -> di
 def train_student(settings: Must, seed: int, arm: str, *, directory: str, report) -> dict:
     """The job of the student or an arm: ground truth where an image has it, else a pseudo label.
 
-    With `repeat_labeled` above 1 the annotated images, few among many, appear that many times as often, and their ground
-    truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are used,
-    together about as often as the whole pool would be.
+    With `repeat_labeled` above 1 the annotated images, few among many, appear that many times as often, and their
+    ground truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are
+    used, together about as often as the whole pool would be.
     """
     run, names = build.student(settings, arm), list(settings.tasks)
     top = labeling.seed_directory(directory, labeling.student_job(arm))

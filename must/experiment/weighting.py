@@ -1,7 +1,7 @@
 """Weights of pseudo labels, and SLaM's corrections, from a validation set that the teacher has not seen.
 
-On the validation split the student has a loss on the truth and one on the teacher's label; both together give the weight
-of the pseudo labels nearby (`must.pseudo_label.weigh`), task by task, each in the loss that the run itself trains on.
+On the validation split the student has a loss on the truth and one on the teacher's label; together they give the
+weight of the pseudo labels nearby (`must.pseudo_label.weigh`), task by task, each in the loss that the run trains on.
 """
 
 import dataclasses

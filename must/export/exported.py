@@ -1,4 +1,5 @@
-"""An exported network: what its files are, and how they are read. Reading needs jax and safetensors, no flax, no recipe.
+"""An exported network: what its files are, and how they are read. Reading needs jax and safetensors, no flax, no
+recipe.
 
     weights.safetensors   the variables under flat names, "params/backbone/..."
     model.stablehlo       the program (weights, inputs) -> {task: label in network form}, serialized by `jax.export`
@@ -34,8 +35,8 @@ class Exported(NamedTuple):
     Attributes:
       about: what export.json says.
       weights: {flat name: array}.
-      apply: (weights, {view: uint8 [B, ...]}) -> {task: label in network form, leading axis B}; pure, traceable, compiled
-        once for every B.
+      apply: (weights, {view: uint8 [B, ...]}) -> {task: label in network form, leading axis B}; pure, traceable,
+        compiled once for every B.
     """
 
     about: dict[str, Any]

@@ -4,42 +4,26 @@
     examples.csv                   picture, id: one line per example, in order
     images/<file>.jpg|png|...      the pictures, with `images`
     <task>/about.json              kind, classes, what the numbers mean
-    <task>/coco.json               detection, `must.export.boxes`
-    <task>/classes.csv             classification, `must.export.classes`
-    <task>/maps.csv, <field>/...   segmentation, depth, normals, `must.export.maps`
+    <task>/coco.json               detection, `must.export.labels`
+    <task>/classes.csv             classification, `must.export.labels`
+    <task>/maps.csv, <field>/...   segmentation, depth, normals, `must.export.labels`
 
-<file> is the example's id, `must.readers.file_names`. `must.readers.label_files.LabelFiles` reads all of it back, our readers of
-users' files (`CocoJson`, `MaskPng`, `DepthPng`, `NormalsPng`, `ImageCsv`) any one task. What a label rounds was rounded
-when the record was written: boxes are float32, scores and probabilities float16, confidences codes of 1/255, depths 16-bit
-codes with scale and offset, normals codes of 1/127. The files keep these numbers; `millimeters` alone rounds again.
+<file> is the example's id, `must.readers.files`. `must.readers.label_files.LabelFiles` reads all of it back, our
+readers of users' files (`CocoJson`, `MaskPng`, `DepthPng`, `NormalsPng`, `ImageCsv`) any one task. What a label rounds
+was rounded when the record was written: boxes are float32, scores and probabilities float16, confidences codes of
+1/255, depths 16-bit codes with scale and offset, normals codes of 1/127. The files keep these numbers; `millimeters`
+alone rounds again.
 """
 
-import contextlib
 import csv
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from must.core import files
 from must.core.types import Source, UserError
-from must.export.boxes import write_coco
-from must.export.classes import write_classes
-from must.export.examples import picture_bytes, picture_file, write_about, write_new
-from must.export.maps import write_depth, write_masks, write_normals
 from must.readers.label_files import EXAMPLES, IMAGES
-from must.tasks.base import Task
-from must.tasks.classification import Classification
-from must.tasks.depth import Depth
-from must.tasks.detection import Detection
-from must.tasks.normals import Normals
-from must.tasks.segmentation import Segmentation
-
-_WRITERS: dict[type[Task], Callable[..., int]] = {
-    Detection: write_coco,
-    Segmentation: write_masks,
-    Depth: write_depth,
-    Normals: write_normals,
-    Classification: write_classes,
-}
+from must.tasks.base import Exports, Task
+from must.tasks.exchange import picture_bytes, picture_file, write_about, write_new
 
 
 def export_labels(
@@ -48,7 +32,7 @@ def export_labels(
     tasks: Mapping[str, Task],
     *,
     images: bool = False,
-    least: float = 0.0,
+    min_score: float = 0.0,
     millimeters: bool = False,
     palette: bool = False,
 ) -> dict[str, int]:
@@ -59,7 +43,7 @@ def export_labels(
       source: records or ground truth; an example without a label of a task is not in the task's files.
       tasks: {task: Task} whose labels are written.
       images: write the pictures too, byte for byte where the source has them encoded, as PNG elsewhere.
-      least: score from which boxes are written; 0 writes all.
+      min_score: score from which boxes are written; 0 writes all.
       millimeters: write depth in millimeters, see `write_depth`.
       palette: give masks colors, see `write_masks`.
 
@@ -74,19 +58,15 @@ def export_labels(
     if os.path.exists(directory) and not (os.path.isdir(directory) and not os.listdir(directory)):
         raise UserError(f"{directory}: holds files, which may have been edited; export into a new folder")
     for name, task in tasks.items():
-        if name == IMAGES or _kind(task) is None:
+        if name == IMAGES or not isinstance(task, Exports):
             raise UserError(f"task {name!r} ({type(task).__name__}): there are no files for its labels, leave it out")
-    options = {Detection: {"least": least}, Segmentation: {"palette": palette}, Depth: {"millimeters": millimeters}}
-    partial = directory + ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
-    try:
-        counts = {}
+    options = {"min_score": min_score, "palette": palette, "millimeters": millimeters}
+    counts = {}
+    with files.whole_directory(directory) as partial:
         for name, task in tasks.items():
-            kind = _kind(task)
-            counts[name] = _WRITERS[kind](os.path.join(partial, name), source, name, task, **options.get(kind, {}))
+            counts[name] = task.write_labels(os.path.join(partial, name), source, name, options)
         pictures = [picture_file(source, index) for index in range(len(source))]
-        with open(os.path.join(partial, EXAMPLES), "w", encoding="utf-8", newline="") as table:
+        with files.replacing(os.path.join(partial, EXAMPLES), newline="") as table:
             csv.writer(table).writerows([("picture", "id"), *zip(pictures, source.ids, strict=True)])
         if images:
             for index, file in enumerate(pictures):
@@ -99,14 +79,4 @@ def export_labels(
             "tasks": list(tasks),
         }
         write_about(partial, about)
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(directory)
-        os.replace(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts
-
-
-def _kind(task: Task) -> type[Task] | None:
-    """The class whose files this task's labels are written to."""
-    return next((kind for kind in _WRITERS if isinstance(task, kind)), None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from must.core.types import UserError
 from must.readers.records import COMMITTED, IDS, PROVENANCE, Records, file_hash, read_provenance, stored_records
-from must.readers.tfds_info import write_tfds_info
+from must.readers.tfds import write_tfds_info
 
 FILE_FORMAT = "tfrecord"
 
@@ -30,7 +30,8 @@ def write_tfrecord(records: str | os.PathLike, directory: str | os.PathLike) -> 
       The number of examples.
 
     Raises:
-      UserError: TensorFlow is not installed, the records are incomplete or damaged, or the directory holds something else.
+      UserError: TensorFlow is not installed, the records are incomplete or damaged, or the directory holds something
+        else.
     """
     records, directory = (os.path.abspath(os.fspath(path)) for path in (records, directory))
     facts = read_provenance(records)

@@ -17,6 +17,9 @@ import safetensors.numpy
 from jax import export
 
 from must.core.types import Array, Label, Model, PyTree, UserError
+from must.data.clips import ClipEncoder
+from must.data.geometry import FILL
+from must.data.pipeline import Encoder
 from must.export.exported import ABOUT, FORMAT, PROGRAM, VERSION, WEIGHTS, load_exported
 from must.tasks.base import Task
 
@@ -37,8 +40,8 @@ def export_model(
 ) -> dict[str, Any]:
     """Writes a network as weights, program and description, reads them again and compares with the network.
 
-    The directory appears whole, in the place of an earlier export, or not at all. The comparison is on random pictures, on
-    the CPU where this process has one, since other devices may round products of the same program in two ways.
+    The directory appears whole, in the place of an earlier export, or not at all. The comparison is on random pictures,
+    on the CPU where this process has one, since other devices may round products of the same program in two ways.
 
     Args:
       directory: of the files, made when missing.
@@ -46,7 +49,7 @@ def export_model(
       variables: of the model, all of which are exported.
       tasks: {task name: Task} that it answers.
       inputs: one row of it, {view: array [1, ...]}, of which shapes and types matter (`Encoder.blank_inputs`).
-      settings: JSON for export.json's "preprocessing": how inputs are made (`must.export.preprocessing`).
+      settings: JSON for export.json's "preprocessing": how inputs are made (`must.export.write`).
       view: which of the inputs the model is given; None hands it all, {view: inputs}.
       bound: largest difference that is accepted, of floats relative to the field's largest (at least to 1), of integers
         and booleans the share of entries that are not the same.
@@ -182,3 +185,26 @@ def _on_cpu():
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
         return contextlib.nullcontext()
+
+
+def preprocessing(encoder: Encoder | ClipEncoder) -> dict[str, Any]:
+    """How a test example becomes the inputs of a network, as JSON; of a `ClipEncoder` one clip."""
+    placed = (
+        f"scaled to fit, then padded right and below with {list(FILL)}" if encoder.keep_aspect else "stretched to fit"
+    )
+    found: dict[str, Any] = {
+        "size": list(encoder.size),
+        "keep_aspect": encoder.keep_aspect,
+        "pixels": f"RGB, 0 to 255, the whole picture {placed}; bilinear with antialiasing, as Pillow's BILINEAR",
+        "normalization": "inside the program",
+    }
+    if isinstance(encoder, ClipEncoder):
+        span = encoder.window.span
+        part = f"the middle {span} frames of the video, all of a shorter one" if span else "the whole video"
+        found["clips"] = {
+            "frames": dict(encoder.frames),
+            "window": {"span": span},
+            "sampling": f"T frames of {part}: with length L and first frame s of that part, frame i of the clip is "
+            "s + a + (b - a) // 2, where a = i * L // T and b = (i + 1) * L // T",
+        }
+    return found

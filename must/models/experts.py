@@ -1,10 +1,11 @@
-"""Joint experts (Bicsi et al. 2023): n networks, each the student of its own data set, and a teacher per set on all of them.
+"""Joint experts (Bicsi et al. 2023): n networks, each the student of its own data set, and a teacher per set on all of
+them.
 
     student_i(x) = V_i phi_i(x) + b_i        z(x) = [phi_1(x); ...; phi_n(x)]        teacher_i(x) = W_i z(x) + c_i
 
-phi_i is what `Features.pooled` of backbone i holds. One application of each backbone serves all students and all teachers.
-Experts may differ in backbone, in label space and in the input that they look at. The networks come as `Model`s, so that
-nothing here knows what they are made of. Variables are
+phi_i is what `Features.pooled` of backbone i holds. One application of each backbone serves all students and all
+teachers. Experts may differ in backbone, in label space and in the input that they look at. The networks come as
+`Model`s, so that nothing here knows what they are made of. Variables are
     params        {"experts": {name: parameters of the expert}, "teachers": {name: {"kernel", "bias"}}}
     other kinds   {name: those of the expert}
 and those of one expert are the variables of the network that was trained on its set alone, head included.
@@ -46,9 +47,10 @@ class Experts(NamedTuple):
       init: (key, {view: inputs}) -> variables; a teacher starts as its expert.
       features: (variables, {view: inputs}) -> {name: float32 [B, d]}, norms and everything else in inference mode.
       students: (params, features, drop=None) -> {name: logits [B, C]}.
-      teachers: (params, features, drop=None) -> {name: logits [B, C]}; `drop` = (key, rows [B]) drops inputs by draws of each row.
-      model: students and teachers in one `Model` of {view: inputs}, in inference mode: outputs {name: logits of the student,
-        "<name>-teacher": logits of the teacher}.
+      teachers: (params, features, drop=None) -> {name: logits [B, C]}; `drop` = (key, rows [B]) drops inputs by draws
+        of each row.
+      model: students and teachers in one `Model` of {view: inputs}, in inference mode: outputs {name: logits of the
+        student, "<name>-teacher": logits of the teacher}.
     """
 
     names: tuple[str, ...]
@@ -64,8 +66,9 @@ def experts(parts: Mapping[str, Expert], *, vectorize: bool = False) -> Experts:
 
     Args:
       parts: {name: Expert}.
-      vectorize: apply all backbones at once, under vmap; they have to be alike in all shapes and look at one view. A vmapped
-        convolution is a grouped one, which CPUs do an order of magnitude slower: the default runs them one by one.
+      vectorize: apply all backbones at once, under vmap; they have to be alike in all shapes and look at one view. A
+        vmapped convolution is a grouped one, which CPUs do an order of magnitude slower: the default runs them one by
+        one.
 
     Raises:
       ValueError: `vectorize` with experts of several views.

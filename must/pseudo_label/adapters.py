@@ -1,8 +1,8 @@
 """Networks of other frameworks as teachers: PyTorch modules and ONNX files. Neither framework is needed otherwise.
 
-The label pass resizes every image to the teacher's size and maps its labels back, so a network needs no images of its own
-size; `multiple` rounds that size up where a network has strides, and outputs that are coarser than the input are enlarged.
-`read` turns what the network returns into {task: what `Task.adopt` takes}, one form or another of
+The label pass resizes every image to the teacher's size and maps its labels back, so a network needs no images of its
+own size; `multiple` rounds that size up where a network has strides, and outputs that are coarser than the input are
+enlarged. `read` turns what the network returns into {task: what `Task.adopt` takes}, one form or another of
 
     classification   probabilities [B, C]
     segmentation     probabilities [B, h, w, C]; or the tuple (class ids [B, h, w], confidences [B, h, w] in 0..1)
@@ -43,8 +43,8 @@ An ONNX file, run by ONNX Runtime on the CPU, `pip install 'must[onnx]'`; its ou
     )
 
 Anything else is a function of uint8 images, `must.from_function`. All of them go into one `must.label_images`, which
-decodes every image once. The fingerprint of a teacher covers its weights, `mean` and `std`; it cannot see into `read`, so
-that another `read` wants another name.
+decodes every image once. The fingerprint of a teacher covers its weights, `mean` and `std`; it cannot see into `read`,
+so that another `read` wants another name.
 """
 
 import hashlib

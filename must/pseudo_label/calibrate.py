@@ -1,4 +1,5 @@
-"""From raw scores to probabilities of being right: what a teacher claims where the truth is known, and curves fitted to it.
+"""From raw scores to probabilities of being right: what a teacher claims where the truth is known, and curves fitted to
+it.
 
 Which probabilities are then believed is in `must.pseudo_label.policy`.
 """
@@ -26,7 +27,8 @@ class Judged(NamedTuple):
       ids: int [N], classes; 0 for a task without classes.
       items: float [C], true items of each class; scaled like the claims where these are a sample.
       classes: names, () for a task without classes.
-      examples: int [N], the example that a claim is of; those of one are no independent evidence. None: each of its own.
+      examples: int [N], the example that a claim is of; those of one are no independent evidence. None: each of its
+        own.
     """
 
     score: np.ndarray

@@ -1,9 +1,10 @@
 """What a teacher says, examined before anything is written; each check answers with the field and what is wrong.
 
-A field is judged by its name, which means the same in every task: "probs" are probabilities (a distribution where there is
+A field is judged by its name, which means the same in every task: "probs" are probabilities (a distribution where there
+  is
 one for each of the task's classes; 255ths where they are uint8), "scores" lie in 0..1, "ids" and "classes" are class
-ids, "boxes" are x0 y0 x1 y1 in pixels of the teacher's input, "known" stands for each class, and "valid" says which slots
-are filled. Empty slots may hold anything.
+ids, "boxes" are x0 y0 x1 y1 in pixels of the teacher's input, "known" stands for each class, and "valid" says which
+slots are filled. Empty slots may hold anything.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

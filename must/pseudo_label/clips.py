@@ -32,8 +32,8 @@ def write_clips(
 ) -> int:
     """Writes every clip of a source as one record, which `must.readers.records.Records` and TFDS read.
 
-    Frames that the source holds as RGB JPEG or PNG are copied byte for byte. A directory that is complete already is left
-    as it is; one that is not is begun anew.
+    Frames that the source holds as RGB JPEG or PNG are copied byte for byte. A directory that is complete already is
+    left as it is; one that is not is begun anew.
 
     Args:
       directory: of the dataset.

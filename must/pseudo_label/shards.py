@@ -13,7 +13,7 @@ from must.core.types import UserError
 from must.pseudo_label.infer import Row
 from must.pseudo_label.plan import Plan
 from must.readers.records import COMMITTED, file_hash, record_count
-from must.readers.tfds_info import write_tfds_info
+from must.readers.tfds import write_tfds_info
 
 
 class ShardFile:

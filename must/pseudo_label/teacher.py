@@ -33,8 +33,8 @@ def label_step(
       images: uint8 [B, H, W, 3].
       model: outputs {task: ...}.
       tasks: which of the outputs become labels.
-      mirror: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018); how far
-        the two agree is the score of a task whose network says none.
+      mirror: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018); how
+        far the two agree is the score of a task whose network says none.
       axis_name: unused, rows do not meet; the argument lets `parallelize` run it.
 
     Returns:
@@ -108,7 +108,8 @@ def from_function(
 
 
 def in_frame(teacher: Teacher, size: tuple[int, int], *, keep_aspect: bool = True) -> Teacher:
-    """The same teacher for pictures of another size: they are brought to its own, its labels back, as the records have them.
+    """The same teacher for pictures of another size: they are brought to its own, its labels back, as the records have
+    them.
 
     Args:
       teacher: with an input of any size.

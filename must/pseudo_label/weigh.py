@@ -147,7 +147,8 @@ def isotonic_accuracy(margins: np.ndarray, correct: np.ndarray, *, floor: float)
 def candidates(
     margins: np.ndarray, rank: np.ndarray, *, wanted: float, most: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """k(x) of SLaM: the fewest of the teacher's best classes, two at least, that hold the truth with a wanted probability.
+    """k(x) of SLaM: the fewest of the teacher's best classes, two at least, that hold the truth with a wanted
+    probability.
 
     With one class the student's prediction would stay as it is, whatever the teacher's accuracy.
 

@@ -10,9 +10,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from must.core.types import Source, Teacher, UserError
@@ -20,7 +21,17 @@ from must.pseudo_label.infer import Labeller
 from must.pseudo_label.plan import Plan, code_version, first_difference, identity, make_plan
 from must.pseudo_label.shards import ShardFile, lock, move, write_json, write_metadata, write_text
 from must.readers.record_format import features_of
-from must.readers.records import COMMITTED, IDS, PROVENANCE, file_hash, read_provenance
+from must.readers.records import (
+    COMMITTED,
+    IDS,
+    PROVENANCE,
+    Records,
+    addition_directory,
+    addition_names,
+    file_hash,
+    read_additions,
+    read_provenance,
+)
 
 _WORK, _CLAIM, _REJECTS = "unfinished", "identity.json", "rejects.jsonl"
 _POLL = 0.1  # seconds between looks at the shards that other workers hold
@@ -252,3 +263,69 @@ class _Job:
 
 def _lines(rejects: list[dict[str, str]]) -> str:
     return "".join(json.dumps(reject) + "\n" for reject in rejects)
+
+
+def add_labels(
+    directory: str | os.PathLike,
+    teachers: Sequence[Teacher],
+    *,
+    batch_size: int = 64,
+    shards: int = 16,
+    name: str | None = None,
+    images: Source | None = None,
+    keep_aspect: bool = True,
+    provenance: dict[str, Any] | None = None,
+    worker: tuple[int, int] = (0, 1),
+    max_rejects: float = 0.001,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Labels the images of finished records with further teachers; the new labels appear in `Records` when all are
+    there.
+
+    It is resumed, shared by workers and killed as `label_images` is; a call on a finished addition returns at once.
+
+    Args:
+      directory: of the records, complete.
+      teachers: of tasks that the records do not have.
+      name: of the addition; by default made of the names of its tasks.
+      images: where the pictures are, by id, when the records hold none.
+      batch_size, shards, keep_aspect, provenance, worker, max_rejects, progress: see `label_images`.
+
+    Returns:
+      Summary of the addition, which lies in "<directory>/added/<name>/1.0.0".
+
+    Raises:
+      UserError: a task that the records have already or that an unfinished addition is about; else as `label_images`.
+    """
+    directory = os.path.abspath(os.fspath(directory))
+    tasks = [task for teacher in teachers for task in teacher.tasks]
+    name = name or re.sub(r"\W", "_", "_".join(tasks)).lower()
+    for where, there in _labeled(directory, name):
+        if twice := set(tasks) & set(there):
+            raise UserError(f"{where}: labels {min(twice)!r} already")
+    split = read_provenance(directory)["split"]
+    source = Records(directory, split=split, tasks=(), images=images, verify=False)  # readers find damage themselves
+    return label_images(
+        addition_directory(directory, name),
+        name,
+        source,
+        teachers,
+        split=split,
+        shards=shards,
+        batch_size=batch_size,
+        copy_images=False,
+        keep_aspect=keep_aspect,
+        provenance=provenance,
+        worker=worker,
+        max_rejects=max_rejects,
+        progress=progress,
+    )
+
+
+def _labeled(directory: str, name: str) -> Iterator[tuple[str, Iterable[str]]]:
+    """(directory, tasks) of the records and of all their additions, complete or not, but the one called `name`."""
+    yield directory, read_provenance(directory)["tasks"]
+    for other in addition_names(directory):
+        path = addition_directory(directory, other)
+        if other != name and (there := read_claim(path) or read_additions(directory).get(other)):
+            yield path, there["tasks"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Example, Label, UserError
-from must.readers import labels as forms
+from must.readers import record_format as forms
 
 
 class Declared:
@@ -19,8 +19,8 @@ class Declared:
       name: of the source.
       count: number of examples.
       size: (height, width) of a typical picture, pixels.
-      labels: {task name: {"form": "classification", "detection", "segmentation" or "depth", "classes": how many, "names":
-        of the first ones, where a configuration speaks of them}}.
+      labels: {task name: {"form": "classification", "detection", "segmentation" or "depth", "classes": how many,
+        "names": of the first ones, where a configuration speaks of them}}.
       frames: of a typical video; 0: pictures.
 
     Raises:

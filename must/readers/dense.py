@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Label, UserError
-from must.readers import labels
+from must.readers import record_format as labels
 from must.readers.files import (
     FileSource,
     find_pictures,

@@ -11,9 +11,8 @@ import numpy as np
 from must.core.types import Example, Label, Source, UserError
 from must.data.combine import Routed, hash_of, labels_of
 from must.readers.coco import score_of
-from must.readers.file_names import id_of
-from must.readers.files import read_bytes, read_json
-from must.readers.labels import checked_boxes
+from must.readers.files import id_of, read_bytes, read_json
+from must.readers.record_format import checked_boxes
 
 MUST_ID, UNKNOWN = "must_id", "unknown_category_ids"  # what our json has beside COCO's keys
 
@@ -33,9 +32,10 @@ class Boxes(NamedTuple):
 class EditedCoco(Routed):
     """Records whose boxes are those of a COCO json, for `Overlay(records, [edited])`.
 
-    The examples are the images that the json lists: one that was deleted from it keeps what the records say, one without
-    annotations has no boxes. Boxes without a score are a person's and have score 1. An image is found by its "must_id", or
-    by its file name where a tool has dropped that; which classes are unknown in it ("unknown_category_ids") the
+    The examples are the images that the json lists: one that was deleted from it keeps what the records say, one
+      without
+    annotations has no boxes. Boxes without a score are a person's and have score 1. An image is found by its "must_id",
+    or by its file name where a tool has dropped that; which classes are unknown in it ("unknown_category_ids") the
     records say where the json does not.
 
     Args:
@@ -45,8 +45,8 @@ class EditedCoco(Routed):
       name: of the source; by default the records'.
 
     Raises:
-      UserError: no COCO json, an image that the records do not hold or one twice, a category outside the label space, a box
-        that is reversed or outside its image, a score outside 0..1; a picture of another size when it is read.
+      UserError: no COCO json, an image that the records do not hold or one twice, a category outside the label space, a
+        box that is reversed or outside its image, a score outside 0..1; a picture of another size when it is read.
     """
 
     def __init__(self, path: str | os.PathLike, records: Source, *, task: str = "detection", name: str = ""):

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -265,3 +266,41 @@ def picture_size(data: bytes, where: str) -> tuple[int, int]:
     except Exception as error:  # as in `open_picture`
         raise UserError(f"{where}: not a picture: {error}") from None
     return height, width
+
+
+_SAFE = " ()+=@"  # beside letters, digits and _.-~
+_EMPTY, _DOT = "%-", "%2E"
+_LONGEST = 200  # characters of one folder or file name, which may have 255 with its extension
+
+
+def file_of(id: str) -> str:
+    """The path of an example's files, relative and without extension."""
+    *folders, last = id.split("/")
+    return "/".join([*(_encoded(part, folder=True) for part in folders), _encoded(last, folder=False)])
+
+
+def id_of(file: str) -> str:
+    """Inverse of `file_of`."""
+    parts, held = [], ""
+    for part in file.split("/"):
+        if part.endswith("%"):
+            held += part[:-1]
+        else:
+            parts.append("" if part == _EMPTY else unquote(held + part))
+            held = ""
+    return "/".join(parts)
+
+
+def _encoded(part: str, *, folder: bool) -> str:
+    text = quote(part, safe=_SAFE)
+    if not text:
+        return _EMPTY
+    if text.startswith("."):
+        text = _DOT + text[1:]
+    stem, extension = os.path.splitext(text)
+    if folder and extension.lower() in PICTURES:
+        text = stem + _DOT + extension[1:]
+    if len(text) <= _LONGEST:
+        return text
+    text = text.replace(".", _DOT)
+    return "%/".join(text[at : at + _LONGEST] for at in range(0, len(text), _LONGEST))

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from must.core.types import Label, UserError
-from must.readers import labels
+from must.readers import record_format as labels
 from must.readers.files import (
     PICTURES,
     FileSource,
@@ -79,7 +79,8 @@ class ImageCsv(FileSource):
       table: file below root, comma-separated; the first two columns are read.
       images: folder below root that the pictures' paths are relative to; "{split}" is replaced, in `table` too.
       split: name of the split.
-      classes: names or a file of names (`read_classes`), which fix order and ids; by default those of the table, sorted.
+      classes: names or a file of names (`read_classes`), which fix order and ids; by default those of the table,
+        sorted.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from must.core.types import Example, Label, UserError
-from must.readers import labels
+from must.readers import record_format as labels
 from must.readers.files import (
     PICTURES,
     decode_picture,

@@ -10,7 +10,7 @@
     <task>/<field>/<file>.png      a map at its stored resolution: 8-bit gray, 16-bit gray (depth), RGB (normals)
     <task>/<field>-2/<file>.png    of a map with several values per pixel the second, and so on
 
-<file> is the id as `must.readers.file_names` writes it. A task's folder has what is labeled: an example without a label is
+<file> is the id as `must.readers.files` writes it. A task's folder has what is labeled: an example without a label is
 not in its table. An empty cell is a field that the label does not have, "none" an empty list.
 """
 
@@ -27,8 +27,7 @@ import numpy as np
 from must.core.types import Example, Label, Source, UserError
 from must.readers.dense import read_mask
 from must.readers.edited import read_boxes
-from must.readers.file_names import id_of
-from must.readers.files import decode_picture, fingerprint_of, open_picture, read_bytes, read_json
+from must.readers.files import decode_picture, fingerprint_of, id_of, open_picture, read_bytes, read_json
 
 ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, MAPS = (
     "about.json",
@@ -39,8 +38,8 @@ ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, MAPS = (
     "maps.csv",
 )
 _NONE = "none"  # in a cell: an empty list
-# What a label of each kind of dense task may hold: maps, and columns of the table.
-FIELDS = {
+# Fields of a kind, maps and columns, in folders whose about.json does not list them.
+_FIELDS = {
     "masks": (("ids", "probs"), ("unknown",)),
     "depth": (("depth", "scores"), ("scale", "offset")),
     "normals": (("normals", "scores"), ()),
@@ -49,7 +48,8 @@ _NUMBERS = {"scale": np.float32, "offset": np.float32}
 
 
 class LabelFiles:
-    """The examples of a folder that `must.export.labels.export_labels` wrote, some files of which may have been changed.
+    """The examples of a folder that `must.export.labels.export_labels` wrote, some files of which may have been
+    changed.
 
     Args:
       directory: of the files.
@@ -81,6 +81,8 @@ class LabelFiles:
         self._places = {id: i for i, id in enumerate(images.ids)} if images is not None else {}
         self.classes: dict[str, tuple[str, ...]] = {}
         self._tasks: dict[str, tuple[str, Mapping[str, Any]]] = {}  # {task: (kind, {id: what its table says})}
+        self._fields: dict[str, tuple[Sequence[str], Sequence[str]]] = {}  # {task: (maps, columns)}
+        self._stacked: dict[str, Sequence[str]] = {}  # {task: maps with an axis of their own behind height and width}
         for task in about["tasks"] if tasks is None else tasks:
             self._read_task(task)
 
@@ -131,26 +133,32 @@ class LabelFiles:
             table = {}
             for line, row in enumerate(read_table(path / CLASSES, ("file", "class", "score")), 2):
                 table[_id(row)] = _distribution(row, number, f"{path / CLASSES}: line {line}")
-        elif kind in FIELDS:
+        elif "maps" in about or kind in _FIELDS:
+            self._fields[task] = (about["maps"], about["columns"]) if "maps" in about else _FIELDS[kind]
+            self._stacked[task] = about.get("stacked", ("ids", "probs"))
             table = {_id(row): row for row in read_table(path / MAPS, ("file",))}
         else:
-            raise UserError(f"{path / ABOUT}: kind {kind!r} is none of coco, classes, {', '.join(FIELDS)}")
+            raise UserError(f"{path / ABOUT}: kind {kind!r} is none of coco, classes, {', '.join(_FIELDS)}")
         self._tasks[task] = (kind, table)
 
     def _label(self, task: str, kind: str, said: Mapping[str, Any]) -> Label:
         """The label of one example, from what the table says of it."""
-        if kind not in FIELDS:
+        if task not in self._fields:
             return dict(said)
-        maps, columns = FIELDS[kind]
+        maps, columns = self._fields[task]
         label = {}
         for field in maps:
-            found = _read_map(self._root / task, field, said["file"])
+            found = _read_map(self._root / task, field, said["file"], field in self._stacked[task])
             if found is not None:
                 label[field] = found
         for field in columns:
             if text := said.get(field, ""):
                 where = f"{self._root / task / MAPS}: {said['file']}: {field}"
-                label[field] = _numbers(text, where) if field == "unknown" else _number(text, _NUMBERS[field], where)
+                label[field] = (
+                    _numbers(text, where)
+                    if field == "unknown"
+                    else _number(text, _NUMBERS.get(field, np.float32), where)
+                )
         if maps[0] not in label:
             raise UserError(f"{self._root / task / maps[0] / said['file']}: missing, {MAPS} lists it")
         return label
@@ -194,7 +202,7 @@ def _id(row: Mapping[str, str]) -> str:
     return id_of(os.path.splitext(row["file"])[0])
 
 
-def _read_map(folder: Path, field: str, file: str) -> np.ndarray | None:
+def _read_map(folder: Path, field: str, file: str, stacked: bool) -> np.ndarray | None:
     """A map as the record has it, None when there is no such file."""
     if not (folder / field / file).is_file():
         return None
@@ -206,7 +214,7 @@ def _read_map(folder: Path, field: str, file: str) -> np.ndarray | None:
     if field == "normals":
         stored = decode_picture(read_bytes(folder / field / file), str(folder / field / file))
         return np.round((stored.astype(np.float32) / 255 * 2 - 1) * 127).astype(np.int8)
-    if field == "scores":
+    if not stacked:
         return read_mask(folder / field / file)
     planes = []
     while (path := folder / folder_of(field, len(planes)) / file).is_file():

@@ -1,8 +1,8 @@
 """Maps of labels as PNG that every reader opens: 8 bits a channel, lossless, deflated in the way that suits them.
 
-Predicted maps are smooth with a little noise. As differences to what PNG's Paeth filter predicts from the neighbors they
-are noise around 0, and maps of ids are runs of zeros: a Huffman code with run lengths makes less of both than deflate's
-search for repetitions does, and sooner. Types that PNG does not have become uint8:
+Predicted maps are smooth with a little noise. As differences to what PNG's Paeth filter predicts from the neighbors
+they are noise around 0, and maps of ids are runs of zeros: a Huffman code with run lengths makes less of both than
+deflate's search for repetitions does, and sooner. Types that PNG does not have become uint8:
 
     int8              value + 128
     uint16 [H, W]     uint8 [2 H, W]: the high bytes, below them the low bytes

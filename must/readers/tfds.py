@@ -6,6 +6,7 @@ Nothing is downloaded or prepared here; how to do that once, the error messages 
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Example, Label, UserError
-from must.readers import labels as forms
+from must.readers import record_format as forms
 from must.readers.files import decode_picture, open_picture, picture_size, read_classes
 from must.readers.frames import FrameVideo
 
@@ -26,8 +27,8 @@ class Tfds:
 
     A ClassLabel gives classification; a Sequence with a BBoxFeature and a ClassLabel gives detection (`is_crowd` and
     `is_difficult` boxes become crowd); an Image with one uint8 channel gives segmentation; any other Image with one
-    channel and a Tensor [H, W] or [H, W, 1] give depth. A Video or a Sequence of Images in the place of the picture gives
-    videos, whose frames are decoded when asked for. Ids are "<name>/<position>".
+    channel and a Tensor [H, W] or [H, W, 1] give depth. A Video or a Sequence of Images in the place of the picture
+    gives videos, whose frames are decoded when asked for. Ids are "<name>/<position>".
 
     Args:
       dataset: "name", "name/config", "name/config:version", or a folder that holds dataset_info.json.
@@ -42,8 +43,8 @@ class Tfds:
       name: of the source; by default the data set's with the split behind it.
 
     Raises:
-      UserError: not prepared, not as ArrayRecord, no such split or feature, a feature that is no label; when it is read: a
-        broken record, a video without frames.
+      UserError: not prepared, not as ArrayRecord, no such split or feature, a feature that is no label; when it is
+        read: a broken record, a video without frames.
     """
 
     def __init__(
@@ -261,7 +262,8 @@ def _reader(feature: Any, given: Any, ignore: int | None, unit: str | float, whe
 def _open(dataset: str, data_dir: str | None) -> tuple[Any, frozenset[str]]:
     """A builder from files alone, without the data set's own code, and its features that are videos.
 
-    The builder gives the frames of a video as they are stored: TFDS can skip the decoding of a picture, not of a sequence
+    The builder gives the frames of a video as they are stored: TFDS can skip the decoding of a picture, not of a
+      sequence
     of them, and it needs TensorFlow for as much as naming a Video.
     """
     from tensorflow_datasets.core import dataset_info, read_only_builder
@@ -298,3 +300,47 @@ def _store_frames(content: dict[str, Any]) -> frozenset[str]:
         stored = {"feature": picture, "length": "-1"}
         features[name] = {"pythonClassName": f"{_FEATURES}.sequence_feature.Sequence", "sequence": stored}
     return frozenset(videos)
+
+
+def write_tfds_info(
+    folder: str,
+    directory: str,
+    name: str,
+    split: str,
+    features: Any,
+    shards: Sequence[Mapping[str, Any]],
+    *,
+    file_format: str = "array_record",
+) -> None:
+    """Writes both files.
+
+    Args:
+      folder: that they are written into.
+      directory: of the dataset; its last part is the version where it is one, else that is 1.0.0.
+      name: of the dataset.
+      split: the only one.
+      features: tfds.features.FeaturesDict.
+      shards: [{"count", "bytes"}] in order.
+      file_format: of the shards, "array_record" or "tfrecord", which is part of their names too.
+    """
+    import tensorflow_datasets as tfds
+
+    version = os.path.basename(directory)
+    if not tfds.core.Version.is_valid(version):
+        version = "1.0.0"
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=name, split=split, filetype_suffix=file_format
+    )
+    split_info = tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[shard["count"] for shard in shards],
+        num_bytes=sum(shard["bytes"] for shard in shards),
+        filename_template=template,
+    )
+    dataset = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version(version), data_dir=folder, module_name=""
+    )
+    info = tfds.core.DatasetInfo(builder=dataset, features=features)
+    info.set_file_format(file_format)
+    info.set_splits(tfds.core.splits.SplitDict([split_info]))
+    info.write_to_directory(folder)

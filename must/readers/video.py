@@ -1,4 +1,5 @@
-"""Videos in container files (mp4, webm, avi, ...), whose frames are decoded when asked for; needs PyAV, extra `[video]`."""
+"""Videos in container files (mp4, webm, avi, ...), whose frames are decoded when asked for; needs PyAV, extra
+`[video]`."""
 
 import os
 import re

@@ -2,7 +2,8 @@
 
 Every set has an expert, trained alone until its validation score stops rising. The experts are the first students of
 the joint stage, in which a teacher per set reads the features of all of them. Arms are further joint stages from the
-same experts with other settings and as many steps: without distillation, with shuffled predictions, with frozen backbones.
+same experts with other settings and as many steps: without distillation, with shuffled predictions, with frozen
+backbones.
 """
 
 import functools

@@ -125,6 +125,9 @@ def estimates(
       width: points; by default from the number of panels.
     """
 
+    left = 40 + 5.2 * max(map(len, labels), default=0)
+    panel = float(np.clip((_PAGE - left) / max(1, len(panels)), 95, 175))
+
     def draw(figure: Any) -> None:
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (title, dots) in zip(grid, panels, strict=True):
@@ -132,28 +135,25 @@ def estimates(
             for row, dot in enumerate(dots):
                 if dot is None or dot.value is None:
                     continue
-                color = colors[row] if colors else COLORS[1]
-                if zero and not colors:
-                    low, high = dot.interval or (dot.value, dot.value)
-                    color = COLORS[1] if low > 0 else COLORS[5] if high < 0 else COLORS[0]
+                low, high = dot.interval or (0.0, 0.0)
+                color = COLORS[1] if low > 0 or not zero else COLORS[5] if high < 0 else COLORS[0]
+                color = colors[row] if colors else color
                 if dot.interval:
                     axes.plot(dot.interval, [row, row], color=color, linewidth=1.6, solid_capstyle="round")
                 runs = [run for run in dot.runs if run is not None]
                 if len(runs) > 1:
                     axes.plot(runs, [row - 0.25] * len(runs), "|", color=_SOFT, markersize=4, markeredgewidth=0.8)
-                axes.plot([dot.value], [row], "o", color=color, markersize=5.5)
+                axes.plot([round(dot.value, 12)], [row], "o", color=color, markersize=5.5)
             if zero:
                 axes.axvline(0, color=_SOFT, linewidth=1)
             axes.set_yticks(range(len(labels)), labels, color=_INK)
             axes.set_ylim(len(labels) - 0.5, -0.7)
             axes.grid(axis="y", visible=False)
-            axes.locator_params(axis="x", nbins=4)
+            axes.locator_params(axis="x", nbins=4 if panel > 130 else 2)
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
 
-    longest = max(map(len, labels), default=0)
-    panel = np.clip((_PAGE - 40 - 5.2 * longest) / max(1, len(panels)), 95, 175)
-    return render(width or 40 + 5.2 * longest + panel * len(panels), 58 + 19 * len(labels), draw, words)
+    return render(width or left + panel * len(panels), 58 + 19 * len(labels), draw, words)
 
 
 def lines(

@@ -16,11 +16,11 @@ function fillControls() {
   const classes = (task?.classes ?? []).map((name, id) => [name, task.images[2 * id], task.images[2 * id + 1]]);
   classes.sort((a, b) => b[1] + b[2] - a[1] - a[2]);
   options("class", [["", task ? "all" : "choose a task"],
-    ...classes.map(([name, taken, ignored]) => [name, `${name} (${number(taken)} taken, ${number(ignored)} ignored)`])]);
-  options("state", [["", "any"], ["taken", "something taken as true"], ["ignored", "something ignored"],
-    ["nothing", "nothing taken as true"], ["none", "without a label"], ...(G.lost.size ? [["lost", "unreadable"]] : [])]);
-  options("order", [["doubt", "most uncertain first"], ...(G.error ? [["worst", "worst first"]] : []),
-    ["record", "as in the records"]]);
+    ...classes.map(([name, positive, ignored]) => [name, `${name} (${number(positive)} positive, ${number(ignored)} ignored)`])]);
+  options("state", [["", "any"], ["positive", "a positive label"], ["ignored", "an ignored label"],
+    ["nothing", "no positive label"], ["none", "not labeled"], ...(G.lost.size ? [["lost", "unreadable"]] : [])]);
+  options("order", [["uncertainty", "most uncertain first"], ...(G.error ? [["worst", "worst first"]] : []),
+    ["record", "order of the records"]]);
   options("view", [["all", "all tasks"], ["photo", "photo"], ...G.tasks.map((t) => ["task " + t.name, t.name])]);
   if (document.activeElement !== form.q) form.q.value = state.q;
 }
@@ -35,13 +35,13 @@ function summary() {
       piece.style.width = 100 * part + "%";
       return piece;
     }));
-    const labelled = task.doubt.reduce((sum, value) => sum + (value >= 0), 0);
+    const labeled = task.uncertainty.reduce((sum, value) => sum + (value >= 0), 0);
     return make("tr", {}, make("th", { scope: "row" }, task.name), make("td", {}, stack),
-      ...task.shares.map((part) => make("td", {}, percent(part))), make("td", {}, number(labelled)));
+      ...task.shares.map((part) => make("td", {}, percent(part))), make("td", {}, number(labeled)));
   });
   const heads = ["task", "", ...MEANINGS, "images"].map((head) => make("th", { scope: "col" }, head));
-  const note = make("p", { class: "soft" }, "Means over images of the shares of what a label says: classes, boxes or " +
-    "pixels. The uncertainty of an image is the share that is ignored, mean over its tasks.");
+  const note = make("p", { class: "soft" }, "Shares of predicted classes, boxes or pixels, mean over images. " +
+    "The uncertainty of an image is the ignored share, mean over its tasks.");
   $("#summary div").append(make("table", {}, make("tr", {}, ...heads), ...rows), note);
 }
 
@@ -80,11 +80,11 @@ function tile(image, view, what) {
 function words(task, image) {
   const node = make("span", { class: "words" }), names = [[], []];
   if (!task.classes.length) {
-    node.append(task.doubt[image] < 0 ? "no label" : `${percent(task.doubt[image] / 255)} uncertain`);
+    node.append(task.uncertainty[image] < 0 ? "no label" : `${percent(task.uncertainty[image] / 255)} uncertain`);
     return node;
   }
-  for (const key of saidOf(task, image)) names[key & 1].push(className(task, key >> 1));
-  if (task.doubt[image] < 0) node.append("no label");
+  for (const key of predictedOf(task, image)) names[key & 1].push(className(task, key >> 1));
+  if (task.uncertainty[image] < 0) node.append("no label");
   else if (!names[0].length && !names[1].length) node.append("nothing");
   if (names[0].length) node.append(names[0].join(", "));
   if (names[1].length) {
@@ -96,19 +96,19 @@ function words(task, image) {
 }
 
 function textTile(task, image) {
-  const keys = saidOf(task, image).sort((a, b) => (a & 1) - (b & 1));
+  const keys = predictedOf(task, image).sort((a, b) => (a & 1) - (b & 1));
   const lines = keys.slice(0, 5).map((key) =>
     make("span", { class: KINDS[key & 1] }, make("i", { class: "dot" }), className(task, key >> 1)));
   if (keys.length > 5) lines.push(make("span", { class: "ign" }, `and ${keys.length - 5} more`));
-  if (!lines.length) lines.push(make("span", { class: "ign" }, "nothing taken as true"));
+  if (!lines.length) lines.push(make("span", { class: "ign" }, "no positive label"));
   const node = make("span", { class: "tile text" }, ...lines);
-  node.title = keys.map((key) => `${className(task, key >> 1)}: ${key & 1 ? "ignored" : "taken as true"}`).join("\n");
+  node.title = keys.map((key) => `${className(task, key >> 1)}: ${key & 1 ? "ignored" : "positive"}`).join("\n");
   return node;
 }
 
 function figuresOf(image) {
-  const task = taskNow(), doubt = task?.doubt[image] >= 0 ? task.doubt[image] / 255 : G.doubt[image] / 65535;
-  const parts = [`uncertain ${percent(doubt)}`];
+  const task = taskNow(), uncertain = task?.uncertainty[image] >= 0 ? task.uncertainty[image] / 255 : G.uncertainty[image] / 65535;
+  const parts = [`uncertain ${percent(uncertain)}`];
   if (task?.metric && task.scores[image] !== null) parts.unshift(`${task.metric.name} ${scoreText(task, image)}`);
   else if (G.error) parts.unshift(`worse than ${Math.round(G.error[image] / 10)} % of the images`);
   return parts.join(" · ");
@@ -130,11 +130,11 @@ function card(image) {
     if (state.view !== "all" && task.name !== alone) return;
     const drawn = G.sheets[chunk] >> (t + 1) & 1, cell = make("span", { class: "cell" });
     const none = make("span", { class: "tile lost text" }, make("span", { class: "ign" }, "no label"));
-    if (task.doubt[image] < 0) cell.append(none);
+    if (task.uncertainty[image] < 0) cell.append(none);
     else if (drawn || alone !== null) cell.append(tile(image, t + 1, `${task.name} of ${G.ids[image]}`));
     else cell.append(textTile(task, image));
     if (alone === null) cell.append(make("b", {}, task.name));
-    if (task.doubt[image] >= 0 && (drawn || alone !== null)) cell.append(words(task, image));
+    if (task.uncertainty[image] >= 0 && (drawn || alone !== null)) cell.append(words(task, image));
     node.append(cell);
   });
   return node;
@@ -152,7 +152,7 @@ function render() {
   waiting = new Map();
   list.className = state.view === "all" ? "rows" : "single";
   list.replaceChildren(...shown.slice((page - 1) * G.perPage, page * G.perPage).map(card));
-  if (!shown.length) list.append(make("p", { class: "empty" }, "No image is like that."));
+  if (!shown.length) list.append(make("p", { class: "empty" }, "No image matches."));
   field.max = pages;
   field.value = page;
   $("#pages").textContent = `of ${number(pages)}`;

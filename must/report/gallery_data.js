@@ -1,10 +1,10 @@
 "use strict";
-// The gallery in the browser, first part: the columns of numbers, the state in the address after "#", which images it asks
-// for in which order. All text from records goes through textContent.
+// The gallery in the browser, first part: the columns of numbers, the state in the address after "#", which images
+// are selected in which order. All text from records goes through textContent.
 
-const WORDS = ["taken", "ignored", "absent"], KINDS = ["pos", "ign", "neg"];
-const MEANINGS = ["taken as true", "ignored", "taken as absent"];
-const DEFAULTS = { task: "", class: "", state: "", order: "doubt", view: "all", q: "", page: "1", open: "" };
+const WORDS = ["positive", "ignored", "negative"], KINDS = ["pos", "ign", "neg"];
+const MEANINGS = ["positive", "ignored", "negative"];
+const DEFAULTS = { task: "", class: "", state: "", order: "uncertainty", view: "all", q: "", page: "1", open: "" };
 const $ = (query, root = document) => root.querySelector(query);
 let G, state, shown = [], position = new Map(), place, offsets, waiting = new Map(), chunks = new Map();
 
@@ -37,29 +37,29 @@ function prepare() {
   }
   while (same < first.length && first[same] === last[same]) same++;
   G.prefix = first.lastIndexOf("/", same - 1) + 1; // letters that all ids begin with, up to a slash
-  // Pictures lie in the order of falling doubt; the place of an image there says which file holds it.
-  const order = Array.from({ length: count }, (_, i) => i).sort((a, b) => G.doubt[b] - G.doubt[a] || a - b);
+  // Pictures lie in the order of falling uncertainty; the place of an image there says which file holds it.
+  const order = Array.from({ length: count }, (_, i) => i).sort((a, b) => G.uncertainty[b] - G.uncertainty[a] || a - b);
   place = new Int32Array(count);
   order.forEach((image, at) => { place[image] = at; });
   for (const task of G.tasks) {
     task.offsets = new Int32Array(count + 1);
     for (let i = 0; i < count; i++) task.offsets[i + 1] = task.offsets[i] + task.counts[i];
     const size = task.classes.length || 1, images = new Int32Array(2 * size);
-    for (const key of task.said) images[key]++;
+    for (const key of task.predicted) images[key]++;
     task.images = images;
   }
 }
 const className = (task, id) => task.classes.length ? task.classes[id] ?? `class ${id}` : "";
-const saidOf = (task, image) => task.said.slice(task.offsets[image], task.offsets[image + 1]);
+const predictedOf = (task, image) => task.predicted.slice(task.offsets[image], task.offsets[image + 1]);
 const taskNow = () => G.tasks.find((task) => task.name === state.task);
 
 // ---- the address ----
 
 function readHash() {
-  const given = new URLSearchParams(location.hash.slice(1));
-  state = Object.fromEntries(Object.keys(DEFAULTS).map((key) => [key, given.get(key) ?? DEFAULTS[key]]));
+  const parameters = new URLSearchParams(location.hash.slice(1));
+  state = Object.fromEntries(Object.keys(DEFAULTS).map((key) => [key, parameters.get(key) ?? DEFAULTS[key]]));
   if (!taskNow()) state.task = state.class = "";
-  if (!["doubt", "record", ...(G.error ? ["worst"] : [])].includes(state.order)) state.order = "doubt";
+  if (!["uncertainty", "record", ...(G.error ? ["worst"] : [])].includes(state.order)) state.order = "uncertainty";
   if (!["all", "photo", ...G.tasks.map((task) => "task " + task.name)].includes(state.view)) state.view = "all";
 }
 
@@ -72,27 +72,27 @@ function writeHash() {
 // ---- which images, in which order ----
 
 function select() {
-  const task = taskNow(), wanted = task ? task.classes.indexOf(state.class) : -1, sought = state.q.toLowerCase();
+  const task = taskNow(), chosen = task ? task.classes.indexOf(state.class) : -1, sought = state.q.toLowerCase();
   const tasks = task ? [task] : G.tasks;
   const matches = (image) => {
     if (sought && !G.ids[image].toLowerCase().includes(sought)) return false;
     if (state.state === "lost") return G.lost.has(image);
-    if (state.state === "none") return tasks.some((t) => t.doubt[image] < 0);
+    if (state.state === "none") return tasks.some((t) => t.uncertainty[image] < 0);
     const has = (bit) => tasks.some((t) => {
       for (let at = t.offsets[image]; at < t.offsets[image + 1]; at++) {
-        const key = t.said[at];
-        if ((wanted < 0 || key >> 1 === wanted) && (bit < 0 || (key & 1) === bit)) return true;
+        const key = t.predicted[at];
+        if ((chosen < 0 || key >> 1 === chosen) && (bit < 0 || (key & 1) === bit)) return true;
       }
       return false;
     });
-    if (state.state === "nothing") return tasks.some((t) => t.doubt[image] >= 0) && !has(0);
-    if (state.state) return has(state.state === "taken" ? 0 : 1);
-    return wanted < 0 || has(-1);
+    if (state.state === "nothing") return tasks.some((t) => t.uncertainty[image] >= 0) && !has(0);
+    if (state.state) return has(state.state === "positive" ? 0 : 1);
+    return chosen < 0 || has(-1);
   };
   shown = [];
   for (let image = 0; image < G.ids.length; image++) if (matches(image)) shown.push(image);
-  if (state.order === "doubt") {
-    shown.sort((a, b) => (task ? task.doubt[b] - task.doubt[a] : 0) || G.doubt[b] - G.doubt[a] || a - b);
+  if (state.order === "uncertainty") {
+    shown.sort((a, b) => (task ? task.uncertainty[b] - task.uncertainty[a] : 0) || G.uncertainty[b] - G.uncertainty[a] || a - b);
   } else if (state.order === "worst") {
     const sign = task?.metric ? (task.metric.higher ? 1 : -1) : 0, last = Infinity;
     const bad = (image) => (sign ? (task.scores[image] === null ? last : sign * task.scores[image]) : -G.error[image]);

@@ -1,4 +1,4 @@
-// The gallery in the browser: one image large, with all that is said of it.
+// The gallery in the browser: one image large, with all of its labels.
 
 function load(number_) {
   if (!chunks.has(number_)) {
@@ -39,8 +39,8 @@ async function open(id) {
   const names = ["", ...G.tasks.map((task) => task.name)];
   const pieces = names.map((name, view) => figure(record, sheet, captions, name, view, image));
   const wide = $("#figures").clientWidth - 32, [width, height] = record.size;
-  const wanted = record.captions.length > 1 ? 230 : Math.max(170, Math.min(420, 0.4 * innerHeight * width / height));
-  const rows = Math.ceil(pieces.length / Math.ceil(wide / wanted)); // filled evenly
+  const least = record.captions.length > 1 ? 230 : Math.max(170, Math.min(420, 0.4 * innerHeight * width / height));
+  const rows = Math.ceil(pieces.length / Math.ceil(wide / least)); // filled evenly
   $("#figures").style.gridTemplateColumns = `repeat(${Math.ceil(pieces.length / rows)}, minmax(0, 1fr))`;
   $("#figures").replaceChildren(...pieces);
   dialog.scrollTop = 0;
@@ -70,7 +70,7 @@ function figure(record, sheet, captions, name, view, image) {
     const true_ = canvas(record, sheet, captions, 1, view, `true ${name} of ${G.ids[image]}`);
     node.append(make("p", { class: "truth" }, "truth" + score), true_);
   }
-  if (name && record.rows[view - 1]) node.append(said(task, record.rows[view - 1]));
+  if (name && record.rows[view - 1]) node.append(predictions(task, record.rows[view - 1]));
   return node;
 }
 
@@ -78,17 +78,17 @@ function canvas(record, sheet, captions, row, view, what) {
   const [width, height] = record.size, below = captions ? record.captions[row][view] : 0;
   const node = make("canvas", { width, height: height + below, role: "img", "aria-label": what });
   const pen = node.getContext("2d");
-  const plain = record.plain[row][view]; // then the photo, which is there once
+  const plain = record.plain[row][view]; // then the photo, which is stored once
   pen.drawImage(sheet, plain ? 0 : view * width, plain ? 0 : row * height, width, height, 0, 0, width, height);
   const top = record.top + (row ? Math.max(...record.captions[0]) : 0);
   if (below) pen.drawImage(captions, view * width, top, width, below, 0, height, width, below);
   return node;
 }
 
-function said(task, rows) {
+function predictions(task, rows) {
   const pixels = rows.length && !Array.isArray(rows[0][2]);
   const head = pixels ? [make("li", { class: "head" }, "share of the pixels · mean score")] : [];
-  return make("ul", { class: "said" }, ...head, ...rows.map(([id, kind, what, more]) => {
+  return make("ul", { class: "predictions" }, ...head, ...rows.map(([id, kind, what, more]) => {
     let how;
     if (Array.isArray(what)) {
       how = what.map((score) => (score / 1000).toFixed(2)).join(" ");

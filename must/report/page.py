@@ -434,7 +434,10 @@ def confusion_section(rates: Mapping[str, Mapping[str, np.ndarray]], classes: Ma
       rates: {set: {head: [classes of the set, classes of the head]}}; rows sum to 1.
       classes: {set: names of its classes}.
     """
-    fits = lambda name, head, rate: np.shape(rate) == (len(classes[name]), len(classes[head]))  # noqa: E731
+
+    def fits(name: str, head: str, rate: np.ndarray) -> bool:
+        return np.shape(rate) == (len(classes[name]), len(classes[head]))
+
     able = {name: {h: np.asarray(r) for h, r in by.items() if fits(name, h, r)} for name, by in rates.items()}
     html = charts.matrices(able, {name: classes[name] for name in able}, classes, "predictions by class")
     text = (

@@ -1,6 +1,6 @@
-"""Pictures as pages hold them: contact sheets of uint8 arrays, videos as strips and animations, images inside of text.
+"""Pictures for pages: contact sheets of uint8 arrays, strips and animations of videos, images as text.
 
-What is drawn on a picture is the tasks' business (`Task.draw`).
+Tasks draw labels on pictures (`Task.draw`).
 """
 
 import base64
@@ -25,15 +25,15 @@ def contact_sheet(
 
     Args:
       rows: uint8 [H, W, 3] of any sizes, as many in every row as there are columns.
-      columns: captions; one that is wider than its column is broken at its hyphens and signs.
-      cell: (least, greatest) width of a column in pixels; within it the widest picture decides. Others are brought to
-        that width: enlarged by repeated pixels, reduced by averaging.
+      columns: captions; one that is wider than its column is broken at hyphens and plus signs.
+      cell: (smallest, largest) width of a column in pixels; within this range it is that of the widest picture. Others
+        are scaled to that width: enlarged by repeating pixels, reduced by averaging.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      ValueError: a row with another number of pictures than columns.
+      ValueError: a row whose number of pictures is not that of the columns.
     """
     for row in rows:
         if len(row) != len(columns):
@@ -81,8 +81,8 @@ def strip(video: np.ndarray, *, most: int = 6, largest: int = 112) -> np.ndarray
 
     Args:
       video: RGB.
-      most: of the frames, evenly spaced with the first and the last.
-      largest: side of a frame in pixels; a larger one is reduced.
+      most: frames, evenly spaced, first and last included.
+      largest: side of a frame in pixels; larger frames are reduced.
     """
     frames = [np.asarray(frame) for frame in _frames(video, most, largest)]
     gap = np.broadcast_to(np.uint8(_PAPER), (frames[0].shape[0], max(1, frames[0].shape[1] // 32), 3))
@@ -90,16 +90,16 @@ def strip(video: np.ndarray, *, most: int = 6, largest: int = 112) -> np.ndarray
 
 
 def animation_uri(video: np.ndarray, fps: float, *, most: int = 32, largest: int = 160, quality: int = 78) -> str:
-    """A video as text for an `src`, played for ever: uint8 [T, H, W, 3] -> "data:image/webp...".
+    """A video as text for an `src`, in a loop: uint8 [T, H, W, 3] -> "data:image/webp...".
 
-    Animated WebP is a ninth of a PNG and a fifth of a GIF of the same clip (16 frames of 112 pixels: 36, 360, 175 kB) and
-    moves in every browser of today.
+    Animated WebP has a tenth of the bytes of PNG and a fifth of GIF for the same clip (16 frames of 112 pixels: 36, 360
+    and 175 kB).
 
     Args:
       video: RGB.
-      fps: frames per second; one that is thinned out takes as long as the whole.
-      most: of the frames, evenly spaced with the first and the last.
-      largest: side of a frame in pixels; a larger one is reduced.
+      fps: frames per second; a thinned-out video keeps its duration.
+      most: frames, evenly spaced, first and last included.
+      largest: side of a frame in pixels; larger frames are reduced.
       quality: of the lossy compression.
     """
     frames = _frames(video, most, largest)

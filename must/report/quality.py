@@ -15,8 +15,8 @@ from must.report.table import Cell, Grid, Row
 _SHOWN = 24  # classes that are drawn and listed openly
 _CLAIM = (
     "A claim is what a label asserts about one box, one class of an image, or one pixel. Its calibrated score makes it "
-    "positive, ignored or negative. Precision is the share of right claims among the positive ones, recall the share of "
-    "true items that they cover. Intervals are 95 % and account for claims of one example being correlated."
+    "positive, ignored or negative. Precision is the share of right claims among the positive ones, recall the share "
+    "of true items that they cover. Intervals are 95 % and account for the correlation of claims of one example."
 )
 
 

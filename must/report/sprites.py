@@ -1,9 +1,9 @@
-"""Pictures of a record for a page of many: what every task draws, small on sheets that many share and large by itself.
+"""Pictures of records for the gallery: every task's drawing, small on shared sheets and large by itself.
 
 <chunk>-<view>.webp   thumbnails of the chunk's images, row by row; view 0 is the photo, view t what task t - 1 drew
 <chunk>-r<row>.webp   one image large: all views side by side, a second row for the truth
-<chunk>-c.webp        what stands below the views of the chunk's images, without loss: text is sharp and small so
-<chunk>.js            what is said of the chunk's images, in numbers; written last, so that it marks a whole chunk
+<chunk>-c.webp        captions of the chunk's views, lossless: text stays sharp and small
+<chunk>.js            labels of the chunk's images in numbers; written last, so that it marks a complete chunk
 """
 
 import json
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from must.core import files
 from must.core.types import Geometry, Label, Policy, Source, UserError
 from must.data.geometry import transform_image, whole_image
-from must.report import doubt
 from must.report.pictures import to_width
 from must.tasks.base import Task
 from must.tasks.states import Claims
@@ -24,19 +24,22 @@ from must.tasks.states import Claims
 CELL, ACROSS, PER_SHEET = 160, 6, 24  # pixels; thumbnails in a row; on a sheet
 CHUNKS = 32  # in a folder, about a thousand files
 _SHORTER, _LONGEST = 192, 768  # pixels of a drawing; tasks enlarge what is smaller
-_QUALITY = {"quality": 45, "method": 2}  # of WebP: two thirds of a JPEG's bytes for the same looks
+_QUALITY = {"quality": 45, "method": 2}  # of WebP: two thirds of the bytes of a JPEG of the same quality
+POSITIVE, IGNORED, NEGATIVE = range(3)  # states of a claim
+MIN_SHARE = 0.005  # of all claims, which a class needs to be listed
+_PIXELS, _SCORES = 256, 8  # claims from which they are summed up as shares; scores listed per class and state
 
 
-class Shown(NamedTuple):
-    """One record in the frame in which it is drawn.
+class Drawn(NamedTuple):
+    """A record in the frame in which it is drawn.
 
     Attributes:
       size: (height, width) of the original, pixels.
       stored: {task: record form}.
-      picture: uint8 [h, w, 3], or None when it cannot be read.
-      labels: {task: network form}, of the tasks that have one that can be right.
-      claims: {task: what it says under its policy}, of those that say how sure they are.
-      problems: {task, "" for the picture: why it cannot be shown}.
+      picture: uint8 [h, w, 3]; None when it cannot be read.
+      labels: {task: network form} of the valid labels.
+      claims: {task: claims under its policy} of the tasks with scores.
+      problems: {task, or "" for the picture: why it cannot be drawn}.
     """
 
     size: tuple[int, int]
@@ -48,14 +51,14 @@ class Shown(NamedTuple):
 
 
 class View(NamedTuple):
-    """One drawing: the picture uint8 [H, W, 3] and what stands below it, uint8 [C, W, 3] with C = 0 for nothing."""
+    """One drawing: picture uint8 [H, W, 3] and caption uint8 [C, W, 3], with C = 0 without one."""
 
     picture: np.ndarray
     caption: np.ndarray
 
 
-def read(source: Source, index: int, tasks: Mapping[str, Task], policies: Mapping[str, Policy]) -> Shown:
-    """A record, or what keeps it from being shown; of a video the frame in the middle."""
+def read(source: Source, index: int, tasks: Mapping[str, Task], policies: Mapping[str, Policy]) -> Drawn:
+    """A record, or the reason why it cannot be drawn; of a video the middle frame."""
     try:
         _, image, stored, *_ = source[index]
         if len(image.shape) == 4:
@@ -63,15 +66,15 @@ def read(source: Source, index: int, tasks: Mapping[str, Task], policies: Mappin
         geometry = frame(image.shape[:2])
         picture = transform_image(image, geometry)
     except (UserError, ValueError, OSError) as error:
-        return Shown((0, 0), {}, None, {}, {}, {"": str(error)})
+        return Drawn((0, 0), {}, None, {}, {}, {"": str(error)})
     labels, problems = transformed(stored, tasks, geometry)
-    said = {name: tasks[name].claims(label, policies[name]) for name, label in labels.items()}
-    said = {name: claims for name, claims in said.items() if claims is not None}
-    return Shown(image.shape[:2], stored, picture, labels, said, problems)
+    claims = {name: tasks[name].claims(label, policies[name]) for name, label in labels.items()}
+    claims = {name: made for name, made in claims.items() if made is not None}
+    return Drawn(image.shape[:2], stored, picture, labels, claims, problems)
 
 
 def frame(size: tuple[int, int]) -> Geometry:
-    """Where an original of (height, width) is drawn: whole, with a shorter side of 192 pixels where it has more."""
+    """Where an original of (height, width) is drawn: whole, its shorter side reduced to 192 pixels."""
     scale = min(1.0, _SHORTER / min(size), _LONGEST / max(size))
     shape = tuple(max(1, round(side * scale)) for side in size)
     return whole_image(tuple(size), shape, keep_aspect=False)
@@ -80,7 +83,7 @@ def frame(size: tuple[int, int]) -> Geometry:
 def transformed(
     stored: Mapping[str, Label], tasks: Mapping[str, Task], geometry: Geometry
 ) -> tuple[dict[str, Label], dict[str, str]]:
-    """Labels in network form, and {task: why its label cannot be right}."""
+    """Labels in network form, and {task: why its label is invalid}."""
     labels, problems = {}, {}
     for name in tasks:
         try:
@@ -91,11 +94,11 @@ def transformed(
     return labels, problems
 
 
-def views(shown: Shown, tasks: Mapping[str, Task], policies: Mapping[str, Policy] | None) -> dict[str, View]:
-    """The photo, "", and what every task draws of its label, all of one width and height; None draws without states."""
-    drawn = {"": shown.picture}
-    for name, label in shown.labels.items():
-        drawn[name] = tasks[name].draw(shown.picture, label, policies[name] if policies else None)
+def views(record: Drawn, tasks: Mapping[str, Task], policies: Mapping[str, Policy] | None) -> dict[str, View]:
+    """The photo, "", and every task's drawing of its label, all of one size; without policies, without states."""
+    drawn = {"": record.picture}
+    for name, label in record.labels.items():
+        drawn[name] = tasks[name].draw(record.picture, label, policies[name] if policies else None)
     width = min(_LONGEST, max(picture.shape[1] for picture in drawn.values()))
     scaled = {name: np.asarray(to_width(picture, width)) for name, picture in drawn.items()}
     height = scaled[""].shape[0]
@@ -122,7 +125,7 @@ def is_whole(directory: str, chunk: int) -> bool:
     return os.path.exists(os.path.join(folder(directory, chunk), f"{chunk:06d}.js"))
 
 
-def write_chunk(directory: str, chunk: int, records: Sequence[Shown], tasks, policies, truths) -> None:
+def write_chunk(directory: str, chunk: int, records: Sequence[Drawn], tasks, policies, truths) -> None:
     """Draws some records and writes their files.
 
     Args:
@@ -134,16 +137,16 @@ def write_chunk(directory: str, chunk: int, records: Sequence[Shown], tasks, pol
     """
     place = folder(directory, chunk)
     os.makedirs(place, exist_ok=True)
-    names, said, captions = ["", *tasks], [], []
+    names, described, captions = ["", *tasks], [], []
     down = -(-len(records) // ACROSS)
     sheets = {name: Image.new("RGBA", (ACROSS * CELL, down * CELL), (0, 0, 0, 0)) for name in names}
     differs = dict.fromkeys(names, False)
-    for row, (shown, truth) in enumerate(zip(records, truths, strict=True)):
-        if shown.picture is None:
-            said.append({"problems": shown.problems})
+    for row, (record, truth) in enumerate(zip(records, truths, strict=True)):
+        if record.picture is None:
+            described.append({"problems": record.problems})
             continue
-        mine = views(shown, tasks, policies)
-        true = views(shown._replace(labels=truth), tasks, None) if truth else {}
+        mine = views(record, tasks, policies)
+        true = views(record._replace(labels=truth), tasks, None) if truth else {}
         corner = (row % ACROSS * CELL, row // ACROSS * CELL)
         for name, view in mine.items():
             sheets[name].paste(thumbnail(view.picture), corner)
@@ -152,15 +155,13 @@ def write_chunk(directory: str, chunk: int, records: Sequence[Shown], tasks, pol
         sheet.save(os.path.join(place, f"{chunk:06d}-r{row:02d}.webp"), **_QUALITY)
         places["top"] = sum(len(strip) for strip in captions)
         captions += [_captions(views, names) for views in (mine, true) if views]
-        said.append({**places, "problems": shown.problems, "rows": _rows(shown, names)})
+        described.append({**places, "problems": record.problems, "rows": _rows(record, names)})
     _stacked(captions).save(os.path.join(place, f"{chunk:06d}-c.webp"), lossless=True, method=2)
     for view, name in enumerate(names):
         if differs[name]:  # else the page shows the photo
             sheets[name].save(os.path.join(place, f"{chunk:06d}-{view}.webp"), **_QUALITY)
     path = os.path.join(place, f"{chunk:06d}.js")
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
-        file.write(f"chunk({chunk},{json.dumps(said, separators=(',', ':'))});\n")
-    os.replace(f"{path}.partial", path)
+    files.write_text(path, f"chunk({chunk},{json.dumps(described, separators=(',', ':'))});\n")
 
 
 def sheets_of(directory: str, chunk: int, count: int) -> int:
@@ -172,7 +173,7 @@ def sheets_of(directory: str, chunk: int, count: int) -> int:
 def _large(
     mine: Mapping[str, View], true: Mapping[str, View], names: Sequence[str]
 ) -> tuple[Image.Image, dict[str, Any]]:
-    """All views on one sheet, and where: their (width, height), the heights of captions by row, -1 where there is no view.
+    """All views on one sheet, and their places: (width, height), caption heights by row, -1 without a view.
 
     A view that only adds a caption to the photo leaves its place empty, "plain".
     """
@@ -212,10 +213,36 @@ def _stacked(strips: Sequence[np.ndarray]) -> Image.Image:
     return out
 
 
-def _rows(shown: Shown, names: Sequence[str]) -> list:
-    return [doubt.rows(shown.claims[name]) if name in shown.claims else None for name in names[1:]]
+def _rows(record: Drawn, names: Sequence[str]) -> list:
+    return [claim_rows(record.claims[name]) if name in record.claims else None for name in names[1:]]
 
 
 def _tall(picture: np.ndarray, height: int) -> np.ndarray:
     """Cut or filled up below: a task may draw less than the frame."""
     return np.pad(picture, ((0, max(0, height - len(picture))), (0, 0), (0, 0)))[:height]
+
+
+def claim_rows(claims: Claims) -> list[list]:
+    """The claims by class and state for the list beside a picture, the most confident first; numbers in thousandths.
+
+    Returns:
+      [class, state, [first scores, falling], count] of each; for pixels [class, state, share, mean score].
+    """
+    state, scores = states_of(claims), np.clip(np.nan_to_num(claims.scores), 0.0, 1.0)
+    listed = []
+    for key in np.unique(3 * claims.ids.astype(np.int64) + state):
+        mine = np.sort(scores[(claims.ids == key // 3) & (state == key % 3)])[::-1]
+        if len(state) <= _PIXELS:
+            listed.append([int(key) // 3, int(key) % 3, _thousandths(mine[:_SCORES]), len(mine)])
+        elif len(mine) >= MIN_SHARE * len(state):
+            listed.append([int(key) // 3, int(key) % 3, *_thousandths(np.array([len(mine) / len(state), mine.mean()]))])
+    return sorted(listed, key=lambda row: (row[1], -(row[2][0] if isinstance(row[2], list) else row[2]), row[0]))
+
+
+def states_of(claims: Claims) -> np.ndarray:
+    """State of every claim: `POSITIVE`, `IGNORED` or `NEGATIVE`."""
+    return np.where(claims.positive, POSITIVE, np.where(claims.negative, NEGATIVE, IGNORED))
+
+
+def _thousandths(values: np.ndarray) -> list[int]:
+    return np.round(1000 * values).astype(int).tolist()

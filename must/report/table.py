@@ -76,6 +76,18 @@ def table(results: Mapping[str, Any], width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
+def show(text: str) -> None:
+    """Prints a table; on a terminal the best figures are bold and rules are dim."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    styled = Text(text)
+    styled.highlight_regex(r"(?<= )\*[^ ]+( ±[^ ]+)?", "bold")
+    styled.highlight_regex(r"─+", "dim")
+    console.print(styled)
+
+
 def grids(results: Mapping[str, Any]) -> list[Grid]:
     """All tables of a comparison, those without content left out."""
     found = []
@@ -174,14 +186,18 @@ def score_grid(results: Mapping[str, Any], split: str) -> Grid:
     by_heading = heading_axes(results)
     groups: dict[str, dict[tuple, dict[tuple, str]]] = {}
     for name, column in scored.items():
-        words = [_labels(results["axes"][axis]).get(setting(results, name, axis), "") for axis in by_heading]
+        named = (_labels(results["axes"][axis]).get(setting(results, name, axis), "") for axis in by_heading)
         below = {axis: _key(value) for axis, value in column["settings"].items() if axis not in across}
         key = (column["label"], column["control"], *(sorted(below.items(), key=str) or [name]))
-        groups.setdefault(" · ".join(filter(None, words)), {}).setdefault(key, {})[where[name]] = name
+        groups.setdefault(" · ".join(filter(None, named)), {}).setdefault(key, {})[where[name]] = name
     positions = list(dict.fromkeys(where[name] for name in scored))
     order = [list(labels) for labels in across.values()]
-    rank = lambda at: [axis.index(v) if v in axis else -1 for axis, v in zip(order, at, strict=True)]  # noqa: E731
-    heads, cells_of = [], []
+
+    def rank(at: tuple[Any, ...]) -> list[int]:
+        return [axis.index(v) if v in axis else -1 for axis, v in zip(order, at, strict=True)]
+
+    heads: list[tuple[str, str]] = []
+    cells_of: list[tuple[str, tuple[Any, ...]]] = []
     for task, entry in tasks.items():
         for at in sorted(positions, key=rank):
             if any(where[name] == at and scores(results, name, split, task) for name in scored):
@@ -199,7 +215,7 @@ def score_grid(results: Mapping[str, Any], split: str) -> Grid:
             for task, at in cells_of:
                 values = scores(results, by_place[at], split, task) if at in by_place else None
                 mean, ci95 = summary(values) if values else (None, None)
-                cell = Cell(figure(mean, ci95, digits[task]), mean, ci95, by_place.get(at) == best[task, at])
+                cell = Cell(figure(mean, ci95, digits[task]), mean, ci95, by_place.get(at) in best[task, at])
                 cells.append(cell if values else None)
             first = next(iter(by_place.values()))
             hint = results["columns"][first]["description"]
@@ -315,8 +331,8 @@ def _contrast_at(results: Mapping[str, Any], contrast: Mapping[str, Any]) -> tup
     return contrast["name"], ""
 
 
-def _best(results: Mapping[str, Any], split: str, task: str, names: Sequence[str]) -> str | None:
-    """The best column of some; controls, oracles and the constant guess do not compete."""
+def _best(results: Mapping[str, Any], split: str, task: str, names: Sequence[str]) -> set[str]:
+    """The best column of some, or several equal ones; controls, oracles and the constant guess do not compete."""
     means = {}
     for name in names:
         values, column = scores(results, name, split, task), results["columns"][name]
@@ -324,7 +340,7 @@ def _best(results: Mapping[str, Any], split: str, task: str, names: Sequence[str
             means[name] = summary(values)[0]
     able = {name: mean for name, mean in means.items() if mean is not None}
     choose = max if tasks_of(results)[task]["higher_is_better"] else min
-    return choose(able, key=able.get) if able else None
+    return {name for name, mean in able.items() if mean == choose(able.values())}
 
 
 def _labels(axis: Mapping[str, Any]) -> dict[Any, str]:
@@ -351,7 +367,7 @@ def _text(grid: Grid, width: int) -> list[str]:
         if blocks[-1] and left + sum(sizes[j] for j in blocks[-1]) + size > width:
             blocks.append([])
         blocks[-1].append(i)
-    lines = []
+    lines: list[str] = []
     for block in blocks:
         lines += [""] if lines else []
         first = ""

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from must.scenes import shading
-from must.scenes.raycast import Room
+from must.scenes.raycast import BOX, CONE, CYLINDER, SPHERE, Room, Solid
 from must.scenes.shading import MATTE, METALLIC, PATTERNED, Decor, Lighting, Paint, linear
-from must.scenes.solids import BOX, CONE, CYLINDER, SPHERE, Solid
 
 HUES = {SPHERE: 0.0, BOX: 0.33, CYLINDER: 0.62, CONE: 0.14}  # centers of ranges that overlap: a cue, not a giveaway
 

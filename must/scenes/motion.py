@@ -1,7 +1,7 @@
 """How camera and bodies move through a scene of `must.scenes.layout` during one clip; pictures are made elsewhere.
 
-The middle of a clip is near the scene as it was drawn, and motion runs through it in one direction or the other, so that
-one frame does not tell which. Time is continuous: the number of frames only says how finely it is sampled.
+The middle of a clip is near the scene as it was drawn, and motion runs through it in one direction or the other, so
+that one frame does not tell which. Time is continuous: the number of frames only says how finely it is sampled.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from must.scenes.layout import Scene
-from must.scenes.solids import Solid
+from must.scenes.raycast import Solid
 
 # In one clip, at pace 1.
 TURN = (0.2, 0.4)  # of the camera, and of a body about the eye, radians; 0.025 is a pixel at 48 pixels
@@ -45,7 +45,8 @@ class Motion(NamedTuple):
 
 
 class Pose(NamedTuple):
-    """Where camera and nearest body are in one frame, against the still scene; radians and meters, `grain` of the noise."""
+    """Where camera and nearest body are in one frame, against the still scene; radians and meters, `grain` of the
+    noise."""
 
     pan: float
     tilt: float

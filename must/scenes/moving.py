@@ -1,7 +1,7 @@
 """`moving_scenes`: clips of the rooms of `must.scenes.still` in which the camera, the nearest body, or both move.
 
-Example = f(seed, actions, domain, split, index); size and frames only say how finely it is sampled. Four label spaces ask
-different questions about the same motions, for which the order of the frames is needed. Nothing is on disk.
+Example = f(seed, actions, domain, split, index); size and frames only say how finely it is sampled. Four label spaces
+ask different questions about the same motions, for which the order of the frames is needed. Nothing is on disk.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 
 from must.core.types import Example, UserError
-from must.readers import labels as record_form
+from must.readers import record_format as record_form
 from must.scenes import raycast, shading
 from must.scenes.layout import DOMAINS, Scene, draw_scene
 from must.scenes.motion import Motion, cleared, draw_poses, posed

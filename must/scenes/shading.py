@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from must.scenes.raycast import CEILING, FLOOR, LEFT, SKY, Background, Hits, Rays, Room, window
-from must.scenes.solids import Solid
+from must.scenes.raycast import CEILING, FLOOR, LEFT, SKY, Background, Hits, Rays, Room, Solid, window
 
 MATTE, PATTERNED, METALLIC = range(3)
 TEXELS_PER_METRE = 16

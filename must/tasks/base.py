@@ -7,13 +7,14 @@ import path ("my_project.edges:EdgeMap") or, for the tasks that come with `must`
 import dataclasses
 import functools
 import importlib
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
 from must.tasks.states import Claims
 
 
@@ -202,9 +203,45 @@ class Task:
         """
         raise NotImplementedError
 
+    def constant_guess(self, labels: Sequence[Label]) -> Label | None:
+        """The best prediction that ignores the picture, from training labels in network form; without B.
+
+        None for a task that has no rule: then the training label is taken that scores best on the others.
+        """
+        return None
+
     def blank(self, size: tuple[int, int]) -> Label:
         """A label in network form that stands where none is known; it always travels with weight 0."""
         return dict(_blank(self, tuple(size)))
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """A task whose labels can be written as files for other tools."""
+
+    def write_labels(self, directory: str, source: Source, name: str, options: Mapping[str, Any]) -> int:
+        """Writes the labels of a source below a directory and returns how many there are.
+
+        Args:
+          directory: of the task's files; created when missing.
+          source: of labeled examples.
+          name: key of the labels.
+          options: of `must.export_labels`, of which the task takes what concerns it.
+
+        Raises:
+          UserError: no labels of the task, or a label that cannot be right.
+        """
+        ...
+
+
+@runtime_checkable
+class LabelsImages(Protocol):
+    """A task with one class per image, as probabilities: what SLaM, estimated accuracies and joint experts need."""
+
+    classes: tuple[str, ...]
+    temperature: float
+    hard: bool
+    label_smoothing: float
 
 
 @functools.lru_cache(maxsize=256)  # most rows of a partly labeled set need one for most tasks

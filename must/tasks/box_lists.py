@@ -1,11 +1,12 @@
 """Boxes as detectors of other projects list them, examined; host NumPy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from must.core.types import Label, LabelError
+from must.tasks import drawing
 
 _OVERHANG = 1.0  # pixels by which a box may leave its image
 _ROUNDING = 1e-4  # by which a score may exceed 1
@@ -63,3 +64,175 @@ def checked(found: Mapping[str, Any], size: tuple[int, int], count: int) -> Labe
         "classes": labels.astype(np.int64),
         "unknown": unknown.astype(np.int64),
     }
+
+
+_FAR = 1e5  # pixels; beyond every frame
+_FIELDS = ("boxes", "classes", "scores", "crowd")
+
+
+def paste(
+    label: Label | None,
+    other: Label | None,
+    window: tuple[int, int, int, int],
+    *,
+    min_visible: float,
+    min_size: float,
+) -> Label:
+    """The boxes around a rectangle and those inside it, as one label in network form with as much room.
+
+    A box of the picture around is cut where the rectangle covers one of its sides from end to end, and keeps its shape
+    where less of it is covered; a box of the other picture is cut at the rectangle. One of which little is left becomes
+    a crowd, which is ignored, one of which nothing is left is gone. Where nothing is known of a part, a crowd covers it.
+    Known are the classes that both sources know. If there are more boxes than room, one crowd stands over the last ones.
+
+    Args:
+      label: boxes [M, 4], classes, scores, valid, crowd [M], known [C]; None where nothing is known around.
+      other: the same of the picture that the rectangle was taken from.
+      window: (y0, x0, y1, x1), pixels.
+      min_visible: share of a box's area below which it is ignored.
+      min_size: shorter side below which it is ignored, pixels.
+    """
+    y0, x0, y1, x1 = (float(side) for side in window)
+    around = [[0, 0, _FAR, y0], [0, y1, _FAR, _FAR], [0, y0, x0, y1], [x1, y0, _FAR, y1]]
+    parts = [
+        _unknown(np.array(around))
+        if label is None
+        else _seen(label, *_outside(label["boxes"], (x0, y0, x1, y1)), min_visible, min_size),
+        _unknown(np.array([[x0, y0, x1, y1]]))
+        if other is None
+        else _seen(other, *_inside(other["boxes"], (x0, y0, x1, y1)), min_visible, min_size),
+    ]
+    found = {name: np.concatenate([part[name] for part in parts]) for name in _FIELDS}
+    order = np.lexsort((-found["scores"], found["crowd"]))
+    like = other if label is None else label
+    room, count = len(like["valid"]), len(order)
+    out = {name: np.zeros_like(like[name]) for name in _FIELDS}
+    kept = order if count <= room else order[: room - 1]
+    for name in _FIELDS:
+        out[name][: len(kept)] = found[name][kept]
+    if count > room:
+        rest = found["boxes"][order[room - 1 :]]
+        out["boxes"][-1] = [*rest[:, :2].min(0), *rest[:, 2:].max(0)]
+        out["scores"][-1], out["crowd"][-1] = 1.0, True
+    known = np.logical_and.reduce([part["known"] for part in (label, other) if part is not None])
+    return {**out, "valid": np.arange(room) < count, "known": known}
+
+
+def _outside(boxes: np.ndarray, window: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [N, 4] without what a rectangle (x0, y0, x1, y1) covers from side to side, and the share of each that is seen."""
+    low, high = np.maximum(boxes[:, :2], window[:2]), np.minimum(boxes[:, 2:], window[2:])
+    seen = 1.0 - np.prod(np.maximum(high - low, 0.0), -1) / np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], -1), 1e-9)
+    out = boxes.copy()
+    for axis in range(2):
+        across = (low[:, 1 - axis] <= boxes[:, 1 - axis]) & (high[:, 1 - axis] >= boxes[:, 3 - axis])
+        across &= (seen > 0) & (seen < 1)
+        first = across & (low[:, axis] <= boxes[:, axis])  # the side at the smaller coordinate is covered
+        last = across & (high[:, axis] >= boxes[:, 2 + axis])
+        out[first, axis], out[last, 2 + axis] = window[2 + axis], window[axis]
+    return out, seen
+
+
+def _inside(boxes: np.ndarray, window: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes cut at a rectangle, and the share of each that lies in it."""
+    out = np.concatenate([np.maximum(boxes[:, :2], window[:2]), np.minimum(boxes[:, 2:], window[2:])], -1)
+    size = np.prod(np.maximum(out[:, 2:] - out[:, :2], 0.0), -1)
+    return out, size / np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], -1), 1e-9)
+
+
+def _seen(label: Label, boxes: np.ndarray, seen: np.ndarray, min_visible: float, min_size: float) -> Label:
+    """Those boxes of a label of which something is left."""
+    keep = np.asarray(label["valid"]) & (seen > 1e-6)
+    crowd = label["crowd"] | (seen < min_visible) | ((boxes[:, 2:] - boxes[:, :2]).min(-1) < min_size)
+    found = {**label, "boxes": boxes, "crowd": crowd}
+    return {name: found[name][keep] for name in _FIELDS}
+
+
+def _unknown(boxes: np.ndarray) -> Label:
+    """Crowds over places of which nothing is known."""
+    boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(-1)]
+    count = len(boxes)
+    return {
+        "boxes": boxes,
+        "classes": np.zeros(count, np.int32),
+        "scores": np.ones(count),
+        "crowd": np.ones(count, bool),
+    }
+
+
+_PAPER, _INK, _DARK = (24, 24, 28), (255, 255, 255), (0, 0, 0)
+
+
+def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """The enlarged picture with its boxes, crowds thin and nameless; below, how many of each class.
+
+    Args:
+      image: uint8 [H, W, 3].
+      label: boxes [M, 4], classes, scores and crowd [M]; the scores are what is written, but for 1.
+      names: of the classes.
+      shown: bool [M].
+      ignored: bool [M], among the shown ones.
+    """
+    from PIL import Image, ImageDraw
+
+    enlarged = drawing.upscale(image)
+    zoom, colors = enlarged.shape[0] / image.shape[0], drawing.palette(len(names))
+    boxes, classes, scores, crowd = (np.asarray(label[n]) for n in ("boxes", "classes", "scores", "crowd"))
+    corners = np.round(boxes * zoom - (0, 0, 1, 1)).astype(np.int64)
+    inside = np.zeros(enlarged.shape[:2], bool)
+    for x0, y0, x1, y1 in corners[ignored]:
+        inside[max(0, y0) : y1, max(0, x0) : x1] = True
+    canvas = Image.fromarray(drawing.tint(enlarged, inside) if inside.any() else enlarged)
+    pen = ImageDraw.Draw(canvas)
+    for i in sorted(np.flatnonzero(shown)[::-1], key=lambda i: not ignored[i]):  # the surest last, on top
+        color = tuple(colors[classes[i]].tolist())
+        x0, y0, x1, y1 = corners[i].tolist()
+        if ignored[i]:
+            drawing.dashed(pen, (x0, y0, x1, y1), color)
+        else:
+            pen.rectangle((x0, y0, x1, y1), outline=color, width=1 if crowd[i] else 2)
+        if not crowd[i]:
+            text = names[classes[i]] + ("" if scores[i] == 1 else f" {scores[i]:.2f}")
+            corner = (x0 + 2, max(0, y0 - 11))
+            pen.rectangle(pen.textbbox(corner, text), fill=_PAPER if ignored[i] else color)
+            pen.text(corner, text, fill=_DARK if not ignored[i] and sum(color) > 330 else _INK)
+    number = np.bincount(classes[shown & ~ignored & ~crowd], minlength=len(names))
+    most = [c for c in np.argsort(-number, kind="stable")[: drawing.ROWS] if number[c]]
+    rows = [(f"{number[c]} {names[c]}", colors[c : c + 1]) for c in most]
+    if ignored.any():
+        rows = [*rows[: drawing.ROWS - 1], (f"{ignored.sum()} ignored", drawing.share(ignored, "")[1])]
+    return drawing.caption(np.asarray(canvas), rows)
+
+
+_RECALLS = np.linspace(0.0, 1.0, 101)  # where the precision is read
+
+
+def of_classes(rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Average precision and largest recall, means over the classes that have a true box; None where none has.
+
+    Args:
+      rows: of N images with M predictions: "scores" and "classes" [N, M]; "hit" and "miss" bool [N, M, T] at T thresholds
+        of IoU, neither for what is ignored; "positives" [N, C], true boxes.
+
+    Returns:
+      float [T] each, 0..1.
+    """
+    positives = rows["positives"].sum(0)
+    precision, recall = [], []
+    for c in np.flatnonzero(positives):
+        mine = (rows["classes"] == c) & (rows["hit"] | rows["miss"]).any(-1)
+        order = np.argsort(-rows["scores"][mine], kind="stable")
+        hits = np.cumsum(rows["hit"][mine][order], 0)  # [n, T]
+        misses = np.cumsum(rows["miss"][mine][order], 0)
+        precision.append(_interpolated(hits, misses, positives[c]))
+        recall.append(hits[-1] / positives[c] if len(hits) else np.zeros(rows["hit"].shape[-1]))
+    return (np.mean(precision, 0), np.mean(recall, 0)) if precision else None
+
+
+def _interpolated(hits: np.ndarray, misses: np.ndarray, positives: int) -> np.ndarray:
+    """Precision at the 101 recalls, averaged: cumulated hits and misses [n, T] by falling score -> [T]."""
+    out = np.zeros(hits.shape[1])
+    envelope = np.maximum.accumulate((hits / np.maximum(hits + misses, np.spacing(1)))[::-1], 0)[::-1]
+    for t in range(hits.shape[1]):
+        at = np.searchsorted(hits[:, t] / positives, _RECALLS, side="left")
+        out[t] = envelope[at[at < len(hits)], t].sum() / len(_RECALLS)
+    return out

@@ -1,6 +1,7 @@
 """Monocular depth, metric or relative."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import losses
-from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
 from must.data.geometry import restore_map, transform_map
-from must.tasks import dense, drawing
+from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
 from must.tasks.states import Claims, codes
 
@@ -259,6 +260,29 @@ class Depth(Task):
         # In inverse depth the far is near zero and needs no bound.
         return self._in_range(depth) if self.depth_kind == "metric" else (depth > 0) & (depth < np.inf)
 
+    def write_labels(self, directory: str, source: Source, name: str, options: Mapping[str, Any]) -> int:
+        """depth/*.png: 16 bits, and in maps.csv the meaning of a code; 0 is no depth.
+
+        By default the stored codes: meters = code * scale + offset, two numbers per image, nothing is rounded. Most
+        tools read one unit for all files: the option `millimeters` writes these, rounded by up to 0.5 mm (below 1 mm:
+        to 1 mm), and refuses relative depth and depths above 65.534 m.
+        """
+        millimeters = bool(options.get("millimeters"))
+        if millimeters and self.depth_kind != "metric":
+            raise UserError(f"task {name!r}: {self.depth_kind} depth has no millimeters")
+        unit = "meters = code * scale + offset of maps.csv; code 0 = no depth"
+        about = {"kind": "depth", "unit": unit, "depth_kind": self.depth_kind}
+        if millimeters:
+            about["unit"] = "millimeters, rounded by up to 0.5 mm; 0 = no depth"
+        prepare = {"prepare": _in_millimeters} if millimeters else {}
+        maps, columns = ("depth", "scores"), ("scale", "offset")
+        return exchange.write_maps(directory, source, name, self, maps, columns, about=about, **prepare)
+
+    def constant_guess(self, labels: Sequence[Label]) -> Label:
+        """The median depth at every pixel."""
+        valid = np.concatenate([label["depth"][label["depth"] > 0] for label in labels])
+        return {"depth": np.full_like(labels[0]["depth"], np.median(valid) if valid.size else 1)}
+
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
         """Near red, far blue, even steps in the logarithm over this picture's own range, which stands below it.
 
@@ -290,3 +314,16 @@ _METRICS = (
     ("log10", "", False),
     ("silog", "", False),
 )
+
+
+_MOST_MM = 65534  # 65535 is "no measurement" in many sets
+
+
+def _in_millimeters(label: Label, where: str) -> Label:
+    codes, scale, offset = (np.asarray(label[field], np.float64) for field in ("depth", "scale", "offset"))
+    depth = np.where(codes > 0, np.maximum(np.round(1000 * (codes * scale + offset)), 1), 0)
+    if depth.max(initial=0) > _MOST_MM:
+        raise UserError(
+            f"{where}: a depth of {depth.max() / 1000:.6g} m, 16 bits hold {_MOST_MM / 1000} m in millimeters"
+        )
+    return {**label, "depth": depth.astype(np.uint16), "scale": np.float32(1e-3), "offset": np.float32(0)}

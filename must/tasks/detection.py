@@ -27,10 +27,11 @@ from must.core.types import (
     Metric,
     PerExample,
     Policy,
+    Source,
     UserError,
 )
 from must.data import geometry as geo
-from must.tasks import average_precision, box_lists, drawn_boxes, pasted_boxes
+from must.tasks import box_lists, exchange
 from must.tasks import points as points_of
 from must.tasks.base import Task
 from must.tasks.states import Claims, decide, states, uncertain
@@ -180,8 +181,8 @@ class Detection(Task):
         return fields
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
-        """As the base class says, see `must.tasks.pasted_boxes`."""
-        return pasted_boxes.paste(label, other, window, min_visible=_MIN_VISIBLE, min_size=self.min_size)
+        """As the base class says, see `must.tasks.box_lists`."""
+        return box_lists.paste(label, other, window, min_visible=_MIN_VISIBLE, min_size=self.min_size)
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """As the base class says; boxes below the score floor or wholly in the padding are left out."""
@@ -358,7 +359,7 @@ class Detection(Task):
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """COCO's AP, AP50, AP75 and AR100, 0..1, over the classes that have a true box; all 0 where none has."""
-        found = average_precision.of_classes(rows)
+        found = box_lists.of_classes(rows)
         if found is None:
             return {metric.name: 0.0 for metric in self.metrics}
         ap, recall = found  # by IoU threshold
@@ -386,6 +387,14 @@ class Detection(Task):
         found = decide(policy, label["scores"], np.where(label["valid"], label["classes"], 0).astype(np.int64))
         return found._replace(positive=found.positive & ~np.asarray(label["crowd"]))
 
+    def write_labels(self, directory: str, source: Source, name: str, options: Mapping[str, Any]) -> int:
+        """coco.json, see `must.tasks.exchange.write_coco`."""
+        return exchange.write_coco(directory, source, name, self, min_score=options.get("min_score", 0.0))
+
+    def constant_guess(self, labels: Sequence[Label]) -> Label:
+        """No box at all."""
+        return {field: np.zeros_like(value) for field, value in labels[0].items()}
+
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
         """Boxes from `draw_floor` up with class and score, crowds thin and nameless; below, how many of each class.
 
@@ -400,7 +409,7 @@ class Detection(Task):
             state = self._decided(label, policy)
             shown, scores = shown & ~state.negative, np.where(scores == 1, 1.0, state.scores)
             ignored = shown & ~state.positive
-        return drawn_boxes.draw(image, {**label, "scores": scores}, self.classes, shown, ignored)
+        return box_lists.draw(image, {**label, "scores": scores}, self.classes, shown, ignored)
 
 
 @functools.cache  # asked for every row of every batch

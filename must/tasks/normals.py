@@ -1,6 +1,7 @@
 """Surface normals in camera axes: x right, y down, z forward."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import losses
-from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
 from must.data.geometry import restore_map, transform_map
-from must.tasks import dense, drawing
+from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
 from must.tasks.states import Claims, codes
 
@@ -171,6 +172,22 @@ class Normals(Task):
     def claims(self, label: Label, policy: Policy) -> Claims:
         """As the base class says; of every pixel with a normal."""
         return dense.decided(label, policy).where(_there(np.asarray(label["normals"], np.float32)))
+
+    def write_labels(self, directory: str, source: Source, name: str, options: Mapping[str, Any]) -> int:
+        """normals/*.png: RGB, n = value / 255 * 2 - 1 in camera axes, x right, y down, z forward.
+
+        Each stored code c = 127 n has a value of its own, round((c / 127 + 1) / 2 * 255), within 1/255 of n; (128, 128,
+        128) is no normal.
+        """
+        values = "n = value / 255 * 2 - 1; 128, 128, 128 = no normal"
+        about = {"kind": "normals", "axes": "x right, y down, z forward", "values": values}
+        return exchange.write_maps(directory, source, name, self, ("normals", "scores"), about=about)
+
+    def constant_guess(self, labels: Sequence[Label]) -> Label:
+        """The mean direction at every pixel."""
+        mean = sum(np.sum(label["normals"], (0, 1)) for label in labels)  # invalid ones are zeros and add nothing
+        unit = mean / max(float(np.linalg.norm(mean)), 1e-12)
+        return {"normals": np.broadcast_to(unit, labels[0]["normals"].shape).astype(np.float32)}
 
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
         """The usual colors, (n + 1) / 2 of the axes right, up and towards the camera; invalid pixels hatched.

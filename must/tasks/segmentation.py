@@ -1,6 +1,7 @@
 """Semantic segmentation with soft or hard labels per pixel."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -8,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import losses
-from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, Source, UserError
 from must.data.geometry import restore_map, transform_map
-from must.tasks import dense, drawing
+from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
-from must.tasks.soft_labels import among, distribution, known_classes, only_known, spread, unknown_classes
+from must.tasks.classification import among, distribution, known_classes, only_known, spread, unknown_classes
 from must.tasks.states import Claims, codes, decide_codes, states
 
 
@@ -297,6 +298,34 @@ class Segmentation(Task):
             count += np.where(ids[..., k] != self.ignore, here.astype(np.int64) - there, 0)
         partly = labeled & ~used & (count > 0) & (count < known.sum())
         return first._replace(positive=used, negative=np.zeros_like(used)), partly
+
+    def write_labels(self, directory: str, source: Source, name: str, options: Mapping[str, Any]) -> int:
+        """ids/*.png: class ids, 8 bits; probs/*.png: confidences, code / 255; nothing is rounded.
+
+        Labels with several classes per pixel have the most probable one in ids, the others in ids-2, probs-2 and so on.
+        The option `palette` gives the ids colors to be looked at; some readers then return colors instead of ids.
+        """
+        colors = np.zeros((256, 3), np.uint8)
+        colors[: len(self.classes)] = drawing.palette(len(self.classes))
+
+        def checked(label: Label, where: str) -> Label:
+            ids = np.unique(label["ids"])
+            exchange.class_names([*ids[ids != self.ignore], *label.get("unknown", ())], self.classes, where)
+            return label
+
+        about = {"kind": "masks", "ignore": self.ignore, "ids": f"class ids, {self.ignore} = no label"}
+        about["probs"] = "probabilities * 255"
+        encode = {"ids": lambda array: exchange.paletted_map(array, colors)} if options.get("palette") else {}
+        maps, columns = ("ids", "probs"), ("unknown",)
+        return exchange.write_maps(
+            directory, source, name, self, maps, columns, about=about, prepare=checked, encode=encode
+        )
+
+    def constant_guess(self, labels: Sequence[Label]) -> Label:
+        """The most frequent class at every pixel."""
+        counts = sum(np.bincount(np.ravel(label["ids"][..., 0]), minlength=256) for label in labels)
+        first = labels[0]
+        return {"ids": np.full_like(first["ids"], np.argmax(counts[:255])), "probs": np.full_like(first["probs"], 255)}
 
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
         """The classes blended over the picture, pixels without a label hatched, the three largest classes named.

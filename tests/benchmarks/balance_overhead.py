@@ -1,15 +1,15 @@
-"""What every balance costs: a training step of the quickstart's student, five tasks, over the same step with the plain sum.
+"""Cost of every balance: a training step of the quickstart's student on five tasks over the step with the plain sum.
 
     python tests/benchmarks/balance_overhead.py --batch 16 32 --rounds 9
 
-Whole steps, optimizer included, on random labels. A step of the plain sum stands next to every step of another method,
-so that other load falls on both alike; ratios are medians over the rounds.
+Whole steps, optimizer included, on random labels. Every step of a method is paired with a step of the plain sum, so
+that other load affects both; ratios are medians over the rounds.
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib.util
-import json
 import statistics
 import sys
 import time
@@ -22,8 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from must.core.devices import set_xla_flags
 from must.core.types import Batch, Policy
+from must.experiment import build
+from must.experiment.run import members
+from must.experiment.sections import Part
+from must.experiment.settings import BALANCES, Must
 from must.objectives.supervised import supervised
-from must.recipes import setup
+from must.recipes.table import recipe_of
 from must.train import state as states
 from must.train.optimizer import optimizer
 from must.train.step import train_step
@@ -32,17 +36,19 @@ CLASSES = {"classification": 12, "detection": 4, "segmentation": 7}
 GRADIENTS = ("gradnorm", "pcgrad", "cagrad", "nash_mtl", "upgrad")
 
 
-def _config() -> dict:
+def _settings() -> Must:
+    """The settings of the quickstart."""
     path = Path(__file__).parents[2] / "configs" / "quickstart.py"
     spec = importlib.util.spec_from_file_location("quickstart", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return json.loads(module.get_config().to_json())
+    config = module.get_config().to_dict()
+    return members(recipe_of(config), config)[0].settings
 
 
 def _label(field: str, shape, dtype, rng) -> np.ndarray:
     """Noise that is a possible value of the field."""
-    if dtype == bool:
+    if np.dtype(dtype) == np.bool_:
         return np.full(shape, field != "crowd")
     if field == "boxes":
         corner = rng.uniform(0, 30, (*shape[:-1], 2))
@@ -66,13 +72,13 @@ def _batch(tasks, rows: int, size: tuple[int, int]) -> Batch:
     return Batch({"image": images}, labels, weights, np.arange(rows))
 
 
-def _arm(kind: str, model, variables, tasks, config):
+def _arm(kind: str, model, variables, tasks, settings: Must):
     """[state, compiled step] of one method."""
-    student = config["student"]
-    policies, scales = dict.fromkeys(tasks, Policy(0.0, 0.0)), dict.fromkeys(tasks, 1.0) | student["scales"]
+    student = dataclasses.replace(settings.student, balance=Part(kind))
+    policies, scales = dict.fromkeys(tasks, Policy(0.0, 0.0)), dict.fromkeys(tasks, 1.0) | dict(student.loss_scales)
     objective = supervised(model, tasks, scales=scales, policies=policies)
-    tx, balance = optimizer(steps=600, **student["optimizer"]), setup.build_balance({"kind": kind})
-    step = functools.partial(train_step, objective=objective, balance=balance, tx=tx, ema_decay=student["ema_decay"])
+    tx, balance = optimizer(steps=600, **vars(student.optimizer)), build.balance(student)
+    step = functools.partial(train_step, objective=objective, balance=balance, tx=tx, ema_decay=student.ema_decay)
     return [states.create(jax.random.key(0), variables, objective, balance, tx), jax.jit(step, donate_argnums=0)]
 
 
@@ -87,24 +93,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=(16, 32))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--kinds", nargs="+", default=[kind for kind in setup.BALANCES if kind != "fixed"])
+    parser.add_argument("--kinds", nargs="+", default=[kind for kind in BALANCES if kind != "fixed"])
     options = parser.parse_args()
     set_xla_flags()
 
-    config = _config()
-    size = tuple(config["image"]["size"])
+    settings = _settings()
+    size = settings.image.size
     named = {name: {name: tuple(map(str, range(count)))} for name, count in CLASSES.items()}
-    sources = {name: argparse.Namespace(classes=named.get(name, {})) for name in config["tasks"]}
-    tasks = setup.build_tasks(config["tasks"], sources)
-    model = setup.build_model(config["model"], tasks)
+    sources = {name: argparse.Namespace(classes=named.get(name, {})) for name in settings.tasks}
+    tasks = build.tasks(settings.tasks, sources)
+    model = build.network(settings.model, tasks)
     variables = model.init(jax.random.key(0), np.zeros((1, *size, 3), np.uint8))
     print(f"{'balance':14}{'batch':>6}{'plain, ms':>11}{'ms':>9}{'ratio':>8}{'goal':>7}{'compile, s':>12}", flush=True)
     for rows in options.batch:
         batch = jax.device_put(_batch(tasks, rows, size))
-        plain = _arm("fixed", model, variables, tasks, config)
+        plain = _arm("fixed", model, variables, tasks, settings)
         _timed(plain, batch)
         for kind in options.kinds:
-            arm = _arm(kind, model, variables, tasks, config)
+            arm = _arm(kind, model, variables, tasks, settings)
             start = _timed(arm, batch)
             pairs = [(_timed(plain, batch), _timed(arm, batch)) for _ in range(options.rounds)]
             ratio = statistics.median(b / a for a, b in pairs)

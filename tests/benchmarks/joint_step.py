@@ -1,10 +1,10 @@
-"""What a joint step of three experts costs, and how long it waits for clips.
+"""Cost of a joint step of three experts, and the time it waits for clips.
 
     taskset -c 1 python tests/benchmarks/joint_step.py --batch 8 --rounds 9
 
-Whole steps of `configs/jedi.py`, optimizer included, on random clips; every ratio is the median over pairs of steps that
-stand next to each other, so that other load falls on both alike. "three alone" are single steps of the three experts, each
-on the rows of all groups; the loop over experts and vmap are compared with three experts of one clip length.
+Whole steps of `configs/jedi.py`, optimizer included, on random clips; every ratio is the median over pairs of adjacent
+steps, so that other load affects both. "three alone" are single steps of the three experts, each on the rows of all
+groups; the loop over experts and vmap are compared with three experts of one clip length.
 """
 
 import argparse

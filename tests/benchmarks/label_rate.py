@@ -1,4 +1,4 @@
-"""How much of the bare teachers' speed a label pass keeps, whether its memory is flat, and what a record holds.
+"""Speed of a label pass relative to its teachers alone, its memory over time, and the size of records.
 
     python tests/benchmarks/label_rate.py --images=32 --rounds=5              # ResNet-18 on 256 px, JPEGs of 512 px
     python tests/benchmarks/label_rate.py --parts=one --size=64 --photo=64 --depth=10 --width=16 --channels=32 \
@@ -6,16 +6,16 @@
     python tests/benchmarks/label_rate.py --parts=host,memory,bytes
 
 Parts:
-  one     a teacher of five tasks: its forward pass alone, and the whole of `label_images` (decode, resize, fetch, check,
-          restore, encode, hash, commit), alternately; medians over rounds
-  five    five teachers of a task each, with one decode, against the sum of their forward passes
-  host    processor time of all but the teachers, which no other load disturbs: teachers that take T processor time an
-          image leave a ratio of T / (T + that) where processors label, and more where an accelerator does
+  one     a teacher of five tasks: its forward pass alone and all of `label_images` (decode, resize, fetch, check,
+          restore, encode, hash, commit), alternating; medians over rounds
+  five    five teachers of one task each on one decode, over the sum of their forward passes
+  host    processor time of everything but the teachers, independent of other load: teachers that take a processor
+          time of T per image leave a ratio of T / (T + host) on a CPU, and more on an accelerator
   memory  resident memory of a pass after 1,000 images and after 10,000
   bytes   of a record at 512 px by field: class, 100 boxes, 150 classes of pixels, depth and normals, at stride 4 and 1
 
-The bare forward pass reads pictures of the right size from memory and fetches nothing. Weights are random; for `bytes` the
-labels are those of scenes, blurred and with noise of two scales, as a network gives them.
+The forward pass alone reads pictures of the right size from memory and fetches nothing. Weights are random; for `bytes`
+the labels are those of scenes, blurred and with noise of two scales, similar to a network's.
 """
 
 import argparse
@@ -34,8 +34,7 @@ from must.core.types import Example, Teacher
 from must.data.geometry import transform_image, whole_image
 from must.models import fpn, multi_head, resnet
 from must.pseudo_label import teacher as teachers
-from must.pseudo_label.estimate import describe, estimate
-from must.pseudo_label.plan import make_plan
+from must.pseudo_label.plan import describe, estimate, make_plan
 from must.pseudo_label.write import label_images
 from must.readers.files import decode_picture
 from must.scenes.still import Scenes
@@ -108,7 +107,7 @@ def compare(title: str, source: Jpegs, built: list[Teacher], options: argparse.N
             label = functools.partial(label_images, f"{directory}/1.0.0", "rate", source, built)
             for name, work in (
                 ("forward", lambda: forward(built, images, options.batch)),
-                ("label pass", lambda: label(shards=options.shards, batch_size=options.batch)),
+                ("label pass", functools.partial(label, shards=options.shards, batch_size=options.batch)),
             ):
                 wall, processor = time.perf_counter(), time.process_time()
                 work()
@@ -116,7 +115,7 @@ def compare(title: str, source: Jpegs, built: list[Teacher], options: argparse.N
                     spent[name].append((time.perf_counter() - wall, time.process_time() - processor))
     for unit, which in (("wall", 0), ("processor", 1)):
         bare, full = ([1000 * pair[which] / len(source) for pair in pairs] for pairs in spent.values())
-        ratio = statistics.median(a / b for a, b in zip(bare, full))
+        ratio = statistics.median(a / b for a, b in zip(bare, full, strict=True))
         print(
             f"{title}: {unit} time an image: forward {statistics.median(bare):.2f} ms, "
             f"label pass {statistics.median(full):.2f} ms, ratio {ratio:.3f}",

@@ -1,6 +1,6 @@
 """Prints how many pictures `scenes` and clips `moving_scenes` make per second on one core.
 
-Run: python tests/benchmarks/scenes_rate.py [size ...]; sizes are those of the pictures, clips have 8 frames of 48 pixels.
+Run: python tests/benchmarks/scenes_rate.py [size ...]; sizes are of pictures, clips have 8 frames of 48 pixels.
 """
 
 import os

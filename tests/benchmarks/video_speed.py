@@ -18,10 +18,8 @@ from jax import lax
 from must.core.types import Features
 from must.models.heads import ClassHead
 from must.models.multi_head import multi_head, parameter_count
-from must.models.r2plus1d import R2Plus1D, TemporalConv
 from must.models.resnet import ResNet
-from must.models.temporal_shift import TemporalShiftResNet
-from must.models.video_transformer import VideoTransformer
+from must.models.temporal_shift import R2Plus1D, TemporalConv, TemporalShiftResNet, VideoTransformer
 
 
 class FrameWise(ResNet):
@@ -60,7 +58,7 @@ def _functions(backbone, clips):
 
 
 def _convolutions(batch, frames, size, width, stride):
-    """{way: (forward, gradient)} of one temporal convolution from 9/4 `width` channels, as in the first stage's blocks."""
+    """{way: (forward, gradient)} of a temporal convolution from 9/4 `width` channels, as in the first stage."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, frames, size, size, 9 * width // 4)).astype(np.float32))
     kernel = jnp.asarray(rng.normal(size=(3, 1, x.shape[-1], width)).astype(np.float32))

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from must.core.types import UserError
-from must.data.augment import Photometric
-from must.data.rand_augment import OPERATIONS, RandAugment
+from must.data.augment import OPERATIONS, RandAugment
 
 
 def _image(side=32, seed=0):

@@ -21,7 +21,7 @@ def test_delta_m_turns_with_the_direction_and_is_zero_against_itself():
     rng = np.random.default_rng(0)
     tasks = "abcde"
     for _ in range(20):
-        mine, base = ({t: float(v) for t, v in zip(tasks, rng.uniform(0.1, 9, 5))} for _ in range(2))
+        mine, base = ({t: float(v) for t, v in zip(tasks, rng.uniform(0.1, 9, 5), strict=True)} for _ in range(2))
         up = {t: bool(rng.integers(2)) for t in tasks}
         gain = delta_m(mine, base, up)
         assert delta_m(mine, base, {t: not up[t] for t in tasks}) == pytest.approx(-gain)

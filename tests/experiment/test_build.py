@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from must.core.types import UserError
-from must.data.augment import Photometric
-from must.data.rand_augment import RandAugment
+from must.data.augment import Photometric, RandAugment
 from must.experiment import build
 from must.experiment.sections import make, parse
 from must.experiment.settings import BALANCES, VIEWS, Network, Run

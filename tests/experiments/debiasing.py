@@ -8,6 +8,7 @@ direction, has labels that are right with probability .52. Half a minute.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +135,7 @@ def main(seeds: int = 10) -> None:
                 failed += [name] if (abs(mean) < 0.2 if name == "unweighted" else abs(mean) > 0.01) else []
     ordered = ("plain", "estimated", "oracle", "slam")
     print("paired differences of accuracy")
-    for lower, higher in zip(ordered, ordered[1:], strict=False):
+    for lower, higher in itertools.pairwise(ordered):
         mean, low, high = paired_t_interval([row[higher] - row[lower] for row in rows])
         print(f"  {higher + ' - ' + lower:32} {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
         failed += [f"{higher} above {lower}"] if mean <= 0 else []

@@ -2,10 +2,10 @@
 
     python tests/experiments/joint_experts.py
 
-Every set asks another question about the same hidden features. Four arms start from the same experts and make as many
-steps: "more" trains the experts on, "plain" is JEDI without distillation, "shuffled" distils answers to other inputs. A
-numpy version of it was at .594 for experts, .606 for students and .608 for teachers, both above in 12 of 12 seeds;
-without distillation -.001, shuffled -.112. Steps and learning rates were chosen on seeds 0 to 7, which are not shown.
+Every set labels a different property of the same hidden features. Four arms start from the same experts and make as
+many steps: "more" continues to train the experts, "plain" is JEDI without distillation, "shuffled" distills predictions
+for other inputs. An independent numpy version measured .594 for experts, .606 for students and .608 for teachers, both
+above in 12 of 12 seeds; without distillation -.001, shuffled -.112. Settings were chosen on seeds 0 to 7.
 """
 
 import functools

@@ -1,11 +1,11 @@
-"""A label pass that is killed again and again: does it end in the bytes of one that was left alone, with every id once?
+"""A label pass that is killed repeatedly ends in the bytes of an undisturbed one, with every id exactly once.
 
     python -m tests.experiments.label_kills --kills=10 --workers=1,2,4
 
-Worker processes label small pictures of varying size with every kind of field. At random moments, spread over the time that
-the pass takes, one of the workers or all of them get SIGKILL; dead ones are started again, and the next moment is drawn.
-Afterwards nobody is killed until the pass is complete. Reports per number of workers: kills and of how many processes, how
-many shards were done at the first and the last kill, whether the trees are equal byte by byte, ids lost and doubled.
+Worker processes label small pictures of varying size with every kind of field. At random times during the pass, one or
+all workers get SIGKILL and are started again. After the last kill the pass runs to completion. Reports per number of
+workers: kills and killed processes, shards done at the first and the last kill, whether the trees are equal byte by
+byte, ids lost and duplicated.
 """
 
 import argparse

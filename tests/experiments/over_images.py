@@ -8,19 +8,23 @@ import os
 import sys
 
 from must.evaluate.evaluate import bootstrap_interval
-from must.recipes import measuring, multas
+from must.experiment import build, measure
+from must.experiment.run import members
+from must.recipes.table import recipe_of
 
 
 def differences(workdir: str, pairs: list[tuple[str, str]]) -> list[str]:
     """One line per pair and task that both arms have."""
     with open(os.path.join(workdir, "config.json")) as file:
         config = json.load(file)
-    built = multas.Built(config, config["seeds"][0])
-    split, lines = config["measured_on"][0], []
+    member = members(recipe_of(config), config)[0]
+    tasks, split, lines = build.tasks_of(member.settings), member.settings.eval_splits[0], []
     for pair in pairs:
-        rows = [measuring.load_rows(os.path.join(workdir, "grid", arm, f"rows-{split}.npz")) for arm in pair]
-        for name in (n for n in built.names if n in rows[0] and n in rows[1]):
-            task, (mine, theirs) = built.tasks[name], (part[name] for part in rows)
+        rows = [
+            measure.load_rows(os.path.join(workdir, member.prefix, "grid", arm, f"rows-{split}.npz")) for arm in pair
+        ]
+        for name in (n for n in tasks if n in rows[0] and n in rows[1]):
+            task, (mine, theirs) = tasks[name], (part[name] for part in rows)
             metric = task.metrics[0].name
             gain = task.summarize(dict(mine))[metric] - task.summarize(dict(theirs))[metric]
             low, high = bootstrap_interval(task, mine, versus=theirs, resamples=300)

@@ -1,10 +1,10 @@
 """Whether a target precision is reached: thresholds from the held-out records of a run, measured on its test records.
 
-    python -m must.main --config=configs/quickstart.py:believing --workdir=runs/policies
+    python -m must.main --config=configs/quickstart.py:policies --workdir=runs/policies
     python tests/experiments/target_precision.py --workdir=runs/policies --precision=0.9
 
-No teacher runs. One line per task and seed: the precision of what is taken as true on the test split with Wilson's 95 % interval,
-claims of one image counting as one as far as they go together, and the recall that it costs; in brackets the raw score 0.5.
+No teacher runs. One line per task and seed: precision and recall of positive labels on the test split, then both for
+a fixed raw score of 0.5. Wilson's 95 % interval accounts for the correlation of claims of one image.
 """
 
 import argparse
@@ -14,12 +14,12 @@ import os
 import numpy as np
 
 from must.evaluate.quality import quality
+from must.experiment import build
+from must.experiment.labeling import EVALUATION, HELD_OUT, recorded, records_directory
+from must.experiment.run import members
 from must.pseudo_label import policy as policies
 from must.readers.records import Records
-from must.recipes import must as recipe
-from must.recipes.believing import recorded
-from must.recipes.built import HELD_OUT, MEASURED
-from must.recipes.labeling import records_directory
+from must.recipes.table import recipe_of
 
 
 def main() -> None:
@@ -32,32 +32,28 @@ def main() -> None:
         config = json.load(file)
     print(f"{'task':16}{'seed':>5}  {'precision':>9}  {'95 %':15}{'recall':>7}   fixed 0.5: precision, recall")
     reached: dict[str, list[float]] = {}
-    for seed in config["seeds"]:
-        built, top = recipe.Built(config, seed), os.path.join(options.workdir, recipe.prefix(config, seed))
-        for name, task in built.tasks.items():
-            rows = {
-                which: list(
-                    recorded(
-                        Records(records_directory(top, which), tasks=[name], verify=False),
-                        built.truth(which)[name],
-                        name,
-                        built.plain,
-                        task,
-                    )
-                )
-                for which in (HELD_OUT, MEASURED)
-            }
+    for member in members(recipe_of(config), config):
+        settings, top, seed = member.settings, os.path.join(options.workdir, member.prefix), member.seed
+        tasks = build.tasks_of(settings)
+        encoder = build.encoder(settings.image, tasks)
+        splits = {HELD_OUT: "validation", EVALUATION: settings.eval_splits[0]}
+        truth = {which: build.splits(settings, split) for which, split in splits.items()}
+        for name, task in tasks.items():
+            rows = {}
+            for which, sources in truth.items():
+                records = Records(records_directory(top, which), tasks=[name], verify=False)
+                rows[which] = list(recorded(records, sources[name], name, encoder, task))
             policy, _ = policies.fit(
-                task, ((said, true) for said, true, _ in rows[HELD_OUT]), precision=options.precision
+                task, ((label, true) for label, true, _ in rows[HELD_OUT]), precision=options.precision
             )
-            found, fixed = (quality(task, rows[MEASURED], tried)["total"] for tried in (policy, policies.hard(0.5)))
-            if found["precision"] is None:
+            fitted, fixed = (quality(task, rows[EVALUATION], tried)["total"] for tried in (policy, policies.hard(0.5)))
+            if fitted["precision"] is None:
                 print(f"{name:16}{seed:>5}  no threshold reaches {options.precision:g}")
                 continue
-            low, high = found["precision_ci95"]
-            reached.setdefault(name, []).append(found["precision"])
+            low, high = fitted["precision_ci95"]
+            reached.setdefault(name, []).append(fitted["precision"])
             print(
-                f"{name:16}{seed:>5}  {found['precision']:9.3f}  [{low:.3f}, {high:.3f}] {found['recall']:6.3f}"
+                f"{name:16}{seed:>5}  {fitted['precision']:9.3f}  [{low:.3f}, {high:.3f}] {fitted['recall']:6.3f}"
                 f"   {fixed['precision']:.3f}, {fixed['recall']:.3f}",
                 flush=True,
             )

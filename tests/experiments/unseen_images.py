@@ -1,10 +1,10 @@
-"""Does a weak teacher help more on images that it has not seen? Small networks on synthetic data (SYSTEMS trap M11).
+"""Whether a weak teacher helps more on images that it has not seen: small networks on synthetic data.
 
     python tests/experiments/unseen_images.py
 
-Ten numbers, four classes by a small random network, a tenth of the labels wrong. The teacher, a wide network that learns
-its part of 1,024 examples by heart, answers for students that are too small to do so: on its own examples (seen), on the
-others (unseen), on as many others (cut), or on all.
+Ten inputs, four classes by a small random network, a tenth of the labels wrong. The teacher, a wide network that
+memorizes its part of 1,024 examples, labels for students that are too small to do so: its own examples (seen), the
+others (unseen), as many others (cut), or all.
 """
 
 import functools

@@ -19,11 +19,9 @@ from must.evaluate.evaluate import summarize
 from must.experiment import export, joint, measure, networks
 from must.experiment.run import check_stage, members
 from must.export.exported import ABOUT, PROGRAM, WEIGHTS, load_exported
-from must.export.preprocessing import preprocessing
-from must.export.write import export_model
+from must.export.write import export_model, preprocessing
 from must.models.experts import expert_variables, from_experts
-from must.models.multi_clip import over_clips
-from must.models.multi_head import multi_head, parameter_count
+from must.models.multi_head import multi_head, over_clips, parameter_count
 from must.models.resnet import ResNet
 from must.models.temporal_shift import TemporalShiftResNet
 from must.recipes import jedi, must

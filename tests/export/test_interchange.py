@@ -13,7 +13,7 @@ from must.export.labels import export_labels
 from must.readers.coco import CocoJson
 from must.readers.dense import DepthPng, MaskPng, NormalsPng
 from must.readers.edited import EditedCoco
-from must.readers.file_names import file_of, id_of
+from must.readers.files import file_of, id_of
 from must.readers.folders import ImageCsv
 from must.readers.label_files import LabelFiles
 from must.readers.records import Records
@@ -278,7 +278,7 @@ def test_a_json_made_for_pictures_of_another_size_is_refused(corrected):
 
 def test_boxes_below_a_score_are_left_out_on_request(tmp_path):
     source = Labeled([f"pool/{i}" for i in range(9)], missing=False)
-    export_labels(tmp_path / "out", source, {"boxes": TASKS["boxes"]}, least=0.5)
+    export_labels(tmp_path / "out", source, {"boxes": TASKS["boxes"]}, min_score=0.5)
     back, kept = LabelFiles(tmp_path / "out"), 0
     for index in range(len(source)):
         scores = source.known[index]["boxes"]["scores"]

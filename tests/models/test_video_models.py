@@ -7,15 +7,11 @@ import optax
 import pytest
 from jax import lax
 
-from must.core.types import Features, Model, UserError
+from must.core.types import Features, Model
 from must.models.heads import ClassHead
-from must.models.multi_clip import over_clips
-from must.models.multi_head import multi_head, parameter_count
-from must.models.r2plus1d import R2Plus1D, SpatialConv, TemporalConv
+from must.models.multi_head import multi_head, over_clips, parameter_count
 from must.models.resnet import ResNet
-from must.models.temporal_shift import TemporalShiftResNet, shift
-from must.models.video_transformer import VideoTransformer
-from must.tasks.classification import Classification
+from must.models.temporal_shift import R2Plus1D, SpatialConv, TemporalConv, TemporalShiftResNet, VideoTransformer, shift
 
 KEY = jax.random.key(0, impl="rbg")  # compiles in a quarter of the time
 FAMILIES = {
@@ -85,7 +81,8 @@ def test_levels_have_the_stated_strides_and_lengths(size):
     [
         (R2Plus1D(18), 31_505_325),  # torchvision's r2plus1d_18
         (TemporalShiftResNet(50), 25_557_032 - 2049 * 600),  # that of a ResNet-50
-        # ViT-B/16 has 85,798,656 without its classifier; two frames a patch, 4 layers in time, 2 positions, no class token.
+        # ViT-B/16 has 85,798,656 without its classifier; two frames a patch, 4 layers in time, 2 positions, no class
+        # token.
         (VideoTransformer(768, heads=12), 85_798_656 + 16 * 16 * 3 * 768 + 4 * 7_087_872 + 1536 + (2 + 16 - 198) * 768),
     ],
 )

@@ -12,7 +12,8 @@ import pytest
 from scipy.optimize import minimize, nnls
 
 from must.core.ratio import weighted_sum
-from must.core.types import Balance, Batch, Objective, PerExample, UserError
+from must.core.types import Balance, Batch, Objective, PerExample
+from must.experiment.settings import BALANCES
 from must.objectives import aggregate
 from must.objectives import balance as balances
 from must.objectives.supervised import without_heads

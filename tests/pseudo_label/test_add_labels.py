@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from must.core.types import Teacher, UserError
-from must.pseudo_label.add import add_labels
-from must.pseudo_label.write import label_images
+from must.pseudo_label.write import add_labels, label_images
 from must.readers.records import Records
 from tests.pseudo_label.test_label_resume import tree
 from tests.support.toy_labels import ToySource, ToyTask, label_toy, toy_teacher

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.pseudo_label.estimate import Estimate, describe, estimate
-from must.pseudo_label.plan import make_plan
+from must.pseudo_label.plan import Estimate, describe, estimate, make_plan
 from must.readers.record_format import field_sizes
 from tests.support.toy_labels import ToySource, ToyTask, label_toy, toy_teacher
 

@@ -7,8 +7,7 @@ import pytest
 
 from must.core.types import Policy, UserError
 from must.pseudo_label.calibrate import Judged, fit_isotonic, fit_scaling, fit_temperature, gather
-from must.pseudo_label.policy import choose, fit, hard
-from must.pseudo_label.policy_file import read_policies, save_policies
+from must.pseudo_label.policy import choose, fit, hard, read_policies, save_policies
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection

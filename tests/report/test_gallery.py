@@ -1,4 +1,4 @@
-"""The gallery: what stands in its files, read as the browser reads it."""
+"""The files of the gallery, read as the browser reads them."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from PIL import Image
 
 from must import Classification, Detection, Policy
 from must.core.types import Example, UserError
-from must.readers import labels as forms
+from must.readers import record_format as forms
 from must.report import gallery, sprites
 from must.report.gallery import write_gallery
 from must.tasks.states import states
@@ -95,12 +95,12 @@ def made(tmp_path_factory):
 
 
 def places(data):
-    """Where the pictures of each image are: position in the order of falling doubt."""
-    order = sorted(range(len(data["ids"])), key=lambda i: -data["doubt"][i])
+    """Where the pictures of each image are: position in the order of falling uncertainty."""
+    order = sorted(range(len(data["ids"])), key=lambda i: -data["uncertainty"][i])
     return {image: at for at, image in enumerate(order)}
 
 
-def test_every_record_is_there_once_and_its_pictures_are_those_that_its_tasks_draw(made):
+def test_every_record_appears_once_with_the_pictures_that_its_tasks_draw(made):
     directory, _, data = made
     assert data["ids"] == Pile().ids and data["unreadable"] == [UNREADABLE]
     assert sum(len(chunk_of(directory, k)) for k in range(len(data["sheets"]))) == COUNT
@@ -108,39 +108,39 @@ def test_every_record_is_there_once_and_its_pictures_are_those_that_its_tasks_dr
     checked = 0
     for image, at in places(data).items():
         chunk, row = divmod(at, sprites.PER_SHEET)
-        said = chunk_of(directory, chunk)[row]
+        described = chunk_of(directory, chunk)[row]
         if image == UNREADABLE:
-            assert said == {"problems": {"": "pile/5: </script> broken"}}
+            assert described == {"problems": {"": "pile/5: </script> broken"}}
             continue
         shown = sprites.read(source, image, TASKS, POLICIES)
         views = sprites.views(shown, TASKS, POLICIES)
-        assert list(said["problems"]) == (["things"] if image == WRONG else [])
+        assert list(described["problems"]) == (["things"] if image == WRONG else [])
         assert set(views) == ({"", *TASKS} - ({"things"} if image == WRONG else set()) if image != BARE else {""})
         place = Path(sprites.folder(directory, chunk))
         large = np.asarray(Image.open(place / f"{chunk:06d}-r{row:02d}.webp").convert("RGB")).astype(int)
         captions = np.asarray(Image.open(place / f"{chunk:06d}-c.webp").convert("RGB"))
-        width, height = said["size"]
+        width, height = described["size"]
         for v, name in enumerate(names):
             if name not in views:
-                assert said["captions"][0][v] == -1
+                assert described["captions"][0][v] == -1
                 continue
             view = views[name]
             assert view.picture.shape[:2] == (height, width)
-            if not said["plain"][0][v] or v == 0:
+            if not described["plain"][0][v] or v == 0:
                 assert abs(large[:height, v * width : (v + 1) * width] - view.picture).mean() < 12
-            below = captions[said["top"] : said["top"] + len(view.caption), v * width : (v + 1) * width]
+            below = captions[described["top"] : described["top"] + len(view.caption), v * width : (v + 1) * width]
             np.testing.assert_array_equal(below, view.caption)
             if not data["sheets"][chunk] >> v & 1:
-                assert name == "kind" and said["plain"][0][v]
+                assert name == "kind" and described["plain"][0][v]
                 continue
             sheet = np.asarray(Image.open(place / f"{chunk:06d}-{v}.webp").convert("RGBA")).astype(int)
             x, y = row % sprites.ACROSS * sprites.CELL, row // sprites.ACROSS * sprites.CELL
-            cell, wanted = (
+            cell, expected = (
                 sheet[y : y + sprites.CELL, x : x + sprites.CELL],
                 np.asarray(sprites.thumbnail(view.picture)),
             )
-            np.testing.assert_array_equal(cell[..., 3], wanted[..., 3])
-            assert abs(cell - wanted)[wanted[..., 3] > 0].mean() < 14
+            np.testing.assert_array_equal(cell[..., 3], expected[..., 3])
+            assert abs(cell - expected)[expected[..., 3] > 0].mean() < 14
             checked += 1
     assert checked > 2 * COUNT
 
@@ -151,18 +151,18 @@ def test_numbers_agree_with_the_states(made):
     assert task["classes"] == list(NASTY)
     ends = np.cumsum([0, *task["counts"]])
     for image in range(COUNT):
-        said = task["said"][ends[image] : ends[image + 1]]
+        described = task["predicted"][ends[image] : ends[image + 1]]
         if image in (UNREADABLE, WRONG, BARE):
-            assert said == [] and task["doubt"][image] == -1
+            assert described == [] and task["uncertainty"][image] == -1
             continue
         label = Pile()[image].labels["things"]
         state = states(POLICIES["things"], label["scores"].astype(np.float32), label["classes"])
         ignored = ~state.positive & ~state.negative
-        wanted = {2 * c for c in label["classes"][state.positive]} | {2 * c + 1 for c in label["classes"][ignored]}
-        assert said == sorted(wanted)
-        assert abs(task["doubt"][image] / 255 - ignored.mean()) < 0.013
-    assert data["doubt"][BARE] == data["doubt"][UNREADABLE] == 0
-    assert set(data["tasks"][2]["doubt"]) == {0, -1} and not data["tasks"][2]["said"], "edges have no scores"
+        expected = {2 * c for c in label["classes"][state.positive]} | {2 * c + 1 for c in label["classes"][ignored]}
+        assert described == sorted(expected)
+        assert abs(task["uncertainty"][image] / 255 - ignored.mean()) < 0.013
+    assert data["uncertainty"][BARE] == data["uncertainty"][UNREADABLE] == 0
+    assert set(data["tasks"][2]["uncertainty"]) == {0, -1} and not data["tasks"][2]["predicted"], "edges have no scores"
 
 
 def test_errors_are_ranked(made):
@@ -180,7 +180,9 @@ def test_nothing_from_records_becomes_markup(made):
     directory, text, _ = made
     assert text.count("<script") == text.count("</script") == 2 and "alert(1)" in text
     assert "<title>&lt;/script&gt;" in text
-    assert text.count(re.search(r'id="data">([^<]*)<', text)[1]) == 1, "a title that names the data's place gets none"
+    assert text.count(re.search(r'id="data">([^<]*)<', text)[1]) == 1, (
+        "a title that contains the placeholder of the data is not filled in"
+    )
     assert "http:" not in text and "https:" not in text, "nothing is fetched"
     assert Path(directory, "index.html").stat().st_size < 60_000
 
@@ -188,7 +190,7 @@ def test_nothing_from_records_becomes_markup(made):
 @pytest.fixture
 def node():
     if not shutil.which("node"):
-        pytest.skip("no node here")
+        pytest.skip("needs node")
     return lambda *arguments: subprocess.run(["node", *arguments], capture_output=True, text=True, check=True).stdout
 
 
@@ -206,18 +208,18 @@ def test_the_browser_sorts_and_filters(made, node, tmp_path):
       ask({{ state: "lost" }}), ask({{ q: "/29" }}), ask({{ task: "things", state: "none", order: "record" }})]));
     """
     Path(tmp_path, "ask.js").write_text(ask, encoding="utf-8")
-    place, doubt, record, worst, ignored, lost, found, none = json.loads(node(str(tmp_path / "ask.js")))
+    place, uncertain, record, worst, ignored, lost, found, none = json.loads(node(str(tmp_path / "ask.js")))
     assert place == [places(data)[image] for image in range(COUNT)]
-    assert doubt == sorted(range(COUNT), key=lambda i: place[i]) and record == list(range(COUNT))
+    assert uncertain == sorted(range(COUNT), key=lambda i: place[i]) and record == list(range(COUNT))
     assert worst == sorted(range(COUNT), key=lambda i: (-data["error"][i], i))
     things = data["tasks"][1]
     ends = np.cumsum([0, *things["counts"]])
-    assert ignored == [i for i in range(COUNT) if 3 in things["said"][ends[i] : ends[i + 1]]] != []
+    assert ignored == [i for i in range(COUNT) if 3 in things["predicted"][ends[i] : ends[i + 1]]] != []
     assert lost == [UNREADABLE] and found == [29] and none == [UNREADABLE, WRONG, BARE]
     node("--check", str(Path(sprites.folder(directory, 0), "000000.js")))
 
 
-def test_a_killed_gallery_goes_on_to_the_same_bytes(made, tmp_path):
+def test_a_killed_gallery_resumes_to_the_same_bytes(made, tmp_path):
     directory, _, _ = made
     again, reads = str(tmp_path / "again"), []
 
@@ -225,7 +227,7 @@ def test_a_killed_gallery_goes_on_to_the_same_bytes(made, tmp_path):
         if done > COUNT:
             raise KeyboardInterrupt
 
-    arguments = dict(title=TITLE, truth={"kind": Truth()}, per_page=7)
+    arguments = {"title": TITLE, "truth": {"kind": Truth()}, "per_page": 7}
     with pytest.raises(KeyboardInterrupt):
         write_gallery(again, Pile(), TASKS, POLICIES, threads=1, progress=stop, **arguments)
     assert not Path(again).exists()
@@ -234,14 +236,14 @@ def test_a_killed_gallery_goes_on_to_the_same_bytes(made, tmp_path):
         again, Pile(reads=reads), TASKS, POLICIES, threads=1, progress=lambda *at: steps.append(at), **arguments
     )
     assert files(again) == files(directory)
-    assert len(reads) < 2 * COUNT, "what was drawn is not drawn again"
+    assert len(reads) < 2 * COUNT, "finished drawings are not repeated"
     assert steps[-1] == (2 * COUNT, 2 * COUNT)
     reads.clear()
     write_gallery(again, Pile(reads=reads), TASKS, POLICIES, **arguments)
     assert reads == [], "complete"
 
 
-def test_one_record_another_policy_and_what_is_refused(tmp_path):
+def test_one_record_another_policy_and_refusals(tmp_path):
     directory = str(tmp_path / "one")
     tasks = {"edges": TASKS["edges"], "things": TASKS["things"]}
     write_gallery(directory, Pile(1), tasks, POLICIES, title="one")
@@ -250,18 +252,18 @@ def test_one_record_another_policy_and_what_is_refused(tmp_path):
     _, after = contents(directory)
     assert before["ids"] == after["ids"] and len(before["ids"]) == 1
     assert before["tasks"][1]["shares"] != after["tasks"][1]["shares"] == [1.0, 0.0, 0.0]
-    with pytest.raises(UserError, match="no policy of task 'things'"):
+    with pytest.raises(UserError, match="task 'things' has no policy"):
         write_gallery(directory, Pile(1), tasks, {"edges": Policy()}, title="one")
     with pytest.raises(UserError, match="no images"):
         write_gallery(directory, Pile(0), tasks, POLICIES, title="one")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all I have")
-    with pytest.raises(UserError, match="holds no gallery"):
+    with pytest.raises(UserError, match="not a gallery"):
         write_gallery(tmp_path / "mine", Pile(1), tasks, POLICIES, title="one")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all I have"
 
 
-def test_the_package_brings_what_the_page_needs():
+def test_the_package_ships_the_templates():
     listed = Path(gallery.__file__).parents[2] / "setup.cfg"
     data = re.search(r"package_data\]\n\* = (.*)", listed.read_text())[1]
     assert {"*.html", "*.css", "*.js"} <= set(data.split(", "))

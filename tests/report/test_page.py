@@ -121,13 +121,14 @@ def test_sentences_follow_the_numbers():
         contrast.update(mean=mean, ci95=[mean - 0.5, mean + 0.5], holds=True)
     first, note = pages.summary(results)
     assert first == (
-        "Student vs teacher: Δm +5.2 % [+4.8, +5.8], as expected; better on 2 of 3 tasks; on 2 with an interval above 0."
+        "Student vs teacher: Δm +5.2 % [+4.8, +5.8], as expected; better on 2 of 3 tasks; "
+        "on 2 with an interval above 0."
     )
     assert note == "A note <here>."
 
 
 def test_a_numeric_setting_becomes_curves(tmp_path):
-    text, words = write(tmp_path, comparisons.budgets())
+    _, words = write(tmp_path, comparisons.budgets())
     assert "Scores by labels" in words and "weighted" in words and "1,024" in words
 
 

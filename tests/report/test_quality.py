@@ -7,8 +7,7 @@ import pytest
 
 from must.core.proportions import design_effect, wilson
 from must.core.types import Policy
-from must.evaluate.quality import quality
-from must.evaluate.reliability import Cells, Counted, reliability, trade_off
+from must.evaluate.quality import Cells, Counted, quality, reliability, trade_off
 from must.pseudo_label.policy import fit
 from must.report.quality import write_quality
 from must.tasks.classification import Classification

@@ -78,7 +78,8 @@ def test_names_say_which_way_the_picture_moves(space, action, where, axis, sign)
 
 
 def seen_from(scene, other, size):
-    """Where the room's points that one frame shows lie in another: row and column [S, S], float, and which are background.
+    """Where the room's points that one frame shows lie in another: row and column [S, S], float, and which are
+    background.
 
     Written out apart from the library: through the room's own axes, that both frames share.
     """

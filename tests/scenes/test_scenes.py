@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.scenes import raycast, solids
+from must.scenes import raycast
+from must.scenes import raycast as solids
 from must.scenes.still import CLASSES, DOMAINS, IGNORE, MATERIALS, SURFACES, TASKS, Scenes
 
 COUNT = 12

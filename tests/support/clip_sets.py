@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from must.core.types import Example
-from must.readers import labels
+from must.readers import record_format as labels
 
 
 def numbered(clip, count, size=(6, 8)):

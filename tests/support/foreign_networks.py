@@ -1,5 +1,7 @@
 """Small networks of PyTorch and ONNX that behave as those of other projects do."""
 
+import itertools
+
 import numpy as np
 import onnx
 import torch
@@ -13,7 +15,7 @@ class Segmenter(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         widths = (3, 8, 16, 16, 16, 16)
-        self.down = torch.nn.ModuleList(torch.nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths, widths[1:]))
+        self.down = torch.nn.ModuleList(torch.nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise(widths))
         self.up, self.out = torch.nn.ConvTranspose2d(16, 16, 4, 4), torch.nn.Conv2d(16, classes, 1)
         self.drop = torch.nn.Dropout(0.5)
 

@@ -1,4 +1,4 @@
-"""Teachers that a configuration names: they know the small scenes by heart and err as `tests.support.toy_teacher` does."""
+"""External teachers of a configuration: the truth of small scenes with the errors of `tests.support.toy_teacher`."""
 
 import numpy as np
 

@@ -28,7 +28,7 @@ def stub() -> str:
         *(
             f"from {module} import {name} as {name}"
             for module, names in sorted(must._HOMES.items())
-            for name in sorted(names)
+            for name in sorted(names.split())
         ),
         *(
             f"from {module.rpartition('.')[0]} import {module.rpartition('.')[2]} as {name}"

@@ -1,4 +1,4 @@
-"""A small program on the public API, for the type checker alone: it holds that `must` type-checks in a strict project."""
+"""A small program on the public API, for the type checker only: `must` type-checks in a strict project."""
 
 import functools
 

@@ -30,4 +30,5 @@ def get_config():
     config.workers = 1  # every further process starts Python and JAX once more
     config.baselines = ("supervised", "scratch")
     config.arms = {"few": {"pool_images": 16}}
+    config.quality = config.gallery = config.files = {"enabled": True}
     return complete(config)

@@ -4,6 +4,7 @@ EdgeMap has a label of the image's size, Corners one of variable size.
 """
 
 import dataclasses
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from must.core.types import ArraySpec, Metric, PerExample
 from must.data.geometry import restore_boxes, restore_map, transform_boxes, transform_map
 from must.scenes.still import Scenes
 from must.tasks.base import Task
+from must.tasks.exchange import write_about, write_maps
 
 STRIDE = 4
 
@@ -99,6 +101,12 @@ class EdgeMap(Task):
     def draw(self, image, label, policy=None):
         return np.repeat(np.round(255 * np.asarray(label["edges"]))[..., None], 3, -1).astype(np.uint8)
 
+    def write_labels(self, directory, source, name, options):
+        return write_maps(directory, source, name, self, ("edges",))
+
+    def constant_guess(self, labels):
+        return {"edges": np.mean([label["edges"] for label in labels], 0)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Corners(Task):
@@ -159,3 +167,9 @@ class Corners(Task):
         for x, y in np.asarray(label["points"])[np.asarray(label["valid"])].astype(int):
             out[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = (255, 0, 0)
         return out
+
+    def write_labels(self, directory, source, name, options):
+        points = {id: source[i].labels[name]["points"].tolist() for i, id in enumerate(source.ids)}
+        (Path(directory)).mkdir()
+        write_about(directory, {"kind": "points", "points": points})
+        return len(points)

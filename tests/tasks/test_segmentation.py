@@ -8,8 +8,8 @@ import pytest
 from must.core.types import Policy
 from must.data.geometry import whole_image
 from must.tasks import dense
+from must.tasks.classification import spread
 from must.tasks.segmentation import Segmentation
-from must.tasks.soft_labels import spread
 
 RNG = np.random.default_rng(0)
 CLASSES = tuple("abcde")

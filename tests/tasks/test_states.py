@@ -9,7 +9,7 @@ import pytest
 
 from must.core.types import Policy
 from must.data.geometry import whole_image
-from must.readers import labels as forms
+from must.readers import record_format as forms
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection
@@ -134,7 +134,8 @@ def test_pixels_have_the_states_of_classes():
     label = {"ids": ids[None], "probs": probs[None], "known": np.array([[True, True, True, False, True]])}
     target = jax.jit(task.target)(label, Policy(0.8, 0.15))
     assert np.asarray(target["used"])[0, 0].tolist() == [False, True, False, False, True]
-    # The first pixel leaves 27/255 to the three unlisted classes, less than 0.15; the third leaves enough for each of them.
+    # The first pixel leaves 27/255 to the three unlisted classes, less than 0.15; the third leaves enough for each of
+    # them.
     assert np.asarray(target["candidates"])[0, 0].tolist() == [
         [True, True, False, False, False],
         [False] * 5,

@@ -1,0 +1,319 @@
+"""Labels as files that other tools read: what the tasks share when they write theirs, and the form of any other task.
+
+`must.export.labels` writes a folder of them, `must.readers.label_files` reads it back.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from must.core import files
+from must.core.types import Label, Source, UserError
+from must.data.combine import encoded_of, labels_of
+from must.readers.edited import MUST_ID, UNKNOWN
+from must.readers.files import file_of
+from must.readers.label_files import ABOUT, CLASSES, COCO, MAPS, folder_of, list_cell
+from must.readers.record_format import encode_png
+
+_EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
+
+
+def labeled(source: Source, name: str, task: Any, fields: Sequence[str]) -> Iterator[tuple[int, Label]]:
+    """Index and label of every example that has a label of the task.
+
+    Raises:
+      UserError: none has one, the source's classes are not the task's, or a label has a field that is none of `fields`.
+    """
+    classes = tuple(getattr(task, "classes", ()))
+    if name in source.classes and tuple(source.classes[name]) != classes:
+        raise UserError(f"{source.name}: classes of {name} are not those of the task")
+    none = True
+    for index, id in enumerate(source.ids):
+        label = labels_of(source, index).get(name)
+        if label is None:
+            continue
+        if extra := set(label) - set(fields):
+            raise UserError(f"{id}: {name}.{min(extra)} has no place in these files")
+        none = False
+        yield index, label
+    if none:
+        raise UserError(f"{source.name}: holds no labels of {name!r}")
+
+
+def class_names(ids: Any, names: Sequence[str], where: str) -> list[str]:
+    """The names of class ids; UserError for an id outside the label space, whose message starts with `where`."""
+    numbers = np.asarray(ids).reshape(-1).tolist()
+    if wrong := [number for number in numbers if not 0 <= number < len(names)]:
+        raise UserError(f"{where}: class id {wrong[0]} with {len(names)} classes")
+    return [names[number] for number in numbers]
+
+
+def picture_file(source: Source, index: int) -> str:
+    """The picture's path below the folder of pictures."""
+    data = encoded_of(source, index)
+    return file_of(source.ids[index]) + (_extension(data) or ".png")
+
+
+def picture_bytes(source: Source, index: int) -> bytes:
+    """The picture's file: as the source has it, or a PNG of it.
+
+    Raises:
+      UserError: it is a video.
+    """
+    data = encoded_of(source, index)
+    if _extension(data):
+        return data
+    image = source[index].image
+    if len(image.shape) != 3:
+        raise UserError(f"{source.ids[index]}: is a video, only pictures are written")
+    return encode_png(np.ascontiguousarray(image))
+
+
+def picture_size(source: Source, index: int) -> tuple[int, int]:
+    """(height, width) in pixels, from the header where there is one; of a video its frames'."""
+    from PIL import Image
+
+    data = encoded_of(source, index)
+    if not _extension(data):
+        return tuple(int(side) for side in source[index].image.shape[-3:-1])
+    width, height = Image.open(io.BytesIO(data)).size
+    return height, width
+
+
+def write_new(directory: str, file: str, data: bytes) -> None:
+    """A file below the directory, with its folders; UserError when an example before it has taken the place."""
+    path = os.path.join(directory, file)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.exists(path):
+        raise UserError(f"{path}: two examples would be this file; their ids are equal, or differ in capitals only")
+    files.write_bytes(path, data)
+
+
+def write_about(directory: str, about: Mapping[str, Any]) -> None:
+    """<directory>/about.json, one line per key."""
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in about.items())
+    files.write_text(os.path.join(directory, ABOUT), f"{{\n{lines}\n}}\n")
+
+
+def _extension(data: bytes | None) -> str | None:
+    """Of encoded bytes, None when there are none or other readers may not know them."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return None if data is None else _EXTENSIONS.get(Image.open(io.BytesIO(data)).format)
+    except (UnidentifiedImageError, OSError):
+        return None
+
+
+def write_maps(
+    directory: str,
+    source: Source,
+    name: str,
+    task: Any,
+    maps: Sequence[str],
+    columns: Sequence[str] = (),
+    *,
+    about: Mapping[str, Any] = {},
+    prepare: Callable[[Label, str], Label] = lambda label, where: label,
+    encode: Mapping[str, Callable[[np.ndarray], bytes]] = {},
+) -> int:
+    """Every map of every label as <directory>/<field>/*.png, its other fields as a line of maps.csv.
+
+    Args:
+      directory: created when missing.
+      source: of labeled examples.
+      name: key of the labels.
+      task: of the labels.
+      maps: fields that are maps, [H, W] or [H, W, 3], or [H, W, K] for K maps.
+      columns: fields that are numbers or lists of class ids.
+      about: further facts for about.json.
+      prepare: (label, place for messages) -> label as it is written.
+      encode: {field: map -> PNG}, where the plain form will not do.
+
+    Returns:
+      The number of labeled examples.
+
+    Raises:
+      UserError: no labels of the task, or a label that cannot be right.
+    """
+    count, stacked = 0, set()  # stacked: fields with K maps of each label
+    os.makedirs(directory, exist_ok=True)
+    with files.replacing(os.path.join(directory, MAPS), newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", *columns])
+        for index, label in labeled(source, name, task, (*maps, *columns)):
+            label = prepare(label, f"{source.ids[index]}: {name}")
+            picture = file_of(source.ids[index]) + ".png"
+            for field in maps:
+                planes = _planes(label.get(field))
+                stacked |= {field} if planes and np.ndim(label[field]) > planes[0].ndim else set()
+                for rank, plane in enumerate(planes):
+                    data = encode.get(field, encoded_map)(plane)
+                    write_new(directory, f"{folder_of(field, rank)}/{picture}", data)
+            table.writerow([picture, *(_cell(label.get(column)) for column in columns)])
+            count += 1
+    scores = {"scores": "scores * 255, of any size"} if "scores" in maps else {}
+    facts = {
+        "maps": list(maps),
+        "columns": list(columns),
+        "stacked": sorted(stacked),
+        "classes": list(getattr(task, "classes", ())),
+    }
+    write_about(directory, {"kind": "maps", "examples": count, **facts, **about, **scores})
+    return count
+
+
+def _planes(array: Any) -> list[np.ndarray]:
+    """What becomes one PNG each: the map itself, or K of them; three signed or unsigned bytes a pixel are one color."""
+    if array is None:
+        return []
+    array = np.asarray(array)
+    several = array.ndim == 3 and array.dtype != np.int8
+    return list(np.moveaxis(array, -1, 0)) if several else [array]
+
+
+def encoded_map(array: np.ndarray) -> bytes:
+    """PNG of a map: signed bytes as value / 127, unsigned bytes and 16 bits as they are."""
+    from PIL import Image
+
+    if array.dtype == np.int8:
+        return encode_png(np.round((array / np.float32(127) + 1) / 2 * 255).clip(0, 255).astype(np.uint8))
+    if array.dtype == np.uint8:
+        return encode_png(array)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array, np.uint16)).save(file, "PNG")
+    return file.getvalue()
+
+
+def paletted_map(ids: np.ndarray, colors: np.ndarray) -> bytes:
+    """PNG of class ids with a palette, uint8 [256, 3]."""
+    from PIL import Image
+
+    picture, file = Image.fromarray(np.ascontiguousarray(ids)), io.BytesIO()
+    picture.putpalette(colors.tobytes())
+    picture.save(file, "PNG", bits=8)
+    return file.getvalue()
+
+
+def _cell(value: Any) -> str:
+    """A field as a cell: a number as the shortest text that is the same float32 again, or a list of ids."""
+    if value is None or np.ndim(value):
+        return list_cell(value)
+    return str(np.float32(value))
+
+
+_CLASS_FIELDS = ("ids", "probs", "rest", "unknown")
+
+
+def write_classes(directory: str, source: Source, name: str, task: Any) -> int:
+    """<directory>/classes.csv: the most probable class of every labeled example and its probability, then the others.
+
+    Columns: file (below the folder of pictures), class, score, rest (the probability of all classes that are not listed),
+    unknown (ids of the classes that the label's source does not know), class_2, score_2, ... A number is the shortest text
+    that is the same float16 again.
+
+    Args:
+      directory: made when missing.
+      source: of labeled examples.
+      name: key of the labels.
+      task: whose classes they are.
+
+    Returns:
+      The number of lines.
+
+    Raises:
+      UserError: a class id outside the label space, no labels of the task.
+    """
+    os.makedirs(directory, exist_ok=True)
+    width = max(np.size(label["ids"]) for _, label in labeled(source, name, task, _CLASS_FIELDS))
+    more = [f"{column}_{rank}" for rank in range(2, width + 1) for column in ("class", "score")]
+    lines = 0
+    with files.replacing(os.path.join(directory, CLASSES), newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "class", "score", "rest", "unknown", *more])
+        for index, label in labeled(source, name, task, _CLASS_FIELDS):
+            names = class_names(label["ids"], task.classes, f"{source.ids[index]}: {name}")
+            scores = [str(score) for score in np.asarray(label["probs"], np.float16).reshape(-1)]
+            cells = [cell for pair in zip(names, scores, strict=True) for cell in pair]
+            cells += [""] * (2 * (width - len(names)))
+            rest = str(np.float16(np.asarray(label["rest"]).reshape(())))
+            table.writerow([picture_file(source, index), *cells[:2], rest, list_cell(label.get("unknown")), *cells[2:]])
+            lines += 1
+    write_about(directory, {"kind": "classes", "classes": list(task.classes), "examples": lines})
+    return lines
+
+
+_BOX_FIELDS = ("boxes", "classes", "scores", "crowd", "unknown")
+
+
+def write_coco(directory: str, source: Source, name: str, task: Any, *, min_score: float = 0.0) -> int:
+    """<directory>/coco.json: the boxes of every labeled example, in pixels of the original, with their scores.
+
+    bbox is x, y, width, height such that x + width is x1 again in float32; a category's id is the class id + 1. Beside
+    COCO's keys an image has "must_id", its id in `source`, and, where the label has such, "unknown_category_ids".
+    Memory does not grow with the number of boxes.
+
+    Args:
+      directory: made when missing.
+      source: of labeled examples.
+      name: key of the labels.
+      task: whose classes are the categories.
+      min_score: score from which boxes are written; ground truth has score 1.
+
+    Returns:
+      The number of images.
+
+    Raises:
+      UserError: a class id outside the label space, no labels of the task.
+    """
+    os.makedirs(directory, exist_ok=True)
+    path, images, boxes = os.path.join(directory, COCO), [], 0
+    categories = [{"id": i + 1, "name": class_name} for i, class_name in enumerate(task.classes)]
+    # Annotations come before it is known how many images there are, and stand behind them in the file.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as annotations:
+        for index, label in labeled(source, name, task, _BOX_FIELDS):
+            id, (height, width) = source.ids[index], picture_size(source, index)
+            class_names([*label["classes"], *label["unknown"]], task.classes, f"{id}: {name}")
+            image = {"id": len(images) + 1, "file_name": picture_file(source, index), "width": width, "height": height}
+            image[MUST_ID] = id
+            if len(label["unknown"]):
+                image[UNKNOWN] = [int(i) + 1 for i in label["unknown"]]
+            images.append(json.dumps(image))
+            corners = np.asarray(label["boxes"], np.float64).reshape(-1, 4)
+            rows = zip(corners, label["classes"], label["scores"], label["crowd"], strict=True)
+            for (x0, y0, x1, y1), class_id, score, crowd in rows:
+                if score < min_score:
+                    continue
+                annotation = {
+                    "id": boxes + 1,
+                    "image_id": len(images),
+                    "category_id": int(class_id) + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": int(crowd),
+                    "score": float(score),
+                }
+                annotations.write((",\n" if boxes else "") + json.dumps(annotation))
+                boxes += 1
+        annotations.seek(0)
+        with files.replacing(path) as file:
+            file.write('{"categories": ' + json.dumps(categories) + ',\n"images": [\n' + ",\n".join(images))
+            file.write('\n],\n"annotations": [\n')
+            shutil.copyfileobj(annotations, file)
+            file.write("\n]}\n")
+    about = {
+        "kind": "coco",
+        "classes": list(task.classes),
+        "images": len(images),
+        "boxes": boxes,
+        "least_score": min_score,
+    }
+    write_about(directory, about)
+    return len(images)

@@ -1,0 +1,79 @@
+"""Several workdirs side by side: further seeds of one experiment, or values of the key in which they differ."""
+
+import json
+
+import pytest
+
+from must.core.types import Metric, UserError
+from must.evaluate.results import Column, Contrast, Score, compare
+from must.experiment.compare import compare_workdirs, read_results, write_results
+
+METRICS = {"depth": Metric("abs_rel", "", False), "class": Metric("top1", "%", True)}
+
+
+def workdir(path, seeds, shift=0.0, **config):
+    """A finished workdir: a student that is better than its teacher by `shift` more with every seed."""
+    path.mkdir()
+    scores = [
+        Score(column, task, "test", seed, base + sign * (0.01 * seed + (column == "student") * (0.1 + shift)))
+        for seed in seeds
+        for column in ("teacher", "student")
+        for task, base, sign in (("depth", 1.0, -1), ("class", 50.0, 1))
+    ]
+    contrast = Contrast("student vs teacher", [("student", "teacher")], ("tasks", "delta_m"))
+    columns = [Column("teacher"), Column("student")]
+    write_results(str(path), compare("must", METRICS, scores, columns, [contrast], title="t"))
+    whole = {"recipe": "must", "seeds": list(seeds), "title": "t", "pool": {"count": 8}, **config}
+    (path / "config.json").write_text(json.dumps(whole))
+    return str(path)
+
+
+def entry(results, task, name="student vs teacher"):
+    (found,) = [one for one in results["contrasts"] if one["name"] == name and one["task"] == task]
+    return found
+
+
+def test_further_seeds_are_pooled(tmp_path):
+    parts = [workdir(tmp_path / "a", (0, 1)), workdir(tmp_path / "b", (2,), title="other", workers=2)]
+    compare_workdirs(parts, str(tmp_path / "both"))
+    results = read_results(str(tmp_path / "both"))
+    assert results["seeds"] == [0, 1, 2] and set(results["columns"]) == {"teacher", "student"}
+    assert results["columns"]["student"]["scores"]["test"]["class"] == pytest.approx([50.1, 50.11, 50.12])
+    gain = entry(results, "depth")
+    assert gain["per_seed"] == pytest.approx([0.1] * 3) and gain["ci95"] is not None
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "student vs teacher" in page and (tmp_path / "both" / "results.txt").read_text()
+
+
+def test_another_key_becomes_an_axis(tmp_path):
+    parts = [workdir(tmp_path / "a", (0, 1)), workdir(tmp_path / "b", (0, 1), shift=0.3, pool={"count": 16})]
+    compare_workdirs(parts, str(tmp_path / "both"))
+    results = read_results(str(tmp_path / "both"))
+    assert set(results["columns"]) == {f"{name}@{count}" for name in ("teacher", "student") for count in (8, 16)}
+    assert results["axes"]["pool.count"]["values"] == [["8", "8"], ["16", "16"]]
+    assert entry(results, "class", "student vs teacher, pool.count 16")["mean"] == pytest.approx(0.4)
+    assert entry(results, "class", "student: pool.count 16 vs 8")["mean"] == pytest.approx(0.3)
+
+
+def test_what_does_not_fit_together_is_one_line(tmp_path):
+    first = workdir(tmp_path / "a", (0,))
+    with pytest.raises(UserError, match="at least two workdirs"):
+        compare_workdirs([first], str(tmp_path / "x"))
+    with pytest.raises(UserError, match="stands twice"):
+        compare_workdirs([first, first + "/"], str(tmp_path / "x"))
+    with pytest.raises(UserError, match=r"results.json: not there; run --stage=compare"):
+        compare_workdirs([first, str(tmp_path / "nowhere")], str(tmp_path / "x"))
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="schema None of another version"):
+        compare_workdirs([first, str(old)], str(tmp_path / "x"))
+    (old / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"old/results.json: damaged"):
+        compare_workdirs([first, str(old)], str(tmp_path / "x"))
+    other = json.loads((tmp_path / "a" / "results.json").read_text()) | {"recipe": "jedi"}
+    (old / "results.json").write_text(json.dumps(other))
+    (old / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="its recipe is not that of"):
+        compare_workdirs([first, str(old)], str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()

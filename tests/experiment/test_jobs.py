@@ -1,0 +1,83 @@
+"""Jobs: in the order of their needs, once, side by side on shares of the cores; failures say which and why."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from must.core.types import UserError
+from must.experiment.jobs import Job, facts, run_jobs
+
+
+def note(what, *, directory, report):
+    """A job that records the cores it may use, at its start and half a second later."""
+    first = sorted(os.sched_getaffinity(0))
+    report(1, 2)
+    time.sleep(what if isinstance(what, float) else 0)
+    return {"what": what, "cores": first, "later": sorted(os.sched_getaffinity(0)), "at": time.time()}
+
+
+def wrong(*, directory, report):
+    raise UserError("the key is wrong")
+
+
+def broken(*, directory, report):
+    raise RuntimeError("a mistake of ours")
+
+
+def full(*, directory, report):
+    raise OSError(28, "No space left on device", os.path.join(directory, "weights"))
+
+
+def test_needs_come_first_and_what_is_done_stays_done(tmp_path):
+    jobs = [Job("b", "s", note, ("b",), ("a",)), Job("a", "s", note, ("a",))]
+    run_jobs(str(tmp_path), jobs)
+    a, b = (facts(str(tmp_path), name) for name in "ab")
+    assert a["at"] < b["at"] and a["what"] == "a"
+    run_jobs(str(tmp_path), jobs)
+    assert facts(str(tmp_path), "a") == a
+    changed = [jobs[1]._replace(settings={"x": 1}), jobs[0]]
+    run_jobs(str(tmp_path), changed)  # other settings: done again, once
+    again = facts(str(tmp_path), "a")
+    assert again["at"] > a["at"] and facts(str(tmp_path), "b") == b
+    run_jobs(str(tmp_path), changed)
+    assert facts(str(tmp_path), "a") == again
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_whoever_runs_alone_has_all_cores(tmp_path):
+    """The long job starts on a core of its own and gets the other when the short one ends."""
+    cores = sorted(os.sched_getaffinity(0))
+    run_jobs(str(tmp_path), [Job("long", "s", note, (6.0,)), Job("short", "s", note, (0.5,))], workers=2)
+    long, short = (facts(str(tmp_path), name) for name in ("long", "short"))
+    assert long["later"] == cores
+    assert set(short["cores"]) < set(cores) or short["cores"] == cores  # alone when it started first
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "message"),
+    [
+        (wrong, UserError, "the key is wrong"),
+        (full, UserError, "weights: No space left on device; the same command resumes"),
+        (broken, RuntimeError, "a mistake of ours"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_failures(tmp_path, run, error, message, workers):
+    with pytest.raises(error, match=message):
+        run_jobs(str(tmp_path), [Job("x", "s", run, ())], workers=workers)
+    assert not (tmp_path / "x" / "done.json").exists()
+
+
+def test_facts_that_are_missing_or_damaged_are_named(tmp_path):
+    with pytest.raises(UserError, match="y needs x, which is not done"):
+        run_jobs(str(tmp_path), [Job("y", "s", note, ("y",), ("x",))])
+    with pytest.raises(UserError, match=r"x/done.json: not there"):
+        facts(str(tmp_path), "x")
+    path = Path(tmp_path / "x" / "done.json")
+    path.parent.mkdir()
+    path.write_text(json.dumps({"seconds": 1})[:-3])
+    with pytest.raises(UserError, match=r"x/done.json: damaged"):
+        facts(str(tmp_path), "x")
