@@ -21,7 +21,7 @@ from must.experiment import build
 from must.experiment.checks import labels_images
 from must.experiment.settings import Must, Slam, Student, Weights
 from must.experiment.training import NO_WEIGHTING, Weighting
-from must.objectives.supervised import loss_step
+from must.objectives.labels import loss_step
 from must.pseudo_label import weigh
 
 _LEAST = 1e-6  # a weight of 0 would mean that the label is absent
