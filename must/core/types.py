@@ -206,7 +206,7 @@ class TrainState(NamedTuple):
       model_state: running statistics of the model.
       opt_state: optax state.
       aux_state: balancers, weighters, running target statistics.
-      ema_params: exponential moving average of params.
+      ema: {"params", "model_state"}, exponential moving averages of both.
       key: PRNG key from which every step's randomness is folded.
     """
 
@@ -215,7 +215,7 @@ class TrainState(NamedTuple):
     model_state: PyTree
     opt_state: PyTree
     aux_state: PyTree
-    ema_params: PyTree
+    ema: PyTree
     key: Array
 
 

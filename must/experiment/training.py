@@ -355,7 +355,7 @@ def objective(
         teacher_dropping=run.teacher_dropping,
         shuffled=online.shuffled,
         mean_teacher=average,
-        initial=None if average is None else variables["params"],
+        initial=None if average is None else variables,
         drop_top=small_loss[0],
         drop_after=small_loss[1],
     )

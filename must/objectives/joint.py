@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from must.core import losses
 from must.core.devices import global_row_index
+from must.core.ema import ema_update
 from must.core.ratio import weighted_sum
 from must.core.types import Array, Batch, Objective, PerExample, Policy, PyTree
 from must.models.experts import TEACHER, Experts
@@ -81,7 +82,7 @@ def joint(
         taught = _taught(experts, model, found, drop, teacher_gradient)
 
         if ema_decay:
-            average = _moved(aux_state["average"], model, ema_decay)
+            average = ema_update(aux_state["average"], model, ema_decay)
             aux_state = {**aux_state, "average": average}
             answers = experts.teachers(average, experts.features({"params": average, **model_state}, rows.inputs))
         else:
@@ -118,11 +119,6 @@ def _taught(experts: Experts, model: PyTree, found: Mapping[str, Array], drop, g
     if gradient == "none":
         return experts.teachers(model, fixed, drop)
     return {name: experts.teachers(model, {**fixed, name: found[name]}, drop)[name] for name in experts.names}
-
-
-def _moved(average: PyTree, params: PyTree, decay: float) -> PyTree:
-    """decay * average + (1 - decay) * params; no gradient."""
-    return jax.lax.stop_gradient(jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params))
 
 
 def _global_rows(sizes: list[int], axis_name: str | None) -> Array:

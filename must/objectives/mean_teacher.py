@@ -6,10 +6,6 @@ those of specialized teachers say what the student does not know yet, and an ave
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from must.core.types import Array, PyTree
 from must.objectives.distill import ALL, MISSING, Hint, hard, soft
 from must.tasks.base import Task
 
@@ -54,9 +50,3 @@ class MeanTeacher(NamedTuple):
 
         terms = tuple(f"self_{term}" for term in said_alone.terms)
         return said_alone._replace(name=f"{name}_self", terms=terms, apply=apply, scale=self.scale, where=self.where)
-
-
-def moved(average: PyTree, params: PyTree, decay: float, step: Array) -> PyTree:
-    """The average after one step more, without gradient."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.lax.stop_gradient(jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, params))

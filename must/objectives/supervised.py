@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from must.core.ema import ema_update
 from must.core.ratio import Ratio, merge, weighted_sum
 from must.core.types import Array, Batch, Label, Model, Objective, PerExample, Policy, PyTree
 from must.data.mix import CLEAN
 from must.objectives import online
 from must.objectives.distill import Answer, Hint
 from must.objectives.dropping import PSEUDO, small_losses
-from must.objectives.mean_teacher import AVERAGE, MeanTeacher, moved
+from must.objectives.mean_teacher import AVERAGE, MeanTeacher
 from must.tasks.base import Task
 
 # (outputs, label in network form, target, the supervision's extras) -> {term: PerExample}, as `Task.loss`
@@ -63,7 +64,7 @@ def supervised(
       shuffled: every row is given the teachers' answers to another one; a control that has to lose.
       mean_teacher: the student's average as one more teacher; rows whose `Batch.extras[supervision]["pseudo"]` is not 0
         have no ground truth.
-      initial: parameters of the model that the average starts from; needed with `mean_teacher`.
+      initial: variables of the model that the average starts from; needed with `mean_teacher`.
       drop_top: share of the pseudo labels, those with the largest losses of a task in a batch, that do not count in a step;
         needs `Batch.extras[supervision]["pseudo"]`, other than 0 where a label is one. Of groups each drops its own.
       drop_after: steps before any is dropped.
@@ -73,7 +74,7 @@ def supervised(
     """
     if mean_teacher is not None:
         if initial is None:
-            raise ValueError("a mean teacher needs parameters to start from")
+            raise ValueError("a mean teacher needs variables to start from")
         teachers = {**teachers, AVERAGE: model}
         own_hints = [mean_teacher.hint(name, tasks[name]) for name in mean_teacher.tasks or tasks]
         hints, late = [*hints, *own_hints], {f"{hint.task}/{term}" for hint in own_hints for term in hint.terms}
@@ -93,8 +94,9 @@ def supervised(
         ratios: dict[str, Ratio] = {}
         hint_states, step = aux_state["hints"], aux_state.get("step", 0)
         if mean_teacher is not None:
-            average = moved(aux_state["average"], params["model"], mean_teacher.decay, step)
-            frozen = {**(frozen or {}), AVERAGE: {"params": average, **model_state}}
+            current = {"params": params["model"], **model_state}
+            average = ema_update(aux_state["average"], current, mean_teacher.decay, step)
+            frozen = {**(frozen or {}), AVERAGE: average}
             aux_state = {**aux_state, "average": average}
         drop = jnp.where(step >= drop_after, drop_top, 0.0) if drop_top else None
         for number, (group, part) in enumerate(groups.items()):

@@ -27,10 +27,12 @@ def create(
     model_state = {name: value for name, value in variables.items() if name != "params"}
     aux_state = {"objective": objective_state, "balance": balance.init(tasks_of(objective.names))}
     aux_state = jax.tree.map(jnp.copy, aux_state)  # a donated buffer may not stand twice in a state
-    ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.int32(0), params, model_state, tx.init(params), aux_state, ema_params, run_key)
+    ema = jax.tree.map(jnp.copy, {"params": params, "model_state": model_state})
+    return TrainState(jnp.int32(0), params, model_state, tx.init(params), aux_state, ema, run_key)
 
 
 def model_variables(state: TrainState, *, ema: bool = True) -> PyTree:
-    """The variables that `Model.apply` reads, averaged parameters by default."""
-    return {"params": (state.ema_params if ema else state.params)["model"], **state.model_state}
+    """The variables that `Model.apply` reads: averaged parameters and batch statistics by default, else the raw ones."""
+    if ema:
+        return {"params": state.ema["params"]["model"], **state.ema["model_state"]}
+    return {"params": state.params["model"], **state.model_state}

@@ -1,9 +1,9 @@
 """The one train step of every recipe: forward, gradient, update, average. Pure; `must.core.devices` runs it anywhere."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
+from must.core.ema import ema_update
 from must.core.types import Balance, Batch, Objective, PyTree, TrainState
 from must.train.gradients import balanced_gradient, task_losses
 
@@ -31,7 +31,7 @@ def train_step(
       objective: what is minimized; a task whose terms it does not return, or that counted nothing, is not present.
       balance: weights w_t of the tasks from their losses or gradients.
       tx: optimizer.
-      ema_decay: of the averaged parameters, ramped up as min(decay, (1 + step) / (10 + step)); 0 copies.
+      ema_decay: of the averaged parameters and batch statistics, ramped up as min(decay, (1 + step) / (10 + step)); 0 copies.
       axis_name: device axis of pmap or shard_map.
 
     Returns:
@@ -54,9 +54,8 @@ def train_step(
     aux_state = {"objective": objective_state, "balance": balance_state}
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema_params = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), state.ema_params, params)
+    ema = ema_update(state.ema, {"params": params, "model_state": model_state}, ema_decay, state.step)
     loss = sum(weighed[f"weight/{task}"] * seen.losses[task] for task in seen.losses)
     logs = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
     logs |= {f"loss/{name}": value for name, value in seen.terms.items()} | weighed
-    return TrainState(state.step + 1, params, model_state, opt_state, aux_state, ema_params, state.key), logs
+    return TrainState(state.step + 1, params, model_state, opt_state, aux_state, ema, state.key), logs

@@ -104,7 +104,7 @@ def train(compiled, state, rows=slice(None), steps=3):
     """Numbers after a few steps: parameters, statistics, averages and the last step's logs."""
     for seed in range(steps):
         state, logs = compiled(state, jax.tree.map(lambda leaf: leaf[rows], make_batch(seed)), FROZEN)
-    kept = (state.params, state.model_state, state.opt_state, state.ema_params, state.step, logs)
+    kept = (state.params, state.model_state, state.opt_state, state.ema, state.step, logs)
     return jax.tree.map(np.asarray, kept)
 
 

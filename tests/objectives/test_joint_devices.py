@@ -26,7 +26,7 @@ def trained(compile_step, objective, variables):
     state = states.create(jax.random.key(2), variables, objective, weights, tx)
     for _ in range(STEPS):
         state, logs = step(state, groups(count=16, pool=24), None)
-    kept = {"state": (state.params, state.opt_state, state.aux_state, state.ema_params), "logs": logs}
+    kept = {"state": (state.params, state.opt_state, state.aux_state, state.ema), "logs": logs}
     return jax.tree.map(np.asarray, kept)
 
 

@@ -42,7 +42,7 @@ def _batch(seed=0, pseudo=0.5):
 
 def _objective(policy=Policy(0.0, 0.0), **options):
     scales, policies = {"classification": 1.0}, {"classification": policy}
-    return supervised(MODEL, TASK, scales=scales, policies=policies, initial={"w": jnp.eye(3)}, **options)
+    return supervised(MODEL, TASK, scales=scales, policies=policies, initial=MODEL.init(None, None), **options)
 
 
 def _compiled(objective, devices_=None):
@@ -75,8 +75,34 @@ def test_the_average_answers_the_clean_view_where_ground_truth_is_missing():
         expected = value[missing].mean() if number >= 2 else 0.0
         np.testing.assert_allclose(logs["loss/classification/self_class"], expected, rtol=1e-4)
         np.testing.assert_allclose(logs["loss"], logs["loss/classification/class"] + 0.5 * expected, rtol=1e-4)
-        np.testing.assert_allclose(state.aux_state["objective"]["average"]["w"], average, rtol=1e-5)
+        np.testing.assert_allclose(state.aux_state["objective"]["average"]["params"]["w"], average, rtol=1e-5)
     assert int(state.model_state["count"]) == 4  # statistics move with the student's pass alone
+
+
+def test_the_average_answers_with_averaged_batch_statistics():
+    """The teacher's running statistics start where the student's do and lag behind them as its parameters do."""
+
+    def apply(variables, images, *, train, with_features=False, **_):
+        mean = variables["mean"]
+        outputs = {"classification": images[:, 0, 0] / 255.0 @ variables["params"]["w"] + mean}
+        return outputs, {"mean": mean + 1.0 if train else mean}, *([None] if with_features else [])
+
+    model = Model(lambda key, images: {"params": {"w": jnp.eye(3)}, "mean": jnp.zeros(3)}, apply)
+    objective = supervised(
+        model,
+        TASK,
+        scales={"classification": 1.0},
+        policies={"classification": Policy()},
+        mean_teacher=MeanTeacher(decay=0.9),
+        initial=model.init(None, None),
+    )
+    step, average = _compiled(objective), 0.0
+    state = states.create(jax.random.key(0), model.init(None, None), objective, BALANCE, TX)
+    for number in range(3):
+        state, _ = step(state, _batch(number))
+        decay = min(0.9, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * number
+        np.testing.assert_allclose(state.aux_state["objective"]["average"]["mean"], average, rtol=1e-5)
 
 
 def test_the_average_is_believed_by_the_policy_and_gives_no_gradient():

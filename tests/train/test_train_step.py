@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from must.core import devices
-from must.core.types import Batch, Model, Policy, UserError
+from must.core.ratio import Ratio
+from must.core.types import Batch, Model, Objective, Policy, UserError
 from must.objectives import aggregate
 from must.objectives import balance as balances
 from must.objectives.supervised import learning_rate_rule, supervised
@@ -87,6 +88,7 @@ def _fresh(objective, tx, balance=None):
 
 
 TX = optimizer(steps=20, learning_rate=0.05, name="sgd")
+FIXED = balances.fixed()
 OBJECTIVE = _objective()
 
 
@@ -240,5 +242,29 @@ def test_ema_follows_the_parameters(step):
         before = state
         state, _ = step(state, _batch(seed))
         decay = min(0.9, (1 + seed) / (10 + seed))
-        expected = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, before.ema_params, state.params)
-        _close(state.ema_params, expected)
+        expected = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, before.ema["params"], state.params)
+        _close(state.ema["params"], expected)
+
+
+def test_ema_averages_batch_statistics_and_is_a_copy_without_decay():
+    variables = {"params": {"w": jnp.ones((3, 2))}, "stats": {"mean": jnp.zeros(2), "count": jnp.int32(0)}}
+
+    def terms(params, model_state, aux_state, frozen, batch, key, axis_name):
+        mean = model_state["stats"]["mean"] + 0.7
+        value = jnp.sum((params["model"]["w"] - 0.3) ** 2)
+        ratios = {"a/loss": Ratio(value, jnp.float32(1.0))}
+        return ratios, {"stats": {"mean": mean, "count": model_state["stats"]["count"] + 1}}, aux_state
+
+    objective = Objective(lambda key: ({}, {}), ("a/loss",), terms, {"a/loss": 1.0}, shared=lambda params: params)
+    for decay in (0.0, 0.9):
+        state, average = states.create(jax.random.key(0), variables, objective, FIXED, TX), 0.0
+        for number in range(3):
+            state, _ = train_step(state, None, objective=objective, balance=FIXED, tx=TX, ema_decay=decay)
+            at = min(decay, (1 + number) / (10 + number))
+            average = at * average + (1 - at) * 0.7 * (number + 1)
+        averaged, raw = states.model_variables(state), states.model_variables(state, ema=False)
+        np.testing.assert_allclose(averaged["stats"]["mean"], average, rtol=1e-5)
+        np.testing.assert_allclose(raw["stats"]["mean"], 2.1, rtol=1e-6)
+        assert averaged["stats"]["count"] == 3  # counters are copied
+        if not decay:
+            jax.tree.map(np.testing.assert_array_equal, averaged, raw)

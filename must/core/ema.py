@@ -1,0 +1,26 @@
+"""Exponential moving averages of parameters and batch statistics."""
+
+import jax
+import jax.numpy as jnp
+
+from must.core.types import Array, PyTree
+
+
+def ema_update(average: PyTree, value: PyTree, decay: float, step: Array | None = None) -> PyTree:
+    """The average after one more step, without gradient.
+
+    Args:
+      average: tree of arrays.
+      value: tree of the same structure; leaves that are not floating point, such as counters, are copied.
+      decay: weight of the old average; 0 copies `value`.
+      step: steps so far, int32 []; ramps the decay up as min(decay, (1 + step) / (10 + step)). None: no ramp.
+    """
+    if not decay:
+        return jax.lax.stop_gradient(value)
+    if step is not None:
+        decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+    def update(old, new):
+        return old + (1.0 - decay) * (new - old) if jnp.issubdtype(old.dtype, jnp.floating) else new
+
+    return jax.lax.stop_gradient(jax.tree.map(update, average, value))
