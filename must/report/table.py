@@ -221,7 +221,9 @@ def score_grid(results: Mapping[str, Any], split: str) -> Grid:
             hint = results["columns"][first]["description"]
             made.append(Row(key[0], cells, "control" if key[1] else "", hint))
         body.append((heading, made))
-    return Grid(f"Scores on {split}" if len(splits(results)) > 1 else "Scores", heads, body)
+    described = {column["label"]: column["description"] for column in scored.values() if column["description"]}
+    notes = [f"{label}: {words}" for label, words in described.items()]
+    return Grid(f"Scores on {split}" if len(splits(results)) > 1 else "Scores", heads, body, notes)
 
 
 def heading_axes(results: Mapping[str, Any]) -> list[str]:
