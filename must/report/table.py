@@ -4,6 +4,7 @@
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ def table(results: Mapping[str, Any], width: int = 100) -> str:
     for grid in grids(results):
         lines += ["", *_text(grid, width)]
     if results["notes"]:
-        lines += ["", *results["notes"]]
+        lines += ["", *(line for note in results["notes"] for line in textwrap.wrap(note, width))]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -387,7 +388,7 @@ def _text(grid: Grid, width: int) -> list[str]:
             lines += [heading] if heading and filled else []
             for row in filled:
                 lines.append(words[id(row)].ljust(left) + "".join(_shown(row.cells[i]).rjust(sizes[i]) for i in block))
-    return [*lines, *grid.notes]
+    return [*lines, *(line for note in grid.notes for line in textwrap.wrap(note, width, subsequent_indent="  "))]
 
 
 def _shown(cell: Cell | None) -> str:
