@@ -14,12 +14,14 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike, mode: str = "w", **options: Any) -> Iterator[IO]:
+def replacing(path: str | os.PathLike, mode: str = "w", *, work: str | None = None, **options: Any) -> Iterator[IO]:
     """Opens a file that takes the place of `path` when the block ends without an exception.
 
     Args:
       path: destination; its directory is created when it is missing.
       mode: of `open`, a writing one.
+      work: directory for the temporary file, on the same file system; by default the destination's. A killed process
+        leaves its temporary file there.
       **options: of `open`; text is UTF-8 by default.
 
     Raises:
@@ -30,7 +32,7 @@ def replacing(path: str | os.PathLike, mode: str = "w", **options: Any) -> Itera
     os.makedirs(directory, exist_ok=True)
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".partial", dir=directory)
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".partial", dir=work or directory)
     try:
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         with os.fdopen(handle, mode, **options) as file:
@@ -50,9 +52,9 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         file.write(content)
 
 
-def write_text(path: str | os.PathLike, content: str) -> None:
-    """Writes a whole text file, UTF-8, line ends as they are."""
-    with replacing(path, newline="") as file:
+def write_text(path: str | os.PathLike, content: str, *, work: str | None = None) -> None:
+    """Writes a whole text file, UTF-8, line ends as they are; `work` as for `replacing`."""
+    with replacing(path, newline="", work=work) as file:
         file.write(content)
 
 

@@ -128,7 +128,7 @@ def write_text(path: str, text: str, work: str, *, keep: bool = False) -> None:
     if keep:
         files.write_once(path, text, work)
     else:
-        files.write_text(path, text)
+        files.write_text(path, text, work=work)
 
 
 def move(source: str, target: str) -> None:
