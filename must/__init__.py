@@ -43,7 +43,7 @@ _HOMES = {
     "must.scenes.still": "Scenes",
     "must.readers.video": "VideoFiles",
     "must.readers.records": "Records",
-    "must.readers.edited": "EditedCoco",
+    "must.data.edited": "EditedCoco",
     "must.readers.label_files": "LabelFiles",
     "must.data.weights": "read_weights write_weights",
     "must.data.augment": "Photometric RandAugment",

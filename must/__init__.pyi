@@ -39,6 +39,7 @@ from must.data.combine import Subset as Subset
 from must.data.combine import Weighted as Weighted
 from must.data.disjoint import check_disjoint as check_disjoint
 from must.data.disjoint import overlaps as overlaps
+from must.data.edited import EditedCoco as EditedCoco
 from must.data.merge import Join as Join
 from must.data.merge import Overlay as Overlay
 from must.data.merge import Paired as Paired
@@ -112,7 +113,6 @@ from must.readers.coco import CocoJson as CocoJson
 from must.readers.dense import DepthPng as DepthPng
 from must.readers.dense import MaskPng as MaskPng
 from must.readers.dense import NormalsPng as NormalsPng
-from must.readers.edited import EditedCoco as EditedCoco
 from must.readers.folders import ImageCsv as ImageCsv
 from must.readers.folders import ImageFolder as ImageFolder
 from must.readers.folders import Photos as Photos

@@ -17,10 +17,9 @@ def ema_update(average: PyTree, value: PyTree, decay: float, step: Array | None 
     """
     if not decay:
         return jax.lax.stop_gradient(value)
-    if step is not None:
-        decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    rate = decay if step is None else jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
     def update(old, new):
-        return old + (1.0 - decay) * (new - old) if jnp.issubdtype(old.dtype, jnp.floating) else new
+        return old + (1.0 - rate) * (new - old) if jnp.issubdtype(old.dtype, jnp.floating) else new
 
     return jax.lax.stop_gradient(jax.tree.map(update, average, value))

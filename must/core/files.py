@@ -14,12 +14,14 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike, mode: str = "w", **options: Any) -> Iterator[IO]:
+def replacing(path: str | os.PathLike, mode: str = "w", *, work: str | None = None, **options: Any) -> Iterator[IO]:
     """Opens a file that takes the place of `path` when the block ends without an exception.
 
     Args:
       path: destination; its directory is created when it is missing.
       mode: of `open`, a writing one.
+      work: directory for the temporary file, on the same file system; by default the destination's. A killed process
+        leaves its temporary file there.
       **options: of `open`; text is UTF-8 by default.
 
     Raises:
@@ -30,7 +32,7 @@ def replacing(path: str | os.PathLike, mode: str = "w", **options: Any) -> Itera
     os.makedirs(directory, exist_ok=True)
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".partial", dir=directory)
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".partial", dir=work or directory)
     try:
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         with os.fdopen(handle, mode, **options) as file:
@@ -50,9 +52,9 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         file.write(content)
 
 
-def write_text(path: str | os.PathLike, content: str) -> None:
-    """Writes a whole text file, UTF-8, line ends as they are."""
-    with replacing(path, newline="") as file:
+def write_text(path: str | os.PathLike, content: str, *, work: str | None = None) -> None:
+    """Writes a whole text file, UTF-8, line ends as they are; `work` as for `replacing`."""
+    with replacing(path, newline="", work=work) as file:
         file.write(content)
 
 
@@ -62,12 +64,13 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 
 @contextlib.contextmanager
-def whole_directory(path: str | os.PathLike) -> Iterator[str]:
+def whole_directory(path: str | os.PathLike, *, replace: bool = False) -> Iterator[str]:
     """Yields the name of a fresh directory, which becomes `path` when the block ends without an exception.
 
     Args:
       path: destination. What a killed process left of the temporary directory is removed first; a destination that
         exists must be empty.
+      replace: remove a destination that is not empty.
 
     Raises:
       OSError: the destination exists and is not empty; the temporary directory is removed.
@@ -78,6 +81,8 @@ def whole_directory(path: str | os.PathLike) -> Iterator[str]:
     os.makedirs(temporary)
     try:
         yield temporary
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,6 +93,33 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_once(path: str | os.PathLike, content: str, work: str | os.PathLike) -> None:
+    """Writes a whole text file unless one exists, also when another process does so at the same moment.
+
+    Args:
+      path: destination.
+      content: of the file.
+      work: directory for the temporary file, on the same file system.
+    """
+    temporary = os.path.join(work, f"{os.path.basename(path)}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    with open(temporary, "x", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, path)
+    os.remove(temporary)
+
+
+def create_empty(path: str | os.PathLike) -> None:
+    """Creates an empty file.
+
+    Raises:
+      OSError: it exists, or its directory does not.
+    """
+    open(path, "xb").close()
 
 
 def append_text(path: str | os.PathLike, content: str) -> None:

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from must.core import labels as forms
 from must.core.types import Example, Label, Source, UserError
 from must.data.combine import encoded_of, labels_of
-from must.readers import record_format as forms
 from must.readers.files import read_classes, read_lines
 
 IGNORE, UNKNOWN = -1, -2

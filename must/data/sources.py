@@ -24,7 +24,7 @@ KINDS = {
     "frame_folders": "must.readers.frames:FrameFolders",
     "video_files": "must.readers.video:VideoFiles",
     "declared": "must.readers.declared:Declared",
-    "edited_coco": "must.readers.edited:EditedCoco",
+    "edited_coco": "must.data.edited:EditedCoco",
     "label_files": "must.readers.label_files:LabelFiles",
     "join": "must.data.merge:Join",
     "concat": "must.data.combine:Concat",

@@ -3,11 +3,11 @@
 A list file holds one id a line, so that a split can be read, compared and made elsewhere.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from must.core import files
 from must.core.types import Example, Label, Source, UserError
 from must.data.combine import Routed, as_list, hash_of
 from must.readers.files import first_repeated
@@ -86,10 +86,7 @@ def check_no_overlap(lists: Mapping[str, Iterable[str]]) -> None:
 
 def write_list(path: str, ids: Sequence[str]) -> None:
     """Writes one id a line, as a whole or not at all."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path + ".partial", "w") as file:
-        file.writelines(f"{id}\n" for id in ids)
-    os.replace(path + ".partial", path)
+    files.write_text(path, "".join(f"{id}\n" for id in ids))
 
 
 def read_list(path: str) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from must.core import devices, files
 from must.core.types import Policy, Source
 from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
+from must.data.edited import EditedCoco
 from must.data.merge import Overlay
 from must.data.weights import read_weights
 from must.experiment import build, labeling, measure, networks, weighting
@@ -16,7 +17,6 @@ from must.experiment.settings import Must, Run, Student
 from must.experiment.training import NO_WEIGHTING, Weighting, train_tasks
 from must.objectives.labels import PSEUDO
 from must.pseudo_label.teacher import in_frame
-from must.readers.edited import EditedCoco
 from must.readers.records import Records
 
 

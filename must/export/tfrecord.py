@@ -2,12 +2,12 @@
 
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
 from collections.abc import Iterable
 from typing import Any
 
+from must.core import files
 from must.core.types import UserError
 from must.readers.records import COMMITTED, IDS, PROVENANCE, Records, file_hash, read_provenance, stored_records
 from must.readers.tfds import write_tfds_info
@@ -47,27 +47,18 @@ def write_tfrecord(records: str | os.PathLike, directory: str | os.PathLike) -> 
     import tensorflow_datasets as tfds
 
     Records(records, split=facts["split"], tasks=())  # compares every file with its SHA-256
-    partial = directory + ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
-    try:
+    with files.whole_directory(directory) as partial:
         shards = [_write_shard(records, partial, shard) for shard in facts["shards"]]
         for name in (IDS, facts.get("rejects", {}).get("file")):
             if name is not None:
                 shutil.copyfile(os.path.join(records, name), os.path.join(partial, name))
         about = {**facts, "file_format": FILE_FORMAT, "shards": shards, "twin_of": facts["shards"]}
-        with open(os.path.join(partial, PROVENANCE), "w", encoding="utf-8") as file:
-            json.dump(about, file, indent=1)
+        files.write_json(os.path.join(partial, PROVENANCE), about)
         features = tfds.features.FeaturesDict.from_config(records)
         write_tfds_info(partial, directory, facts["name"], facts["split"], features, shards, file_format=FILE_FORMAT)
         for name in os.listdir(partial):
             with open(os.path.join(partial, name), "rb") as file:
                 os.fsync(file.fileno())
-        if os.path.isdir(directory):
-            os.rmdir(directory)
-        os.replace(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return count
 
 

@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import os
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
+from must.core import files
 from must.core.types import Array, Label, Model, PyTree, UserError
 from must.data.clips import ClipEncoder
 from must.data.geometry import FILL
@@ -85,25 +84,17 @@ def export_model(
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()
         },
     }
-    partial = directory + ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
-    try:
+    with files.whole_directory(directory, replace=True) as partial:
         for name, data in content.items():
-            with open(os.path.join(partial, name), "wb") as file:
-                file.write(data)
-        _write_json(os.path.join(partial, ABOUT), about)
+            files.write_bytes(os.path.join(partial, name), data)
+        files.write_json(os.path.join(partial, ABOUT), about)
         with _on_cpu():
             difference, where = _difference(program, weights, partial, inputs)
         if not difference <= bound:
             apart = f"differs from the network's by {difference:.3g}, over {bound:g}"
             raise UserError(f"{directory}: the exported {where} {apart}")
         about["verified"] = {"largest_difference": difference, "bound": bound}
-        _write_json(os.path.join(partial, ABOUT), about)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        files.write_json(os.path.join(partial, ABOUT), about)
     return about
 
 
@@ -161,11 +152,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
         return None
-
-
-def _write_json(path: str, content: Mapping[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
 
 
 @contextlib.contextmanager

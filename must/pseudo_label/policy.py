@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import norm
 
+from must.core import files
 from must.core.proportions import design_effect, wilson
 from must.core.types import Label, Policy, UserError
 from must.pseudo_label import calibrate
@@ -240,9 +240,7 @@ def save_policies(path: str, chosen: Mapping[str, tuple[Policy, Mapping[str, Any
         drawn = [f"   {json.dumps(label)}: {json.dumps(row)}" for label, row in listed]
         curves.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(drawn) + "\n  }")
     blocks.append(f' "{_CURVES}": {{\n' + ",\n".join(curves) + "\n }")
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
-        file.write("{\n" + ",\n".join(blocks) + "\n}\n")
-    os.replace(f"{path}.partial", path)
+    files.write_text(path, "{\n" + ",\n".join(blocks) + "\n}\n")
 
 
 def read_policies(path: str, classes: Mapping[str, Sequence[str]] | None = None) -> dict[str, Policy]:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from must.core import files
 from must.core.types import UserError
 from must.pseudo_label.infer import Row
 from must.pseudo_label.plan import Plan
@@ -31,7 +32,7 @@ class ShardFile:
         self.path = os.path.join(folder, f"{shard:05d}.{secrets.token_hex(4)}.tmp")
         self.ids: list[str] = []
         self.rejects: list[dict[str, str]] = []
-        open(self.path, "xb").close()  # whose error says whether the folder is gone; the writer's does not
+        files.create_empty(self.path)  # whose error says whether the folder is gone; the writer's does not
         self._writer = ArrayRecordWriter(self.path, "group_size:1")  # one record per group: random access
 
     def __enter__(self) -> "ShardFile":
@@ -124,17 +125,10 @@ def write_text(path: str, text: str, work: str, *, keep: bool = False) -> None:
       work: folder for the temporary file, on the same file system.
       keep: a file that is there already stays, also when it comes at the same moment.
     """
-    temporary = os.path.join(work, f"{os.path.basename(path)}.{secrets.token_hex(4)}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
     if keep:
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-        os.remove(temporary)
+        files.write_once(path, text, work)
     else:
-        move(temporary, path)
+        files.write_text(path, text, work=work)
 
 
 def move(source: str, target: str) -> None:

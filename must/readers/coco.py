@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from must.core import labels
 from must.core.types import Label, UserError
-from must.readers import record_format as labels
 from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, read_json, select, source_name
 
 DETECTION, SEGMENTATION = "detection", "segmentation"

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from must.core import labels as forms
 from must.core.types import Example, Label, UserError
-from must.readers import record_format as forms
 
 
 class Declared:

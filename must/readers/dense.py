@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from must.core import labels
 from must.core.types import Label, UserError
-from must.readers import record_format as labels
 from must.readers.files import (
     FileSource,
     find_pictures,

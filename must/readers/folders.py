@@ -4,8 +4,8 @@ import csv
 import os
 from collections.abc import Sequence
 
+from must.core import labels
 from must.core.types import Label, UserError
-from must.readers import record_format as labels
 from must.readers.files import (
     PICTURES,
     FileSource,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from must.core import labels
 from must.core.types import Example, Label, UserError
-from must.readers import record_format as labels
 from must.readers.files import (
     PICTURES,
     decode_picture,

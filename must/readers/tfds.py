@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from must.core import labels as forms
 from must.core.types import Example, Label, UserError
-from must.readers import record_format as forms
 from must.readers.files import decode_picture, open_picture, picture_size, read_classes
 from must.readers.frames import FrameVideo
 

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from must.core import labels
 from must.core.types import Label, UserError
-from must.readers import record_format as labels
 from must.readers.coco import DETECTION, SEGMENTATION, checked, task_keys
 from must.readers.dense import read_mask
 from must.readers.files import FileSource, find_pictures, folder, locate, read_bytes, read_classes, select, source_name

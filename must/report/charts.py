@@ -422,4 +422,4 @@ def trade_offs(
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
 
-    return render(max(200, 190 * count), 165 * rows, draw, words)
+    return render(max(200, _PAGE / 5 * count), 150 * rows, draw, words)

@@ -309,11 +309,18 @@ def _over_guess(results: Mapping[str, Any], split: str) -> Section:
     return Section(grid.title, html_table(grid) if grid.groups else "")
 
 
-def curves_section(curves: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> Section:
+def curves_section(
+    curves: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
+    *,
+    levels: Mapping[str, tuple[float, str]] | None = None,
+    selected: Mapping[str, float] | None = None,
+) -> Section:
     """Validation curves per task and metric, then the training loss of every run.
 
     Args:
       curves: {run: {series: {"step": [...], "value": [...]}}}; "loss" and "validation/<task>/<metric>" are drawn.
+      levels: {task: (score, words)} of a horizontal line in a task's panel.
+      selected: {run: step whose weights were kept}, drawn as a ring.
     """
     panels: dict[str, list[Line]] = {}
     names = {run: _run_label(run) for run in curves}
@@ -326,21 +333,24 @@ def curves_section(curves: Mapping[str, Mapping[str, Mapping[str, Sequence[float
             if kind == "validation" and what.count("/") == 1 and len(points["step"]):
                 task, _, measure = what.partition("/")
                 teacher = task.endswith("-teacher")
-                line = Line(label, points["step"], points["value"], color, dashed or teacher)
+                line = Line(label, points["step"], points["value"], color, dashed or teacher, (selected or {}).get(run))
                 panels.setdefault(f"{task.removesuffix('-teacher')}: {measure}", []).append(line)
     # The headline metric of a task comes first in its metrics.
     first: dict[str, str] = {}
     for title in panels:
         first.setdefault(title.partition(":")[0], title)
     heads = [(title, _distinct(panels[title])) for title in first.values()]
-    html = charts.lines(heads, x="step", words="validation curves") if heads else ""
+    lines_at = [(levels or {}).get(task) for task in first]
+    html = charts.lines(heads, x="step", levels=lines_at, words="validation curves") if heads else ""
     losses = {run: series["loss"] for run, series in curves.items() if len(series.get("loss", {}).get("step", ()))}
     if losses:
         drawn = [(run, [Line("", points["step"], points["value"], COLORS[0])]) for run, points in losses.items()]
         losses_chart = charts.lines(drawn, x="step", words="training losses")
         html += f"<details><summary>Training loss of every run</summary>{losses_chart}</details>"
     dashes = " Dashed lines are teachers." if any(line.dashed for _, group in heads for line in group) else ""
-    return Section("Learning curves", html, f"On the validation split, first seed.{dashes}")
+    rings = " A ring marks the step whose weights were kept." if selected else ""
+    flat = "".join(f" The horizontal line is {words}." for words in {words for _, words in (levels or {}).values()})
+    return Section("Learning curves", html, f"On the validation split, first seed.{dashes}{rings}{flat}")
 
 
 def _run_label(run: str) -> tuple[str, bool]:

@@ -58,6 +58,8 @@ def sentence(name: str, result: Mapping[str, Any], facts: Mapping[str, Any]) -> 
         metric = next(iter(result["metrics"]["units"]))
         value = _figure((result["metrics"]["labels"] or {}).get(metric))
         return f"{head}labels have no scores, so all of them are positive; {metric} {value}."
+    if not total["claims"]:
+        return f"{head}nothing is predicted; {total['items']:,} true items."
     if total["precision"] is None:
         first = "no claim is certain enough to be positive"
     else:

@@ -4,6 +4,7 @@
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ def table(results: Mapping[str, Any], width: int = 100) -> str:
     for grid in grids(results):
         lines += ["", *_text(grid, width)]
     if results["notes"]:
-        lines += ["", *results["notes"]]
+        lines += ["", *(line for note in results["notes"] for line in textwrap.wrap(note, width))]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -221,7 +222,9 @@ def score_grid(results: Mapping[str, Any], split: str) -> Grid:
             hint = results["columns"][first]["description"]
             made.append(Row(key[0], cells, "control" if key[1] else "", hint))
         body.append((heading, made))
-    return Grid(f"Scores on {split}" if len(splits(results)) > 1 else "Scores", heads, body)
+    described = {column["label"]: column["description"] for column in scored.values() if column["description"]}
+    notes = [f"{label}: {words}" for label, words in described.items()]
+    return Grid(f"Scores on {split}" if len(splits(results)) > 1 else "Scores", heads, body, notes)
 
 
 def heading_axes(results: Mapping[str, Any]) -> list[str]:
@@ -385,7 +388,7 @@ def _text(grid: Grid, width: int) -> list[str]:
             lines += [heading] if heading and filled else []
             for row in filled:
                 lines.append(words[id(row)].ljust(left) + "".join(_shown(row.cells[i]).rjust(sizes[i]) for i in block))
-    return [*lines, *grid.notes]
+    return [*lines, *(line for note in grid.notes for line in textwrap.wrap(note, width, subsequent_indent="  "))]
 
 
 def _shown(cell: Cell | None) -> str:

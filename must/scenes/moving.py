@@ -8,8 +8,8 @@ import hashlib
 
 import numpy as np
 
+from must.core import labels as record_form
 from must.core.types import Example, UserError
-from must.readers import record_format as record_form
 from must.scenes import raycast, shading
 from must.scenes.layout import DOMAINS, Scene, draw_scene
 from must.scenes.motion import Motion, cleared, draw_poses, posed

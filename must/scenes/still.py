@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from must.core import labels as forms
 from must.core.types import Example, Label, UserError
-from must.readers import record_format as forms
 from must.scenes import raycast, shading
 from must.scenes.layout import DOMAINS, Scene, draw_scene
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from must.core import labels as forms
 from must.core.types import UserError
 from must.data.classes import ClassMap, Remapped, as_table, load_class_map, remap
 from must.data.geometry import whole_image
 from must.data.sources import source
-from must.readers import record_format as forms
 from must.tasks.classification import Classification
 from must.tasks.detection import Detection
 from must.tasks.segmentation import Segmentation

@@ -5,11 +5,11 @@ import pickle
 import numpy as np
 import pytest
 
+from must.core import labels as forms
 from must.core.types import UserError
 from must.data.combine import Cached, Concat, Subset, encoded_of
 from must.data.merge import Join, Overlay
 from must.data.sources import source
-from must.readers import record_format as forms
 from tests.support import folder_sets as sets
 from tests.support.memory_source import Memory
 

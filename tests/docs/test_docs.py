@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import must
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TUTORIAL = ROOT / "docs" / "pseudo_labels.md"  # run as a whole by tests/experiments/tutorial.py
@@ -101,9 +103,24 @@ def _value(config, key, value):
 def test_snippets_run(page, code, tmp_path):
     if page == TUTORIAL:
         compile(code, str(page), "exec")
+        assert set(re.findall(r"\bmust\.(\w+)", code)) <= set(must.__all__)
         return
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=240)
+
+
+def test_the_tutorials_own_teachers_label(tmp_path):
+    """The blocks that need no earlier command: teachers of other frameworks, and a task that comes later."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    codes = [code for _, kind, code in BLOCK.findall(TUTORIAL.read_text(encoding="utf-8")) if kind == "python"]
+    alone = [code for code in codes if "from_torch" in code or "add_labels" in code]
+    assert len(alone) == 2
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    code = "import must\n" + "\n".join(alone)
+    (tmp_path / "runs").mkdir()
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=240)
+    assert (tmp_path / "runs" / "mine").exists()
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("bash"))

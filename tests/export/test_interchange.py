@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from must.core.types import UserError
+from must.data.edited import EditedCoco
 from must.data.merge import Overlay
 from must.export.labels import export_labels
 from must.readers.coco import CocoJson
 from must.readers.dense import DepthPng, MaskPng, NormalsPng
-from must.readers.edited import EditedCoco
 from must.readers.files import file_of, id_of
 from must.readers.folders import ImageCsv
 from must.readers.label_files import LabelFiles

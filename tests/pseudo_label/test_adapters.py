@@ -19,7 +19,7 @@ from must.pseudo_label import adapters  # noqa: E402
 from must.pseudo_label.adapters import from_onnx, from_torch  # noqa: E402
 from must.pseudo_label.teacher import from_function  # noqa: E402
 from must.pseudo_label.write import label_images  # noqa: E402
-from must.readers.dense import as_uint8  # noqa: E402
+from must.readers.png_maps import as_uint8  # noqa: E402
 from must.readers.records import Records  # noqa: E402
 from must.scenes.still import CLASSES, Scenes  # noqa: E402
 from must.tasks.classification import Classification  # noqa: E402

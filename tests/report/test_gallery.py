@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from must import Classification, Detection, Policy
+from must.core import labels as forms
 from must.core.types import Example, UserError
-from must.readers import record_format as forms
 from must.report import gallery, sprites
 from must.report.gallery import write_gallery
 from must.tasks.states import states

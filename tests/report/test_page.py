@@ -54,7 +54,7 @@ def sections():
     arrays = {"depth|weights": np.exp(rng.normal(size=60)), "depth|covariates": rng.random((60, 2))}
     accuracy = {"depth|accuracy": rng.random(60), "depth|correct": np.array([1.0, 0.0, np.nan] * 20)}
     return [
-        pages.curves_section(curves),
+        pages.curves_section(curves, levels={"camera": (2.5, "the expert")}, selected={"joint/jedi": 20}),
         pages.pictures_section({"depth": {"columns": ["input", "truth", "student"], "rows": pictures}}),
         pages.label_states_section({"classes <&>": {"cup & <saucer>": (120, 30, 4500), "none": (0, 0, 0)}}),
         pages.confusion_section(rates, classes),
@@ -96,7 +96,7 @@ def test_sections_are_drawn_and_empty_ones_left_out(tmp_path):
         assert section.html and section.title in words
     assert "cup &amp; &lt;saucer&gt;" in text and "<saucer>" not in text and "<roll>" not in text
     assert words.count("✓") == 1 and words.count("✗") == 1  # a network with undefined probabilities is left out
-    assert "3 examples" not in text and "no truth" in text
+    assert "no truth" in text and "The horizontal line is the expert" in words and "A ring marks" in words
     empty = [pages.curves_section({}), pages.pictures_section({}), pages.label_states_section({})]
     empty += [pages.confusion_section({}, {}), pages.clips_section({}), pages.weights_section({})]
     text, _ = write(tmp_path, comparisons.students(), empty)

@@ -1,4 +1,4 @@
-"""What is said of labels' quality is what direct counting finds, and the page shows it."""
+"""The quality of labels equals direct counting, and the page shows it."""
 
 import json
 
@@ -20,32 +20,32 @@ POLICY = Policy(0.8, 0.4, 1.5, (0.0, 0.1, 0.6, 0.95))
 
 
 @pytest.fixture(scope="module")
-def said():
+def qualities():
     """{task: (pairs, quality)} of a toy teacher."""
-    return {name: (found, quality(TASKS[name], found, POLICY)) for name, found in pairs(COUNT, size=32).items()}
+    return {name: (rows, quality(TASKS[name], rows, POLICY)) for name, rows in pairs(COUNT, size=32).items()}
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_counts_are_those_of_claims_taken_one_by_one(said, name):
-    found, result = said[name]
+def test_counts_equal_those_of_single_claims(qualities, name):
+    triples, result = qualities[name]
     task = TASKS[name]
-    judged = [task.judge(tempered_label(POLICY, label), truth) for label, truth, _ in found]
-    score, correct, ids = (np.concatenate(part) for part in zip(*judged, strict=True))
+    parts = [task.judge(tempered_label(POLICY, label), truth) for label, truth, _ in triples]
+    score, correct, ids = (np.concatenate(part) for part in zip(*parts, strict=True))
     state = states(POLICY, score, ids)
-    items = sum(task.items(truth) for _, truth, _ in found)
+    items = sum(task.items(truth) for _, truth, _ in triples)
     for c, (key, entry) in enumerate(result["classes"].items()):
         assert key == (task.classes[c] if hasattr(task, "classes") else "all")
         mine = ids == c
-        taken, lost = mine & state.positive, mine & state.negative
+        positive, negative = mine & state.positive, mine & state.negative
         assert (entry["items"], entry["claims"]) == (items[c], mine.sum())
-        assert (entry["positive"], entry["negative"]) == (taken.sum(), lost.sum())
+        assert (entry["positive"], entry["negative"]) == (positive.sum(), negative.sum())
         assert entry["ignored"] == entry["claims"] - entry["positive"] - entry["negative"]
-        assert entry["precision"] == (pytest.approx(correct[taken].mean()) if taken.any() else None)
-        assert entry["recall"] == (pytest.approx((correct & taken).sum() / items[c]) if items[c] else None)
-        assert entry["right_negative"] == (pytest.approx(correct[lost].mean()) if lost.any() else None)
+        assert entry["precision"] == (pytest.approx(correct[positive].mean()) if positive.any() else None)
+        assert entry["recall"] == (pytest.approx((correct & positive).sum() / items[c]) if items[c] else None)
+        assert entry["right_negative"] == (pytest.approx(correct[negative].mean()) if negative.any() else None)
     total = result["total"]
     assert total["positive"] == state.positive.sum() and total["items"] == items.sum()
-    example = np.repeat(np.arange(COUNT), [len(part[0]) for part in judged])
+    example = np.repeat(np.arange(COUNT), [len(part[0]) for part in parts])
     count = np.bincount(example[state.positive], minlength=COUNT)
     right = np.bincount(example[state.positive & correct], minlength=COUNT)
     spread = design_effect(right, count)
@@ -57,16 +57,16 @@ def test_counts_are_those_of_claims_taken_one_by_one(said, name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_metrics_are_the_tasks_own_and_better_where_labels_are_positive(said, name):
-    found, result = said[name]
+def test_metrics_are_the_tasks_own_and_better_where_labels_are_positive(qualities, name):
+    triples, result = qualities[name]
     task, metrics = TASKS[name], result["metrics"]
     if name in ("classification", "segmentation"):  # quick without compiling
-        both = [{key: np.stack([pair[side][key] for pair in found]) for key in found[0][side]} for side in (0, 1)]
+        both = [{key: np.stack([pair[side][key] for pair in triples]) for key in triples[0][side]} for side in (0, 1)]
         direct = task.summarize({key: np.asarray(value) for key, value in task.measure(*both).items()})
         assert metrics["labels"] == pytest.approx(direct, rel=1e-4)
     headline = task.metrics[0]
     gain = metrics["positive"][headline.name] - metrics["labels"][headline.name]
-    if name != "detection":  # fewer boxes find less
+    if name != "detection":  # fewer boxes have a lower recall
         assert gain > 0 if headline.higher_is_better else gain < 0
 
 
@@ -80,7 +80,7 @@ def test_the_worst_and_the_most_uncertain_examples_come_first():
     result = quality(Classification(("a", "b", "c")), found, Policy(0.9, 0.2), worst=2)
     assert [key for key, _ in result["worst_examples"]] == ["wrong", "torn"]
     assert result["uncertain_examples"] == [["torn", pytest.approx(2 / 3)]]
-    assert result["worst_classes"] == ["a"] and result["classes"]["b"]["recall"] is None  # of b and c there is nothing
+    assert result["worst_classes"] == ["a"] and result["classes"]["b"]["recall"] is None  # no true items of b and c
     assert result["classes"]["c"]["precision"] == 0 and result["classes"]["b"]["precision"] is None
 
 
@@ -91,14 +91,14 @@ def _cells(score, correct):
     return Counted(*(array[0] for array in cells.counted()))
 
 
-def test_calibration_error_is_the_gap_and_vanishes_for_what_is_so():
+def test_calibration_error_is_the_gap_and_vanishes_for_calibrated_scores():
     rng = np.random.default_rng(0)
     score = rng.random(30_000)
-    honest = reliability(_cells(score, rng.random(30_000) < score))
-    assert honest["ece"] < 0.015 and honest["brier"] == pytest.approx(1 / 6, abs=0.01)
-    assert len(honest["bins"]) == 15 and np.ptp([b[4] for b in honest["bins"]]) < 100
-    proud = reliability(_cells(score, rng.random(30_000) < score / 2))
-    assert proud["ece"] == pytest.approx(0.25, abs=0.01)
+    calibrated = reliability(_cells(score, rng.random(30_000) < score))
+    assert calibrated["ece"] < 0.015 and calibrated["brier"] == pytest.approx(1 / 6, abs=0.01)
+    assert len(calibrated["bins"]) == 15 and np.ptp([b[4] for b in calibrated["bins"]]) < 100
+    overconfident = reliability(_cells(score, rng.random(30_000) < score / 2))
+    assert overconfident["ece"] == pytest.approx(0.25, abs=0.01)
     constant = reliability(_cells(np.full(1000, 0.9), np.arange(1000) < 500))
     assert constant["ece"] == pytest.approx(0.4) and constant["brier"] == pytest.approx(0.41)
     assert reliability(_cells(score[:0], score[:0] > 0)) == {"ece": None, "brier": None, "bins": []}
@@ -140,9 +140,9 @@ def _classifier(count, seed):
         yield {"probs": (powered / powered.sum()).astype(np.float32), "known": known}, truth, f"toy/{seed}/{index}"
 
 
-def test_a_chosen_policy_keeps_its_word_on_another_split_and_calibrates():
+def test_a_fitted_policy_reaches_its_target_on_another_split_and_calibrates():
     task = Classification(("a", "b", "c"))
-    policy, facts = fit(task, ((said, truth) for said, truth, _ in _classifier(900, 0)), precision=0.85)
+    policy, facts = fit(task, ((label, truth) for label, truth, _ in _classifier(900, 0)), precision=0.85)
     result = quality(task, _classifier(900, 1), policy)
     low, high = result["total"]["precision_ci95"]
     assert low <= 0.85 <= high or low > 0.85
@@ -154,18 +154,18 @@ def test_a_chosen_policy_keeps_its_word_on_another_split_and_calibrates():
 
 
 @pytest.fixture(scope="module")
-def page(said, tmp_path_factory):
+def page(qualities, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "quality.html"
     classes = tuple(f"<class {i}>" for i in range(30))
-    entry = said["detection"][1]["classes"]["box"]
-    many = {**said["detection"][1], "classes": dict.fromkeys(classes, entry), "worst_classes": list(classes)}
+    entry = qualities["detection"][1]["classes"]["box"]
+    many = {**qualities["detection"][1], "classes": dict.fromkeys(classes, entry), "worst_classes": list(classes)}
     maps = {"depth": np.ones((8, 8), np.float32), "scores": np.full((8, 8), 254, np.uint8)}
     plain = quality(Depth(depth_kind="relative"), [(maps, maps, "a")], Policy())
     assert plain["total"] is None and plain["classes"] == {} and plain["metrics"]["labels"]["aligned_delta1"] == 100
-    worst = said["segmentation"][1]["worst_examples"][0][0]
-    results = {"detection": many, "segmentation": said["segmentation"][1], "plain": plain}
+    worst = qualities["segmentation"][1]["worst_examples"][0][0]
+    results = {"detection": many, "segmentation": qualities["segmentation"][1], "plain": plain}
     pictures = {"segmentation": {worst: np.zeros((8, 8, 3), np.uint8)}}
-    facts = {"segmentation": {"classes": {"wall": {"wanted": 0.999, "why": "said why"}}}}
+    facts = {"segmentation": {"classes": {"wall": {"wanted": 0.999, "why": "a reason"}}}}
     write_quality(str(path), results, pictures, facts=facts, settings={"policy": {"a": 1}})
     return path.read_text(), results
 
@@ -177,7 +177,7 @@ def test_the_page_shows_all_tasks_and_names_what_is_bad(page):
     assert "http" not in text.replace("http://www.w3.org", "") and "<script" not in text
     assert "<class" not in text and text.count("&lt;class 29&gt;") == 1  # escaped; only in the folded table
     assert "The other 6 classes" in text and text.count("<!-- &lt;class 3&gt; -->") + text.count("&lt;class 3&gt;") > 1
-    assert text.count("<img") in (1, 2) and "said why" in text
+    assert text.count("<img") in (1, 2) and "a reason" in text
     assert "! " in text and "lies below its target" in text and "no scores" in text
 
 

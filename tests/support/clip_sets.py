@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from must.core import labels
 from must.core.types import Example
-from must.readers import record_format as labels
 
 
 def numbered(clip, count, size=(6, 8)):

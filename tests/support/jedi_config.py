@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from must.readers import record_format as record_form
+from must.core import labels as record_form
 from must.recipes.table import complete
 from must.scenes.moving import MovingScenes
 from tests.support.configs import load

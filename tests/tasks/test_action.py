@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from must.core import labels
 from must.core.types import UserError
 from must.data.geometry import whole_image
-from must.readers import record_format as labels
 from must.tasks.action import Action
 from must.tasks.base import build
 from must.tasks.classification import Classification

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from must.core import labels as forms
 from must.core.types import Policy
 from must.data.geometry import whole_image
-from must.readers import record_format as forms
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection

@@ -1,0 +1,62 @@
+"""Files appear whole or not at all."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from must.core import files
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    files.write_text(path, "old\r\n")
+    with pytest.raises(RuntimeError), files.replacing(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old\r\n" and os.listdir(path.parent) == ["a.txt"]
+    files.write_json(path, {"é": [1]})
+    assert path.read_text(encoding="utf-8") == '{\n "é": [\n  1\n ]\n}\n'
+    assert path.stat().st_mode & 0o777 == 0o666 & ~files._umask()
+
+
+def test_a_killed_writer_leaves_the_old_content(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    code = f"""
+import os, signal
+from must.core import files
+with files.replacing({str(path)!r}) as file:
+    file.write("new")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert path.read_text() == "old"
+
+
+def test_a_directory_appears_whole(tmp_path):
+    target = tmp_path / "d"
+    with pytest.raises(RuntimeError), files.whole_directory(target) as partial:
+        files.write_text(os.path.join(partial, "a"), "x")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+    for content in ("one", "two"):
+        with files.whole_directory(target, replace=True) as partial:
+            files.write_text(os.path.join(partial, "a"), content)
+        assert (target / "a").read_text() == content
+    with (
+        pytest.raises(OSError),
+        files.whole_directory(target) as partial,
+    ):  # it has content, and nobody asked to replace it
+        files.write_text(os.path.join(partial, "a"), "three")
+    assert (target / "a").read_text() == "two" and os.listdir(tmp_path) == ["d"]
+
+
+def test_the_first_of_two_writers_wins(tmp_path):
+    for content in ("first", "second"):
+        files.write_once(tmp_path / "claim.json", content, str(tmp_path))
+    assert (tmp_path / "claim.json").read_text() == "first" and os.listdir(tmp_path) == ["claim.json"]
+    with pytest.raises(FileExistsError):
+        files.create_empty(tmp_path / "claim.json")
