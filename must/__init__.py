@@ -57,9 +57,11 @@ _HOMES = {
     "must.train.optimizer": "optimizer",
     "must.train.step": "train_step",
     "must.objectives.joint": "joint",
-    "must.objectives.mean_teacher": "MeanTeacher",
+    "must.objectives.mean_teacher": "MeanTeacher mean_teacher",
+    "must.objectives.objective": "objective",
+    "must.objectives.hints": "hints",
+    "must.objectives.labels": "labels learning_rate_rule loss_step",
     "must.objectives.slam": "mix mix_binary mixed_cross_entropy slam top_candidates",
-    "must.objectives.supervised": "learning_rate_rule loss_step supervised",
     "must.pseudo_label.adapters": "from_onnx from_torch",
     "must.pseudo_label.write": "add_labels label_images",
     "must.pseudo_label.clips": "write_clips",
@@ -77,7 +79,6 @@ _HOMES = {
     "must.evaluate.statistics": "delta_m paired_t_interval",
 }
 _MODULES = {
-    "adaptors": "must.objectives.adaptors",
     "aggregate": "must.objectives.aggregate",
     "balance": "must.objectives.balance",
     "boxes": "must.core.boxes",
@@ -89,7 +90,7 @@ _MODULES = {
     "ratio": "must.core.ratio",
     "splits": "must.data.splits",
     "state": "must.train.state",
-    "states": "must.tasks.states",
+    "label_states": "must.tasks.label_states",
     "weigh": "must.pseudo_label.weigh",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

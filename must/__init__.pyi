@@ -81,16 +81,19 @@ from must.models.resnet import ResNet as ResNet
 from must.models.temporal_shift import R2Plus1D as R2Plus1D
 from must.models.temporal_shift import TemporalShiftResNet as TemporalShiftResNet
 from must.models.temporal_shift import VideoTransformer as VideoTransformer
+from must.objectives.hints import hints as hints
 from must.objectives.joint import joint as joint
+from must.objectives.labels import labels as labels
+from must.objectives.labels import learning_rate_rule as learning_rate_rule
+from must.objectives.labels import loss_step as loss_step
 from must.objectives.mean_teacher import MeanTeacher as MeanTeacher
+from must.objectives.mean_teacher import mean_teacher as mean_teacher
+from must.objectives.objective import objective as objective
 from must.objectives.slam import mix as mix
 from must.objectives.slam import mix_binary as mix_binary
 from must.objectives.slam import mixed_cross_entropy as mixed_cross_entropy
 from must.objectives.slam import slam as slam
 from must.objectives.slam import top_candidates as top_candidates
-from must.objectives.supervised import learning_rate_rule as learning_rate_rule
-from must.objectives.supervised import loss_step as loss_step
-from must.objectives.supervised import supervised as supervised
 from must.pseudo_label.adapters import from_onnx as from_onnx
 from must.pseudo_label.adapters import from_torch as from_torch
 from must.pseudo_label.clips import write_clips as write_clips
@@ -133,19 +136,18 @@ from must.train.checkpoint import Checkpoints as Checkpoints
 from must.train.loop import fit as fit
 from must.train.optimizer import optimizer as optimizer
 from must.train.step import train_step as train_step
-from must.objectives import adaptors as adaptors
 from must.objectives import aggregate as aggregate
 from must.objectives import balance as balance
 from must.core import boxes as boxes
 from must.pseudo_label import calibrate as calibrate
 from must.objectives import distill as distill
 from must.data import geometry as geometry
+from must.tasks import label_states as label_states
 from must.core import losses as losses
 from must.pseudo_label import policy as policy
 from must.core import ratio as ratio
 from must.data import splits as splits
 from must.train import state as state
-from must.tasks import states as states
 from must.pseudo_label import weigh as weigh
 
 __version__: str

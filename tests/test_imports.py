@@ -211,7 +211,7 @@ def test_every_import_at_the_top_is_declared():
         ("core/x.py", "def f():\n    import must.tasks.depth"),
         ("experiment/x.py", "from must.recipes import must"),
         ("readers/x.py", "from must.data import geometry"),
-        ("train/x.py", "from must.objectives.supervised import supervised"),
+        ("train/x.py", "from must.objectives.objective import objective"),
         ("train/x.py", "from ..evaluate import statistics"),
         ("data/x.py", "from must.models import fpn"),
         ("train/x.py", "import must"),

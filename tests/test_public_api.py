@@ -15,10 +15,11 @@ from must import (
     Policy,
     balance,
     from_function,
+    labels,
+    objective,
     optimizer,
     parallelize,
     state,
-    supervised,
     train_step,
 )
 from tests.support import public_api
@@ -31,21 +32,21 @@ def _batch():
     rng = np.random.default_rng(0)
     light = np.arange(16) % 2
     images = (light[:, None, None, None] * 120 + rng.integers(0, 100, (16, 8, 8, 3))).astype(np.uint8)
-    labels = {
+    annotations = {
         "classification": {"probs": np.eye(2, dtype=np.float32)[light]},
         "depth": {"depth": np.broadcast_to((4.0 - 2 * light)[:, None, None], (16, 8, 8)).astype(np.float32)},
     }
     weights = {"classification": np.ones(16, np.float32), "depth": (np.arange(16) < 8).astype(np.float32)}
-    return Batch({"image": images}, labels, weights, np.arange(16))
+    return Batch({"image": images}, annotations, weights, np.arange(16))
 
 
 def _train(model, variables, steps=300):
     policies, scales = dict.fromkeys(TASKS, Policy(0.0, 0.0)), dict.fromkeys(TASKS, 1.0)
-    objective = supervised(model, TASKS, scales=scales, policies=policies)
+    minimized = objective(model, [labels(TASKS, policies)], scales=scales)
     tx = optimizer(steps=steps, learning_rate=0.1)
     weigh = balance.fixed()
-    step = parallelize(functools.partial(train_step, objective=objective, balance=weigh, tx=tx), donate=(0,))
-    train_state = state.create(jax.random.key(0), variables, objective, weigh, tx)
+    step = parallelize(functools.partial(train_step, objective=minimized, balance=weigh, tx=tx), donate=(0,))
+    train_state = state.create(jax.random.key(0), variables, minimized, weigh, tx)
     history = []
     for _ in range(steps):
         train_state, logs = step(train_state, _batch(), None)

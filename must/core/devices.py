@@ -146,6 +146,15 @@ def global_row_index(batch_size: int, axis_name: str | None) -> Array:
     return start + jnp.arange(batch_size, dtype=jnp.int32)
 
 
+def roll_rows(rows: Array, axis_name: str | None) -> Array:
+    """Inside a step: every row one place later in the global batch, the last one first."""
+    last = rows[-1:]
+    if axis_name is not None:
+        count = jax.lax.psum(1, axis_name)
+        last = jax.lax.ppermute(last, axis_name, [(i, (i + 1) % count) for i in range(count)])
+    return jnp.concatenate([last, rows[:-1]])
+
+
 def process_rows(global_batch: int) -> tuple[int, int]:
     """(start, stop) of the rows of a global batch that this process reads.
 

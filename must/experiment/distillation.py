@@ -14,7 +14,7 @@ from must.experiment import build, labeling, networks
 from must.experiment.grid import Arm
 from must.experiment.settings import SingleStudent, Student
 from must.experiment.training import Online
-from must.objectives import adaptors, distill
+from must.objectives import distill
 from must.objectives.distill import Hint
 from must.tasks.base import Task
 
@@ -31,7 +31,7 @@ _MAKERS = {
     "defeat": lambda name, task, own, theirs, **options: distill.defeat(
         name, task, name, distill.shared_levels(own, theirs), **options
     ),
-    "adaptor": lambda name, task, own, theirs, **options: adaptors.adaptor(name, name, own, theirs, **options),
+    "adaptor": lambda name, task, own, theirs, **options: distill.adaptor(name, name, own, theirs, **options),
 }
 
 
@@ -125,4 +125,4 @@ def _standards(settings: SingleStudent, model: Model, variables: PyTree, source:
         rows = batch.ids >= 0
         for stride, level in ask(variables, batch.inputs["image"]).items():
             levels.setdefault(stride, []).append(np.asarray(level)[rows].reshape(-1, level.shape[-1]))
-    return {stride: adaptors.phi_s(*adaptors.moments(np.concatenate(parts))) for stride, parts in levels.items()}
+    return {stride: distill.phi_s(*distill.moments(np.concatenate(parts))) for stride, parts in levels.items()}

@@ -32,7 +32,8 @@ from must.models import experts as joint_experts
 from must.models.experts import TEACHER, Expert, Experts, expert_variables, experts, from_experts
 from must.models.multi_head import over_clips
 from must.objectives.joint import joint
-from must.objectives.supervised import supervised
+from must.objectives.labels import labels
+from must.objectives.objective import objective
 from must.tasks.base import Task
 
 ARM, OVERLAPS = "jedi", "overlaps"  # the joint stage itself, beside its arms; the job that searches for overlaps
@@ -345,8 +346,8 @@ def train_expert(settings: JointSettings, seed: int, name: str, *, directory: st
         run=run,
         model=model,
         tasks=task,
-        objective=supervised(
-            model, learned, scales=_scales(run, learned), policies={name: Policy()}, normalize=run.normalize
+        objective=objective(
+            model, [labels(learned, {name: Policy()})], scales=_scales(run, learned), normalize=run.normalize
         ),
         balance=build.balance(run),
         source=one.split(name, "train"),
@@ -517,7 +518,7 @@ def planned(settings: JointSettings, run: Run, names) -> tuple:
     (name,) = names
     model, inputs = expert_model(settings, name), expert_encoder(settings, name).blank_inputs()
     tasks = {name: build.tasks_of(settings)[name]}
-    minimized = supervised(model, tasks, scales={name: 1.0}, policies={name: Policy()})
+    minimized = objective(model, [labels(tasks, {name: Policy()})], scales={name: 1.0})
     return lambda key: model.init(key, inputs["image"]), inputs, minimized
 
 

@@ -15,7 +15,7 @@ from must.experiment import build, labeling, measure, networks, weighting
 from must.experiment.external import external_teachers
 from must.experiment.settings import Must, Run, Student
 from must.experiment.training import NO_WEIGHTING, Weighting, train_tasks
-from must.objectives.dropping import PSEUDO
+from must.objectives.labels import PSEUDO
 from must.pseudo_label.teacher import in_frame
 from must.readers.records import Records
 

@@ -20,14 +20,18 @@ import numpy as np
 
 from must.core import devices, files
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
+from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
 from must.experiment import build, measure, networks, sections
 from must.experiment.selection import Selection, Validation, local
 from must.experiment.settings import Run, SingleStudent, Student
+from must.objectives import mean_teacher as mean_teachers
+from must.objectives import objective as objectives
 from must.objectives.distill import Hint
+from must.objectives.hints import hints
+from must.objectives.labels import labels, learning_rate_rule
 from must.objectives.mean_teacher import MeanTeacher
 from must.objectives.slam import slam
-from must.objectives.supervised import learning_rate_rule, supervised
 from must.tasks.base import Task
 from must.train import state as states
 from must.train.checkpoint import Checkpoints
@@ -335,30 +339,23 @@ def objective(
     online: Online = NO_TEACHERS,
 ) -> Objective:
     """What a run minimizes; without `variables` and teachers, enough to know its cost."""
-    corrections, average, small_loss = {}, None, (0.0, 0)
+    options, average = {}, None
     if isinstance(run, Student):
+        options = {"small_loss": run.small_loss.drop, "small_loss_after": run.small_loss.after}
         if run.slam.enabled:
             corrected = build.tasks_with(run.slam.tasks, settings, "config.student.slam")
-            corrections = dict.fromkeys(corrected, functools.partial(slam, normalize=run.slam.normalize))
+            options["corrections"] = dict.fromkeys(corrected, functools.partial(slam, normalize=run.slam.normalize))
         if run.mean_teacher.kind != "none" and variables is not None:
             average = mean_teacher(settings, run)
-        small_loss = (run.small_loss.drop, run.small_loss.after)
-    return supervised(
-        model,
-        tasks,
-        scales=_loss_scales(settings, run),
-        policies={name: policies[name] for name in tasks},
-        corrections=corrections,
-        normalize=run.normalize,
-        teachers=online.models,
-        hints=online.hints,
-        teacher_dropping=run.teacher_dropping,
-        shuffled=online.shuffled,
-        mean_teacher=average,
-        initial=None if average is None else variables,
-        drop_top=small_loss[0],
-        drop_after=small_loss[1],
-    )
+    parts = [labels(tasks, policies, **options)]
+    if online.hints:
+        view = CLEAN if average else ""
+        options = {"view": view, "dropping": run.teacher_dropping, "shuffled": online.shuffled}
+        parts.append(hints(online.models, online.hints, **options))
+    if average is not None:
+        parts.append(mean_teachers.mean_teacher(model, tasks, average, initial=variables, shuffled=online.shuffled))
+    scales = _loss_scales(settings, run)
+    return objectives.objective(model, parts, scales=scales, normalize=run.normalize)
 
 
 def mean_teacher(settings: SingleStudent, run: Student) -> MeanTeacher:

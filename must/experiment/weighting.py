@@ -21,7 +21,7 @@ from must.experiment import build
 from must.experiment.checks import labels_images
 from must.experiment.settings import Must, Slam, Student, Weights
 from must.experiment.training import NO_WEIGHTING, Weighting
-from must.objectives.supervised import loss_step
+from must.objectives.labels import loss_step
 from must.pseudo_label import weigh
 
 _LEAST = 1e-6  # a weight of 0 would mean that the label is absent
@@ -153,7 +153,7 @@ def _slam(evidence: Evidence, name: str, slam: Slam, seen: dict) -> dict[str, np
     probs = evidence.probs(name, paired, name + BY_TEACHER)
     margins, pool = weigh.margin(probs), weigh.margin(evidence.probs(name, evidence.pool))
     rank = np.argmax(np.argsort(-probs, axis=-1, kind="stable") == truth[:, None], -1)
-    count = weigh.candidates(margins, rank, wanted=slam.target_precision, most=classes)(pool)
+    count = weigh.candidates(margins, rank, target_precision=slam.target_precision, max_count=classes)(pool)
     found = weigh.isotonic_accuracy(margins, rank == 0, floor=0.0)(pool)
     dead = 1.0 / count if slam.normalize else 0.5  # where no gradient is left; below it the student would turn away
     accuracy = np.maximum(found, np.maximum(slam.floor, dead + _ALIVE)).astype(np.float32)

@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from must.core import losses
-from must.core.devices import global_row_index
+from must.core.devices import global_row_index, roll_rows
 from must.core.ema import ema_update
 from must.core.ratio import weighted_sum
 from must.core.types import Array, Batch, Objective, PerExample, Policy, PyTree
 from must.models.experts import TEACHER, Experts
-from must.objectives.online import moved_on
 from must.tasks.classification import Classification
 
 GRADIENTS = ("all", "own", "none")
@@ -135,6 +134,6 @@ def _other_rows(answers: Array, groups: list[Batch], axis_name: str | None) -> A
     """Every row the answer to the one before it in its group, over all devices."""
     moved, start = [], 0
     for part in groups:
-        moved.append(moved_on(answers[start : start + len(part.ids)], axis_name))
+        moved.append(roll_rows(answers[start : start + len(part.ids)], axis_name))
         start += len(part.ids)
     return jnp.concatenate(moved)

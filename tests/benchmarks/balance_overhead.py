@@ -26,7 +26,8 @@ from must.experiment import build
 from must.experiment.run import members
 from must.experiment.sections import Part
 from must.experiment.settings import BALANCES, Must
-from must.objectives.supervised import supervised
+from must.objectives.labels import labels
+from must.objectives.objective import objective as make_objective
 from must.recipes.table import recipe_of
 from must.train import state as states
 from must.train.optimizer import optimizer
@@ -76,7 +77,7 @@ def _arm(kind: str, model, variables, tasks, settings: Must):
     """[state, compiled step] of one method."""
     student = dataclasses.replace(settings.student, balance=Part(kind))
     policies, scales = dict.fromkeys(tasks, Policy(0.0, 0.0)), dict.fromkeys(tasks, 1.0) | dict(student.loss_scales)
-    objective = supervised(model, tasks, scales=scales, policies=policies)
+    objective = make_objective(model, [labels(tasks, policies)], scales=scales)
     tx, balance = optimizer(steps=600, **vars(student.optimizer)), build.balance(student)
     step = functools.partial(train_step, objective=objective, balance=balance, tx=tx, ema_decay=student.ema_decay)
     return [states.create(jax.random.key(0), variables, objective, balance, tx), jax.jit(step, donate_argnums=0)]

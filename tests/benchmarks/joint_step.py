@@ -29,7 +29,8 @@ from must.data.pipeline import Grouped, train_batches
 from must.models.experts import Expert, experts
 from must.objectives import balance
 from must.objectives.joint import joint
-from must.objectives.supervised import supervised
+from must.objectives.labels import labels
+from must.objectives.objective import objective as make_objective
 from must.readers.frames import FrameFolders
 from must.recipes import jedi
 from must.train import state as states
@@ -104,7 +105,7 @@ def steps(rows: int, rounds: int) -> None:
     for i, name in enumerate(built.names):
         model, shown = built.model((name,)), built.shown((name,)).blank_inputs()
         mine = {name: built.tasks[name]}
-        objective = supervised(model, mine, scales={name: 1.0}, policies={name: Policy()})
+        objective = make_objective(model, [labels(mine, {name: Policy()})], scales={name: 1.0})
         batch = _batch(built, shown, rows * (len(built.names) + 1), name, i)
         batch = batch._replace(labels={name: batch.labels[name]}, weights={name: batch.weights[name]})
         single.append((_arm(built, objective, model.init(jax.random.key(i), shown["image"])), jax.device_put(batch)))

@@ -24,7 +24,7 @@ from must.experiment.labeling import records_directory
 from must.experiment.run import members
 from must.experiment.settings import Must
 from must.experiment.students import student_source
-from must.objectives.supervised import supervised
+from must.objectives.objective import objective as make_objective
 from must.pseudo_label import weigh
 from must.readers.records import Records
 from must.recipes import must as recipe
@@ -127,11 +127,10 @@ HARD = Classification(("no", "yes"), hard=True)
 
 
 def _gradient(margin, labels, weights, task=HARD):
-    objective = supervised(
+    objective = make_objective(
         _two_logits(),
-        {"classification": task},
+        [labels({"classification": task}, {"classification": Policy(0.0, 0.0)})],
         scales={"classification": 1.0},
-        policies={"classification": Policy(0.0, 0.0)},
     )
     _, state = objective.init(jax.random.key(0))
     probs = np.stack([1 - np.asarray(labels), np.asarray(labels)], -1).astype(np.float32)

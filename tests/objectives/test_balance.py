@@ -16,7 +16,7 @@ from must.core.types import Balance, Batch, Objective, PerExample
 from must.experiment.settings import BALANCES
 from must.objectives import aggregate
 from must.objectives import balance as balances
-from must.objectives.supervised import without_heads
+from must.objectives.objective import without_heads
 from must.train import state as states
 from must.train.checkpoint import Checkpoints
 from must.train.gradients import balanced_gradient, task_losses

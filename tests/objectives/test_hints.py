@@ -16,9 +16,12 @@ from must.core.types import Batch, Features, Policy
 from must.models.fpn import FPN, PAFPN
 from must.models.multi_head import multi_head
 from must.models.resnet import Norm, ResNet
-from must.objectives import adaptors, balance, distill, online
-from must.objectives.distill import Answer, Context
-from must.objectives.supervised import supervised
+from must.objectives import balance, distill
+from must.objectives import hints as online_hints
+from must.objectives.distill import Context
+from must.objectives.labels import labels
+from must.objectives.objective import Answer
+from must.objectives.objective import objective as make_objective
 from must.tasks import points
 from must.tasks.detection import Detection
 from must.tasks.segmentation import Segmentation
@@ -112,7 +115,7 @@ def hints(channels=8, where="all"):
         distill.pdf("detection", detection, "teacher", widths),
         distill.pdf("segmentation", segmentation, "teacher", widths),
         distill.defeat("detection", detection, "teacher", widths),
-        adaptors.adaptor("detection", "teacher", levels, theirs),
+        distill.adaptor("detection", "teacher", levels, theirs),
     ]
     return {hint.name: hint._replace(where=where) for hint in found}
 
@@ -151,13 +154,13 @@ def test_soft_scores_are_proper(target):
 def test_soft_distillation_is_lowest_at_the_teacher():
     said = answer(1)
     for name, task in TASKS.items():
-        at = sum(mean(t) for t in task.imitate(said.outputs[name], said.outputs[name]).values())
+        at = sum(mean(t) for t in task.distill_loss(said.outputs[name], said.outputs[name]).values())
         for seed in (2, 3):
             noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(seed), x.shape)  # noqa: B023, E731
             moved = said.outputs[name]
             keys = ("quality", "class") if name == "detection" else ()
             moved = {**moved, **{k: noise(moved[k]) for k in keys}} if keys else noise(moved)
-            assert sum(mean(t) for t in task.imitate(moved, said.outputs[name]).values()) > at
+            assert sum(mean(t) for t in task.distill_loss(moved, said.outputs[name]).values()) > at
         assert at == pytest.approx(0, abs=1e-6) or name == "detection"
 
 
@@ -367,8 +370,8 @@ def test_phi_s_standardizes_isotropically():
     rng = np.random.default_rng(0)
     for channels in (8, 6, 5):  # a power of two takes Hadamard's matrix, others rotations
         x = rng.normal(size=(4000, channels)) @ rng.normal(size=(channels, channels)) * 7 + rng.normal(size=channels)
-        average, covariance = adaptors.moments(x)
-        standard = adaptors.phi_s(average, covariance)
+        average, covariance = distill.moments(x)
+        standard = distill.phi_s(average, covariance)
         y = (x - standard.mean) @ standard.matrix
         np.testing.assert_allclose(y.mean(0), 0, atol=1e-3)
         np.testing.assert_allclose(y.var(0), 1, rtol=1e-3)  # every channel has variance 1 ...
@@ -397,7 +400,7 @@ def test_running_statistics_follow_the_teacher():
 def test_an_adaptor_reads_teachers_of_any_size():
     levels = {4: (8, 8, 8), 8: (4, 4, 8)}
     theirs = {16: (2, 2, 11), 5: (6, 6, 3)}
-    hint = adaptors.adaptor("detection", "other", levels, theirs, hidden=5)
+    hint = distill.adaptor("detection", "other", levels, theirs, hidden=5)
     params, state = hint.init(jax.random.key(0))
     rng = np.random.default_rng(0)
     said = Answer(
@@ -411,7 +414,7 @@ def test_an_adaptor_reads_teachers_of_any_size():
 def test_teacher_dropping_keeps_the_worst():
     values = {"a": jnp.array([1.0, 5.0, 2.0]), "b": jnp.array([2.0, 1.0, 1.0]), "c": jnp.array([0.5, 2.0, 9.0])}
     uniform = jnp.array([[0.1, 0.1, 0.9], [0.1, 0.6, 0.4], [0.9, 0.1, 0.1]])
-    keep = adaptors.drop_teachers(values, uniform, 0.5)
+    keep = online_hints.drop_teachers(values, uniform, 0.5)
     assert [[bool(keep[t][i]) for t in "abc"] for i in range(3)] == [
         [False, True, True],
         [True, True, False],
@@ -426,15 +429,11 @@ def objective(found=(), model=None, **options):
     model = model or network()
     tasks = {name: TASKS[name] for name in ("detection", "segmentation")}
     teachers = {"teacher": network()} if found else {}
-    return supervised(
-        model,
-        tasks,
-        scales=dict.fromkeys(tasks, 1.0),
-        policies=BELIEVED,
-        teachers=teachers,
-        hints=tuple(found),
-        **options,
-    )
+    parts = [labels(tasks, BELIEVED)]
+    if found:
+        chosen = {name: options.pop(name) for name in ("view", "dropping", "shuffled") if name in options}
+        parts.append(online_hints.hints(teachers, tuple(found), **chosen))
+    return make_objective(model, parts, scales=dict.fromkeys(tasks, 1.0), **options)
 
 
 TX = optimizer(steps=1000, learning_rate=0.01)
@@ -474,8 +473,8 @@ def test_labels_that_may_not_be_seen_cannot_matter():  # M1
     _, logs = step(fresh(), hidden, FROZEN)
     permuted = jax.tree.map(lambda x: x[::-1].copy(), hidden.labels)
     erased = jax.tree.map(np.zeros_like, hidden.labels)
-    for labels in (permuted, erased):
-        _, other = step(fresh(), hidden._replace(labels=labels), FROZEN)
+    for other_labels in (permuted, erased):
+        _, other = step(fresh(), hidden._replace(labels=other_labels), FROZEN)
         assert {k: float(v) for k, v in logs.items()} == {k: float(v) for k, v in other.items()}
     assert float(logs["loss/detection/defeat_foreground"]) > 0  # and the hints were at work
     _, seen = step(fresh(), data, FROZEN)
@@ -487,14 +486,14 @@ def test_rows_of_a_hint():
     ids = np.where(np.arange(ROWS) == 7, -1, np.arange(ROWS))  # the last row is padding
     half = data._replace(weights={"detection": (np.arange(ROWS) < 4).astype(np.float32)}, ids=ids)
     rows = {
-        where: online.rows_of(half, hints(where=where)["detection_soft_teacher"])
+        where: online_hints.rows_of(half, hints(where=where)["detection_soft_teacher"])
         for where in ("all", "missing", "annotated")
     }
     np.testing.assert_array_equal(rows["all"], [1, 1, 1, 1, 1, 1, 1, 0])
     np.testing.assert_array_equal(rows["missing"], [0, 0, 0, 0, 1, 1, 1, 0])
     np.testing.assert_array_equal(rows["annotated"], [1, 1, 1, 1, 0, 0, 0, 0])
     other = hints(where="missing")["segmentation_soft_teacher"]  # of which the batch has no labels at all
-    np.testing.assert_array_equal(online.rows_of(half, other), rows["all"])
+    np.testing.assert_array_equal(online_hints.rows_of(half, other), rows["all"])
 
 
 @pytest.mark.parametrize("normalize", ["items", "batch"])
@@ -630,19 +629,12 @@ def test_one_device_equals_eight():
     from must.core import devices
 
     levels = {stride: (32 // stride, 32 // stride, 8) for stride in (4, 8)}
-    second = adaptors.adaptor("segmentation", "other", levels, levels)
+    second = distill.adaptor("segmentation", "other", levels, levels)
     chosen = [hints()[f"detection_{kind}_teacher"] for kind in ("soft", "pdf", "adaptor")] + [second]
     tasks = dict(TASKS)
-    goal = supervised(
-        network(),
-        tasks,
-        scales=dict.fromkeys(tasks, 1.0),
-        policies=BELIEVED,
-        hints=chosen,
-        teachers={"teacher": network(), "other": network()},
-        teacher_dropping=0.5,
-        shuffled=True,
-    )
+    teachers = {"teacher": network(), "other": network()}
+    parts = [labels(tasks, BELIEVED), online_hints.hints(teachers, chosen, dropping=0.5, shuffled=True)]
+    goal = make_objective(network(), parts, scales=dict.fromkeys(tasks, 1.0))
     frozen = {**FROZEN, "other": variables(seed=2)}
     bound = functools.partial(train_step, objective=goal, balance=balance.fixed(), tx=SGD)
     half = batch()._replace(
@@ -655,5 +647,5 @@ def test_one_device_equals_eight():
         step = devices.parallelize(bound, devices=where)
         for _ in range(2):
             state, logs = step(state, data, frozen)
-        ends.append(jax.device_get((state.params, state.aux_state["objective"]["hints"], logs)))
+        ends.append(jax.device_get((state.params, state.aux_state["objective"]["parts"], logs)))
     close(ends[0], ends[1], 2e-4)

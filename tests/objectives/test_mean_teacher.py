@@ -10,9 +10,10 @@ import pytest
 from must.core import devices
 from must.core.types import Batch, Features, Model, PerExample, Policy
 from must.objectives import balance as balances
-from must.objectives.dropping import PSEUDO, small_losses
+from must.objectives.labels import PSEUDO, labels, small_losses
 from must.objectives.mean_teacher import MeanTeacher
-from must.objectives.supervised import supervised
+from must.objectives.mean_teacher import mean_teacher as mean_teacher_part
+from must.objectives.objective import objective as make_objective
 from must.tasks.classification import Classification
 from must.train import state as states
 from must.train.optimizer import optimizer
@@ -41,8 +42,11 @@ def _batch(seed=0, pseudo=0.5):
 
 
 def _objective(policy=Policy(0.0, 0.0), **options):
-    scales, policies = {"classification": 1.0}, {"classification": policy}
-    return supervised(MODEL, TASK, scales=scales, policies=policies, initial=MODEL.init(None, None), **options)
+    average = options.pop("mean_teacher", None)
+    parts = [labels(TASK, {"classification": policy}, **options)]
+    if average is not None:
+        parts.append(mean_teacher_part(MODEL, TASK, average, initial=MODEL.init(None, None)))
+    return make_objective(MODEL, parts, scales={"classification": 1.0})
 
 
 def _compiled(objective, devices_=None):
@@ -75,7 +79,9 @@ def test_the_average_answers_the_clean_view_where_ground_truth_is_missing():
         expected = value[missing].mean() if number >= 2 else 0.0
         np.testing.assert_allclose(logs["loss/classification/self_class"], expected, rtol=1e-4)
         np.testing.assert_allclose(logs["loss"], logs["loss/classification/class"] + 0.5 * expected, rtol=1e-4)
-        np.testing.assert_allclose(state.aux_state["objective"]["average"]["params"]["w"], average, rtol=1e-5)
+        np.testing.assert_allclose(
+            state.aux_state["objective"]["parts"][1]["average"]["params"]["w"], average, rtol=1e-5
+        )
     assert int(state.model_state["count"]) == 4  # statistics move with the student's pass alone
 
 
@@ -88,13 +94,13 @@ def test_the_average_answers_with_averaged_batch_statistics():
         return outputs, {"mean": mean + 1.0 if train else mean}, *([None] if with_features else [])
 
     model = Model(lambda key, images: {"params": {"w": jnp.eye(3)}, "mean": jnp.zeros(3)}, apply)
-    objective = supervised(
+    objective = make_objective(
         model,
-        TASK,
+        [
+            labels(TASK, {"classification": Policy()}),
+            mean_teacher_part(model, TASK, MeanTeacher(decay=0.9), initial=model.init(None, None)),
+        ],
         scales={"classification": 1.0},
-        policies={"classification": Policy()},
-        mean_teacher=MeanTeacher(decay=0.9),
-        initial=model.init(None, None),
     )
     step, average = _compiled(objective), 0.0
     state = states.create(jax.random.key(0), model.init(None, None), objective, BALANCE, TX)
@@ -102,7 +108,7 @@ def test_the_average_answers_with_averaged_batch_statistics():
         state, _ = step(state, _batch(number))
         decay = min(0.9, (1 + number) / (10 + number))
         average = decay * average + (1 - decay) * number
-        np.testing.assert_allclose(state.aux_state["objective"]["average"]["mean"], average, rtol=1e-5)
+        np.testing.assert_allclose(state.aux_state["objective"]["parts"][1]["average"]["mean"], average, rtol=1e-5)
 
 
 def test_the_average_is_believed_by_the_policy_and_gives_no_gradient():
@@ -123,20 +129,14 @@ def test_the_average_is_believed_by_the_policy_and_gives_no_gradient():
 
 def test_options_that_do_not_fit():
     with pytest.raises(ValueError, match="start from"):
-        supervised(
-            MODEL,
-            TASK,
-            scales={"classification": 1.0},
-            policies={"classification": Policy()},
-            mean_teacher=MeanTeacher(),
-        )
+        mean_teacher_part(MODEL, TASK, MeanTeacher(), initial=None)
     for wrong in ({"kind": "firm"}, {"where": "some"}, {"decay": 1.0}):
         with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
             _objective(mean_teacher=MeanTeacher(**wrong))
-    with pytest.raises(ValueError, match="drop_top 1.5"):
-        _objective(drop_top=1.5)
-    objective = _objective(drop_top=0.5)
-    with pytest.raises(ValueError, match="does not say which labels of classification"):
+    with pytest.raises(ValueError, match="small_loss 1.5"):
+        _objective(small_loss=1.5)
+    objective = _objective(small_loss=0.5)
+    with pytest.raises(ValueError, match="does not tell which labels of classification"):
         objective.terms(
             {"model": {"w": jnp.eye(3)}},
             {"count": jnp.int32(0)},
@@ -168,7 +168,7 @@ def test_the_largest_losses_of_pseudo_labels_are_left_out(seed):
 
 
 def test_dropped_labels_leave_the_denominator_and_truth_stays():
-    objective, plain = _objective(drop_top=0.5, drop_after=1), _objective()
+    objective, plain = _objective(small_loss=0.5, small_loss_after=1), _objective()
     step, state = _compiled(objective), _fresh(objective)
     state, first = step(state, _batch(0))
     _, without = _compiled(plain)(_fresh(plain), _batch(0))
@@ -185,7 +185,7 @@ def test_dropped_labels_leave_the_denominator_and_truth_stays():
 
 @pytest.mark.devices(8)
 def test_one_device_equals_eight():
-    objective = _objective(mean_teacher=MeanTeacher(start=1), drop_top=0.3)
+    objective = _objective(mean_teacher=MeanTeacher(start=1), small_loss=0.3)
     single, many = _compiled(objective), _compiled(objective, jax.devices())
     a, b = _fresh(objective), _fresh(objective)
     for seed in range(3):

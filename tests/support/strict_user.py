@@ -17,13 +17,14 @@ from must import (
     delta_m,
     from_function,
     label_images,
+    labels,
     losses,
+    objective,
     optimizer,
     parallelize,
     policy,
     quality,
     state,
-    supervised,
     train_step,
     weigh,
 )
@@ -32,10 +33,10 @@ from must import (
 def train(model: Model, variables: dict[str, object], batch: Batch) -> float:
     """One step of a model on a depth task."""
     tasks = {"depth": Depth()}
-    objective = supervised(model, tasks, scales={"depth": 1.0}, policies={"depth": Policy(0.0, 0.0)})
+    minimized = objective(model, [labels(tasks, {"depth": Policy(0.0, 0.0)})], scales={"depth": 1.0})
     tx, plain_sum = optimizer(steps=10, learning_rate=1e-3), balance.fixed()
-    step = parallelize(functools.partial(train_step, objective=objective, balance=plain_sum, tx=tx))
-    train_state = state.create(jax.random.key(0), variables, objective, plain_sum, tx)
+    step = parallelize(functools.partial(train_step, objective=minimized, balance=plain_sum, tx=tx))
+    train_state = state.create(jax.random.key(0), variables, minimized, plain_sum, tx)
     train_state, logs = step(train_state, batch, None)
     return float(logs["loss"])
 

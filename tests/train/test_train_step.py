@@ -13,7 +13,8 @@ from must.core.ratio import Ratio
 from must.core.types import Batch, Model, Objective, Policy, UserError
 from must.objectives import aggregate
 from must.objectives import balance as balances
-from must.objectives.supervised import learning_rate_rule, supervised
+from must.objectives.labels import labels, learning_rate_rule
+from must.objectives.objective import objective as make_objective
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.train import state as states
@@ -72,7 +73,7 @@ def _batch(seed: int = 0) -> Batch:
 def _objective(scales=None, **options):
     policies = {name: Policy(0.0, 0.0) for name in TASKS}
     scales = {"classification": 1.0, "depth": 1.0} | (scales or {})
-    return supervised(_model(), TASKS, scales=scales, policies=policies, **options)
+    return make_objective(_model(), [labels(TASKS, policies)], scales=scales, **options)
 
 
 def _step(objective, tx, devices_=None, balance=None):
@@ -121,7 +122,7 @@ def test_thresholds_travel_in_the_state(step):
         0.1
     )  # best: 0.8
     policies = {"classification": Policy(np.array([0.9, 0.9, 0.9]), 0.0), "depth": Policy(0.0, 0.0)}
-    strict = supervised(_model(), TASKS, scales=dict.fromkeys(TASKS, 1.0), policies=policies)
+    strict = make_objective(_model(), [labels(TASKS, policies)], scales=dict.fromkeys(TASKS, 1.0))
     _, logs = step(_fresh(OBJECTIVE, TX), batch)
     _, strict_logs = step(_fresh(strict, TX), batch)  # the step was compiled for the other objective
     term = "loss/classification/class"
