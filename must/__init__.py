@@ -90,7 +90,7 @@ _MODULES = {
     "ratio": "must.core.ratio",
     "splits": "must.data.splits",
     "state": "must.train.state",
-    "states": "must.tasks.states",
+    "label_states": "must.tasks.label_states",
     "weigh": "must.pseudo_label.weigh",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -142,12 +142,12 @@ from must.core import boxes as boxes
 from must.pseudo_label import calibrate as calibrate
 from must.objectives import distill as distill
 from must.data import geometry as geometry
+from must.tasks import label_states as label_states
 from must.core import losses as losses
 from must.pseudo_label import policy as policy
 from must.core import ratio as ratio
 from must.data import splits as splits
 from must.train import state as state
-from must.tasks import states as states
 from must.pseudo_label import weigh as weigh
 
 __version__: str

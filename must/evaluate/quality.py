@@ -13,7 +13,7 @@ import numpy as np
 from must.core.proportions import spread_of, wilson
 from must.core.types import Label, Policy
 from must.tasks.base import Task
-from must.tasks.states import calibrated, is_distribution, states, tempered_label
+from must.tasks.label_states import calibrated, is_distribution, states, tempered_label
 
 _EVERY = "all"  # the one class of a task without classes
 _STATES = ("positive", "ignored", "negative")

@@ -25,7 +25,7 @@ from must.pseudo_label.policy import read_policies, save_policies
 from must.pseudo_label.write import add_labels, label_images
 from must.readers.records import Records
 from must.tasks.base import Task
-from must.tasks.states import states
+from must.tasks.label_states import states
 
 POOL, HELD_OUT, EVALUATION = "pool", "held_out", "measured"
 POLICIES = "policy.json"  # of the configuration; a run with policies of its own has "policy-<run>.json"
@@ -148,10 +148,10 @@ def fitted(task: Task, name: str, section: LabelPolicy, pairs: Iterator[tuple[La
         task,
         pairs,
         calibration=section.calibration,
-        precision=section.target_precision,
-        doubt=section.negative_below,
-        least=section.min_count,
-        most=section.max_count,
+        target_precision=section.target_precision,
+        negative_below=section.negative_below,
+        min_count=section.min_count,
+        max_count=section.max_count,
         confidence=section.confidence,
     )
     if fit is None:

@@ -123,7 +123,7 @@ def as_teacher(directory: str, name: str, *, tasks: tuple[str, ...] = (), hflip_
         labeled,
         size=trained.image.size,
         fingerprint=fingerprint(trained.variables),
-        mirror=hflip_tta,
+        hflip_tta=hflip_tta,
     )
 
 

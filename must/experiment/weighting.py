@@ -153,7 +153,7 @@ def _slam(evidence: Evidence, name: str, slam: Slam, seen: dict) -> dict[str, np
     probs = evidence.probs(name, paired, name + BY_TEACHER)
     margins, pool = weigh.margin(probs), weigh.margin(evidence.probs(name, evidence.pool))
     rank = np.argmax(np.argsort(-probs, axis=-1, kind="stable") == truth[:, None], -1)
-    count = weigh.candidates(margins, rank, wanted=slam.target_precision, most=classes)(pool)
+    count = weigh.candidates(margins, rank, target_precision=slam.target_precision, max_count=classes)(pool)
     found = weigh.isotonic_accuracy(margins, rank == 0, floor=0.0)(pool)
     dead = 1.0 / count if slam.normalize else 0.5  # where no gradient is left; below it the student would turn away
     accuracy = np.maximum(found, np.maximum(slam.floor, dead + _ALIVE)).astype(np.float32)

@@ -81,10 +81,10 @@ def hard(name: str, task: Task, teacher: str) -> Hint:
 
 
 def soft(name: str, task: Task, teacher: str, scale: float = 1.0) -> Hint:
-    """All that the teacher says, nothing cut off: `Task.imitate`."""
+    """All that the teacher says, nothing cut off: `Task.distill_loss`."""
 
     def apply(params, state, student, said, context):
-        return task.imitate(student.outputs[name], said.outputs[name]), state
+        return task.distill_loss(student.outputs[name], said.outputs[name]), state
 
     return _plain("soft", name, teacher, tuple(f"soft_{term}" for term in task.terms), apply, scale)
 

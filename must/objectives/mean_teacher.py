@@ -28,7 +28,7 @@ class MeanTeacher(NamedTuple):
       decay: of the average, ramped up as min(decay, (1 + step) / (10 + step)).
       start: steps during which its answers count for nothing.
       scale: factor of its terms, "<task>/self_<term>", beside the task's.
-      kind: "hard", its predictions by the label policy's three states, or "soft", all that it says (`Task.imitate`).
+      kind: "hard", its predictions by the label policy's three states, or "soft", all that it says (`Task.distill_loss`).
       where: rows that learn from it: "missing", those without ground truth of the task, or "all".
       tasks: that learn from it; all by default.
     """

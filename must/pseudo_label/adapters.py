@@ -2,7 +2,7 @@
 
 The label pass resizes every image to the teacher's size and maps its labels back, so a network needs no images of its
 own size; `multiple` rounds that size up where a network has strides, and outputs that are coarser than the input are
-enlarged. `read` turns what the network returns into {task: what `Task.adopt` takes}, one form or another of
+enlarged. `read` turns what the network returns into {task: what `Task.from_external` takes}, one form or another of
 
     classification   probabilities [B, C]
     segmentation     probabilities [B, h, w, C]; or the tuple (class ids [B, h, w], confidences [B, h, w] in 0..1)
@@ -56,7 +56,7 @@ import jax
 import numpy as np
 
 from must.core.types import Array, Label, Teacher, UserError
-from must.pseudo_label.teacher import adopted, from_function, rounded_up
+from must.pseudo_label.teacher import from_function, labels_from_external, rounded_up
 from must.readers.records import file_hash
 from must.tasks.base import Task
 
@@ -82,7 +82,7 @@ def from_torch(
       module: called with [B, 3, H, W] in the type of its weights, (pixel / 255 - mean) / std.
       tasks: that it labels.
       size: (height, width) of its input, pixels.
-      read: what the module returns -> {task: what `Task.adopt` takes}, in tensors or arrays.
+      read: what the module returns -> {task: what `Task.from_external` takes}, in tensors or arrays.
       mean: per channel, of pixels in 0..1.
       std: per channel.
       device: that torch computes on.
@@ -121,7 +121,7 @@ def from_onnx(
       name: for provenance and messages.
       path: of the file.
       tasks: that it labels.
-      read: {output name: array} of one run -> {task: what `Task.adopt` takes}.
+      read: {output name: array} of one run -> {task: what `Task.from_external` takes}.
       size: (height, width) of its input, pixels; None where the file fixes it.
       mean: per channel, of pixels in 0..1; the input is (pixel / 255 - mean) / std.
       std: per channel.
@@ -143,7 +143,7 @@ def from_onnx(
             pixels = (images[rows].astype(np.float32) / 255 - mean_) / std_
             pixels = (pixels if layout == "NHWC" else np.moveaxis(pixels, -1, 1)).astype(_ELEMENTS[input_.type])
             said = session.run(outputs, {input_.name: np.ascontiguousarray(pixels)})
-            labels = adopted(tasks, read(dict(zip(outputs, said, strict=True))), size, first=first)
+            labels = labels_from_external(tasks, read(dict(zip(outputs, said, strict=True))), size, first=first)
             parts.append(jax.tree.map(lambda field: np.asarray(field)[: len(images) - first], labels))
         return jax.tree.map(lambda *fields: np.concatenate(fields), *parts)
 

@@ -12,7 +12,7 @@ from scipy.optimize import isotonic_regression, minimize_scalar
 
 from must.core.types import Label, Policy
 from must.tasks.base import Task
-from must.tasks.states import tempered, tempered_label
+from must.tasks.label_states import tempered, tempered_label
 
 KNOTS = 33
 _DIGITS = 4  # of curves and temperatures, so that a file holds exactly what thresholds were chosen with
@@ -40,14 +40,19 @@ class Judged(NamedTuple):
 
 
 def gather(
-    task: Task, pairs: Iterable[tuple[Label, Label]], *, most: int = 2_000_000, seed: int = 0, temperature: float = 1.0
+    task: Task,
+    pairs: Iterable[tuple[Label, Label]],
+    *,
+    max_count: int = 2_000_000,
+    seed: int = 0,
+    temperature: float = 1.0,
 ) -> Judged | None:
     """The claims of labels with known truth, or None when the task says no scores.
 
     Args:
       task: whose labels these are.
       pairs: (prediction, truth) of single examples in network form; read once.
-      most: claims that are kept, drawn evenly from all.
+      max_count: claims that are kept, drawn evenly from all.
       seed: of that draw.
       temperature: that distributions over classes are divided by first.
     """
@@ -63,20 +68,20 @@ def gather(
         # Every claim draws a number; those with the smallest stay, so that all have the same chance.
         parts.append((rng.random(len(score)), np.asarray(score, np.float32), correct, ids, np.full(len(score), index)))
         kept, total = kept + len(score), total + len(score)
-        if kept > 2 * most:
-            parts = [_smallest(parts, most)]
-            kept = most
+        if kept > 2 * max_count:
+            parts = [_smallest(parts, max_count)]
+            kept = max_count
     if not parts:
         return Judged(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, int), items, names, np.zeros(0, int))
-    _, score, correct, ids, examples = _smallest(parts, most)
+    _, score, correct, ids, examples = _smallest(parts, max_count)
     return Judged(score, correct, ids, items * (len(score) / max(1, total)), names, examples)
 
 
-def _smallest(parts: list[tuple[np.ndarray, ...]], most: int) -> tuple[np.ndarray, ...]:
+def _smallest(parts: list[tuple[np.ndarray, ...]], max_count: int) -> tuple[np.ndarray, ...]:
     columns = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-    if len(columns[0]) <= most:
+    if len(columns[0]) <= max_count:
         return columns
-    chosen = np.sort(np.argpartition(columns[0], most)[:most])
+    chosen = np.sort(np.argpartition(columns[0], max_count)[:max_count])
     return tuple(column[chosen] for column in columns)
 
 
@@ -98,7 +103,7 @@ def fit_temperature(probs: np.ndarray, truth: np.ndarray) -> float:
     return round(float(np.exp(found.x)), _DIGITS)
 
 
-def fit_isotonic(claims: Judged, *, knots: int = KNOTS, least: int = 100) -> np.ndarray:
+def fit_isotonic(claims: Judged, *, knots: int = KNOTS, min_count: int = 100) -> np.ndarray:
     """How often claims are right, by score, as a curve that does not fall (isotonic regression, Barlow et al. 1972).
 
     Each level of the regression stands at the mean score of its claims, linear between (centered isotonic regression,
@@ -108,25 +113,25 @@ def fit_isotonic(claims: Judged, *, knots: int = KNOTS, least: int = 100) -> np.
     Args:
       claims: to fit.
       knots: K.
-      least: a class with fewer claims takes the curve of all classes together.
+      min_count: a class with fewer claims takes the curve of all classes together.
 
     Returns:
       float32 [C, K], [K] for a task without classes; `Policy.curve`.
     """
-    return _per_class(claims, least, lambda score, correct: _isotonic(score, correct, knots))
+    return _per_class(claims, min_count, lambda score, correct: _isotonic(score, correct, knots))
 
 
-def fit_scaling(claims: Judged, *, knots: int = KNOTS, least: int = 100) -> np.ndarray:
+def fit_scaling(claims: Judged, *, knots: int = KNOTS, min_count: int = 100) -> np.ndarray:
     """Temperature scaling of scores that are no distribution: sigmoid(logit(score) / T) as a curve; see `fit_isotonic`."""
-    return _per_class(claims, least, lambda score, correct: _scaled(score, correct, knots))
+    return _per_class(claims, min_count, lambda score, correct: _scaled(score, correct, knots))
 
 
-def _per_class(claims: Judged, least: int, fit) -> np.ndarray:
+def _per_class(claims: Judged, min_count: int, fit) -> np.ndarray:
     pooled = fit(claims.score, claims.correct)
     if not claims.classes:
         return pooled
     curves = np.tile(pooled, (len(claims.classes), 1))
-    for c in np.flatnonzero(np.bincount(claims.ids, minlength=len(curves)) >= max(1, least)):
+    for c in np.flatnonzero(np.bincount(claims.ids, minlength=len(curves)) >= max(1, min_count)):
         mine = claims.ids == c
         curves[c] = fit(claims.score[mine], claims.correct[mine])
     return curves

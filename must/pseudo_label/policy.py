@@ -15,7 +15,7 @@ from must.core.types import Label, Policy, UserError
 from must.pseudo_label import calibrate
 from must.pseudo_label.calibrate import Judged
 from must.tasks.base import Task
-from must.tasks.states import calibrated, is_distribution
+from must.tasks.label_states import calibrated, is_distribution
 
 EVERY = "all"  # the one class of a task without classes
 _GRID = (np.arange(10_001) / 10_000).astype(np.float32)  # of thresholds: what a file with four digits can hold
@@ -32,9 +32,9 @@ def fit(
     pairs: Iterable[tuple[Label, Label]],
     *,
     calibration: str = "isotonic",
-    most: int = 2_000_000,
+    max_count: int = 2_000_000,
     seed: int = 0,
-    **wanted: Any,
+    **thresholds: Any,
 ) -> tuple[Policy, dict[str, Any]] | None:
     """Calibration and thresholds of one task from labels with known truth, or None when its labels have no scores.
 
@@ -42,9 +42,9 @@ def fit(
       task: whose labels these are.
       pairs: (prediction, truth) of single held-out examples in network form; a prediction as a record would give it.
       calibration: "isotonic" (with a temperature first for distributions over classes), "temperature" or "none".
-      most: claims that are kept.
+      max_count: claims that are kept.
       seed: of their draw and of the bootstrap.
-      **wanted: of `choose`.
+      **thresholds: of `choose`.
 
     Raises:
       UserError: another calibration, or as `choose`.
@@ -61,14 +61,14 @@ def fit(
         probs = np.stack([np.asarray(said["probs"]) for said, _ in pairs])
         true = np.array([np.asarray(truth["probs"]).argmax() for _, truth in pairs])
         temperature = calibrate.fit_temperature(probs, true)
-    claims = calibrate.gather(task, pairs, most=most, seed=seed, temperature=temperature)
+    claims = calibrate.gather(task, pairs, max_count=max_count, seed=seed, temperature=temperature)
     if claims is None:
         return None
     if calibration == "isotonic":
         curve = calibrate.fit_isotonic(claims)
     elif calibration == "temperature" and not distributions:
         curve = calibrate.fit_scaling(claims)
-    policy, facts = choose(claims, curve=curve, temperature=temperature, seed=seed, **wanted)
+    policy, facts = choose(claims, curve=curve, temperature=temperature, seed=seed, **thresholds)
     return policy, {"calibration": calibration, **facts}
 
 
@@ -77,27 +77,27 @@ def choose(
     *,
     curve: np.ndarray = (0.0, 1.0),
     temperature: float = 1.0,
-    precision: float | Mapping[str, float] = 0.9,
-    doubt: float = 0.2,
-    least: int = 50,
+    target_precision: float | Mapping[str, float] = 0.9,
+    negative_below: float = 0.2,
+    min_count: int = 50,
     confidence: float = 0.0,
     fallback: Policy | None = None,
     seed: int = 0,
 ) -> tuple[Policy, dict[str, Any]]:
-    """Thresholds per class for a wanted precision, with what they cost.
+    """Thresholds per class for a target precision, with what they cost.
 
     `positive` is the lowest calibrated score from which on the claims of a class are right at least as often as wanted;
     infinite where there is none. The best of many cuts looks better than it is, so the wanted precision is raised by
     how much cuts that are chosen the same way on bootstrap draws of the examples lose outside of their draw (the
-    optimizm of Efron and Gong 1983).
+    optimism of Efron and Gong 1983).
 
     Args:
       claims: held against the truth, with scores as `temperature` leaves them.
       curve: [K] or [C, K], and
       temperature: of the policy.
-      precision: wanted of what is taken as true; or {class: precision}, where "*" stands for all that are not named.
-      doubt: calibrated probability below which a claim is taken as absent.
-      least: claims that a class needs for thresholds of its own.
+      target_precision: of what is taken as true; or {class: precision}, where "*" stands for all that are not named.
+      negative_below: calibrated probability below which a claim is taken as absent.
+      min_count: claims that a class needs for thresholds of its own.
       confidence: with which the precision is reached on top, one-sided: 0.9 asks it of Wilson's lower 90 % bound, with
         as many independent claims as their spread over examples allows.
       fallback: thresholds of classes with fewer claims; None: those of all classes together.
@@ -113,7 +113,7 @@ def choose(
     """
     names = claims.classes or (EVERY,)
     curve = np.asarray(curve, np.float32)
-    wanted = _wanted(precision, names)
+    wanted = _targets(target_precision, names)
     probability = calibrated(Policy(curve=curve), claims.score, claims.ids)
     examples = np.arange(len(probability)) if claims.examples is None else claims.examples
     z = norm.ppf(confidence) if confidence > 0.5 else 0.0
@@ -129,28 +129,28 @@ def choose(
             z,
             (seed, c),  # noqa: B023
         )
-        negative = doubt
-        if total[c] >= least:
-            positive, optimizm = found(mine, wanted[c])
+        negative = negative_below
+        if total[c] >= min_count:
+            positive, optimism = found(mine, wanted[c])
             why = "" if np.isfinite(positive) else f"no threshold reaches precision {wanted[c]:g}"
         elif fallback is not None:
-            positive, optimizm = (float(np.broadcast_to(fallback.positive, len(names))[c]), 0.0)
+            positive, optimism = (float(np.broadcast_to(fallback.positive, len(names))[c]), 0.0)
             negative = float(np.broadcast_to(fallback.negative, len(names))[c])
             why = f"{total[c]} claims: the given thresholds"
         else:
             if wanted[c] not in pooled:
                 pooled[wanted[c]] = found(slice(None), wanted[c]) if len(probability) else (np.inf, 0.0)
-            positive, optimizm = pooled[wanted[c]]
+            positive, optimism = pooled[wanted[c]]
             why = f"{total[c]} claims: the threshold of all classes"
         bounds.append((positive, min(negative, positive)))
-        facts[name] = _facts(probability[mine], claims.correct[mine], claims.items[c], *bounds[-1], optimizm)
+        facts[name] = _facts(probability[mine], claims.correct[mine], claims.items[c], *bounds[-1], optimism)
         facts[name] |= {"wanted": wanted[c], "why": why}
     positive, negative = np.array(bounds if claims.classes else bounds[0], np.float32).T
     policy = Policy(positive, negative, np.float32(temperature), curve)
-    return policy, {"doubt": doubt, "confidence": confidence, "classes": facts}
+    return policy, {"doubt": negative_below, "confidence": confidence, "classes": facts}
 
 
-def _wanted(precision: float | Mapping[str, float], names: tuple[str, ...]) -> list[float]:
+def _targets(precision: float | Mapping[str, float], names: tuple[str, ...]) -> list[float]:
     if not isinstance(precision, Mapping):
         precision = {"*": precision}
     if unknown := set(precision) - set(names) - {"*"}:
@@ -167,7 +167,7 @@ def _wanted(precision: float | Mapping[str, float], names: tuple[str, ...]) -> l
 def _threshold(
     probability: np.ndarray, correct: np.ndarray, examples: np.ndarray, wanted: float, z: float, seed: tuple[int, int]
 ) -> tuple[float, float]:
-    """The lowest threshold that keeps the wanted precision, and the optimizm of what is seen there."""
+    """The lowest threshold that keeps the wanted precision, and its optimism."""
     cuts, where = np.unique(np.searchsorted(_GRID, probability, side="right") - 1, return_inverse=True)
     where = len(cuts) - 1 - where  # by falling threshold
     _, rows = np.unique(examples, return_inverse=True)
@@ -178,16 +178,16 @@ def _threshold(
     seen = right / (right + wrong)
     drawn = np.random.default_rng(seed).poisson(1.0, (_DRAWS, shape[0])).astype(np.float64)
     again = [np.cumsum(drawn @ part, 1) for part in tally]
-    optimizm = 0.0
+    optimism = 0.0
     for _ in range(_ROUNDS):
-        last = _lowest(*again, wanted + optimizm, z)
+        last = _lowest(*again, wanted + optimism, z)
         taken = np.flatnonzero(last >= 0)
         at = last[taken]
         if len(taken):
             inside = again[0][taken, at] / (again[0][taken, at] + again[1][taken, at])
-            optimizm = max(0.0, float(np.mean(inside - seen[at])))
-    (last,) = _lowest(right[None], wrong[None], wanted + optimizm, z)
-    return (float(_GRID[cuts[len(cuts) - 1 - last]]) if last >= 0 else np.inf), optimizm
+            optimism = max(0.0, float(np.mean(inside - seen[at])))
+    (last,) = _lowest(right[None], wrong[None], wanted + optimism, z)
+    return (float(_GRID[cuts[len(cuts) - 1 - last]]) if last >= 0 else np.inf), optimism
 
 
 def _lowest(right: np.ndarray, wrong: np.ndarray, wanted: float, z: float) -> np.ndarray:
@@ -198,14 +198,14 @@ def _lowest(right: np.ndarray, wrong: np.ndarray, wanted: float, z: float) -> np
 
 
 def _facts(
-    probability: np.ndarray, correct: np.ndarray, items: float, positive: float, negative: float, optimizm: float
+    probability: np.ndarray, correct: np.ndarray, items: float, positive: float, negative: float, optimism: float
 ) -> dict[str, Any]:
     taken = probability >= np.float32(positive)
     right = int(correct[taken].sum())
     return {
         "positive": float(positive),
         "negative": float(negative),
-        "precision": max(0.0, right / int(taken.sum()) - optimizm) if taken.any() else None,
+        "precision": max(0.0, right / int(taken.sum()) - optimism) if taken.any() else None,
         "recall": min(1.0, right / float(items)) if items > 0 else None,
         "coverage": float(np.mean(taken | (probability >= np.float32(negative)))) if len(taken) else None,
         "claims": len(taken),

@@ -23,7 +23,7 @@ def label_step(
     *,
     model: Model,
     tasks: Mapping[str, Task],
-    mirror: bool = False,
+    hflip_tta: bool = False,
     axis_name: str | None = None,
 ) -> dict[str, Label]:
     """One frozen forward pass as labels; pure.
@@ -33,7 +33,7 @@ def label_step(
       images: uint8 [B, H, W, 3].
       model: outputs {task: ...}.
       tasks: which of the outputs become labels.
-      mirror: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018); how
+      hflip_tta: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018); how
         far the two agree is the score of a task whose network says none.
       axis_name: unused, rows do not meet; the argument lets `parallelize` run it.
 
@@ -41,12 +41,12 @@ def label_step(
       {task: Label in network form, leading axis B}.
     """
     outputs, _ = model.apply(variables, images, train=False, key=None)
-    if not mirror:
+    if not hflip_tta:
         return {name: task.predict(outputs[name]) for name, task in tasks.items()}
     mirrored, _ = model.apply(variables, images[:, :, ::-1], train=False, key=None)
     labels = {}
     for name, task in tasks.items():
-        one, other = outputs[name], task.mirror(mirrored[name])
+        one, other = outputs[name], task.hflip_outputs(mirrored[name])
         mean = jax.tree.map(lambda a, b: 0.5 * (a + b), one, other)
         labels[name] = task.predict(mean) | task.agreement(one, other)
     return labels
@@ -60,7 +60,7 @@ def from_model(
     *,
     size: tuple[int, int],
     fingerprint: str,
-    mirror: bool = False,
+    hflip_tta: bool = False,
 ) -> Teacher:
     """A teacher from one of our models, run on all devices of this process.
 
@@ -71,9 +71,9 @@ def from_model(
       tasks: that it labels.
       size: (height, width) of its input, pixels.
       fingerprint: of the weights.
-      mirror: see `label_step`.
+      hflip_tta: see `label_step`.
     """
-    bound = functools.partial(label_step, model=model, tasks=tasks, mirror=mirror)
+    bound = functools.partial(label_step, model=model, tasks=tasks, hflip_tta=hflip_tta)
     # Each process of a distributed run labels shards of its own.
     step = devices.parallelize(bound, out_axes=0, devices=jax.local_devices())
     return Teacher(name, dict(tasks), lambda images: step(variables, images), size, fingerprint)
@@ -92,7 +92,7 @@ def from_function(
 
     Args:
       name: for provenance and messages.
-      predict: uint8 [B, H, W, 3] -> {task: what `Task.adopt` of that task takes, or its Label in network form}.
+      predict: uint8 [B, H, W, 3] -> {task: what `Task.from_external` of that task takes, or its Label in network form}.
       tasks: that it labels.
       size: (height, width) of its input, pixels.
       fingerprint: of its weights and code; records made with another one are refused.
@@ -104,7 +104,9 @@ def from_function(
     size = rounded_up(size, multiple)
     for task in tasks.values():
         task.network_spec(size)
-    return Teacher(name, dict(tasks), lambda images: adopted(tasks, predict(images), size), size, fingerprint)
+    return Teacher(
+        name, dict(tasks), lambda images: labels_from_external(tasks, predict(images), size), size, fingerprint
+    )
 
 
 def in_frame(teacher: Teacher, size: tuple[int, int], *, keep_aspect: bool = True) -> Teacher:
@@ -140,14 +142,14 @@ def rounded_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:
     return height, width
 
 
-def adopted(
+def labels_from_external(
     tasks: Mapping[str, Task], said: Mapping[str, Any], size: tuple[int, int], *, first: int = 0
 ) -> dict[str, Label]:
     """What a network of another project says as labels in network form; a mapping is one already.
 
     Args:
-      tasks: that are adopted; whatever else is said is left out.
-      said: {task: what `Task.adopt` takes, or a Label in network form}.
+      tasks: to convert; other predictions are left out.
+      said: {task: what `Task.from_external` takes, or a Label in network form}.
       size: (height, width) of the images, pixels.
       first: row of the batch that `said` begins with, for messages.
 
@@ -158,7 +160,7 @@ def adopted(
     labels = {}
     for key, task in tasks.items():
         try:
-            labels[key] = said[key] if isinstance(said[key], Mapping) else task.adopt(said[key], size)
+            labels[key] = said[key] if isinstance(said[key], Mapping) else task.from_external(said[key], size)
         except LabelError as error:
             raise LabelError(f"{key}.{error}", None if error.row is None else first + error.row) from None
     return labels

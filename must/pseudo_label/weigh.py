@@ -87,8 +87,8 @@ def ratio_of_means(held_out: HeldOut, *, neighbors: int | None = None, correct: 
             (loss / np.maximum(items, 1.0 / near.count)).sum(-1)
             for loss, items in ((true, true_items), (teacher, teacher_items))
         )
-        most = np.inf if correct is None else 1.0 / np.maximum(means[:, -1], 1.0 / near.count)
-        return np.minimum((true + _EPSILON) / (teacher + _EPSILON), most).astype(np.float32)
+        bound = np.inf if correct is None else 1.0 / np.maximum(means[:, -1], 1.0 / near.count)
+        return np.minimum((true + _EPSILON) / (teacher + _EPSILON), bound).astype(np.float32)
 
     return estimate
 
@@ -145,7 +145,7 @@ def isotonic_accuracy(margins: np.ndarray, correct: np.ndarray, *, floor: float)
 
 
 def candidates(
-    margins: np.ndarray, rank: np.ndarray, *, wanted: float, most: int
+    margins: np.ndarray, rank: np.ndarray, *, target_precision: float, max_count: int
 ) -> Callable[[np.ndarray], np.ndarray]:
     """k(x) of SLaM: the fewest of the teacher's best classes, two at least, that hold the truth with a wanted
     probability.
@@ -155,16 +155,18 @@ def candidates(
     Args:
       margins: [n], the teacher's.
       rank: int [n], place of the truth in the order of `must.objectives.slam.top_candidates`, 0 is the first.
-      wanted: probability, from an isotonic regression of "the truth is among the first k" on the margin.
-      most: largest k, which is taken where no smaller one is enough.
+      target_precision: probability, from an isotonic regression of "the truth is among the first k" on the margin.
+      max_count: largest k, which is taken where no smaller one is enough.
 
     Returns:
-      margins [N] -> int32 [N], in 2..most.
+      margins [N] -> int32 [N], in 2..max_count.
     """
-    among = [isotonic_accuracy(margins, rank < k, floor=0.0) for k in range(2, most)]
+    among = [isotonic_accuracy(margins, rank < k, floor=0.0) for k in range(2, max_count)]
 
     def count(points: np.ndarray) -> np.ndarray:
-        return sum(((first(points) < wanted).astype(np.int32) for first in among), np.full(len(points), 2, np.int32))
+        return sum(
+            ((first(points) < target_precision).astype(np.int32) for first in among), np.full(len(points), 2, np.int32)
+        )
 
     return count
 

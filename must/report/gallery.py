@@ -28,7 +28,7 @@ from must.data.combine import labels_of
 from must.data.geometry import whole_image
 from must.report import charts, sprites
 from must.tasks.base import Task
-from must.tasks.states import Claims
+from must.tasks.label_states import Claims
 
 _IDENTITY = "gallery.json"
 _FRAME = (192, 192)  # in which labels are compared with the truth: one compiled program for images of all sizes

@@ -19,7 +19,7 @@ from must.core.types import Geometry, Label, Policy, Source, UserError
 from must.data.geometry import transform_image, whole_image
 from must.report.pictures import to_width
 from must.tasks.base import Task
-from must.tasks.states import Claims
+from must.tasks.label_states import Claims
 
 CELL, ACROSS, PER_SHEET = 160, 6, 24  # pixels; thumbnails in a row; on a sheet
 CHUNKS = 32  # in a folder, about a thousand files

@@ -75,7 +75,7 @@ class Action(Classification):
             found = {name: _moved(value, partners) for name, value in found.items()}
         return super().restore(found, geometry)
 
-    def mirror(self, outputs: Array) -> Array:
+    def hflip_outputs(self, outputs: Array) -> Array:
         """Logits of mirrored clips in the order of the classes of the originals.
 
         Raises:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
-from must.tasks.states import Claims
+from must.tasks.label_states import Claims
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Task:
 
     A label's way:    record --transform--> network form --target--> target --loss(outputs, .)--> per-example terms
     A teacher's way:  outputs --predict--> network form --restore--> record
-    Others' networks: what they say --adopt--> network form --restore--> record
+    Others' networks: what they say --from_external--> network form --restore--> record
     """
 
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is the headline
-    terms: ClassVar[tuple[str, ...]]  # names of what `loss` returns; `imitate` returns the same with "soft_" before
+    terms: ClassVar[
+        tuple[str, ...]
+    ]  # names of what `loss` returns; `distill_loss` returns the same with "soft_" before
     pdf_terms: ClassVar[tuple[str, ...]] = ()  # names of what `disagreement` returns
     optional: ClassVar[
         tuple[str, ...]
@@ -86,7 +88,7 @@ class Task:
         """Named per-example terms, values and norms [B]; never reduced over B."""
         raise NotImplementedError
 
-    def imitate(self, outputs: Any, teacher: Any) -> dict[str, PerExample]:
+    def distill_loss(self, outputs: Any, teacher: Any) -> dict[str, PerExample]:
         """Named per-example terms of learning all that a teacher's outputs say; no gradient reaches the teacher.
 
         By default the loss on the teacher's prediction, all of which is believed: soft distillation for a task whose
@@ -123,7 +125,7 @@ class Task:
         """Outputs -> label in network form with scores, leading axis B; jnp, traceable."""
         raise NotImplementedError
 
-    def adopt(self, said: Any, size: tuple[int, int]) -> Label:
+    def from_external(self, said: Any, size: tuple[int, int]) -> Label:
         """What a network of another project says, in the form that such networks say it in -> network form; host NumPy.
 
         A task may do without: a teacher of another project then has to give its labels in network form.
@@ -138,9 +140,9 @@ class Task:
         Raises:
           LabelError: what cannot be right; the message names the field.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no adopt(); give its labels in network form")
+        raise NotImplementedError(f"{type(self).__name__} has no from_external(); return its labels in network form")
 
-    def mirror(self, outputs: Any) -> Any:
+    def hflip_outputs(self, outputs: Any) -> Any:
         """Outputs on left-right mirrored images, brought back to the frame of the originals; leading axis B."""
         raise NotImplementedError
 

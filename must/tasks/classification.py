@@ -12,7 +12,7 @@ from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, Source, UserError
 from must.tasks import drawing, exchange
 from must.tasks.base import Task
-from must.tasks.states import Claims, decide, states, tempered, uncertain
+from must.tasks.label_states import Claims, decide, states, tempered, uncertain
 
 _LEAST = 0.05  # of a probability that claims its class
 
@@ -157,11 +157,11 @@ class Classification(Task):
     def predict(self, outputs: Array) -> Label:
         return {"probs": uncertain(jax.nn.softmax(outputs.astype(jnp.float32) / self.temperature))}
 
-    def adopt(self, said: Array, size: tuple[int, int]) -> Label:
+    def from_external(self, said: Array, size: tuple[int, int]) -> Label:
         """Probabilities [B, C]."""
         return {"probs": uncertain(distribution(said, ("B",), len(self.classes)))}
 
-    def mirror(self, outputs: Array) -> Array:
+    def hflip_outputs(self, outputs: Array) -> Array:
         """The outputs: a class has no left and right."""
         return outputs
 

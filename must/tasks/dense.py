@@ -13,7 +13,7 @@ import numpy as np
 
 from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Policy, UserError
 from must.data.geometry import restore_map, transform_map
-from must.tasks.states import LARGEST, Claims, decide_codes, states
+from must.tasks.label_states import LARGEST, Claims, decide_codes, states
 
 SCORES = ArraySpec(
     (None, None),

@@ -13,7 +13,7 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
-from must.tasks.states import Claims, codes
+from must.tasks.label_states import Claims, codes
 
 _CLOSE = 1.25  # factor within which a depth is right (delta1)
 _LEVELS = 65534  # steps between the least and the largest depth of a stored map; code 0 is "invalid"
@@ -185,13 +185,13 @@ class Depth(Task):
         one, other = (self.predict(said)["depth"] for said in (outputs, others))
         return {"scores": codes(jnp.minimum(one, other) / jnp.maximum(one, other))}
 
-    def adopt(self, said: Array, size: tuple[int, int]) -> Label:
+    def from_external(self, said: Array, size: tuple[int, int]) -> Label:
         """Depth [B, h, w] in meters at any resolution, enlarged bilinearly; not finite or not above 0 is invalid."""
         depth = dense.floats("depth", said, ("B", "h", "w"))
         valid = np.isfinite(depth) & (depth > 0)
         return {"depth": dense.resize_valid(np.where(valid, depth, 0.0)[..., None], valid, size)[0][..., 0]}
 
-    def mirror(self, outputs: Array) -> Array:
+    def hflip_outputs(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
 
     def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:

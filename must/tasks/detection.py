@@ -34,7 +34,7 @@ from must.data import geometry as geo
 from must.tasks import box_lists, exchange
 from must.tasks import points as points_of
 from must.tasks.base import Task
-from must.tasks.states import Claims, decide, states, uncertain
+from must.tasks.label_states import Claims, decide, states, uncertain
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
 _MIN_VISIBLE = 0.25  # of a cut box's area; with less the object is no longer recognizable, so it is ignored
@@ -239,7 +239,7 @@ class Detection(Task):
             "box": PerExample(jnp.where(positive, 1.0 - giou, 0.0).sum(-1), norm),
         }
 
-    def imitate(self, outputs: dict[str, Array], teacher: dict[str, Array]) -> dict[str, PerExample]:
+    def distill_loss(self, outputs: dict[str, Array], teacher: dict[str, Array]) -> dict[str, PerExample]:
         """Terms "soft_score", "soft_class" and "soft_box", see `must.tasks.points.soft`."""
         self._check_alike(outputs, teacher)
         return points_of.soft(outputs, teacher, self.gamma)
@@ -295,7 +295,7 @@ class Detection(Task):
         found["known"] = jnp.ones((scores.shape[0], count), bool)
         return found
 
-    def adopt(self, said: Sequence[Mapping[str, Array]], size: tuple[int, int]) -> Label:
+    def from_external(self, said: Sequence[Mapping[str, Array]], size: tuple[int, int]) -> Label:
         """Of every image "boxes" [n, 4] x0 y0 x1 y1 in its pixels, "scores" [n], "labels" [n], ids of `classes`; any n.
 
         That is torchvision's convention. They may come with "unknown": ids of the classes that this network does not
@@ -321,7 +321,7 @@ class Detection(Task):
             out["known"][row, fields["unknown"]] = False
         return out
 
-    def mirror(self, outputs: dict[str, Array]) -> dict[str, Array]:
+    def hflip_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
         """As the base class says; exact also where the width is no multiple of the stride and the grid overhangs."""
         points, distances = outputs["points"], outputs["distances"]
         x, stride = points[..., 0], points[..., 2]

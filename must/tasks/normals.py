@@ -13,7 +13,7 @@ from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExampl
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
-from must.tasks.states import Claims, codes
+from must.tasks.label_states import Claims, codes
 
 _BINS = 1800  # of 0.1 degrees
 _WITHIN = (11.25, 22.5, 30.0)  # degrees
@@ -119,13 +119,13 @@ class Normals(Task):
         one, other = (self.predict(said)["normals"] for said in (outputs, others))
         return {"scores": codes(jnp.maximum(0.0, 1.0 - jnp.rad2deg(losses.angle(one, other)) / 90.0))}
 
-    def adopt(self, said: Array, size: tuple[int, int]) -> Label:
+    def from_external(self, said: Array, size: tuple[int, int]) -> Label:
         """Vectors [B, h, w, 3] of any length and resolution, enlarged bilinearly; zero or not finite is invalid."""
         normals = dense.floats("normals", said, ("B", "h", "w", 3))
         normals, valid = _unit(normals, np.isfinite(normals).all(-1))
         return {"normals": _unit(*dense.resize_valid(normals, valid, size))[0]}
 
-    def mirror(self, outputs: Array) -> Array:
+    def hflip_outputs(self, outputs: Array) -> Array:
         """Columns reversed, x negated."""
         return outputs[:, :, ::-1] * _FLIP.astype(outputs.dtype)
 

@@ -14,7 +14,7 @@ from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
 from must.tasks.classification import among, distribution, known_classes, only_known, spread, unknown_classes
-from must.tasks.states import Claims, codes, decide_codes, states
+from must.tasks.label_states import Claims, codes, decide_codes, states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Segmentation(Task):
         value = jnp.where(used, value, jnp.where(doubtful, partly, 0.0)).sum((1, 2))
         return {"segmentation": PerExample(value, (used | doubtful).sum((1, 2)).astype(jnp.float32))}
 
-    def imitate(self, outputs: Array, teacher: Array) -> dict[str, PerExample]:
+    def distill_loss(self, outputs: Array, teacher: Array) -> dict[str, PerExample]:
         """Term "soft_segmentation": KL(teacher || student) over all classes, summed over the pixels of the output."""
         value = losses.kl_divergence(teacher, outputs).sum((1, 2))
         return {"soft_segmentation": PerExample(value, _pixels(outputs))}
@@ -188,7 +188,7 @@ class Segmentation(Task):
             best, ids = jax.lax.top_k(probs, self.top_k)
         return {"ids": ids.astype(jnp.uint8), "probs": codes(best)}
 
-    def adopt(self, said: Array | tuple[Array, Array], size: tuple[int, int]) -> Label:
+    def from_external(self, said: Array | tuple[Array, Array], size: tuple[int, int]) -> Label:
         """Probabilities [B, h, w, C], enlarged bilinearly; or class ids [B, h, w] and confidences in 0..1, the nearest.
 
         h, w: any resolution, the map covers the frame evenly.
@@ -224,7 +224,7 @@ class Segmentation(Task):
             out[name][..., 0] = dense.nearest(maps, size)
         return out
 
-    def mirror(self, outputs: Array) -> Array:
+    def hflip_outputs(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
 
     def certainty(self, label: Label) -> Array:

@@ -32,7 +32,7 @@ def measure(name: str, unlabeled: int, validation: int) -> float:
     elif name == "isotonic accuracy":
         weigh.isotonic_accuracy(held[:, 0], correct, floor=0.1)(points[:, 0])
     else:
-        weigh.candidates(held[:, 0], rank, wanted=0.9, most=100)(points[:, 0])
+        weigh.candidates(held[:, 0], rank, target_precision=0.9, max_count=100)(points[:, 0])
     return time.perf_counter() - start
 
 

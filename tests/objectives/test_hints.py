@@ -154,13 +154,13 @@ def test_soft_scores_are_proper(target):
 def test_soft_distillation_is_lowest_at_the_teacher():
     said = answer(1)
     for name, task in TASKS.items():
-        at = sum(mean(t) for t in task.imitate(said.outputs[name], said.outputs[name]).values())
+        at = sum(mean(t) for t in task.distill_loss(said.outputs[name], said.outputs[name]).values())
         for seed in (2, 3):
             noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(seed), x.shape)  # noqa: B023, E731
             moved = said.outputs[name]
             keys = ("quality", "class") if name == "detection" else ()
             moved = {**moved, **{k: noise(moved[k]) for k in keys}} if keys else noise(moved)
-            assert sum(mean(t) for t in task.imitate(moved, said.outputs[name]).values()) > at
+            assert sum(mean(t) for t in task.distill_loss(moved, said.outputs[name]).values()) > at
         assert at == pytest.approx(0, abs=1e-6) or name == "detection"
 
 

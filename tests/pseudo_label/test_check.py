@@ -40,7 +40,7 @@ def good(name):
         "depth": np.full((BATCH, 4, 6), 2.0),
         "normals": np.broadcast_to([0.0, 0.0, -1.0], (BATCH, 4, 6, 3)),
     }
-    return TASKS[name].adopt(said[name], SIZE)
+    return TASKS[name].from_external(said[name], SIZE)
 
 
 def put(field, index, value):

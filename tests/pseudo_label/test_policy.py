@@ -11,7 +11,7 @@ from must.pseudo_label.policy import choose, fit, hard, read_policies, save_poli
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection
-from must.tasks.states import calibrated, states, tempered
+from must.tasks.label_states import calibrated, states, tempered
 
 SLOPES = (0.3, 0.7, 1.5)
 NAMES = ("easy", "fair", "hard")
@@ -50,7 +50,7 @@ def test_the_wanted_precision_holds_on_fresh_claims_where_the_best_cut_of_many_f
     rng, mine, naive = np.random.default_rng(0), [], []
     for seed in range(60):
         claims = _claims(rng, 300)
-        policy, _ = choose(claims, curve=fit_isotonic(claims), precision=0.9, seed=seed)
+        policy, _ = choose(claims, curve=fit_isotonic(claims), target_precision=0.9, seed=seed)
         mine.append(_true_precision(policy))
         naive.append(_true_precision(_naive(claims, 0.9)))
     assert (np.nanmean(mine, 0) >= 0.89).all() and (np.nanmean(mine, 0) <= 0.93).all(), np.nanmean(mine, 0)
@@ -92,7 +92,7 @@ def test_what_no_threshold_reaches_is_ignored_and_said():
 def test_facts_are_what_the_policy_does_and_more_precision_costs_recall():
     claims, recalls = _claims(np.random.default_rng(4), 2000), []
     for wanted in (0.7, 0.8, 0.9):
-        policy, facts = choose(claims, curve=fit_isotonic(claims), precision={"*": wanted, "easy": 0.95})
+        policy, facts = choose(claims, curve=fit_isotonic(claims), target_precision={"*": wanted, "easy": 0.95})
         state = states(policy, claims.score, claims.ids)
         for c, name in enumerate(NAMES):
             mine, fact = claims.ids == c, facts["classes"][name]
@@ -112,7 +112,7 @@ def test_few_claims_take_the_thresholds_of_all_or_the_given_ones():
     keep = (many.ids != 2) | (np.cumsum(many.ids == 2) <= 5)
     few = many._replace(score=many.score[keep], correct=many.correct[keep], ids=many.ids[keep])
     curve = fit_isotonic(few)
-    np.testing.assert_array_equal(curve[2], fit_isotonic(few._replace(classes=()), least=1))  # that of all classes
+    np.testing.assert_array_equal(curve[2], fit_isotonic(few._replace(classes=()), min_count=1))  # that of all classes
     policy, facts = choose(few, curve=curve)
     assert "of all classes" in facts["classes"]["hard"]["why"] and 0 < policy.positive[2] < 1
     given, _ = choose(few, curve=curve, fallback=Policy(0.66, 0.33))
@@ -125,7 +125,7 @@ def test_few_claims_take_the_thresholds_of_all_or_the_given_ones():
 @pytest.mark.parametrize(("wanted", "words"), [({"dog": 0.9}, "'dog'"), ({"easy": 0.9}, "'fair'"), (1.2, "1.2")])
 def test_a_wanted_precision_that_cannot_be_is_refused(wanted, words):
     with pytest.raises(UserError, match=words):
-        choose(_claims(np.random.default_rng(0), 40), precision=wanted)
+        choose(_claims(np.random.default_rng(0), 40), target_precision=wanted)
 
 
 def test_isotonic_curves_are_as_good_as_scikit_learns_and_never_fall():
@@ -172,7 +172,7 @@ def _pairs(count=400):
 
 def test_a_task_is_fitted_from_pairs_of_labels():
     task = Classification(NAMES)
-    policy, facts = fit(task, _pairs(), precision=0.8)
+    policy, facts = fit(task, _pairs(), target_precision=0.8)
     assert policy.temperature > 1.5 and policy.curve.shape == (3, 33) and facts["calibration"] == "isotonic"
     assert all(fact["precision"] >= 0.8 and fact["recall"] > 0.2 for fact in facts["classes"].values())
     plain, _ = fit(task, _pairs(), calibration="none")
@@ -190,7 +190,7 @@ def test_a_sample_of_claims_keeps_shares_and_recall():
         return {"depth": depth.astype(np.float32), "scores": np.full(shape, scores, np.uint8)}
 
     pairs = [(label(np.where(rng.random(shape) < 0.7, 1.0, 2.0), 40 * i), label(np.ones(shape))) for i in range(5)]
-    whole, part = gather(Depth(), pairs), gather(Depth(), pairs, most=2000)
+    whole, part = gather(Depth(), pairs), gather(Depth(), pairs, max_count=2000)
     assert len(whole.score) == 8000 == whole.items[0] and len(part.score) == 2000 == part.items[0]
     assert abs(whole.correct.mean() - part.correct.mean()) < 0.03
     assert np.ptp(np.bincount(part.examples, minlength=5)) < 120  # evenly from all examples
@@ -206,7 +206,9 @@ def test_hard_has_no_middle():
 @pytest.fixture
 def saved(tmp_path):
     claims = _claims(np.random.default_rng(10), 300)
-    policy, facts = choose(claims, curve=fit_isotonic(claims), precision={"*": 0.8, "hard": 0.999}, temperature=1.2345)
+    policy, facts = choose(
+        claims, curve=fit_isotonic(claims), target_precision={"*": 0.8, "hard": 0.999}, temperature=1.2345
+    )
     pixels = choose(claims._replace(ids=0 * claims.ids, classes=(), items=np.array([900.0])))
     chosen = {
         "detection": (policy, {"calibration": "isotonic", **facts}, Detection(NAMES)),

@@ -165,12 +165,12 @@ def test_candidates_are_as_few_as_hold_the_truth_often_enough():
     rank = np.floor(-np.log(rng.random(20_000)) * 3 * (1 - margins)).astype(
         int
     )  # P(rank < k) = 1 - exp(-k / 3 (1 - m))
-    count = weigh.candidates(margins, rank, wanted=0.9, most=10)
+    count = weigh.candidates(margins, rank, target_precision=0.9, max_count=10)
     grid = np.linspace(0.05, 0.95, 19)
     want = np.clip(np.ceil(-np.log(0.1) * 3 * (1 - grid)), 2, 10)
     assert np.abs(count(grid) - want).max() <= 1 and (np.diff(count(grid)) <= 0).all()
     assert count(np.array([0.99]))[0] == 2 and count(np.array([0.0])).dtype == np.int32
-    assert (weigh.candidates(margins, rank, wanted=1.1, most=4)(grid) == 4).all()
+    assert (weigh.candidates(margins, rank, target_precision=1.1, max_count=4)(grid) == 4).all()
 
 
 def test_confidence_of_a_distribution():

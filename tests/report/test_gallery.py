@@ -17,7 +17,7 @@ from must.core import labels as forms
 from must.core.types import Example, UserError
 from must.report import gallery, sprites
 from must.report.gallery import write_gallery
-from must.tasks.states import states
+from must.tasks.label_states import states
 from tests.support.toy_tasks import EdgeMap
 
 NASTY = ("</script><script>alert(1)</script>", "\"quoted\" & 'single' {{data}} \\u2028", "ünï\u2028çødé 🐈", "x" * 400)

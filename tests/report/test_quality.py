@@ -12,7 +12,7 @@ from must.pseudo_label.policy import fit
 from must.report.quality import write_quality
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
-from must.tasks.states import states, tempered_label
+from must.tasks.label_states import states, tempered_label
 from tests.support.toy_teacher import TASKS, pairs
 
 COUNT = 20  # more than a block, and no multiple of it
@@ -142,7 +142,7 @@ def _classifier(count, seed):
 
 def test_a_fitted_policy_reaches_its_target_on_another_split_and_calibrates():
     task = Classification(("a", "b", "c"))
-    policy, facts = fit(task, ((label, truth) for label, truth, _ in _classifier(900, 0)), precision=0.85)
+    policy, facts = fit(task, ((label, truth) for label, truth, _ in _classifier(900, 0)), target_precision=0.85)
     result = quality(task, _classifier(900, 1), policy)
     low, high = result["total"]["precision_ci95"]
     assert low <= 0.85 <= high or low > 0.85

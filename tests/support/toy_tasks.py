@@ -88,7 +88,7 @@ class EdgeMap(Task):
     def predict(self, outputs):
         return {"edges": jax.nn.sigmoid(outputs).repeat(STRIDE, 1).repeat(STRIDE, 2)}
 
-    def mirror(self, outputs):
+    def hflip_outputs(self, outputs):
         return outputs[:, :, ::-1]
 
     def measure(self, prediction, truth):
@@ -153,7 +153,7 @@ class Corners(Task):
         points = jnp.stack([place % 16, place // 16], -1) * STRIDE + 0.5 * STRIDE
         return {"points": points.astype(jnp.float32), "valid": score > score[:, :1] - 0.05}
 
-    def mirror(self, outputs):
+    def hflip_outputs(self, outputs):
         return outputs[:, :, ::-1]
 
     def measure(self, prediction, truth):

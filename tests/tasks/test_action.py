@@ -72,13 +72,13 @@ def test_restore_undoes_transform(geometry):
 def test_flip_testing_permutes_logits():
     task = Action(CLASSES, mirrored={"pan_left": "pan_right"})
     logits = jnp.array([[5.0, 1, 2, 3, 4]])
-    np.testing.assert_array_equal(task.mirror(logits), [[1, 5, 2, 3, 4]])
+    np.testing.assert_array_equal(task.hflip_outputs(logits), [[1, 5, 2, 3, 4]])
     label = {"probs": np.asarray(task.predict(logits)["probs"])[0]}
     mirrored = task.transform(labels.classification(int(label["probs"].argmax())), FLIP)["probs"]
-    assert mirrored.argmax() == task.mirror(logits)[0].argmax()
+    assert mirrored.argmax() == task.hflip_outputs(logits)[0].argmax()
     for refused, why in ((Action(CLASSES), "not declared"), (TASK, "'roll' no class")):
         with pytest.raises(UserError, match=why):
-            refused.mirror(logits)
+            refused.hflip_outputs(logits)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from must import Classification, Depth, Detection, Normals, Policy, Segmentation
-from must.tasks.states import LARGEST
+from must.tasks.label_states import LARGEST
 
 SIZE, CLASSES = (12, 16), ("a", "b", "c", "d", "e")
 TASKS = {

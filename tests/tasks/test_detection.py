@@ -37,7 +37,7 @@ def slopes(outputs, label, policy=Policy()):
 
 predict = jax.jit(TASK.predict)
 measure = jax.jit(TASK.measure)
-mirror = jax.jit(TASK.mirror)
+mirror = jax.jit(TASK.hflip_outputs)
 
 
 @pytest.fixture

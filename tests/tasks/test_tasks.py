@@ -253,8 +253,8 @@ def test_a_mirrored_scene_has_mirrored_labels(name):
     flipped = {k: v[None] for k, v in task.transform(record, GEOMETRIES["mirrored"]).items()}
     for field, value in _mirrored(straight).items():
         np.testing.assert_array_equal(flipped[field], value)
-    np.testing.assert_array_equal(task.mirror(task.mirror(outputs)), outputs)
-    mirrored = _verb(name, "predict")(task.mirror(outputs))
+    np.testing.assert_array_equal(task.hflip_outputs(task.hflip_outputs(outputs)), outputs)
+    mirrored = _verb(name, "predict")(task.hflip_outputs(outputs))
     for field, value in _mirrored(_verb(name, "predict")(outputs)).items():
         np.testing.assert_allclose(mirrored[field], value, rtol=1e-5, atol=1e-6)
 

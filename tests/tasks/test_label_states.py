@@ -13,9 +13,9 @@ from must.data.geometry import whole_image
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection
+from must.tasks.label_states import LARGEST, SUREST, calibrated, codes, states, tempered, uncertain
 from must.tasks.normals import Normals
 from must.tasks.segmentation import Segmentation
-from must.tasks.states import LARGEST, SUREST, calibrated, codes, states, tempered, uncertain
 
 NAMES = ("a", "b", "c", "d", "e")
 RNG = np.random.default_rng(0)

@@ -50,7 +50,7 @@ SAID = {
 
 @pytest.mark.parametrize("name", TASKS)
 def test_what_is_adopted_passes_every_check(name):
-    label = TASKS[name].adopt(SAID[name], SIZE)
+    label = TASKS[name].from_external(SAID[name], SIZE)
     assert check_batch(label, TASKS[name], SIZE, 3, range(3)) is None
     spec = {field: want for field, want in TASKS[name].network_spec(SIZE).items() if field not in TASKS[name].optional}
     assert {field: value.dtype for field, value in label.items()} == {field: want.dtype for field, want in spec.items()}
@@ -61,7 +61,7 @@ def test_a_head_that_is_adopted_says_what_it_predicts(name):
     task = TASKS[name]
     outputs = RNG.normal(size=(3, 4, 6, 3) if name == "normals" else SAID[name].shape).astype(np.float32)
     want = jax.device_get(jax.jit(task.predict)(outputs))
-    got = task.adopt(np.asarray(jax.nn.softmax(outputs)) if hasattr(task, "classes") else outputs, SIZE)
+    got = task.from_external(np.asarray(jax.nn.softmax(outputs)) if hasattr(task, "classes") else outputs, SIZE)
     assert set(got) == set(want)
     for field, value in want.items():
         assert got[field].dtype == value.dtype
@@ -72,7 +72,9 @@ def test_a_head_that_is_adopted_says_what_it_predicts(name):
 
 
 def test_an_action_is_adopted_as_a_class():
-    np.testing.assert_array_equal(Action(CLASSES).adopt(SAID["classification"], SIZE)["probs"], SAID["classification"])
+    np.testing.assert_array_equal(
+        Action(CLASSES).from_external(SAID["classification"], SIZE)["probs"], SAID["classification"]
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (5, 7), (16, 7), (1, 1), (16, 24)])
@@ -83,9 +85,9 @@ def test_enlarging_is_bilinear_between_aligned_centres(shape):
 
 
 def test_bands_of_a_large_map_fit_together(monkeypatch):
-    whole = TASKS["soft_segmentation"].adopt(SAID["soft_segmentation"], SIZE)
+    whole = TASKS["soft_segmentation"].from_external(SAID["soft_segmentation"], SIZE)
     monkeypatch.setattr("must.tasks.dense._BAND", 5 * 24 * 5)  # 16 rows are three bands of 5 and one of 1
-    parts = TASKS["soft_segmentation"].adopt(SAID["soft_segmentation"], SIZE)
+    parts = TASKS["soft_segmentation"].from_external(SAID["soft_segmentation"], SIZE)
     for name in whole:
         np.testing.assert_array_equal(parts[name], whole[name])
 
@@ -93,7 +95,7 @@ def test_bands_of_a_large_map_fit_together(monkeypatch):
 def test_probabilities_of_the_frame_are_not_changed():
     said = softmax(1, *SIZE, 5)
     before = said.copy()
-    label = TASKS["soft_segmentation"].adopt(said, SIZE)
+    label = TASKS["soft_segmentation"].from_external(said, SIZE)
     np.testing.assert_array_equal(said, before)
     np.testing.assert_array_equal(label["ids"], np.argsort(-said, -1, kind="stable")[..., :3])
     np.testing.assert_array_equal(label["probs"], np.round(255 * -np.sort(-said, -1)[..., :3]))
@@ -102,7 +104,7 @@ def test_probabilities_of_the_frame_are_not_changed():
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_class_ids_with_a_confidence_come_from_the_nearest_pixel(top_k):
     ids, confidence = np.array([[[0, 4, 255]]]), np.array([[[0.5, 1.0, np.nan]]])  # nothing is asked of what is ignored
-    label = Segmentation(CLASSES, top_k=top_k).adopt((ids, confidence), (4, 12))
+    label = Segmentation(CLASSES, top_k=top_k).from_external((ids, confidence), (4, 12))
     assert {value.shape for value in label.values()} == {(1, 4, 12, top_k)}
     np.testing.assert_array_equal(label["ids"][0, 2, ::2, 0], [0, 0, 4, 4, 255, 255])
     np.testing.assert_array_equal(label["probs"][0, 2, ::2, 0], [128, 128, 254, 254, 0, 0])
@@ -121,7 +123,7 @@ def test_boxes_are_sorted_cut_and_padded():
     scores, labels = [0.3, 0.9, 0.04, 0.5, 0.9, 0.6], [0, 1, 2, 3, 4, 0]
     second = boxes((-0.5, 3, 25, 5), (3, 3, 3, 5), unknown=[2, 4])
     said = [boxes(*corners, scores=scores, labels=labels, masks=None), second]
-    label = TASKS["detection"].adopt(said, SIZE)
+    label = TASKS["detection"].from_external(said, SIZE)
     np.testing.assert_array_equal(label["classes"][0], [1, 4, 0, 3])  # of equals the first; four slots
     np.testing.assert_array_equal(label["boxes"][0, :, 0], [1, 4, 5, 3])
     np.testing.assert_allclose(label["scores"][0], [0.9, 0.9, 0.6, 0.5])
@@ -134,12 +136,12 @@ def test_boxes_are_sorted_cut_and_padded():
 def test_invalid_depths_and_normals_do_not_leak():
     depth = np.full((1, 4, 6), 2.0)
     depth[0, 1, 1:5] = 0, -1, np.nan, np.inf
-    got = Depth().adopt(depth, SIZE)["depth"][0]
+    got = Depth().from_external(depth, SIZE)["depth"][0]
     np.testing.assert_allclose(got[got != 0], 2.0, rtol=1e-6)
     assert not got[5:7, 5:19].any() and got[:3].all() and got[9:].all()
     vectors = np.zeros((1, 4, 6, 3))
     vectors[..., 2], vectors[0, 1, 1, 2], vectors[0, 1, 2, 0] = -3.0, 0, np.nan
-    got = Normals().adopt(vectors, SIZE)["normals"][0]
+    got = Normals().from_external(vectors, SIZE)["normals"][0]
     valid = (got != 0).any(-1)
     np.testing.assert_allclose(got[valid], np.broadcast_to([0, 0, -1], (valid.sum(), 3)), atol=1e-6)
     assert not valid[5:7, 5:11].any() and valid[:3].all() and valid[:, 13:].all()
@@ -197,10 +199,10 @@ BOX = (1, 2, 9, 8)
 )
 def test_what_cannot_be_right_is_refused_by_field_and_row(name, said, row, message):
     with pytest.raises(LabelError, match=message) as caught:
-        TASKS[name].adopt(said, SIZE)
+        TASKS[name].from_external(said, SIZE)
     assert caught.value.row == row
 
 
 def test_a_task_without_the_verb_says_what_to_do():
-    with pytest.raises(NotImplementedError, match="Task has no adopt.*network form"):
-        Task().adopt(np.zeros(3), SIZE)
+    with pytest.raises(NotImplementedError, match="Task has no from_external.*network form"):
+        Task().from_external(np.zeros(3), SIZE)
