@@ -126,6 +126,18 @@ def train_batches(
     return iter(batches.to_iter_dataset(options))
 
 
+def example_weights(weights: np.ndarray, factors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The weights of examples, the product of what their source gives and of named factors; 0 stays absent.
+
+    Args:
+      weights: of the source, [B]: 0 where the label is absent, else the weight of the truth or of a file.
+      factors: {name: [B]}, such as "estimated" and "confidence".
+    """
+    for factor in factors.values():
+        weights = factor * weights
+    return weights
+
+
 class Joined:
     """Training batches with weights of each example joined to its rows by `Batch.ids`.
 
@@ -133,10 +145,11 @@ class Joined:
     that a resumed run meets the same ones as an uninterrupted one. Without any, batches of several groups pass too.
 
     Attributes:
-      weights: {supervision: float32 [N]}, factors of the batches' weights; N examples as the source numbers them.
+      weights: {supervision: {factor: float32 [N]}}, factors of the batches' weights by name; N examples as the source
+        numbers them.
     """
 
-    def __init__(self, batches: "grain.DatasetIterator | Grouped", weights: Mapping[str, np.ndarray]):
+    def __init__(self, batches: "grain.DatasetIterator | Grouped", weights: Mapping[str, Mapping[str, np.ndarray]]):
         self._batches, self.weights = batches, dict(weights)
 
     def __iter__(self) -> "Joined":
@@ -146,7 +159,10 @@ class Joined:
         batch = next(self._batches)
         if not self.weights:
             return batch
-        weights = {name: np.asarray(table)[batch.ids] * batch.weights[name] for name, table in self.weights.items()}
+        weights = {
+            name: example_weights(batch.weights[name], {key: table[batch.ids] for key, table in factors.items()})
+            for name, factors in self.weights.items()
+        }
         return batch._replace(weights={**batch.weights, **weights})
 
     def get_state(self) -> dict:
