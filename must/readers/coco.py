@@ -1,4 +1,4 @@
-"""COCO json: boxes, and instance masks (polygons, RLE) painted into a map of classes."""
+"""COCO json: boxes, and instance masks (polygons or RLE) painted into a class map."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,28 +17,25 @@ DETECTION, SEGMENTATION = "detection", "segmentation"
 class CocoJson(FileSource):
     """Detection and/or segmentation from one COCO json; an image without annotations has no objects.
 
-    Boxes are stored as x, y, width, height in pixels from the image's corner. Category ids become contiguous in
-    ascending order. `iscrowd` boxes keep their flag. A `score`, which files of a machine's boxes have, is kept; without
-    one it is 1. Classes that an image lists in `unknown_category_ids` are unknown there. Segmentation paints the
-    instances, large ones first; what no instance covers is the background.
+    Category ids become contiguous in ascending order. A `score` defaults to 1. Classes listed in an image's
+    `unknown_category_ids` are unknown in that image. Segmentation paints the instances from largest to smallest.
 
     Args:
-      root: folder of the set.
-      images: folder below it that the json's file names are relative to; "{split}" is replaced here and below.
+      root: dataset root.
+      images: image folder below root; "{split}" is replaced here and in `annotations` and `ids`.
       annotations: the json file below root.
       split: name of the split.
-      ids: optional list file below root: file names of the json, one a line, with or without extension.
-      tasks: "detection", "segmentation" or both; or {either: key of its labels}.
-      classes: label space, names or a file of names (`read_classes`); it must hold every category of the json. By
-        default the json's categories.
-      annotated: names of the classes that this set annotates exhaustively; the others of the label space are unknown.
-        By default the json's categories.
-      background: segmentation's class 0, for pixels of no instance; "" leaves them unlabeled (255).
-      drop_empty: leave out boxes without area, which are an error otherwise.
+      ids: optional list file below root: one file name of the json per line, with or without extension.
+      tasks: "detection", "segmentation" or both; or a dict that maps either to the key of its labels.
+      classes: label space, names or a file of names (`read_classes`); must include every category of the json. By
+        default, the json's categories.
+      annotated: names of the exhaustively annotated classes; all others are unknown. By default, the json's categories.
+      background: segmentation's class 0, for pixels outside all instances; "" leaves them unlabeled (255).
+      drop_empty: drop boxes without area instead of raising an error.
       name: of the source; by default "<root>-<split>".
 
     Raises:
-      UserError: invalid json, a missing picture, an unknown category or image id, a box outside its image, ...
+      UserError: invalid json, missing picture, unknown category or image id, box outside its image, ...
     """
 
     def __init__(
@@ -66,7 +63,9 @@ class CocoJson(FileSource):
         self._background = background
         spaces = {DETECTION: self._names, SEGMENTATION: (background, *self._names) if background else self._names}
         if SEGMENTATION in self._tasks and len(spaces[SEGMENTATION]) > labels.IGNORE:
-            raise UserError(f"{self._json}: {len(spaces[SEGMENTATION])} classes, an 8-bit mask holds at most 255")
+            raise UserError(
+                f"{self._json}: {len(spaces[SEGMENTATION])} classes, an but an 8-bit mask allows at most 255"
+            )
         super().__init__(
             source_name(name, root, split),
             pictures,
@@ -76,9 +75,11 @@ class CocoJson(FileSource):
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
-        where, stated = f"{self._json}: image {self._file_names[index]!r}", self._sizes[index]
-        if not np.isnan(stated).any() and tuple(stated.astype(int)) != tuple(size):
-            raise UserError(f"{where}: is {size[1]}x{size[0]} px, the json says {stated[1]:g}x{stated[0]:g}")
+        where, declared = f"{self._json}: image {self._file_names[index]!r}", self._sizes[index]
+        if not np.isnan(declared).any() and tuple(declared.astype(int)) != tuple(size):
+            raise UserError(
+                f"{where}: the picture is {size[1]}x{size[0]} px, but the json gives {declared[1]:g}x{declared[0]:g}"
+            )
         rows = self._rows[self._starts[index] : self._starts[index + 1]]
         out = {}
         if DETECTION in self._tasks:
@@ -90,47 +91,47 @@ class CocoJson(FileSource):
         return out
 
     def _read_images(self, content: Any, path: Path, ids: Path | None) -> dict[str, Path]:
-        """Pictures by key; sets the images' ids, file names and sizes, [N, 2], NaN where not stated."""
+        """Returns pictures by key; sets the images' ids, file names and sizes ([N, 2], NaN where missing)."""
         folder(path)
         for part in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(part), list):
-                raise UserError(f"{self._json}: not a COCO json: no list {part!r}")
+                raise UserError(f"{self._json}: not a COCO json: {part!r} is not a list")
         entries = {}
         for image in content["images"]:
             self._require(image, ("id", "file_name"), "image")
             key = os.path.splitext(image["file_name"])[0]
             if key in entries:
-                raise UserError(f"{self._json}: image {image['file_name']!r} is listed twice, ids would be equal")
+                raise UserError(f"{self._json}: image {image['file_name']!r} is listed twice, so ids would repeat")
             entries[key] = image
         if not entries:
             raise UserError(f"{self._json}: no images")
         self._all_image_ids = {image["id"] for image in entries.values()}
         if len(self._all_image_ids) < len(entries):
             repeated = first_repeated(image["id"] for image in entries.values())
-            raise UserError(f"{self._json}: image id {repeated!r} is given twice")
+            raise UserError(f"{self._json}: duplicate image id {repeated!r}")
         entries = select(entries, ids, self._json) if ids else entries
         self._image_ids = [image["id"] for image in entries.values()]
         self._file_names = [image["file_name"] for image in entries.values()]
-        stated = [[image.get("height") or np.nan, image.get("width") or np.nan] for image in entries.values()]
-        self._sizes = np.array(stated, np.float64)
+        sizes = [[image.get("height") or np.nan, image.get("width") or np.nan] for image in entries.values()]
+        self._sizes = np.array(sizes, np.float64)
         self._listed_unknown = [image.get("unknown_category_ids", ()) for image in entries.values()]
         pictures = {key: path / image["file_name"] for key, image in entries.items()}
         for file in pictures.values():
             if not file.is_file():
-                raise UserError(f"{self._json}: names image {file}, which does not exist")
+                raise UserError(f"{self._json}: image {file} does not exist")
         return pictures
 
     def _read_categories(self, content: Any, names: tuple[str, ...] | None, annotated: Sequence[str] | None) -> None:
-        """Sets the label space, {category id: class id}, and the ids of the classes that are not annotated."""
+        """Sets the label space, the map from category ids to class ids, and the ids of unannotated classes."""
         categories: dict[int, str] = {}
         for category in content["categories"]:
             self._require(category, ("id", "name"), "category")
             if category["id"] in categories:
-                raise UserError(f"{self._json}: category id {category['id']!r} is given twice")
+                raise UserError(f"{self._json}: duplicate category id {category['id']!r}")
             categories[category["id"]] = category["name"]
         repeated = first_repeated(categories.values())
         if repeated is not None:
-            raise UserError(f"{self._json}: category {repeated!r} is given twice")
+            raise UserError(f"{self._json}: duplicate category {repeated!r}")
         categories = dict(sorted(categories.items()))
         self._names = tuple(categories.values()) if names is None else names
         number = {name: i for i, name in enumerate(self._names)}
@@ -146,25 +147,23 @@ class CocoJson(FileSource):
         self._unknown_of = []
         for file, listed in zip(self._file_names, self._listed_unknown, strict=True):
             if not isinstance(listed, list | tuple) or set(listed) - set(self._number):
-                raise UserError(
-                    f"{self._json}: image {file!r}: unknown_category_ids {listed!r} are not all in categories"
-                )
+                raise UserError(f"{self._json}: image {file!r}: unknown_category_ids {listed!r} not all in categories")
             self._unknown_of.append(tuple(sorted({*self._unknown, *(self._number[category] for category in listed)})))
 
     def _read_annotations(self, content: Any, pictures: Mapping[str, Path], drop_empty: bool) -> None:
-        """Sets flat arrays over the annotations, and `_rows[_starts[i]:_starts[i + 1]]`, those of image i."""
+        """Sets flat arrays over the annotations; image i owns `_rows[_starts[i]:_starts[i + 1]]`."""
         position = {image_id: i for i, image_id in enumerate(self._image_ids)}
-        wanted = ("id", "image_id", "category_id") + (("bbox",) if DETECTION in self._tasks else ())
+        required = ("id", "image_id", "category_id") + (("bbox",) if DETECTION in self._tasks else ())
         owners, boxes, classes, scores, crowd, numbers, shapes = [], [], [], [], [], [], []
         for annotation in content["annotations"]:
-            self._require(annotation, wanted, "annotation")
+            self._require(annotation, required, "annotation")
             where = f"{self._json}: annotation {annotation['id']}"
             if annotation["image_id"] not in self._all_image_ids:
-                raise UserError(f"{where}: names image id {annotation['image_id']!r}, which is not in images")
+                raise UserError(f"{where}: image id {annotation['image_id']!r} is not in images")
             if annotation["category_id"] not in self._number:
                 raise UserError(f"{where}: category id {annotation['category_id']!r} is not in categories")
             if annotation["image_id"] not in position:
-                continue  # the list of ids left this image out
+                continue  # `ids` excludes this image
             box = annotation.get("bbox") if DETECTION in self._tasks else (0, 0, 1, 1)
             try:
                 x, y, width, height = (float(value) for value in box)
@@ -191,14 +190,14 @@ class CocoJson(FileSource):
             checked(self._boxes, sizes, lambda i: f"{self._json}: image {names[i]!r}, annotation {numbers[i]}")
 
     def _require(self, entry: Any, keys: Sequence[str], what: str) -> None:
-        """UserError when the json's entry lacks one of the keys."""
+        """Raises UserError if the entry lacks one of the keys."""
         for key in keys:
             if not isinstance(entry, dict) or key not in entry:
-                shown = f" {entry['id']}" if isinstance(entry, dict) and "id" in entry else ""
-                raise UserError(f"{self._json}: {what}{shown} has no {key!r}")
+                entry_id = f" {entry['id']}" if isinstance(entry, dict) and "id" in entry else ""
+                raise UserError(f"{self._json}: {what}{entry_id} has no {key!r}")
 
     def _paint(self, rows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Class ids uint8 [H, W] of the instances `rows`."""
+        """Class map, uint8 [H, W], of the instances `rows`."""
         masks = []
         for row in rows:
             where = f"{self._json}: annotation {self._annotation_ids[row]}"
@@ -211,7 +210,7 @@ class CocoJson(FileSource):
 
 
 def task_keys(tasks: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """{"detection" or "segmentation": key of its labels}."""
+    """Normalizes `tasks` to {"detection" or "segmentation": key of its labels}."""
     if not hasattr(tasks, "items"):
         tasks = {task: task for task in ([tasks] if isinstance(tasks, str) else tasks)}
     keys = dict(tasks.items())
@@ -219,12 +218,12 @@ def task_keys(tasks: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
         if kind not in (DETECTION, SEGMENTATION):
             raise UserError(f"tasks: {kind!r} is neither {DETECTION!r} nor {SEGMENTATION!r}")
     if not keys:
-        raise UserError("tasks: is empty")
+        raise UserError("tasks: empty, expected 'detection', 'segmentation' or both")
     return keys
 
 
 def score_of(annotation: Mapping[str, Any], where: str) -> float:
-    """The annotation's score, 1 where it has none, which then is a person's; UserError outside 0..1."""
+    """The annotation's score, 1 by default (human annotations have none); UserError outside 0..1."""
     score = annotation.get("score", 1.0)
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
         raise UserError(f"{where}: score {score!r} is not a number in 0..1")
@@ -232,24 +231,24 @@ def score_of(annotation: Mapping[str, Any], where: str) -> float:
 
 
 def checked(boxes: np.ndarray, sizes: Any, where: Any) -> np.ndarray:
-    """`labels.checked_boxes`, which here also refuses boxes without area."""
+    """`labels.checked_boxes` that also rejects boxes without area."""
     boxes = labels.checked_boxes(boxes, sizes, where)
     empty = (boxes[:, 2:] == boxes[:, :2]).any(-1)
     if empty.any():
-        raise UserError(f"{where(int(np.argmax(empty)))}: box without area (drop_empty=True leaves such boxes out)")
+        raise UserError(f"{where(int(np.argmax(empty)))}: box without area (drop_empty=True drops such boxes)")
     return boxes
 
 
 def decode_mask(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """COCO `segmentation` -> bool [H, W].
+    """Decodes a COCO `segmentation` to a mask, bool [H, W].
 
     Args:
       shape: list of polygons [x0, y0, x1, y1, ...], or RLE {"size": [H, W], "counts": list or compressed text}.
       size: (height, width) of the image.
-      where: the start of messages.
+      where: prefix of error messages.
 
     Raises:
-      UserError: none given, of another size than the image, or not decodable.
+      UserError: missing, not of the image's size, or not decodable.
     """
     from faster_coco_eval import mask_api_new_cpp as api
 
@@ -257,7 +256,7 @@ def decode_mask(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
     try:
         if isinstance(shape, dict):
             if list(shape["size"]) != [height, width]:
-                raise UserError(f"{where}: mask of size {shape['size']}, its image has [{height}, {width}]")
+                raise UserError(f"{where}: mask size {shape['size']} differs from image size [{height}, {width}]")
             counts = shape["counts"]
             if not isinstance(counts, list):
                 counts = api.toUncompressedRLE([{"size": [height, width], "counts": counts}])[0]["counts"]
@@ -270,4 +269,4 @@ def decode_mask(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
             raise UserError(f"{where}: a polygon needs at least three points")
         return api.decode([api.merge(api.frPyObjects(polygons, height, width), 0)])[..., 0].astype(bool)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{where}: segmentation cannot be read: {error or type(error).__name__}") from None
+        raise UserError(f"{where}: invalid segmentation: {error or type(error).__name__}") from None

@@ -1,4 +1,4 @@
-"""A data set that is known by its features alone, so that a run on it can be planned where it is not on disk."""
+"""A placeholder for a data set that is not on disk, so that dry runs can plan without it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,20 +11,18 @@ from must.core.types import Example, Label, UserError
 
 
 class Declared:
-    """One split as its authors describe it; every example is a gray picture or video with one plausible annotation.
-
-    Only dry runs use it: the shapes, counts and label spaces are right, the content is not.
+    """One split with correct shapes, counts and label spaces; each example is gray with one plausible annotation.
 
     Args:
       name: of the source.
       count: number of examples.
       size: (height, width) of a typical picture, pixels.
-      labels: {task name: {"form": "classification", "detection", "segmentation" or "depth", "classes": how many,
-        "names": of the first ones, where a configuration speaks of them}}.
-      frames: of a typical video; 0: pictures.
+      labels: {task name: {"form": "classification", "detection", "segmentation" or "depth", "classes": number of
+        classes, "names": names of the first classes, if a configuration refers to them}}.
+      frames: of a typical video; 0 for pictures.
 
     Raises:
-      UserError: a kind of label that is none of these.
+      UserError: unknown form of label.
     """
 
     def __init__(
@@ -45,17 +43,17 @@ class Declared:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        gray = np.broadcast_to(np.uint8(128), self._shape)  # a second of video would fill megabytes
+        gray = np.broadcast_to(np.uint8(128), self._shape)  # a view, since even one second of video takes megabytes
         return Example(self.ids[index], gray, self.labels(index))
 
     def labels(self, index: int) -> dict[str, Label]:
-        """The labels without the picture."""
+        """The labels alone."""
         return {task: _EXAMPLES[form](*self._size) for task, form in self._forms.items()}
 
 
 def _names(label: Mapping[str, Any]) -> tuple[str, ...]:
-    named = tuple(label.get("names", ()))
-    return named + tuple(f"class {i}" for i in range(len(named), label["classes"]))
+    names = tuple(label.get("names", ()))
+    return names + tuple(f"class {i}" for i in range(len(names), label["classes"]))
 
 
 def _boxes(height: int, width: int) -> Label:

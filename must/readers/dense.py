@@ -1,4 +1,4 @@
-"""Pictures with a PNG per picture: class masks, 16-bit depth, surface normals."""
+"""Dense labels with one PNG per picture: class masks, 16-bit depth, surface normals."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,18 +21,18 @@ from must.readers.files import (
 
 
 class _Paired(FileSource):
-    """Every picture <key><image_suffix>.* has a map <key><map_suffix>; a subclass reads the map in `_label`.
+    """Pairs each picture <key><image_suffix>.* with a map <key><map_suffix>; subclasses decode the map in `_label`.
 
     Args:
-      root: folder of the set.
+      root: dataset root.
       images: folder of the pictures below root; "{split}" is replaced here and in `maps` and `ids`.
       maps: folder of the maps below root.
       split: name of the split.
-      ids: optional list file below root, one key a line.
-      image_suffix: end of the pictures' names without extension that is not part of the key, such as "_leftImg8bit".
-      map_suffix: end of the maps' names with extension, such as "_labelIds.png".
-      partial: a picture may have no map; it then has no label. Otherwise that is an error.
-      coarse: a map may have one pixel per s x s pixels of its picture, rounded up, for any whole s.
+      ids: optional list file below root, one key per line.
+      image_suffix: end of picture names, before the extension, that is not part of the key, such as "_leftImg8bit".
+      map_suffix: end of map names with extension, such as "_labelIds.png".
+      partial: allow pictures without a map, which then have no label, instead of raising an error.
+      coarse: allow maps with one pixel per s x s pixels of the picture, rounded up, for any integer s.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
     """
@@ -61,19 +61,19 @@ class _Paired(FileSource):
             file = path / f"{key}{map_suffix}"
             if not file.is_file():
                 if not partial:
-                    raise UserError(f"{file}: missing, {picture} has no {task} (partial=True allows it)")
+                    raise UserError(f"{file}: missing, so {picture} has no {task} (partial=True allows it)")
                 file = None
             self._maps.append(file)
-        found = [file for file in self._maps if file is not None]
-        if not found:
-            raise UserError(f"{path}: no file <picture>{map_suffix} for any of the {len(pictures)} pictures")
+        maps_present = [file for file in self._maps if file is not None]
+        if not maps_present:
+            raise UserError(f"{path}: no <picture>{map_suffix} for any of the {len(pictures)} pictures")
         self._task, self._coarse = task, coarse
         super().__init__(
             source_name(name, root, split),
             pictures,
             classes=None if classes is None else {task: classes},
             settings=(task, coarse, settings, [file is not None for file in self._maps]),
-            label_files=found,
+            label_files=maps_present,
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -84,22 +84,22 @@ class _Paired(FileSource):
         raise NotImplementedError
 
     def _map_size(self, stored: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) that the map of a picture of this size must have."""
+        """The (height, width) that the map of a picture of this size must have."""
         if not self._coarse:
             return size
-        step = max(-(-side // own) for side, own in zip(size, stored.shape))
+        step = max(-(-side // own) for side, own in zip(size, stored.shape, strict=False))
         return tuple(-(-side // step) for side in size)
 
 
 class MaskPng(_Paired):
-    """Segmentation: 8-bit PNG masks, gray or palette, one class id per pixel; or, with mask_suffix ".mat", SBD's.
+    """Segmentation: 8-bit PNG masks, gray or palette, with one class id per pixel; SBD masks if mask_suffix is ".mat".
 
-    Args (the others are those of every paired set):
+    Args (the others are those of `_Paired`):
       masks: folder of the masks below root.
       classes: names, {stored id: name} or a file of either (`read_classes`). Stored ids need not be contiguous: classes
-        are numbered in ascending order of their stored ids, without the ignored one.
-      ignore: stored id of pixels without a label; None when there is none.
-      mask_suffix: end of the masks' names.
+        are numbered in ascending order of their stored ids, skipping the ignored one.
+      ignore: stored id of unlabeled pixels, or None.
+      mask_suffix: end of mask names.
     """
 
     def __init__(
@@ -144,11 +144,11 @@ class MaskPng(_Paired):
 class DepthPng(_Paired):
     """Metric depth along the optical axis: 16-bit PNG.
 
-    Args (the others are those of every paired set):
+    Args (the others are those of `_Paired`):
       depths: folder of the depth maps below root.
       unit: "mm", "cm", "m", or the number of meters per stored unit.
-      invalid: stored values without a measurement; 0 always is one.
-      depth_suffix: end of the maps' names.
+      invalid: stored values that mean "no measurement"; 0 always does.
+      depth_suffix: end of map names.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class DepthPng(_Paired):
         task: str = "depth",
         name: str = "",
     ):
-        self._metres_per_unit = labels.metres_per_unit(unit)
+        self._meters_per_unit = labels.metres_per_unit(unit)
         self._invalid = tuple(int(value) for value in invalid)
         super().__init__(
             root,
@@ -182,30 +182,30 @@ class DepthPng(_Paired):
             coarse=coarse,
             task=task,
             name=name,
-            settings=(self._metres_per_unit, self._invalid),
+            settings=(self._meters_per_unit, self._invalid),
         )
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
         picture = open_picture(read_bytes(file), str(file))
         if picture.mode not in ("I;16", "I;16L", "I;16B", "I"):
-            raise UserError(f"{file}: depth needs 16-bit gray PNG, this one has mode {picture.mode}")
+            raise UserError(f"{file}: depth needs a 16-bit gray PNG, not mode {picture.mode}")
         codes = np.asarray(picture)
         labels.same_size(codes, self._map_size(codes, size), str(file))
         if codes.min() < 0 or codes.max() > 65535:
             raise UserError(f"{file}: depth value {codes.max()} does not fit 16 bits")
-        return labels.depth(np.where(np.isin(codes, self._invalid), 0, codes), self._metres_per_unit)
+        return labels.depth(np.where(np.isin(codes, self._invalid), 0, codes), self._meters_per_unit)
 
 
 class NormalsPng(_Paired):
     """Surface normals: 8-bit RGB PNG, n = rgb / 255 * 2 - 1.
 
-    Axes are the camera's, x right, y down, z forward, so a visible surface has z < 0. (0, 0, 0) and whatever is far
-    from unit length (gray, for instance) is invalid; the rest is brought to unit length.
+    Axes are the camera's, x right, y down, z forward, so visible surfaces have z < 0. Vectors far from unit length,
+    such as gray or (0, 0, 0), are invalid; the others are normalized.
 
-    Args (the others are those of every paired set):
+    Args (the others are those of `_Paired`):
       normals: folder of the normal maps below root.
-      negate: axes that the files count the other way, such as "yz" for y up and z towards the camera.
-      normals_suffix: end of the maps' names.
+      negate: axes with the opposite sign in the files, such as "yz" for y up and z toward the camera.
+      normals_suffix: end of map names.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class NormalsPng(_Paired):
         name: str = "",
     ):
         if set(negate) - set("xyz"):
-            raise UserError(f"negate={negate!r}: want some of the letters x, y and z")
+            raise UserError(f"negate={negate!r}: expected letters among x, y and z")
         self._signs = np.array([-1.0 if axis in negate else 1.0 for axis in "xyz"], np.float32)
         super().__init__(
             root,
@@ -245,7 +245,7 @@ class NormalsPng(_Paired):
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
         picture = open_picture(read_bytes(file), str(file))
         if picture.mode != "RGB":
-            raise UserError(f"{file}: normals need 8-bit RGB PNG, this one has mode {picture.mode}")
+            raise UserError(f"{file}: normals need an 8-bit RGB PNG, not mode {picture.mode}")
         stored = np.asarray(picture)
         labels.same_size(stored, self._map_size(stored, size), str(file))
         vectors = (stored.astype(np.float32) / 255 * 2 - 1) * self._signs
@@ -258,20 +258,20 @@ class NormalsPng(_Paired):
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """8-bit PNG, gray or palette, or one of SBD's .mat files -> stored ids, uint8 [H, W]."""
+    """Stored ids, uint8 [H, W], of an 8-bit PNG, gray or palette, or of an SBD .mat file."""
     if file.suffix == ".mat":
         return _read_sbd(file)
     picture = open_picture(read_bytes(file), str(file))
     if picture.mode not in ("L", "P", "1"):
-        raise UserError(f"{file}: masks need one 8-bit channel (gray or palette), this one has mode {picture.mode}")
+        raise UserError(f"{file}: masks need one 8-bit channel (gray or palette), not mode {picture.mode}")
     return np.asarray(picture).astype(np.uint8)
 
 
 def _read_sbd(file: Path) -> np.ndarray:
-    """The map of classes of the Semantic Boundaries Dataset (Hariharan et al. 2011): GTcls.Segmentation."""
-    from scipy.io import loadmat  # comes with JAX
+    """Class map of the Semantic Boundaries Dataset (Hariharan et al. 2011): GTcls.Segmentation."""
+    from scipy.io import loadmat  # a dependency of JAX
 
     try:
         return np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0]).astype(np.uint8)
-    except Exception as error:  # scipy raises whatever a damaged file leads to
-        raise UserError(f"{file}: not a mask of SBD: {type(error).__name__} {error}") from None
+    except Exception as error:  # scipy documents no exception types for damaged files
+        raise UserError(f"{file}: not an SBD mask: {type(error).__name__} {error}") from None

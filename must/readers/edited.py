@@ -1,4 +1,4 @@
-"""Boxes in a COCO json that `must.export.labels` wrote, by the ids of the records that they come from."""
+"""Boxes from a COCO json written by `must.export.labels`, keyed by record id."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from must.core.types import Label, UserError
 from must.readers.coco import score_of
 from must.readers.files import id_of, read_json
 
-MUST_ID, UNKNOWN = "must_id", "unknown_category_ids"  # what our json has beside COCO's keys
+MUST_ID, UNKNOWN = "must_id", "unknown_category_ids"  # extensions to COCO's keys
 
 
 class Boxes(NamedTuple):
-    """What a json says of one image.
+    """The boxes of one image.
 
     Attributes:
-      label: detection in record form; without "unknown" where the json does not say which classes are.
-      size: (height, width) as stated, pixels; NaN where it is not.
+      label: detection in record form; has "unknown" only if the json does.
+      size: (height, width) in pixels; NaN if missing.
     """
 
     label: Label
@@ -28,25 +28,25 @@ class Boxes(NamedTuple):
 
 
 def read_boxes(path: Path, names: Sequence[str]) -> dict[str, Boxes]:
-    """{id: boxes} of all images that a COCO json lists, in its order.
+    """{id: boxes} of all images in a COCO json, in its order.
 
     Args:
       path: the json file.
-      names: of the classes; categories are told by their names.
+      names: of the classes, matched to the names of the categories.
 
     Raises:
-      UserError: as `EditedCoco` says, without what concerns records.
+      UserError: see `EditedCoco`.
     """
     content = read_json(path)
     for part in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise UserError(f"{path}: not a COCO json: no list {part!r}")
+            raise UserError(f"{path}: not a COCO json: {part!r} is not a list")
     number = _class_ids(content["categories"], names, path)
     images = _images(content["images"], path)
     rows: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
     for entry in content["annotations"]:
         if not isinstance(entry, dict) or _hashable(entry.get("image_id")) not in rows:
-            raise UserError(f"{path}: annotation {_id(entry)!r}: its image_id is not in images")
+            raise UserError(f"{path}: annotation {_id(entry)!r}: image_id is not in images")
         where = f"{path}: image {images[entry['image_id']][0]!r}, annotation {entry.get('id')!r}"
         if _hashable(entry.get("category_id")) not in number:
             raise UserError(f"{where}: category id {entry.get('category_id')!r} is not in categories")
@@ -59,7 +59,7 @@ def _id(entry: Any) -> Any:
 
 
 def _hashable(value: Any) -> Any:
-    """The value where a dictionary can be asked for it."""
+    """The value if it can be a dictionary key, else None."""
     return value if isinstance(value, int | str) else None
 
 
@@ -71,18 +71,18 @@ def _class_ids(categories: Sequence[Any], names: Sequence[str], path: Path) -> d
         if not isinstance(entry, dict) or _hashable(name) not in number:
             raise UserError(f"{path}: category {name!r} is not one of the {len(number)} classes")
         if not isinstance(_id(entry), int | str) or entry["id"] in out:
-            raise UserError(f"{path}: category {name!r}: its id {_id(entry)!r} is missing or given twice")
+            raise UserError(f"{path}: category {name!r}: id {_id(entry)!r} is missing or duplicate")
         out[entry["id"]] = number[entry["name"]]
     return out
 
 
 def _images(entries: Sequence[Any], path: Path) -> dict[Any, tuple[str, dict[str, Any]]]:
-    """{image id: (id of the example, entry)}."""
+    """{image id: (example id, entry)}."""
     out: dict[Any, tuple[str, dict[str, Any]]] = {}
     seen: set[str] = set()
     for entry in entries:
         if not isinstance(_id(entry), int | str) or not isinstance(entry.get("file_name"), str):
-            raise UserError(f"{path}: image {_id(entry)!r}: its id or file_name is missing or cannot be right")
+            raise UserError(f"{path}: image {_id(entry)!r}: id or file_name is missing or invalid")
         id = str(entry.get(MUST_ID) or id_of(os.path.splitext(entry["file_name"])[0]))
         if id in seen or entry["id"] in out:
             raise UserError(f"{path}: image {id!r} (id {entry['id']!r}) is listed twice")
@@ -105,7 +105,7 @@ def _boxes(rows: Sequence[Mapping[str, Any]], image: Mapping[str, Any], number: 
         size = tuple(float(image.get(side) or np.nan) for side in ("height", "width"))
         unknown = [number[category] for category in image.get(UNKNOWN, ())]
     except (TypeError, ValueError, KeyError):
-        raise UserError(f"{where}: height, width or {UNKNOWN} cannot be right") from None
+        raise UserError(f"{where}: invalid height, width or {UNKNOWN}") from None
     limit = np.where(np.isnan(size), np.inf, size)
     boxes = checked_boxes(np.array(corners), limit, lambda i: f"{where}, annotation {rows[i].get('id')!r}")
     label = {

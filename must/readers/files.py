@@ -1,6 +1,6 @@
-"""What every loader of users' files shares: finding files, reading lists, decoding pictures, the common base class.
+"""Shared by all readers of image files: finding files, reading lists, decoding pictures, the base class `FileSource`.
 
-Pictures are taken as stored: EXIF orientation is not applied, since labels are in the frame of the stored pixels.
+EXIF orientation is not applied, since labels are in the coordinates of the stored pixels.
 """
 
 import functools
@@ -19,18 +19,18 @@ import numpy as np
 from must.core.types import Example, Label, UserError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_WHOLE_FILE = 1 << 17  # files up to this many bytes enter the fingerprint as a whole
+_WHOLE_FILE = 1 << 17  # larger files enter the fingerprint only by their ends
 
 
 class FileSource:
-    """Pictures that lie in files, in a fixed order; a subclass says in `labels_for` what is known about them.
+    """Picture files in a fixed order; subclasses provide labels in `labels_for`.
 
     Args:
       name: first part of every id.
       pictures: {key: file}, in order; the key is the second part of the id.
       classes: {task name: class names}.
-      settings: everything else that the labels depend on; enters the fingerprint.
-      label_files: files that the labels come from; they enter the fingerprint.
+      settings: everything else that affects the labels; part of the fingerprint.
+      label_files: files that contain the labels; part of the fingerprint.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class FileSource:
         label_files: Sequence[Path] = (),
     ):
         if not name or "/" in name:
-            raise UserError(f"source name {name!r}: needs at least one character and no '/'")
+            raise UserError(f"source name {name!r}: must be non-empty, without '/'")
         self.name = name
         self.ids = [f"{name}/{key}" for key in pictures]
         self.classes = {task: tuple(names) for task, names in (classes or {}).items()}
@@ -71,19 +71,19 @@ class FileSource:
         return picture_size(self.encoded(index), str(self._pictures[index]))
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
-        """Labels in record form of one picture, whose (height, width) is `size`."""
+        """Labels in record form of one picture of (height, width) `size`."""
         return {}
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of ids, settings, sizes and contents; of a large file only the first and the last 64 KiB are read."""
-        described = repr((self.ids, self.classes, self._settings))
-        return fingerprint_of(described, itertools.chain(self._pictures, self._label_files))
+        """Hash of ids, classes, settings and files, see `fingerprint_of`."""
+        description = repr((self.ids, self.classes, self._settings))
+        return fingerprint_of(description, itertools.chain(self._pictures, self._label_files))
 
 
-def fingerprint_of(described: str, files: Iterable[Path]) -> str:
-    """Hash of a description and of files' sizes and contents; of a large file only the first and the last 64 KiB."""
-    digest = hashlib.sha256(described.encode())
+def fingerprint_of(description: str, files: Iterable[Path]) -> str:
+    """Hash of a description and of files' sizes and contents (of large files, only the first and last 64 KiB)."""
+    digest = hashlib.sha256(description.encode())
     for path in files:
         size = path.stat().st_size
         digest.update(size.to_bytes(8, "little"))
@@ -98,7 +98,7 @@ def fingerprint_of(described: str, files: Iterable[Path]) -> str:
 
 
 def source_name(name: str, root: str, split: str) -> str:
-    """`name`, or when empty the root folder's name with the split behind it."""
+    """`name`, or "<root folder>-<split>" if empty."""
     return name or "-".join(part for part in (Path(root).resolve().name, split.replace("/", "-")) if part)
 
 
@@ -108,14 +108,14 @@ def locate(root: str, path: str, split: str = "") -> Path:
 
 
 def folder(path: Path) -> Path:
-    """The path itself; UserError when there is no such folder."""
+    """The path itself; UserError if it is not a folder."""
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
     return path
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's content; UserError when it cannot be read."""
+    """The file's content; UserError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -131,14 +131,14 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines that are not blank, stripped; UserError for a file with none."""
+    """Non-blank lines, stripped; UserError if there are none."""
     try:
         lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error}") from None
     lines = [line for line in lines if line]
     if not lines:
-        raise UserError(f"{path}: is empty")
+        raise UserError(f"{path}: empty file")
     return lines
 
 
@@ -146,8 +146,8 @@ def read_classes(classes: str | Sequence[str] | Mapping[Any, str], root: str = "
     """Class names by id, ascending.
 
     Args:
-      classes: names in order of their ids, or {id: name}, or a file below `root`: text with one name a line, json with
-        a list or {id: name}, or "file.json:key" for one entry of a json object.
+      classes: names in order of their ids, {id: name}, or a file below `root`: text with one name per line, json with a
+        list or {id: name}, or "file.json:key" for one entry of a json object.
       root: folder of the file.
     """
     where = "classes"
@@ -164,15 +164,15 @@ def read_classes(classes: str | Sequence[str] | Mapping[Any, str], root: str = "
         items = classes.items() if hasattr(classes, "items") else enumerate(classes)
         names = {int(number): str(name) for number, name in items}
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: want class names, or {{id: name}}: {error}") from None
+        raise UserError(f"{where}: expected class names or {{id: name}}: {error}") from None
     repeated = first_repeated(names.values())
     if not names or repeated is not None:
-        raise UserError(f"{where}: " + (f"class {repeated!r} is given twice" if names else "no classes"))
+        raise UserError(f"{where}: " + (f"class {repeated!r} is listed twice" if names else "no classes"))
     return dict(sorted(names.items()))
 
 
 def first_repeated(items: Any) -> Any:
-    """The first item that was there before, or None."""
+    """The first repeated item, or None."""
     seen = set()
     for item in items:
         if item in seen:
@@ -185,14 +185,14 @@ def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict
     """Pictures below a folder, {relative path without `suffix` and extension: file}.
 
     Args:
-      path: searched recursively; hidden files and folders are passed over.
-      suffix: only pictures whose name without extension ends so; it is taken off the key.
-      ids: list of keys, one a line, with or without extension; the result is these, in this order.
+      path: searched recursively; hidden files and folders are skipped.
+      suffix: selects pictures whose name without extension ends in it; not part of the key.
+      ids: list file of keys, one per line, with or without extension; selects and orders the result.
 
     Raises:
-      UserError: no pictures, two with one key, a list that names a missing picture or one twice.
+      UserError: no pictures, duplicate keys, a list that names a missing picture or a picture twice.
     """
-    found: dict[str, Path] = {}
+    pictures: dict[str, Path] = {}
     for directory, folders, names in os.walk(folder(path), followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -200,30 +200,30 @@ def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict
             if name.startswith(".") or extension.lower() not in PICTURES or not stem.endswith(suffix):
                 continue
             key = Path(directory, stem[: len(stem) - len(suffix)]).relative_to(path).as_posix()
-            if key in found:
-                raise UserError(f"{Path(directory, name)}: same name as {found[key].name}, ids would be equal")
-            found[key] = Path(directory, name)
-    if not found:
+            if key in pictures:
+                raise UserError(f"{Path(directory, name)}: same name as {pictures[key].name}, so ids would repeat")
+            pictures[key] = Path(directory, name)
+    if not pictures:
         raise UserError(f"{path}: no pictures" + (f" whose names end in {suffix!r}" if suffix else ""))
-    return dict(sorted(found.items())) if ids is None else select(found, ids, path)
+    return dict(sorted(pictures.items())) if ids is None else select(pictures, ids, path)
 
 
-def select(found: Mapping[str, Any], ids: Path, where: Path) -> dict[str, Any]:
-    """The entries of `found` that the list file `ids` names, in its order; `where` they were looked for."""
+def select(pictures: Mapping[str, Any], ids: Path, where: Path) -> dict[str, Any]:
+    """The pictures that the list file `ids` names, in its order; `where` names their folder in error messages."""
     chosen: dict[str, Any] = {}
     for line in read_lines(ids):
         stem, extension = os.path.splitext(line)
         key = stem if extension.lower() in PICTURES else line
-        if key not in found:
-            raise UserError(f"{ids}: names {line!r}, which is not in {where}")
+        if key not in pictures:
+            raise UserError(f"{ids}: lists {line!r}, which is not in {where}")
         if key in chosen:
-            raise UserError(f"{ids}: names {line!r} twice")
-        chosen[key] = found[key]
+            raise UserError(f"{ids}: lists {line!r} twice")
+        chosen[key] = pictures[key]
     return chosen
 
 
 def decode_picture(data: bytes, where: str) -> np.ndarray:
-    """Encoded picture -> uint8 [H, W, 3] RGB; gray, palette, CMYK and 16-bit ones are converted, alpha is dropped.
+    """Decodes a picture to RGB, uint8 [H, W, 3]; converts gray, palette, CMYK and 16-bit pictures and drops alpha.
 
     Raises:
       UserError: not a picture, truncated or corrupt; the message starts with `where`.
@@ -240,12 +240,12 @@ def decode_picture(data: bytes, where: str) -> np.ndarray:
         gray = (np.asarray(picture) >> 8).astype(np.uint8)
         return np.repeat(gray[..., None], 3, -1)
     if picture.mode in ("I", "F"):
-        raise UserError(f"{where}: pictures need 8 or 16 bits a channel, this one has mode {picture.mode}")
+        raise UserError(f"{where}: pictures need 8 or 16 bits per channel, not mode {picture.mode}")
     return np.array(picture.convert("RGB"))
 
 
 def open_picture(data: bytes, where: str) -> Any:
-    """Encoded picture -> loaded `PIL.Image`, as stored; UserError when it is broken."""
+    """Loads an encoded picture as a `PIL.Image`; UserError if it is broken."""
     from PIL import Image
 
     try:
@@ -258,7 +258,7 @@ def open_picture(data: bytes, where: str) -> Any:
 
 
 def picture_size(data: bytes, where: str) -> tuple[int, int]:
-    """(height, width) of an encoded picture, from its header; UserError when it is no picture."""
+    """(height, width) of an encoded picture, from its header; UserError if it is not a picture."""
     from PIL import Image
 
     try:
@@ -268,26 +268,26 @@ def picture_size(data: bytes, where: str) -> tuple[int, int]:
     return height, width
 
 
-_SAFE = " ()+=@"  # beside letters, digits and _.-~
+_SAFE = " ()+=@"  # in addition to letters, digits and _.-~
 _EMPTY, _DOT = "%-", "%2E"
-_LONGEST = 200  # characters of one folder or file name, which may have 255 with its extension
+_LONGEST = 200  # characters of one path component; file systems allow 255, including the extension
 
 
 def file_of(id: str) -> str:
-    """The path of an example's files, relative and without extension."""
+    """Relative path, without extension, of the files of an example."""
     *folders, last = id.split("/")
     return "/".join([*(_encoded(part, folder=True) for part in folders), _encoded(last, folder=False)])
 
 
 def id_of(file: str) -> str:
     """Inverse of `file_of`."""
-    parts, held = [], ""
+    parts, prefix = [], ""
     for part in file.split("/"):
         if part.endswith("%"):
-            held += part[:-1]
+            prefix += part[:-1]
         else:
-            parts.append("" if part == _EMPTY else unquote(held + part))
-            held = ""
+            parts.append("" if part == _EMPTY else unquote(prefix + part))
+            prefix = ""
     return "/".join(parts)
 
 

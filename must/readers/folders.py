@@ -1,4 +1,4 @@
-"""Folders of pictures: one folder per class, a table of classes, and plain photos without labels."""
+"""Folders of pictures: one folder per class, pictures with a csv of classes, and unlabeled photos."""
 
 import csv
 import os
@@ -22,17 +22,17 @@ class ImageFolder(FileSource):
     """Classification: <root>/<images>/<class>/**/<picture>.
 
     Args:
-      root: folder of the set.
-      images: folder below it that holds the class folders; "{split}" is replaced.
+      root: dataset root.
+      images: folder below root that contains the class folders; "{split}" is replaced.
       split: name of the split.
-      ids: optional list file below root, "<class>/<picture>" a line.
-      classes: names or a file of names (`read_classes`), which fix order and ids; by default the sorted folder names.
-        A name without a folder is a class without pictures here.
+      ids: optional list file below root, one "<class>/<picture>" per line.
+      classes: names or a file of names (`read_classes`) in order of their ids; by default the sorted folder names.
+        Classes without a folder are allowed.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
 
     Raises:
-      UserError: a picture outside the class folders, a folder that is no class, an empty class folder.
+      UserError: a picture outside the class folders, a folder that is not a class, an empty class folder.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ImageFolder(FileSource):
         pictures = find_pictures(path)
         for key, file in pictures.items():
             if "/" not in key:
-                raise UserError(f"{file}: lies outside the class folders of {path}")
+                raise UserError(f"{file}: outside the class folders of {path}")
         populated = {key.split("/")[0] for key in pictures}
         if classes is None:
             names = tuple(sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")))
@@ -72,20 +72,19 @@ class ImageFolder(FileSource):
 
 
 class ImageCsv(FileSource):
-    """Classification: a folder of pictures and a table with a line "<picture>,<class>" for each, below a heading.
+    """Classification: a folder of pictures and a csv with a header and one line "<picture>,<class>" per picture.
 
     Args:
-      root: folder of the set.
-      table: file below root, comma-separated; the first two columns are read.
-      images: folder below root that the pictures' paths are relative to; "{split}" is replaced, in `table` too.
+      root: dataset root.
+      table: csv file below root; only the first two columns are read.
+      images: folder below root that picture paths are relative to; "{split}" is replaced here and in `table`.
       split: name of the split.
-      classes: names or a file of names (`read_classes`), which fix order and ids; by default those of the table,
-        sorted.
+      classes: names or a file of names (`read_classes`) in order of their ids; by default those of the table, sorted.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
 
     Raises:
-      UserError: a line without a class, a picture that is not there or named twice, a class that is none of `classes`.
+      UserError: a line without a class, a missing or repeated picture, a class that is not in `classes`.
     """
 
     def __init__(
@@ -100,23 +99,23 @@ class ImageCsv(FileSource):
         name: str = "",
     ):
         path, file = folder(locate(root, images, split)), locate(root, table, split)
-        there, rows = find_pictures(path), {}
+        available, rows = find_pictures(path), {}
         for number, row in enumerate(csv.reader(read_lines(file)[1:]), 2):
             if len(row) < 2 or not row[0] or not row[1]:
-                raise UserError(f"{file}: line {number}: want a picture and its class")
+                raise UserError(f"{file}: line {number}: expected a picture and its class")
             stem, extension = os.path.splitext(row[0])
             key = stem if extension.lower() in PICTURES else row[0]
-            if key not in there:
+            if key not in available:
                 raise UserError(f"{file}: line {number}: {row[0]} is not in {path}")
             if key in rows:
-                raise UserError(f"{file}: line {number}: {row[0]} occurs twice")
+                raise UserError(f"{file}: line {number}: {row[0]} is listed twice")
             rows[key] = row[1]
         names = tuple(sorted(set(rows.values())) if classes is None else read_classes(classes, root).values())
         number_of = {label: i for i, label in enumerate(names)}
         for key, label in rows.items():
             if label not in number_of:
                 raise UserError(f"{file}: {key}: {label!r} is not one of the {len(names)} classes")
-        pictures = {key: there[key] for key in rows}
+        pictures = {key: available[key] for key in rows}
         super().__init__(
             source_name(name, root, split), pictures, classes={task: names}, settings=task, label_files=[file]
         )
@@ -128,13 +127,13 @@ class ImageCsv(FileSource):
 
 
 class Photos(FileSource):
-    """Pictures without labels, found recursively, in the order of their paths or of a list.
+    """Pictures without labels, collected recursively, in the order of their paths or of a list.
 
     Args:
-      root: folder of the set.
-      images: folder below it; "{split}" is replaced.
+      root: dataset root.
+      images: folder below root; "{split}" is replaced.
       split: name of the split.
-      ids: optional list file below root, one picture relative to `images` a line.
+      ids: optional list file below root, one picture per line, relative to `images`.
       name: of the source; by default "<root>-<split>".
     """
 

@@ -1,4 +1,4 @@
-"""Clips that are folders of pictures, one picture a frame; and what every source of clips in files shares."""
+"""Clips as folders of pictures, one picture per frame; and the base class of all clip sources."""
 
 import functools
 import os
@@ -25,14 +25,14 @@ from must.readers.files import (
 
 
 class FrameVideo:
-    """A video whose frames are encoded pictures, decoded when asked for.
+    """A video whose frames are encoded pictures, decoded on access.
 
     Args:
-      frames: the pictures' files, or their bytes.
-      where: the video in messages.
+      frames: files or bytes of the pictures.
+      where: name of the video in error messages.
 
     Attributes:
-      shape: (T, H, W, 3); the size is that of the first frame.
+      shape: (T, H, W, 3), with the size of the first frame.
     """
 
     def __init__(self, frames: Sequence[Path | bytes], where: str):
@@ -48,20 +48,22 @@ class FrameVideo:
         return frame if isinstance(frame, bytes) else read_bytes(frame)
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """Frames by index, int [N] -> uint8 [N, H, W, 3].
+        """Decodes frames by index, int [N] -> uint8 [N, H, W, 3].
 
         Raises:
-          UserError: a frame that is broken or has not the size of the first.
+          UserError: a frame is broken or differs in size from the first.
         """
-        wanted, places = np.unique(indices, return_inverse=True)
-        frames = np.empty((len(wanted), *self.shape[1:]), np.uint8)
-        for index, into in zip(wanted.tolist(), frames, strict=True):
+        unique, places = np.unique(indices, return_inverse=True)
+        frames = np.empty((len(unique), *self.shape[1:]), np.uint8)
+        for index, into in zip(unique.tolist(), frames, strict=True):
             picture = decode_picture(self.encoded(index), self._name(index))
             if picture.shape != into.shape:
                 own, first = (f"{width}x{height}" for height, width, _ in (picture.shape, into.shape))
-                raise UserError(f"{self._name(index)}: is {own} (width x height), the clip's first frame is {first}")
+                raise UserError(
+                    f"{self._name(index)}: is {own} (width x height), but the clip's first frame is {first}"
+                )
             into[:] = picture
-        return frames if len(wanted) == len(places) and (np.diff(places) > 0).all() else frames[places]
+        return frames if len(unique) == len(places) and (np.diff(places) > 0).all() else frames[places]
 
     def _name(self, index: int) -> str:
         frame = self._frames[index]
@@ -69,7 +71,7 @@ class FrameVideo:
 
 
 class ClipSource:
-    """Clips in files, in a fixed order, each with one class or none; a subclass says in `video` how one is opened.
+    """Clips in files, in a fixed order, each with at most one class; subclasses open a clip in `video`.
 
     Args:
       name: first part of every id.
@@ -80,7 +82,7 @@ class ClipSource:
 
     def __init__(self, name: str, class_ids: dict[str, int | None], classes: Sequence[str], task: str):
         if not name or "/" in name:
-            raise UserError(f"source name {name!r}: needs at least one character and no '/'")
+            raise UserError(f"source name {name!r}: must be non-empty, without '/'")
         self.name, self._task = name, task
         self.ids = [f"{name}/{key}" for key in class_ids]
         self.classes = {task: tuple(classes)} if classes else {}
@@ -98,16 +100,16 @@ class ClipSource:
         return {} if class_id is None else {self._task: labels.classification(class_id)}
 
     def video(self, index: int) -> FrameVideo:
-        """What has a shape (T, H, W, 3) and gives frames by index."""
+        """A video with a shape (T, H, W, 3) and access to frames by index."""
         raise NotImplementedError
 
     def files(self) -> list[Path]:
-        """Everything that the fingerprint depends on."""
+        """All files that the fingerprint depends on."""
         raise NotImplementedError
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of ids, classes and of the files' sizes and contents, see `fingerprint_of`."""
+        """Hash of ids, classes and files, see `fingerprint_of`."""
         return fingerprint_of(repr((self.ids, self.classes, self._class_ids, self._task)), self.files())
 
 
@@ -115,19 +117,19 @@ class FrameFolders(ClipSource):
     """Clips as folders of pictures in natural order of their names ("9.jpg" before "10.jpg").
 
     Args:
-      root: folder of the set.
+      root: dataset root.
       split: name of the split.
-      list: file below root with a line "<clip folder> <class index>" or, without a label, "<clip folder>" for each
-        clip; "{split}" is replaced. Empty: every folder below `clips` that holds pictures, without labels.
-      classes: names or a file of names below root (`read_classes`), read when the list has labels.
-      clips: folder below root that the clips' paths are relative to; "{split}" is replaced.
-      frames: number that every clip must have; 0 for any.
+      list: file below root with one line "<clip folder> <class index>" or, without a label, "<clip folder>" per clip;
+        "{split}" is replaced. If empty, every folder below `clips` that contains pictures, without labels.
+      classes: names or a file of names below root (`read_classes`); used only if the list has labels.
+      clips: folder below root that clip paths are relative to; "{split}" is replaced.
+      frames: required number of frames per clip; 0 for any.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
 
     Raises:
-      UserError: a line without a folder, a folder named twice, missing or without pictures, a class index that is none,
-        a clip with another number of frames.
+      UserError: a folder that is missing, repeated or without pictures, an invalid class index, a clip with a different
+        number of frames.
     """
 
     def __init__(
@@ -148,67 +150,66 @@ class FrameFolders(ClipSource):
         super().__init__(source_name(name, root, split), class_ids, names, task)
         self._folders = [path / key for key in class_ids]
         self._files = [_pictures(clip) for clip in self._folders]
-        for clip, found in zip(self._folders, self._files, strict=True):
-            if frames and len(found) != frames:
-                raise UserError(f"{clip}: has {len(found)} frames, {frames} are wanted")
+        for clip, pictures in zip(self._folders, self._files, strict=True):
+            if frames and len(pictures) != frames:
+                raise UserError(f"{clip}: has {len(pictures)} frames, expected {frames}")
 
     def video(self, index: int) -> FrameVideo:
         return FrameVideo([self._folders[index] / file for file in self._files[index]], str(self._folders[index]))
 
     def files(self) -> list[Path]:
-        return [clip / file for clip, found in zip(self._folders, self._files, strict=True) for file in found]
+        return [clip / file for clip, pictures in zip(self._folders, self._files, strict=True) for file in pictures]
 
 
 def read_clips(file: Path) -> dict[str, int | None]:
-    """{clip: class index or None} of a list with a line "<clip> <class index>" or "<clip>" for each.
+    """{clip: class index or None} of a list file with one line "<clip> <class index>" or "<clip>" per clip.
 
     Raises:
-      UserError: no such file, nothing in it, a clip twice.
+      UserError: missing or empty file, or a clip listed twice.
     """
-    found: dict[str, int | None] = {}
+    class_ids: dict[str, int | None] = {}
     for number, line in enumerate(read_lines(file), 1):
         clip, _, last = line.rpartition(" ")
         labeled = clip.strip() and re.fullmatch(r"-?\d+", last)
         clip = (clip if labeled else line).strip().rstrip("/")
-        if clip in found:
-            raise UserError(f"{file}: line {number}: names {clip!r} twice")
-        found[clip] = int(last) if labeled else None
-    return found
+        if clip in class_ids:
+            raise UserError(f"{file}: line {number}: lists {clip!r} twice")
+        class_ids[clip] = int(last) if labeled else None
+    return class_ids
 
 
 def checked_classes(
     class_ids: dict[str, int | None], classes: str | Sequence[str], root: str, file: Path
 ) -> tuple[str, ...]:
-    """The names of the classes, none when no clip has one; UserError for an index that is no class, naming the list."""
+    """Names of the classes, () if no clip has one; UserError for a class index that is out of range."""
     if all(class_id is None for class_id in class_ids.values()):
         return ()
     names = tuple(read_classes(classes, root).values())
     for clip, class_id in class_ids.items():
         if class_id is not None and not 0 <= class_id < len(names):
-            raise UserError(f"{file}: {clip}: class index {class_id} with {len(names)} classes")
+            raise UserError(f"{file}: {clip}: class index {class_id} is not in 0..{len(names) - 1}")
     return names
 
 
 def _picture_folders(path: Path) -> list[str]:
-    """Folders below a path that hold pictures, relative to it, in natural order."""
-    found = []
+    """Folders with pictures below a path, relative to it, in natural order."""
+    clips = []
     for directory, folders, names in os.walk(path, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if directory != str(path) and any(_is_picture(name) for name in names):
-            found.append(Path(directory).relative_to(path).as_posix())
-    if not found:
+            clips.append(Path(directory).relative_to(path).as_posix())
+    if not clips:
         raise UserError(f"{path}: no folders of pictures")
-    return sorted(found, key=_natural)
+    return sorted(clips, key=_natural)
 
 
 def _pictures(path: Path) -> list[str]:
-    """The names of a folder's pictures in natural order; UserError when there are none."""
+    """The names of a folder's pictures in natural order; UserError if there are none."""
     try:
         names = [name for name in os.listdir(path) if _is_picture(name)]
     except OSError as error:
-        raise UserError(
-            f"{path}: {'no such folder' if isinstance(error, FileNotFoundError) else error.strerror}"
-        ) from None
+        reason = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"{path}: {reason}") from None
     if not names:
         raise UserError(f"{path}: clip without pictures")
     return sorted(names, key=_natural)
@@ -219,5 +220,5 @@ def _is_picture(name: str) -> bool:
 
 
 def _natural(name: str) -> tuple:
-    """A key that sorts numbers in names by their value."""
+    """A sort key that compares numbers in names by value."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)), name

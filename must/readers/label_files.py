@@ -1,17 +1,17 @@
-"""Labels as files that other tools read and change, and back without loss; `must.export.labels` writes them.
+"""Labels as files that other tools can edit, lossless in both directions; `must.export.labels` writes them.
 
     about.json                     source, number of examples, tasks
     examples.csv                   picture, id: one line per example, in order
-    images/<file>.jpg|png|...      the pictures, when they were wanted
-    <task>/about.json              kind, classes, what the numbers mean, how they are rounded
-    <task>/coco.json               detection: COCO's boxes with scores; "must_id" is the record's id
+    images/<file>.jpg|png|...      the pictures, if exported
+    <task>/about.json              kind, classes, meaning and rounding of the numbers
+    <task>/coco.json               detection: COCO boxes with scores; "must_id" is the record's id
     <task>/classes.csv             classification: file, class, score, rest, unknown, class_2, score_2, ...
-    <task>/maps.csv                dense tasks: file, and what a label has beside its maps
+    <task>/maps.csv                dense tasks: file, and the fields that are not maps
     <task>/<field>/<file>.png      a map at its stored resolution: 8-bit gray, 16-bit gray (depth), RGB (normals)
-    <task>/<field>-2/<file>.png    of a map with several values per pixel the second, and so on
+    <task>/<field>-2/<file>.png    the second value per pixel of a map with several values per pixel, and so on
 
-<file> is the id as `must.readers.files` writes it. A task's folder has what is labeled: an example without a label is
-not in its table. An empty cell is a field that the label does not have, "none" an empty list.
+<file> is the id as encoded by `must.readers.files.file_of`. Tables list only labeled examples. An empty cell means that
+the label lacks the field, "none" an empty list.
 """
 
 import csv
@@ -38,7 +38,7 @@ ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, MAPS = (
     "maps.csv",
 )
 _NONE = "none"  # in a cell: an empty list
-# Fields of a kind, maps and columns, in folders whose about.json does not list them.
+# (maps, columns) by kind, for folders whose about.json does not list them.
 _FIELDS = {
     "masks": (("ids", "probs"), ("unknown",)),
     "depth": (("depth", "scores"), ("scale", "offset")),
@@ -48,17 +48,16 @@ _NUMBERS = {"scale": np.float32, "offset": np.float32}
 
 
 class LabelFiles:
-    """The examples of a folder that `must.export.labels.export_labels` wrote, some files of which may have been
-    changed.
+    """The examples of a folder written by `must.export.labels.export_labels` and possibly edited since.
 
     Args:
       directory: of the files.
-      images: where the pictures are, by id, when the folder has none.
-      tasks: whose labels are read; all by default.
+      images: source of the pictures, by id, if the folder has none.
+      tasks: to read; all by default.
       name: of the source; by default that of the exported source.
 
     Raises:
-      UserError: a file that is missing or cannot be right.
+      UserError: a missing or invalid file.
     """
 
     def __init__(
@@ -73,16 +72,16 @@ class LabelFiles:
         about = _object(self._root / ABOUT, ("source", "tasks"))
         for task in tasks or ():
             if task not in about["tasks"]:
-                raise UserError(f"{directory}: holds no labels of {task!r}, only of {', '.join(about['tasks'])}")
+                raise UserError(f"{directory}: has no labels of {task!r}, only of {', '.join(about['tasks'])}")
         rows = list(read_table(self._root / EXAMPLES, ("picture", "id")))
         self.name, self.ids = name or about["source"], [row["id"] for row in rows]
         self._pictures = [row["picture"] for row in rows]
         self._images = images
         self._places = {id: i for i, id in enumerate(images.ids)} if images is not None else {}
         self.classes: dict[str, tuple[str, ...]] = {}
-        self._tasks: dict[str, tuple[str, Mapping[str, Any]]] = {}  # {task: (kind, {id: what its table says})}
+        self._tasks: dict[str, tuple[str, Mapping[str, Any]]] = {}  # {task: (kind, {id: table row or label})}
         self._fields: dict[str, tuple[Sequence[str], Sequence[str]]] = {}  # {task: (maps, columns)}
-        self._stacked: dict[str, Sequence[str]] = {}  # {task: maps with an axis of their own behind height and width}
+        self._stacked: dict[str, Sequence[str]] = {}  # {task: maps with a third axis}
         for task in about["tasks"] if tasks is None else tasks:
             self._read_task(task)
 
@@ -97,11 +96,11 @@ class LabelFiles:
         elif id in self._places:
             image = self._images[self._places[id]].image
         else:
-            raise UserError(f"{self._root / IMAGES}: has no picture of {id}, and images= gives none")
+            raise UserError(f"{self._root / IMAGES}: no picture of {id}, and neither has images=")
         return Example(id, image, self.labels(index))
 
     def encoded(self, index: int) -> bytes | None:
-        """The picture's file, None where there is none."""
+        """The bytes of the picture's file, None if missing."""
         file = self._root / IMAGES / self._pictures[index]
         return read_bytes(file) if file.is_file() else None
 
@@ -112,11 +111,10 @@ class LabelFiles:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of what is in the files; of a large one only the first and the last 64 KiB are read."""
-        folders = [self._root / task for task in self._tasks]
-        files = [self._root / EXAMPLES] + [
-            file for path in folders for file in sorted(path.rglob("*")) if file.is_file()
-        ]
+        """Hash of the files, see `fingerprint_of`."""
+        files = [self._root / EXAMPLES]
+        for task in self._tasks:
+            files += [file for file in sorted((self._root / task).rglob("*")) if file.is_file()]
         return fingerprint_of(repr((self.name, self.ids, list(self._tasks))), files)
 
     def _read_task(self, task: str) -> None:
@@ -138,44 +136,43 @@ class LabelFiles:
             self._stacked[task] = about.get("stacked", ("ids", "probs"))
             table = {_id(row): row for row in read_table(path / MAPS, ("file",))}
         else:
-            raise UserError(f"{path / ABOUT}: kind {kind!r} is none of coco, classes, {', '.join(_FIELDS)}")
+            raise UserError(f"{path / ABOUT}: kind {kind!r} is not one of coco, classes, {', '.join(_FIELDS)}")
         self._tasks[task] = (kind, table)
 
-    def _label(self, task: str, kind: str, said: Mapping[str, Any]) -> Label:
-        """The label of one example, from what the table says of it."""
+    def _label(self, task: str, kind: str, row: Mapping[str, Any]) -> Label:
+        """The label of one example from its row of the table."""
         if task not in self._fields:
-            return dict(said)
+            return dict(row)
         maps, columns = self._fields[task]
         label = {}
         for field in maps:
-            found = _read_map(self._root / task, field, said["file"], field in self._stacked[task])
-            if found is not None:
-                label[field] = found
+            values = _read_map(self._root / task, field, row["file"], field in self._stacked[task])
+            if values is not None:
+                label[field] = values
         for field in columns:
-            if text := said.get(field, ""):
-                where = f"{self._root / task / MAPS}: {said['file']}: {field}"
-                label[field] = (
-                    _numbers(text, where)
-                    if field == "unknown"
-                    else _number(text, _NUMBERS.get(field, np.float32), where)
-                )
+            if text := row.get(field, ""):
+                where = f"{self._root / task / MAPS}: {row['file']}: {field}"
+                if field == "unknown":
+                    label[field] = _numbers(text, where)
+                else:
+                    label[field] = _number(text, _NUMBERS.get(field, np.float32), where)
         if maps[0] not in label:
-            raise UserError(f"{self._root / task / maps[0] / said['file']}: missing, {MAPS} lists it")
+            raise UserError(f"{self._root / task / maps[0] / row['file']}: missing, but {MAPS} lists it")
         return label
 
 
 def list_cell(ids: Any) -> str:
-    """A list of class ids as a cell, "" when a label has none."""
+    """A list of class ids as a cell, "" if the label has no such field."""
     return "" if ids is None else " ".join(str(int(id)) for id in ids) or _NONE
 
 
 def folder_of(field: str, rank: int) -> str:
-    """Folder of the maps of a field's `rank`-th values per pixel, from 0."""
+    """Folder of the `rank`-th value per pixel, from 0, of a field."""
     return field if rank == 0 else f"{field}-{rank + 1}"
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a csv as {column: cell}; UserError unless it has these columns, which come first."""
+    """Rows of a csv as {column: cell}; UserError unless it begins with these columns."""
     try:
         lines = csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""))
         heading = next(lines, [])
@@ -183,14 +180,16 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
             raise UserError(f"{path}: does not begin with the columns {', '.join(columns)}")
         for row in filter(None, lines):
             if len(row) < len(columns):
-                raise UserError(f"{path}: line {lines.line_num}: {len(row)} cells, want at least {', '.join(columns)}")
-            yield dict(zip(heading, row))
+                raise UserError(
+                    f"{path}: line {lines.line_num}: {len(row)} cells, expected at least {', '.join(columns)}"
+                )
+            yield dict(zip(heading, row, strict=False))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table: {error}") from None
 
 
 def _object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """A json object that has the keys, or UserError."""
+    """Reads a json object; UserError if it lacks one of the keys."""
     content = read_json(path)
     for key in keys:
         if not isinstance(content, dict) or key not in content:
@@ -203,13 +202,13 @@ def _id(row: Mapping[str, str]) -> str:
 
 
 def _read_map(folder: Path, field: str, file: str, stacked: bool) -> np.ndarray | None:
-    """A map as the record has it, None when there is no such file."""
+    """A map in record form, None if the file is missing."""
     if not (folder / field / file).is_file():
         return None
     if field == "depth":
         picture = open_picture(read_bytes(folder / field / file), str(folder / field / file))
         if not picture.mode.startswith("I"):
-            raise UserError(f"{folder / field / file}: depth needs 16-bit gray PNG, this one has mode {picture.mode}")
+            raise UserError(f"{folder / field / file}: depth needs a 16-bit gray PNG, not mode {picture.mode}")
         return np.asarray(picture).astype(np.uint16)
     if field == "normals":
         stored = decode_picture(read_bytes(folder / field / file), str(folder / field / file))
@@ -220,12 +219,12 @@ def _read_map(folder: Path, field: str, file: str, stacked: bool) -> np.ndarray 
     while (path := folder / folder_of(field, len(planes)) / file).is_file():
         planes.append(read_mask(path))
     if len({plane.shape for plane in planes}) > 1:
-        raise UserError(f"{folder / field / file}: further maps of it have another size")
+        raise UserError(f"{folder / field / file}: its companion maps differ in size")
     return np.stack(planes, -1)
 
 
 def _distribution(row: Mapping[str, str], number: Mapping[str, int], where: str) -> Label:
-    """A line of the table of classes."""
+    """The label in one row of classes.csv."""
     ids, probs, rank = [], [], 1
     suffix = ""
     while row.get(f"class{suffix}"):

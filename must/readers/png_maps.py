@@ -1,8 +1,8 @@
-"""Maps of labels as PNG that every reader opens: 8 bits a channel, lossless, deflated in the way that suits them.
+"""Label maps as standard 8-bit PNG, lossless.
 
-Predicted maps are smooth with a little noise. As differences to what PNG's Paeth filter predicts from the neighbors
-they are noise around 0, and maps of ids are runs of zeros: a Huffman code with run lengths makes less of both than
-deflate's search for repetitions does, and sooner. Types that PNG does not have become uint8:
+Predicted maps are smooth with a little noise. After PNG's Paeth filter they are noise around 0, and maps of ids are
+runs of zeros. For both, Huffman coding with run lengths is smaller and faster than deflate's search for repetitions.
+Types that PNG does not support are stored as uint8:
 
     int8              value + 128
     uint16 [H, W]     uint8 [2 H, W]: the high bytes, below them the low bytes
@@ -15,12 +15,12 @@ import zlib
 import numpy as np
 
 TYPES = ("uint8", "int8", "uint16")
-_LEVEL = 1  # of deflate, whose higher levels search for longer, which is not done here
-_MEMORY = 6  # a code for every 4,096 values, so that high and low bytes have their own
+_LEVEL = 1  # higher levels only search for longer repetitions, which Z_RLE skips
+_MEMORY = 6  # one Huffman code per 4,096 values, so that high and low bytes have separate codes
 
 
 def encode_map(values: np.ndarray) -> bytes:
-    """PNG of uint8 or int8 [H, W], [H, W, 1] or [H, W, 3], or uint16 [H, W]."""
+    """Encodes uint8 or int8 [H, W], [H, W, 1] or [H, W, 3], or uint16 [H, W] as PNG."""
     stored = as_uint8(values)
     height, width = stored.shape[:2]
     pixels = np.ascontiguousarray(stored).reshape(height, -1)
@@ -30,7 +30,7 @@ def encode_map(values: np.ndarray) -> bytes:
 
 
 def decode_map(data: bytes, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Inverse of `encode_map`, for a map of that type and of a shape with so many axes."""
+    """Inverse of `encode_map`; of `shape` only the number of axes matters."""
     from PIL import Image
 
     stored = np.asarray(Image.open(io.BytesIO(data)))
@@ -43,14 +43,14 @@ def decode_map(data: bytes, dtype: str, shape: tuple[int | None, ...]) -> np.nda
 
 
 def as_uint8(values: np.ndarray) -> np.ndarray:
-    """What the picture holds: uint8 [H, W], [H, W, 1] or [H, W, 3]."""
+    """The pixels to store: uint8 [H, W], [H, W, 1] or [H, W, 3]."""
     if values.dtype == np.uint16:
         return np.concatenate([values >> 8, values & 255]).astype(np.uint8)
     return values.view(np.uint8) ^ 128 if values.dtype == np.int8 else values
 
 
 def write_png(width: int, height: int, color: bool, deflated: bytes) -> bytes:
-    """The file around deflated rows, each behind the number of its filter; gray or RGB, 8 bits."""
+    """8-bit gray or RGB PNG file from deflated rows, each preceded by its filter number."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if color else 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -59,16 +59,14 @@ def write_png(width: int, height: int, color: bool, deflated: bytes) -> bytes:
 
 
 def _paeth(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """Rows behind the number of the filter, as differences to the neighbor nearest to left + above - corner.
+    """Paeth-filtered rows, uint8 [H, 1 + W * channels], each preceded by its filter number; pixels: [H, W * channels].
 
-    Args:
-      pixels: uint8 [H, W * channels].
-      channels: per pixel.
+    Each pixel becomes its difference to the neighbor nearest to left + above - corner.
     """
-    known = np.zeros((pixels.shape[0] + 1, pixels.shape[1] + channels), np.int16)
-    known[1:, channels:] = pixels
-    left, above, corner = known[1:, :-channels], known[:-1, channels:], known[:-1, :-channels]
-    to_left, to_above = above - corner, left - corner  # how far the prediction is, with a sign
+    padded = np.zeros((pixels.shape[0] + 1, pixels.shape[1] + channels), np.int16)
+    padded[1:, channels:] = pixels
+    left, above, corner = padded[1:, :-channels], padded[:-1, channels:], padded[:-1, :-channels]
+    to_left, to_above = above - corner, left - corner  # signed distances from the prediction
     to_left, to_above, to_corner = np.abs(to_left), np.abs(to_above), np.abs(to_left + to_above)
     nearest = np.where(to_above <= to_corner, above, corner)
     nearest = np.where((to_left <= to_above) & (to_left <= to_corner), left, nearest)

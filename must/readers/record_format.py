@@ -1,9 +1,8 @@
-"""The bytes of one record: a tf.train.Example laid out as TFDS reads it, without TensorFlow and without TFDS.
+"""The bytes of one record: a tf.train.Example in TFDS's layout, without TensorFlow and without TFDS.
 
-A feature is stored under its path, "<task>/<field>". Numbers are widened as TFDS does (integers and booleans to int64,
-floats to float32); "zlib" fields are raw little-endian bytes, deflated, with their shape beside them where more than
-one size varies; "png" fields are `must.readers.dense`; the image is an encoded picture, a video the list of its frames
-as such. Which files hold records `must.readers.records` knows.
+Features are stored as "<task>/<field>". Numbers are widened as in TFDS (integers and booleans to int64, floats to
+float32); "zlib" fields are deflated little-endian bytes, with their shape beside them if more than one dimension
+varies; "png" fields are encoded by `must.readers.png_maps`; an image is an encoded picture, a video a list of them.
 """
 
 import functools
@@ -28,8 +27,8 @@ def features_of(specs: Specs, *, images: bool = True, videos: bool = False) -> A
 
     Args:
       specs: {task: Task.label_spec()}.
-      images: the record holds the picture itself.
-      videos: it holds a video instead.
+      images: the record contains the picture.
+      videos: the record contains a video instead.
 
     Returns:
       tfds.features.FeaturesDict: "id", "image" or "video", and one dict of fields per task.
@@ -58,14 +57,10 @@ def features_of(specs: Specs, *, images: bool = True, videos: bool = False) -> A
 
 
 def check_specs(specs: Specs) -> None:
-    """Refuses what a record cannot hold.
-
-    Raises:
-      UserError: a task or field name with "/", a reserved task name, or an encoding that does not fit its shape.
-    """
+    """Raises UserError for a name with "/", a reserved task name, or an encoding that does not fit type and shape."""
     for task, fields in specs.items():
         if task in (ID, IMAGE, VIDEO) or "/" in task:
-            raise UserError(f"task {task!r}: a record cannot hold this name")
+            raise UserError(f"task {task!r}: a record cannot hold a task of this name")
         for name, spec in fields.items():
             varying = spec.shape.count(None)
             fits = {
@@ -79,13 +74,13 @@ def check_specs(specs: Specs) -> None:
 
 
 def mismatch(value: Any, spec: ArraySpec) -> str:
-    """What keeps a value from being stored in this field, "" when nothing does."""
+    """Why a value cannot be stored in this field, "" if it can."""
     if spec.dtype == "str":
         return "" if isinstance(value, str) else f"is {type(value).__name__}, not a string"
     array, dtype = np.asarray(value), _dtype(spec.dtype)
     if array.shape != spec.shape:
-        varying = len(array.shape) == len(spec.shape)
-        if not varying or any(want != got and want is not None for want, got in zip(spec.shape, array.shape)):
+        same_rank = len(array.shape) == len(spec.shape)
+        if not same_rank or any(n not in (None, m) for n, m in zip(spec.shape, array.shape, strict=True)):
             return f"has shape {array.shape}, not {spec.shape}"
     if array.dtype != dtype:
         return f"is {array.dtype}, not {dtype}"
@@ -95,16 +90,13 @@ def mismatch(value: Any, spec: ArraySpec) -> str:
 
 
 def encode_record(id: str, image: bytes | Sequence[bytes] | None, labels: Mapping[str, Label], specs: Specs) -> bytes:
-    """One record.
+    """Serializes one tf.train.Example, deterministically.
 
     Args:
       id: of the example.
-      image: encoded picture, or encoded frames of a video, or None when the records refer to it by id.
+      image: encoded picture, encoded frames of a video, or None if the records refer to pictures by id.
       labels: {task: fields in record form} for all tasks of `specs`; types and shapes as specified.
       specs: {task: Task.label_spec()}.
-
-    Returns:
-      Serialized tf.train.Example, the same bytes for the same arguments.
     """
     example = _example_class()()
     feature = example.features.feature
@@ -120,7 +112,7 @@ def encode_record(id: str, image: bytes | Sequence[bytes] | None, labels: Mappin
 
 
 def decode_record(record: bytes, specs: Specs) -> tuple[str, bytes | list[bytes] | None, dict[str, Label]]:
-    """Id, encoded picture or frames if there are any, labels of the tasks in `specs`; inverse of `encode_record`."""
+    """Inverse of `encode_record`: id, encoded picture or frames or None, labels of the tasks in `specs`."""
     feature = _example_class().FromString(record).features.feature
     labels = {
         task: {name: _get(feature, f"{task}/{name}", spec) for name, spec in fields.items()}
@@ -140,12 +132,12 @@ def field_sizes(record: bytes) -> dict[str, int]:
         alone = type(features)(feature={key: features.feature[key]})
         name = "/".join(key.split("/")[:2])  # "<task>/<field>/shape" belongs to the field
         sizes[name] = sizes.get(name, 0) + alone.ByteSize()
-    sizes[ID] += len(record) - sum(sizes.values())  # what surrounds them all
+    sizes[ID] += len(record) - sum(sizes.values())  # the enclosing message
     return sizes
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Lossless PNG of uint8 [H, W], [H, W, 1] or [H, W, 3]; two to six times as fast as Pillow's."""
+    """Encodes uint8 [H, W], [H, W, 1] or [H, W, 3] as PNG, two to six times as fast as Pillow."""
     height, width = image.shape[:2]
     color = image.ndim == 3 and image.shape[2] == 3
     rows = np.zeros((height, 1 + width * (3 if color else 1)), np.uint8)
@@ -158,9 +150,9 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def is_plain(data: bytes, size: tuple[int, int]) -> bool:
-    """Whether every reader sees these encoded bytes as the same RGB picture of (height, width) `size`.
+    """Whether all readers decode these bytes to the same RGB picture of (height, width) `size`; reads only the header.
 
-    Not so with gray or CMYK pictures, palettes and transparency. Reads the header alone.
+    False for gray and CMYK pictures, palettes and transparency.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -186,7 +178,7 @@ def _put(feature: Any, key: str, value: Any, spec: ArraySpec) -> None:
     else:
         array = np.asarray(value).ravel()
         numbers = feature[key].float_list if array.dtype.kind == "f" else feature[key].int64_list
-        numbers.SetInParent()  # an empty list is stored, as a list
+        numbers.SetInParent()  # so that an empty list is stored, too
         numbers.value.extend((array.view(np.uint8) if array.dtype == bool else array).tolist())
 
 
@@ -209,12 +201,12 @@ def _get(feature: Any, key: str, spec: ArraySpec) -> Any:
 
 @functools.cache
 def _dtype(name: str) -> np.dtype:
-    return np.dtype(name)  # parsing the name costs more than the comparison with it
+    return np.dtype(name)  # cached, since parsing the name is slow
 
 
 @functools.cache
 def _example_class() -> Any:
-    """The message tf.train.Example, in a pool of its own so that TensorFlow and TFDS may register theirs."""
+    """The message class tf.train.Example, in a separate pool so that TensorFlow and TFDS can register theirs."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     field = descriptor_pb2.FieldDescriptorProto

@@ -1,11 +1,10 @@
-"""A directory of records as a source: pseudo labels written by `must.pseudo_label.write`, clips by
-`must.pseudo_label.clips`, or any labels in that layout.
+"""A directory of records as a source, such as pseudo labels.
 
-    features.json, dataset_info.json            what TFDS needs to read it
-    <name>-<split>.array_record-00000-of-00016  the records, `must.readers.record_format`
-    ids.txt                                     one id per record, in order
-    provenance.json                             who labeled what, and count, bytes and SHA-256 of every file
-    added/<name>/1.0.0                          tasks that came later: a directory like this one, without the pictures
+features.json, dataset_info.json            metadata that TFDS needs to read it
+<name>-<split>.array_record-00000-of-00016  the records, see `must.readers.record_format`
+ids.txt                                     one id per record, in order
+provenance.json                             labeler of each task; count, bytes and SHA-256 of every file
+added/<name>/1.0.0                          tasks added later: a directory like this one, without the pictures
 """
 
 import bisect
@@ -28,15 +27,15 @@ _ADDED = "added"
 
 
 class Records:
-    """The examples of one directory, with the labels of the tasks that were added to it later.
+    """The examples of one directory, including the tasks added to it later.
 
-    An addition may lack records, which then have no label of its tasks; one that is not complete is not seen.
+    Records that are missing from an addition have no label of its tasks; incomplete additions are ignored.
 
     Attributes:
       name, ids, classes: see `Source`.
-      fingerprint: of the files that are read, those of additions too.
-      provenance: the content of provenance.json; "tasks" also has the tasks of the additions, and "added" is
-        {name: content of the addition's own provenance.json}.
+      fingerprint: of the files that are read, including those of additions.
+      provenance: the content of provenance.json; "tasks" includes the tasks of the additions, and "added" is
+        {name: content of the addition's provenance.json}.
       specs: {task: {field: ArraySpec}} of the tasks that are read.
     """
 
@@ -52,35 +51,35 @@ class Records:
         """Opens the directory.
 
         Args:
-          directory: holds dataset_info.json.
-          split: that it must hold.
-          tasks: whose labels are read; all by default.
-          images: where the pictures are, by id, when the records hold none.
+          directory: contains dataset_info.json.
+          split: the split it must contain.
+          tasks: to read; all by default.
+          images: source of the pictures, by id, if the records contain none.
           verify: compare the SHA-256 of every file; otherwise only counts and sizes.
 
         Raises:
-          UserError: not a complete directory of records, another split, an unknown task, a damaged file, an addition to
-            other records than these or of a task that is there already.
+          UserError: not a complete directory of records, wrong split, unknown task, damaged file, or an addition to
+            different records or of a task that already exists.
         """
         self._directory = os.fspath(directory)
         self.provenance = read_provenance(self._directory)
         if (stored_as := self.provenance.get("file_format", "array_record")) != "array_record":
             raise UserError(
-                f"{self._directory}: holds {stored_as} files for tf.data, only array_record is read by index"
+                f"{self._directory}: holds {stored_as} files for tf.data, but only array_record can be read"
             )
         if self.provenance["split"] != split:
             raise UserError(f"{self._directory}: holds split {self.provenance['split']!r}, not {split!r}")
         own, added = self.provenance["tasks"], read_additions(self._directory)
         stored = _united(self._directory, own, added)
         self.provenance |= {"tasks": stored, "added": added}
-        wanted = tuple(stored if tasks is None else tasks)
-        for task in wanted:
+        selected = tuple(stored if tasks is None else tasks)
+        for task in selected:
             if task not in stored:
                 raise UserError(f"{self._directory}: holds no labels of {task!r}, only of {', '.join(stored)}")
-        self.specs = {task: _specs(stored[task]["fields"]) for task in wanted}
-        self.classes = {task: tuple(stored[task]["classes"]) for task in wanted if stored[task]["classes"]}
+        self.specs = {task: _specs(stored[task]["fields"]) for task in selected}
+        self.classes = {task: tuple(stored[task]["classes"]) for task in selected if stored[task]["classes"]}
         self.name = self.provenance["name"]
-        self._own = {task: self.specs[task] for task in wanted if task in own}
+        self._own = {task: self.specs[task] for task in selected if task in own}
         self._shards = self.provenance["shards"]
         self._starts = np.cumsum([0] + [shard["count"] for shard in self._shards]).tolist()
         self._readers: dict[int, Any] = {}
@@ -90,12 +89,12 @@ class Records:
         with open(os.path.join(self._directory, IDS), encoding="utf-8") as lines:
             self.ids = tuple(lines.read().split("\n")[:-1])
         hashes = [shard["sha256"] for shard in self._shards]
-        self._added: list[tuple[Records, np.ndarray]] = []  # and the place there of each of our records, -1 without one
+        self._added: list[tuple[Records, np.ndarray]] = []  # with the index in it of each record, -1 if missing
         for name, facts in added.items():
             path = addition_directory(self._directory, name)
             if facts["source"]["fingerprint"] != _hash([shard["sha256"] for shard in self._shards]):
-                raise UserError(f"{path}: was added to other records than these; it can be deleted")
-            if theirs := [task for task in wanted if task in facts["tasks"]]:
+                raise UserError(f"{path}: was added to different records; delete it and add the task again")
+            if theirs := [task for task in selected if task in facts["tasks"]]:
                 addition = Records(path, split=split, tasks=theirs, verify=verify)
                 places = {id: i for i, id in enumerate(addition.ids)}
                 self._added.append((addition, np.array([places.get(id, -1) for id in self.ids], np.int64)))
@@ -115,15 +114,15 @@ class Records:
         if data is not None:
             return Example(id, decode_picture(data, f"{self._directory}: {id}"), labels)
         if id not in self._places:
-            raise UserError(f"{self._directory}: record {id} holds no picture and the source of images has none")
+            raise UserError(f"{self._directory}: record {id} holds no picture, and neither does the source of images")
         return Example(id, self._images[self._places[id]].image, labels)
 
     def labels(self, index: int) -> dict[str, Label]:
-        """The labels alone, without decoding the picture."""
+        """The labels alone; the picture is not decoded."""
         return self._read(index, self._own)[2] | self._added_labels(index)
 
     def encoded(self, index: int) -> bytes | None:
-        """The picture as it is stored, PNG or JPEG, or None; a video's frames are encoded one by one, see `FrameVideo`."""
+        """The stored picture, PNG or JPEG; None without one and for videos, see `FrameVideo.encoded`."""
         data = self._read(index, {})[1]
         return None if isinstance(data, list) else data
 
@@ -134,11 +133,11 @@ class Records:
         self.__dict__.update(state, _lock=threading.Lock())
 
     def _added_labels(self, index: int) -> dict[str, Label]:
-        found = {}
+        labels = {}
         for addition, places in self._added:
             if places[index] >= 0:
-                found |= addition.labels(int(places[index]))
-        return found
+                labels |= addition.labels(int(places[index]))
+        return labels
 
     def _read(
         self, index: int, specs: dict[str, dict[str, ArraySpec]]
@@ -150,7 +149,7 @@ class Records:
         try:
             (record,) = self._reader(shard, path).read([index - self._starts[shard]])
             return decode_record(record, specs)
-        except Exception as error:  # the reader, the parser and zlib each have their own
+        except Exception as error:  # the reader, the parser and zlib each raise their own types
             raise UserError(f"{path}: record {self.ids[index]} is damaged ({error})") from None
 
     def _reader(self, shard: int, path: str) -> Any:
@@ -161,11 +160,7 @@ class Records:
 
 
 def read_provenance(directory: str) -> dict[str, Any]:
-    """The content of provenance.json of a complete directory.
-
-    Raises:
-      UserError: not complete, or not records.
-    """
+    """The content of provenance.json; UserError if the directory holds no complete records."""
     if not os.path.exists(os.path.join(directory, COMMITTED)):
         raise UserError(f"{directory}: no complete records here ({COMMITTED} is missing)")
     path = os.path.join(directory, PROVENANCE)
@@ -177,18 +172,18 @@ def read_provenance(directory: str) -> dict[str, Any]:
 
 
 def addition_directory(directory: str, name: str) -> str:
-    """Where the labels lie that were added to a directory of records under a name."""
+    """Directory of an addition to a directory of records."""
     return os.path.join(directory, _ADDED, name, "1.0.0")
 
 
 def read_additions(directory: str) -> dict[str, dict[str, Any]]:
-    """{name: content of provenance.json} of the complete additions to a directory of records, by name."""
+    """{name: content of provenance.json} of all complete additions to a directory of records."""
     paths = {name: addition_directory(directory, name) for name in addition_names(directory)}
     return {name: read_provenance(at) for name, at in paths.items() if os.path.exists(os.path.join(at, COMMITTED))}
 
 
 def addition_names(directory: str) -> list[str]:
-    """Of all additions to a directory of records, complete or not."""
+    """Names of all additions to a directory of records, complete or not."""
     top = os.path.join(directory, _ADDED)
     return sorted(os.listdir(top)) if os.path.isdir(top) else []
 
@@ -200,10 +195,10 @@ def file_hash(path: str) -> str:
 
 
 def record_count(path: str) -> int:
-    """Records that a reader finds in a shard; UserError when it finds it damaged."""
+    """Number of records in a shard; UserError if it is damaged."""
     try:
         return _open(path).num_records()
-    except Exception as error:  # the reader has types of its own
+    except Exception as error:  # the reader raises its own types
         raise UserError(f"{path}: damaged ({error})") from None
 
 
@@ -215,17 +210,17 @@ def stored_records(path: str) -> Iterator[bytes]:
 
 
 def _check_file(directory: str, entry: dict[str, Any], verify: bool) -> None:
-    """Raises UserError unless the file is as it was committed; half an ArrayRecord opens as 0 records, silently."""
+    """Raises UserError unless the file is as written; a truncated ArrayRecord silently opens with 0 records."""
     path = os.path.join(directory, entry["file"])
     if not os.path.exists(path):
         raise UserError(f"{path}: missing")
     size = os.path.getsize(path)
     if size != entry["bytes"]:
-        raise UserError(f"{path}: {size} bytes, {entry['bytes']} were written")
+        raise UserError(f"{path}: has {size} bytes, expected {entry['bytes']}")
     if verify and file_hash(path) != entry["sha256"]:
-        raise UserError(f"{path}: damaged, its SHA-256 is not that of {PROVENANCE}")
+        raise UserError(f"{path}: damaged, its SHA-256 differs from {PROVENANCE}")
     if entry["file"] != IDS and (count := record_count(path)) != entry["count"]:
-        raise UserError(f"{path}: {count} records, {entry['count']} were written")
+        raise UserError(f"{path}: has {count} records, expected {entry['count']}")
 
 
 def _open(path: str) -> Any:
@@ -235,11 +230,13 @@ def _open(path: str) -> Any:
 
 
 def _united(directory: str, own: dict[str, Any], added: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What provenance says of the tasks of a directory and of its additions."""
+    """Provenance of the tasks of a directory and its additions; UserError for a task that exists twice."""
     tasks = dict(own)
     for name, facts in added.items():
         if twice := set(tasks) & set(facts["tasks"]):
-            raise UserError(f"{addition_directory(directory, name)}: labels {min(twice)!r}, which is there already")
+            raise UserError(
+                f"{addition_directory(directory, name)}: adds {min(twice)!r}, which already exists; delete one of them"
+            )
         tasks |= facts["tasks"]
     return tasks
 

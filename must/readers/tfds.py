@@ -1,6 +1,6 @@
-"""A data set of TensorFlow Datasets that is prepared on disk as ArrayRecord, read without TensorFlow.
+"""TensorFlow Datasets (TFDS) that are prepared on disk as ArrayRecord, read without TensorFlow.
 
-Nothing is downloaded or prepared here; how to do that once, the error messages say.
+Nothing is downloaded or prepared; error messages give the command to do so.
 """
 
 import functools
@@ -25,26 +25,26 @@ _FEATURES = "tensorflow_datasets.core.features"
 class Tfds:
     """One split; the kind of each label follows from the type of its feature.
 
-    A ClassLabel gives classification; a Sequence with a BBoxFeature and a ClassLabel gives detection (`is_crowd` and
-    `is_difficult` boxes become crowd); an Image with one uint8 channel gives segmentation; any other Image with one
-    channel and a Tensor [H, W] or [H, W, 1] give depth. A Video or a Sequence of Images in the place of the picture
-    gives videos, whose frames are decoded when asked for. Ids are "<name>/<position>".
+    A ClassLabel becomes classification; a Sequence with a BBoxFeature and a ClassLabel becomes detection (`is_crowd`
+    and `is_difficult` boxes become crowd); an Image with one uint8 channel becomes segmentation; any other one-channel
+    Image and a Tensor [H, W] or [H, W, 1] become depth. If the image feature is a Video or a Sequence of Images,
+    examples are videos, whose frames are decoded on access. Ids are "<name>/<position>".
 
     Args:
-      dataset: "name", "name/config", "name/config:version", or a folder that holds dataset_info.json.
-      split: as TFDS writes it, "train[:10%]" included.
+      dataset: "name", "name/config", "name/config:version", or a folder that contains dataset_info.json.
+      split: in TFDS syntax, for example "train[:10%]".
       labels: {task name: feature}.
-      data_dir: where TFDS keeps its data; by default ~/tensorflow_datasets.
+      data_dir: TFDS's data directory; by default ~/tensorflow_datasets.
       image: feature of the picture or video.
-      classes: {task name: names, {stored id: name} or a file (`read_classes`)}; needed for segmentation, otherwise
-        the feature's own.
-      ignore: stored id of pixels without a class, None when there is none.
+      classes: {task name: names, {stored id: name} or a file (`read_classes`)}; by default the feature's own names.
+        Segmentation needs it.
+      ignore: stored id of unlabeled pixels, or None.
       unit: of depth, "mm", "cm", "m" or meters per unit.
-      name: of the source; by default the data set's with the split behind it.
+      name: of the source; by default "<dataset>-<split>".
 
     Raises:
-      UserError: not prepared, not as ArrayRecord, no such split or feature, a feature that is no label; when it is
-        read: a broken record, a video without frames.
+      UserError: not prepared, not ArrayRecord, unknown split or feature, unsupported feature; on reading, a broken
+        record or a video without frames.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Tfds:
     ):
         import tensorflow_datasets as tfds
 
-        self._arguments = {  # a worker opens the set again
+        self._arguments = {  # workers reopen the data set with these
             "dataset": dataset,
             "split": split,
             "labels": labels,
@@ -79,11 +79,11 @@ class Tfds:
         labels = dict(labels or {})
         for key in (image, *labels.values()):
             if key not in features:
-                raise UserError(f"{self._where}: has no feature {key!r}, only {', '.join(features)}")
-        classes, given = {}, dict(classes or {})
+                raise UserError(f"{self._where}: no feature {key!r}, only {', '.join(features)}")
+        classes, class_names = {}, dict(classes or {})
         self._readers = {}
         for task, key in labels.items():
-            reader = _reader(features[key], given.get(task), ignore, unit, f"{self._where}: feature {key!r}")
+            reader = _reader(features[key], class_names.get(task), ignore, unit, f"{self._where}: feature {key!r}")
             self._readers[task] = (key, reader)
             if reader.classes:
                 classes[task] = reader.classes
@@ -93,7 +93,7 @@ class Tfds:
         except NotImplementedError:
             stored = builder.info.file_format.value
             raise UserError(
-                f"{self._where}: is stored as {stored}, which needs TensorFlow; pip install 'must[tf]' "
+                f"{self._where}: stored as {stored}, which needs TensorFlow; pip install 'must[tf]' "
                 f"and convert it: tfds convert_format --to_file_format=array_record --dataset_dir={builder.data_dir}"
             ) from None
         except (ValueError, OSError) as error:
@@ -130,7 +130,7 @@ class Tfds:
         return self._labels_of(row, index, picture_size(row[self._image], self.ids[index]))
 
     def encoded(self, index: int) -> bytes | None:
-        """The picture as it is stored; None of a video."""
+        """The stored picture; None for videos."""
         return None if self._video else self._row(index)[self._image]
 
     def _frames_of(self, row: dict[str, Any], index: int) -> FrameVideo:
@@ -144,8 +144,8 @@ class Tfds:
             raise IndexError(f"index {index} of {len(self)} examples")
         try:
             return self._rows[int(index) % len(self)]
-        except Exception as error:  # reader, parser and decoders each have their own
-            raise UserError(f"{self._where}: record {self.ids[index]} cannot be read: {error}") from None
+        except Exception as error:  # reader, parser and decoders each raise their own types
+            raise UserError(f"{self._where}: record {self.ids[index]} is damaged: {error}") from None
 
     def _labels_of(self, row: dict[str, Any], index: int, size: tuple[int, int]) -> dict[str, Label]:
         out = {}
@@ -157,11 +157,7 @@ class Tfds:
 
 
 def _places(split: str, info) -> tuple[str, list[str]]:
-    """Where the examples of "train[10%:]" stand in "train", so that two slices share the ids of what both hold.
-
-    Returns:
-      (the whole split's name, the place of every example in it).
-    """
+    """Name of the whole split and each example's position in it, so that overlapping slices share ids."""
     import tensorflow_datasets as tfds
 
     lengths = {name: part.num_examples for name, part in info.splits.items()}
@@ -173,19 +169,19 @@ def _places(split: str, info) -> tuple[str, list[str]]:
 
 
 class _Class:
-    """A ClassLabel; the negative ids by which TFDS marks hidden labels mean no label."""
+    """A ClassLabel; negative ids, TFDS's mark of hidden labels, mean no label."""
 
     def __init__(self, names: tuple[str, ...]):
         self.classes = names
 
     def read(self, value: Any, size: tuple[int, int], where: str) -> Label | None:
         if value >= len(self.classes):
-            raise UserError(f"{where}: class {value} of {len(self.classes)}")
+            raise UserError(f"{where}: class id {value} is not below {len(self.classes)}")
         return forms.classification(int(value)) if value >= 0 else None
 
 
 class _Boxes:
-    """A Sequence of boxes, which TFDS stores as fractions (y0, x0, y1, x1)."""
+    """A Sequence of boxes, stored as fractions (y0, x0, y1, x1)."""
 
     def __init__(self, names: tuple[str, ...], box: str, label: str, crowd: Sequence[str]):
         self.classes = names
@@ -215,12 +211,12 @@ class _Mask:
 
 
 class _Depth:
-    """A map of depth, an array or an encoded picture of 16 bits; what is not finite or not positive is invalid."""
+    """A depth map, an array or an encoded 16-bit picture; values that are not finite or not positive are invalid."""
 
     classes = ()
 
     def __init__(self, unit: str | float):
-        self._metres_per_unit = forms.metres_per_unit(unit)
+        self._meters_per_unit = forms.metres_per_unit(unit)
 
     def read(self, value: Any, size: tuple[int, int], where: str) -> Label:
         array = np.asarray(open_picture(value, where) if isinstance(value, bytes) else value).astype(np.float64)
@@ -228,16 +224,16 @@ class _Depth:
         forms.same_size(array, size, where)
         array = np.where(np.isfinite(array) & (array > 0), array, 0)
         whole = not (array % 1).any() and array.max() <= 65535
-        step = 1.0 if whole else array.max() / 65535  # whole numbers keep their value, others the finest step
-        return forms.depth(np.round(array / step), step * self._metres_per_unit)
+        step = 1.0 if whole else array.max() / 65535  # integers keep their value, others use the finest step
+        return forms.depth(np.round(array / step), step * self._meters_per_unit)
 
 
-def _reader(feature: Any, given: Any, ignore: int | None, unit: str | float, where: str) -> Any:
-    """What turns the stored feature into a label."""
+def _reader(feature: Any, class_names: Any, ignore: int | None, unit: str | float, where: str) -> Any:
+    """The reader that converts the stored feature to a label."""
     import tensorflow_datasets as tfds
 
     kinds = tfds.features
-    names = () if given is None else read_classes(given)
+    names = () if class_names is None else read_classes(class_names)
     if isinstance(feature, kinds.ClassLabel):
         return _Class(tuple(names.values()) if names else tuple(feature.names))
     inner = getattr(feature, "feature", None)
@@ -252,19 +248,18 @@ def _reader(feature: Any, given: Any, ignore: int | None, unit: str | float, whe
     if isinstance(feature, kinds.Image) and shape[-1] == 1 and np.dtype(feature.np_dtype) == np.uint8:
         names = names or dict(enumerate(getattr(feature, "names", None) or ()))
         if not names:
-            raise UserError(f"{where}: a mask needs the names of its classes, classes={{task: ...}}")
+            raise UserError(f"{where}: a mask needs class names, classes={{task: ...}}")
         return _Mask(names, ignore, where)
     if isinstance(feature, kinds.Image | kinds.Tensor) and (len(shape) == 2 or (len(shape) == 3 and shape[-1] == 1)):
         return _Depth(unit)
-    raise UserError(f"{where}: {type(feature).__name__} is neither a class, boxes, a mask nor a map of depth")
+    raise UserError(f"{where}: {type(feature).__name__} is not a class, boxes, a mask or a depth map")
 
 
 def _open(dataset: str, data_dir: str | None) -> tuple[Any, frozenset[str]]:
-    """A builder from files alone, without the data set's own code, and its features that are videos.
+    """A builder from files alone, without the data set's own code, and the names of its video features.
 
-    The builder gives the frames of a video as they are stored: TFDS can skip the decoding of a picture, not of a
-      sequence
-    of them, and it needs TensorFlow for as much as naming a Video.
+    The builder returns a video's frames as stored: TFDS can skip decoding of a picture but not of a sequence of them,
+    and needs TensorFlow for its Video feature.
     """
     from tensorflow_datasets.core import dataset_info, read_only_builder
     from tensorflow_datasets.core.features import FeatureConnector
@@ -280,16 +275,16 @@ def _open(dataset: str, data_dir: str | None) -> tuple[Any, frozenset[str]]:
         info = dataset_info.read_from_json(directory / "dataset_info.json")
         info.features.CopyFrom(FeatureConnector.from_json(content).to_proto())
         return read_only_builder.builder_from_metadata(str(directory), info), videos
-    except Exception:  # not found, no such version, unreadable metadata: tfds has a type for each
+    except Exception:  # TFDS raises many types: no such data set or version, unreadable metadata
         place = data_dir or "~/tensorflow_datasets"
         raise UserError(
-            f"tfds {dataset!r}: nothing prepared in {place} (data_dir); once, with the extra must[tf]: "
+            f"tfds {dataset!r}: not prepared in {place} (data_dir); prepare it once with the extra must[tf]: "
             f"tfds build {dataset} --file_format=array_record --data_dir={place}"
         ) from None
 
 
 def _store_frames(content: dict[str, Any]) -> frozenset[str]:
-    """Names the videos of a features.json, and replaces each there by what is on disk: a sequence of encoded pictures."""
+    """Names of the videos in the content of features.json; replaces each by a sequence of encoded pictures."""
     features = content.get("featuresDict", {}).get("features", {})
     videos = [
         name for name, of in features.items() if "video" in of or "image" in of.get("sequence", {}).get("feature", {})
@@ -312,16 +307,16 @@ def write_tfds_info(
     *,
     file_format: str = "array_record",
 ) -> None:
-    """Writes both files.
+    """Writes features.json and dataset_info.json.
 
     Args:
-      folder: that they are written into.
-      directory: of the dataset; its last part is the version where it is one, else that is 1.0.0.
+      folder: to write to.
+      directory: of the dataset; its last part is the version if it is a valid one, else the version is 1.0.0.
       name: of the dataset.
-      split: the only one.
+      split: the only split.
       features: tfds.features.FeaturesDict.
       shards: [{"count", "bytes"}] in order.
-      file_format: of the shards, "array_record" or "tfrecord", which is part of their names too.
+      file_format: of the shards, "array_record" or "tfrecord"; also part of their names.
     """
     import tensorflow_datasets as tfds
 

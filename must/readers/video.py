@@ -1,5 +1,4 @@
-"""Videos in container files (mp4, webm, avi, ...), whose frames are decoded when asked for; needs PyAV, extra
-`[video]`."""
+"""Videos in container files (mp4, webm, avi, ...), decoded on access; needs PyAV, the extra `[video]`."""
 
 import os
 import re
@@ -18,13 +17,13 @@ _TOLERANCE = 0.1  # seconds
 
 
 class FrameTable(NamedTuple):
-    """Where the frames of a video file are.
+    """Positions of the frames in a video file.
 
     Attributes:
       size: (height, width), pixels.
       count: T.
-      times: int64 [T], presentation times in the stream's unit, ascending; None where the container has none.
-      keys: int64 [K], frames from which decoding can start, ascending.
+      times: int64 [T], presentation times in the stream's unit, ascending; None if the container has none.
+      keys: int64 [K], indices of key frames, ascending.
     """
 
     size: tuple[int, int]
@@ -34,7 +33,7 @@ class FrameTable(NamedTuple):
 
 
 class VideoFile:
-    """The frames of one file, as stored: rotation that a player would apply is not.
+    """The frames of one file, without the rotation that a player would apply.
 
     Args:
       path: of the file.
@@ -49,31 +48,31 @@ class VideoFile:
         self.shape = (table.count, *table.size, 3)
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """Frames by index, int [N] -> uint8 [N, H, W, 3]; nothing before the nearest key frame is decoded.
+        """Decodes frames by index, int [N] -> uint8 [N, H, W, 3], from the nearest preceding key frame.
 
         Raises:
-          UserError: the file is broken at one of them.
+          UserError: a requested frame is broken.
         """
         av = _av()
-        wanted, places = np.unique(indices, return_inverse=True)
-        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < self.shape[0]:
-            raise IndexError(f"frames {wanted[0]} to {wanted[-1]} of {self.shape[0]}")
-        frames = np.empty((len(wanted), *self.shape[1:]), np.uint8)
+        requested, places = np.unique(indices, return_inverse=True)
+        if len(requested) and not 0 <= requested[0] <= requested[-1] < self.shape[0]:
+            raise IndexError(f"frames {requested[0]} to {requested[-1]} of {self.shape[0]}")
+        frames = np.empty((len(requested), *self.shape[1:]), np.uint8)
         try:
-            # Not every container finds its key frames (MPEG program streams do not): then all before is decoded.
-            missed = self._decode(wanted.tolist(), frames, seek=True)
+            # Some containers cannot seek to key frames (MPEG program streams): then decode from the start.
+            missed = self._decode(requested.tolist(), frames, seek=True)
             if missed is not None and self._table.times is not None:
-                missed = self._decode(wanted.tolist(), frames, seek=False)
+                missed = self._decode(requested.tolist(), frames, seek=False)
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"{self._path}: broken video: {_reason(error)}") from None
         if missed is not None:
             raise UserError(f"{self._path}: broken video: frame {missed} of {self.shape[0]} cannot be decoded")
-        return frames if len(wanted) == len(places) and (np.diff(places) > 0).all() else frames[places]
+        return frames if len(requested) == len(places) and (np.diff(places) > 0).all() else frames[places]
 
-    def _decode(self, wanted: list[int], frames: np.ndarray, *, seek: bool) -> int | None:
-        """Fills `frames` with the wanted ones; returns the first that cannot be had, None when there is none."""
+    def _decode(self, requested: list[int], frames: np.ndarray, *, seek: bool) -> int | None:
+        """Fills `frames`; returns the first requested index that cannot be decoded, else None."""
         with _av().open(str(self._path)) as container:
-            for index, into, frame in zip(wanted, frames, self._reached(container, wanted, seek), strict=True):
+            for index, into, frame in zip(requested, frames, self._reached(container, requested, seek), strict=True):
                 if frame is None:
                     return index
                 if (frame.height, frame.width) != self._table.size:
@@ -81,19 +80,17 @@ class VideoFile:
                 into[:] = frame.to_ndarray(format="rgb24")
         return None
 
-    def _reached(self, container: Any, wanted: list[int], seek: bool) -> Iterator[Any]:
-        """The wanted frames, ascending, None for one that does not come; seeks wherever that saves decoding."""
+    def _reached(self, container: Any, requested: list[int], seek: bool) -> Iterator[Any]:
+        """Yields the requested frames, ascending, None for a missing one; seeks if that saves decoding."""
         stream, times, keys = container.streams.video[0], self._table.times, self._table.keys
-        coming = iter(enumerate(container.decode(stream)))
-        at = -1  # the frame decoded last
-        for index in wanted:
+        decoded = iter(enumerate(container.decode(stream)))
+        at = -1  # the last decoded frame
+        for index in requested:
             key = int(keys[np.searchsorted(keys, index, side="right") - 1])
             if seek and times is not None and key > at + 1:
                 container.seek(int(times[key]), stream=stream)
-                coming = ((int(np.searchsorted(times, frame.pts)), frame) for frame in container.decode(stream))
-            for at, frame in coming:
-                if at >= index:
-                    break
+                decoded = ((int(np.searchsorted(times, frame.pts)), frame) for frame in container.decode(stream))
+            at, frame = next(((i, frame) for i, frame in decoded if i >= index), (at, None))
             yield frame if at == index and not frame.is_corrupt else None
 
 
@@ -101,20 +98,19 @@ class VideoFiles(ClipSource):
     """Video files with one class each: of a list, or <root>/<clips>/<class>/**/<video>.
 
     Args:
-      root: folder of the set.
+      root: dataset root.
       split: name of the split.
-      list: file below root with a line "<video> <class index>" or, without a label, "<video>" for each, relative to
-        `clips`; "{split}" is replaced. Empty: all videos in class folders.
-      classes: names or a file of names below root (`read_classes`), which fix order and ids; by default the sorted
-        names of the class folders, and for a list "classes.txt".
-      clips: folder below root that holds the videos; "{split}" is replaced.
-      task: key of the labels; empty: a pool of videos without labels, in any folders.
+      list: file below root with one line "<video> <class index>" or, without a label, "<video>" per video, relative to
+        `clips`; "{split}" is replaced. If empty, all videos in class folders.
+      classes: names or a file of names below root (`read_classes`) in order of their ids; by default "classes.txt" with
+        a list, otherwise the sorted names of the class folders.
+      clips: folder below root that contains the videos; "{split}" is replaced.
+      task: key of the labels; if empty, videos are unlabeled and may be in any folder.
       name: of the source; by default "<root>-<split>".
 
     Raises:
-      UserError: PyAV is not installed; no videos, two whose names differ in the extension only, a folder that is no
-        class, a line whose video is missing or named twice, a class index that is none. When a video is opened: it
-        cannot be read, or has not the frames that its container promises.
+      UserError: PyAV is not installed, no videos, names that differ only in extension, a folder that is not a class, a
+        missing or repeated video, an invalid class index; on opening a video, a broken or truncated file.
     """
 
     def __init__(
@@ -136,7 +132,7 @@ class VideoFiles(ClipSource):
             names = checked_classes(class_ids, classes or "classes.txt", root, file) if task else ()
             for clip in class_ids:
                 if not (path / clip).is_file():
-                    raise UserError(f"{file}: names {clip!r}, which is not in {path}")
+                    raise UserError(f"{file}: lists {clip!r}, which is not in {path}")
             videos = _keyed(path, class_ids)
             class_ids = dict(zip(videos, class_ids.values() if task else [None] * len(videos), strict=True))
         else:
@@ -157,46 +153,42 @@ class VideoFiles(ClipSource):
 
 
 def read_table(path: Path) -> FrameTable:
-    """Finds all frames of a video without decoding one.
-
-    Raises:
-      UserError: not a video, or it ends before the frames that its container promises.
-    """
+    """Locates all frames of a video without decoding them; UserError if it is not a video or truncated."""
     av = _av()
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise UserError(f"{path}: has no video stream")
             stream = container.streams.video[0]
-            size, promised = (stream.codec_context.height, stream.codec_context.width), stream.frames
-            packets = [p for p in container.demux(stream) if p.size]  # the last one is empty and ends the stream
-            shown = [(p.pts, p.is_keyframe) for p in packets if not p.is_discard]
+            size, declared = (stream.codec_context.height, stream.codec_context.width), stream.frames
+            packets = [p for p in container.demux(stream) if p.size]  # the last packet is empty
+            visible = [(p.pts, p.is_keyframe) for p in packets if not p.is_discard]
             missing = _seconds_missing(stream, packets)
     except (av.FFmpegError, OSError) as error:
         raise UserError(f"{path}: broken video: {_reason(error)}") from None
-    if not shown or len(packets) < promised:
-        raise UserError(f"{path}: broken video: has {len(packets)} of {promised or 'its'} frames")
+    if not visible or len(packets) < declared:
+        raise UserError(f"{path}: broken video: has {len(packets)} of {declared or 'its'} frames")
     if missing > _TOLERANCE:
         raise UserError(f"{path}: broken video: the last {missing:.1f} s are missing")
-    if any(time is None for time, _ in shown) or len({time for time, _ in shown}) < len(shown):
-        return FrameTable(size, len(shown), None, np.zeros(1, np.int64))  # decoded from the start
-    shown.sort()
-    keys = np.flatnonzero([key for _, key in shown])
-    return FrameTable(size, len(shown), np.array([time for time, _ in shown]), np.union1d(keys, [0]))
+    if any(time is None for time, _ in visible) or len({time for time, _ in visible}) < len(visible):
+        return FrameTable(size, len(visible), None, np.zeros(1, np.int64))  # decode from the start
+    visible.sort()
+    keys = np.flatnonzero([key for _, key in visible])
+    return FrameTable(size, len(visible), np.array([time for time, _ in visible]), np.union1d(keys, [0]))
 
 
 def _seconds_missing(stream: Any, packets: Sequence[Any]) -> float:
-    """What a Matroska or WebM file, which promises no number of frames, lacks of the duration in its stream's tags."""
-    promised = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+    """Seconds missing from the duration in a stream's tags, since Matroska and WebM declare no number of frames."""
+    declared = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
     ends = [packet.pts + (packet.duration or 0) for packet in packets if packet.pts is not None]
-    if promised is None or not ends:
+    if declared is None or not ends:
         return 0.0
-    hours, minutes, seconds = map(float, promised.groups())
+    hours, minutes, seconds = map(float, declared.groups())
     return 3600 * hours + 60 * minutes + seconds - float(max(ends) * stream.time_base)
 
 
 def _av() -> Any:
-    """PyAV; UserError that names the extra when it is not installed."""
+    """PyAV; UserError if it is not installed."""
     try:
         import av
     except ImportError:
@@ -210,35 +202,35 @@ def _reason(error: Exception) -> str:
 
 def _find_videos(path: Path) -> list[str]:
     """Videos below a folder, relative to it, sorted."""
-    found = []
+    result = []
     for directory, folders, names in os.walk(path, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         videos = (n for n in names if os.path.splitext(n)[1].lower() in VIDEOS and not n.startswith("."))
-        found += [Path(directory, name).relative_to(path).as_posix() for name in videos]
-    if not found:
+        result += [Path(directory, name).relative_to(path).as_posix() for name in videos]
+    if not result:
         raise UserError(f"{path}: no videos")
-    return sorted(found)
+    return sorted(result)
 
 
 def _keyed(path: Path, videos: Sequence[str]) -> dict[str, str]:
-    """{path without extension: path}; UserError for two with one key."""
-    found: dict[str, str] = {}
+    """{path without extension: path}; UserError for duplicate keys."""
+    keyed: dict[str, str] = {}
     for video in videos:
         stem, extension = os.path.splitext(video)
         key = stem if extension.lower() in VIDEOS else video
-        if key in found:
-            raise UserError(f"{path / video}: same name as {found[key]}, ids would be equal")
-        found[key] = video
-    return found
+        if key in keyed:
+            raise UserError(f"{path / video}: same name as {keyed[key]}, so ids would repeat")
+        keyed[key] = video
+    return keyed
 
 
 def _class_folders(
     path: Path, videos: dict[str, str], classes: str | Sequence[str] | None, root: str
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Class names, and {key: class id} by the first folder of each key."""
+    """Class names and {key: class id}, from the first folder of each key."""
     for key, video in videos.items():
         if "/" not in key:
-            raise UserError(f"{path / video}: lies outside the class folders of {path}")
+            raise UserError(f"{path / video}: outside the class folders of {path}")
     populated = sorted({key.split("/")[0] for key in videos})
     names = tuple(populated if classes is None else read_classes(classes, root).values())
     for extra in sorted(set(populated) - set(names)):

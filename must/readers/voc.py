@@ -15,7 +15,7 @@ from must.readers.files import FileSource, find_pictures, folder, locate, read_b
 
 
 class _Annotation(NamedTuple):
-    """One xml: size (height, width) or None, and per object its name, box [4] as stored, whether it is difficult."""
+    """One xml: size (height, width) or None; per object its name, box [4] as stored and difficult flag."""
 
     size: tuple[int, int] | None
     names: list[str]
@@ -27,24 +27,24 @@ class Voc(FileSource):
     """Detection from VOC xml and/or segmentation from the palette PNGs beside them.
 
     Args:
-      root: folder of the set.
+      root: dataset root.
       split: name of the split; "{split}" is replaced in the folders and in `ids`.
       images: folder of the pictures below root.
       annotations: folder of the xml files.
-      ids: list file of keys; "" takes every picture that has an xml. By default VOC's own list when a split is named.
-      tasks: "detection", "segmentation" or both; or {either: key of its labels}.
-      classes: label space, names or a file of names (`read_classes`); by default the names in this split's xml, sorted.
-      annotated: names of the classes that this set annotates exhaustively, the others are unknown; by default all.
-      ignore_difficult: objects marked difficult neither count as found nor as missed (VOC's rule): crowd = True.
-      one_based: pixels count from 1 and the last one is inside, as in VOC; False: corner origin, the end is outside.
-      masks: folder of the masks: 0 is `background`, 1.. are the classes, 255 is ignored. A picture without one has no
-        segmentation.
+      ids: list file of keys; "" takes every picture that has an xml. By default VOC's own list if `split` is set.
+      tasks: "detection", "segmentation" or both; or a dict that maps either to the key of its labels.
+      classes: label space, names or a file of names (`read_classes`); by default the sorted names in this split's xml.
+      annotated: names of the exhaustively annotated classes; all others are unknown. By default, all classes.
+      ignore_difficult: difficult objects become crowd, so detections of them are neither true nor false positives.
+      one_based: pixels count from 1 and the last is inclusive, as in VOC; otherwise from 0 with an exclusive end.
+      masks: folder of the masks: 0 is `background`, 1.. are the classes, 255 is ignored. A picture without a mask has
+        no segmentation.
       background: name of the masks' class 0.
-      drop_empty: leave out boxes without area, which are an error otherwise.
+      drop_empty: drop boxes without area instead of raising an error.
       name: of the source; by default "<root>-<split>".
 
     Raises:
-      UserError: missing or invalid xml, an unknown class, a box outside its image or reversed, ...
+      UserError: missing or invalid xml, unknown class, box reversed or outside its image, ...
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Voc(FileSource):
         self._annotations = [_read_xml(file) for file in self._xml]
         if classes is None:
             if not self._xml:
-                raise UserError(f"{root}: segmentation alone needs `classes`")
+                raise UserError(f"{root}: segmentation without detection needs `classes`")
             names = tuple(sorted({name for annotation in self._annotations for name in annotation.names}))
         else:
             names = tuple(read_classes(classes, root).values())
@@ -115,7 +115,7 @@ class Voc(FileSource):
         annotation, file = self._annotations[index], self._xml[index]
         if annotation.size is not None and annotation.size != tuple(size):
             height, width = annotation.size
-            raise UserError(f"{file}: says {width}x{height} px, its picture is {size[1]}x{size[0]}")
+            raise UserError(f"{file}: gives {width}x{height} px, but its picture is {size[1]}x{size[0]}")
         ignore_difficult, one_based, drop_empty = self._settings_of_boxes
         boxes = np.array(annotation.boxes, np.float64).reshape(-1, 4)
         if one_based:
@@ -127,7 +127,7 @@ class Voc(FileSource):
         return labels.detection(boxes, classes, crowd, self._unknown)
 
     def _check(self, annotated: Sequence[str] | None) -> None:
-        """UserError for a name that is no class; sets the ids of the classes that are not annotated."""
+        """Sets the ids of the unannotated classes; UserError for a name outside the label space."""
         for file, annotation in zip(self._xml, self._annotations, strict=True):
             for name in annotation.names:
                 if name not in self._number:
@@ -139,19 +139,19 @@ class Voc(FileSource):
         self._unknown = tuple(i for name, i in self._number.items() if name not in known)
 
     def _find_masks(self, path: Path, pictures: Mapping[str, Any]) -> list[Path | None]:
-        """The mask of each picture, None where there is none."""
+        """The mask file of each picture, None if missing."""
         if SEGMENTATION not in self._tasks:
             return [None] * len(pictures)
         folder(path)
         files = [path / f"{key}.png" for key in pictures]
-        found = [file if file.is_file() else None for file in files]
-        if not any(found):
-            raise UserError(f"{path}: no mask for any of the {len(files)} pictures, the first would be {files[0].name}")
-        return found
+        masks = [file if file.is_file() else None for file in files]
+        if not any(masks):
+            raise UserError(f"{path}: no masks for any of the {len(files)} pictures, for example {files[0].name}")
+        return masks
 
 
 def _read_xml(file: Path) -> _Annotation:
-    """Reads one VOC xml; UserError names file and object."""
+    """Reads one VOC xml."""
     try:
         tree = ElementTree.fromstring(read_bytes(file))
     except ElementTree.ParseError as error:

@@ -178,9 +178,13 @@ def page_sections(members: Members, workdir: str) -> list[Section]:
     member = members[0]
     settings, top = member.settings, os.path.join(workdir, member.prefix)
     curves = {f"joint/{arm}": read_curves(os.path.join(top, "joint", arm)) for arm in (ARM, *settings.arms)}
+    selected = {run: jobs.facts(top, run)["selected_step"] for run in curves}
+    experts = {name: jobs.facts(top, f"experts/{name}")["validation"][name] for name in settings.tasks}
+    levels = {name: (score, "expert") for name, score in experts.items()}
     classes = {name: task.classes for name, task in build.tasks_of(settings).items()}
     confusions = _confusions(settings, top, classes)
-    return [curves_section(curves), confusion_section(confusions, classes), clips_section(_clips(settings, top))]
+    learning = curves_section(curves, levels=levels, selected=selected)
+    return [learning, confusion_section(confusions, classes), clips_section(_clips(settings, top))]
 
 
 def _confusions(settings: JointSettings, top: str, classes: Mapping[str, tuple]) -> dict[str, dict[str, np.ndarray]]:

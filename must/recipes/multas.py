@@ -14,7 +14,7 @@ from must.core import devices
 from must.core.types import Policy, UserError
 from must.data import splits
 from must.data.splits import Annotated, Listed
-from must.evaluate.results import Column
+from must.evaluate.results import Column, Contrast
 from must.experiment import build, checks, distillation, grid, labeling, networks, plan, sections
 from must.experiment.compare import Answer, Answers, Comparison, closing_jobs, picture_grid, predictor_of
 from must.experiment.grid import Arm
@@ -187,6 +187,8 @@ def comparison(members: Members) -> Comparison:
         column = Column(name, shown, _label(arm, axes), control=bool(arm.control))
         columns.append(Answers(column, own, timed=False))
     contrasts = [grid.contrast_of(section, arms) for section in settings.contrasts]
+    own = [(name, f"teacher-{arm.split}") for name, arm in arms.items()]
+    contrasts.append(Contrast("over its own teacher", own, labels={pair: pair[0] for pair in own}))
     return Comparison(columns, contrasts, axes, notes=notes)
 
 

@@ -112,7 +112,7 @@ def test_folders_that_cannot_be_right(videos, tmp_path):
     with pytest.raises(UserError, match=r"right: folder is not one of the 1 classes"):
         VideoFiles(str(tmp_path / "set"), classes=["left"])
     (tmp_path / "set" / "list.txt").write_text("left/z.mp4 0\n")
-    with pytest.raises(UserError, match=r"list.txt: names 'left/z.mp4'"):
+    with pytest.raises(UserError, match=r"list.txt: lists 'left/z.mp4'"):
         VideoFiles(str(tmp_path / "set"), list="list.txt", classes=["left"])
     shutil.copy(videos / "left/a.mp4", tmp_path / "set" / "left" / "b.mp4")
     with pytest.raises(UserError, match="same name as"):

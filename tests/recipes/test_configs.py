@@ -92,7 +92,7 @@ def test_folders_find_the_real_sets(data_pack):
 def test_the_published_setting_is_planned_from_declared_features():
     config, reasons = with_declared(config_of("configs/must.py", "paper", root="nowhere"))
     assert set(reasons) == {"imagenet", "objects365", "coco", "nyu", "pool.imagenet"}
-    assert "nothing prepared" in reasons["nyu"]
+    assert "not prepared" in reasons["nyu"]
     settings = settings_of(config)
     tasks = build.tasks_of(settings)
     counts = {"classification": 1000, "detection": 365, "segmentation": 133}
@@ -263,7 +263,7 @@ def test_the_setting_on_public_action_sets_is_planned_without_data(capsys):
     )
     dry_run(JEDI, config)
     printed = capsys.readouterr().out
-    assert "tfds 'ucf101/ucf101_1_256': nothing prepared" in printed and "jedi all tasks" in printed
+    assert "tfds 'ucf101/ucf101_1_256': not prepared" in printed and "jedi all tasks" in printed
     planned, reasons = with_declared(config)
     assert set(reasons) == {"ucf101", "hmdb51", "kinetics400", "something_v2", "pool.unlabeled"}
     settings = settings_of(planned)
