@@ -107,7 +107,7 @@ def make_class_map(
 
 def as_table(class_map: ClassMap) -> str:
     """The map as text: one line per target class with what goes there, then what is ignored, unknown, not annotated."""
-    words = {i: name for i, name in enumerate(class_map.target)} | {code: f"({word})" for word, code in _WORDS.items()}
+    words = dict(enumerate(class_map.target)) | {code: f"({word})" for word, code in _WORDS.items()}
     arriving: dict[str, list[str]] = {word: [] for word in words.values()}
     for name, goal in zip(class_map.source, class_map.table, strict=True):
         arriving[words[goal]].append(name)

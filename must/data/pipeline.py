@@ -113,7 +113,7 @@ def train_batches(
     Raises:
       UserError: an empty source or a batch size that does not divide.
     """
-    index, count = process
+    _index, count = process
     if not len(source):
         raise UserError(f"{source.name}: no examples to train on")
     if batch_size % count:

@@ -38,7 +38,7 @@ def part(ids: Sequence[str], share: float | int, seed: int) -> tuple[list[str], 
         by_source.setdefault(id.partition("/")[0], []).append(i)
     # An example's rank within its source, as a fraction: taking the smallest ranks takes every source's share.
     rank = np.empty(total)
-    for name, places in by_source.items():
+    for _name, places in by_source.items():
         order = np.random.default_rng((seed, len(places))).permutation(len(places))
         rank[np.array(places)[order]] = (np.arange(len(places)) + 0.5) / len(places)
     taken = set(np.argsort(rank, kind="stable")[:wanted].tolist())
