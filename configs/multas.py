@@ -262,12 +262,34 @@ def coco_mini() -> ConfigDict:
     return config
 
 
-COCO_SUPER = tuple(
-    """
-    person vehicle outdoor animal accessory sports kitchen food furniture electronic appliance
-    indoor textile building raw-material furniture-stuff floor plant food-stuff ground structural
-    water wall window ceiling sky solid
-    """.split()
+COCO_SUPER = (
+    "person",
+    "vehicle",
+    "outdoor",
+    "animal",
+    "accessory",
+    "sports",
+    "kitchen",
+    "food",
+    "furniture",
+    "electronic",
+    "appliance",
+    "indoor",
+    "textile",
+    "building",
+    "raw-material",
+    "furniture-stuff",
+    "floor",
+    "plant",
+    "food-stuff",
+    "ground",
+    "structural",
+    "water",
+    "wall",
+    "window",
+    "ceiling",
+    "sky",
+    "solid",
 )
 
 
@@ -316,11 +338,27 @@ def real(name: str, title: str) -> ConfigDict:
     return config
 
 
-VOC = tuple(
-    """
-    aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person
-    pottedplant sheep sofa train tvmonitor
-    """.split()
+VOC = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
 )
 
 

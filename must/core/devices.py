@@ -86,11 +86,11 @@ def _across_devices(step, out_axes, donate, devices):
 
     @jax.jit
     def join(outputs):
-        return jax.tree.map(lambda leaf: leaf.reshape((-1,) + leaf.shape[2:]), outputs)
+        return jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), outputs)
 
     def split(leaf):
         rows = _rows_per_device(leaf, len(devices))
-        return leaf.reshape((len(devices), rows) + leaf.shape[1:])
+        return leaf.reshape((len(devices), rows, *leaf.shape[1:]))
 
     @functools.wraps(step)
     def on_devices(state, batch, *rest):
@@ -217,7 +217,7 @@ def initialize_distributed(coordinator: str | None, num_processes: int | None, p
     where: dict[str, str | int | None] = (
         {}
         if coordinator == "auto"
-        else dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
+        else {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     )
     try:
         jax.distributed.initialize(**where)  # type: ignore[arg-type] # the types go by key

@@ -122,6 +122,13 @@ def train_batches(
     return iter(batches.to_iter_dataset(options))
 
 
+def example_weights(weights: np.ndarray, factors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Example weights [B]: the source's `weights` [B], 0 for absent labels, times named factors {name: [B]}."""
+    for factor in factors.values():
+        weights = factor * weights
+    return weights
+
+
 class Joined:
     """Training batches with per-example weights joined by `Batch.ids`.
 
@@ -129,10 +136,10 @@ class Joined:
     keeps resumed runs identical to uninterrupted ones. Without weights, grouped batches pass through as well.
 
     Attributes:
-      weights: {supervision: float32 [N]}, factors of the batches' weights, indexed like the source.
+      weights: {supervision: {factor: float32 [N]}}, factors of the batches' weights by name, indexed like the source.
     """
 
-    def __init__(self, batches: "grain.DatasetIterator | Grouped", weights: Mapping[str, np.ndarray]):
+    def __init__(self, batches: "grain.DatasetIterator | Grouped", weights: Mapping[str, Mapping[str, np.ndarray]]):
         self._batches, self.weights = batches, dict(weights)
 
     def __iter__(self) -> "Joined":
@@ -142,7 +149,10 @@ class Joined:
         batch = next(self._batches)
         if not self.weights:
             return batch
-        weights = {name: np.asarray(table)[batch.ids] * batch.weights[name] for name, table in self.weights.items()}
+        weights = {
+            name: example_weights(batch.weights[name], {key: table[batch.ids] for key, table in factors.items()})
+            for name, factors in self.weights.items()
+        }
         return batch._replace(weights={**batch.weights, **weights})
 
     def get_state(self) -> dict:

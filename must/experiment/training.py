@@ -48,12 +48,13 @@ class Weighting(NamedTuple):
 
     Attributes:
       every: steps between refreshes, the first one before the first step; 0 keeps the first ones.
-      weights: variables of the current student -> {supervision: float32 [N]}, N examples of the training source.
+      weights: variables of the current student -> {supervision: {factor: float32 [N]}}, N examples of the training
+        source; see `must.data.pipeline.example_weights`.
       extras: {supervision: {name: array [N, ...]}}, what the objective reads besides; fixed.
     """
 
     every: int
-    weights: Callable[[PyTree], dict[str, np.ndarray]]
+    weights: Callable[[PyTree], dict[str, dict[str, np.ndarray]]]
     extras: Mapping[str, Mapping[str, np.ndarray]] = {}
 
 
@@ -167,7 +168,11 @@ class _Hook:
             self._report(at, progress.steps, f"loss {logs['loss']:.3f}")
         if weighting.every and at % weighting.every == 0 and not last:
             self._batches.weights = weighting.weights(local(states.model_variables(progress.state, ema=False)))
-            means = {f"mean_weight/{name}": float(table.mean()) for name, table in self._batches.weights.items()}
+            means = {
+                f"weight/{name}/{factor}": float(table.mean())
+                for name, factors in self._batches.weights.items()
+                for factor, table in factors.items()
+            }
             self._log.write(at, means)
         if last or at % run.checkpoint_every == 0:
             position = {"grain": self._batches.get_state()}
@@ -216,7 +221,7 @@ def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> Tra
         return state
     saved, position, _ = checkpoints.restore(_saved(state, batches))
     batches.set_state(position["grain"])
-    batches.weights = {name: np.asarray(table) for name, table in saved["weights"].items()}
+    batches.weights = jax.tree.map(np.asarray, saved["weights"])
     return saved["train"]
 
 

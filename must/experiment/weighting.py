@@ -106,13 +106,16 @@ def weighting_of(evidence: Evidence) -> tuple[Weighting, dict[str, np.ndarray]]:
         return NO_WEIGHTING, seen
     weights = dataclasses.replace(weights, tasks=build.tasks_with(weights.tasks, evidence.settings, f"{path}.weights"))
     if weights.kind == "confidence":
-        fixed = {name: _confidence(evidence, name, seen) for name in weights.tasks}
+        fixed = {name: {"confidence": _confidence(evidence, name, seen)} for name in weights.tasks}
         return Weighting(0, lambda variables: fixed), seen
     return Weighting(weights.every, functools.partial(_estimated, evidence, weights, seen)), seen
 
 
-def _estimated(evidence: Evidence, weights: Weights, seen: dict, variables: PyTree) -> dict[str, np.ndarray]:
-    """{task: weights [N]} of the current student from the validation split, an oracle's from the truth of the pool."""
+def _estimated(evidence: Evidence, weights: Weights, seen: dict, variables: PyTree) -> dict[str, dict[str, np.ndarray]]:
+    """{task: {factor: weights [N]}} of the current student, "estimated" and when asked for "confidence".
+
+    Estimated from the validation split; an oracle's from the truth of the pool.
+    """
     held_rows, tables, names, oracle = {}, {}, weights.tasks, weights.kind == "oracle"
     known = [(evidence.oracles[name], [name]) for name in names] if oracle else evidence.held_out
     for source, served in known:
@@ -137,11 +140,14 @@ def _estimated(evidence: Evidence, weights: Weights, seen: dict, variables: PyTr
                 estimate = weigh.ratio_of_means(held, neighbors=weights.neighbors or None, correct=correct)
         except UserError as error:
             raise UserError(f"{evidence.name}, {name}: {error}") from None
-        found = np.maximum(estimate(_covariates(pool)), _LEAST)
+        factors = {"estimated": np.maximum(estimate(_covariates(pool)), _LEAST)}
         if weights.confident:
-            found = found * np.maximum(weigh.confidence(evidence.probs(name, evidence.pool)), _LEAST)[pool["id"]]
-        tables[name] = evidence.table(name, _by_id(evidence.pool, pool, found), 1.0)
-        _note(evidence, seen, name, pool, found)
+            confidence = np.maximum(weigh.confidence(evidence.probs(name, evidence.pool)), _LEAST)
+            factors["confidence"] = confidence[pool["id"]]
+        tables[name] = {
+            key: evidence.table(name, _by_id(evidence.pool, pool, values), 1.0) for key, values in factors.items()
+        }
+        _note(evidence, seen, name, pool, np.prod(list(factors.values()), 0))
         seen[f"{name}|held_out"] = _covariates(teacher)
     return tables
 

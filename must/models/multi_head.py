@@ -78,9 +78,9 @@ def parameter_count(params: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-# Every parameter draws from a key of its own, and XLA compiles the generator anew for each. The one below is good enough
-# for initial weights and compiles faster than JAX's: 2.4 s of processor time for a ResNet-10 with three heads, where
-# unsafe_rbg takes 4.0 and threefry 10.6 (tests/benchmarks/init_compile.py).
+# Every parameter draws from a key of its own, and XLA compiles the generator anew for each. The one below is good
+# enough for initial weights and compiles faster than JAX's: 2.4 s of processor time for a ResNet-10 with three heads,
+# where unsafe_rbg takes 4.0 and threefry 10.6 (tests/benchmarks/init_compile.py).
 
 
 def _mix(x: Array) -> Array:

@@ -6,8 +6,8 @@ own 1x1 adaptors, parameters of the student that no export holds. Teachers diffe
 features by orders of magnitude, and unless targets are standardized the loudest one dominates: `adaptor` standardizes
 by PHI-S (Ranzinger et al. 2024) or by running means and variances per channel (UNIC, Sariyildiz et al. 2024).
 
-Sources: Le and Pham 2023 (MulTaS) for the selection; Zhang et al. 2021 (PDF-Distil); Guo et al. 2021 (DeFeat); Li et al.
-2017 (mimic).
+Sources: Le and Pham 2023 (MulTaS) for the selection; Zhang et al. 2021 (PDF-Distil); Guo et al. 2021 (DeFeat); Li et
+al. 2017 (mimic).
 """
 
 import functools
@@ -73,18 +73,18 @@ class Hint(NamedTuple):
 def hard(name: str, task: Task, teacher: str) -> Hint:
     """The teacher's prediction by the label policy, as a record would give it: the task's own terms (MuST)."""
 
-    def apply(params, state, student, said, context):
-        label = jax.lax.stop_gradient(task.predict(said.outputs[name]))
+    def apply(params, state, student, teacher_answer, context):
+        label = jax.lax.stop_gradient(task.predict(teacher_answer.outputs[name]))
         return task.loss(student.outputs[name], task.target(label, context.policy)), state
 
     return _plain("hard", name, teacher, task.terms, apply)
 
 
 def soft(name: str, task: Task, teacher: str, scale: float = 1.0) -> Hint:
-    """All that the teacher says, nothing cut off: `Task.distill_loss`."""
+    """The full predictions of the teacher, without thresholds: `Task.distill_loss`."""
 
-    def apply(params, state, student, said, context):
-        return task.distill_loss(student.outputs[name], said.outputs[name]), state
+    def apply(params, state, student, teacher_answer, context):
+        return task.distill_loss(student.outputs[name], teacher_answer.outputs[name]), state
 
     return _plain("soft", name, teacher, tuple(f"soft_{term}" for term in task.terms), apply, scale)
 
@@ -99,9 +99,9 @@ def mimic(name: str, teacher: str, widths: Mapping[int, tuple[int, int]], scale:
       scale: MulTaS's code takes 5.
     """
 
-    def apply(params, state, student, said, context):
+    def apply(params, state, student, teacher_answer, context):
         value, count = 0.0, 0
-        for error in _errors(params, student, said).values():
+        for error in _errors(params, student, teacher_answer).values():
             value, count = value + error.sum((1, 2, 3)), count + error[0].size
         return {"mimic": PerExample(value, jnp.full(len(value), count, jnp.float32))}, state
 
@@ -130,10 +130,10 @@ def pdf(
       feature_scale: of the feature term beside the others.
     """
 
-    def apply(params, state, student, said, context):
+    def apply(params, state, student, teacher_answer, context):
         shapes = _shapes(student, widths)
-        where, terms = task.disagreement(student.outputs[name], said.outputs[name], shapes)
-        errors = _errors(params, student, said)
+        where, terms = task.disagreement(student.outputs[name], teacher_answer.outputs[name], shapes)
+        errors = _errors(params, student, teacher_answer)
         value, weight = 0.0, 0.0
         for stride, level in where.items():
             value += (level[..., None] * errors[stride]).sum((1, 2, 3)) / _UNIT
@@ -145,21 +145,21 @@ def pdf(
 
 
 def defeat(name: str, task: Task, teacher: str, widths: Mapping[int, tuple[int, int]], scale: float = 1.0) -> Hint:
-    """Foreground and background imitated apart, each with its own mean (DeFeat, Guo et al. 2021).
+    """Foreground and background distilled apart, each with its own mean (DeFeat, Guo et al. 2021).
 
-    The foreground is what lies in a box that the teacher is believed in, never in a box of the ground truth, which the
-    published code reads and an image without annotation has not.
+    The foreground is what lies in a box of the teacher that the label policy accepts. The published code takes those
+    of the ground truth, which an image without annotation does not have.
 
     Args:
       name, teacher, widths, scale: see `mimic`.
       task: of that name.
     """
 
-    def apply(params, state, student, said, context):
-        label = jax.lax.stop_gradient(task.predict(said.outputs[name]))
+    def apply(params, state, student, teacher_answer, context):
+        label = jax.lax.stop_gradient(task.predict(teacher_answer.outputs[name]))
         inside = task.foreground(task.target(label, context.policy), _shapes(student, widths))
         parts = {"defeat_foreground": [0.0, 0.0], "defeat_background": [0.0, 0.0]}
-        for stride, error in _errors(params, student, said).items():
+        for stride, error in _errors(params, student, teacher_answer).items():
             for term, mask in (("defeat_foreground", inside[stride]), ("defeat_background", ~inside[stride])):
                 parts[term][0] += 0.5 * (error.mean(-1) * mask).sum((1, 2))
                 parts[term][1] += mask.sum((1, 2)).astype(jnp.float32)
@@ -206,13 +206,13 @@ def _adapted(kind: str, name: str, teacher: str, widths, terms, apply, scale: fl
     return Hint(f"{name}_{kind}_{teacher}", name, teacher, terms, init, apply, scale)
 
 
-def _errors(params, student: Answer, said: Answer) -> dict[int, Array]:
+def _errors(params, student: Answer, teacher_answer: Answer) -> dict[int, Array]:
     """(A F_s - F_t)^2 per level, [B, h, w, C_t]."""
     errors = {}
     for level, adaptor in params.items():
         stride = int(level.removeprefix("level"))
         adapted = student.features.pyramid[stride] @ adaptor["kernel"] + adaptor["bias"]
-        errors[stride] = (adapted - jax.lax.stop_gradient(said.features.pyramid[stride])) ** 2
+        errors[stride] = (adapted - jax.lax.stop_gradient(teacher_answer.features.pyramid[stride])) ** 2
     return errors
 
 
@@ -270,7 +270,7 @@ def adaptor(
 ) -> Hint:
     """A head per level of the teacher, two 1x1 layers, that predicts the teacher's standardized features.
 
-    mean (head(F_s) - standardize(F_t))^2; a level of the teacher is read from the student's level of the nearest stride,
+    mean (head(F_s) - standardize(F_t))^2; a level of the teacher is read from the student's level of nearest stride,
     repeated or averaged to the teacher's size, so any size and any number of channels can be a target.
 
     Args:
@@ -304,11 +304,11 @@ def adaptor(
                 state[f"level{stride}"] = {k: jnp.array(v) for k, v in standards[stride]._asdict().items()}
         return params, state
 
-    def apply(params, state, student, said, context):
+    def apply(params, state, student, teacher_answer, context):
         value, count, after = 0.0, 0, {}
         for stride, source in sources.items():
             level = f"level{stride}"
-            target = jax.lax.stop_gradient(said.features.pyramid[stride].astype(jnp.float32))
+            target = jax.lax.stop_gradient(teacher_answer.features.pyramid[stride].astype(jnp.float32))
             target, after[level] = _standardized(target, state[level], context, momentum)
             layer = params[level]
             x = to_shape(student.features.pyramid[source], target.shape[1:3])

@@ -26,9 +26,10 @@ class MeanTeacher(NamedTuple):
 
     Attributes:
       decay: of the average, ramped up as min(decay, (1 + step) / (10 + step)).
-      start: steps during which its answers count for nothing.
+      start: steps during which its predictions do not count.
       scale: factor of its terms, "<task>/self_<term>", beside the task's.
-      kind: "hard", its predictions by the label policy's three states, or "soft", all that it says (`Task.distill_loss`).
+      kind: "hard", its predictions by the label policy's three states, or "soft", its full predictions
+        (`Task.distill_loss`).
       where: rows that learn from it: "missing", those without ground truth of the task, or "all".
       tasks: that learn from it; all by default.
     """
@@ -41,24 +42,24 @@ class MeanTeacher(NamedTuple):
     tasks: tuple[str, ...] = ()
 
     def hint(self, name: str, task: Task) -> Hint:
-        """What one task takes from it.
+        """The hint of one task.
 
         Raises:
-          ValueError: a `kind` or a `where` that is not there, numbers out of range.
+          ValueError: unknown `kind` or `where`, numbers out of range.
         """
         kinds = {"hard": hard, "soft": soft}
         if self.kind not in kinds or self.where not in (ALL, MISSING):
             raise ValueError(f"kind {self.kind!r} is 'hard' or 'soft', where {self.where!r} is 'missing' or 'all'")
         if not (0 <= self.decay < 1 and self.start >= 0 and self.scale >= 0):
             raise ValueError(f"decay {self.decay}, start {self.start} or scale {self.scale} is out of range")
-        said_alone = kinds[self.kind](name, task, AVERAGE)
+        plain = kinds[self.kind](name, task, AVERAGE)
 
         def apply(*arguments):
-            found, state = said_alone.apply(*arguments)
-            return {f"self_{term}": per_example for term, per_example in found.items()}, state
+            terms, state = plain.apply(*arguments)
+            return {f"self_{term}": per_example for term, per_example in terms.items()}, state
 
-        terms = tuple(f"self_{term}" for term in said_alone.terms)
-        return said_alone._replace(name=f"{name}_self", terms=terms, apply=apply, scale=self.scale, where=self.where)
+        terms = tuple(f"self_{term}" for term in plain.terms)
+        return plain._replace(name=f"{name}_self", terms=terms, apply=apply, scale=self.scale, where=self.where)
 
 
 def mean_teacher(

@@ -144,7 +144,8 @@ def from_onnx(
             pixels = (pixels if layout == "NHWC" else np.moveaxis(pixels, -1, 1)).astype(_ELEMENTS[input_.type])
             said = session.run(outputs, {input_.name: np.ascontiguousarray(pixels)})
             labels = labels_from_external(tasks, read(dict(zip(outputs, said, strict=True))), size, first=first)
-            parts.append(jax.tree.map(lambda field: np.asarray(field)[: len(images) - first], labels))
+            left = len(images) - first
+            parts.append(jax.tree.map(lambda field, left=left: np.asarray(field)[:left], labels))
         return jax.tree.map(lambda *fields: np.concatenate(fields), *parts)
 
     fingerprint = _preprocessed(file_hash(path), mean, std)
@@ -196,7 +197,7 @@ def _input_form(
     if layout not in ("NCHW", "NHWC"):
         raise UserError(f"{path}: layout {layout!r} is neither 'NCHW' nor 'NHWC'")
     inputs = session.get_inputs()
-    axes = dict(zip(layout, (axis if isinstance(axis, int) else None for axis in inputs[0].shape)))
+    axes = dict(zip(layout, (axis if isinstance(axis, int) else None for axis in inputs[0].shape), strict=False))
     if len(inputs) != 1 or inputs[0].type not in _ELEMENTS or len(inputs[0].shape) != 4 or axes["C"] not in (None, 3):
         taken = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
         raise UserError(f"{path}: takes {taken}, not one float {layout} of three channels")

@@ -79,9 +79,9 @@ def check_record(label: Label, spec: Mapping[str, ArraySpec], task: Any) -> str:
             beyond = value[(value >= count) & (value != ignore)] if ignore is not None else value[value >= count]
             if beyond.size:
                 return f"{name} holds class id {beyond[0]} with {count} classes"
-        if name in ("scores", "probs", "rest") and value.dtype.kind == "f" and value.size:
-            if not (value.min() >= 0 and value.max() <= 1 + _ROUNDING):
-                return f"{name} is outside 0..1"
+        shares = name in ("scores", "probs", "rest") and value.dtype.kind == "f" and value.size
+        if shares and not (value.min() >= 0 and value.max() <= 1 + _ROUNDING):
+            return f"{name} is outside 0..1"
     return ""
 
 
@@ -114,9 +114,9 @@ def _problems(label: Mapping[str, np.ndarray], task: Any, size: tuple[int, int])
 
     for name, field in label.items():
         # A finite sum has finite terms, and costs a fifth of asking each.
-        if field.dtype.kind == "f" and not np.isfinite(field.sum()):
-            if (wrong := filled(~np.isfinite(field))).any():
-                yield _first(wrong)[0], f"{name} is not finite"
+        doubtful = field.dtype.kind == "f" and not np.isfinite(field.sum())
+        if doubtful and (wrong := filled(~np.isfinite(field))).any():
+            yield _first(wrong)[0], f"{name} is not finite"
     for name, field in label.items():
         if name == "probs":
             if (wrong := _unnormalized(field, classes)).any():

@@ -167,7 +167,7 @@ class Labeller:
         """The labels on the host, checked."""
         rows = [row for row, picture in enumerate(pictures) if not picture.reason]
         fetched = []
-        for teacher, labels in zip(self._teachers, said):
+        for teacher, labels in zip(self._teachers, said, strict=False):
             fetched.append({})
             for key, task in teacher.tasks.items():
                 with _blame(teacher, ids):  # an error on the device shows when its results are asked for
@@ -185,7 +185,7 @@ class Labeller:
             picture, labels = pictures[row], {}
             if picture.reason:
                 return Row(ids[row], None, picture.reason)
-            for teacher, said in zip(self._teachers, fetched):
+            for teacher, said in zip(self._teachers, fetched, strict=False):
                 geometry = self._place(picture.shape, tuple(teacher.size))
                 for key, task in teacher.tasks.items():
                     label = {name: field[row] for name, field in said[key].items()}

@@ -317,7 +317,7 @@ def _curve(at: str, values: Any, knots: int) -> list[float]:
     if not isinstance(values, list) or len(values) != knots or knots < 2:
         raise UserError(f"{at}: not a list of {max(2, knots)} numbers")
     numbers = [_number(at, value) for value in values]
-    if any(after < before for before, after in zip(numbers, numbers[1:], strict=False)):
+    if any(after < before for before, after in itertools.pairwise(numbers)):
         raise UserError(f"{at}: falls")
     return numbers
 

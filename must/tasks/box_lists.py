@@ -183,7 +183,7 @@ def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarra
         inside[max(0, y0) : y1, max(0, x0) : x1] = True
     canvas = Image.fromarray(drawing.tint(enlarged, inside) if inside.any() else enlarged)
     pen = ImageDraw.Draw(canvas)
-    for i in sorted(np.flatnonzero(shown)[::-1], key=lambda i: not ignored[i]):  # the surest last, on top
+    for i in sorted(reversed(np.flatnonzero(shown).tolist()), key=lambda i: not ignored[i]):  # the surest last, on top
         color = tuple(colors[classes[i]].tolist())
         x0, y0, x1, y1 = corners[i].tolist()
         if ignored[i]:

@@ -134,7 +134,9 @@ def to_shape(maps: Array, shape: tuple[int, int]) -> Array:
 def floats(field: str, said: Array, axes: tuple[str | int, ...]) -> np.ndarray:
     """What was said as float32 on the host; LabelError unless it has these axes: letters of any size, sizes."""
     maps = np.asarray(said)
-    fits = maps.ndim == len(axes) and all(want == got for want, got in zip(axes, maps.shape) if isinstance(want, int))
+    fits = maps.ndim == len(axes) and all(
+        want == got for want, got in zip(axes, maps.shape, strict=False) if isinstance(want, int)
+    )
     if not fits or maps.dtype.kind != "f" or 0 in maps.shape[1:]:
         raise LabelError(f"{field} is {maps.dtype} {maps.shape}, not floats [{', '.join(map(str, axes))}]")
     return maps.astype(np.float32, copy=False)

@@ -60,6 +60,6 @@ def fit(
             jax.block_until_ready(logs)
             start, waited = time.perf_counter(), 0.0
         progress = Progress(i + 1, steps, state, logs, time.perf_counter() - start, waited)
-        if any([hook(progress) for hook in hooks]):  # a list: every hook sees every step
+        if any(hook(progress) for hook in hooks):  # a list: every hook sees every step
             break
     return state

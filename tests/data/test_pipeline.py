@@ -155,12 +155,15 @@ def _scenes(count, name):
 
 def test_groups_go_through_their_sets_at_their_own_pace():
     encoder = Encoder({"classification": Classification(CLASSES["classification"])}, (16, 16))
-    make = lambda: Grouped(
-        {
-            name: train_batches(_scenes(count, name), encoder, batch_size=4, seed=i)
-            for i, (name, count) in enumerate((("a", 8), ("b", 20)))
-        }
-    )
+
+    def make():
+        return Grouped(
+            {
+                name: train_batches(_scenes(count, name), encoder, batch_size=4, seed=i)
+                for i, (name, count) in enumerate((("a", 8), ("b", 20)))
+            }
+        )
+
     batches = make()
     seen = [next(batches) for _ in range(5)]
     assert sorted(np.concatenate([step["b"].ids for step in seen])) == list(range(20))  # one epoch of the largest set

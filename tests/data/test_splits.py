@@ -67,7 +67,7 @@ def test_listed_and_without(tmp_path):
     scenes = _scenes()
     chosen = [scenes.ids[4], scenes.ids[1]]
     splits.write_list(str(tmp_path / "l.txt"), chosen)
-    listed = source("listed", source=dict(kind="scenes", count=6, size=16), file=str(tmp_path / "l.txt"))
+    listed = source("listed", source={"kind": "scenes", "count": 6, "size": 16}, file=str(tmp_path / "l.txt"))
     assert listed.ids == chosen
     np.testing.assert_array_equal(listed[0].image, scenes[4].image)
     assert listed.fingerprint != splits.Listed(scenes, ids=chosen[::-1]).fingerprint

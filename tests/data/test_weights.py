@@ -11,7 +11,10 @@ from must.data.weights import read_weights, write_weights
 def test_round_trip_is_exact(tmp_path, name):
     rng = np.random.default_rng(0)
     ids = ["pool/é 1", 'a,"b"', " padded ", "pool/2"]
-    weights = {task: dict(zip(ids, rng.gamma(1.0, size=4).astype(dtype))) for task, dtype in (("a", "f4"), ("b", "f8"))}
+    weights = {
+        task: dict(zip(ids, rng.gamma(1.0, size=4).astype(dtype), strict=False))
+        for task, dtype in (("a", "f4"), ("b", "f8"))
+    }
     weights["b"]["pool/2"] = 0
     write_weights(tmp_path / name, weights)
     assert read_weights(tmp_path / name) == {t: {id: float(w) for id, w in by.items()} for t, by in weights.items()}

@@ -24,6 +24,7 @@ from must.experiment.labeling import records_directory
 from must.experiment.run import members
 from must.experiment.settings import Must
 from must.experiment.students import student_source
+from must.objectives.labels import labels as labels_part
 from must.objectives.objective import objective as make_objective
 from must.pseudo_label import weigh
 from must.readers.records import Records
@@ -78,7 +79,9 @@ def test_numbers_are_joined_by_id_and_absent_stays_absent():
         Encoder({"classification": Classification(("a", "b"))}, (8, 8)),
         {"classification": {"accuracy": alpha}},
     )
-    joined = Joined(train_batches(source, encoder, batch_size=4, seed=0, extras=extras), {"classification": table})
+    joined = Joined(
+        train_batches(source, encoder, batch_size=4, seed=0, extras=extras), {"classification": {"estimated": table}}
+    )
     seen = set()
     for _ in range(4):
         batch = next(joined)
@@ -87,7 +90,9 @@ def test_numbers_are_joined_by_id_and_absent_stays_absent():
         seen |= set(batch.ids.tolist())
     assert seen == set(range(8))
     position, following = joined.get_state(), next(joined)
-    joined.weights = {"classification": 10 * table}  # a refresh holds from the next batch on
+    joined.weights = {
+        "classification": {"estimated": 5 * table, "confidence": np.float32([2.0]).repeat(len(table))}
+    }  # a refresh holds from the next batch on
     joined.set_state(position)
     again = next(joined)
     np.testing.assert_array_equal(again.ids, following.ids)
@@ -129,7 +134,7 @@ HARD = Classification(("no", "yes"), hard=True)
 def _gradient(margin, labels, weights, task=HARD):
     objective = make_objective(
         _two_logits(),
-        [labels({"classification": task}, {"classification": Policy(0.0, 0.0)})],
+        [labels_part({"classification": task}, {"classification": Policy(0.0, 0.0)})],
         scales={"classification": 1.0},
     )
     _, state = objective.init(jax.random.key(0))
@@ -192,16 +197,22 @@ def test_the_ratio_is_of_the_loss_that_is_trained_on(labeled, evidence):
     # A run that learns from hard labels gets the weights of hard losses.
     kind = {"kind": "ratio_of_means", "bounded": False, "tasks": ["classification"]}
     runs = [_evidence(labeled, kind, tasks={"classification": {"hard": hard}}) for hard in (False, True)]
-    soft, hard = (weighting.weighting_of(run)[0].weights(_variables(evidence, 0))["classification"] for run in runs)
+    soft, hard = (
+        weighting.weighting_of(run)[0].weights(_variables(evidence, 0))["classification"]["estimated"] for run in runs
+    )
     assert not np.allclose(soft, hard, rtol=1e-3)
 
 
 # --- Refreshing, on real records ---
 
 
+def _estimated(scheme, variables):
+    return {name: factors["estimated"] for name, factors in scheme.weights(variables).items()}
+
+
 def test_a_frozen_student_gets_the_same_weights_and_another_one_others(evidence):
     scheme, seen = weighting.weighting_of(evidence)
-    first, again, other = (scheme.weights(_variables(evidence, seed)) for seed in (0, 0, 1))
+    first, again, other = (_estimated(scheme, _variables(evidence, seed)) for seed in (0, 0, 1))
     for name in tuple(evidence.tasks):
         np.testing.assert_array_equal(first[name], again[name])
         assert len(first[name]) == len(evidence.ids) and first[name].std() > 0
@@ -215,7 +226,7 @@ def test_tasks_do_not_share_a_unit(labeled, evidence):
     both, _ = weighting.weighting_of(evidence)
     one, _ = weighting.weighting_of(_evidence(labeled, {"kind": "ratio_of_means", "tasks": ["depth"]}))
     variables = _variables(evidence, 0)
-    together, alone = both.weights(variables), one.weights(variables)
+    together, alone = _estimated(both, variables), _estimated(one, variables)
     assert set(alone) == {"depth"}
     np.testing.assert_array_equal(together["depth"], alone["depth"])
     assert not np.allclose(together["depth"], together["classification"])
@@ -330,7 +341,7 @@ def test_a_killed_weighted_student_ends_like_an_unbroken_one(labeled, tmp_path):
         lines = [
             json.loads(line) for line in (workdir / "arms" / "weighted" / "metrics.jsonl").read_text().splitlines()
         ]
-        means = {line["step"]: line["mean_weight/depth"] for line in lines if "mean_weight/depth" in line}
+        means = {line["step"]: line["weight/depth/estimated"] for line in lines if "weight/depth/estimated" in line}
         assert list(means) == [4, 8] and means[4] != means[8]
     assert len({*results[0][0].values(), results[0][1]}) == 4  # every arm is a student of its own
 

@@ -1,5 +1,6 @@
 """A network as files: they say what it says at any batch size and without the code that made it, or they are refused."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -144,7 +145,7 @@ def test_a_student_of_joint_experts_takes_no_teacher_along(student):
 
 
 def test_weights_are_arguments_of_the_program_and_it_names_no_file(student):
-    directory, _, variables = student
+    directory, _, _variables = student
     exported = load_exported(str(directory))
     clips = {"image": random(2, 4, 16, 16, 3)}
     zeros = jax.tree.map(jnp.zeros_like, exported.weights)
@@ -361,7 +362,7 @@ def test_the_settings_name_the_frames_that_the_encoder_takes():
         length = span or 11
         first = (11 - length) // 2
         edges = [i * length // 4 for i in range(5)]
-        wanted = [first + a + (b - a) // 2 for a, b in zip(edges, edges[1:], strict=False)]
+        wanted = [first + a + (b - a) // 2 for a, b in itertools.pairwise(edges)]
         assert row.inputs["image"][:, 0, 0, 0].tolist() == wanted
 
 

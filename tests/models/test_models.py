@@ -247,7 +247,10 @@ def test_detection_starts_at_the_prior_and_orders_points_from_fine_to_coarse():
         "distances": (2, points, 4),
     }
     assert abs(jax.nn.sigmoid(outputs["quality"]).mean() - 0.02) < 0.01
-    reach = outputs["distances"] / np.concatenate([np.full(h * w, s) for (h, w), s in zip(sizes, (8, 16, 32))])[:, None]
+    reach = (
+        outputs["distances"]
+        / np.concatenate([np.full(h * w, s) for (h, w), s in zip(sizes, (8, 16, 32), strict=False)])[:, None]
+    )
     assert outputs["distances"].min() > 0 and reach.min() > 1.5 and reach.max() < 2.7
     # A change in one corner cell of the middle level reaches its own points, row-major from there, and no other level.
     touched = features._replace(pyramid={**features.pyramid, 16: _raised(features.pyramid[16], 0, 0)})

@@ -191,11 +191,14 @@ def test_mimic_by_hand():
 def test_constant_disagreement_makes_pdf_a_plain_mean():  # M3
     student, said = answer(0), answer(1)
     outputs = student.outputs["detection"]
-    level = lambda value: {
-        **outputs,
-        "quality": jnp.full_like(outputs["quality"], value),
-        "class": jnp.zeros_like(outputs["class"]),
-    }
+
+    def level(value):
+        return {
+            **outputs,
+            "quality": jnp.full_like(outputs["quality"], value),
+            "class": jnp.zeros_like(outputs["class"]),
+        }
+
     student = student._replace(outputs={**student.outputs, "detection": level(-1.0)})
     said = said._replace(outputs={**said.outputs, "detection": level(2.0)})
     hint = hints()["detection_pdf_teacher"]

@@ -73,7 +73,7 @@ def test_killed_at_any_moment_and_restarted_gives_the_same_bytes(tmp_path, refer
     directory = tmp_path / "1.0.0"
     rng = random.Random(workers)
     moments = list(MOMENTS.items())[workers % 2 :: 2]
-    for name, reached in moments:
+    for _name, reached in moments:
         processes = start(directory, workers)
         wait_for(lambda: reached(directory), processes)
         time.sleep(rng.uniform(0, 0.03))

@@ -80,7 +80,7 @@ def test_reading_is_by_index_and_safe_in_threads_and_processes(written):
     records = pickle.loads(pickle.dumps(Records(written)))
     order = np.random.default_rng(0).permutation(np.repeat(np.arange(len(records)), 4)).tolist()
     with ThreadPoolExecutor(8) as pool:
-        for index, example in zip(order, pool.map(records.__getitem__, order)):
+        for index, example in zip(order, pool.map(records.__getitem__, order), strict=False):
             assert example.id == records.ids[index]
     with pytest.raises(IndexError):
         records[len(records)]

@@ -83,11 +83,14 @@ def test_softened_targets_and_logits():
     """T^2 CE(softmax(log q / T), f / T): at T = 1 the plain loss, for one-hot truth the truth; slopes keep their size."""
     probs = RNG.dirichlet(np.ones(10), 4).astype(np.float32)
     logits = jnp.asarray(RNG.normal(size=(4, 10)), jnp.float32)
-    loss = lambda t, z, p: (
-        Classification(CLASSES, softening=t)
-        .loss(z, Classification(CLASSES, softening=t).target({"probs": p}, ALL))["class"]
-        .value
-    )
+
+    def loss(t, z, p):
+        return (
+            Classification(CLASSES, softening=t)
+            .loss(z, Classification(CLASSES, softening=t).target({"probs": p}, ALL))["class"]
+            .value
+        )
+
     want = 9 * -(jax.nn.softmax(jnp.log(probs) / 3) * jax.nn.log_softmax(logits / 3)).sum(-1)
     np.testing.assert_allclose(loss(3.0, logits, probs), want, rtol=1e-4)
     hot = np.eye(10, dtype=np.float32)[:4]

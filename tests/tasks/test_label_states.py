@@ -215,5 +215,11 @@ def test_a_crowd_is_ignored_whatever_its_score_and_boxes_have_three_states():
     label["scores"] = np.array([0.9, 0.5, 0.1, 1.0], np.float16)
     row = {name: value[None] for name, value in task.transform(label, whole_image((32, 32), (32, 32))).items()}
     target = {name: np.asarray(value)[0] for name, value in jax.jit(task.target)(row, Policy(0.8, 0.3)).items()}
-    by_class = dict(zip(target["classes"].tolist(), zip(target["positive"].tolist(), target["ignored"].tolist())))
+    by_class = dict(
+        zip(
+            target["classes"].tolist(),
+            zip(target["positive"].tolist(), target["ignored"].tolist(), strict=False),
+            strict=False,
+        )
+    )
     assert by_class == {0: (True, False), 1: (False, True), 2: (False, False), 3: (False, True)}
