@@ -1,4 +1,4 @@
-"""Color for the geometry of `must.scenes.raycast`: textures, lights, shadows, sensor noise. Pictures only, no labels."""
+"""Color for the geometry of `must.scenes.raycast`: textures, lights, shadows, sensor noise."""
 
 import colorsys
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 from must.scenes.raycast import CEILING, FLOOR, LEFT, SKY, Background, Hits, Rays, Room, Solid, window
 
 MATTE, PATTERNED, METALLIC = range(3)
-TEXELS_PER_METRE = 16
+TEXELS_PER_METER = 16
 _TILE = 64  # texels; textures repeat after 4 m
 FALLOFF = 0.08  # of a lamp, per square meter
 GLOSS = (0.06, 0.12, 0.9)  # strength of the highlight, by material
@@ -178,7 +178,7 @@ def _pick(values: list[float], index: np.ndarray) -> np.ndarray:
 
 
 def _texel(meters: np.ndarray) -> np.ndarray:
-    return (meters * TEXELS_PER_METRE + 64 * _TILE).astype(np.int32) & (_TILE - 1)
+    return (meters * TEXELS_PER_METER + 64 * _TILE).astype(np.int32) & (_TILE - 1)
 
 
 def _reach(square: np.ndarray) -> np.ndarray:

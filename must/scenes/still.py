@@ -25,7 +25,7 @@ CLASSES = {
 }
 TASKS = ("classification", "detection", "segmentation", "depth", "normals")
 IGNORE = 255
-MILLIMETRE = 0.001
+MILLIMETER = 0.001
 _SURFACE_OF_PLANE = np.array([0, 2, 1, 1, 1, IGNORE], np.uint8)  # in the order of `raycast`; the sky is unlabeled
 _VERSION = 1  # part of the fingerprint; raise it when the same index shows another picture
 
@@ -173,8 +173,8 @@ def _segmentation(frame: Frame) -> Label:
 
 
 def _depth(frame: Frame) -> Label:
-    codes = (frame.depth * np.float32(1 / MILLIMETRE) + np.float32(0.5)).astype(np.uint16)
-    return forms.depth(codes, MILLIMETRE)
+    codes = (frame.depth * np.float32(1 / MILLIMETER) + np.float32(0.5)).astype(np.uint16)
+    return forms.depth(codes, MILLIMETER)
 
 
 def _normals(frame: Frame) -> Label:
