@@ -52,7 +52,8 @@ def labels_step(
     tasks: Mapping[str, Task],
     axis_name: str | None = None,
 ) -> dict[str, dict[str, Array]]:
-    """`eval_step` of what says labels, for instance an exported network: (variables, {view: inputs}) -> {task: label}."""
+    """`eval_step` of what says labels, for instance an exported network: (variables, {view: inputs}) -> {task:
+    label}."""
     del axis_name
     return _rows(
         {name: label for name, label in predict(variables, batch.inputs).items() if name in tasks}, batch, tasks

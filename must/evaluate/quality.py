@@ -50,7 +50,7 @@ def quality(
     names = tuple(getattr(task, "classes", ())) or (_EVERY,)
     tally, rows, believed = _Tally(len(names)), _Rows(task), _Rows(task)
     wrong, unsure, number, scored = [], [], 0, True
-    for number, (said, truth, key) in enumerate(pairs, 1):  # noqa: B007
+    for number, (said, truth, key) in enumerate(pairs, 1):
         rows.add(said, truth)
         if (part := _positive(task, said, truth, policy)) is not None:
             believed.add(*part)
@@ -79,7 +79,8 @@ def quality(
 
 
 def _positive(task: Task, said: Label, truth: Label, policy: Policy) -> tuple[Label, Label] | None:
-    """A label and its truth where the label is positive, by its fields; None where nothing is or no such part is known."""
+    """A label and its truth where the label is positive, by its fields; None where nothing is or no such part is
+    known."""
     fields = set(said)
     if is_distribution(said):
         score, best = np.asarray(tempered_label(policy, said)["probs"]), int(np.argmax(said["probs"]))
@@ -132,7 +133,7 @@ class _Tally:
         raw, said = self._raw.counted(), self._calibrated.counted()
         bound, classes = np.broadcast_to(np.asarray(policy.positive, np.float64), len(names)), {}
         for c, name in enumerate(names):
-            entry = self._entry(lambda array: float(array[c]), self._products[:, c])  # noqa: B023
+            entry = self._entry(lambda array: float(array[c]), self._products[:, c])
             entry["threshold"] = float(bound[c]) if bound[c] <= 1 else None
             for key, cells in (("raw", raw), ("policy", said)):
                 entry[key] = {
@@ -150,7 +151,7 @@ class _Tally:
     def _entry(self, of, products: np.ndarray) -> dict[str, Any]:
         count, right = ({key: of(array) for key, array in part.items()} for part in (self._count, self._right))
         claims = sum(count[key] for key in right)
-        share = lambda some, all_: some / all_ if all_ else None  # noqa: E731
+        share = lambda some, all_: some / all_ if all_ else None
         spread = spread_of(*products, right["positive"], count["positive"])
         interval = wilson(right["positive"] / spread, count["positive"] / spread)
         return {

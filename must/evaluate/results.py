@@ -199,7 +199,8 @@ def entry(
 
 
 def holds(expected: str | None, interval: Sequence[float] | None) -> bool | None:
-    """Whether an expected sign was measured: None while the interval contains 0, or without an expectation or interval."""
+    """Whether an expected sign was measured: None while the interval contains 0, or without an expectation or
+    interval."""
     if expected is None or interval is None or interval[0] <= 0 <= interval[1]:
         return None
     return (interval[0] > 0) == (expected == "above")

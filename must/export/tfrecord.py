@@ -1,4 +1,5 @@
-"""Records as TFRecord for users of tf.data: the twin of a directory of ArrayRecord, example for example; extra `[tf]`."""
+"""Records as TFRecord for users of tf.data: the twin of a directory of ArrayRecord, example for example; extra
+`[tf]`."""
 
 import hashlib
 import importlib.util

@@ -1,4 +1,5 @@
-"""A network becomes files that can be used without the code that made it; what they are is in `must.export.exported`."""
+"""A network becomes files that can be used without the code that made it; what they are is in
+`must.export.exported`."""
 
 import contextlib
 import dataclasses

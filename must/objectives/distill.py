@@ -173,7 +173,7 @@ def feature_widths(model: Model, size: tuple[int, int]) -> dict[int, tuple[int, 
     """{stride: (height, width, channels)} of a network's features at a frame of `size` pixels, from shapes alone."""
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    run = lambda v, x: model.apply(v, x, train=False, with_features=True)[2].pyramid  # noqa: E731
+    run = lambda v, x: model.apply(v, x, train=False, with_features=True)[2].pyramid
     return {stride: level.shape[1:] for stride, level in jax.eval_shape(run, variables, images).items()}
 
 

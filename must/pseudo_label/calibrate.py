@@ -122,7 +122,8 @@ def fit_isotonic(claims: Judged, *, knots: int = KNOTS, min_count: int = 100) ->
 
 
 def fit_scaling(claims: Judged, *, knots: int = KNOTS, min_count: int = 100) -> np.ndarray:
-    """Temperature scaling of scores that are no distribution: sigmoid(logit(score) / T) as a curve; see `fit_isotonic`."""
+    """Temperature scaling of scores that are no distribution: sigmoid(logit(score) / T) as a curve; see
+    `fit_isotonic`."""
     return _per_class(claims, min_count, lambda score, correct: _scaled(score, correct, knots))
 
 
@@ -152,6 +153,6 @@ def _isotonic(score: np.ndarray, correct: np.ndarray, knots: int) -> np.ndarray:
 
 
 def _scaled(score: np.ndarray, correct: np.ndarray, knots: int) -> np.ndarray:
-    both = lambda p: np.stack([1.0 - p, p], -1)  # noqa: E731
+    both = lambda p: np.stack([1.0 - p, p], -1)
     temperature = fit_temperature(both(np.asarray(score, np.float64)), np.asarray(correct, int))
     return tempered(Policy(temperature=temperature), both(np.linspace(0.0, 1.0, knots)))[:, 1].round(_DIGITS)

@@ -121,13 +121,13 @@ def choose(
     bounds, facts, pooled = [], {}, {}
     for c, name in enumerate(names):
         mine, why = np.flatnonzero(claims.ids == c), ""
-        found = lambda where, p: _threshold(  # noqa: E731
+        found = lambda where, p: _threshold(
             probability[where],
             claims.correct[where],
             examples[where],
             p,
             z,
-            (seed, c),  # noqa: B023
+            (seed, c),
         )
         negative = negative_below
         if total[c] >= min_count:
@@ -217,7 +217,8 @@ _DETAIL = ("precision", "recall", "coverage", "claims", "wanted", "why")
 
 
 def save_policies(path: str, chosen: Mapping[str, tuple[Policy, Mapping[str, Any] | None, Task]]) -> None:
-    """Writes {task name: (policy, facts of `must.pseudo_label.policy.fit` or None, task)}; the same bytes for the same."""
+    """Writes {task name: (policy, facts of `must.pseudo_label.policy.fit` or None, task)}; the same bytes for the
+    same."""
     blocks, curves = [], []
     for name, (policy, facts, task) in chosen.items():
         facts = facts or {}
@@ -287,7 +288,8 @@ def read_policies(path: str, classes: Mapping[str, Sequence[str]] | None = None)
 
 
 def read_facts(path: str) -> dict[str, dict[str, Any]]:
-    """What the file says of how its policies were chosen and what they cost: {task: {"classes": {name: facts}, ...}}."""
+    """What the file says of how its policies were chosen and what they cost: {task: {"classes": {name: facts},
+    ...}}."""
     with open(path, encoding="utf-8") as file:
         content = json.load(file)
     content.pop(_CURVES, None)

@@ -95,7 +95,7 @@ def lock(path: str, *, wait: bool = False) -> Iterator[bool]:
     holds one whose folder is gone.
     """
     try:
-        file = open(path, "w")  # noqa: SIM115 - it is closed below, where the lock ends
+        file = open(path, "w")
     except FileNotFoundError:
         yield False
         return

@@ -33,8 +33,8 @@ def label_step(
       images: uint8 [B, H, W, 3].
       model: outputs {task: ...}.
       tasks: which of the outputs become labels.
-      hflip_tta: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018); how
-        far the two agree is the score of a task whose network says none.
+      hflip_tta: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018);
+        how far the two agree is the score of a task whose network says none.
       axis_name: unused, rows do not meet; the argument lets `parallelize` run it.
 
     Returns:

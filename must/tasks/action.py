@@ -39,7 +39,8 @@ class Action(Classification):
                 object.__setattr__(self, field, _completed(declared, self.classes, field))
 
     def admissible(self, label: Label, geometry: Geometry) -> Geometry:
-        """`geometry` without `flip` or `reverse` where it is not declared what becomes of the label, or nothing does."""
+        """`geometry` without `flip` or `reverse` where it is not declared what becomes of the label, or nothing
+        does."""
         if not (geometry.flip or geometry.reverse):
             return geometry
         probs = super().transform(label, geometry)["probs"]
@@ -104,7 +105,8 @@ class Action(Classification):
         return drawing.caption(strip, self.bars(label, policy))
 
     def _changes(self, geometry: Geometry | None) -> list[str]:
-        """Which changes the geometry makes, in order; none where the label is read without one, as any classification's."""
+        """Which changes the geometry makes, in order; none where the label is read without one, as any
+        classification's."""
         if geometry is None:
             return []
         return [field for field, made in (("mirrored", geometry.flip), ("reversed", geometry.reverse)) if made]

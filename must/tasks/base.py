@@ -59,14 +59,15 @@ class Task:
         raise NotImplementedError
 
     def admissible(self, label: Label, geometry: Geometry) -> Geometry:
-        """The drawn geometry of a clip without the mirroring or reversal that this label, in record form, cannot follow."""
+        """The drawn geometry of a clip without the mirroring or reversal that this label, in record form, cannot
+        follow."""
         return geometry
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
         """What is known of a picture into which a rectangle of another one was pasted; one example's, host NumPy.
 
-        Nothing may be claimed of a place that its own picture's label does not claim. A task may do without, or be `whole`:
-        elsewhere CutMix and cutout are refused before anything trains.
+        Nothing may be claimed of a place that its own picture's label does not claim. A task may do without, or be
+        `whole`: elsewhere CutMix and cutout are refused before anything trains.
 
         Args:
           label: in network form; None where nothing is known of the picture around the rectangle.
@@ -158,7 +159,8 @@ class Task:
         raise NotImplementedError
 
     def agreement(self, outputs: Any, others: Any) -> Label:
-        """Scores from how far two outputs for the same pictures agree, fields of a label in network form; jnp, traceable.
+        """Scores from how far two outputs for the same pictures agree, fields of a label in network form; jnp,
+        traceable.
 
         For a task whose network says no confidence; {} for all others.
         """
@@ -167,8 +169,8 @@ class Task:
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """What one example's prediction claims: (score [N], correct [N], class id [N]); host NumPy.
 
-        Thresholds and calibration are chosen from these on a validation split; ids are 0 where there are no classes. None
-        for a task without scores.
+        Thresholds and calibration are chosen from these on a validation split; ids are 0 where there are no classes.
+        None for a task without scores.
         """
         return None
 
@@ -185,7 +187,8 @@ class Task:
         return jnp.zeros((len(next(iter(label.values()))), 0))
 
     def claims(self, label: Label, policy: Policy) -> Claims | None:
-        """What one example's label says and what becomes of it under a policy; host NumPy. None for a task without scores.
+        """What one example's label says and what becomes of it under a policy; host NumPy. None for a task without
+        scores.
 
         The states are those that `target` gives the loss: a pixel is positive or ignored, never negative.
         """

@@ -26,10 +26,10 @@ class Classification(Task):
       top_k: probabilities that a record lists; the rest is stored as one number.
       hard: learn the most probable class instead of the distribution.
       label_smoothing: share of the target that is spread evenly over all classes.
-      softening: T of distillation: targets are raised to 1/T and normalized, logits divided by T, the loss multiplied by
-        T^2 (Hinton et al. 2015); ground truth stays what it is.
-      taylor: terms of the Taylor series that stand for the logarithm of the cross-entropy, which makes it robust to wrong
-        labels (Feng et al. 2020); 0 is the logarithm itself.
+      softening: T of distillation: targets are raised to 1/T and normalized, logits divided by T, the loss multiplied
+        by T^2 (Hinton et al. 2015); ground truth stays what it is.
+      taylor: terms of the Taylor series that stand for the logarithm of the cross-entropy, which makes it robust to
+        wrong labels (Feng et al. 2020); 0 is the logarithm itself.
       temperature: predictions are softmax(logits / temperature).
       dropout: rate before the linear layer.
     """
@@ -119,8 +119,8 @@ class Classification(Task):
 
         Returns:
           used: bool [B], the most probable class is positive: the distribution is learned.
-          probs: [B, C], that distribution, hardened, softened, smoothed, over the known classes. It stays as sharp as the
-            teacher said it; calibration decides what is believed, and a student of flattened labels learned less.
+          probs: [B, C], that distribution, hardened, softened, smoothed, over the known classes. It stays as sharp as
+            the teacher said it; calibration decides what is believed, and a student of flattened labels learned less.
           candidates: bool [B, C], the classes that are not negative, where none is positive but some are negative: the
             class is one of them. Elsewhere all False.
           known: bool [B, C].
@@ -222,7 +222,8 @@ class Classification(Task):
         return {"probs": np.mean([label["probs"] for label in labels], axis=0, dtype=np.float32)}
 
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
-        """The picture over bars of the three most probable classes, with a policy colored and worded by their states."""
+        """The picture over bars of the three most probable classes, with a policy colored and worded by their
+        states."""
         return drawing.caption(drawing.upscale(image), self.bars(label, policy))
 
     def bars(self, label: Label, policy: Policy | None = None) -> list[tuple[str, np.ndarray]]:

@@ -80,7 +80,8 @@ def pasted(
 
 
 def transform_scores(label: Label, geometry: Geometry) -> np.ndarray:
-    """The scores of a label in record form in the network's frame, uint8 [h, w]; records of old are believed throughout."""
+    """The scores of a label in record form in the network's frame, uint8 [h, w]; records of old are believed
+    throughout."""
     stored = np.asarray(label.get("scores", np.full((1, 1), 255, np.uint8)))
     if stored.ndim != 2 or not stored.size:
         raise ValueError(f"scores of shape {stored.shape}")
@@ -98,7 +99,8 @@ def restore_scores(label: Label, geometry: Geometry, shape: tuple[int, int]) -> 
 
 
 def positive(label: Label, policy: Policy, stride: int) -> Array:
-    """Where the scores of a label in network form are positive, at the output's resolution; without scores everywhere."""
+    """Where the scores of a label in network form are positive, at the output's resolution; without scores
+    everywhere."""
     if "scores" not in label:
         return jnp.asarray(True)
     return states(policy, sample(label["scores"], stride).astype(jnp.float32) / 255.0).positive

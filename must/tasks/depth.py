@@ -126,7 +126,8 @@ class Depth(Task):
         }
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
-        """As the base class says; relative depths of two pictures have no common scale, so only the larger part keeps its."""
+        """As the base class says; relative depths of two pictures have no common scale, so only the larger part
+        keeps its."""
         if self.depth_kind == "relative" and label is not None and other is not None:
             inside = (window[2] - window[0]) * (window[3] - window[1])
             label, other = (None, other) if 2 * inside > label["depth"].size else (label, None)
@@ -136,7 +137,8 @@ class Depth(Task):
         return geometry.zoom if self.depth_kind == "metric" else 1.0
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is ignored."""
+        """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is
+        ignored."""
         depth = dense.sample(label["depth"], self._output_stride)
         valid = self._learnable(depth)
         return {
@@ -211,7 +213,7 @@ class Depth(Task):
             depth = 1.0 / jnp.clip(inverse, 1.0 / self.max_depth, 1.0 / self.min_depth)
         depth = jnp.clip(depth, self.min_depth, self.max_depth)
         ratio, difference, log = jnp.maximum(depth / true, true / depth), depth - true, jnp.log(depth / true)
-        mean = lambda values: losses.masked_mean(values, valid)  # noqa: E731
+        mean = lambda values: losses.masked_mean(values, valid)
         rows = {
             "abs_rel": mean(jnp.abs(difference) / true),
             "delta1": 100.0 * mean(ratio < 1.25),

@@ -343,7 +343,7 @@ class Detection(Task):
 
     def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
         """Which predictions hit a true box at the ten IoU thresholds; classes unknown to the truth are left out."""
-        known = lambda label: label["valid"] & jnp.take_along_axis(truth["known"], label["classes"], 1)  # noqa: E731
+        known = lambda label: label["valid"] & jnp.take_along_axis(truth["known"], label["classes"], 1)
         prediction = {**prediction, "valid": known(prediction)}
         truth = {**truth, "valid": known({**truth, "classes": jnp.where(truth["valid"], truth["classes"], 0)})}
         hit, ignored = jax.vmap(lambda p, t: bx.match(p, t, _THRESHOLDS))(prediction, truth)

@@ -1,4 +1,5 @@
-"""Colors, captions, hatching, enlargement for the tasks' `draw`; all captions have one height, so that pictures align."""
+"""Colors, captions, hatching, enlargement for the tasks' `draw`; all captions have one height, so that pictures
+align."""
 
 import functools
 from typing import Any
@@ -57,7 +58,8 @@ def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def fade(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Greys the pixels `where` bool [H, W] and rules them diagonally, colors still told apart: a label that is ignored."""
+    """Greys the pixels `where` bool [H, W] and rules them diagonally, colors still told apart: a label that is
+    ignored."""
     return _ruled(picture, where, gray=0.45, width=2, strength=0.7, rising=True)
 
 

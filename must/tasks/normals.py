@@ -138,13 +138,14 @@ class Normals(Task):
         predicted, _ = _checked(prediction["normals"])
         degrees = jnp.where(valid, jnp.rad2deg(losses.angle(predicted, true)), 0.0)
         bins = jnp.clip(degrees * (_BINS / 180.0), 0, _BINS - 1).astype(jnp.int32)
-        count = lambda where: jnp.sum(where, (1, 2)).astype(jnp.int32)  # noqa: E731
+        count = lambda where: jnp.sum(where, (1, 2)).astype(jnp.int32)
         histogram = jax.vmap(lambda b, v: jnp.zeros(_BINS, jnp.int32).at[b.ravel()].add(v.ravel().astype(jnp.int32)))
         rows = {"pixels": count(valid), "degrees": degrees.sum((1, 2)), "histogram": histogram(bins, valid)}
         return rows | {f"within_{limit}": count(valid & (degrees < limit)) for limit in _WITHIN}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """As the base class says; a claim per pixel with a true normal, right within 22.5 degrees; None without scores."""
+        """As the base class says; a claim per pixel with a true normal, right within 22.5 degrees; None without
+        scores."""
         if "scores" not in prediction:
             return None
         said, true = (np.nan_to_num(np.asarray(label["normals"], np.float32)) for label in (prediction, truth))

@@ -16,7 +16,7 @@ _MOST = 1.0 - 1e-6  # probability; log(1 - p) stays finite
 
 def log_known(quality: Array, log_class: Array, counted: Array) -> tuple[Array, Array]:
     """log p and log(1 - p) of p = sigmoid(quality) * (sum of the counted class probabilities), without cancellation."""
-    log_sum = lambda mask: jax.nn.logsumexp(jnp.where(mask, log_class, -1e9), -1)  # noqa: E731
+    log_sum = lambda mask: jax.nn.logsumexp(jnp.where(mask, log_class, -1e9), -1)
     log_object, log_nothing = jax.nn.log_sigmoid(quality), jax.nn.log_sigmoid(-quality)
     return log_object + log_sum(counted), jnp.logaddexp(log_nothing, log_object + log_sum(~counted))
 
@@ -38,7 +38,7 @@ def soft(outputs: dict[str, Array], teacher: dict[str, Array], gamma: float) -> 
     quality = jax.nn.sigmoid(teacher["quality"].astype(jnp.float32))
     score = losses.binary_soft_focal(outputs["quality"], quality, gamma)
     divergence = losses.kl_divergence(teacher["class"], outputs["class"])
-    box = lambda said: bx.from_distances(said["points"], said["distances"].astype(jnp.float32))  # noqa: E731
+    box = lambda said: bx.from_distances(said["points"], said["distances"].astype(jnp.float32))
     _, giou = bx.overlaps(box(outputs), box(teacher))
     norm = quality.sum(-1)
     return {

@@ -279,7 +279,8 @@ class Segmentation(Task):
         return self._decided(label, policy)[0].where(np.asarray(label["ids"])[..., 0] != self.ignore)
 
     def _decided(self, label: Label, policy: Policy) -> tuple[Claims, np.ndarray]:
-        """The first class of every pixel, [h, w], and which pixels only have candidates: `target` without its strides."""
+        """The first class of every pixel, [h, w], and which pixels only have candidates: `target` without its
+        strides."""
         ids, stored = np.asarray(label["ids"]), np.asarray(label["probs"])
         known, table = (
             np.asarray(label.get("known", np.ones(len(self.classes), bool))),
@@ -289,7 +290,8 @@ class Segmentation(Task):
         first = Claims(listed[..., 0], *(field[listed[..., 0], stored[..., 0]] for field in table[1:]))
         labeled = ids[..., 0] != self.ignore
         used = labeled & first.positive
-        # Of the known classes as many are candidates as an unlisted class's most would make, corrected for the listed ones.
+        # Of the known classes as many are candidates as an unlisted class's most would make, corrected for the listed
+        # ones.
         possible = known[:, None] & ~table.negative
         most = np.clip(np.minimum(stored[..., -1], 255 - stored.sum(-1, dtype=np.int64)), 0, 255)
         count = possible.sum(0)[most]
@@ -330,8 +332,8 @@ class Segmentation(Task):
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
         """The classes blended over the picture, pixels without a label hatched, the three largest classes named.
 
-        With a policy ignored pixels are greyed under diagonals, and those for which some classes are ruled out keep their
-        color under thin ones.
+        With a policy ignored pixels are greyed under diagonals, and those for which some classes are ruled out keep
+        their color under thin ones.
         """
         ids = np.asarray(label["ids"])[..., 0]
         unlabeled = ids == self.ignore

@@ -1,4 +1,5 @@
-"""Losses of the tasks of a batch, and one gradient out of theirs; what a task's weight is `Balance` says, not this file."""
+"""Losses of the tasks of a batch, and one gradient out of theirs; what a task's weight is `Balance` says, not this
+file."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

@@ -187,7 +187,7 @@ def measure_bytes(stride: int) -> None:
 def painting_teacher(size: int, batch: int, names: tuple[str, ...] = ()) -> Teacher:
     """Says the same of every batch, at no cost."""
     tasks = {name: task for name, task in build_tasks(32).items() if name in names or not names}
-    repeat = lambda field: np.resize(field, (batch, *field.shape[1:]))  # noqa: E731
+    repeat = lambda field: np.resize(field, (batch, *field.shape[1:]))
     labels = painted(size, 4)
     said = {name: {key: repeat(field) for key, field in labels[name].items()} for name in tasks}
     return Teacher("painted", tasks, lambda images: said, (size, size), "0")

@@ -175,7 +175,7 @@ def test_guesses_are_majority_median_mean_and_nothing():
 
 def test_a_guess_is_evaluated_like_a_model_and_no_other_class_beats_it():
     whole = WHOLE
-    one = lambda label, i: {field: value[i] for field, value in label.items()}  # noqa: E731
+    one = lambda label, i: {field: value[i] for field, value in label.items()}
     guesses = {n: constant_guess(t, [one(whole.labels[n], i) for i in range(24)]) for n, t in TASKS.items()}
     step = jax.jit(functools.partial(constant_step, tasks=TASKS))
 

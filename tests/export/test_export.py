@@ -1,4 +1,5 @@
-"""A network as files: they say what it says at any batch size and without the code that made it, or they are refused."""
+"""A network as files: they say what it says at any batch size and without the code that made it, or they are
+refused."""
 
 import itertools
 import json
@@ -89,7 +90,8 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    """The student of one set out of joint variables with teachers: (directory, model, variables of the expert alone)."""
+    """The student of one set out of joint variables with teachers: (directory, model, variables of the expert
+    alone)."""
     model, variables = network(TemporalShiftResNet(10, 4, "batch", "small", 2), CAMERA, CLIPS.blank_inputs()["image"])
     other = {"params": {"heads_other": variables["params"]["heads_camera"]}}
     joint = from_experts({"camera": variables, "other": other})

@@ -156,7 +156,7 @@ def test_soft_distillation_is_lowest_at_the_teacher():
     for name, task in TASKS.items():
         at = sum(mean(t) for t in task.distill_loss(said.outputs[name], said.outputs[name]).values())
         for seed in (2, 3):
-            noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(seed), x.shape)  # noqa: B023, E731
+            noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(seed), x.shape)
             moved = said.outputs[name]
             keys = ("quality", "class") if name == "detection" else ()
             moved = {**moved, **{k: noise(moved[k]) for k in keys}} if keys else noise(moved)
@@ -170,7 +170,7 @@ def test_divergence_of_logits_is_one():
     np.testing.assert_allclose(losses.kl_divergence(p, p), 0, atol=1e-6)
     assert (np.asarray(losses.kl_divergence(p, q)) > 0).all()
     np.testing.assert_allclose(losses.kl_divergence(p + 7, q - 3), losses.kl_divergence(p, q), atol=1e-5)
-    raw = lambda a, b: (a * (np.log(np.abs(a)) - b)).sum(-1)  # noqa: E731, the published form on raw logits
+    raw = lambda a, b: (a * (np.log(np.abs(a)) - b)).sum(-1)
     assert np.abs(raw(p + 7, q - 3) - raw(p, q)).max() > 1
     two = losses.kl_divergence(np.log([[0.25, 0.75]]), np.log([[0.5, 0.5]]))
     assert float(two[0]) == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5), abs=1e-6)
@@ -354,7 +354,7 @@ def test_losses_and_gradients_are_finite(kind):
 
         def total(params, outputs, pyramid):
             mine = Answer(outputs, Features(pyramid, student.features.pooled))
-            terms, _ = hint.apply(params, state, mine, said, ALL_ROWS)  # noqa: B023
+            terms, _ = hint.apply(params, state, mine, said, ALL_ROWS)
             return sum(term.value.sum() / jnp.maximum(term.norm.sum(), 1.0) for term in terms.values())
 
         value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(
@@ -450,14 +450,14 @@ def stepper(names=(), where="all", norm="group", **options):
     # Adam would blow rounding up where a gradient is 0.
     tx = SGD if where == "missing" or not names else TX
     bound = functools.partial(train_step, objective=goal, balance=balance.fixed(), tx=tx)
-    fresh = lambda: states.create(jax.random.key(0), variables(norm=norm), goal, balance.fixed(), tx)  # noqa: E731
+    fresh = lambda: states.create(jax.random.key(0), variables(norm=norm), goal, balance.fixed(), tx)
     return jax.jit(bound), fresh
 
 
 def warm(teacher):
     """A teacher that is not as unsure of its boxes as at step 0."""
     path = ("params", "heads_detection", "head", "quality_bias8")
-    leaf = lambda p, x: jnp.float32(0.5) if tuple(k.key for k in p)[-1] == path[-1] else x  # noqa: E731
+    leaf = lambda p, x: jnp.float32(0.5) if tuple(k.key for k in p)[-1] == path[-1] else x
     return jax.tree_util.tree_map_with_path(leaf, teacher)
 
 
@@ -504,7 +504,7 @@ def test_groups_and_one_mixed_batch_give_the_same_gradient(normalize):
     named = ("detection_soft_teacher", "detection_pdf_teacher") if normalize == "items" else ()
     step, fresh = stepper(named, "missing", normalize=normalize)
     boxes, masks = batch(1), batch(2, rows=4)
-    only = lambda b, task: b._replace(weights={t: w * (t == task) for t, w in b.weights.items()})  # noqa: E731
+    only = lambda b, task: b._replace(weights={t: w * (t == task) for t, w in b.weights.items()})
     boxes, masks = only(boxes, "detection"), only(masks, "segmentation")
     grouped, logs = step(fresh(), {"detection": boxes, "segmentation": masks}, FROZEN)
     mixed, mixed_logs = step(fresh(), jax.tree.map(lambda *x: np.concatenate(x), boxes, masks), FROZEN)
@@ -523,7 +523,7 @@ def test_groups_and_one_mixed_batch_give_the_same_gradient(normalize):
 def test_a_task_is_divided_by_its_own_count():  # M6
     step, fresh = stepper()
     boxes, masks = batch(1), batch(2)
-    only = lambda b, task: b._replace(labels={task: b.labels[task]}, weights={task: b.weights[task]})  # noqa: E731
+    only = lambda b, task: b._replace(labels={task: b.labels[task]}, weights={task: b.weights[task]})
     twice = jax.tree.map(lambda x: np.concatenate([x[: ROWS // 2]] * 2), only(masks, "segmentation"))
     once = twice._replace(weights={"segmentation": (np.arange(ROWS) < ROWS // 2).astype(np.float32)})
     a, b = (step(fresh(), {"detection": only(boxes, "detection"), "segmentation": part})[0] for part in (once, twice))
@@ -552,7 +552,7 @@ def test_no_object_teaches_the_score_and_nothing_else():  # M7
     empty.labels["detection"]["valid"] = np.zeros((ROWS, 4), bool)
     empty.labels["segmentation"]["ids"][:] = 255
     after, logs = step(fresh(), empty)
-    bias = lambda state: float(state.params["model"]["heads_detection"]["head"]["quality_bias8"])  # noqa: E731
+    bias = lambda state: float(state.params["model"]["heads_detection"]["head"]["quality_bias8"])
     assert bias(after) < bias(fresh())  # nothing is there, and that was learned
     assert float(logs["loss/detection/box"]) == 0 and float(logs["loss/detection/class"]) == 0
     assert 0 < float(logs["loss/detection/score"]) < 100
@@ -588,7 +588,7 @@ def test_every_hint_overfits_eight_examples():
         seen.append({name: float(value) for name, value in logs.items() if name.startswith("loss/")})
     assert np.isfinite([list(values.values()) for values in seen]).all()
     for hint in hints().values():
-        total = lambda values: sum(values[f"loss/{hint.task}/{term}"] for term in hint.terms)  # noqa: B023, E731
+        total = lambda values: sum(values[f"loss/{hint.task}/{term}"] for term in hint.terms)
         assert total(seen[-1]) < 0.8 * total(seen[0]), hint.name
 
 

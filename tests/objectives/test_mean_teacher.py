@@ -34,7 +34,7 @@ MODEL = Model(lambda key, images: {"params": {"w": jnp.eye(3)}, "count": jnp.int
 
 def _batch(seed=0, pseudo=0.5):
     rng = np.random.default_rng(seed)
-    draw = lambda: rng.integers(0, 256, (ROWS, 1, 1, 3)).astype(np.uint8)  # noqa: E731
+    draw = lambda: rng.integers(0, 256, (ROWS, 1, 1, 3)).astype(np.uint8)
     label = {"probs": np.eye(3, dtype=np.float32)[rng.integers(0, 3, ROWS)], "known": np.ones((ROWS, 3), bool)}
     weights = {"classification": (rng.random(ROWS) < 0.8).astype(np.float32)}
     extras = {"classification": {PSEUDO: (rng.random(ROWS) < pseudo).astype(np.float32)}}

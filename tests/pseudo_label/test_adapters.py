@@ -13,20 +13,20 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from must.core.types import LabelError, UserError  # noqa: E402
-from must.data.geometry import transform_image, whole_image  # noqa: E402
-from must.pseudo_label import adapters  # noqa: E402
-from must.pseudo_label.adapters import from_onnx, from_torch  # noqa: E402
-from must.pseudo_label.teacher import from_function  # noqa: E402
-from must.pseudo_label.write import label_images  # noqa: E402
-from must.readers.png_maps import as_uint8  # noqa: E402
-from must.readers.records import Records  # noqa: E402
-from must.scenes.still import CLASSES, Scenes  # noqa: E402
-from must.tasks.classification import Classification  # noqa: E402
-from must.tasks.depth import Depth  # noqa: E402
-from must.tasks.detection import Detection  # noqa: E402
-from must.tasks.segmentation import Segmentation  # noqa: E402
-from tests.support.foreign_networks import (  # noqa: E402
+from must.core.types import LabelError, UserError
+from must.data.geometry import transform_image, whole_image
+from must.pseudo_label import adapters
+from must.pseudo_label.adapters import from_onnx, from_torch
+from must.pseudo_label.teacher import from_function
+from must.pseudo_label.write import label_images
+from must.readers.png_maps import as_uint8
+from must.readers.records import Records
+from must.scenes.still import CLASSES, Scenes
+from must.tasks.classification import Classification
+from must.tasks.depth import Depth
+from must.tasks.detection import Detection
+from must.tasks.segmentation import Segmentation
+from tests.support.foreign_networks import (
     Detector,
     Segmenter,
     read_classifier,

@@ -309,7 +309,7 @@ def test_an_arm_has_the_dropout_that_its_own_tasks_say():
 def test_pictures_go_through_the_same_recipe(tmp_path):
     """Two domains of still scenes, drawn in proportion to their size, without a pool."""
     still = {"kind": "scenes", "size": 16, "labels": ["classification"]}
-    scenes = lambda domain, split, count: {  # noqa: E731
+    scenes = lambda domain, split, count: {
         "kind": "must.data.combine:Aliased",
         "names": {domain: "classification"},
         "source": {**still, "domain": domain, "split": split, "count": count},

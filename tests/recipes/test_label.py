@@ -1,4 +1,5 @@
-"""Labeling alone: one pass, then thresholds, pages and files as often as one likes, and further tasks beside the first."""
+"""Labeling alone: one pass, then thresholds, pages and files as often as one likes, and further tasks beside the
+first."""
 
 import copy
 import json
@@ -90,7 +91,7 @@ def test_a_moved_threshold_runs_no_teacher_and_renews_what_shows_it(workdir):
     run(changed, workdir, "label")
     run(changed, workdir, "quality")
     after = _policy(workdir)
-    bound = lambda policy, name: policy["detection"]["classes"][name]["positive"] or np.inf  # noqa: E731
+    bound = lambda policy, name: policy["detection"]["classes"][name]["positive"] or np.inf
     assert all(bound(after, name) >= bound(before, name) for name in before["detection"]["classes"])
     assert any(bound(after, name) > bound(before, name) for name in before["detection"]["classes"])
     assert (_records(workdir) / "provenance.json").read_bytes() == records and len(ASKED) == asked

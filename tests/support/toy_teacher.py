@@ -64,7 +64,7 @@ def _sureness(truth_shape, rng):
     """A smooth map in 0..1, larger where the teacher is better; and noise of the same smoothness."""
     height, width = truth_shape
     coarse = rng.beta(4, 1.2) * np.ones((8, 8)) + 0.25 * rng.standard_normal((8, 8))
-    enlarge = lambda m: np.kron(m, np.ones((height // 8, width // 8)))  # noqa: E731
+    enlarge = lambda m: np.kron(m, np.ones((height // 8, width // 8)))
     return np.clip(enlarge(coarse), 0.02, 0.995), enlarge(rng.standard_normal((8, 8))), enlarge(rng.random((8, 8)))
 
 

@@ -80,7 +80,8 @@ def test_few_classes_still_have_a_top5():
 
 
 def test_softened_targets_and_logits():
-    """T^2 CE(softmax(log q / T), f / T): at T = 1 the plain loss, for one-hot truth the truth; slopes keep their size."""
+    """T^2 CE(softmax(log q / T), f / T): at T = 1 the plain loss, for one-hot truth the truth; slopes keep their
+    size."""
     probs = RNG.dirichlet(np.ones(10), 4).astype(np.float32)
     logits = jnp.asarray(RNG.normal(size=(4, 10)), jnp.float32)
 
@@ -97,7 +98,7 @@ def test_softened_targets_and_logits():
     np.testing.assert_allclose(
         Classification(CLASSES, softening=3.0).target({"probs": hot}, ALL)["probs"], hot, atol=1e-6
     )
-    slope = [np.abs(jax.grad(lambda z: loss(t, z, probs).sum())(logits)).mean() for t in (1.0, 4.0)]  # noqa: B023
+    slope = [np.abs(jax.grad(lambda z: loss(t, z, probs).sum())(logits)).mean() for t in (1.0, 4.0)]
     assert 0.2 < slope[1] / slope[0] < 5
 
 

@@ -78,7 +78,7 @@ def test_relative_prediction_keeps_all_but_scale_and_shift():
 def test_relative_labels_need_no_metres():
     task = Depth(depth_kind="relative", head_stride=1)
     outputs, true = jnp.asarray(RNG.normal(size=(2, 8, 8, 1)), jnp.float32), _depth(2, 8, 8)
-    value = lambda depth: task.loss(outputs, task.target({"depth": depth}, ALL))["depth"].value  # noqa: E731
+    value = lambda depth: task.loss(outputs, task.target({"depth": depth}, ALL))["depth"].value
     np.testing.assert_allclose(value(1000 * true), value(true), rtol=1e-4)
 
 

@@ -1,4 +1,5 @@
-"""What networks of other projects say becomes the label that a network of ours with the same outputs would have given."""
+"""What networks of other projects say becomes the label that a network of ours with the same outputs would have
+given."""
 
 import jax
 import numpy as np

@@ -106,7 +106,7 @@ def test_head_gives_what_the_loss_reads(name):
     task = TASKS[name]
     pyramid = {s: jnp.ones((2, SIZE[0] // s, SIZE[1] // s, 8)) for s in (4, 8)}
     features = Features(pyramid, jnp.ones((2, 8)))
-    run = lambda key: task.head().init_with_output(key, features, train=False, image_size=SIZE)[0]  # noqa: E731
+    run = lambda key: task.head().init_with_output(key, features, train=False, image_size=SIZE)[0]
     assert jax.eval_shape(run, jax.random.key(0)).shape == _outputs(task, batch=2).shape
 
 
@@ -298,7 +298,7 @@ def test_policies(name):
         label["probs"][:, 3] = 0.6
         label["probs"][2] = np.eye(7)[3]
         score = label["probs"][:, 3]
-    used = lambda positive: np.asarray(task.target(label, Policy(positive, 0.0))["used"])  # noqa: E731
+    used = lambda positive: np.asarray(task.target(label, Policy(positive, 0.0))["used"])
     assert used(0.5).all() and used(0.6).all()
     np.testing.assert_array_equal(used(0.7), score == 1)
     np.testing.assert_array_equal(used(1.5), score == 1)  # the truth is always taken
