@@ -1,7 +1,4 @@
-"""Photometric views of a picture: what a student sees while its labels come from the clean one.
-
-Nothing here moves a pixel, so every label stays right; geometry is `must.data.geometry`.
-"""
+"""Photometric augmentation; labels stay valid since no pixel moves. For geometry see `must.data.geometry`."""
 
 from collections.abc import Sequence
 
@@ -11,13 +8,13 @@ from must.core.types import UserError
 
 
 class Photometric:
-    """Random light, contrast, saturation, hue, blur, noise and cutout, each drawn per example.
+    """Random brightness, contrast, saturation, hue, blur, noise and cutout, drawn per example.
 
-    All frames of a clip change alike, down to the pattern of the noise, so that nothing moves that did not.
+    All frames of a clip get the same change, including the noise pattern, so that no motion is introduced.
 
     Args:
       strength: 1 is strong (brightness and contrast within 40 %); 0 changes nothing.
-      color: factor on saturation and hue changes; 0 where color carries the class.
+      color: factor on saturation and hue changes; 0 if color determines the class.
       blur: probability of a 3x3 binomial blur.
       noise: largest standard deviation of pixel noise, gray levels.
       cutout: probability of one gray rectangle of up to a third of each side.
@@ -29,11 +26,11 @@ class Photometric:
         self.strength, self.color, self.blur, self.noise, self.cutout = strength, color, blur, noise, cutout
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [..., H, W, 3] -> the same shape, the same change along the leading axes."""
+        """uint8 [..., H, W, 3] -> the same shape; the change is the same along the leading axes."""
         gain, contrast, saturation = 1.0 + self.strength * rng.uniform(-0.4, 0.4, 3)
         saturation = 1.0 + self.color * (saturation - 1.0)
         hue = self.strength * self.color * rng.uniform(-0.1, 0.1)
-        # Saturation and hue are linear maps of RGB, so that one 3x3 product does both.
+        # Saturation and hue are linear in RGB, so one 3x3 matrix does both.
         matrix = gain * contrast * (_hue_rotation(hue) @ _saturation(saturation))
         out = image.astype(np.float32) @ matrix.T.astype(np.float32)
         out += np.float32((1.0 - contrast) * gain * image.mean())
@@ -89,19 +86,17 @@ OPERATIONS = (
 
 
 class RandAugment:
-    """`count` operations, drawn with replacement and done one after the other.
+    """Applies `count` operations in sequence, drawn with replacement (RandAugment, Cubuk et al. 2020).
 
-    All frames of a clip change alike: what is measured of a picture is measured of all of them, and noise has one
-      pattern.
+    All frames of a clip get the same change: image statistics are taken over all frames, and noise has one pattern.
 
     Args:
       count: operations per picture.
-      magnitude: 0..1; at 1 posterize keeps 4 bits, solarize inverts all, brightness, contrast, color and sharpness go
-        up or down by 90 %, and blur and noise reach the widths below. auto_contrast, equalize and gray have no
-        magnitude.
-      operations: to draw from, names of OPERATIONS; leave out "color" and "gray" where color carries the class.
-      blur: largest standard deviation of the Gaussian blur, which is drawn evenly, as a share of the shorter side.
-      noise: largest standard deviation of pixel noise, drawn evenly, gray levels.
+      magnitude: 0..1; at 1 posterize keeps 4 bits, solarize inverts all, brightness, contrast, color and sharpness
+        change by 90 %, and blur and noise reach the maxima below. auto_contrast, equalize and gray ignore it.
+      operations: to draw from, names of OPERATIONS; omit "color" and "gray" if color determines the class.
+      blur: largest standard deviation of the Gaussian blur, drawn uniformly, as a fraction of the shorter side.
+      noise: largest standard deviation of pixel noise, drawn uniformly, gray levels.
 
     Raises:
       UserError: an unknown operation, or a number out of range.
@@ -118,26 +113,28 @@ class RandAugment:
     ):
         for name in operations:
             if name not in OPERATIONS:
-                raise UserError(f"view.operations: {name!r} is none of {', '.join(OPERATIONS)}")
+                raise UserError(f"view.operations: {name!r} is not one of {', '.join(OPERATIONS)}")
         if not operations or count < 1 or not 0 <= magnitude <= 1 or blur < 0 or noise < 0:
             what = f"count {count}, magnitude {magnitude}, blur {blur}, noise {noise}, {len(operations)} operations"
-            raise UserError(f"view: {what}: count from 1, magnitude 0..1, one operation at least")
+            raise UserError(
+                f"view: {what}: count must be >= 1, magnitude in 0..1, blur and noise >= 0, operations not empty"
+            )
         self.count, self.magnitude, self.operations = count, magnitude, tuple(operations)
         self.blur, self.noise = blur, noise
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [..., H, W, 3] -> the same shape, the same change along the leading axes."""
+        """uint8 [..., H, W, 3] -> the same shape; the change is the same along the leading axes."""
         from PIL import Image
 
         height, width = image.shape[-3:-1]
-        # Frames stand below one another, so that a point operation sees them as one picture.
+        # Frames are stacked vertically, so that a point operation treats them as one picture.
         picture = Image.fromarray(np.ascontiguousarray(image).reshape(-1, width, 3))
         for drawn in rng.integers(len(self.operations), size=self.count):
-            picture = self._changed(picture, self.operations[drawn], height, rng)
+            picture = self._apply(picture, self.operations[drawn], height, rng)
         return np.asarray(picture).reshape(image.shape)
 
-    def _changed(self, picture, name: str, height: int, rng: np.random.Generator):
-        """One operation on a picture of frames, each `height` pixels high."""
+    def _apply(self, picture, name: str, height: int, rng: np.random.Generator):
+        """Applies one operation to a picture of stacked frames, each `height` pixels high."""
         from PIL import ImageEnhance, ImageFilter, ImageOps
 
         if name == "auto_contrast":
@@ -151,7 +148,7 @@ class RandAugment:
         if name == "solarize":
             return ImageOps.solarize(picture, round(256 * (1 - self.magnitude)))
         if name == "noise":
-            return self._noisy(picture, height, rng)
+            return self._add_noise(picture, height, rng)
         if name == "blur":
             sigma = rng.uniform(0.0, self.blur * self.magnitude) * min(height, picture.width)
             return _each_frame(picture, height, lambda frame: frame.filter(ImageFilter.GaussianBlur(sigma)))
@@ -165,7 +162,7 @@ class RandAugment:
         }
         return enhance[name](picture).enhance(factor)
 
-    def _noisy(self, picture, height: int, rng: np.random.Generator):
+    def _add_noise(self, picture, height: int, rng: np.random.Generator):
         from PIL import Image
 
         sigma = np.float32(rng.uniform(0.0, self.noise * self.magnitude))
@@ -175,7 +172,7 @@ class RandAugment:
 
 
 def _each_frame(picture, height: int, change):
-    """A picture of frames one below the other, each changed by itself, since the change looks at neighbors."""
+    """Applies a change to each of the stacked frames separately, since it depends on neighboring pixels."""
     from PIL import Image
 
     if picture.height == height:

@@ -1,8 +1,8 @@
-"""Class maps between label spaces: small text files, checked for gaps, applied to a source.
+"""Class maps between label spaces: small text files, checked for completeness, applied to a source.
 
-One line per source class, `#` starts a comment:
+One line per source class; `#` starts a comment:
 
-    # our class -> theirs
+    # source class -> target class
     car    -> vehicle
     truck  -> vehicle
     drawn car -> ignore
@@ -10,13 +10,13 @@ One line per source class, `#` starts a comment:
 
 The right side is a target class or one of
 
-    ignore   it may be of a target class or not: pixels become 255, boxes become regions without loss, a picture of that
-             class loses its label.
-    unknown  it is of no target class: boxes are left out, so that they count as background; pixels become 255 and a
-             picture loses its label, since these two have no background to give them.
+    ignore   may or may not belong to a target class: pixels become 255, boxes become regions without loss, pictures
+             lose their label.
+    unknown  belongs to no target class: boxes are dropped and count as background; pixels become 255 and pictures lose
+             their label, since segmentation and classification have no background class to assign.
 
-`*` on the left stands for every source class without a line. Target classes on no right side are not annotated by the
-source: detection lists them as unknown, neither present nor absent.
+`*` on the left matches every source class without a line. Target classes that appear on no right side are not annotated
+by the source: their presence is unknown.
 """
 
 import difflib
@@ -37,7 +37,7 @@ _WORDS = {"ignore": IGNORE, "unknown": UNKNOWN}
 
 
 class ClassMap(NamedTuple):
-    """Where each source class goes.
+    """A map from source classes to target classes.
 
     Attributes:
       source: names.
@@ -51,7 +51,7 @@ class ClassMap(NamedTuple):
 
     @property
     def unlisted(self) -> tuple[int, ...]:
-        """Ids of the target classes that no source class goes to."""
+        """Ids of the target classes that no source class maps to."""
         return tuple(sorted(set(range(len(self.target))) - set(self.table)))
 
 
@@ -59,9 +59,9 @@ def load_class_map(path: str | Path, source_classes: Sequence[str], target_class
     """Reads a class map.
 
     Raises:
-      UserError: a line without "->", a name of neither space, a source class with two lines or none.
+      UserError: a line without "->", an unknown class name, a source class with two lines or none.
     """
-    goes: dict[str, str] = {}
+    mapping: dict[str, str] = {}
     for line in read_lines(Path(path)):
         text = f" {line}".split(" #")[0].strip()
         if not text:
@@ -69,69 +69,69 @@ def load_class_map(path: str | Path, source_classes: Sequence[str], target_class
         left, arrow, right = (part.strip() for part in text.partition("->"))
         if not (left and arrow and right):
             raise UserError(f"{path}: {line!r} is not of the form 'source class -> target class'")
-        if left in goes:
+        if left in mapping:
             raise UserError(f"{path}: {left!r} has two lines")
-        goes[left] = right
-    return make_class_map(goes, source_classes, target_classes, where=str(path))
+        mapping[left] = right
+    return make_class_map(mapping, source_classes, target_classes, where=str(path))
 
 
 def make_class_map(
-    goes: Mapping[str, str], source_classes: Sequence[str], target_classes: Sequence[str], *, where: str
+    mapping: Mapping[str, str], source_classes: Sequence[str], target_classes: Sequence[str], *, where: str
 ) -> ClassMap:
-    """A class map from {left side: right side} of its lines.
+    """A class map from its lines.
 
     Args:
-      goes: {source class or "*": target class or one of the words}.
+      mapping: {source class or "*": target class, "ignore" or "unknown"}.
       source_classes: names.
       target_classes: names.
-      where: the map in messages.
+      where: name of the map in error messages.
 
     Raises:
-      UserError: a name of neither space, a source class that goes nowhere.
+      UserError: an unknown class name, a source class without a line.
     """
     number = {name: i for i, name in enumerate(target_classes)} | _WORDS
     if len(number) < len(target_classes) + len(_WORDS):
-        raise UserError(f"{where}: a target class is called twice, or like one of the words {', '.join(_WORDS)}")
-    for left, right in goes.items():
+        raise UserError(f"{where}: a target class is listed twice or is one of the reserved words {', '.join(_WORDS)}")
+    for left, right in mapping.items():
         if left != "*" and left not in source_classes:
-            raise UserError(f"{where}: {left!r} is no class of the source{_nearest(left, source_classes)}")
+            raise UserError(f"{where}: {left!r} is not a source class{_nearest(left, source_classes)}")
         if right not in number:
-            raise UserError(f"{where}: {right!r} is no target class{_nearest(right, number)}")
-    gaps = [name for name in source_classes if name not in goes and "*" not in goes]
+            raise UserError(f"{where}: {right!r} is not a target class{_nearest(right, number)}")
+    gaps = [name for name in source_classes if name not in mapping and "*" not in mapping]
     if gaps:
         more = f" and {len(gaps) - 5} more" if len(gaps) > 5 else ""
         raise UserError(f"{where}: no line for source class {', '.join(map(repr, gaps[:5]))}{more}")
-    table = tuple(number[goes.get(name, goes.get("*"))] for name in source_classes)
+    table = tuple(number[mapping.get(name, mapping.get("*"))] for name in source_classes)
     return ClassMap(tuple(source_classes), tuple(target_classes), table)
 
 
 def as_table(class_map: ClassMap) -> str:
-    """The map as text: one line per target class with what goes there, then what is ignored, unknown, not annotated."""
+    """The map as text: one line per target class with its source classes, then the ignored and unknown ones."""
     words = dict(enumerate(class_map.target)) | {code: f"({word})" for word, code in _WORDS.items()}
-    arriving: dict[str, list[str]] = {word: [] for word in words.values()}
+    sources: dict[str, list[str]] = {word: [] for word in words.values()}
     for name, goal in zip(class_map.source, class_map.table, strict=True):
-        arriving[words[goal]].append(name)
+        sources[words[goal]].append(name)
     unlisted = {class_map.target[i] for i in class_map.unlisted}
-    width = max(map(len, arriving))
+    width = max(map(len, sources))
     lines = []
-    for word, names in arriving.items():
+    for word, names in sources.items():
         if names or word in unlisted:
             lines.append(f"{word:<{width}}  <-  {', '.join(names) or '(not annotated)'}")
     return "\n".join(lines)
 
 
 class Remapped:
-    """A source with one task's labels in another label space; kinds of labels are told apart by their fields.
+    """A source with one task's labels mapped to another label space.
 
     Args:
       source: with classes of the task.
       task: key of the labels.
-      class_map: a `ClassMap`; or a file for `load_class_map` or its lines as {source class: target class}, which need
-        `classes`.
+      class_map: a `ClassMap`; or a file for `load_class_map` or its lines as {source class: target class}, both of
+        which need `classes`.
       classes: target names, or a file of names (`read_classes`).
 
     Raises:
-      UserError: the source has no such classes, or other ones than the map; what `load_class_map` refuses.
+      UserError: the source's classes are missing or differ from the map's; see also `load_class_map`.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ class Remapped:
         classes: str | Sequence[str] | Mapping[Any, str] | None = None,
     ):
         if task not in source.classes:
-            there = ", ".join(source.classes) or "nothing"
-            raise UserError(f"{source.name}: no classes of {task!r} to map, only of {there}")
+            available = ", ".join(source.classes) or "nothing"
+            raise UserError(f"{source.name}: no classes of {task!r} to map, only of {available}")
         if not isinstance(class_map, ClassMap):
             if classes is None:
                 where = source.name if isinstance(class_map, Mapping) else class_map
-                raise UserError(f"{where}: a class map needs `classes`, the target's names")
+                raise UserError(f"{where}: a class map needs `classes`, the target names")
             spaces = source.classes[task], tuple(read_classes(classes).values())
             if isinstance(class_map, Mapping):
                 class_map = make_class_map(class_map, *spaces, where=f"class map of {source.name}")
@@ -156,7 +156,7 @@ class Remapped:
                 class_map = load_class_map(class_map, *spaces)
         if class_map.source != tuple(source.classes[task]):
             count = len(source.classes[task])
-            raise UserError(f"{source.name}: its {count} classes of {task!r} are not those of the map")
+            raise UserError(f"{source.name}: its {count} classes of {task!r} are not those of the class map")
         self.class_map = class_map
         self._source, self._task = source, task
         self.name, self.ids = source.name, source.ids
@@ -188,16 +188,16 @@ class Remapped:
 
 
 def remap(label: Label, class_map: ClassMap) -> Label | None:
-    """A label of classes, boxes or class maps in the target's label space; None when nothing is left of a class."""
+    """Maps a classification, detection or segmentation label to the target label space; None if its class is lost."""
     if "boxes" in label:
         return _remap_boxes(label, class_map)
     return _remap_pixels(label, class_map) if np.ndim(label["ids"]) == 3 else _remap_class(label, class_map)
 
 
 def _remap_boxes(label: Label, class_map: ClassMap) -> Label:
-    """Unknown boxes go; ignored ones become crowd, under the first annotated class.
+    """Drops unknown boxes; ignored ones become crowd, under the first annotated class.
 
-    Training gives such a region no class loss at all, whatever its class; COCO's AP excuses finds of that class only.
+    Training applies no class loss in such a region; COCO's AP ignores only detections of that class in it.
     """
     table = np.array(class_map.table, np.int64)
     goal = table[np.asarray(label["classes"], np.int64)]
@@ -213,7 +213,7 @@ def _remap_boxes(label: Label, class_map: ClassMap) -> Label:
 
 
 def _remap_pixels(label: Label, class_map: ClassMap) -> Label:
-    """Classes that meet in one target add their probabilities; a pixel whose first class goes nowhere is ignored."""
+    """Sums the probabilities of classes with the same target; ignores pixels whose first class has no target."""
     table = np.full(256, forms.IGNORE, np.uint8)
     table[: len(class_map.table)] = [goal if goal >= 0 else forms.IGNORE for goal in class_map.table]
     ids = table[label["ids"]]
@@ -235,7 +235,7 @@ def _remap_pixels(label: Label, class_map: ClassMap) -> Label:
 
 
 def _remap_class(label: Label, class_map: ClassMap) -> Label | None:
-    """The probabilities given that the class is one of the target's; None when the first class goes nowhere."""
+    """Probabilities conditional on the class being a target class; None if the most probable class has no target."""
     ids = np.asarray(label["ids"], np.int64)
     probs = np.asarray(label["probs"], np.float64)
     goal = np.array(class_map.table, np.int64)[ids]
@@ -256,7 +256,7 @@ def _remap_class(label: Label, class_map: ClassMap) -> Label | None:
 
 
 def _unknown(label: Label, class_map: ClassMap) -> np.ndarray:
-    """Ids of the target classes that the label's source does not know, or that no class of it goes to."""
+    """Ids of the target classes that are unknown in the label or that no source class maps to."""
     table = np.array(class_map.table, np.int64)
     own = {int(i) for i in table[np.asarray(label.get("unknown", ()), np.int64)] if i >= 0}
     return np.array(sorted(own | set(class_map.unlisted)), np.uint16)

@@ -1,7 +1,4 @@
-"""From a video to clips: which part of it a clip shows, which frames stand for that part, and a row of a batch.
-
-Decoding frames is the source's (`must.readers.frames`, `must.readers.video`), geometry that of `must.data.geometry`.
-"""
+"""From videos to clips: windows, frame sampling, and encoding to rows of a batch; sources decode the frames."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,15 +13,15 @@ from must.data.pipeline import View, labels_and_weights
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Which part of a video a clip shows, and where in each segment of that part its frames lie.
+    """The part of a video that a clip covers, and how its frames are sampled.
 
-    A clip of T frames has one frame from each of T equal segments of the window (TSN, Wang et al. 2016); in a window of
-    fewer than T frames some are repeated.
+    A clip of T frames has one frame from each of T equal segments of the window (TSN, Wang et al. 2016); a window of
+    fewer than T frames repeats some.
 
     Attributes:
-      span: frames of a dense window; a shorter video is taken whole. 0: the whole video (uniform sampling).
-      random: for training. A dense window lies anywhere; else in the middle of the video.
-      jitter: a random window has its frames anywhere in their segments; else in the middle, as in test.
+      span: frames of a dense window; shorter videos are used whole. 0: the whole video (uniform sampling).
+      random: random position of a dense window, for training; otherwise the middle of the video.
+      jitter: random frame positions within segments if `random`; otherwise the middle, as for testing.
     """
 
     span: int = 0
@@ -38,16 +35,15 @@ class Window:
     def places(
         self, length: int, clips: int = 1, rng: np.random.Generator | None = None
     ) -> list[tuple[int, int, float]]:
-        """Where the clips of a video lie.
+        """Positions of the clips of a video.
 
         Args:
           length: frames of the video.
-          clips: K; several are spread evenly: dense windows over the video, clips of the whole video as different
-            places within their segments.
-          rng: of a random window.
+          clips: K, spread evenly: dense windows over the video, whole-video clips over positions within segments.
+          rng: used for random windows.
 
         Returns:
-          K times (first frame, frame behind the last, place of the frames in their segments from 0 to 1).
+          K times (first frame, end (exclusive), relative position of frames in their segments, 0..1).
         """
         slack = length - self.span
         if not self.span or slack <= 0:
@@ -64,29 +60,29 @@ def segment_frames(start: int, stop: int, count: int, place: float | np.ndarray 
 
     Args:
       start: first frame.
-      stop: frame behind the last.
-      count: T; more than there are frames repeats some.
-      place: of the frame in its segment, 0 <= place < 1; one or [T].
+      stop: end, exclusive.
+      count: T; frames are repeated if there are fewer.
+      place: relative position of the frame in its segment, 0 <= place < 1; scalar or [T].
     """
     edges = np.arange(count + 1, dtype=np.int64) * (stop - start) // count
     return start + edges[:-1] + (place * np.diff(edges)).astype(np.int64)
 
 
 class ClipEncoder(NamedTuple):
-    """One example that is a video -> one row of a batch; stands wherever `must.data.pipeline.Encoder` does.
+    """Encodes a video example as one row of a batch; interchangeable with `must.data.pipeline.Encoder`.
 
-    All frames have one geometry and one photometric change. Mirroring and reversal are left out where the example's
-    label cannot follow (`Task.admissible`).
+    All frames share one geometry and one photometric change. Flips and reversal are skipped if the example's label is
+    not invariant to them (`Task.admissible`).
 
     Attributes:
-      tasks: {name: object with `transform`, `blank` and `admissible`}, the labels that a row carries.
+      tasks: {name: object with `transform`, `blank` and `admissible`}, the labels of a row.
       size: (height, width) of the network's frame.
-      frames: {view: T}; all views of an example show one window, each in its own number of frames.
-      window: part of the video that a clip shows.
-      draw: (rng, source_size, size) -> Geometry; None shows the whole picture.
-      photometric: (uint8 [N, H, W, 3], rng) -> the same shape; None leaves the frames as they are.
-      keep_aspect: of the whole picture, when `draw` is None.
-      clips: K; above 1 every view of a row is K clips, uint8 [K, T, H, W, 3] instead of [T, H, W, 3].
+      frames: {view: T}; all views of an example sample the same window with their own number of frames.
+      window: part of the video that a clip covers.
+      draw: (rng, source_size, size) -> Geometry; None for the whole picture.
+      photometric: (uint8 [N, H, W, 3], rng) -> the same shape, or None.
+      keep_aspect: of the whole picture, if `draw` is None.
+      clips: K; above 1, views are uint8 [K, T, H, W, 3] instead of [T, H, W, 3].
     """
 
     tasks: Mapping[str, Any]
@@ -99,30 +95,28 @@ class ClipEncoder(NamedTuple):
     clips: int = 1
 
     def blank_inputs(self) -> dict[str, np.ndarray]:
-        """The inputs of one row of one clip without pictures, {view: zeros [1, T, H, W, 3]}: what a network starts on."""
+        """Zero inputs for initializing a network, {view: [1, T, H, W, 3]}."""
         return {name: np.zeros((1, count, *self.size, 3), np.uint8) for name, count in self.frames.items()}
 
     def __call__(self, example: Example, index: int, rng: np.random.Generator) -> Batch:
         """The row of `example`, arrays without the leading axis B.
 
         Raises:
-          UserError: a label that cannot be right, a picture that is no video, a video without frames; names the record.
+          UserError: an invalid label, a picture instead of a video, a video without frames.
         """
         video = example.image
         if len(video.shape) != 4 or not video.shape[0]:
-            what = "a picture" if len(video.shape) == 3 else "no video"
-            raise UserError(
-                f"record {example.id}: is {what} {tuple(video.shape)}, ClipEncoder wants frames [T, H, W, 3]"
-            )
+            what = "a picture" if len(video.shape) == 3 else "not a video"
+            raise UserError(f"record {example.id}: is {what} {tuple(video.shape)}, ClipEncoder expects [T, H, W, 3]")
         geometry = self._geometry(example, rng)
-        wanted = self._frames(video.shape[0], geometry.reverse, rng)
-        # A frame is decoded, moved and changed once, however many clips and views show it.
-        needed, places = np.unique(np.concatenate([w.ravel() for w in wanted.values()]), return_inverse=True)
+        requested = self._frames(video.shape[0], geometry.reverse, rng)
+        # Each frame is decoded and transformed once, however many clips and views contain it.
+        needed, places = np.unique(np.concatenate([w.ravel() for w in requested.values()]), return_inverse=True)
         pictures = geometries.transform_image(video[needed], geometry)
         if self.photometric is not None:
             pictures = self.photometric(pictures, rng)
         inputs, at = {}, 0
-        for name, chosen in wanted.items():
+        for name, chosen in requested.items():
             inputs[name] = pictures[places[at : at + chosen.size].reshape(chosen.shape)]
             at += chosen.size
         return Batch(inputs, *labels_and_weights(self.tasks, example, geometry), np.int64(index), {})
@@ -138,17 +132,12 @@ class ClipEncoder(NamedTuple):
         return geometry
 
     def _frames(self, length: int, reverse: bool, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """{view: int64 [T] or [K, T]}, frames of the video in the order in which they are shown."""
-        window, found = self.window, {}
+        """{view: int64 [T] or [K, T]}, indices of video frames in playback order."""
+        window, frames = self.window, {}
         places = window.places(length, self.clips, rng)
         for name, count in self.frames.items():
             jitter = [rng.random(count) if window.random and window.jitter else place for _, _, place in places]
-            chosen = np.stack(
-                [
-                    segment_frames(start, stop, count, where)
-                    for (start, stop, _), where in zip(places, jitter, strict=True)
-                ]
-            )
-            chosen = chosen[:, ::-1] if reverse else chosen
-            found[name] = chosen if self.clips > 1 else chosen[0]
-        return found
+            clips = [segment_frames(*place[:2], count, at) for place, at in zip(places, jitter, strict=True)]
+            chosen = np.stack(clips)[:, ::-1] if reverse else np.stack(clips)
+            frames[name] = chosen if self.clips > 1 else chosen[0]
+        return frames

@@ -1,7 +1,7 @@
-"""Sources made of sources, example by example: union, subset, repetition, weights, memory; see also `must.data.merge`.
+"""Sources made of sources: union, subset, repetition, weights, cache; see also `must.data.merge`.
 
-All of them keep the ids and pass on what a source may have beyond the protocol:
-`labels(index)`, the labels without decoding the picture, and `encoded(index)`, the picture's file or None.
+All of them keep the ids and forward a source's optional methods: `labels(index)`, the labels without decoding the
+picture, and `encoded(index)`, the bytes of the picture's file or None.
 """
 
 import bisect
@@ -19,7 +19,7 @@ from must.readers.files import first_repeated
 
 
 class Routed:
-    """A source whose every example is one of another source; a subclass says which in `_route`."""
+    """A source whose examples come from other sources; subclasses map indices in `_route`."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -39,14 +39,14 @@ class Routed:
 
 
 class Concat(Routed):
-    """The union: all examples of all sources, one after the other, so that a uniform draw weighs every example alike.
+    """The concatenation of all sources; uniform sampling gives every example the same probability.
 
     Args:
       sources: {name: source} or a sequence of sources.
       name: of the union.
 
     Raises:
-      UserError: no sources, an id that two sources hold, class names that differ.
+      UserError: no sources, an id in two sources, class names that differ.
     """
 
     def __init__(self, sources: Sequence[Source] | Mapping[str, Source], *, name: str = "union"):
@@ -67,26 +67,26 @@ class Concat(Routed):
 
 
 class Subset(Routed):
-    """A random part, in the original order; with one seed a smaller part lies inside every larger one.
+    """A random subset, in the original order; for a given seed, larger subsets contain all smaller ones.
 
     Args:
-      source: what to draw from.
+      source: to draw from.
       count: number of examples; or
-      fraction: share of them, rounded, at least one.
+      fraction: of the examples, rounded, at least one.
       seed: of the draw.
 
     Raises:
-      UserError: not exactly one of count and fraction, or more than there are.
+      UserError: not exactly one of count and fraction, or out of range.
     """
 
     def __init__(self, source: Source, *, count: int | None = None, fraction: float | None = None, seed: int = 0):
         if (count is None) == (fraction is None):
-            raise UserError(f"subset of {source.name}: give either count or fraction")
-        wanted = count if count is not None else max(1, round(fraction * len(source)))
-        if not 0 < wanted <= len(source):
-            raise UserError(f"subset of {source.name}: {wanted} examples wanted, it has {len(source)}")
+            raise UserError(f"subset of {source.name}: set either count or fraction")
+        size = count if count is not None else max(1, round(fraction * len(source)))
+        if not 0 < size <= len(source):
+            raise UserError(f"subset of {source.name}: {size} examples requested, but it has {len(source)}")
         self._source = source
-        self._indices = np.sort(np.random.default_rng(seed).permutation(len(source))[:wanted])
+        self._indices = np.sort(np.random.default_rng(seed).permutation(len(source))[:size])
         self.name, self.classes = source.name, source.classes
         self.ids = [source.ids[i] for i in self._indices]
         self.fingerprint = hash_of("subset", source.fingerprint, self._indices.tobytes().hex())
@@ -96,16 +96,16 @@ class Subset(Routed):
 
 
 class Repeated(Routed):
-    """Every example as many times as said, so that a uniform draw meets some more often and some never.
+    """Each example repeated a number of times, which sets its probability under uniform sampling.
 
     Args:
-      source: what to draw from.
-      times: {id: how often it occurs}; once by default.
+      source: to draw from.
+      times: {id: number of repetitions}; 1 by default.
     """
 
     def __init__(self, source: Source, times: Mapping[str, int]):
         if min(times.values(), default=1) < 0:
-            raise UserError(f"repeated {source.name}: {min(times.values())} times")
+            raise UserError(f"repeated {source.name}: {min(times.values())} times, expected >= 0")
         self._source, self.name, self.classes = source, source.name, source.classes
         self._indices = [i for i, id in enumerate(source.ids) for _ in range(times.get(id, 1))]
         self.ids = [source.ids[i] for i in self._indices]
@@ -116,24 +116,24 @@ class Repeated(Routed):
 
 
 class Weighted(Routed):
-    """The same examples, some of whose labels count more or less than 1.
+    """The same examples with weights on their labels.
 
     Args:
       source: of the examples.
-      weights: {task: {id: weight}}; 1 where nothing is said.
+      weights: {task: {id: weight}}; 1 by default.
 
     Raises:
-      UserError: a weight that is negative or not finite, or of an id that the source does not have.
+      UserError: a negative or infinite weight, or an id that is not in the source.
     """
 
     def __init__(self, source: Source, weights: Mapping[str, Mapping[str, float]]):
         known = set(source.ids)
         for task, by_id in weights.items():
             if foreign := next((id for id in by_id if id not in known), None):
-                raise UserError(f"{source.name}: has no example {foreign!r}, which is given a weight for {task}")
+                raise UserError(f"{source.name}: has no example {foreign!r}, which has a weight for {task}")
             for id, weight in by_id.items():
                 if not 0 <= weight < float("inf"):
-                    raise UserError(f"{source.name}: weight {weight} of {id} for {task}")
+                    raise UserError(f"{source.name}: weight {weight} of {id} for {task} is not a finite number >= 0")
         self._source, self._weights = source, weights
         self.name, self.ids, self.classes = source.name, source.ids, source.classes
         self.fingerprint = hash_of(
@@ -150,20 +150,17 @@ class Weighted(Routed):
 
 
 class Aliased(Routed):
-    """The same examples, whose label of a task stands under a further name too.
+    """The same examples with copies of labels under additional names.
 
     Args:
       source: of the examples.
-      names: {further name: task}.
+      names: {additional name: task}.
     """
 
     def __init__(self, source: Source, names: Mapping[str, str]):
         self._source, self._names = source, dict(names)
         self.name, self.ids = source.name, source.ids
-        self.classes = {
-            **source.classes,
-            **{new: source.classes[old] for new, old in names.items() if old in source.classes},
-        }
+        self.classes = self._named(source.classes)
         self.fingerprint = hash_of("aliased", source.fingerprint, repr(sorted(names.items())))
 
     def __getitem__(self, index: int) -> Example:
@@ -176,24 +173,22 @@ class Aliased(Routed):
     def _route(self, index: int) -> tuple[Source, int]:
         return self._source, index
 
-    def _named(self, labels: dict[str, Label]) -> dict[str, Label]:
+    def _named(self, labels: Mapping[str, Any]) -> dict[str, Any]:
         return {**labels, **{new: labels[old] for new, old in self._names.items() if old in labels}}
 
 
 class Cached(Routed):
-    """Examples are decoded once and kept in memory, read-only, until the limit is reached; the others stay as they are.
-
-    A video is kept with all of its frames, or stays one that decodes the frames that it is asked for.
+    """Caches decoded examples in memory, read-only, until the limit is reached; videos are cached as a whole or not.
 
     Args:
-      source: what to keep.
+      source: to cache.
       limit_mib: memory for images and labels, MiB.
     """
 
     def __init__(self, source: Source, *, limit_mib: float = 1024):
         self._source = source
         self._room = int(limit_mib * 2**20)
-        self._kept: dict[int, Example] = {}
+        self._cache: dict[int, Example] = {}
         self._lock = threading.Lock()
         self.name, self.ids, self.classes = source.name, source.ids, source.classes
 
@@ -203,7 +198,7 @@ class Cached(Routed):
 
     def __getitem__(self, index: int) -> Example:
         index = _checked_index(index, len(self))
-        example = self._kept.get(index)
+        example = self._cache.get(index)
         if example is None:
             example = self._source[index]
             if not isinstance(example.image, np.ndarray):
@@ -213,20 +208,20 @@ class Cached(Routed):
             arrays = _arrays(example)
             size = sum(array.nbytes for array in arrays)
             with self._lock:
-                if index not in self._kept and size <= self._room:
+                if index not in self._cache and size <= self._room:
                     for array in arrays:
                         array.setflags(write=False)
-                    self._kept[index] = example
+                    self._cache[index] = example
                     self._room -= size
         return example
 
     def labels(self, index: int) -> dict[str, Label]:
-        kept = self._kept.get(_checked_index(index, len(self)))
-        return super().labels(index) if kept is None else dict(kept.labels)
+        cached = self._cache.get(_checked_index(index, len(self)))
+        return super().labels(index) if cached is None else dict(cached.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = sum(array.nbytes for example in self._kept.values() for array in _arrays(example))
-        return {**self.__dict__, "_kept": {}, "_room": self._room + kept, "_lock": None}
+        cached = sum(array.nbytes for example in self._cache.values() for array in _arrays(example))
+        return {**self.__dict__, "_cache": {}, "_room": self._room + cached, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
@@ -236,36 +231,36 @@ class Cached(Routed):
 
 
 def labels_of(source: Source, index: int) -> dict[str, Label]:
-    """The labels of one example, without decoding its picture where the source can."""
+    """The labels of one example, without decoding its picture if the source supports that."""
     method = getattr(source, "labels", None)
     return source[index].labels if method is None else method(index)
 
 
 def encoded_of(source: Source, index: int) -> bytes | None:
-    """The bytes of the picture's file, None where there is none."""
+    """The bytes of the picture's file, None if the source has no file."""
     method = getattr(source, "encoded", None)
     return None if method is None else method(index)
 
 
 def as_list(sources: Sequence[Source] | Mapping[str, Source]) -> list[Source]:
-    """Sources from a sequence or from the values of a mapping; UserError when there are none."""
-    found = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
-    if not found:
+    """Sources from a sequence or the values of a mapping; UserError if there are none."""
+    result = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
+    if not result:
         raise UserError("a combination of sources needs at least one source")
-    return found
+    return result
 
 
 def common_classes(sources: Sequence[Source]) -> dict[str, tuple[str, ...]]:
-    """Class names per task; UserError where two sources differ about them."""
+    """Class names per task; UserError if two sources disagree."""
     classes: dict[str, tuple[str, ...]] = {}
     owner: dict[str, str] = {}
     for source in sources:
         for task, names in source.classes.items():
             if task in classes and tuple(names) != classes[task]:
                 differing = sorted(set(names) ^ set(classes[task]))
-                what = f"{differing[0]!r} is in one only" if differing else "their order differs"
+                what = f"{differing[0]!r} is in only one" if differing else "their order differs"
                 both = f"{owner[task]} and {source.name}"
-                raise UserError(f"{task}: classes of {both} differ ({what}); a class map can bring them together")
+                raise UserError(f"{task}: classes of {both} differ ({what}); use a class map to align them")
             classes.setdefault(task, tuple(names))
             owner.setdefault(task, source.name)
     return classes
@@ -282,5 +277,5 @@ def _checked_index(index: int, length: int) -> int:
 
 
 def hash_of(*parts: str) -> str:
-    """A fingerprint from parts."""
+    """A fingerprint of several strings."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Whether sets that must have nothing in common have nothing in common."""
+"""Checks that data sets share no examples, by id or by content."""
 
 import hashlib
 import itertools
@@ -11,8 +11,8 @@ import numpy as np
 from must.core.types import Source, UserError
 from must.data.combine import encoded_of
 
-_UNIFORM = 8  # gray levels; a frame that varies less says nothing: fades and black frames are in videos of any origin
-_AT_ONCE = 32  # frames of a long video that are in memory together
+_UNIFORM = 8  # gray levels; less varied frames, such as fades and black frames, occur in unrelated videos
+_AT_ONCE = 32  # frames of a long video in memory at a time
 
 
 class Overlap(NamedTuple):
@@ -23,7 +23,7 @@ class Overlap(NamedTuple):
       id: in it.
       other_use: what the second set is used for.
       other_id: in it.
-      shared: number of different frames that both hold; 1 for the same picture.
+      shared: number of distinct frames in common; 1 for the same picture.
     """
 
     use: str
@@ -34,14 +34,11 @@ class Overlap(NamedTuple):
 
 
 def check_disjoint(sources: Mapping[str, Source], *, by_content: bool = False) -> None:
-    """Refuses sets that share an example.
+    """Raises UserError if two sets share an id or, optionally, a picture or video frame.
 
     Args:
-      sources: {what it is used for: source}, as messages name it.
-      by_content: compare what they show too, not only the ids, see `overlaps`.
-
-    Raises:
-      UserError: an id, a picture or a video's frame that two of them hold.
+      sources: {use, as named in error messages: source}.
+      by_content: compare pictures and frames, not only ids, see `overlaps`.
     """
     owner: dict[str, tuple[str, str]] = {}
     for use, source in sources.items():
@@ -51,27 +48,25 @@ def check_disjoint(sources: Mapping[str, Source], *, by_content: bool = False) -
                 other, its_id = owner.setdefault(key, (use, id))
                 if other != use:
                     same = "frame" if key.startswith("frame") else "picture"
-                    what = f"share {id}" if its_id == id else f"hold the same {same}, {its_id} and {id}"
+                    what = f"share {id}" if its_id == id else f"contain the same {same}, {its_id} and {id}"
                     raise UserError(f"the {other} and the {use} set {what}: they must be disjoint")
 
 
 def overlaps(sources: Mapping[str, Source]) -> list[Overlap]:
-    """All pairs of examples of different sets that show the same: one picture, or videos with a frame in common.
+    """All pairs of examples of different sets with the same content: one picture, or videos with a common frame.
 
-    Pictures are compared by their file's bytes, made ones by their pixels. Videos are compared by the pixels of every
-    frame, so that a clip is found in a longer one whatever its place and container. Only equal pixels count: a video
-    that was scaled or compressed again is not found. A frame of (almost) one color is no evidence; a title that many
-    videos share is. What to do about it is the caller's: refuse (`check_disjoint`) or drop, for instance
-    Listed(source, ids=[id for id in source.ids if id not in {o.id for o in found}]).
+    Pictures are compared by the bytes of their file, generated ones by pixels. Videos are compared by the pixels of
+    every frame, so a clip matches a longer video at any position, but not one that was rescaled or recompressed. Frames
+    of (almost) one color are skipped; titles that many videos share are not.
 
     Args:
-      sources: {what it is used for: source}.
+      sources: {use: source}.
 
     Returns:
       Every pair once, the earlier set first, in the order of the later set's examples.
     """
     holders: dict[str, list[tuple[str, str]]] = {}
-    found: list[Overlap] = []
+    result: list[Overlap] = []
     for use, source in sources.items():
         for i, id in enumerate(source.ids):
             shared: Counter[tuple[str, str]] = Counter()
@@ -79,12 +74,12 @@ def overlaps(sources: Mapping[str, Source]) -> list[Overlap]:
                 at = holders.setdefault(key, [])
                 shared.update(holder for holder in at if holder[0] != use)
                 at.append((use, id))
-            found += [Overlap(*holder, use, id, count) for holder, count in sorted(shared.items())]
-    return found
+            result += [Overlap(*holder, use, id, count) for holder, count in sorted(shared.items())]
+    return result
 
 
 def _contents(source: Source, index: int):
-    """Hashes of what an example shows: one of a picture, one for each telling frame of a video."""
+    """Hashes of an example's content: one per picture, one per non-uniform frame of a video."""
     file = encoded_of(source, index)
     image = None if file is not None else source[index].image
     if image is None or len(image.shape) == 3:
@@ -93,7 +88,7 @@ def _contents(source: Source, index: int):
     for start in range(0, image.shape[0], _AT_ONCE):
         for frame in image[np.arange(start, min(start + _AT_ONCE, image.shape[0]))]:
             pixels = frame.reshape(-1, frame.shape[-1])
-            few = pixels[:: max(1, len(pixels) // 256)]  # nearly always enough to tell
+            few = pixels[:: max(1, len(pixels) // 256)]  # nearly always enough to decide
             if any((np.ptp(some, 0) >= _UNIFORM).any() for some in (few, pixels)):
                 digest = hashlib.sha256(repr(frame.shape).encode() + np.ascontiguousarray(frame).tobytes())
                 yield "frame " + digest.hexdigest()

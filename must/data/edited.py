@@ -1,4 +1,4 @@
-"""Boxes that a person has corrected in a COCO json, in place of those of the records."""
+"""Manually corrected boxes from a COCO json, in place of those of the records."""
 
 import hashlib
 import os
@@ -13,22 +13,21 @@ from must.readers.files import read_bytes
 
 
 class EditedCoco(Routed):
-    """Records whose boxes are those of a COCO json, for `Overlay(records, [edited])`.
+    """Records with the boxes of a COCO json, for `Overlay(records, [edited])`.
 
-    The examples are the images that the json lists: one that was deleted from it keeps the boxes of the records, one
-    without annotations has no boxes. Boxes without a score are a person's and have score 1. An image is found by its
-    "must_id", or by its file name where a tool has dropped that; its unknown classes ("unknown_category_ids") come from
-    the records where the json has none.
+    The examples are the images in the json: in the overlay, deleted images keep the boxes of the records, and images
+    without annotations have no boxes. Boxes without a score are ground truth, with score 1. Images are matched by
+    "must_id", or by file name if an annotation tool dropped it. "unknown_category_ids" defaults to that of the records.
 
     Args:
       path: the json file.
-      records: that the boxes came from; gives pictures and label space.
+      records: origin of the boxes; provides pictures and label space.
       task: key of the labels.
       name: of the source; by default the records'.
 
     Raises:
-      UserError: no COCO json, an image that the records do not hold or one twice, a category outside the label space, a
-        box that is reversed or outside its image, a score outside 0..1; a picture of another size when it is read.
+      UserError: not a COCO json, an unknown or repeated image, a category outside the label space, a box that is
+        reversed or outside its image, a score outside 0..1; on reading, a picture of a different size.
     """
 
     def __init__(self, path: str | os.PathLike, records: Source, *, task: str = "detection", name: str = ""):
@@ -47,17 +46,17 @@ class EditedCoco(Routed):
 
     def __getitem__(self, index: int) -> Example:
         example = self._records[self._indices[index]]
-        size, stated = example.image.shape[:2], self._boxes[example.id].size
-        if not np.isnan(stated).any() and stated != size:
-            sizes = f"is {size[1]}x{size[0]} px, the json says {stated[1]:g}x{stated[0]:g}"
+        size, declared = example.image.shape[:2], self._boxes[example.id].size
+        if not np.isnan(declared).any() and declared != size:
+            sizes = f"the picture is {size[1]}x{size[0]} px, but the json gives {declared[1]:g}x{declared[0]:g}"
             raise UserError(f"{self._path}: image {example.id!r}: {sizes}")
         return Example(example.id, example.image, self.labels(index))
 
     def labels(self, index: int) -> dict[str, Label]:
         label = self._boxes[self.ids[index]].label
         if "unknown" not in label:
-            said = labels_of(self._records, self._indices[index]).get(self._task, {})
-            label = {**label, "unknown": said.get("unknown", np.zeros(0, np.uint16))}
+            original = labels_of(self._records, self._indices[index]).get(self._task, {})
+            label = {**label, "unknown": original.get("unknown", np.zeros(0, np.uint16))}
         return {self._task: dict(label)}
 
     def _route(self, index: int) -> tuple[Source, int]:

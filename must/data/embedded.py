@@ -1,4 +1,4 @@
-"""Examples shown as features that frozen networks computed once, in the place of their pictures."""
+"""Examples with precomputed features of frozen networks in place of their pictures."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -10,15 +10,15 @@ from must.data.combine import Routed, hash_of, labels_of
 from must.data.geometry import whole_image
 from must.data.pipeline import labels_and_weights
 
-_NOTHING_MOVES = whole_image((1, 1), (1, 1))
+_IDENTITY = whole_image((1, 1), (1, 1))
 
 
 class Embedded(Routed):
-    """The labels of a source beside features of its pictures.
+    """The labels of a source with features of its pictures.
 
     Args:
       source: of the examples.
-      features: {view: float32 [N, d]}, a row per example of the source.
+      features: {view: float32 [N, d]}, one row per example of the source.
     """
 
     def __init__(self, source: Source, features: Mapping[str, np.ndarray]):
@@ -35,10 +35,10 @@ class Embedded(Routed):
 
 
 class EmbeddedEncoder(NamedTuple):
-    """One example of `Embedded` -> a row of a batch whose inputs are its features.
+    """Encodes an example of `Embedded` as one row of a batch whose inputs are its features.
 
     Attributes:
-      tasks: {name: object with `transform` and `blank`}, the labels that a row carries.
+      tasks: {name: object with `transform` and `blank`}, the labels of a row.
       widths: {view: d}.
     """
 
@@ -52,14 +52,14 @@ class EmbeddedEncoder(NamedTuple):
     def __call__(self, example: Example, index: int, rng: np.random.Generator) -> Batch:
         """The row of `example`, arrays without the leading axis B."""
         del rng
-        labels, weights = labels_and_weights(self.tasks, example, _NOTHING_MOVES)
+        labels, weights = labels_and_weights(self.tasks, example, _IDENTITY)
         return Batch(dict(example.image), labels, weights, np.int64(index), {})
 
 
 def embed(
     source: Source, features: Callable[[dict[str, np.ndarray]], Mapping[str, Any]], batches: Iterable[Batch]
 ) -> Embedded:
-    """A source with the features of all its examples.
+    """Computes the features of all examples of a source.
 
     Args:
       source: of the examples.

@@ -1,7 +1,6 @@
-"""One geometry per example, and how each kind of array follows it: images and videos, maps of labels, boxes.
+"""Geometric augmentation: draws one geometry per example and applies it to images, videos, label maps and boxes.
 
-What a depth or a normal map does beyond moving its pixels (division by the zoom, mirrored x axis) its task knows.
-Photometric changes live in `must.data.augment`.
+Changes of values, such as depth divided by the zoom or normals with a mirrored x axis, belong to the tasks.
 """
 
 import functools
@@ -11,12 +10,11 @@ import numpy as np
 
 from must.core.types import Geometry
 
-FILL = (124, 116, 104)  # mean color of natural images, so that padding has no edge of its own
+FILL = (124, 116, 104)  # mean color of natural images, so that padding adds no strong edges
 
 
 def whole_image(source_size: tuple[int, int], size: tuple[int, int], *, keep_aspect: bool = True) -> Geometry:
-    """The whole original in the frame: padded right and below when `keep_aspect`, else stretched; sizes (height,
-    width)."""
+    """The whole image in the frame: padded right and below if `keep_aspect`, else stretched; sizes (height, width)."""
     scale = (size[0] / source_size[0], size[1] / source_size[1])
     if keep_aspect:
         scale = (min(scale), min(scale))
@@ -34,7 +32,7 @@ def draw(
     keep_aspect: bool = True,
     reverse: bool = False,
 ) -> Geometry:
-    """A random crop or padding with scale jitter and mirroring.
+    """Draws a random crop or padding with scale jitter and flips.
 
     Args:
       rng: source of all randomness.
@@ -42,9 +40,9 @@ def draw(
       size: (height, width) of the network's frame, pixels.
       zoom: range of the magnification, drawn log-uniformly; above 1 crops, below 1 pads.
       shift: largest extra displacement as a fraction of the frame, drawn uniformly in whole network pixels.
-      flip: mirror left to right with probability 1/2.
+      flip: flip left to right with probability 1/2.
       keep_aspect: same scale in both directions.
-      reverse: of a video, play it backwards with probability 1/2.
+      reverse: play videos backwards with probability 1/2.
     """
     base = whole_image(source_size, size, keep_aspect=keep_aspect)
     magnification = float(np.exp(rng.uniform(np.log(zoom[0]), np.log(zoom[1]))))
@@ -55,18 +53,15 @@ def draw(
         extra = round(shift * size[axis])
         # Whole network pixels, so that an unscaled image is copied and not resampled.
         offset.append(float(round(rng.uniform(min(0.0, slack), max(0.0, slack))) + rng.integers(-extra, extra + 1)))
-    mirrored = bool(flip and rng.random() < 0.5)
-    backwards = bool(
-        reverse and rng.random() < 0.5
-    )  # drawn last: whoever does not ask for it has the same stream as ever
-    return Geometry(source_size, size, scale, tuple(offset), mirrored, magnification, backwards)
+    flipped = bool(flip and rng.random() < 0.5)
+    reversed_ = bool(reverse and rng.random() < 0.5)  # drawn last, so that it does not affect the other draws
+    return Geometry(source_size, size, scale, tuple(offset), flipped, magnification, reversed_)
 
 
 def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int, int] = FILL) -> np.ndarray:
     """The picture in the network's frame, antialiased; uint8 [H, W, 3] -> uint8 [h, w, 3].
 
-    Frames [T, H, W, 3] become [T, h, w, 3], all alike and in their order: what plays them backwards gives them
-      reversed.
+    Videos [T, H, W, 3] become [T, h, w, 3]; `geometry.reverse` is up to the caller.
     """
     height, width = geometry.size
     if geometry.scale == (1.0, 1.0) and all(o == round(o) for o in geometry.offset):
@@ -74,7 +69,7 @@ def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int,
     from PIL import Image
 
     out = np.empty((*image.shape[:-3], height, width, 3), np.uint8)
-    # The part of the frame that the image covers, and the part of the image that lands there.
+    # The part of the frame that the image covers, and the corresponding part of the image.
     spans = []
     for axis in range(2):
         low = max(0, round(geometry.offset[axis]))
@@ -88,8 +83,8 @@ def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int,
     if (top, bottom, left, right) != (0, height, 0, width):
         out[:] = fill
     if bottom > top and right > left:
-        shown = out[..., ::-1, :] if geometry.flip else out
-        frames = ((image, shown),) if image.ndim == 3 else zip(image, shown, strict=True)
+        target = out[..., ::-1, :] if geometry.flip else out
+        frames = ((image, target),) if image.ndim == 3 else zip(image, target, strict=True)
         for frame, into in frames:
             picture = Image.fromarray(frame).resize((right - left, bottom - top), Image.BILINEAR, box=(x0, y0, x1, y1))
             into[top:bottom, left:right] = np.asarray(picture)
@@ -97,11 +92,11 @@ def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int,
 
 
 def transform_map(array: np.ndarray, geometry: Geometry, fill: Any) -> np.ndarray:
-    """A map of labels in the network's frame, nearest neighbor.
+    """A label map in the network's frame, nearest neighbor.
 
     Args:
-      array: [Hm, Wm, ...]; it covers the original evenly and may have fewer pixels.
-      geometry: where the original lands.
+      array: [Hm, Wm, ...]; covers the original uniformly, possibly at a lower resolution.
+      geometry: of the original in the frame.
       fill: value outside the original.
 
     Returns:
@@ -111,7 +106,7 @@ def transform_map(array: np.ndarray, geometry: Geometry, fill: Any) -> np.ndarra
 
 
 def restore_map(array: np.ndarray, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
-    """A map in the network's frame, [h, w, ...], back over the whole original as [shape[0], shape[1], ...], nearest."""
+    """Inverse of `transform_map`: [h, w, ...] -> [*shape, ...] over the whole original, nearest neighbor."""
     rows, columns = (_destinations(geometry, axis, shape[axis], array.shape[axis]) for axis in range(2))
     return array[rows][:, columns]
 
@@ -121,10 +116,10 @@ def transform_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, 
 
     Args:
       boxes: [N, 4], x0 y0 x1 y1, pixels of the original.
-      geometry: where the original lands.
+      geometry: of the original in the frame.
 
     Returns:
-      float32 [N, 4] in network pixels, and the fraction of each box's area that stayed inside the frame, [N].
+      float32 [N, 4] in network pixels, and the fraction of each box's area inside the frame, [N].
     """
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     (sy, sx), (oy, ox) = geometry.scale, geometry.offset
@@ -162,9 +157,9 @@ def _placed(array: np.ndarray, geometry: Geometry, fill, axis: int) -> np.ndarra
     return out
 
 
-@functools.lru_cache(maxsize=4096)  # the maps of several tasks, and of pictures of one size, share it
+@functools.lru_cache(maxsize=4096)  # shared by the maps of several tasks and by pictures of equal size
 def _destinations(geometry: Geometry, axis: int, length: int, pixels: int) -> np.ndarray:
-    """Along one axis: the pixel of a map in the frame at each of `length` positions over the original, int64 [length]."""
+    """Along one axis: the frame map's pixel at each of `length` positions over the original, int64 [length]."""
     centers = (np.arange(length) + 0.5) * geometry.source_size[axis] / length
     position = centers * geometry.scale[axis] + geometry.offset[axis]
     if axis == 1 and geometry.flip:
@@ -175,7 +170,7 @@ def _destinations(geometry: Geometry, axis: int, length: int, pixels: int) -> np
 
 @functools.lru_cache(maxsize=4096)  # a run without scale jitter draws few different geometries
 def _sources(geometry: Geometry, axis: int, pixels: int) -> tuple[np.ndarray | slice, int, int]:
-    """Along one axis: the map's pixel at each position of the frame in [start, stop), which is what the image covers."""
+    """Along one axis: the map's pixel at each frame position in [start, stop), the part that the image covers."""
     length = geometry.size[axis]
     centers = np.arange(length) + 0.5
     if axis == 1 and geometry.flip:
@@ -186,7 +181,7 @@ def _sources(geometry: Geometry, axis: int, pixels: int) -> tuple[np.ndarray | s
     start, stop = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
     index = index[start:stop]
     for step in (1, -1):
-        if len(index) and (np.diff(index) == step).all():  # an unscaled map is looked at, not copied
+        if len(index) and (np.diff(index) == step).all():  # a slice, so that an unscaled map is not copied
             end = int(index[-1]) + step
             return slice(int(index[0]), end if end >= 0 else None, step), start, stop
     return index, start, stop

@@ -1,6 +1,6 @@
-"""Sources that bring together what several sources know of the same examples: the picture once, the labels of all.
+"""Sources that merge the labels of several sources for the same pictures.
 
-What each may have beyond the protocol is passed on, as in `must.data.combine`.
+Optional methods of sources are forwarded as in `must.data.combine`.
 """
 
 import itertools
@@ -10,16 +10,16 @@ from must.core.types import Example, Label, Source, UserError
 from must.data.combine import as_list, common_classes, encoded_of, hash_of, labels_of
 from must.readers.files import FileSource, first_repeated
 
-BY_TEACHER = "@teacher"  # behind a task's name: what a teacher says where the truth is known too
+BY_TEACHER = "@teacher"  # suffix of a task's name: a teacher's prediction beside the ground truth
 
 
 class _Merged:
-    """A source whose examples may each be in several sources: the picture of the first, labels of all of them.
+    """Merges examples that several sources share: the picture of the first source, the labels of all.
 
     Args:
-      sources: that the examples come from.
-      keys: per source and example, what tells which examples are the same.
-      prefix: put before the keys to make ids.
+      sources: of the examples.
+      keys: per source and example; examples with equal keys are merged.
+      prefix: turns keys into ids.
     """
 
     def __init__(self, sources: Sequence[Source], keys: Iterable[Iterable[str]], prefix: str = ""):
@@ -50,29 +50,29 @@ class _Merged:
         return encoded_of(self._sources[number], inner)
 
     def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
-        """The first source's labels with those of the others; `size` of the picture where it is known."""
+        """Merges the other sources' labels into those of the first; `size` is that of the picture, if known."""
         raise NotImplementedError
 
 
 class Join(_Merged):
-    """Several annotated folders of the same pictures as one source: the picture is decoded once.
+    """Joins several annotated folders of the same pictures; each picture is decoded once.
 
-    Two examples are the same when their ids agree but for the source's name. The examples of the first source come
-    first, then those that only later ones have; each carries the labels of every source that has it.
+    Examples are joined if their ids are equal except for the source's name. The examples of the first source come
+    first, then those that only later sources have.
 
     Args:
-      sources: {name: source} or a sequence of sources, no task in two of them.
+      sources: {name: source} or a sequence of sources, with disjoint tasks.
       name: of the result; by default the first source's.
 
     Raises:
-      UserError: a source that does not come from files, a task in two of them.
+      UserError: a source that does not read files, a task in two sources.
     """
 
     def __init__(self, sources: Sequence[FileSource] | Mapping[str, FileSource], *, name: str = ""):
         sources = as_list(sources)
         for source in sources:
             if not isinstance(source, FileSource):
-                raise UserError(f"{source.name}: only sources that read users' files can be joined")
+                raise UserError(f"{source.name}: only sources that read image files can be joined")
         repeated = first_repeated(itertools.chain.from_iterable(source.classes for source in sources))
         if repeated is not None:
             raise UserError(f"join: task {repeated!r} is in two sources; rename one with task=")
@@ -95,9 +95,9 @@ class Join(_Merged):
 
 
 class Overlay(_Merged):
-    """Records of pseudo labels under ground truth: per task the annotation where the id has one, else the pseudo label.
+    """Pseudo labels overlaid with ground truth: per task, the annotation if the example has one, else the pseudo label.
 
-    Labeled examples that the records do not hold come after the records, with their annotations alone.
+    Labeled examples that are not in the records come last.
 
     Args:
       records: examples with pseudo labels.
@@ -121,21 +121,21 @@ class Overlay(_Merged):
 
 
 class Paired(_Merged):
-    """Labeled examples with what a teacher says of them beside the truth, as "<task>@teacher".
+    """Labeled examples with a teacher's predictions beside the ground truth, as "<task>@teacher".
 
     Args:
       truth: the labeled examples.
-      records: pseudo labels under the same ids, of these and maybe of others.
+      records: pseudo labels under the same ids; may contain other examples.
 
     Raises:
-      UserError: a labeled example that the records do not hold.
+      UserError: a labeled example that is not in the records.
     """
 
     def __init__(self, truth: Source, records: Source):
-        known = set(records.ids)
+        labeled = set(records.ids)
         for id in truth.ids:
-            if id not in known:
-                raise UserError(f"{records.name}: holds no pseudo labels of {id}; run the label stage again")
+            if id not in labeled:
+                raise UserError(f"{records.name}: no pseudo labels of {id}; run the label stage again")
         mine = set(truth.ids)
         self._row = {id: i for i, id in enumerate(records.ids) if id in mine}
         self._records = records
@@ -144,5 +144,5 @@ class Paired(_Merged):
         self.fingerprint = hash_of("paired", truth.fingerprint, records.fingerprint)
 
     def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
-        said = labels_of(self._records, self._row[self.ids[index]])
-        return {**labels, **{f"{task}{BY_TEACHER}": label for task, label in said.items()}}
+        predictions = labels_of(self._records, self._row[self.ids[index]])
+        return {**labels, **{f"{task}{BY_TEACHER}": label for task, label in predictions.items()}}

@@ -1,5 +1,4 @@
-"""Training rows with a part of another picture (CutMix), or without a part of their own (cutout), and labels that stay
-right.
+"""CutMix and cutout on training rows, with matching labels.
 
 A change is (row, rng, another) -> row, see `must.data.pipeline.train_batches`; rows have no leading axis.
 """
@@ -13,20 +12,20 @@ import numpy as np
 from must.core.types import Batch, UserError
 from must.data.geometry import FILL
 
-PASTED = "@pasted"  # behind the name of a whole task: the label of the picture that a part was taken from
-CLEAN = "clean"  # the view that a teacher answers: nothing is hidden in it
+PASTED = "@pasted"  # suffix of a whole-picture task: the label of the pasted picture
+CLEAN = "clean"  # the teacher's view, which cutout leaves intact
 
 Another = Callable[[np.random.Generator], Batch]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cutout:
-    """A rectangle of the mean color; nothing is learned of what it hides (DeVries and Taylor 2017; Zhong et al. 2020).
+    """Fills a rectangle with the mean color; dense labels in it are ignored (DeVries and Taylor 2017).
 
     Attributes:
       tasks: {name: object with `whole` and `paste`}.
-      probability: that a row gets one.
-      largest: longest side, as a share of the picture's.
+      probability: of a cutout, per row.
+      largest: maximum side, as a fraction of the picture's.
     """
 
     tasks: Mapping[str, Any]
@@ -43,12 +42,10 @@ class Cutout:
         sides = [rng.integers(1, max(1, int(self.largest * side)) + 1) for side in size]
         corner = [rng.integers(0, side - length + 1) for side, length in zip(size, sides, strict=True)]
         window = (*corner, corner[0] + sides[0], corner[1] + sides[1])
-        labels = {
-            name: self.tasks[name].paste(label, None, window)
-            if _placed(self.tasks, name) and row.weights[name]
-            else label
-            for name, label in row.labels.items()
-        }
+        labels = dict(row.labels)
+        for name in labels:
+            if name in self.tasks and not self.tasks[name].whole and row.weights[name]:
+                labels[name] = self.tasks[name].paste(labels[name], None, window)
         fill = np.array(FILL, np.uint8)
         inputs = {view: x if view == CLEAN else _with(x, fill, window) for view, x in row.inputs.items()}
         return row._replace(inputs=inputs, labels=labels)
@@ -56,17 +53,16 @@ class Cutout:
 
 @dataclasses.dataclass(frozen=True)
 class CutMix:
-    """A rectangle of another picture of the batch with its labels (Yun et al. 2019).
+    """Pastes a rectangle of another picture of the batch with its labels (CutMix, Yun et al. 2019).
 
-    The label of a task that has places is that of the picture seen at each place (`Task.paste`); its weight is the mean
-    of both pictures' by area. A label of the whole picture cannot be cut: the row has both, the second as
-    "<task>@pasted", and they count by area, which is the loss on the mixture of the two, each believed by its own
-    states; where one is missing none counts. `Batch.extras` of a mixed label are the smaller ones of the two.
+    Dense labels are pasted (`Task.paste`); their weight is the mean of both pictures' weights by area. Whole-picture
+    labels are kept side by side, the second as "<task>@pasted", and weighted by area, which equals the loss on their
+    mixture; if one is missing, neither counts. `Batch.extras` of a mixed label are the minimum of both.
 
     Attributes:
       tasks: {name: object with `whole` and `paste`}.
-      probability: that a row is mixed.
-      alpha: the share of the row's own picture is drawn from Beta(alpha, alpha).
+      probability: of mixing, per row.
+      alpha: the area fraction of the row's own picture is drawn from Beta(alpha, alpha).
     """
 
     tasks: Mapping[str, Any]
@@ -76,7 +72,7 @@ class CutMix:
     def __post_init__(self):
         _check_shares("cutmix", probability=self.probability)
         if not self.alpha > 0:
-            raise UserError(f"cutmix.alpha {self.alpha}: has to be above 0")
+            raise UserError(f"cutmix.alpha {self.alpha}: must be > 0")
 
     def __call__(self, row: Batch, rng: np.random.Generator, another: Another) -> Batch:
         mixed = rng.random() < self.probability
@@ -90,7 +86,7 @@ class CutMix:
             if task.whole:
                 both = mixed and own and its
                 labels[name + PASTED] = other.labels[name]
-                # Twice, since both count as items of the mean.
+                # Factor 2, since both count in the denominator of the mean.
                 weights[name] = np.float32(2 * (1 - share) * own if both else 0 if mixed else own)
                 weights[name + PASTED] = np.float32(2 * share * its if both else 0)
                 if name in other.extras:
@@ -111,7 +107,7 @@ class CutMix:
         return row._replace(inputs=inputs, labels=labels, weights=weights, extras=extras)
 
     def _window(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-        """A rectangle of the picture's shape around an even place, cut at the border; it never covers everything."""
+        """A rectangle with the picture's aspect ratio around a uniform center, clipped; never the whole picture."""
         side = np.sqrt(1.0 - rng.beta(self.alpha, self.alpha))
         bounds = []
         for length in (height, width):
@@ -125,20 +121,16 @@ class CutMix:
 def _check_shares(key: str, **shares: float) -> None:
     for name, share in shares.items():
         if not 0 < share <= 1:
-            raise UserError(f"{key}.{name} {share}: has to lie above 0 and at most at 1")
-
-
-def _placed(tasks: Mapping[str, Any], name: str) -> bool:
-    return name in tasks and not tasks[name].whole
+            raise UserError(f"{key}.{name} {share}: must be in (0, 1]")
 
 
 def _size(row: Batch) -> tuple[int, int]:
     return next(iter(row.inputs.values())).shape[-3:-1]
 
 
-def _with(pictures: np.ndarray, what: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
-    """A copy of uint8 [..., H, W, 3] with something else in a rectangle; rows may be views of what a cache holds."""
+def _with(pictures: np.ndarray, patch: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
+    """A copy of uint8 [..., H, W, 3] with a new rectangle; a copy since rows may be views of cached pictures."""
     y0, x0, y1, x1 = window
     out = pictures.copy()
-    out[..., y0:y1, x0:x1, :] = what
+    out[..., y0:y1, x0:x1, :] = patch
     return out

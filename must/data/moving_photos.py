@@ -1,5 +1,4 @@
-"""Photos as unlabeled clips: a frame that wanders over each picture, so that a folder of photos can be a pool of
-videos."""
+"""Photos as unlabeled clips with simulated camera motion, so that a folder of photos can be a pool of videos."""
 
 import math
 
@@ -11,21 +10,21 @@ from must.data.geometry import transform_image
 
 
 class MovingPhotos:
-    """A `Source` of clips, each a photo under a camera that pans, tilts and zooms at a steady pace; nothing is labeled.
+    """A `Source` of unlabeled clips, each a photo under a camera that pans, tilts and zooms at constant speed.
 
-    The same photo always gives the same clip. Nothing in a photo moves by itself: the clips know camera motion only.
+    Clips are deterministic and contain only camera motion.
 
     Args:
       source: of the photos.
       frames: T.
       size: height and width of the frames, pixels.
-      travel: largest way of the camera in one clip, as a share of the frame.
-      zoom: largest factor between first and last frame.
+      travel: maximum camera displacement in one clip, as a fraction of the frame.
+      zoom: maximum zoom factor between first and last frame.
       seed: of the motions.
-      name: first part of every id; that of the photos with "-moving" by default.
+      name: first part of every id; by default "<name of the photos>-moving".
 
     Raises:
-      UserError: a number of frames, a size, a way or a factor that cannot be.
+      UserError: an argument out of range.
     """
 
     def __init__(
@@ -40,9 +39,8 @@ class MovingPhotos:
         name: str = "",
     ):
         if frames < 2 or size < 1 or not 0 <= travel <= 1 or zoom < 1:
-            raise UserError(
-                f"moving photos: frames {frames} >= 2, size {size} >= 1, travel {travel} in 0..1, zoom {zoom} >= 1"
-            )
+            values = f"frames {frames}, size {size}, travel {travel}, zoom {zoom}"
+            raise UserError(f"moving photos: {values}: need frames >= 2, size >= 1, travel in 0..1, zoom >= 1")
         self._source, self._frames, self._size = source, frames, size
         self._travel, self._zoom, self._seed = travel, zoom, seed
         self.name = name or f"{source.name}-moving"
@@ -60,20 +58,19 @@ class MovingPhotos:
     def __getitem__(self, index: int) -> Example:
         photo = self._source[index].image
         rng = np.random.default_rng((self._seed, index))
-        angle, way = rng.uniform(0, 2 * math.pi), self._travel * math.sqrt(rng.uniform())
+        angle, travel = rng.uniform(0, 2 * math.pi), self._travel * math.sqrt(rng.uniform())
         factor = math.exp(rng.uniform(-1, 1) * math.log(self._zoom))
         height, width = photo.shape[:2]
-        # The smallest magnification at which no frame of the clip leaves the photo.
+        # The smallest magnification at which all frames stay inside the photo.
         largest = max(factor, 1.0) / min(factor, 1.0)
-        reach = np.array([1 + way * abs(math.sin(angle)), 1 + way * abs(math.cos(angle))])
+        reach = np.array([1 + travel * abs(math.sin(angle)), 1 + travel * abs(math.cos(angle))])
         base = self._size * (reach / (height, width)).max() * rng.uniform(1.0, 1.3) * largest
         clip = np.empty((self._frames, self._size, self._size, 3), np.uint8)
         center = np.array([height, width]) / 2
         for t, time in enumerate(np.linspace(-0.5, 0.5, self._frames)):
             scale = base * factor**time / largest**0.5
-            shift = way * time * np.array([math.sin(angle), math.cos(angle)]) * self._size / scale
+            shift = travel * time * np.array([math.sin(angle), math.cos(angle)]) * self._size / scale
             corner = self._size / 2 - (center + shift) * scale
-            clip[t] = transform_image(
-                photo, Geometry((height, width), (self._size,) * 2, (scale, scale), tuple(corner))
-            )
+            geometry = Geometry((height, width), (self._size,) * 2, (scale, scale), tuple(corner))
+            clip[t] = transform_image(photo, geometry)
         return Example(self.ids[index], clip, {})

@@ -1,7 +1,7 @@
-"""From a source to batches: shuffling, geometry, views, stacking; index and seed decide everything.
+"""From a source to batches: shuffling, geometry, views, stacking; deterministic given index and seed.
 
-Training batches come from Grain, whose position is saved beside the model. Each process draws the same global order
-and reads its own rows of every batch.
+Training batches come from Grain, whose iterator state is saved in checkpoints. All processes draw the same global
+order, and each reads its own rows of every batch.
 """
 
 import functools
@@ -15,19 +15,19 @@ from must.core.types import Batch, Example, Geometry, Source, UserError
 from must.data import geometry as geometries
 
 View = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-# (row, rng, another) -> row; another(rng) is the row, before any change, of another place of the same global batch
+# (row, rng, another) -> row; another(rng) is a random other row of the same global batch, before any change
 Change = Callable[[Batch, np.random.Generator, Callable[[np.random.Generator], Batch]], Batch]
 
 
 class Encoder(NamedTuple):
-    """One example -> one row of a batch.
+    """Encodes an example as one row of a batch.
 
     Attributes:
-      tasks: {name: object with `transform` and `blank`}, the labels that a row carries.
+      tasks: {name: object with `transform` and `blank`}, the labels of a row.
       size: (height, width) of the network's frame.
-      draw: (rng, source_size, size) -> Geometry; None shows the whole image.
-      views: {name: photometric change}; None leaves the picture as it is.
-      keep_aspect: of the whole image, when `draw` is None.
+      draw: (rng, source_size, size) -> Geometry; None for the whole image.
+      views: {name: photometric change or None}.
+      keep_aspect: of the whole image, if `draw` is None.
     """
 
     tasks: Mapping[str, Any]
@@ -37,15 +37,11 @@ class Encoder(NamedTuple):
     keep_aspect: bool = True
 
     def blank_inputs(self) -> dict[str, np.ndarray]:
-        """The inputs of one row without a picture, {view: zeros [1, ...]}: what a network is initialized on."""
+        """Zero inputs for initializing a network, {view: [1, H, W, 3]}."""
         return {name: np.zeros((1, *self.size, 3), np.uint8) for name in self.views}
 
     def __call__(self, example: Example, index: int, rng: np.random.Generator) -> Batch:
-        """The row of `example`, arrays without the leading axis B.
-
-        Raises:
-          UserError: a label that cannot be right, or a video, naming the record.
-        """
+        """The row of `example`, arrays without the leading axis B; UserError for a video or an invalid label."""
         if len(example.image.shape) != 3:
             shape = tuple(example.image.shape)
             raise UserError(f"record {example.id}: is a video {shape}, not a picture; ClipEncoder takes videos")
@@ -60,10 +56,10 @@ class Encoder(NamedTuple):
 
 
 def labels_and_weights(tasks: Mapping[str, Any], example: Example, geometry: Geometry) -> tuple[dict, dict]:
-    """{task: Label in network form} and {task: float32 []} of a row; a task that is absent is blank and has weight 0.
+    """{task: Label in network form} and {task: float32 []} of a row; absent tasks are blank and have weight 0.
 
     Raises:
-      UserError: a label that cannot be right, naming the record.
+      UserError: an invalid label.
     """
     labels, weights = {}, {}
     for name, task in tasks.items():
@@ -96,28 +92,28 @@ def train_batches(
     extras: Mapping[str, Mapping[str, np.ndarray]] = {},
     changes: Sequence[Change] = (),
 ) -> grain.DatasetIterator:
-    """Endless shuffled batches; `get_state` and `set_state` give and take the position.
+    """Endless shuffled batches; `get_state` and `set_state` read and restore the position.
 
     Args:
-      source: drawn uniformly, a new order every epoch.
-      encoder: examples to rows.
+      source: shuffled anew every epoch.
+      encoder: of examples to rows.
       batch_size: over all processes.
       seed: of order and geometry.
-      process: (index, count); batch_size must divide by the count.
-      threads: that decode ahead.
-      sizes: multi-scale input: frames of which every batch draws one; `encoder.size` when there are none.
-      sizes_until: first batch that has `encoder.size` again.
-      extras: {supervision: {name: array [N, ...]}}, for `Batch.extras`; N examples as the source numbers them.
-      changes: of every row, one after the other, see `must.data.mix`.
+      process: (index, count); the count must divide batch_size.
+      threads: for prefetching.
+      sizes: multi-scale input: every batch draws one of these frames; `encoder.size` if empty.
+      sizes_until: first batch that uses `encoder.size` again.
+      extras: {supervision: {name: array [N, ...]}}, for `Batch.extras`, indexed like the source.
+      changes: applied to every row in sequence, see `must.data.mix`.
 
     Raises:
-      UserError: an empty source or a batch size that does not divide.
+      UserError: an empty source or an indivisible batch size.
     """
-    _index, count = process
+    count = process[1]
     if not len(source):
         raise UserError(f"{source.name}: no examples to train on")
     if batch_size % count:
-        raise UserError(f"batch_size {batch_size} does not divide by {count} processes")
+        raise UserError(f"batch_size {batch_size} is not divisible by {count} processes")
 
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     sizes = [tuple(size) for size in sizes]
@@ -127,26 +123,20 @@ def train_batches(
 
 
 def example_weights(weights: np.ndarray, factors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The weights of examples, the product of what their source gives and of named factors; 0 stays absent.
-
-    Args:
-      weights: of the source, [B]: 0 where the label is absent, else the weight of the truth or of a file.
-      factors: {name: [B]}, such as "estimated" and "confidence".
-    """
+    """Example weights [B]: the source's `weights` [B], 0 for absent labels, times named factors {name: [B]}."""
     for factor in factors.values():
         weights = factor * weights
     return weights
 
 
 class Joined:
-    """Training batches with weights of each example joined to its rows by `Batch.ids`.
+    """Training batches with per-example weights joined by `Batch.ids`.
 
-    Batches are made ahead of the step, these numbers change while it learns: they are joined when a batch is taken, so
-    that a resumed run meets the same ones as an uninterrupted one. Without any, batches of several groups pass too.
+    Batches are prefetched while the weights change during training, so weights are joined when a batch is taken; this
+    keeps resumed runs identical to uninterrupted ones. Without weights, grouped batches pass through as well.
 
     Attributes:
-      weights: {supervision: {factor: float32 [N]}}, factors of the batches' weights by name; N examples as the source
-        numbers them.
+      weights: {supervision: {factor: float32 [N]}}, factors of the batches' weights by name, indexed like the source.
     """
 
     def __init__(self, batches: "grain.DatasetIterator | Grouped", weights: Mapping[str, Mapping[str, np.ndarray]]):
@@ -170,15 +160,14 @@ class Joined:
         return self._batches.get_state()
 
     def set_state(self, state: dict) -> None:
-        """Goes to a position."""
+        """Restores a position."""
         self._batches.set_state(state)
 
 
 class Grouped:
-    """Batches of several groups, drawn side by side: {group: Batch} of each step.
+    """Batches of several groups in parallel: {group: Batch} per step.
 
-    Every group goes through its own set at its own pace: a smaller set starts again while the largest is in its first
-    epoch, see `epoch_steps`.
+    Each group has its own epochs: smaller sets restart while the largest is in its first epoch, see `epoch_steps`.
 
     Args:
       groups: {name: iterator with get_state and set_state}.
@@ -198,22 +187,22 @@ class Grouped:
         return {name: batches.get_state() for name, batches in self._groups.items()}
 
     def set_state(self, state: dict) -> None:
-        """Goes to a position."""
+        """Restores a position."""
         for name, batches in self._groups.items():
             batches.set_state(state[name])
 
 
 def epoch_steps(counts: Mapping[str, int], batch_size: int) -> int:
-    """Steps of one epoch of groups with so many examples each: the largest set is seen once (MulTaS)."""
+    """Steps of one epoch, in which the largest group is seen once (MulTaS); `counts` are examples per group."""
     return max(1, max(count // batch_size for count in counts.values()))
 
 
 def eval_batches(
     source: Source, encoder: Encoder, *, batch_size: int, process: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """Every example once, in order; the last batch is filled up with rows of weight 0 and id -1.
+    """Every example once, in order; the last batch is padded with rows of weight 0 and id -1.
 
-    With several processes each reads every count-th batch.
+    With several processes, each reads every count-th batch.
     """
     index, count = process
     for start in range(index * batch_size, len(source), count * batch_size):
@@ -227,9 +216,9 @@ def eval_batches(
 
 
 class _Batches(grain.MapDataset):
-    """The rows of one process out of every global batch; a row's randomness is that of its place in the global stream.
+    """The rows of one process in every global batch; a row's seed depends on its position in the global stream.
 
-    Grain is asked for indices and whole batches only: a stage of its own for every row takes longer than a small row.
+    Grain handles only indices and whole batches, since a Grain stage per row costs more than encoding a small row.
     """
 
     _MUTATES_ELEMENT_SPEC = False
@@ -264,12 +253,12 @@ class _Batches(grain.MapDataset):
         start = batch * self._batch_size + index * rows
         encoder = self._encoder
         if self._sizes and batch < self._sizes_until:
-            # Whatever the seed: all processes and all groups of a step have one frame, so few programs are compiled.
+            # Independent of the seed: all processes and groups of a step use one frame, so few programs are compiled.
             drawn = np.random.default_rng((batch, len(self._sizes))).integers(len(self._sizes))
             encoder = encoder._replace(size=self._sizes[drawn])
-        # A row that another one takes a part of is made once; a process makes those of other processes that it needs.
-        made = functools.cache(functools.partial(self._row, encoder))
-        return stack([self._changed(made, place) for place in range(start, start + rows)])
+        # Rows are encoded once even if pasted into others; a process encodes the rows of other processes that it needs.
+        row_at = functools.cache(functools.partial(self._row, encoder))
+        return stack([self._changed(row_at, place) for place in range(start, start + rows)])
 
     def _row(self, encoder: Encoder, place: int) -> Batch:
         index = int(self._parent[place])
@@ -277,15 +266,15 @@ class _Batches(grain.MapDataset):
         extras = {name: {key: table[index] for key, table in fields.items()} for name, fields in self._extras.items()}
         return row._replace(extras={**row.extras, **extras})
 
-    def _changed(self, made: Callable[[int], Batch], place: int) -> Batch:
-        """The row of a place after all changes, whose randomness is that of the place too."""
-        row = made(place)
+    def _changed(self, row_at: Callable[[int], Batch], place: int) -> Batch:
+        """The row at a position after all changes, which are also seeded by the position."""
+        row = row_at(place)
         if not self._changes:
             return row
         first, number = place - place % self._batch_size, place % self._batch_size
 
         def another(rng: np.random.Generator) -> Batch:
-            return made(first + (number + int(rng.integers(1, self._batch_size))) % self._batch_size)
+            return row_at(first + (number + int(rng.integers(1, self._batch_size))) % self._batch_size)
 
         rng = np.random.default_rng((self._seed, place, 1))
         for change in self._changes:

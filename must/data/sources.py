@@ -1,4 +1,4 @@
-"""A source from its name and keyword arguments, so that a section of a configuration alone can load a data set."""
+"""Builds sources from a kind and keyword arguments, as in a section of a configuration."""
 
 import importlib
 import inspect
@@ -39,15 +39,15 @@ KINDS = {
 
 
 def source(kind: str, **arguments: Any) -> Source:
-    """Makes a source.
+    """Builds a source.
 
     Args:
       kind: one of `KINDS`, or the import path of a class ("package.module:Class").
-      **arguments: of its constructor. A mapping with a "kind" among them, or inside a list or mapping among them, is a
-        source of its own: source("subset", source={"kind": "photos", "root": "pool"}, count=100).
+      **arguments: of its constructor. Mappings with a "kind", also inside lists and mappings, are built as sources:
+        source("subset", source={"kind": "photos", "root": "pool"}, count=100).
 
     Raises:
-      UserError: no such kind, an unknown or missing argument, or what the constructor refuses.
+      UserError: unknown kind, unknown or missing argument, or an error of the constructor.
     """
     cls = class_of(kind)
     arguments = {name: _built(value) for name, value in arguments.items()}
@@ -59,14 +59,10 @@ def source(kind: str, **arguments: Any) -> Source:
 
 
 def class_of(kind: str) -> type:
-    """The class that a kind names.
-
-    Raises:
-      UserError: no such kind.
-    """
+    """The class of a kind; UserError for an unknown kind."""
     module_name, _, class_name = KINDS.get(kind, kind).partition(":")
     if not class_name:
-        raise UserError(f"source kind {kind!r}: want one of {', '.join(KINDS)}, or 'package.module:Class'")
+        raise UserError(f"source kind {kind!r}: expected one of {', '.join(KINDS)}, or 'package.module:Class'")
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
@@ -74,7 +70,7 @@ def class_of(kind: str) -> type:
 
 
 def _built(value: Any) -> Any:
-    """The value with every section of a source in it replaced by the source."""
+    """The value with every nested section of a source replaced by the source."""
     if isinstance(value, list | tuple):
         return [_built(item) for item in value]
     if not hasattr(value, "items"):

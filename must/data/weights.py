@@ -1,4 +1,4 @@
-"""Weights of examples as a small file beside a data set, by task and record id, for `must.data.combine.Weighted`."""
+"""Files of example weights by task and record id, for `must.data.combine.Weighted`."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from must.core import files
 from must.core.types import UserError
 from must.readers.files import first_repeated, read_bytes
 
@@ -18,12 +19,11 @@ def read_weights(path: str | os.PathLike) -> dict[str, dict[str, float]]:
     """{task: {record id: weight}} from a csv with the columns id, task, weight, or a json {task: {id: weight}}.
 
     Raises:
-      UserError: another column, a weight that is not a number >= 0, an id that a task has twice; names file and line,
-        of a json task and id.
+      UserError: wrong columns, a weight that is not a number >= 0, a repeated id.
     """
     path = Path(path)
     rows = _json_rows(path) if path.suffix == ".json" else _csv_rows(path)
-    found: dict[str, dict[str, float]] = {}
+    weights: dict[str, dict[str, float]] = {}
     for where, id, task, weight in rows:
         try:
             number = float(weight)
@@ -31,14 +31,14 @@ def read_weights(path: str | os.PathLike) -> dict[str, dict[str, float]]:
             raise UserError(f"{where}: weight {weight!r} is not a number") from None
         if not 0 <= number < float("inf"):
             raise UserError(f"{where}: weight {weight} is not a finite number >= 0")
-        if id in found.setdefault(task, {}):
-            raise UserError(f"{where}: {id!r} has a weight for {task} already")
-        found[task][id] = number
-    return found
+        if id in weights.setdefault(task, {}):
+            raise UserError(f"{where}: {id!r} already has a weight for {task}")
+        weights[task][id] = number
+    return weights
 
 
 def write_weights(path: str | os.PathLike, weights: Mapping[str, Mapping[str, float]]) -> None:
-    """A csv, or where the path ends in .json a json, that `read_weights` reads back exactly."""
+    """Writes a csv, or a json if the path ends in .json; `read_weights` restores it exactly."""
     text = io.StringIO()
     if Path(path).suffix == ".json":
         plain = {task: {id: float(weight) for id, weight in by_id.items()} for task, by_id in weights.items()}
@@ -48,7 +48,7 @@ def write_weights(path: str | os.PathLike, weights: Mapping[str, Mapping[str, fl
         table.writerow(_COLUMNS)
         for task, by_id in weights.items():
             table.writerows((id, task, float(weight)) for id, weight in by_id.items())
-    Path(path).write_text(text.getvalue(), encoding="utf-8", newline="")
+    files.write_text(path, text.getvalue())
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
@@ -60,12 +60,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
     table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = table.fieldnames or []
     if sorted(columns) != _COLUMNS:
-        raise UserError(f"{path}:1: columns {', '.join(columns) or '(none)'}, want {', '.join(_COLUMNS)}")
+        raise UserError(f"{path}:1: columns {', '.join(columns) or '(none)'}, expected {', '.join(_COLUMNS)}")
     try:
         for row in table:
             where = f"{path}:{table.line_num}"
             if None in row or None in row.values():
-                raise UserError(f"{where}: want {len(columns)} columns, {', '.join(columns)}")
+                raise UserError(f"{where}: expected {len(columns)} columns, {', '.join(columns)}")
             yield where, row["id"], row["task"], row["weight"]
     except csv.Error as error:
         raise UserError(f"{path}:{table.reader.line_num}: {error}") from None
@@ -76,7 +76,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, str, str, Any]]:
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if (twice := first_repeated(key for key, _ in pairs)) is not None:
-            raise UserError(f"{path}: {twice!r} is there twice")
+            raise UserError(f"{path}: duplicate key {twice!r}")
         return dict(pairs)
 
     try:
@@ -84,7 +84,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, str, str, Any]]:
     except ValueError as error:
         raise UserError(f"{path}: invalid json: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(by_id, dict) for by_id in content.values()):
-        raise UserError(f"{path}: want {{task: {{id: weight}}}}")
+        raise UserError(f"{path}: expected {{task: {{id: weight}}}}")
     for task, by_id in content.items():
         for id, weight in by_id.items():
             yield f"{path}: {task}: {id}", id, task, weight

@@ -145,8 +145,8 @@ def test_a_map_in_a_configuration_is_that_of_the_file(tmp_path):
     assert written.class_map.table == (0, -1, 1)
     mistakes = (
         ({"a": "x"}, "no line for source class 'b', 'c'"),
-        ({"d": "x"}, "'d' is no class"),
-        ({"a": "z"}, "'z' is no target"),
+        ({"d": "x"}, "'d' is not a source class"),
+        ({"a": "z"}, "'z' is not a target"),
     )
     for wrong, says in mistakes:
         with pytest.raises(UserError, match=f"class map of m: {says}"):
@@ -157,7 +157,7 @@ def test_a_map_in_a_configuration_is_that_of_the_file(tmp_path):
 
 def test_maps_that_do_not_fit_the_source(class_map, tmp_path):
     data = Memory("m", [{}], {"kind": ("a", "b")})
-    with pytest.raises(UserError, match="not those of the map"):
+    with pytest.raises(UserError, match="not those of the class map"):
         Remapped(data, "kind", class_map)
     with pytest.raises(UserError, match="'boxes'"):
         Remapped(data, "boxes", class_map)

@@ -193,13 +193,13 @@ def test_folders_of_frames(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "change", "says"),
     [
-        ("train/a/0 2\n", {}, r"splits/train.txt: train/a/0: class index 2 with 2 classes"),
+        ("train/a/0 2\n", {}, r"splits/train.txt: train/a/0: class index 2 is not in 0..1"),
         ("train/a/0 -1\n", {}, r"class index -1"),
         ("train/a/7 0\n", {}, r"train/a/7: no such folder"),
-        ("train/a/0 0\ntrain/a/0 1\n", {}, r"line 2: names 'train/a/0' twice"),
-        ("train/b/0 1\n", {"frames": 6}, r"train/b/0: has 5 frames, 6 are wanted"),
+        ("train/a/0 0\ntrain/a/0 1\n", {}, r"line 2: lists 'train/a/0' twice"),
+        ("train/b/0 1\n", {"frames": 6}, r"train/b/0: has 5 frames, expected 6"),
         ("train 1\n", {}, r"train: clip without pictures"),
-        ("", {}, r"is empty"),
+        ("", {}, r"empty file"),
     ],
 )
 def test_lists_that_cannot_be_right(tmp_path, lines, change, says):
@@ -214,7 +214,7 @@ def test_frames_that_cannot_be_right(tmp_path):
     (tmp_path / "odd" / "12.png").replace(tmp_path / "train" / "a" / "0" / "12.png")
     (tmp_path / "train" / "b" / "0" / "9.png").write_bytes(b"\x89PNG no")
     assert data[0].image[ALL(4)].shape[0] == 4
-    with pytest.raises(UserError, match=r"a/0/12.png: is 8x5 \(width x height\), the clip's first frame is 8x6"):
+    with pytest.raises(UserError, match=r"a/0/12.png: is 8x5 \(width x height\), but the clip's first frame is 8x6"):
         data[0].image[ALL(5)]
     with pytest.raises(UserError, match=r"b/0/9.png: not a picture"):
         data[1].image[ALL(5)]
@@ -237,7 +237,7 @@ def test_videos_with_a_frame_in_common_overlap():
     test = Clips("b", [np.concatenate([black, numbered(2, 4)]), numbered(1, 9)[4:7].copy()], [0, 0], TASK.classes)
     found = overlaps({"training": train, "test": test})
     assert found == [("training", "a/1", "test", "b/1", 3)]  # and not b/0, which shares black frames
-    with pytest.raises(UserError, match="the training and the test set hold the same frame, a/1 and b/1"):
+    with pytest.raises(UserError, match="the training and the test set contain the same frame, a/1 and b/1"):
         check_disjoint({"training": train, "test": test}, by_content=True)
     check_disjoint({"training": train, "test": test})
     assert overlaps({"training": train, "test": Clips("b", [numbered(3, 4)], [0], TASK.classes)}) == []

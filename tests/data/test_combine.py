@@ -44,7 +44,7 @@ def test_concat_merges_tasks_and_refuses_what_does_not_fit():
     assert Concat([_numbered("x", 1), boxes]).classes == {**CLASSES, "boxes": ("x",)}
     with pytest.raises(UserError, match="'x/0' occurs twice"):
         Concat([_numbered("x", 1), _numbered("x", 2)])
-    with pytest.raises(UserError, match="kind: classes of x and y differ .'c' is in one only"):
+    with pytest.raises(UserError, match="kind: classes of x and y differ .'c' is in only one"):
         Concat([_numbered("x", 1), _numbered("y", 1, {"kind": ("a", "b")})])
     with pytest.raises(UserError, match="order differs"):
         Concat([_numbered("x", 1), _numbered("y", 1, {"kind": ("b", "a", "c")})])
@@ -166,7 +166,7 @@ def test_weights_travel_from_the_source_to_the_batch():
     assert heavy.fingerprint != Repeated(scenes, {}).fingerprint
     with pytest.raises(UserError, match="weight -1"):
         Weighted(scenes, {"depth": {scenes.ids[0]: -1.0}})
-    with pytest.raises(UserError, match="has no example 'nobody', which is given a weight for depth"):
+    with pytest.raises(UserError, match="has no example 'nobody', which has a weight for depth"):
         Weighted(scenes, {"depth": {scenes.ids[0]: 1.0, "nobody": 1.0}})
 
 

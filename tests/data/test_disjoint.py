@@ -61,8 +61,8 @@ def test_a_table_names_the_classes_of_a_folder(tmp_path):
     "text, says",
     [
         ("file,label\n7.jpg,hat\n", "line 2: 7.jpg is not in"),
-        ("file,label\n1.jpg\n", "line 2: want a picture and its class"),
-        ("file,label\n1.jpg,hat\n1.jpg,dress\n", "line 3: 1.jpg occurs twice"),
+        ("file,label\n1.jpg\n", "line 2: expected a picture and its class"),
+        ("file,label\n1.jpg,hat\n1.jpg,dress\n", "line 3: 1.jpg is listed twice"),
         ("file,label\n1.jpg,cap\n", "'cap' is not one of the 1 classes"),
     ],
 )

@@ -48,14 +48,14 @@ def test_list_files(tmp_path):
     path = str(tmp_path / "lists" / "half.txt")
     splits.write_list(path, IDS[:5])
     assert splits.read_list(path) == IDS[:5]
-    for text, message in (("a\nb\na\n", "a is there twice"), ("\n", "no ids")):
+    for text, message in (("a\nb\na\n", "a is listed twice"), ("\n", "no ids")):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(UserError, match=message):
             splits.read_list(str(tmp_path / "bad.txt"))
     with pytest.raises(UserError, match="missing.txt: No such file"):
         splits.read_list(str(tmp_path / "missing.txt"))
     splits.check_no_overlap({"a": IDS[:5], "b": IDS[5:]})
-    with pytest.raises(UserError, match="lists a and b both hold voc07/4"):
+    with pytest.raises(UserError, match="lists a and b both contain voc07/4"):
         splits.check_no_overlap({"a": IDS[:5], "b": IDS[4:]})
 
 
@@ -100,5 +100,5 @@ def test_masks_of_sbd(tmp_path):
     )
     np.testing.assert_array_equal(found[0].labels["segmentation"]["ids"][..., 0], mask)
     (tmp_path / "cls" / "a.mat").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="a.mat: not a mask of SBD"):
+    with pytest.raises(UserError, match="a.mat: not an SBD mask"):
         found[0]

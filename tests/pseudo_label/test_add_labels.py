@@ -144,7 +144,7 @@ def test_what_is_there_or_foreign_or_damaged_is_refused(records, tmp_path):
     with pytest.raises(UserError, match="holds no labels of 'third', only of toy, other"):
         Records(records, tasks=["third"])
     shutil.copytree(records / "added" / "other", records / "added" / "twin")
-    with pytest.raises(UserError, match="added/twin/1.0.0: labels 'other', which is there already"):
+    with pytest.raises(UserError, match="added/twin/1.0.0: adds 'other', which already exists"):
         Records(records)
     shutil.rmtree(records / "added" / "twin")
     shard = sorted((records / "added" / "other" / "1.0.0").glob("*array_record*"))[1]
@@ -156,5 +156,5 @@ def test_what_is_there_or_foreign_or_damaged_is_refused(records, tmp_path):
     Records(records, tasks=["toy"])  # whose files are whole
     label_toy(tmp_path / "others", source=ToySource(COUNT - 1), **SETTINGS)
     shutil.copytree(records / "added", tmp_path / "others" / "added")
-    with pytest.raises(UserError, match="added/other/1.0.0: was added to other records"):
+    with pytest.raises(UserError, match="added/other/1.0.0: was added to different records"):
         Records(tmp_path / "others")

@@ -139,9 +139,9 @@ def test_lists_made_elsewhere(tmp_path):
     files["unseen"] = write("u.txt", ids[6:9])
     lists = deal(files)
     assert list(lists.everything) == ids[:9] and lists.annotated["segmentation"] == ids[2:6]
-    with pytest.raises(UserError, match=f"both hold {ids[2]}"):
+    with pytest.raises(UserError, match=f"both contain {ids[2]}"):
         deal(files, exclusive=True)
-    with pytest.raises(UserError, match=f"both hold {ids[5]}"):
+    with pytest.raises(UserError, match=f"both contain {ids[5]}"):
         deal({**files, "unseen": write("u.txt", ids[5:9])})
     with pytest.raises(UserError, match="nobody is not in"):
         deal({**files, "unseen": write("u.txt", ["nobody"])})
