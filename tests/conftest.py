@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
 SIMULATED_DEVICES = os.environ.get("MUST_TEST_DEVICES")
 
-from must.core.devices import set_xla_flags
+from must.core.devices import set_xla_flags  # noqa: E402
 
 set_xla_flags(simulated_devices=None if SIMULATED_DEVICES is None else int(SIMULATED_DEVICES))
 

@@ -288,4 +288,4 @@ def test_every_public_name_exists_and_is_documented():
         assert value.__doc__ and len(value.__doc__) > 20, name
     assert set(must.__all__) <= set(dir(must))
     with pytest.raises(AttributeError, match="no_such_name"):
-        must.no_such_name
+        must.no_such_name  # noqa: B018

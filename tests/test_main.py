@@ -77,12 +77,12 @@ def _kill_when(workdir, ready, *flags):
 def test_killed_training_and_labeling_end_like_an_uninterrupted_run(whole, tmp_path):
     workdir = tmp_path / "killed"
     checkpoints = workdir / "teachers" / "depth" / "checkpoints"
-    saved = lambda: any(p.name.isdigit() for p in checkpoints.glob("*")) if checkpoints.exists() else False
+    saved = lambda: any(p.name.isdigit() for p in checkpoints.glob("*")) if checkpoints.exists() else False  # noqa: E731
     assert _kill_when(workdir, saved, "--stage=teachers")
     assert not (workdir / "teachers" / "depth" / "done.json").exists()
     _run(workdir, "--stage=teachers")
     records = workdir / "pseudo_labels" / "pool" / "1.0.0"
-    begun = lambda: records.exists() and any(records.iterdir())
+    begun = lambda: records.exists() and any(records.iterdir())  # noqa: E731
     _kill_when(workdir, begun, "--stage=label")
     _run(workdir, "--stage=label")
     assert _arrays(workdir) == _arrays(whole)

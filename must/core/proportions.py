@@ -6,7 +6,8 @@ from must.core.types import Array
 
 
 def wilson(right: Array, count: Array, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of a share that was seen as right / count (Wilson 1927), two-sided 95 % by default; 0..1 of nothing."""
+    """The interval of a share that was seen as right / count (Wilson 1927), two-sided 95 % by default; 0..1 of
+    nothing."""
     right, n = np.asarray(right, np.float64), np.asarray(count, np.float64)
     some = np.maximum(n, 1e-12)
     share = np.clip(right / some, 0.0, 1.0)

@@ -225,7 +225,7 @@ def _table(metrics, scores: Iterable[Score], columns: Sequence[Column]):
 
 
 def _contrast(contrast: Contrast, split: str, metrics, table, mean_label: str) -> list[dict[str, Any]]:
-    """The entries of one contrast on one split: one per task, mean and Δm that it asks for."""
+    """The entries of one contrast on one split: one per task, mean and Δm that it covers."""
     for subject, reference in contrast.pairs:
         ends = reference.values() if isinstance(reference, Mapping) else [reference]
         for name in (subject, *ends, *filter(None, [contrast.baseline])):

@@ -61,7 +61,8 @@ class TemporalShiftResNet(ResNet):
 
 
 def middle_width(before: int, after: int) -> int:
-    """Channels between a 1x3x3 and a 3x1x1 convolution that together have the parameters of a 3x3x3 one (section 3.5)."""
+    """Channels between a 1x3x3 and a 3x1x1 convolution that together have the parameters of a 3x3x3 one (section
+    3.5)."""
     return 27 * before * after // (9 * before + 3 * after)
 
 

@@ -46,7 +46,7 @@ def pcgrad_weights(gram: Array, present: Array, places: Array) -> Array:
     Args:
       gram: [T, T].
       present: bool [T].
-      places: [T, T]; row i says by its ascending values in which order the others are gone through.
+      places: [T, T]; the ascending values of row i give the order in which the others are visited.
 
     Returns:
       [T].

@@ -114,7 +114,7 @@ def famo(learning_rate: float = 0.025, decay: float = 1e-3) -> Balance:
     z = softmax(xi), w_t = c z_t / L_t with c = 1 / sum_t z_t / L_t, and xi <- xi - learning_rate (J' delta + decay xi),
     J the Jacobian of the softmax, delta_t = log L_t(k) - log L_t(k+1).
 
-    Our choices: the task's loss in the next step in which it is present stands for a second forward pass on the same
+    Our choices: the task's loss in the next step in which it is present replaces a second forward pass on the same
     batch; w is multiplied by T, because the learning rate of the network should keep its meaning.
 
     Args:

@@ -55,7 +55,7 @@ class Hint(NamedTuple):
       scale: factor of its terms beside the task's; terms of the task's own keep theirs.
       where: "all" rows, those where the task's ground truth is "missing", or the "annotated" ones.
       droppable: takes part in teacher dropping.
-      skip: group of a step in which it has nothing to do, so that its teacher is not asked there.
+      skip: group of a step in which it has no examples, so that its teacher does not run.
     """
 
     name: str
@@ -173,7 +173,7 @@ def feature_widths(model: Model, size: tuple[int, int]) -> dict[int, tuple[int, 
     """{stride: (height, width, channels)} of a network's features at a frame of `size` pixels, from shapes alone."""
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    run = lambda v, x: model.apply(v, x, train=False, with_features=True)[2].pyramid
+    run = lambda v, x: model.apply(v, x, train=False, with_features=True)[2].pyramid  # noqa: E731
     return {stride: level.shape[1:] for stride, level in jax.eval_shape(run, variables, images).items()}
 
 

@@ -62,7 +62,7 @@ def slam(
 
     Args:
       outputs: logits [B, C].
-      label: network form of what the teacher said, "probs" [B, C].
+      label: network form of the teacher's prediction, "probs" [B, C].
       target: "probs" [B, C], hard or soft, and "used" [B].
       extras: "accuracy" [B], probability that the teacher is right; "candidates" [B], how many of the teacher's best
         classes hold the truth, 1 for ground truth.

@@ -1,7 +1,7 @@
 """From raw scores to probabilities of being right: what a teacher claims where the truth is known, and curves fitted to
 it.
 
-Which probabilities are then believed is in `must.pseudo_label.policy`.
+Which probabilities are then used is decided in `must.pseudo_label.policy`.
 """
 
 from collections.abc import Iterable
@@ -47,7 +47,7 @@ def gather(
     seed: int = 0,
     temperature: float = 1.0,
 ) -> Judged | None:
-    """The claims of labels with known truth, or None when the task says no scores.
+    """The claims of labels with known truth, or None when the task has no scores.
 
     Args:
       task: whose labels these are.
@@ -59,8 +59,8 @@ def gather(
     rng, parts, kept, total = np.random.default_rng(seed), [], 0, 0
     names = tuple(getattr(task, "classes", ()))
     items = np.zeros(max(1, len(names)))
-    for index, (said, truth) in enumerate(pairs):
-        judged = task.judge(tempered_label(Policy(temperature=temperature), said), truth)
+    for index, (predicted, truth) in enumerate(pairs):
+        judged = task.judge(tempered_label(Policy(temperature=temperature), predicted), truth)
         if judged is None:
             return None
         score, correct, ids = judged
@@ -153,6 +153,6 @@ def _isotonic(score: np.ndarray, correct: np.ndarray, knots: int) -> np.ndarray:
 
 
 def _scaled(score: np.ndarray, correct: np.ndarray, knots: int) -> np.ndarray:
-    both = lambda p: np.stack([1.0 - p, p], -1)
+    both = lambda p: np.stack([1.0 - p, p], -1)  # noqa: E731
     temperature = fit_temperature(both(np.asarray(score, np.float64)), np.asarray(correct, int))
     return tempered(Policy(temperature=temperature), both(np.linspace(0.0, 1.0, knots)))[:, 1].round(_DIGITS)

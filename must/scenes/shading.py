@@ -1,4 +1,5 @@
-"""Color for the geometry of `must.scenes.raycast`: textures, lights, shadows, sensor noise. Pictures only, no labels."""
+"""Color for the geometry of `must.scenes.raycast`: textures, lights, shadows, sensor noise. Pictures only, no
+labels."""
 
 import colorsys
 import functools
@@ -62,7 +63,8 @@ class Decor(NamedTuple):
 
 @functools.lru_cache(1)
 def _textures() -> np.ndarray:
-    """All textures, one after the other, _TILE x _TILE texels each; float32 within [-1, 1], in the order of `TEXTURES`."""
+    """All textures, one after the other, _TILE x _TILE texels each; float32 within [-1, 1], in the order of
+    `TEXTURES`."""
     rng = np.random.Generator(np.random.Philox(key=1))
     y, x = np.mgrid[:_TILE, :_TILE]
     out = []

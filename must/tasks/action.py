@@ -53,7 +53,7 @@ class Action(Classification):
         return geometry
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
-        """As the base class says; a mirrored or reversed clip has the class that is declared for it.
+        """As in the base class; a mirrored or reversed clip has the class that is declared for it.
 
         Raises:
           ValueError: a label that cannot be right, or that cannot follow (`admissible`).
@@ -67,7 +67,7 @@ class Action(Classification):
         return found
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
-        """As the base class says; the classes are those of the clip as it was. A class without a partner stays."""
+        """As in the base class; the classes are those of the clip as it was. A class without a partner stays."""
         found = {name: np.asarray(value) for name, value in label.items()}
         for field in reversed(self._changes(geometry)):
             partners = _partners(getattr(self, field), self.classes)

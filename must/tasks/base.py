@@ -92,7 +92,7 @@ class Task:
     def distill_loss(self, outputs: Any, teacher: Any) -> dict[str, PerExample]:
         """Named per-example terms of learning all that a teacher's outputs say; no gradient reaches the teacher.
 
-        By default the loss on the teacher's prediction, all of which is believed: soft distillation for a task whose
+        By default the loss on the teacher's prediction, all of which is used: soft distillation for a task whose
         predictions keep what the outputs say.
         """
         target = self.target(self.predict(jax.lax.stop_gradient(teacher)), Policy(0.0, 0.0))
@@ -126,13 +126,13 @@ class Task:
         """Outputs -> label in network form with scores, leading axis B; jnp, traceable."""
         raise NotImplementedError
 
-    def from_external(self, said: Any, size: tuple[int, int]) -> Label:
-        """What a network of another project says, in the form that such networks say it in -> network form; host NumPy.
+    def from_external(self, predicted: Any, size: tuple[int, int]) -> Label:
+        """Predictions of a network from another project, in that network's own form -> network form; host NumPy.
 
         A task may do without: a teacher of another project then has to give its labels in network form.
 
         Args:
-          said: of B images; each task says which forms it takes.
+          predicted: of B images; each task documents which forms it takes.
           size: (height, width) of the images that the network saw, pixels.
 
         Returns:
@@ -162,7 +162,7 @@ class Task:
         """Scores from how far two outputs for the same pictures agree, fields of a label in network form; jnp,
         traceable.
 
-        For a task whose network says no confidence; {} for all others.
+        For a task whose network outputs no confidence; {} for all others.
         """
         return {}
 
@@ -187,7 +187,7 @@ class Task:
         return jnp.zeros((len(next(iter(label.values()))), 0))
 
     def claims(self, label: Label, policy: Policy) -> Claims | None:
-        """What one example's label says and what becomes of it under a policy; host NumPy. None for a task without
+        """The claims of one example's label and their states under a policy; host NumPy. None for a task without
         scores.
 
         The states are those that `target` gives the loss: a pixel is positive or ignored, never negative.

@@ -41,8 +41,8 @@ def checked(found: Mapping[str, Any], size: tuple[int, int], count: int) -> Labe
         raise LabelError(f"boxes is {boxes.dtype} {boxes.shape}, not numbers [n, 4]")
     for name, array, kinds in (("scores", scores, "f"), ("labels", labels, "iu")):
         if array.shape != (len(boxes),) or (array.size and array.dtype.kind not in kinds):
-            wanted = "floats" if kinds == "f" else "integers"
-            raise LabelError(f"{name} is {array.dtype} {array.shape}, not {wanted} ({len(boxes)},)")
+            expected = "floats" if kinds == "f" else "integers"
+            raise LabelError(f"{name} is {array.dtype} {array.shape}, not {expected} ({len(boxes)},)")
     boxes, scores = boxes.astype(np.float32), scores.astype(np.float32)
     limit = np.array([size[1], size[0]] * 2, np.float32)
     for wrong, what in (

@@ -12,9 +12,9 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-from must.core.types import Source
-from must.scenes.moving import DOMAIN, MovingScenes
-from must.scenes.still import DOMAINS, Scenes
+from must.core.types import Source  # noqa: E402
+from must.scenes.moving import DOMAIN, MovingScenes  # noqa: E402
+from must.scenes.still import DOMAINS, Scenes  # noqa: E402
 
 WINDOW = 100
 

@@ -64,7 +64,7 @@ def mean_of_device_means(params, model_state, aux_state, frozen, batch, key, axi
 
 def make_step(objective_terms=terms):
     objective = Objective(lambda key: ({}, {}), ("class", "depth"), objective_terms, {"class": 1.0, "depth": 0.5})
-    ones = lambda losses, present, gram, state: ({name: jnp.ones(()) for name in losses}, state)
+    ones = lambda losses, present, gram, state: ({name: jnp.ones(()) for name in losses}, state)  # noqa: E731
     balance = Balance(lambda names: {}, ones)
     # Plain SGD: Adam would magnify differences of 1e-8 in a gradient near 0 to a whole step.
     tx = optax.sgd(0.1, momentum=0.9)

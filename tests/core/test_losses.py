@@ -57,7 +57,7 @@ def test_soft_focal_by_hand_and_saturated():
     weighted = (0.25 * t + 0.75 * (1 - t)) * (t - s) ** 2 * bce
     assert losses.binary_soft_focal(logit, t, alpha=0.25) == pytest.approx(weighted, rel=1e-4)
     for gamma in (0.0, 1.0, 2.0):
-        total = lambda z, gamma=gamma: losses.binary_soft_focal(z, 0.5, gamma).sum()
+        total = lambda z, gamma=gamma: losses.binary_soft_focal(z, 0.5, gamma).sum()  # noqa: E731
         slope = jax.grad(total)(jnp.array([-200.0, 0.0, 200.0]))
         assert np.isfinite(slope).all()
     with pytest.raises(ValueError, match="gamma"):

@@ -22,7 +22,7 @@ def test_a_copied_file_is_the_same_picture_whatever_its_name(tmp_path):
     for i in range(3):
         picture(tmp_path / "train" / f"{i}.jpg", seed=i)
     picture(tmp_path / "val" / "x.jpg", seed=9)
-    sets = lambda: {s: Photos(str(tmp_path / s)) for s in ("train", "val")}
+    sets = lambda: {s: Photos(str(tmp_path / s)) for s in ("train", "val")}  # noqa: E731
     check_disjoint(sets(), by_content=True)
     shutil.copy(tmp_path / "train" / "1.jpg", tmp_path / "val" / "y.jpg")
     check_disjoint(sets())  # ids alone do not tell

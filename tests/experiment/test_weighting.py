@@ -158,7 +158,7 @@ def _gradient(margin, labels, weights, task=HARD):
 def test_constant_weights_move_no_stationary_point_and_differentiated_ones_do():
     says = [1.0, 1.0, 1.0, 1.0, 0.0]  # right with probability .8
     true, wrong = (lambda m: jnp.logaddexp(0.0, -m)), (lambda m: jnp.logaddexp(0.0, m))
-    weight = lambda m: weigh.exact(0.8, wrong(m) / true(m))
+    weight = lambda m: weigh.exact(0.8, wrong(m) / true(m))  # noqa: E731
     for margin in (0.3, float(np.log(4)), 3.0):
         plain = _gradient(margin, says, np.ones(5, np.float32))
         weighted = _gradient(margin, says, np.full(5, weight(margin), np.float32))
@@ -191,7 +191,7 @@ def test_the_ratio_is_of_the_loss_that_is_trained_on(labeled, evidence):
     true, soft = log[np.arange(400), truth], (teacher * log).sum(1)
     hard = log[np.arange(400), teacher.argmax(1)]
     at = np.zeros((400, 2))
-    estimate = lambda loss: weigh.ratio_of_means(weigh.HeldOut(at, true, loss), neighbors=400)(at)
+    estimate = lambda loss: weigh.ratio_of_means(weigh.HeldOut(at, true, loss), neighbors=400)(at)  # noqa: E731
     assert abs((estimate(soft) * soft).mean() - true.mean()) < 1e-3
     assert abs((estimate(hard) * soft).mean() - true.mean()) > 0.02
     # A run that learns from hard labels gets the weights of hard losses.

@@ -68,7 +68,7 @@ def run(key, one_in: int):
     soft = jax.nn.softmax(answer(teacher, x_train))
     cut = ((place >= COUNT // one_in) & (place < 2 * COUNT // one_in)).astype(jnp.float32)
     rows = {"seen": seen, "unseen": 1.0 - seen, "cut": cut, "all": jnp.ones(COUNT)}
-    score = lambda params: (answer(params, x[COUNT:]).argmax(-1) == label[COUNT:]).mean()
+    score = lambda params: (answer(params, x[COUNT:]).argmax(-1) == label[COUNT:]).mean()  # noqa: E731
     found = {"teacher": score(teacher), "truth on seen": score(student(target=hard, rows=seen))}
     found |= {name: score(student(target=soft, rows=where)) for name, where in rows.items()}
     shuffled = jnp.roll(soft, 1, 0)

@@ -423,6 +423,6 @@ def test_resumed_equals_uninterrupted(kind, tmp_path):
 def test_no_buffer_stands_twice_in_a_fresh_state(kind):
     """A step that is given the state's memory, as every run's is, refuses one that does."""
     state = _trainer(kind)[0]()
-    raw = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    raw = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
     places = [raw(leaf).unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
     assert len(places) == len(set(places))

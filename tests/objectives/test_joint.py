@@ -109,7 +109,7 @@ def size(tree):
 
 def moved(made, variables):
     """The same with teachers that no longer are their experts."""
-    noise = lambda leaf: leaf + 0.5 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+    noise = lambda leaf: leaf + 0.5 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)  # noqa: E731
     teachers = jax.tree.map(noise, variables["params"]["teachers"])
     return {**variables, "params": {**variables["params"], "teachers": teachers}}
 
@@ -218,7 +218,7 @@ def test_value_by_hand():
     variables = moved(made, start(made))
     pool = rows(None, 6, 4)
     outputs, _ = made.model.apply(variables, pool.inputs)
-    soft = lambda logits, tau: np.asarray(jax.nn.softmax(logits / tau))
+    soft = lambda logits, tau: np.asarray(jax.nn.softmax(logits / tau))  # noqa: E731
     for tau in (1.0, 3.0):
         p, q = soft(outputs["b-teacher"], tau), soft(outputs["b"], tau)
         each = tau**2 * (p * (np.log(p) - np.log(q))).sum(-1)

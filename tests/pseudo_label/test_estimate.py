@@ -1,4 +1,4 @@
-"""What a label pass is said to cost is what it costs."""
+"""The announced cost of a label pass is its cost."""
 
 import shutil
 
@@ -52,7 +52,7 @@ def test_time_is_that_of_the_slowest_worker_and_without_compilation():
     plan, source = planned(40, shards=3, batch_size=8)
     one, two, many = (estimate(plan, source, [toy_teacher(edit=slow_at_first)], workers=n) for n in (1, 2, 4))
     assert 8 / 1.5 < one.rate < 8 / 0.02
-    batches = lambda cost: cost.hours * 3600 * cost.rate / 8
+    batches = lambda cost: cost.hours * 3600 * cost.rate / 8  # noqa: E731
     assert [round(batches(cost), 6) for cost in (one, two, many)] == [6, 4, 2]  # of two batches a shard
 
 

@@ -73,7 +73,7 @@ def test_pixels_of_few_images_are_little_evidence():
     right = np.where(examples % 3 == 0, 800, 1000)  # of the pixels of each image; 93 % in all
     correct, score = np.arange(12_000) % 1000 < right, np.full(12_000, 0.9, np.float32)
     claims = Judged(score, correct, 0 * examples, np.array([12e3]), (), examples)
-    bound = lambda claims, confidence: choose(claims, confidence=confidence)[0].positive
+    bound = lambda claims, confidence: choose(claims, confidence=confidence)[0].positive  # noqa: E731
     assert np.isfinite(bound(claims, 0.0)) and np.isfinite(bound(claims._replace(examples=None), 0.95))
     assert np.isinf(bound(claims, 0.95))  # the same claims, were they of one image each, would prove it
 
@@ -139,7 +139,7 @@ def test_isotonic_curves_are_as_good_as_scikit_learns_and_never_fall():
         mine, new = claims.ids == c, fresh.ids == c
         referee = sklearn.IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
         theirs = referee.fit(claims.score[mine], claims.correct[mine]).predict(fresh.score[new])
-        brier = lambda p: np.mean((p - fresh.correct[new]) ** 2)
+        brier = lambda p: np.mean((p - fresh.correct[new]) ** 2)  # noqa: E731
         assert np.abs(value[new] - theirs).mean() < 0.03
         assert brier(value[new]) < brier(theirs) + 1e-4 and brier(value[new]) < brier(fresh.score[new])
 
@@ -152,7 +152,7 @@ def test_temperatures_are_found_again():
     sharp = tempered(Policy(temperature=0.5), probs)  # twice as sure as it should be
     assert fit_temperature(sharp, truth) == pytest.approx(2.0, rel=0.1)
     assert fit_temperature(probs[:0], truth[:0]) == 1.0
-    cooled = lambda p: 1 / (1 + (1 / np.maximum(p, 1e-9) - 1) ** (1 / 3))
+    cooled = lambda p: 1 / (1 + (1 / np.maximum(p, 1e-9) - 1) ** (1 / 3))  # noqa: E731
     score = rng.random(4000)
     claims = Judged(score.astype(np.float32), rng.random(4000) < cooled(score), np.zeros(4000, int), np.array([1.0]))
     np.testing.assert_allclose(fit_scaling(claims)[1:32], cooled(np.arange(1, 32) / 32), atol=0.03)

@@ -7,7 +7,7 @@ from must.core.types import UserError
 from must.pseudo_label import weigh
 from tests.experiments import debiasing
 
-SIGMOID = lambda z: 1 / (1 + np.exp(-z))
+SIGMOID = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
 
 
 def _log_loss(label, logit):
@@ -74,7 +74,7 @@ def test_estimates_from_five_hundred_examples(name):
             estimate = weigh.ratio_of_means(held.held_out)
         biases.append(pool.bias(estimate(pool.covariates)))
         wrong.append(pool.bias(_mean_of_ratios(held, pool, 22)))
-    rmse = lambda values: np.sqrt(np.mean(np.square(values)))
+    rmse = lambda values: np.sqrt(np.mean(np.square(values)))  # noqa: E731
     unweighted = World(3000, 100).bias(1.0)
     assert unweighted > 0.3 and rmse(biases) < unweighted / 5
     assert rmse(wrong) > 3 * rmse(biases)

@@ -271,7 +271,7 @@ def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
         assert same(expert, weights(top, "joint", "jedi", "students", name))
         assert measured(facts["jedi"], name) == scores(settings_of(config), expert, name, clips=3)
     before = contents(top / "joint" / "jedi" / "checkpoints"), (top / "joint" / "jedi" / "metrics.jsonl").read_text()
-    (top / "joint" / "jedi" / "done.json").unlink()  # killed after the last checkpoint, before it said so
+    (top / "joint" / "jedi" / "done.json").unlink()  # killed after the last checkpoint, before its record
     stages(config, top, "joint")
     assert jobs.facts(str(top), "joint/jedi")["steps"] == 3
     assert before == (
@@ -309,7 +309,7 @@ def test_an_arm_has_the_dropout_that_its_own_tasks_say():
 def test_pictures_go_through_the_same_recipe(tmp_path):
     """Two domains of still scenes, drawn in proportion to their size, without a pool."""
     still = {"kind": "scenes", "size": 16, "labels": ["classification"]}
-    scenes = lambda domain, split, count: {
+    scenes = lambda domain, split, count: {  # noqa: E731
         "kind": "must.data.combine:Aliased",
         "names": {domain: "classification"},
         "source": {**still, "domain": domain, "split": split, "count": count},

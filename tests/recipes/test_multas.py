@@ -78,7 +78,7 @@ LISTS = Lists({"detection": ["a", "b"], "segmentation": ["b", "c"]}, ["a", "b", 
 
 
 def test_what_an_arm_sees():
-    see = lambda images, tasks=("detection",): LISTS.images(Arm(tasks, "quarter", images, labels=("soft",)), 0)
+    see = lambda images, tasks=("detection",): LISTS.images(Arm(tasks, "quarter", images, labels=("soft",)), 0)  # noqa: E731
     assert (
         see("seen") == ["a", "b"]
         and see("unseen") == ["c", "d", "e", "f", "g"]
@@ -89,7 +89,7 @@ def test_what_an_arm_sees():
     assert see("seen", TASKS) == ["a", "b", "c"] and len(see("unseen_cut", TASKS)) == 3
     with pytest.raises(UserError, match="have seen every image"):
         Lists({"detection": ["a"]}, ["a"]).images(Arm(("detection",), "quarter", "unseen", labels=("soft",)), 0)
-    readable = lambda annotation: LISTS.readable(Arm(TASKS, "quarter", annotation=annotation))
+    readable = lambda annotation: LISTS.readable(Arm(TASKS, "quarter", annotation=annotation))  # noqa: E731
     assert readable("none") == {} and readable("own") == {"detection": ["a", "b"], "segmentation": ["b", "c"]}
     assert readable("full")["detection"] == list(LISTS.everything)
 
@@ -263,12 +263,12 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_page(tmp_path):
     assert code == 0, err
     assert "AP" in out and "mIoU" in out and "report:" in out
     name = "multi-exclusive-all-own-soft-missing"
-    reached = lambda: (broken / "grid" / name / "checkpoints" / "4").exists()
+    reached = lambda: (broken / "grid" / name / "checkpoints" / "4").exists()  # noqa: E731
     code, _, _ = run(broken, kill_at=reached)
     assert code == -9 and not (broken / "grid" / name / "done.json").exists()
     code, out, err = run(broken)
     assert code == 0, err
-    read = lambda top: json.loads((top / "results.json").read_text())
+    read = lambda top: json.loads((top / "results.json").read_text())  # noqa: E731
     results = read(whole)
     assert results["columns"] == read(broken)["columns"]
     rows = [np.load(top / "grid" / name / "rows-test.npz") for top in (whole, broken)]

@@ -15,20 +15,20 @@ ANY = whole_image((8, 8), (8, 8))
 ALL = Policy(0.0, 0.0)
 
 
-def _measured(task, said, true):
+def _measured(task, predicted, true):
     probs = np.eye(len(task.classes), dtype=np.float32)[true]
-    return task.summarize(jax.device_get(jax.jit(task.measure)({"probs": said}, {"probs": probs})))
+    return task.summarize(jax.device_get(jax.jit(task.measure)({"probs": predicted}, {"probs": probs})))
 
 
 def test_top1_top5_and_nll_against_naive_counting():
     task = Classification(CLASSES)
-    said = RNG.dirichlet(np.ones(10), 200).astype(np.float32)
-    true = np.array([RNG.choice(10, p=p / p.sum()) for p in said.astype(np.float64)])
-    order = np.argsort(-said, -1)
-    got = _measured(task, said, true)
+    predicted = RNG.dirichlet(np.ones(10), 200).astype(np.float32)
+    true = np.array([RNG.choice(10, p=p / p.sum()) for p in predicted.astype(np.float64)])
+    order = np.argsort(-predicted, -1)
+    got = _measured(task, predicted, true)
     assert got["top1"] == pytest.approx(100 * np.mean(order[:, 0] == true))
     assert got["top5"] == pytest.approx(100 * np.mean([t in o[:5] for t, o in zip(true, order, strict=True)]))
-    assert got["nll"] == pytest.approx(-np.log(said[np.arange(200), true]).mean(), rel=1e-4)
+    assert got["nll"] == pytest.approx(-np.log(predicted[np.arange(200), true]).mean(), rel=1e-4)
 
 
 def test_a_constant_answer_earns_chance():

@@ -31,7 +31,7 @@ def loss(outputs, label, policy=Policy()):
 @jax.jit
 def slopes(outputs, label, policy=Policy()):
     free = {name: outputs[name] for name in ("quality", "class", "distances")}
-    total = lambda free: sum(v.sum() for v, _ in loss({**outputs, **free}, label, policy).values())
+    total = lambda free: sum(v.sum() for v, _ in loss({**outputs, **free}, label, policy).values())  # noqa: E731
     return jax.grad(total)(free)
 
 

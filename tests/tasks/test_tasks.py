@@ -84,8 +84,10 @@ def _stack(labels):
 def test_forms_are_as_specified(name):
     task = TASKS[name]
     label, spec = _label(name), task.network_spec(SIZE)
-    said = {k: s for k, s in spec.items() if k not in task.optional}
-    assert {k: (v.shape[1:], v.dtype) for k, v in label.items()} == {k: (s.shape, s.dtype) for k, s in said.items()}
+    predicted = {k: s for k, s in spec.items() if k not in task.optional}
+    assert {k: (v.shape[1:], v.dtype) for k, v in label.items()} == {
+        k: (s.shape, s.dtype) for k, s in predicted.items()
+    }
     record = task.restore(_pick(label, 0), whole_image((48, 72), SIZE))
     assert set(record) == set(task.label_spec())
     for field, array_spec in task.label_spec().items():
@@ -106,7 +108,7 @@ def test_head_gives_what_the_loss_reads(name):
     task = TASKS[name]
     pyramid = {s: jnp.ones((2, SIZE[0] // s, SIZE[1] // s, 8)) for s in (4, 8)}
     features = Features(pyramid, jnp.ones((2, 8)))
-    run = lambda key: task.head().init_with_output(key, features, train=False, image_size=SIZE)[0]
+    run = lambda key: task.head().init_with_output(key, features, train=False, image_size=SIZE)[0]  # noqa: E731
     assert jax.eval_shape(run, jax.random.key(0)).shape == _outputs(task, batch=2).shape
 
 
@@ -262,10 +264,10 @@ def test_a_mirrored_scene_has_mirrored_labels(name):
 @every_task
 def test_rows_of_batches_summarize_as_one(name):
     task, measure = TASKS[name], _verb(name, "measure")
-    said, true = _label(name, 1), _label(name, 2)
-    whole = jax.device_get(measure(said, true))
+    predicted, true = _label(name, 1), _label(name, 2)
+    whole = jax.device_get(measure(predicted, true))
     halves = [
-        jax.device_get(measure({k: v[s] for k, v in said.items()}, {k: v[s] for k, v in true.items()}))
+        jax.device_get(measure({k: v[s] for k, v in predicted.items()}, {k: v[s] for k, v in true.items()}))
         for s in (np.array([2, 3, 3, 3]), np.array([0, 1, 1, 1]))
     ]
     rows = {k: np.concatenate([half[k][:2] for half in halves]) for k in whole}
@@ -298,7 +300,7 @@ def test_policies(name):
         label["probs"][:, 3] = 0.6
         label["probs"][2] = np.eye(7)[3]
         score = label["probs"][:, 3]
-    used = lambda positive: np.asarray(task.target(label, Policy(positive, 0.0))["used"])
+    used = lambda positive: np.asarray(task.target(label, Policy(positive, 0.0))["used"])  # noqa: E731
     assert used(0.5).all() and used(0.6).all()
     np.testing.assert_array_equal(used(0.7), score == 1)
     np.testing.assert_array_equal(used(1.5), score == 1)  # the truth is always taken
