@@ -208,7 +208,8 @@ def sanity() -> ConfigDict:
 
 
 def camvid() -> ConfigDict:
-    """Street scenes with masks of 11 classes, and boxes derived from them; teachers with a quarter or exclusive halves."""
+    """Street scenes with masks of 11 classes, and boxes derived from them; teachers with a quarter or exclusive
+    halves."""
     config = real("camvid", "MulTaS on street scenes (camvid)")
     boxes = {"kind": "coco", "root": "{root}/camvid", "images": "images/{split}", "name": "camvid-{split}"}
     masks = {"kind": "mask_png", "root": "{root}/camvid", "images": "images/{split}", "masks": "masks/{split}"}

@@ -96,7 +96,8 @@ def sanity() -> ConfigDict:
 
 
 def folders() -> ConfigDict:
-    """Ten kinds of clothes: at most 900 photos with labels, 900 without, 341 to estimate weights from, 372 to test on."""
+    """Ten kinds of clothes: at most 900 photos with labels, 900 without, 341 to estimate weights from, 372 to test
+    on."""
     config = scenes()
     config.title, config.budgets = "Weighted distillation on photos of clothes", (225, 450, 900)
     photos = {"kind": "image_folder", "root": "{root}/clothing", "classes": "classes.txt"}

@@ -100,8 +100,8 @@ def test_any_function_is_a_teacher():
         "brightness", bright, {"classification": TASKS["classification"]}, size=(8, 8), fingerprint="brightness-1"
     )
     batch = _batch()
-    said = teacher.predict(batch.inputs["image"])["classification"]["probs"].argmax(-1)
-    np.testing.assert_array_equal(said, batch.labels["classification"]["probs"].argmax(-1))
+    predicted = teacher.predict(batch.inputs["image"])["classification"]["probs"].argmax(-1)
+    np.testing.assert_array_equal(predicted, batch.labels["classification"]["probs"].argmax(-1))
 
 
 REWRITE = "differs; run `python -m tests.support.public_api`, review the change and describe it in CHANGELOG.md"

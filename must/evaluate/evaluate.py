@@ -52,7 +52,8 @@ def labels_step(
     tasks: Mapping[str, Task],
     axis_name: str | None = None,
 ) -> dict[str, dict[str, Array]]:
-    """`eval_step` of what says labels, for instance an exported network: (variables, {view: inputs}) -> {task: label}."""
+    """`eval_step` of a predictor of labels, for instance an exported network: (variables, {view: inputs}) -> {task:
+    label}."""
     del axis_name
     return _rows(
         {name: label for name, label in predict(variables, batch.inputs).items() if name in tasks}, batch, tasks
@@ -62,7 +63,8 @@ def labels_step(
 def constant_step(
     guesses: Mapping[str, Label], batch: Batch, *, tasks: Mapping[str, Task], axis_name: str | None = None
 ) -> dict[str, dict[str, Array]]:
-    """`eval_step` of a predictor that says the same for every image: `guesses` (without B) stand for the variables."""
+    """`eval_step` of a predictor with one constant prediction for every image: `guesses` (without B) stand for the
+    variables."""
     del axis_name
 
     def spread(guess: Label, weights: Array) -> Label:

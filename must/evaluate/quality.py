@@ -28,7 +28,7 @@ def quality(
     Args:
       task: whose labels these are.
       pairs: (prediction, truth, id) of single examples in network form; read once.
-      policy: which labels are believed.
+      policy: which labels are used.
       worst: examples that are named in each list.
 
     Returns:
@@ -50,13 +50,13 @@ def quality(
     names = tuple(getattr(task, "classes", ())) or (_EVERY,)
     tally, rows, believed = _Tally(len(names)), _Rows(task), _Rows(task)
     wrong, unsure, number, scored = [], [], 0, True
-    for number, (said, truth, key) in enumerate(pairs, 1):  # noqa: B007
-        rows.add(said, truth)
-        if (part := _positive(task, said, truth, policy)) is not None:
+    for number, (predicted, truth, key) in enumerate(pairs, 1):  # noqa: B007
+        rows.add(predicted, truth)
+        if (part := _positive(task, predicted, truth, policy)) is not None:
             believed.add(*part)
-        if scored := (judged := task.judge(tempered_label(policy, said), truth)) is not None:
+        if scored := (judged := task.judge(tempered_label(policy, predicted), truth)) is not None:
             score, correct, ids = (np.asarray(part) for part in judged)
-            raw = np.asarray(said["probs"])[ids] if is_distribution(said) else score
+            raw = np.asarray(predicted["probs"])[ids] if is_distribution(predicted) else score
             error, ignored = tally.add(raw, score, correct, ids, np.asarray(task.items(truth)), policy)
             wrong.append((error, key))
             unsure.append((ignored, key))
@@ -78,23 +78,29 @@ def quality(
     }
 
 
-def _positive(task: Task, said: Label, truth: Label, policy: Policy) -> tuple[Label, Label] | None:
-    """A label and its truth where the label is positive, by its fields; None where nothing is or no such part is known."""
-    fields = set(said)
-    if is_distribution(said):
-        score, best = np.asarray(tempered_label(policy, said)["probs"]), int(np.argmax(said["probs"]))
-        return (said, truth) if states(policy, score[[best]], np.array([best])).positive[0] else None
+def _positive(task: Task, predicted: Label, truth: Label, policy: Policy) -> tuple[Label, Label] | None:
+    """A label and its truth where the label is positive, by its fields; None where nothing is or no such part is
+    known."""
+    fields = set(predicted)
+    if is_distribution(predicted):
+        score, best = np.asarray(tempered_label(policy, predicted)["probs"]), int(np.argmax(predicted["probs"]))
+        return (predicted, truth) if states(policy, score[[best]], np.array([best])).positive[0] else None
     if {"boxes", "scores", "valid"} <= fields:
-        kept = states(policy, np.asarray(said["scores"]), np.asarray(said["classes"])).positive
-        return {**said, "valid": np.asarray(said["valid"]) & kept}, truth
+        kept = states(policy, np.asarray(predicted["scores"]), np.asarray(predicted["classes"])).positive
+        return {**predicted, "valid": np.asarray(predicted["valid"]) & kept}, truth
     if fields == {"ids", "probs", "known"}:
-        ids, probs = (np.asarray(said[name])[..., 0] for name in ("ids", "probs"))
-        kept = states(policy, probs.astype(np.float32) / 255.0, np.minimum(ids, said["known"].shape[-1] - 1)).positive
-        return said, {**truth, "ids": np.where(kept[..., None], truth["ids"], np.uint8(task.ignore))}
+        ids, probs = (np.asarray(predicted[name])[..., 0] for name in ("ids", "probs"))
+        kept = states(
+            policy, probs.astype(np.float32) / 255.0, np.minimum(ids, predicted["known"].shape[-1] - 1)
+        ).positive
+        return predicted, {**truth, "ids": np.where(kept[..., None], truth["ids"], np.uint8(task.ignore))}
     for name in {"depth", "normals"} & fields:
-        kept = states(policy, np.asarray(said["scores"]).astype(np.float32) / 255.0).positive
+        kept = states(policy, np.asarray(predicted["scores"]).astype(np.float32) / 255.0).positive
         values = np.asarray(truth[name])
-        return said, {**truth, name: np.where(kept.reshape(kept.shape + (1,) * (values.ndim - kept.ndim)), values, 0)}
+        return predicted, {
+            **truth,
+            name: np.where(kept.reshape(kept.shape + (1,) * (values.ndim - kept.ndim)), values, 0),
+        }
     return None
 
 
@@ -129,21 +135,21 @@ class _Tally:
 
     def entries(self, names: tuple[str, ...], policy: Policy) -> tuple[dict[str, Any], dict[str, Any]]:
         """{class: entry}, and the entry of all."""
-        raw, said = self._raw.counted(), self._calibrated.counted()
+        raw, predicted = self._raw.counted(), self._calibrated.counted()
         bound, classes = np.broadcast_to(np.asarray(policy.positive, np.float64), len(names)), {}
         for c, name in enumerate(names):
             entry = self._entry(lambda array: float(array[c]), self._products[:, c])  # noqa: B023
             entry["threshold"] = float(bound[c]) if bound[c] <= 1 else None
-            for key, cells in (("raw", raw), ("policy", said)):
+            for key, cells in (("raw", raw), ("policy", predicted)):
                 entry[key] = {
                     k: v for k, v in reliability(Counted(*(part[c] for part in cells))).items() if k != "bins"
                 }
-            entry["trade_off"] = trade_off(Counted(*(part[c] for part in said)), entry["items"])
+            entry["trade_off"] = trade_off(Counted(*(part[c] for part in predicted)), entry["items"])
             classes[name] = entry
         total = self._entry(lambda array: float(array.sum()), self._products[:, -1])
-        right, count = (float(part.sum()) for part in (said.right, said.count))
+        right, count = (float(part.sum()) for part in (predicted.right, predicted.count))
         spread = spread_of(*self._of_claims, right, count)
-        for key, cells in (("raw", raw), ("policy", said)):
+        for key, cells in (("raw", raw), ("policy", predicted)):
             total[key] = reliability(Counted(*(part.sum(0) for part in cells)), spread)
         return classes, total
 
@@ -179,9 +185,9 @@ class _Rows:
         self._waiting: list[tuple[Label, Label]] = []
         self._rows: list[dict[str, np.ndarray]] = []
 
-    def add(self, said: Label, truth: Label) -> None:
+    def add(self, predicted: Label, truth: Label) -> None:
         """One example."""
-        self._waiting.append((said, truth))
+        self._waiting.append((predicted, truth))
         if len(self._waiting) == _BLOCK:
             self._flush()
 
@@ -207,7 +213,7 @@ def _largest(found: list[tuple[float, str]], most: int) -> list[list[Any]]:
     return [[key, value] for value, key in heapq.nlargest(most, found, key=lambda entry: entry[0]) if value > 0]
 
 
-_MEASURE = jax.jit(lambda task, said, truth: task.measure(said, truth), static_argnums=0)
+_MEASURE = jax.jit(lambda task, predicted, truth: task.measure(predicted, truth), static_argnums=0)
 
 
 CELLS = 1000  # of the scores 0..1

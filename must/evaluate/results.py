@@ -199,7 +199,8 @@ def entry(
 
 
 def holds(expected: str | None, interval: Sequence[float] | None) -> bool | None:
-    """Whether an expected sign was measured: None while the interval contains 0, or without an expectation or interval."""
+    """Whether an expected sign was measured: None while the interval contains 0, or without an expectation or
+    interval."""
     if expected is None or interval is None or interval[0] <= 0 <= interval[1]:
         return None
     return (interval[0] > 0) == (expected == "above")
@@ -224,7 +225,7 @@ def _table(metrics, scores: Iterable[Score], columns: Sequence[Column]):
 
 
 def _contrast(contrast: Contrast, split: str, metrics, table, mean_label: str) -> list[dict[str, Any]]:
-    """The entries of one contrast on one split: one per task, mean and Δm that it asks for."""
+    """The entries of one contrast on one split: one per task, mean and Δm that it covers."""
     for subject, reference in contrast.pairs:
         ends = reference.values() if isinstance(reference, Mapping) else [reference]
         for name in (subject, *ends, *filter(None, [contrast.baseline])):

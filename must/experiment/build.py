@@ -35,7 +35,8 @@ Sources = Mapping[str, Source]
 
 
 def fill(section: Any, **values: Any) -> Any:
-    """A copy of a section in which "{name}" stands for a value; a string that is nothing else takes the value's type.
+    """A copy of a section in which "{name}" is replaced by a value; a string that is nothing else takes the value's
+    type.
 
     Args:
       section: nested mappings, lists and scalars.

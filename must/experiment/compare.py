@@ -224,7 +224,7 @@ def compare_workdirs(workdirs: Sequence[str], target: str) -> None:
 
 
 def _distinguish(workdirs: Sequence[str]) -> tuple[list[str], str]:
-    """(names of the workdirs, axis that tells them apart; "" when they differ in their seeds only)."""
+    """(names of the workdirs, axis that distinguishes them; "" when they differ in their seeds only)."""
     configs = [run_settings(workdir)["config"] for workdir in workdirs]
     flat = [
         dict(_leaves({k: v for k, v in config.items() if k not in ("seeds", "title", "workers")})) for config in configs

@@ -1,7 +1,8 @@
 """A grid of students as data: which images each one sees, which annotations it may read, what it takes from teachers.
 
-MulTaS (Le and Pham 2023) asks what weak teachers are worth on images that they have not seen, and what they add where
-every image is annotated for one task only. An arm is one student; its axes are what tables and contrasts refer to.
+MulTaS (Le and Pham 2023) measures what weak teachers are worth on images that they have not seen, and what they add
+where every image is annotated for one task only. An arm is one student; its axes are what tables and contrasts refer
+to.
 """
 
 import itertools

@@ -27,7 +27,7 @@ class Job(NamedTuple):
       name: unique; also its directory below the workdir.
       stage: to which it belongs.
       run: module-level function (*arguments, directory=, report=) -> facts for done.json in JSON types;
-        report(done, total, note) tells its progress.
+        report(done, total, note) reports its progress.
       arguments: picklable.
       needs: names of the jobs that have to be done before.
       alone: runs by itself on all cores, and in one process of a distributed run (measurements, pages).

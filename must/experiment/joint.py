@@ -330,7 +330,7 @@ def _frames(overlap: Overlap) -> str:
 
 
 def seed_of(settings: JointSettings, seed: int, top: str) -> Seed:
-    """A seed without the examples that its search for overlaps found."""
+    """A seed without the examples that its search for overlaps lists."""
     if settings.overlaps == "ignore":
         return Seed(settings, seed)
     return Seed(settings, seed, frozenset(jobs.facts(top, OVERLAPS)["dropped"]))

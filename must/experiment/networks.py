@@ -1,4 +1,4 @@
-"""Trained networks on disk: a directory says itself which network its weights belong to.
+"""Trained networks on disk: a directory describes the network that its weights belong to.
 
 weights/       the selected variables with their validation scores
 network.json   backbone, neck, tasks with their classes, and the frame

@@ -82,7 +82,7 @@ def parse(cls: type[T], section: Mapping[str, Any], path: str = "config") -> T:
 
     Args:
       cls: a frozen dataclass whose fields are annotated.
-      section: keys and values; None stands for the default.
+      section: keys and values; None is the default.
       path: of the section, for messages.
 
     Raises:
@@ -186,7 +186,7 @@ def complete(
     Args:
       cls: dataclass of the whole configuration.
       section: what a configuration file sets.
-      argument_names: (section with a "kind") -> {name: default} of the constructor that the kind stands for, for data
+      argument_names: (section with a "kind") -> {name: default} of the constructor that the kind selects, for data
         sets and tasks.
 
     Returns:

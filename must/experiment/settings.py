@@ -403,7 +403,7 @@ class LabelPolicy:
       negative_below: calibrated probability below which a label is negative.
       min_count: predictions that a class needs for thresholds of its own.
       max_count: predictions that are used.
-      confidence: with which the precision is reached, one-sided; 0 asks for the estimate alone.
+      confidence: with which the precision is reached, one-sided; 0 uses the estimate alone.
     """
 
     positive: float = 0.0

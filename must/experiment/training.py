@@ -74,7 +74,7 @@ class Training(NamedTuple):
       encoder: of training rows.
       validation: which of its weights are kept.
       variables: to start from; freshly initialized by default.
-      frozen: variables of the teachers that the objective asks.
+      frozen: variables of the teachers inside the objective.
       weighting: of the examples.
       changes: of training rows.
       stop: step after which the run ends, under the learning rates of the whole schedule; 0: the last one.

@@ -112,7 +112,7 @@ def weighting_of(evidence: Evidence) -> tuple[Weighting, dict[str, np.ndarray]]:
 
 
 def _estimated(evidence: Evidence, weights: Weights, seen: dict, variables: PyTree) -> dict[str, dict[str, np.ndarray]]:
-    """{task: {factor: weights [N]}} of the current student, "estimated" and when asked for "confidence".
+    """{task: {factor: weights [N]}} of the current student, "estimated" and, when enabled, "confidence".
 
     Estimated from the validation split; an oracle's from the truth of the pool.
     """

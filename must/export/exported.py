@@ -33,7 +33,7 @@ class Exported(NamedTuple):
     """A network that was read from files.
 
     Attributes:
-      about: what export.json says.
+      about: contents of export.json.
       weights: {flat name: array}.
       apply: (weights, {view: uint8 [B, ...]}) -> {task: label in network form, leading axis B}; pure, traceable,
         compiled once for every B.
@@ -55,8 +55,8 @@ class Exported(NamedTuple):
                 raise UserError(f"inputs: no {view!r}, which the network reads")
             array = np.asarray(inputs[view])
             if list(array.shape[1:]) != spec["shape"] or array.dtype != spec["dtype"] or not len(array):
-                wanted = f"{spec['dtype']} {['B', *spec['shape']]}"
-                raise UserError(f"inputs: {view!r} is {array.dtype} {list(array.shape)}, the network reads {wanted}")
+                expected = f"{spec['dtype']} {['B', *spec['shape']]}"
+                raise UserError(f"inputs: {view!r} is {array.dtype} {list(array.shape)}, the network reads {expected}")
             rows.add(len(array))
         if len(rows) > 1:
             raise UserError(f"inputs: views of {sorted(rows)} rows, want equally many of each")
@@ -95,13 +95,13 @@ def load_exported(directory: str) -> Exported:
     return Exported(about, jax.device_put(safetensors.numpy.load(content[WEIGHTS])), jax.jit(program.call))
 
 
-def _verified(path: str, said: Mapping[str, Any]) -> bytes:
+def _verified(path: str, predicted: Mapping[str, Any]) -> bytes:
     """Content of a file whose hash is known."""
     try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != said.get("sha256"):
+    if hashlib.sha256(content).hexdigest() != predicted.get("sha256"):
         raise UserError(f"{path}: damaged, its SHA-256 is not the one in {ABOUT}")
     return content

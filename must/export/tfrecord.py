@@ -1,4 +1,5 @@
-"""Records as TFRecord for users of tf.data: the twin of a directory of ArrayRecord, example for example; extra `[tf]`."""
+"""Records as TFRecord for users of tf.data: the twin of a directory of ArrayRecord, example for example; extra
+`[tf]`."""
 
 import hashlib
 import importlib.util
@@ -63,7 +64,7 @@ def write_tfrecord(records: str | os.PathLike, directory: str | os.PathLike) -> 
 
 
 def _write_shard(records: str, directory: str, shard: dict[str, Any]) -> dict[str, Any]:
-    """One file; what provenance.json says of it."""
+    """One file; its entry in provenance.json."""
     from tensorflow_datasets.core import (
         file_adapters,
     )  # brings TensorFlow when it is used, which this package never names

@@ -1,4 +1,5 @@
-"""A network becomes files that can be used without the code that made it; what they are is in `must.export.exported`."""
+"""A network becomes files that can be used without the code that made it; what they are is in
+`must.export.exported`."""
 
 import contextlib
 import dataclasses
@@ -23,7 +24,7 @@ from must.export.exported import ABOUT, FORMAT, PROGRAM, VERSION, WEIGHTS, load_
 from must.tasks.base import Task
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_ROWS = 3  # random examples on which the files have to say what the network says
+_ROWS = 3  # random examples on which the files must give the network's outputs
 
 
 def export_model(
@@ -54,7 +55,7 @@ def export_model(
         and booleans the share of entries that are not the same.
 
     Returns:
-      What export.json says.
+      The contents of export.json.
 
     Raises:
       UserError: the files say something else than the network, or something foreign is in the directory.
@@ -103,7 +104,7 @@ def _program(model: Model, variables: PyTree, tasks: Mapping[str, Task], view: s
     paths, tree = jax.tree_util.tree_flatten_with_path(variables)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
     if len(set(names)) < len(names):
-        raise ValueError("variables that differ only by a '/' in their names cannot be told apart")
+        raise ValueError("variables that differ only by a '/' in their names cannot be distinguished")
 
     def program(weights: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Label]:
         own = jax.tree.unflatten(tree, [weights[name] for name in names])

@@ -1,11 +1,11 @@
 """Weights of the tasks that resolve conflicts between their gradients of the shared parameters.
 
-All four methods return a combination sum_t w_t g_t whose w depends on the gradients only through their inner products
-G = J J' [T, T], J the matrix of rows g_t; so each is a pure function of (G, present), and a `Balance` around it. They
+All four methods return a combination sum_t w_t g_t whose w depends on the gradients only through their inner products G
+= J J' [T, T], J the matrix of rows g_t; so each is a pure function of (G, present), and a `Balance` around it. They
 weigh the gradients of the shared parameters; every head keeps its own task's. Solvers take a fixed number of Newton
 steps inside jit, enough for float32 on well or badly scaled, singular or zero matrices (measured in
-`tests/objectives/test_balance.py`). A task that is not present, or whose gradient is 0, is given weight 0, the others what they
-would get without it.
+`tests/objectives/test_balance.py`). A task that is not present, or whose gradient is 0, is given weight 0, the others
+what they would get without it.
 
 Methods that read losses, or norms of gradients only, are in `must.objectives.balance`.
 """
@@ -46,7 +46,7 @@ def pcgrad_weights(gram: Array, present: Array, places: Array) -> Array:
     Args:
       gram: [T, T].
       present: bool [T].
-      places: [T, T]; row i says by its ascending values in which order the others are gone through.
+      places: [T, T]; the ascending values of row i give the order in which the others are visited.
 
     Returns:
       [T].
@@ -78,12 +78,12 @@ def cagrad(c: float = 0.4) -> Balance:
 def cagrad_weights(gram: Array, present: Array, c: float) -> Array:
     """d = g_0 + c |g_0| g_w / |g_w|, w = argmin over the simplex of g_w . g_0 + c |g_0| |g_w| (Liu et al. 2021, eq. 4).
 
-    g_0 is the mean over the T present tasks, g_w = sum_t w_t g_t. Our choice: d is multiplied by T / (1 + c), so that it
-    is the sum for c = 0 and no longer than the sum for any c; the authors' code divides by 1 + c^2 or 1 + c or not.
+    g_0 is the mean over the T present tasks, g_w = sum_t w_t g_t. Our choice: d is multiplied by T / (1 + c), so that
+    it is the sum for c = 0 and no longer than the sum for any c; the authors' code divides by 1 + c^2 or 1 + c or not.
 
     Solved by Newton's method with a logarithmic barrier that shrinks from step to step. The unknowns are scaled by w
-    itself, which keeps the system well conditioned when gradients differ a hundredfold; the length of a step is the best
-    of a few.
+    itself, which keeps the system well conditioned when gradients differ a hundredfold; the length of a step is the
+    best of a few.
 
     Args:
       gram: [T, T].
@@ -166,9 +166,9 @@ def upgrad() -> Balance:
 def upgrad_weights(gram: Array, present: Array) -> Array:
     """Sum over i of argmin v' G v subject to v >= e_i, the projection of g_i on {x: J x >= 0} (proposition 1).
 
-    With v = e_i + u it is min u' G u / 2 + u' G e_i over u >= 0; a primal-dual interior-point method solves it for all i
-    at once, on gradients scaled to norm 1. The paper takes the mean over i, ours is the sum, which without conflict is
-    the plain sum.
+    With v = e_i + u it is min u' G u / 2 + u' G e_i over u >= 0; a primal-dual interior-point method solves it for all
+    i at once, on gradients scaled to norm 1. The paper takes the mean over i, ours is the sum, which without conflict
+    is the plain sum.
 
     Args:
       gram: [T, T].

@@ -2,7 +2,8 @@
 
 Pure (init, update) pairs, see `must.core.types.Balance`; those that resolve conflicts between gradients are in
 `must.objectives.aggregate`. In the formulas T is the number of tasks that are present in the batch. One that is not is
-given weight 0, keeps its state and takes part in no softmax, mean or sum: the others get what they would get without it.
+given weight 0, keeps its state and takes part in no softmax, mean or sum: the others get what they would get without
+it.
 """
 
 import zlib
@@ -113,7 +114,7 @@ def famo(learning_rate: float = 0.025, decay: float = 1e-3) -> Balance:
     z = softmax(xi), w_t = c z_t / L_t with c = 1 / sum_t z_t / L_t, and xi <- xi - learning_rate (J' delta + decay xi),
     J the Jacobian of the softmax, delta_t = log L_t(k) - log L_t(k+1).
 
-    Our choices: the task's loss in the next step in which it is present stands for a second forward pass on the same
+    Our choices: the task's loss in the next step in which it is present replaces a second forward pass on the same
     batch; w is multiplied by T, because the learning rate of the network should keep its meaning.
 
     Args:
@@ -145,8 +146,9 @@ def famo(learning_rate: float = 0.025, decay: float = 1e-3) -> Balance:
 def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> Balance:
     """GradNorm: w_t ||g_t|| is drawn towards its mean over tasks times r_t^alpha (Chen et al. 2018, eq. 1 and 2).
 
-    r_t = (L_t / L_t(0)) / mean_t(L_t / L_t(0)); w descends sum_t |w_t ||g_t|| - mean ||w g|| r_t^alpha|, the target held
-    constant, and its sum over present tasks is kept at T. The network is given w before that step, as in the paper.
+    r_t = (L_t / L_t(0)) / mean_t(L_t / L_t(0)); w descends sum_t |w_t ||g_t|| - mean ||w g|| r_t^alpha|, the target
+    held constant, and its sum over present tasks is kept at T. The network is given w before that step, as in the
+    paper.
 
     Our choices: ||g_t|| is of the shared parameters (`Objective.shared`; in the paper their last layer) and divided by
     its mean over tasks, so that plain descent has a scale (the paper's Adam has one); no weight falls below 1e-6.

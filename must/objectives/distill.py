@@ -55,7 +55,7 @@ class Hint(NamedTuple):
       scale: factor of its terms beside the task's; terms of the task's own keep theirs.
       where: "all" rows, those where the task's ground truth is "missing", or the "annotated" ones.
       droppable: takes part in teacher dropping.
-      skip: group of a step in which it has nothing to do, so that its teacher is not asked there.
+      skip: group of a step in which it has no examples, so that its teacher does not run.
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""The objective of JEDI: every expert learns its own set, and what its teacher says of all other clips.
+"""The objective of JEDI: every expert learns its own set, and distills its teacher's predictions for all other clips.
 
-    L = sum_i  a_T CE(y, teacher_i(x)) + a_S CE(y, student_i(x))                     over D_i
-             + a_U tau^2 KL( sg teacher_i^tau(x) || student_i^tau(x) )               over the other sets and the unlabeled pool
+    L = sum_i  a_T CE(y, teacher_i(x)) + a_S CE(y, student_i(x))            over D_i
+             + a_U tau^2 KL( sg teacher_i^tau(x) || student_i^tau(x) )      over the other sets and the unlabeled pool
 
-(Bicsi, Alexe, Ionescu, Leordeanu 2023; the weights and the form of the distillation loss are ours). Each of the 3 n terms is
-a mean over its own rows. Backbones run in inference mode: norms use their running statistics, which stay what they were,
-and dropout sits in the linear layers alone. What a teacher says is told without dropout.
+(Bicsi, Alexe, Ionescu, Leordeanu 2023; the weights and the form of the distillation loss are ours). Each of the 3 n
+terms is a mean over its own rows. Backbones run in inference mode: norms use their running statistics, which stay what
+they were, and dropout sits in the linear layers alone. Teachers predict without dropout.
 """
 
 from collections.abc import Mapping
@@ -41,8 +41,8 @@ def joint(
 ) -> Objective:
     """Terms "<set>/class", "<set>-teacher/class" and "<set>/distill" of every set.
 
-    A step takes one batch or {group: batch}, whose rows are joined: every backbone is applied once. A row without a label of
-    set i (weight 0) is unlabeled for its head, wherever it comes from.
+    A step takes one batch or {group: batch}, whose rows are joined: every backbone is applied once. A row without a
+    label of set i (weight 0) is unlabeled for its head, wherever it comes from.
 
     Args:
       experts: see `must.models.experts`.

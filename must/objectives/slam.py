@@ -1,4 +1,5 @@
-"""Learning from a teacher's labels with its mistakes in mind: the student's prediction is corrupted as the teacher's are.
+"""Learning from a teacher's labels with its mistakes in mind: the student's prediction is corrupted as the teacher's
+are.
 
 SLaM, student-label mixing (Kontonis et al., NeurIPS 2023). Everything works on probabilities: a mixture need not sum to
 1, so it may never pass through a softmax cross-entropy, which would renormalize it silently.
@@ -29,7 +30,8 @@ def mix(probs: Array, accuracy: Array, candidates: Array, *, normalize: bool = T
 
     Args:
       probs: f, the student's probabilities, [..., C].
-      accuracy: a(x), probability that the teacher is right, [...]; the gradient dies at 1/k, without `normalize` at 1/2.
+      accuracy: a(x), probability that the teacher is right, [...]; the gradient dies at 1/k, without `normalize` at
+        1/2.
       candidates: the teacher's k best classes, among which the truth is expected, bool [..., C]; where k is 1 the
         teacher is taken at its word, and the result is f.
       normalize: divide by k - 1; the authors leave it out in their experiments.
@@ -47,7 +49,8 @@ def mixed_cross_entropy(mixed: Array, target: Array) -> Array:
 
 
 def top_candidates(probs: Array, count: Array) -> Array:
-    """The `count` most probable classes, bool [..., C], of the teacher's probabilities [..., C]; count [...] may vary."""
+    """The `count` most probable classes, bool [..., C], of the teacher's probabilities [..., C]; count [...] may
+    vary."""
     rank = jnp.argsort(jnp.argsort(-probs, axis=-1), axis=-1)
     return rank < count[..., None]
 
@@ -59,7 +62,7 @@ def slam(
 
     Args:
       outputs: logits [B, C].
-      label: network form of what the teacher said, "probs" [B, C].
+      label: network form of the teacher's prediction, "probs" [B, C].
       target: "probs" [B, C], hard or soft, and "used" [B].
       extras: "accuracy" [B], probability that the teacher is right; "candidates" [B], how many of the teacher's best
         classes hold the truth, 1 for ground truth.

@@ -142,8 +142,8 @@ def from_onnx(
             rows = np.minimum(np.arange(first, first + step), len(images) - 1)  # the last image fills up
             pixels = (images[rows].astype(np.float32) / 255 - mean_) / std_
             pixels = (pixels if layout == "NHWC" else np.moveaxis(pixels, -1, 1)).astype(_ELEMENTS[input_.type])
-            said = session.run(outputs, {input_.name: np.ascontiguousarray(pixels)})
-            labels = labels_from_external(tasks, read(dict(zip(outputs, said, strict=True))), size, first=first)
+            predicted = session.run(outputs, {input_.name: np.ascontiguousarray(pixels)})
+            labels = labels_from_external(tasks, read(dict(zip(outputs, predicted, strict=True))), size, first=first)
             left = len(images) - first
             parts.append(jax.tree.map(lambda field, left=left: np.asarray(field)[:left], labels))
         return jax.tree.map(lambda *fields: np.concatenate(fields), *parts)

@@ -1,7 +1,7 @@
 """From raw scores to probabilities of being right: what a teacher claims where the truth is known, and curves fitted to
 it.
 
-Which probabilities are then believed is in `must.pseudo_label.policy`.
+Which probabilities are then used is decided in `must.pseudo_label.policy`.
 """
 
 from collections.abc import Iterable
@@ -47,7 +47,7 @@ def gather(
     seed: int = 0,
     temperature: float = 1.0,
 ) -> Judged | None:
-    """The claims of labels with known truth, or None when the task says no scores.
+    """The claims of labels with known truth, or None when the task has no scores.
 
     Args:
       task: whose labels these are.
@@ -59,8 +59,8 @@ def gather(
     rng, parts, kept, total = np.random.default_rng(seed), [], 0, 0
     names = tuple(getattr(task, "classes", ()))
     items = np.zeros(max(1, len(names)))
-    for index, (said, truth) in enumerate(pairs):
-        judged = task.judge(tempered_label(Policy(temperature=temperature), said), truth)
+    for index, (predicted, truth) in enumerate(pairs):
+        judged = task.judge(tempered_label(Policy(temperature=temperature), predicted), truth)
         if judged is None:
             return None
         score, correct, ids = judged
@@ -122,7 +122,8 @@ def fit_isotonic(claims: Judged, *, knots: int = KNOTS, min_count: int = 100) ->
 
 
 def fit_scaling(claims: Judged, *, knots: int = KNOTS, min_count: int = 100) -> np.ndarray:
-    """Temperature scaling of scores that are no distribution: sigmoid(logit(score) / T) as a curve; see `fit_isotonic`."""
+    """Temperature scaling of scores that are no distribution: sigmoid(logit(score) / T) as a curve; see
+    `fit_isotonic`."""
     return _per_class(claims, min_count, lambda score, correct: _scaled(score, correct, knots))
 
 

@@ -1,9 +1,9 @@
-"""What a teacher says, examined before anything is written; each check answers with the field and what is wrong.
+"""Checks of a teacher's predictions before anything is written; each returns the field and what is wrong.
 
 A field is judged by its name, which means the same in every task: "probs" are probabilities (a distribution where there
   is
 one for each of the task's classes; 255ths where they are uint8), "scores" lie in 0..1, "ids" and "classes" are class
-ids, "boxes" are x0 y0 x1 y1 in pixels of the teacher's input, "known" stands for each class, and "valid" says which
+ids, "boxes" are x0 y0 x1 y1 in pixels of the teacher's input, "known" has an entry per class, and "valid" marks which
 slots are filled. Empty slots may hold anything.
 """
 
@@ -20,13 +20,13 @@ _SCORE_ROUNDING = 1e-4  # by which a score may exceed 1, so that float16 still r
 _OVERHANG = 1.0  # pixels by which a box may leave the frame
 
 
-def check_said(tasks: Iterable[str], said: Any) -> None:
-    """LabelError unless something is said of every task."""
-    if not isinstance(said, Mapping):
-        raise LabelError(f"says {type(said).__name__}, not {{task: label}}")
+def check_said(tasks: Iterable[str], predicted: Any) -> None:
+    """LabelError unless there is a prediction for every task."""
+    if not isinstance(predicted, Mapping):
+        raise LabelError(f"says {type(predicted).__name__}, not {{task: label}}")
     for key in tasks:
-        if key not in said:
-            raise LabelError(f"says nothing of {key}, only of {', '.join(map(str, said)) or 'nothing'}")
+        if key not in predicted:
+            raise LabelError(f"says nothing of {key}, only of {', '.join(map(str, predicted)) or 'nothing'}")
 
 
 def check_batch(

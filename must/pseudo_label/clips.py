@@ -52,10 +52,10 @@ def write_clips(
     """
     directory = os.path.abspath(os.fspath(directory))
     plan = make_plan(name, split, source, shards=shards, batch_size=1)
-    wanted = _identity(plan, source, tasks, quality)
+    expected = _identity(plan, source, tasks, quality)
     if os.path.exists(os.path.join(directory, COMMITTED)):
         there = read_provenance(directory)
-        if difference := first_difference({key: there.get(key) for key in wanted}, wanted):
+        if difference := first_difference({key: there.get(key) for key in expected}, expected):
             raise UserError(f"{directory}: holds other records, {difference}")
         return plan.count
     specs = {key: task.label_spec() for key, task in tasks.items()}
@@ -72,7 +72,7 @@ def write_clips(
     shard_facts = [{key: facts[key] for key in ("file", "count", "bytes", "sha256")} for facts in done]
     write_text(os.path.join(directory, IDS), ids, work)
     hashed = {"file": IDS, "bytes": len(ids.encode()), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
-    provenance = {**wanted, "code": code_version(), "ids": hashed, "shards": shard_facts}
+    provenance = {**expected, "code": code_version(), "ids": hashed, "shards": shard_facts}
     write_json(os.path.join(directory, PROVENANCE), provenance, work)
     write_metadata(directory, work, plan, features_of(specs, videos=True), shard_facts)
     shutil.rmtree(work, ignore_errors=True)

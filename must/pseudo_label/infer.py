@@ -111,8 +111,8 @@ class Labeller:
                 labeling.append((key, ids, pictures, self._dispatch(ids, pictures)))
             # The device has its next batch before the host takes up the one that is done.
             if labeling and (len(labeling) > 1 or not decoding):
-                key, ids, pictures, said = labeling.popleft()
-                encode = self._encoder(ids, pictures, self._fetch(said, ids, pictures))
+                key, ids, pictures, predicted = labeling.popleft()
+                encode = self._encoder(ids, pictures, self._fetch(predicted, ids, pictures))
                 encoding.append((key, self._spread(encode, range(len(ids)))))
             if encoding and (len(encoding) > 1 or not labeling):
                 key, futures = encoding.popleft()
@@ -145,7 +145,7 @@ class Labeller:
         return whole_image(shape, size, keep_aspect=self._keep_aspect)
 
     def _dispatch(self, ids: list[str], pictures: Sequence[_Picture]) -> list[Mapping[str, Label]]:
-        """What every teacher will have said, not waited for; nothing where there is no picture."""
+        """The predictions of every teacher, not yet waited for; nothing where there is no picture."""
         example = next((picture.views for picture in pictures if not picture.reason), None)
         if example is None:
             return []
@@ -155,22 +155,22 @@ class Labeller:
                 views = pictures[row].views if row < len(pictures) else {}
                 # A repeated picture costs what a black one does, and cannot be one that only fails a teacher.
                 rows[row] = views.get(size, example[size])
-        said = []
+        predicted = []
         for teacher in self._teachers:
             with _blame(teacher, ids):
-                said.append(_asked(teacher, inputs[tuple(teacher.size)]))
-        return said
+                predicted.append(_asked(teacher, inputs[tuple(teacher.size)]))
+        return predicted
 
     def _fetch(
-        self, said: list[Mapping[str, Label]], ids: list[str], pictures: list[_Picture]
+        self, predicted: list[Mapping[str, Label]], ids: list[str], pictures: list[_Picture]
     ) -> list[dict[str, Label]]:
         """The labels on the host, checked."""
         rows = [row for row, picture in enumerate(pictures) if not picture.reason]
         fetched = []
-        for teacher, labels in zip(self._teachers, said, strict=False):
+        for teacher, labels in zip(self._teachers, predicted, strict=False):
             fetched.append({})
             for key, task in teacher.tasks.items():
-                with _blame(teacher, ids):  # an error on the device shows when its results are asked for
+                with _blame(teacher, ids):  # an error on the device surfaces when its results are read
                     label = {name: np.asarray(field) for name, field in labels[key].items()}
                     if problem := check_batch(label, task, tuple(teacher.size), self._batch_size, rows):
                         row, what = problem
@@ -185,10 +185,10 @@ class Labeller:
             picture, labels = pictures[row], {}
             if picture.reason:
                 return Row(ids[row], None, picture.reason)
-            for teacher, said in zip(self._teachers, fetched, strict=False):
+            for teacher, predicted in zip(self._teachers, fetched, strict=False):
                 geometry = self._place(picture.shape, tuple(teacher.size))
                 for key, task in teacher.tasks.items():
-                    label = {name: field[row] for name, field in said[key].items()}
+                    label = {name: field[row] for name, field in predicted[key].items()}
                     try:
                         labels[key] = task.restore(label, geometry)
                     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -202,7 +202,7 @@ class Labeller:
 
 
 def _asked(teacher: Teacher, images: np.ndarray) -> Mapping[str, Label]:
-    """What a teacher says of its tasks, on its way to the host."""
+    """A teacher's predictions for its tasks, on their way to the host."""
     labels = teacher.predict(images)
     check_said(teacher.tasks, labels)
     for key in teacher.tasks:
@@ -216,7 +216,7 @@ def _asked(teacher: Teacher, images: np.ndarray) -> Mapping[str, Label]:
 
 @contextlib.contextmanager
 def _blame(teacher: Teacher, ids: Sequence[str]) -> Iterator[None]:
-    """Whatever a teacher raises or says wrong becomes one line that names it and the records."""
+    """Turns any error or invalid prediction of a teacher into one line that names it and the records."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""Which labels are believed, chosen on held-out truth and applied when records are read; see `Policy`."""
+"""Which labels are used, chosen on held-out truth and applied when records are read; see `Policy`."""
 
 import itertools
 import json
@@ -58,7 +58,7 @@ def fit(
     distributions = bool(first) and is_distribution(first[0][0])
     if distributions and calibration != "none":
         pairs = list(pairs)  # small, and read twice
-        probs = np.stack([np.asarray(said["probs"]) for said, _ in pairs])
+        probs = np.stack([np.asarray(predicted["probs"]) for predicted, _ in pairs])
         true = np.array([np.asarray(truth["probs"]).argmax() for _, truth in pairs])
         temperature = calibrate.fit_temperature(probs, true)
     claims = calibrate.gather(task, pairs, max_count=max_count, seed=seed, temperature=temperature)
@@ -86,8 +86,8 @@ def choose(
 ) -> tuple[Policy, dict[str, Any]]:
     """Thresholds per class for a target precision, with what they cost.
 
-    `positive` is the lowest calibrated score from which on the claims of a class are right at least as often as wanted;
-    infinite where there is none. The best of many cuts looks better than it is, so the wanted precision is raised by
+    `positive` is the lowest calibrated score from which on the claims of a class reach the target precision;
+    infinite where there is none. The best of many cuts looks better than it is, so the target precision is raised by
     how much cuts that are chosen the same way on bootstrap draws of the examples lose outside of their draw (the
     optimism of Efron and Gong 1983).
 
@@ -95,11 +95,11 @@ def choose(
       claims: held against the truth, with scores as `temperature` leaves them.
       curve: [K] or [C, K], and
       temperature: of the policy.
-      target_precision: of what is taken as true; or {class: precision}, where "*" stands for all that are not named.
+      target_precision: of what is taken as true; or {class: precision}, where "*" covers all that are not named.
       negative_below: calibrated probability below which a claim is taken as absent.
       min_count: claims that a class needs for thresholds of its own.
-      confidence: with which the precision is reached on top, one-sided: 0.9 asks it of Wilson's lower 90 % bound, with
-        as many independent claims as their spread over examples allows.
+      confidence: with which the precision is reached on top, one-sided: 0.9 requires it of Wilson's lower 90 % bound,
+        with as many independent claims as their spread over examples allows.
       fallback: thresholds of classes with fewer claims; None: those of all classes together.
       seed: of the bootstrap.
 
@@ -157,7 +157,7 @@ def _targets(precision: float | Mapping[str, float], names: tuple[str, ...]) -> 
         raise UserError(f"precision: no class {sorted(unknown)[0]!r} among {', '.join(names)}")
     missing = [name for name in names if name not in precision and "*" not in precision]
     if missing:
-        raise UserError(f"precision: none for class {missing[0]!r}; '*' stands for all that are not named")
+        raise UserError(f"precision: none for class {missing[0]!r}; '*' covers all that are not named")
     values = [float(precision.get(name, precision.get("*"))) for name in names]
     if wrong := [value for value in values if not 0 <= value <= 1]:
         raise UserError(f"precision: {wrong[0]:g} is not within 0..1")
@@ -167,7 +167,7 @@ def _targets(precision: float | Mapping[str, float], names: tuple[str, ...]) -> 
 def _threshold(
     probability: np.ndarray, correct: np.ndarray, examples: np.ndarray, wanted: float, z: float, seed: tuple[int, int]
 ) -> tuple[float, float]:
-    """The lowest threshold that keeps the wanted precision, and its optimism."""
+    """The lowest threshold that keeps the target precision, and its optimism."""
     cuts, where = np.unique(np.searchsorted(_GRID, probability, side="right") - 1, return_inverse=True)
     where = len(cuts) - 1 - where  # by falling threshold
     _, rows = np.unique(examples, return_inverse=True)
@@ -191,7 +191,7 @@ def _threshold(
 
 
 def _lowest(right: np.ndarray, wrong: np.ndarray, wanted: float, z: float) -> np.ndarray:
-    """The last column, by falling threshold, where cumulated counts [B, U] have the wanted precision; -1 for none."""
+    """The last column, by falling threshold, where cumulated counts [B, U] have the target precision; -1 for none."""
     count = right + wrong
     good = (wilson(right, count, z)[0] >= wanted) & (count > 0)
     return np.where(good.any(-1), good.shape[-1] - 1 - good[:, ::-1].argmax(-1), -1)
@@ -217,7 +217,8 @@ _DETAIL = ("precision", "recall", "coverage", "claims", "wanted", "why")
 
 
 def save_policies(path: str, chosen: Mapping[str, tuple[Policy, Mapping[str, Any] | None, Task]]) -> None:
-    """Writes {task name: (policy, facts of `must.pseudo_label.policy.fit` or None, task)}; the same bytes for the same."""
+    """Writes {task name: (policy, facts of `must.pseudo_label.policy.fit` or None, task)}; the same bytes for the
+    same."""
     blocks, curves = [], []
     for name, (policy, facts, task) in chosen.items():
         facts = facts or {}
@@ -287,7 +288,8 @@ def read_policies(path: str, classes: Mapping[str, Sequence[str]] | None = None)
 
 
 def read_facts(path: str) -> dict[str, dict[str, Any]]:
-    """What the file says of how its policies were chosen and what they cost: {task: {"classes": {name: facts}, ...}}."""
+    """What the file records about how its policies were chosen and what they cost: {task: {"classes": {name: facts},
+    ...}}."""
     with open(path, encoding="utf-8") as file:
         content = json.load(file)
     content.pop(_CURVES, None)

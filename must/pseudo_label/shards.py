@@ -32,7 +32,7 @@ class ShardFile:
         self.path = os.path.join(folder, f"{shard:05d}.{secrets.token_hex(4)}.tmp")
         self.ids: list[str] = []
         self.rejects: list[dict[str, str]] = []
-        files.create_empty(self.path)  # whose error says whether the folder is gone; the writer's does not
+        files.create_empty(self.path)  # whose error tells whether the folder is gone; the writer's does not
         self._writer = ArrayRecordWriter(self.path, "group_size:1")  # one record per group: random access
 
     def __enter__(self) -> "ShardFile":
@@ -54,7 +54,7 @@ class ShardFile:
                 self.ids.append(row.id)
 
     def close(self) -> dict[str, Any]:
-        """Flushes to disk; what the done record says of the shard."""
+        """Flushes to disk; the shard's entry in the done record."""
         self._writer.close()
         _sync(self.path)
         if (count := record_count(self.path)) != len(self.ids):

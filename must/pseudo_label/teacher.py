@@ -33,8 +33,8 @@ def label_step(
       images: uint8 [B, H, W, 3].
       model: outputs {task: ...}.
       tasks: which of the outputs become labels.
-      hflip_tta: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018); how
-        far the two agree is the score of a task whose network says none.
+      hflip_tta: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018);
+        how far the two agree is the score of a task whose network has none.
       axis_name: unused, rows do not meet; the argument lets `parallelize` run it.
 
     Returns:
@@ -123,12 +123,12 @@ def in_frame(teacher: Teacher, size: tuple[int, int], *, keep_aspect: bool = Tru
     there, here = whole_image(size, teacher.size, keep_aspect=keep_aspect), whole_image(size, size)
 
     def predict(images: Array) -> dict[str, Label]:
-        said = jax.device_get(
+        predicted = jax.device_get(
             teacher.predict(np.stack([transform_image(np.asarray(image), there) for image in images]))
         )
         labels = {}
         for key, task in teacher.tasks.items():
-            rows = ({name: field[row] for name, field in said[key].items()} for row in range(len(images)))
+            rows = ({name: field[row] for name, field in predicted[key].items()} for row in range(len(images)))
             mapped = [task.transform(task.restore(row, there), here) for row in rows]
             labels[key] = {name: np.stack([row[name] for row in mapped]) for name in mapped[0]}
         return labels
@@ -143,24 +143,26 @@ def rounded_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:
 
 
 def labels_from_external(
-    tasks: Mapping[str, Task], said: Mapping[str, Any], size: tuple[int, int], *, first: int = 0
+    tasks: Mapping[str, Task], predicted: Mapping[str, Any], size: tuple[int, int], *, first: int = 0
 ) -> dict[str, Label]:
-    """What a network of another project says as labels in network form; a mapping is one already.
+    """Predictions of a network from another project as labels in network form; a mapping already is one.
 
     Args:
       tasks: to convert; other predictions are left out.
-      said: {task: what `Task.from_external` takes, or a Label in network form}.
+      predicted: {task: what `Task.from_external` takes, or a Label in network form}.
       size: (height, width) of the images, pixels.
-      first: row of the batch that `said` begins with, for messages.
+      first: row of the batch that `predicted` begins with, for messages.
 
     Raises:
       LabelError: what cannot be right; names task and field.
     """
-    check_said(tasks, said)
+    check_said(tasks, predicted)
     labels = {}
     for key, task in tasks.items():
         try:
-            labels[key] = said[key] if isinstance(said[key], Mapping) else task.from_external(said[key], size)
+            labels[key] = (
+                predicted[key] if isinstance(predicted[key], Mapping) else task.from_external(predicted[key], size)
+            )
         except LabelError as error:
             raise LabelError(f"{key}.{error}", None if error.row is None else first + error.row) from None
     return labels

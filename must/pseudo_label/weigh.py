@@ -29,7 +29,7 @@ class HeldOut(NamedTuple):
       true_loss: [n], the student's loss against the truth; [n, T] for T terms.
       teacher_loss: the same loss against the teacher's label.
       true_items: how many items (pixels, boxes) each true_loss is a sum over; 1 by default.
-      teacher_items: the same for teacher_loss; 0 where nothing of a label is believed.
+      teacher_items: the same for teacher_loss; 0 where no claim of a label is used.
     """
 
     covariates: np.ndarray
@@ -147,7 +147,7 @@ def isotonic_accuracy(margins: np.ndarray, correct: np.ndarray, *, floor: float)
 def candidates(
     margins: np.ndarray, rank: np.ndarray, *, target_precision: float, max_count: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """k(x) of SLaM: the fewest of the teacher's best classes, two at least, that hold the truth with a wanted
+    """k(x) of SLaM: the fewest of the teacher's best classes, two at least, that hold the truth with a target
     probability.
 
     With one class the student's prediction would stay as it is, whatever the teacher's accuracy.

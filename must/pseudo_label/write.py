@@ -97,10 +97,10 @@ def label_images(
     directory = os.path.abspath(os.fspath(directory))
     plan = make_plan(name, split, source, shards=shards, batch_size=batch_size)
     looks = {"copy_images": copy_images, "keep_aspect": keep_aspect}
-    wanted = identity(plan, source, teachers, provenance or {}, **looks)
+    expected = identity(plan, source, teachers, provenance or {}, **looks)
     bound = int(max_rejects * plan.count + 1e-9)  # 0.29 * 100 is a little less than 29
     job = _Job(directory, plan, bound, progress or (lambda done, total: None))
-    if job.claim(wanted):
+    if job.claim(expected):
         order = sorted(range(plan.shards), key=lambda shard: ((shard - worker[0]) % worker[1] != 0, shard))
         with Labeller(source, teachers, plan.batch_size, **looks) as labeller:
             while not job.complete():
@@ -109,7 +109,7 @@ def label_images(
                     if job.missing():
                         time.sleep(_POLL)  # others write the rest; what they leave when they die is ours
                     else:
-                        job.commit(wanted, lambda: features_of(labeller.specs, images=copy_images))
+                        job.commit(expected, lambda: features_of(labeller.specs, images=copy_images))
                 except FileNotFoundError:
                     if not job.complete():  # then the one who completed it has cleared the work folder away
                         raise
@@ -147,17 +147,17 @@ class _Job:
         """Nothing is left to do, for anyone."""
         return os.path.exists(os.path.join(self._directory, COMMITTED))
 
-    def claim(self, wanted: dict[str, Any]) -> bool:
+    def claim(self, expected: dict[str, Any]) -> bool:
         """Makes the directory ours, or joins those whose it is; False when it is complete."""
         if not self.complete():
             with contextlib.suppress(FileNotFoundError):  # another worker has just finished
                 os.makedirs(self.work, exist_ok=True)
-                write_json(os.path.join(self.work, _CLAIM), wanted, self.work, keep=True)
+                write_json(os.path.join(self.work, _CLAIM), expected, self.work, keep=True)
                 if there := read_claim(self._directory):
-                    self._compare(there, wanted)
+                    self._compare(there, expected)
                     return True
         facts = read_provenance(self._directory)
-        self._compare({key: facts[key] for key in wanted if key in facts}, wanted)
+        self._compare({key: facts[key] for key in expected if key in facts}, expected)
         return False
 
     def _compare(self, there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -230,7 +230,7 @@ class _Job:
                 f"max_rejects={math.ceil(1000 * len(known) / self._plan.count) / 1000} would allow {len(known)}"
             )
 
-    def commit(self, wanted: dict[str, Any], features: Callable[[], Any]) -> None:
+    def commit(self, expected: dict[str, Any], features: Callable[[], Any]) -> None:
         """Checks every shard against its done record, then writes the metadata; a damaged shard is missing again."""
         with lock(os.path.join(self.work, "commit.lock"), wait=True) as held:
             records = [self._record(shard) for shard in range(self._plan.shards)]
@@ -248,7 +248,7 @@ class _Job:
             write_text(os.path.join(self._directory, _REJECTS), _lines(rejects), self.work)
             hashed = {"file": IDS, "bytes": len(ids.encode()), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
             facts = {
-                **wanted,
+                **expected,
                 "code": code_version(),
                 "rejects": {"file": _REJECTS, "count": len(rejects)},
                 "ids": hashed,

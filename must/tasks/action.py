@@ -39,7 +39,8 @@ class Action(Classification):
                 object.__setattr__(self, field, _completed(declared, self.classes, field))
 
     def admissible(self, label: Label, geometry: Geometry) -> Geometry:
-        """`geometry` without `flip` or `reverse` where it is not declared what becomes of the label, or nothing does."""
+        """`geometry` without `flip` or `reverse` where it is not declared what becomes of the label, or nothing
+        does."""
         if not (geometry.flip or geometry.reverse):
             return geometry
         probs = super().transform(label, geometry)["probs"]
@@ -52,7 +53,7 @@ class Action(Classification):
         return geometry
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
-        """As the base class says; a mirrored or reversed clip has the class that is declared for it.
+        """As in the base class; a mirrored or reversed clip has the class that is declared for it.
 
         Raises:
           ValueError: a label that cannot be right, or that cannot follow (`admissible`).
@@ -66,7 +67,7 @@ class Action(Classification):
         return found
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
-        """As the base class says; the classes are those of the clip as it was. A class without a partner stays."""
+        """As in the base class; the classes are those of the clip as it was. A class without a partner stays."""
         found = {name: np.asarray(value) for name, value in label.items()}
         for field in reversed(self._changes(geometry)):
             partners = _partners(getattr(self, field), self.classes)
@@ -104,7 +105,8 @@ class Action(Classification):
         return drawing.caption(strip, self.bars(label, policy))
 
     def _changes(self, geometry: Geometry | None) -> list[str]:
-        """Which changes the geometry makes, in order; none where the label is read without one, as any classification's."""
+        """Which changes the geometry makes, in order; none where the label is read without one, as any
+        classification's."""
         if geometry is None:
             return []
         return [field for field, made in (("mirrored", geometry.flip), ("reversed", geometry.reverse)) if made]

@@ -59,14 +59,15 @@ class Task:
         raise NotImplementedError
 
     def admissible(self, label: Label, geometry: Geometry) -> Geometry:
-        """The drawn geometry of a clip without the mirroring or reversal that this label, in record form, cannot follow."""
+        """The drawn geometry of a clip without the mirroring or reversal that this label, in record form, cannot
+        follow."""
         return geometry
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
         """What is known of a picture into which a rectangle of another one was pasted; one example's, host NumPy.
 
-        Nothing may be claimed of a place that its own picture's label does not claim. A task may do without, or be `whole`:
-        elsewhere CutMix and cutout are refused before anything trains.
+        Nothing may be claimed of a place that its own picture's label does not claim. A task may do without, or be
+        `whole`: elsewhere CutMix and cutout are refused before anything trains.
 
         Args:
           label: in network form; None where nothing is known of the picture around the rectangle.
@@ -91,7 +92,7 @@ class Task:
     def distill_loss(self, outputs: Any, teacher: Any) -> dict[str, PerExample]:
         """Named per-example terms of learning all that a teacher's outputs say; no gradient reaches the teacher.
 
-        By default the loss on the teacher's prediction, all of which is believed: soft distillation for a task whose
+        By default the loss on the teacher's prediction, all of which is used: soft distillation for a task whose
         predictions keep what the outputs say.
         """
         target = self.target(self.predict(jax.lax.stop_gradient(teacher)), Policy(0.0, 0.0))
@@ -125,13 +126,13 @@ class Task:
         """Outputs -> label in network form with scores, leading axis B; jnp, traceable."""
         raise NotImplementedError
 
-    def from_external(self, said: Any, size: tuple[int, int]) -> Label:
-        """What a network of another project says, in the form that such networks say it in -> network form; host NumPy.
+    def from_external(self, predicted: Any, size: tuple[int, int]) -> Label:
+        """Predictions of a network from another project, in that network's own form -> network form; host NumPy.
 
         A task may do without: a teacher of another project then has to give its labels in network form.
 
         Args:
-          said: of B images; each task says which forms it takes.
+          predicted: of B images; each task documents which forms it takes.
           size: (height, width) of the images that the network saw, pixels.
 
         Returns:
@@ -158,17 +159,18 @@ class Task:
         raise NotImplementedError
 
     def agreement(self, outputs: Any, others: Any) -> Label:
-        """Scores from how far two outputs for the same pictures agree, fields of a label in network form; jnp, traceable.
+        """Scores from how far two outputs for the same pictures agree, fields of a label in network form; jnp,
+        traceable.
 
-        For a task whose network says no confidence; {} for all others.
+        For a task whose network outputs no confidence; {} for all others.
         """
         return {}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """What one example's prediction claims: (score [N], correct [N], class id [N]); host NumPy.
 
-        Thresholds and calibration are chosen from these on a validation split; ids are 0 where there are no classes. None
-        for a task without scores.
+        Thresholds and calibration are chosen from these on a validation split; ids are 0 where there are no classes.
+        None for a task without scores.
         """
         return None
 
@@ -185,7 +187,8 @@ class Task:
         return jnp.zeros((len(next(iter(label.values()))), 0))
 
     def claims(self, label: Label, policy: Policy) -> Claims | None:
-        """What one example's label says and what becomes of it under a policy; host NumPy. None for a task without scores.
+        """The claims of one example's label and their states under a policy; host NumPy. None for a task without
+        scores.
 
         The states are those that `target` gives the loss: a pixel is positive or ignored, never negative.
         """

@@ -21,7 +21,8 @@ def checked(found: Mapping[str, Any], size: tuple[int, int], count: int) -> Labe
       count: classes.
 
     Returns:
-      boxes float32 [n, 4], clipped to the image; scores float32 [n]; classes and unknown int64; in the order they came in.
+      boxes float32 [n, 4], clipped to the image; scores float32 [n]; classes and unknown int64; in the order they came
+      in.
 
     Raises:
       LabelError: a field that is missing or of a wrong shape or kind; a box that is not finite, reversed or outside the
@@ -40,8 +41,8 @@ def checked(found: Mapping[str, Any], size: tuple[int, int], count: int) -> Labe
         raise LabelError(f"boxes is {boxes.dtype} {boxes.shape}, not numbers [n, 4]")
     for name, array, kinds in (("scores", scores, "f"), ("labels", labels, "iu")):
         if array.shape != (len(boxes),) or (array.size and array.dtype.kind not in kinds):
-            wanted = "floats" if kinds == "f" else "integers"
-            raise LabelError(f"{name} is {array.dtype} {array.shape}, not {wanted} ({len(boxes)},)")
+            expected = "floats" if kinds == "f" else "integers"
+            raise LabelError(f"{name} is {array.dtype} {array.shape}, not {expected} ({len(boxes)},)")
     boxes, scores = boxes.astype(np.float32), scores.astype(np.float32)
     limit = np.array([size[1], size[0]] * 2, np.float32)
     for wrong, what in (
@@ -82,8 +83,9 @@ def paste(
 
     A box of the picture around is cut where the rectangle covers one of its sides from end to end, and keeps its shape
     where less of it is covered; a box of the other picture is cut at the rectangle. One of which little is left becomes
-    a crowd, which is ignored, one of which nothing is left is gone. Where nothing is known of a part, a crowd covers it.
-    Known are the classes that both sources know. If there are more boxes than room, one crowd stands over the last ones.
+    a crowd, which is ignored, one of which nothing is left is gone. Where nothing is known of a part, a crowd covers
+    it. Known are the classes that both sources know. If there are more boxes than room, one crowd stands over the last
+    ones.
 
     Args:
       label: boxes [M, 4], classes, scores, valid, crowd [M], known [C]; None where nothing is known around.
@@ -119,7 +121,8 @@ def paste(
 
 
 def _outside(boxes: np.ndarray, window: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [N, 4] without what a rectangle (x0, y0, x1, y1) covers from side to side, and the share of each that is seen."""
+    """Boxes [N, 4] without what a rectangle (x0, y0, x1, y1) covers from side to side, and the share of each that is
+    seen."""
     low, high = np.maximum(boxes[:, :2], window[:2]), np.minimum(boxes[:, 2:], window[2:])
     seen = 1.0 - np.prod(np.maximum(high - low, 0.0), -1) / np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], -1), 1e-9)
     out = boxes.copy()
@@ -183,7 +186,8 @@ def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarra
         inside[max(0, y0) : y1, max(0, x0) : x1] = True
     canvas = Image.fromarray(drawing.tint(enlarged, inside) if inside.any() else enlarged)
     pen = ImageDraw.Draw(canvas)
-    for i in sorted(reversed(np.flatnonzero(shown).tolist()), key=lambda i: not ignored[i]):  # the surest last, on top
+    order = np.flatnonzero(shown)[::-1]
+    for i in order[np.argsort(~ignored[order], kind="stable")]:  # the surest last, on top
         color = tuple(colors[classes[i]].tolist())
         x0, y0, x1, y1 = corners[i].tolist()
         if ignored[i]:
@@ -210,8 +214,8 @@ def of_classes(rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] 
     """Average precision and largest recall, means over the classes that have a true box; None where none has.
 
     Args:
-      rows: of N images with M predictions: "scores" and "classes" [N, M]; "hit" and "miss" bool [N, M, T] at T thresholds
-        of IoU, neither for what is ignored; "positives" [N, C], true boxes.
+      rows: of N images with M predictions: "scores" and "classes" [N, M]; "hit" and "miss" bool [N, M, T] at T
+        thresholds of IoU, neither for what is ignored; "positives" [N, C], true boxes.
 
     Returns:
       float [T] each, 0..1.

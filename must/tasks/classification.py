@@ -26,10 +26,10 @@ class Classification(Task):
       top_k: probabilities that a record lists; the rest is stored as one number.
       hard: learn the most probable class instead of the distribution.
       label_smoothing: share of the target that is spread evenly over all classes.
-      softening: T of distillation: targets are raised to 1/T and normalized, logits divided by T, the loss multiplied by
-        T^2 (Hinton et al. 2015); ground truth stays what it is.
-      taylor: terms of the Taylor series that stand for the logarithm of the cross-entropy, which makes it robust to wrong
-        labels (Feng et al. 2020); 0 is the logarithm itself.
+      softening: T of distillation: targets are raised to 1/T and normalized, logits divided by T, the loss multiplied
+        by T^2 (Hinton et al. 2015); ground truth stays what it is.
+      taylor: terms of the Taylor series that replace the logarithm of the cross-entropy, which makes it robust to
+        wrong labels (Feng et al. 2020); 0 is the logarithm itself.
       temperature: predictions are softmax(logits / temperature).
       dropout: rate before the linear layer.
     """
@@ -82,7 +82,7 @@ class Classification(Task):
         return {"probs": jax.ShapeDtypeStruct((count,), np.float32), "known": jax.ShapeDtypeStruct((count,), np.bool_)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
-        """As the base class says; the geometry does not matter. Unknown classes have probability 0."""
+        """As in the base class; the geometry does not matter. Unknown classes have probability 0."""
         ids = np.asarray(label["ids"], np.int64).reshape(-1)
         probs = np.asarray(label["probs"], np.float32).reshape(-1)
         rest = np.float32(np.asarray(label["rest"]).reshape(()))
@@ -119,8 +119,9 @@ class Classification(Task):
 
         Returns:
           used: bool [B], the most probable class is positive: the distribution is learned.
-          probs: [B, C], that distribution, hardened, softened, smoothed, over the known classes. It stays as sharp as the
-            teacher said it; calibration decides what is believed, and a student of flattened labels learned less.
+          probs: [B, C], that distribution, hardened, softened, smoothed, over the known classes. It stays as sharp as
+            the teacher predicts it: calibration decides which labels are used, and a student of flattened labels
+            learned less.
           candidates: bool [B, C], the classes that are not negative, where none is positive but some are negative: the
             class is one of them. Elsewhere all False.
           known: bool [B, C].
@@ -157,9 +158,9 @@ class Classification(Task):
     def predict(self, outputs: Array) -> Label:
         return {"probs": uncertain(jax.nn.softmax(outputs.astype(jnp.float32) / self.temperature))}
 
-    def from_external(self, said: Array, size: tuple[int, int]) -> Label:
+    def from_external(self, predicted: Array, size: tuple[int, int]) -> Label:
         """Probabilities [B, C]."""
-        return {"probs": uncertain(distribution(said, ("B",), len(self.classes)))}
+        return {"probs": uncertain(distribution(predicted, ("B",), len(self.classes)))}
 
     def hflip_outputs(self, outputs: Array) -> Array:
         """The outputs: a class has no left and right."""
@@ -187,23 +188,24 @@ class Classification(Task):
         return {name: scale[name] * float(np.mean(rows[name])) if len(rows[name]) else float("nan") for name in scale}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As the base class says; a claim of every class with at least 5 % and of the most probable one."""
+        """As in the base class; a claim of every class with at least 5 % and of the most probable one."""
         probs, known = np.asarray(prediction["probs"]), np.asarray(truth.get("known", True))
         claimed = np.flatnonzero(known & ((probs >= _LEAST) | (probs == probs.max())))
         return probs[claimed], claimed == np.asarray(truth["probs"]).argmax(), claimed
 
     def items(self, truth: Label) -> np.ndarray:
-        """As the base class says; one item."""
+        """As in the base class; one item."""
         return np.eye(len(self.classes), dtype=np.int64)[np.asarray(truth["probs"]).argmax()]
 
     def claims(self, label: Label, policy: Policy) -> Claims:
-        """As the base class says; of every known class with at least 5 % and of the most probable one."""
+        """As in the base class; of every known class with at least 5 % and of the most probable one."""
         probs, known = np.asarray(label["probs"]), np.asarray(label.get("known", np.ones(len(self.classes), bool)))
         claimed = known & ((probs >= _LEAST) | (probs == probs.max())) & np.isfinite(probs).all()
         return self._decided(label, policy).where(claimed)
 
     def _decided(self, label: Label, policy: Policy) -> Claims:
-        """Of every class. Only the most probable one is taken, and where all are ruled out nothing is said of any."""
+        """Of every class. Only the most probable one is taken, and where all are ruled out the label makes no claim
+        at all."""
         probs, known = (
             np.asarray(label["probs"], np.float32),
             np.asarray(label.get("known", np.ones(len(self.classes), bool))),
@@ -222,7 +224,8 @@ class Classification(Task):
         return {"probs": np.mean([label["probs"] for label in labels], axis=0, dtype=np.float32)}
 
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
-        """The picture over bars of the three most probable classes, with a policy colored and worded by their states."""
+        """The picture over bars of the three most probable classes, with a policy colored and worded by their
+        states."""
         return drawing.caption(drawing.upscale(image), self.bars(label, policy))
 
     def bars(self, label: Label, policy: Policy | None = None) -> list[tuple[str, np.ndarray]]:
@@ -268,11 +271,11 @@ def spread(ids: Array, probs: Array, rest: Array, classes: int) -> Array:
     return out / (total + (total == 0))[..., None]
 
 
-def distribution(said: Array, axes: tuple[str, ...], classes: int) -> np.ndarray:
+def distribution(predicted: Array, axes: tuple[str, ...], classes: int) -> np.ndarray:
     """What another network calls class probabilities, checked; host NumPy.
 
     Args:
-      said: [*axes, C].
+      predicted: [*axes, C].
       axes: letters of the axes before the last, batch first.
       classes: C.
 
@@ -282,7 +285,7 @@ def distribution(said: Array, axes: tuple[str, ...], classes: int) -> np.ndarray
     Raises:
       LabelError: other axes, no float, not finite, negative, or a sum that misses 1 by more than `ROUNDING`.
     """
-    probs = np.asarray(said)
+    probs = np.asarray(predicted)
     if probs.ndim != len(axes) + 1 or probs.shape[-1] != classes or probs.dtype.kind != "f" or 0 in probs.shape[1:]:
         raise LabelError(f"probs is {probs.dtype} {probs.shape}, not floats [{', '.join(axes)}, {classes}]")
     probs = probs.astype(np.float32, copy=False)
@@ -298,7 +301,8 @@ def distribution(said: Array, axes: tuple[str, ...], classes: int) -> np.ndarray
 
 
 def known_classes(label: Label, classes: int) -> np.ndarray:
-    """bool [C] from the ids that a label in record form lists as unknown to its source; records of old list none.
+    """bool [C] from the ids that a label in record form lists as unknown to its source; records of the first version
+    list none.
 
     Raises:
       ValueError: an id outside the label space.

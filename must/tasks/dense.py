@@ -19,7 +19,7 @@ SCORES = ArraySpec(
     (None, None),
     "uint8",
     "png",
-    "score * 255; 255 = truth, 254 = a teacher that says none; one value may stand for all",
+    "score * 255; 255 = truth, 254 = a teacher without scores; one value may hold for all",
 )
 _LEVELS = 8  # codes that a stored score is rounded to a multiple of: a noisy map takes half the bytes
 
@@ -80,7 +80,8 @@ def pasted(
 
 
 def transform_scores(label: Label, geometry: Geometry) -> np.ndarray:
-    """The scores of a label in record form in the network's frame, uint8 [h, w]; records of old are believed throughout."""
+    """The scores of a label in record form in the network's frame, uint8 [h, w]; records of the first
+    version count as certain."""
     stored = np.asarray(label.get("scores", np.full((1, 1), 255, np.uint8)))
     if stored.ndim != 2 or not stored.size:
         raise ValueError(f"scores of shape {stored.shape}")
@@ -98,7 +99,8 @@ def restore_scores(label: Label, geometry: Geometry, shape: tuple[int, int]) -> 
 
 
 def positive(label: Label, policy: Policy, stride: int) -> Array:
-    """Where the scores of a label in network form are positive, at the output's resolution; without scores everywhere."""
+    """Where the scores of a label in network form are positive, at the output's resolution; without scores
+    everywhere."""
     if "scores" not in label:
         return jnp.asarray(True)
     return states(policy, sample(label["scores"], stride).astype(jnp.float32) / 255.0).positive
@@ -131,9 +133,10 @@ def to_shape(maps: Array, shape: tuple[int, int]) -> Array:
     return maps
 
 
-def floats(field: str, said: Array, axes: tuple[str | int, ...]) -> np.ndarray:
-    """What was said as float32 on the host; LabelError unless it has these axes: letters of any size, sizes."""
-    maps = np.asarray(said)
+def floats(field: str, predicted: Array, axes: tuple[str | int, ...]) -> np.ndarray:
+    """External predictions as float32 on the host; LabelError unless they have these axes: letters of any size,
+    sizes."""
+    maps = np.asarray(predicted)
     fits = maps.ndim == len(axes) and all(
         want == got for want, got in zip(axes, maps.shape, strict=False) if isinstance(want, int)
     )

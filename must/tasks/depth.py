@@ -23,10 +23,10 @@ _LEVELS = 65534  # steps between the least and the largest depth of a stored map
 class Depth(Task):
     """Distance along the optical axis per pixel.
 
-    metric: the network says the logarithm of the depth in meters. Under a zoom by s, depth is divided by s (a longer
-        focal length), so that one network sees one camera.
-    relative: the network says inverse depth up to an unknown scale > 0 and shift per image. Predictions fix these so
-        that each image's nearest pixel is at `min_depth` and its farthest at `max_depth`.
+    metric: the network predicts the logarithm of the depth in meters. Under a zoom by s, depth is divided by s (a
+      longer focal length), so that one network sees one camera.
+    relative: the network predicts inverse depth up to an unknown scale > 0 and shift per image. Predictions fix these
+      so that each image's nearest pixel is at `min_depth` and its farthest at `max_depth`.
 
     Attributes:
       depth_kind: "metric" or "relative".
@@ -126,7 +126,8 @@ class Depth(Task):
         }
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
-        """As the base class says; relative depths of two pictures have no common scale, so only the larger part keeps its."""
+        """As in the base class; relative depths of two pictures have no common scale, so only the larger part
+        keeps its."""
         if self.depth_kind == "relative" and label is not None and other is not None:
             inside = (window[2] - window[0]) * (window[3] - window[1])
             label, other = (None, other) if 2 * inside > label["depth"].size else (label, None)
@@ -136,7 +137,8 @@ class Depth(Task):
         return geometry.zoom if self.depth_kind == "metric" else 1.0
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
-        """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is ignored."""
+        """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is
+        ignored."""
         depth = dense.sample(label["depth"], self._output_stride)
         valid = self._learnable(depth)
         return {
@@ -182,12 +184,12 @@ class Depth(Task):
 
     def agreement(self, outputs: Array, others: Array) -> Label:
         """The smaller of two depths over the larger."""
-        one, other = (self.predict(said)["depth"] for said in (outputs, others))
+        one, other = (self.predict(output)["depth"] for output in (outputs, others))
         return {"scores": codes(jnp.minimum(one, other) / jnp.maximum(one, other))}
 
-    def from_external(self, said: Array, size: tuple[int, int]) -> Label:
+    def from_external(self, output: Array, size: tuple[int, int]) -> Label:
         """Depth [B, h, w] in meters at any resolution, enlarged bilinearly; not finite or not above 0 is invalid."""
-        depth = dense.floats("depth", said, ("B", "h", "w"))
+        depth = dense.floats("depth", output, ("B", "h", "w"))
         valid = np.isfinite(depth) & (depth > 0)
         return {"depth": dense.resize_valid(np.where(valid, depth, 0.0)[..., None], valid, size)[0][..., 0]}
 
@@ -226,7 +228,7 @@ class Depth(Task):
         return rows | {"images": valid.any((1, 2)).astype(jnp.float32)}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """As the base class says; a claim per pixel with a true depth, right within a factor of 1.25.
+        """As in the base class; a claim per pixel with a true depth, right within a factor of 1.25.
 
         None without scores, and for a relative depth, whose pixels are right only together.
         """
@@ -239,7 +241,7 @@ class Depth(Task):
         return scores, np.maximum(ratio, 1 / ratio) < _CLOSE, np.zeros(len(ratio), np.int64)
 
     def items(self, truth: Label) -> np.ndarray:
-        """As the base class says; pixels."""
+        """As in the base class; pixels."""
         true = np.asarray(truth["depth"])
         return np.array([((true >= self.min_depth) & (true <= self.max_depth)).sum()])
 
@@ -253,7 +255,7 @@ class Depth(Task):
         }
 
     def claims(self, label: Label, policy: Policy) -> Claims:
-        """As the base class says; of every pixel with a depth that can be learned."""
+        """As in the base class; of every pixel with a depth that can be learned."""
         return dense.decided(label, policy).where(self._learnable(np.asarray(label["depth"])))
 
     def _learnable(self, depth: Array) -> Array:

@@ -1,8 +1,8 @@
 """Object detection: boxes with a class and a score, from one dense stage.
 
-At each point of a feature pyramid the network says one class-agnostic quality q, class logits z and the distances to
-the four sides of a box; the score of class c is sigmoid(q) * softmax(z)_c. One quality plus class probabilities learns
-boxes and classes from few images, where one heat map per class learns only boxes.
+At each point of a feature pyramid the network predicts one class-agnostic quality q, class logits z and the distances
+to the four sides of a box; the score of class c is sigmoid(q) * softmax(z)_c. One quality plus class probabilities
+learns boxes and classes from few images, where one heat map per class learns only boxes.
 """
 
 import dataclasses
@@ -136,7 +136,7 @@ class Detection(Task):
         return {name: jax.ShapeDtypeStruct(*form) for name, form in _forms(count, len(self.classes)).items()}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
-        """As the base class says; a box of which little is left in the frame becomes a crowd, which is ignored."""
+        """As in the base class; a box of which little is left in the frame becomes a crowd, which is ignored."""
         fields = self._checked(label, geometry)
         boxes, visible = geo.transform_boxes(fields["boxes"], geometry)
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -181,11 +181,11 @@ class Detection(Task):
         return fields
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
-        """As the base class says, see `must.tasks.box_lists`."""
+        """As in the base class, see `must.tasks.box_lists`."""
         return box_lists.paste(label, other, window, min_visible=_MIN_VISIBLE, min_size=self.min_size)
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
-        """As the base class says; boxes below the score floor or wholly in the padding are left out."""
+        """As in the base class; boxes below the score floor or wholly in the padding are left out."""
         boxes = geo.restore_boxes(label["boxes"], geometry)
         keep = np.asarray(label["valid"]) & (np.asarray(label["scores"]) >= self.score_floor)
         keep &= (boxes[:, 2:] > boxes[:, :2]).all(-1)
@@ -295,17 +295,17 @@ class Detection(Task):
         found["known"] = jnp.ones((scores.shape[0], count), bool)
         return found
 
-    def from_external(self, said: Sequence[Mapping[str, Array]], size: tuple[int, int]) -> Label:
+    def from_external(self, predicted: Sequence[Mapping[str, Array]], size: tuple[int, int]) -> Label:
         """Of every image "boxes" [n, 4] x0 y0 x1 y1 in its pixels, "scores" [n], "labels" [n], ids of `classes`; any n.
 
         That is torchvision's convention. They may come with "unknown": ids of the classes that this network does not
         look for. Suppression is the network's own; boxes below `score_floor` or without area are left out.
         """
         out = {
-            name: np.zeros((len(said), *shape), dtype)
+            name: np.zeros((len(predicted), *shape), dtype)
             for name, (shape, dtype) in _forms(self.max_detections, len(self.classes)).items()
         }
-        for row, found in enumerate(said):
+        for row, found in enumerate(predicted):
             try:
                 fields = box_lists.checked(found, size, len(self.classes))
             except LabelError as error:
@@ -322,7 +322,7 @@ class Detection(Task):
         return out
 
     def hflip_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """As the base class says; exact also where the width is no multiple of the stride and the grid overhangs."""
+        """As in the base class; exact also where the width is no multiple of the stride and the grid overhangs."""
         points, distances = outputs["points"], outputs["distances"]
         x, stride = points[..., 0], points[..., 2]
         extent = jnp.zeros_like(x)  # width of the point's level, which may overhang the image
@@ -367,19 +367,19 @@ class Detection(Task):
         return {metric.name: float(value) for metric, value in zip(self.metrics, values, strict=True)}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As the base class says; correct means a hit at IoU 0.5, and what falls to a crowd is no claim."""
+        """As in the base class; correct means a hit at IoU 0.5, and what falls to a crowd is no claim."""
         rows = _MEASURE(self, *jax.tree.map(lambda x: np.asarray(x)[None], (prediction, truth)))
         hit, miss = (np.asarray(rows[name])[0, :, 0] for name in ("hit", "miss"))
         claims = hit | miss
         return np.asarray(prediction["scores"])[claims], hit[claims], np.asarray(prediction["classes"])[claims]
 
     def items(self, truth: Label) -> np.ndarray:
-        """As the base class says; boxes of known classes that are no crowds."""
+        """As in the base class; boxes of known classes that are no crowds."""
         classes, counted = np.asarray(truth["classes"]), np.asarray(truth["valid"]) & ~np.asarray(truth["crowd"])
         return np.bincount(classes[counted], minlength=len(self.classes)) * np.asarray(truth["known"])
 
     def claims(self, label: Label, policy: Policy) -> Claims:
-        """As the base class says; of every box."""
+        """As in the base class; of every box."""
         return self._decided(label, policy).where(np.asarray(label["valid"]))
 
     def _decided(self, label: Label, policy: Policy) -> Claims:

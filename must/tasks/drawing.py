@@ -1,4 +1,5 @@
-"""Colors, captions, hatching, enlargement for the tasks' `draw`; all captions have one height, so that pictures align."""
+"""Colors, captions, hatching, enlargement for the tasks' `draw`; all captions have one height, so that pictures
+align."""
 
 import functools
 from typing import Any
@@ -57,12 +58,14 @@ def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def fade(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Greys the pixels `where` bool [H, W] and rules them diagonally, colors still told apart: a label that is ignored."""
+    """Greys the pixels `where` bool [H, W] and rules them diagonally, colors still distinguishable: a label that is
+    ignored."""
     return _ruled(picture, where, gray=0.45, width=2, strength=0.7, rising=True)
 
 
 def tint(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Thin pale diagonals, falling the other way, over colors that stay: ignored, though something is said there."""
+    """Thin pale diagonals, falling the other way, over colors that stay: ignored, though the label makes a claim
+    there."""
     return _ruled(picture, where, gray=0.0, width=1, strength=0.5, rising=False)
 
 

@@ -215,9 +215,10 @@ _CLASS_FIELDS = ("ids", "probs", "rest", "unknown")
 def write_classes(directory: str, source: Source, name: str, task: Any) -> int:
     """<directory>/classes.csv: the most probable class of every labeled example and its probability, then the others.
 
-    Columns: file (below the folder of pictures), class, score, rest (the probability of all classes that are not listed),
-    unknown (ids of the classes that the label's source does not know), class_2, score_2, ... A number is the shortest text
-    that is the same float16 again.
+    Columns: file (below the folder of pictures), class, score, rest (the probability of all classes that are not
+      listed),
+    unknown (ids of the classes that the label's source does not know), class_2, score_2, ... A number is the shortest
+    text that is the same float16 again.
 
     Args:
       directory: made when missing.

@@ -25,7 +25,7 @@ class States(NamedTuple):
 
 
 class Claims(NamedTuple):
-    """What a label says and what a policy makes of it, one entry per class, box or pixel; NumPy.
+    """The claims of a label and their states under a policy, one entry per class, box or pixel; NumPy.
 
     Attributes:
       ids: int [N], the class; 0 for a task without classes.

@@ -72,7 +72,7 @@ class Normals(Task):
         return {"normals": jax.ShapeDtypeStruct((*size, 3), np.float32), "scores": jax.ShapeDtypeStruct(size, np.uint8)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
-        """As the base class says; vectors shorter than one half (blended over an edge) are invalid."""
+        """As in the base class; vectors shorter than one half (blended over an edge) are invalid."""
         codes = np.asarray(label["normals"])
         if codes.ndim != 3 or codes.shape[-1] != 3:
             raise ValueError(f"normals of shape {codes.shape}")
@@ -84,7 +84,7 @@ class Normals(Task):
         return {"normals": normals, "scores": dense.transform_scores(label, geometry)}
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
-        """As the base class says."""
+        """As in the base class."""
         return dense.pasted(label, other, window, {"normals": 0, "scores": 0})
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
@@ -116,12 +116,12 @@ class Normals(Task):
 
     def agreement(self, outputs: Array, others: Array) -> Label:
         """1 - angle / 90 degrees between two normals, at least 0."""
-        one, other = (self.predict(said)["normals"] for said in (outputs, others))
+        one, other = (self.predict(output)["normals"] for output in (outputs, others))
         return {"scores": codes(jnp.maximum(0.0, 1.0 - jnp.rad2deg(losses.angle(one, other)) / 90.0))}
 
-    def from_external(self, said: Array, size: tuple[int, int]) -> Label:
+    def from_external(self, output: Array, size: tuple[int, int]) -> Label:
         """Vectors [B, h, w, 3] of any length and resolution, enlarged bilinearly; zero or not finite is invalid."""
-        normals = dense.floats("normals", said, ("B", "h", "w", 3))
+        normals = dense.floats("normals", output, ("B", "h", "w", 3))
         normals, valid = _unit(normals, np.isfinite(normals).all(-1))
         return {"normals": _unit(*dense.resize_valid(normals, valid, size))[0]}
 
@@ -144,17 +144,18 @@ class Normals(Task):
         return rows | {f"within_{limit}": count(valid & (degrees < limit)) for limit in _WITHIN}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """As the base class says; a claim per pixel with a true normal, right within 22.5 degrees; None without scores."""
+        """As in the base class; a claim per pixel with a true normal, right within 22.5 degrees; None without
+        scores."""
         if "scores" not in prediction:
             return None
-        said, true = (np.nan_to_num(np.asarray(label["normals"], np.float32)) for label in (prediction, truth))
+        output, true = (np.nan_to_num(np.asarray(label["normals"], np.float32)) for label in (prediction, truth))
         valid = np.einsum("hwc,hwc->hw", true, true) > 0.25
         scores = np.asarray(prediction["scores"])[valid].astype(np.float32) / 255.0
-        correct = np.einsum("nc,nc->n", said[valid], true[valid]) > np.cos(np.deg2rad(_CLOSE))
+        correct = np.einsum("nc,nc->n", output[valid], true[valid]) > np.cos(np.deg2rad(_CLOSE))
         return scores, correct, np.zeros(len(scores), np.int64)
 
     def items(self, truth: Label) -> np.ndarray:
-        """As the base class says; pixels."""
+        """As in the base class; pixels."""
         true = np.nan_to_num(np.asarray(truth["normals"], np.float32))
         return np.array([(np.einsum("hwc,hwc->hw", true, true) > 0.25).sum()])
 
@@ -170,7 +171,7 @@ class Normals(Task):
         return {"mean_angle": float(mean), "median_angle": float(median)} | within
 
     def claims(self, label: Label, policy: Policy) -> Claims:
-        """As the base class says; of every pixel with a normal."""
+        """As in the base class; of every pixel with a normal."""
         return dense.decided(label, policy).where(_there(np.asarray(label["normals"], np.float32)))
 
     def write_labels(self, directory: str, source: Source, name: str, options: Mapping[str, Any]) -> int:

@@ -1,7 +1,7 @@
-"""Array functions on what a dense point detector says: scores of points, what they learn from another detector.
+"""Array functions on the outputs of a dense point detector: scores of points, distillation from another detector.
 
 A point has one quality logit q, class logits z and four distances; the score of class c is sigmoid(q) * softmax(z)_c.
-Everything is float32 and differentiable unless said otherwise.
+Everything is float32 and differentiable unless noted otherwise.
 """
 
 import jax
@@ -28,7 +28,7 @@ def scores(outputs: dict[str, Array]) -> Array:
 
 
 def soft(outputs: dict[str, Array], teacher: dict[str, Array], gamma: float) -> dict[str, PerExample]:
-    """What a student loses against all that a teacher says at every point; every term is proper, lowest at equality.
+    """The loss of a student against a teacher's outputs at every point; every term is proper, lowest at equality.
 
     soft_score: |t - s|^gamma BCE(s, t) of the qualities (Li et al. 2020, eq. 4).   soft_class: t KL(p_t || p_s).
     soft_box: t (1 - GIoU): boxes count by the teacher's quality t, since those of the background mean nothing; Le and
@@ -38,8 +38,8 @@ def soft(outputs: dict[str, Array], teacher: dict[str, Array], gamma: float) -> 
     quality = jax.nn.sigmoid(teacher["quality"].astype(jnp.float32))
     score = losses.binary_soft_focal(outputs["quality"], quality, gamma)
     divergence = losses.kl_divergence(teacher["class"], outputs["class"])
-    box = lambda said: bx.from_distances(said["points"], said["distances"].astype(jnp.float32))  # noqa: E731
-    _, giou = bx.overlaps(box(outputs), box(teacher))
+    own, other = (bx.from_distances(o["points"], o["distances"].astype(jnp.float32)) for o in (outputs, teacher))
+    _, giou = bx.overlaps(own, other)
     norm = quality.sum(-1)
     return {
         "soft_score": PerExample(score.sum(-1), norm),
@@ -58,9 +58,9 @@ def disagreement(outputs: dict[str, Array], teacher: dict[str, Array]) -> tuple[
       absolute difference of the distances in strides.
     """
     teacher = jax.lax.stop_gradient(teacher)
-    said, aim = scores(outputs), scores(teacher)
-    differ = jax.lax.stop_gradient((aim - said) ** 2)
-    bounded = jnp.clip(said, 1e-6, _MOST)
+    predicted, aim = scores(outputs), scores(teacher)
+    differ = jax.lax.stop_gradient((aim - predicted) ** 2)
+    bounded = jnp.clip(predicted, 1e-6, _MOST)
     loss = differ * -(aim * jnp.log(bounded) + (1.0 - aim) * jnp.log1p(-bounded))
     stride = outputs["points"][..., 2:]
     apart = jnp.abs(outputs["distances"] - teacher["distances"]).astype(jnp.float32) / stride

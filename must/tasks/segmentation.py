@@ -80,7 +80,7 @@ class Segmentation(Task):
         return self.head_stride // self.shuffle
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
-        """As the base class says; a label that lists fewer or more classes per pixel than `top_k` is padded or cut."""
+        """As in the base class; a label that lists fewer or more classes per pixel than `top_k` is padded or cut."""
         ids, probs = (np.asarray(label[name]) for name in ("ids", "probs"))
         if ids.shape != probs.shape or ids.ndim not in (2, 3):
             raise ValueError(f"ids of shape {ids.shape} with probs of shape {probs.shape}")
@@ -95,7 +95,7 @@ class Segmentation(Task):
         return out
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
-        """As the base class says; known are the classes that both sources know, pixels of other classes are ignored."""
+        """As in the base class; known are the classes that both sources know, pixels of other classes are ignored."""
         out = dense.pasted(label, other, window, {"ids": self.ignore, "probs": 0})
         parts = [part["known"] for part in (label, other) if part is not None]
         known = np.logical_and.reduce(parts)
@@ -170,10 +170,10 @@ class Segmentation(Task):
     def disagreement(
         self, outputs: Any, teacher: Any, shapes: dict[int, tuple[int, int]]
     ) -> tuple[dict[int, Array], dict[str, PerExample]]:
-        """As the base class says, with D_c = (t_c - s_c)^2 per pixel; term "pdf_class": mean of sum_c D BCE(s, t)."""
-        said, aim = jax.nn.softmax(outputs), jax.lax.stop_gradient(jax.nn.softmax(teacher))
-        differ = jax.lax.stop_gradient((aim - said) ** 2)
-        bounded = jnp.clip(said, 1e-6, 1.0 - 1e-6)
+        """As in the base class, with D_c = (t_c - s_c)^2 per pixel; term "pdf_class": mean of sum_c D BCE(s, t)."""
+        prediction, aim = jax.nn.softmax(outputs), jax.lax.stop_gradient(jax.nn.softmax(teacher))
+        differ = jax.lax.stop_gradient((aim - prediction) ** 2)
+        bounded = jnp.clip(prediction, 1e-6, 1.0 - 1e-6)
         loss = differ * -(aim * jnp.log(bounded) + (1.0 - aim) * jnp.log1p(-bounded))
         where = jnp.sqrt(differ.sum(-1))
         found = {stride: dense.to_shape(where, shape) for stride, shape in shapes.items()}
@@ -188,14 +188,14 @@ class Segmentation(Task):
             best, ids = jax.lax.top_k(probs, self.top_k)
         return {"ids": ids.astype(jnp.uint8), "probs": codes(best)}
 
-    def from_external(self, said: Array | tuple[Array, Array], size: tuple[int, int]) -> Label:
+    def from_external(self, prediction: Array | tuple[Array, Array], size: tuple[int, int]) -> Label:
         """Probabilities [B, h, w, C], enlarged bilinearly; or class ids [B, h, w] and confidences in 0..1, the nearest.
 
         h, w: any resolution, the map covers the frame evenly.
         """
-        if isinstance(said, tuple):
-            return self._adopt_ids(*said, size)
-        probs = distribution(said, ("B", "h", "w"), len(self.classes))
+        if isinstance(prediction, tuple):
+            return self._adopt_ids(*prediction, size)
+        probs = distribution(prediction, ("B", "h", "w"), len(self.classes))
         ids, found = (np.empty((len(probs), *size, self.top_k), np.uint8) for _ in range(2))
         for image, map_ in enumerate(probs):
             for rows, values in dense.bands(map_, size):
@@ -258,7 +258,7 @@ class Segmentation(Task):
         return {"mIoU": float(iou.mean()), "pixel_accuracy": float(hit.sum() / true.sum())}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As the base class says; a claim of every listed class of a pixel that has a true label."""
+        """As in the base class; a claim of every listed class of a pixel that has a true label."""
         true, ids, probs = (
             np.asarray(truth["ids"])[..., :1],
             np.asarray(prediction["ids"]),
@@ -270,16 +270,17 @@ class Segmentation(Task):
         return probs[valid].astype(np.float32) / 255.0, (ids == true)[valid], ids[valid].astype(np.int64)
 
     def items(self, truth: Label) -> np.ndarray:
-        """As the base class says; pixels."""
+        """As in the base class; pixels."""
         ids = np.asarray(truth["ids"])[..., 0]
         return np.bincount(ids[ids != self.ignore], minlength=len(self.classes))
 
     def claims(self, label: Label, policy: Policy) -> Claims:
-        """As the base class says; of the first class of every labeled pixel."""
+        """As in the base class; of the first class of every labeled pixel."""
         return self._decided(label, policy)[0].where(np.asarray(label["ids"])[..., 0] != self.ignore)
 
     def _decided(self, label: Label, policy: Policy) -> tuple[Claims, np.ndarray]:
-        """The first class of every pixel, [h, w], and which pixels only have candidates: `target` without its strides."""
+        """The first class of every pixel, [h, w], and which pixels only have candidates: `target` without its
+        strides."""
         ids, stored = np.asarray(label["ids"]), np.asarray(label["probs"])
         known, table = (
             np.asarray(label.get("known", np.ones(len(self.classes), bool))),
@@ -289,7 +290,8 @@ class Segmentation(Task):
         first = Claims(listed[..., 0], *(field[listed[..., 0], stored[..., 0]] for field in table[1:]))
         labeled = ids[..., 0] != self.ignore
         used = labeled & first.positive
-        # Of the known classes as many are candidates as an unlisted class's most would make, corrected for the listed ones.
+        # Of the known classes as many are candidates as an unlisted class's most would make, corrected for the listed
+        # ones.
         possible = known[:, None] & ~table.negative
         most = np.clip(np.minimum(stored[..., -1], 255 - stored.sum(-1, dtype=np.int64)), 0, 255)
         count = possible.sum(0)[most]
@@ -330,8 +332,8 @@ class Segmentation(Task):
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
         """The classes blended over the picture, pixels without a label hatched, the three largest classes named.
 
-        With a policy ignored pixels are greyed under diagonals, and those for which some classes are ruled out keep their
-        color under thin ones.
+        With a policy ignored pixels are greyed under diagonals, and those for which some classes are ruled out keep
+        their color under thin ones.
         """
         ids = np.asarray(label["ids"])[..., 0]
         unlabeled = ids == self.ignore

@@ -1,4 +1,5 @@
-"""Losses of the tasks of a batch, and one gradient out of theirs; what a task's weight is `Balance` says, not this file."""
+"""Losses of the tasks of a batch, and one combined gradient; the weight of a task comes from `Balance`, not from
+here."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -55,7 +56,7 @@ def task_losses(
         term = ratio.num / jnp.maximum(den, 1.0)
         local[task] += scale * term
         # Not by the denominator: images without any object have no box to count, and yet teach that there is none; and
-        # one that counts the whole batch says nothing about who was there.
+        # one that counts the whole batch carries no information about which tasks were present.
         present[task] |= (all_devices(jax.lax.stop_gradient(ratio.num), axis_name) != 0) & (scale != 0)
         terms[name] = jax.lax.stop_gradient(term)
     terms, losses = all_devices((terms, jax.lax.stop_gradient(local)), axis_name)
@@ -74,7 +75,7 @@ def balanced_gradient(
     Args:
       losses: of the tasks.
       params: where.
-      objective: says which parameters are shared.
+      objective: decides which parameters are shared.
       balance: weights of the tasks.
       state: of the balance.
       axis_name: device axis.
@@ -145,7 +146,8 @@ def _products(rows: Array) -> Array:
 
 
 def _selected(shared: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
-    """Which leaves of params `shared` keeps, a tree of bool: it is shown a tree of numbers and asked which remain."""
+    """Which leaves of params `shared` keeps, a tree of bool: it gets a tree of numbers and returns those that
+    remain."""
     leaves, structure = jax.tree.flatten(params)
     kept = set(jax.tree.leaves(shared(structure.unflatten(range(len(leaves))))))
     return structure.unflatten([number in kept for number in range(len(leaves))])

@@ -32,7 +32,8 @@ def create(
 
 
 def model_variables(state: TrainState, *, ema: bool = True) -> PyTree:
-    """The variables that `Model.apply` reads: averaged parameters and batch statistics by default, else the raw ones."""
+    """The variables that `Model.apply` reads: averaged parameters and batch statistics by default, else the raw
+    ones."""
     if ema:
         return {"params": state.ema["params"]["model"], **state.ema["model_state"]}
     return {"params": state.params["model"], **state.model_state}

@@ -1,4 +1,5 @@
-"""The one train step of every recipe: forward, gradient, update, average. Pure; `must.core.devices` runs it anywhere."""
+"""The one train step of every recipe: forward, gradient, update, average. Pure; `must.core.devices` runs it
+anywhere."""
 
 import jax
 import optax
@@ -19,7 +20,8 @@ def train_step(
     ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step on sum_t w_t L_t, L_t = sum over the task's terms of scale * num / max(1, den), over all devices.
+    """One optimizer step on sum_t w_t L_t, L_t = sum over the task's terms of scale * num / max(1, den), over all
+    devices.
 
     Local numerators stand over summed, constant denominators, so that the sum of the devices' gradients is the
     gradient of the global loss; a mean of device means would not be.
@@ -31,7 +33,8 @@ def train_step(
       objective: what is minimized; a task whose terms it does not return, or that counted nothing, is not present.
       balance: weights w_t of the tasks from their losses or gradients.
       tx: optimizer.
-      ema_decay: of the averaged parameters and batch statistics, ramped up as min(decay, (1 + step) / (10 + step)); 0 copies.
+      ema_decay: of the averaged parameters and batch statistics, ramped up as min(decay, (1 + step) / (10 + step)); 0
+        copies.
       axis_name: device axis of pmap or shard_map.
 
     Returns:

@@ -89,11 +89,11 @@ def build_teacher(name: str, tasks: dict[str, base.Task], options: argparse.Name
 
 def forward(built: list[Teacher], images: np.ndarray, batch: int) -> None:
     """Every teacher on every batch; nothing is fetched."""
-    said = None
+    predicted = None
     for start in range(0, len(images), batch):
-        before, said = said, [teacher.predict(images[start : start + batch]) for teacher in built]
+        before, predicted = predicted, [teacher.predict(images[start : start + batch]) for teacher in built]
         jax.block_until_ready(before)
-    jax.block_until_ready(said)
+    jax.block_until_ready(predicted)
 
 
 def compare(title: str, source: Jpegs, built: list[Teacher], options: argparse.Namespace) -> None:
@@ -172,8 +172,8 @@ def painted(size: int, stride: int, count: int = 8, seed: int = 0) -> dict[str, 
 
 def measure_bytes(stride: int) -> None:
     """The table of `describe` for 512 px."""
-    said = painted(512, stride)
-    teacher = Teacher("painted", build_tasks(32, stride), lambda images: said, (512, 512), "0")
+    predicted = painted(512, stride)
+    teacher = Teacher("painted", build_tasks(32, stride), lambda images: predicted, (512, 512), "0")
     source = Jpegs(50_000, 512)
     source.files = source.files[:8]
     plan = make_plan("pool", "train", source, shards=16, batch_size=8)
@@ -189,8 +189,8 @@ def painting_teacher(size: int, batch: int, names: tuple[str, ...] = ()) -> Teac
     tasks = {name: task for name, task in build_tasks(32).items() if name in names or not names}
     repeat = lambda field: np.resize(field, (batch, *field.shape[1:]))  # noqa: E731
     labels = painted(size, 4)
-    said = {name: {key: repeat(field) for key, field in labels[name].items()} for name in tasks}
-    return Teacher("painted", tasks, lambda images: said, (size, size), "0")
+    predicted = {name: {key: repeat(field) for key, field in labels[name].items()} for name in tasks}
+    return Teacher("painted", tasks, lambda images: predicted, (size, size), "0")
 
 
 def measure_host(source: Jpegs, options: argparse.Namespace) -> None:

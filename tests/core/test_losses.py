@@ -136,7 +136,7 @@ def test_angles_and_cosines():
     for distance in (losses.angle, losses.cosine_distance):
         np.testing.assert_allclose(distance(a, a), 0.0, atol=2e-6)
         for other in (a, -a):
-            slope = jax.grad(lambda x: distance(losses.unit(x), other).sum())(a)  # noqa: B023
+            slope = jax.grad(lambda x: distance(losses.unit(x), other).sum())(a)
             assert np.isfinite(slope).all()
     assert np.isfinite(jax.grad(lambda x: losses.unit(x).sum())(jnp.zeros(3))).all()
 

@@ -181,9 +181,8 @@ def test_groups_go_through_their_sets_at_their_own_pace():
 def test_every_batch_draws_its_frame_until_the_plain_size():
     encoder = Encoder({"classification": Classification(CLASSES["classification"])}, (16, 16))
     sizes = [(16, 16), (24, 24), (32, 32)]
-    make = lambda seed: train_batches(  # noqa: E731
-        _scenes(20, "a"), encoder, batch_size=4, seed=seed, sizes=sizes, sizes_until=12
-    )
+    settings = {"batch_size": 4, "sizes": sizes, "sizes_until": 12}
+    make = lambda seed: train_batches(_scenes(20, "a"), encoder, seed=seed, **settings)  # noqa: E731
     frames = lambda batches, count: [next(batches).inputs["image"].shape[1:3] for _ in range(count)]  # noqa: E731
     shapes = frames(make(0), 16)
     assert set(shapes[:12]) == set(sizes) and set(shapes[12:]) == {(16, 16)}

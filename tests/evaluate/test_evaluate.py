@@ -94,8 +94,8 @@ def test_nothing_annotated_is_an_error_of_the_user():
 
 def test_scores_are_what_the_predictions_deserve():
     whole = WHOLE
-    said = np.argmax(whole.inputs["image"].mean((1, 2)) @ np.asarray(VARIABLES["params"]), -1)
-    right = 100 * np.mean(said == whole.labels["classification"]["probs"].argmax(-1))
+    predicted = np.argmax(whole.inputs["image"].mean((1, 2)) @ np.asarray(VARIABLES["params"]), -1)
+    right = 100 * np.mean(predicted == whole.labels["classification"]["probs"].argmax(-1))
     assert summarize(TASKS, evaluate(STEP, VARIABLES, [whole]))["classification"]["top1"] == pytest.approx(right)
 
 
@@ -179,8 +179,8 @@ def test_a_guess_is_evaluated_like_a_model_and_no_other_class_beats_it():
     guesses = {n: constant_guess(t, [one(whole.labels[n], i) for i in range(24)]) for n, t in TASKS.items()}
     step = jax.jit(functools.partial(constant_step, tasks=TASKS))
 
-    def score(said):
-        return summarize(TASKS, evaluate(step, said, [whole]))
+    def score(predicted):
+        return summarize(TASKS, evaluate(step, predicted, [whole]))
 
     best = score(guesses)
     counts = whole.labels["classification"]["probs"].sum(0)
@@ -189,7 +189,7 @@ def test_a_guess_is_evaluated_like_a_model_and_no_other_class_beats_it():
         assert score({"classification": {"probs": other}})["classification"]["top1"] <= best["classification"]["top1"]
     # Twice the median depth does worse, by an interval over images.
     wrong = guesses | {"depth": {"depth": 2 * guesses["depth"]["depth"]}}
-    mine, blind = (evaluate(step, said, [whole])["depth"] for said in (wrong, guesses))
+    mine, blind = (evaluate(step, predicted, [whole])["depth"] for predicted in (wrong, guesses))
     assert bootstrap_interval(TASKS["depth"], mine, versus=blind, resamples=200)[0] > 0
 
 

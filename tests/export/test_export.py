@@ -1,4 +1,5 @@
-"""A network as files: they say what it says at any batch size and without the code that made it, or they are refused."""
+"""A network as files: they say what it says at any batch size and without the code that made it, or they are
+refused."""
 
 import itertools
 import json
@@ -56,7 +57,7 @@ def network(backbone, tasks, inputs):
     return model, alive(model.init(KEY, inputs))
 
 
-def said(model, variables, tasks, inputs):
+def predicted(model, variables, tasks, inputs):
     predict = measure.predictor(model, tasks)
     return jax.device_get(predict(variables, inputs))
 
@@ -89,7 +90,8 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    """The student of one set out of joint variables with teachers: (directory, model, variables of the expert alone)."""
+    """The student of one set out of joint variables with teachers: (directory, model, variables of the expert
+    alone)."""
     model, variables = network(TemporalShiftResNet(10, 4, "batch", "small", 2), CAMERA, CLIPS.blank_inputs()["image"])
     other = {"params": {"heads_other": variables["params"]["heads_camera"]}}
     joint = from_experts({"camera": variables, "other": other})
@@ -111,7 +113,7 @@ def test_an_image_student_says_the_same_from_its_files_at_any_batch_size(picture
     exported = load_exported(str(directory))
     for rows in (1, 5):
         inputs = random(rows, 16, 16, 3, seed=rows)
-        wanted, found = said(model, variables, PICTURES, inputs), exported.predict({"image": inputs})
+        wanted, found = predicted(model, variables, PICTURES, inputs), exported.predict({"image": inputs})
         assert found["classification"]["probs"].shape == (rows, 3) and found["depth"]["depth"].shape == (rows, 16, 16)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), wanted, found)
     assert np.ptp(found["depth"]["depth"]) > 0.1, "a network that says nothing would pass too"
@@ -121,9 +123,9 @@ def test_an_image_student_says_the_same_from_its_files_at_any_batch_size(picture
 def test_the_description_makes_the_tasks_again(pictures):
     about = json.loads((pictures[0] / ABOUT).read_text())
     for name, task in PICTURES.items():
-        said = about["tasks"][name]
-        classes = {"classes": said["classes"]} if said["classes"] else {}
-        assert base.build(said["kind"], **classes, **said["hyper_parameters"]) == task
+        predicted = about["tasks"][name]
+        classes = {"classes": predicted["classes"]} if predicted["classes"] else {}
+        assert base.build(predicted["kind"], **classes, **predicted["hyper_parameters"]) == task
     assert about["inputs"] == {"image": {"shape": [16, 16, 3], "dtype": "uint8"}}
     assert about["tasks"]["depth"]["label"] == {"depth": {"shape": [16, 16], "dtype": "float32"}}
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
@@ -140,7 +142,7 @@ def test_a_student_of_joint_experts_takes_no_teacher_along(student):
     )
     assert len(weights) == len(jax.tree.leaves(variables)) > len(own), "statistics of the norms travel too"
     clips = random(2, 4, 16, 16, 3)
-    wanted, found = said(model, variables, CAMERA, clips), load_exported(str(directory)).predict({"image": clips})
+    wanted, found = predicted(model, variables, CAMERA, clips), load_exported(str(directory)).predict({"image": clips})
     np.testing.assert_allclose(found["camera"]["probs"], wanted["camera"]["probs"], rtol=1e-5)
 
 
@@ -172,13 +174,13 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "must"]:
 import jax.export, safetensors.numpy
 program = jax.export.deserialize(bytearray(open(directory + "/model.stablehlo", "rb").read()))
 second = program.call(safetensors.numpy.load_file(directory + "/weights.safetensors"), {"image": clips})
-np.savez(folder + "/said.npz", first=first["camera"]["probs"], second=second["camera"]["probs"])
+np.savez(folder + "/outputs.npz", first=first["camera"]["probs"], second=second["camera"]["probs"])
 """
     command = [sys.executable, "-c", code, str(student[0]), str(tmp_path)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     wanted = load_exported(str(student[0])).predict({"image": clips})["camera"]["probs"]
-    with np.load(tmp_path / "said.npz") as found:
+    with np.load(tmp_path / "outputs.npz") as found:
         np.testing.assert_allclose(found["first"], wanted, rtol=1e-5)
         np.testing.assert_allclose(found["second"], wanted, rtol=1e-5)
 
@@ -357,8 +359,8 @@ def test_the_settings_name_the_frames_that_the_encoder_takes():
         encoder = CLIPS._replace(window=Window(span=span))
         video = np.broadcast_to(np.arange(11, dtype=np.uint8)[:, None, None, None], (11, 16, 16, 3))
         row = encoder(Clips("a", [video], [None], ())[0], 0, np.random.default_rng(0))
-        said = preprocessing(encoder)["clips"]
-        assert said["window"] == {"span": span} and said["frames"] == {"image": 4}
+        predicted = preprocessing(encoder)["clips"]
+        assert predicted["window"] == {"span": span} and predicted["frames"] == {"image": 4}
         length = span or 11
         first = (11 - length) // 2
         edges = [i * length // 4 for i in range(5)]

@@ -93,7 +93,7 @@ def test_max_pool_equals_the_windowed_reduction(size):
 
     @jax.jit
     def both(x):
-        return [(pool(x), jax.grad(lambda x: (pool(x) * weights).sum())(x)) for pool in (max_pool, reference)]  # noqa: B023
+        return [(pool(x), jax.grad(lambda x: (pool(x) * weights).sum())(x)) for pool in (max_pool, reference)]
 
     ours, theirs = both(x)
     np.testing.assert_array_equal(ours[0], theirs[0])

@@ -1,4 +1,5 @@
-"""Backbones on clips: what they share with image networks and 3-D convolutions, that time matters, and that they learn."""
+"""Backbones on clips: what they share with image networks and 3-D convolutions, that time matters, and that they
+learn."""
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +177,7 @@ def test_factorized_convolutions_equal_the_3d_ones(frames, stride):
         @jax.jit
         def both(x, kernel, ours=ours, reference=reference):
             return [
-                (convolve(x, kernel), jax.grad(lambda *a: (convolve(*a) ** 2).sum(), (0, 1))(x, kernel))  # noqa: B023
+                (convolve(x, kernel), jax.grad(lambda *a: (convolve(*a) ** 2).sum(), (0, 1))(x, kernel))
                 for convolve in (ours, reference)
             ]
 

@@ -120,9 +120,9 @@ def hints(channels=8, where="all"):
     return {hint.name: hint._replace(where=where) for hint in found}
 
 
-def evaluate(hint, student, said, params=None, context=ALL_ROWS):
+def evaluate(hint, student, predicted, params=None, context=ALL_ROWS):
     fresh, state = hint.init(jax.random.key(3))
-    return hint.apply(fresh if params is None else params, state, student, said, context)[0]
+    return hint.apply(fresh if params is None else params, state, student, predicted, context)[0]
 
 
 def identity(channels):
@@ -152,15 +152,15 @@ def test_soft_scores_are_proper(target):
 
 
 def test_soft_distillation_is_lowest_at_the_teacher():
-    said = answer(1)
+    predicted = answer(1)
     for name, task in TASKS.items():
-        at = sum(mean(t) for t in task.distill_loss(said.outputs[name], said.outputs[name]).values())
+        at = sum(mean(t) for t in task.distill_loss(predicted.outputs[name], predicted.outputs[name]).values())
         for seed in (2, 3):
-            noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(seed), x.shape)  # noqa: B023, E731
-            moved = said.outputs[name]
+            noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(seed), x.shape)  # noqa: E731
+            moved = predicted.outputs[name]
             keys = ("quality", "class") if name == "detection" else ()
             moved = {**moved, **{k: noise(moved[k]) for k in keys}} if keys else noise(moved)
-            assert sum(mean(t) for t in task.distill_loss(moved, said.outputs[name]).values()) > at
+            assert sum(mean(t) for t in task.distill_loss(moved, predicted.outputs[name]).values()) > at
         assert at == pytest.approx(0, abs=1e-6) or name == "detection"
 
 
@@ -180,16 +180,16 @@ def test_divergence_of_logits_is_one():
 
 
 def test_mimic_by_hand():
-    student, said = answer(0), answer(1)
+    student, predicted = answer(0), answer(1)
     hint = hints()["detection_mimic_teacher"]
-    term = evaluate(hint, student, said, identity(8))["mimic"]
-    apart = [(student.features.pyramid[s] - said.features.pyramid[s]).reshape(-1) for s in (4, 8)]
+    term = evaluate(hint, student, predicted, identity(8))["mimic"]
+    apart = [(student.features.pyramid[s] - predicted.features.pyramid[s]).reshape(-1) for s in (4, 8)]
     assert mean(term) == pytest.approx(float((jnp.concatenate(apart) ** 2).mean()), rel=1e-5)
     assert mean(evaluate(hint, student, student, identity(8))["mimic"]) == 0
 
 
 def test_constant_disagreement_makes_pdf_a_plain_mean():  # M3
-    student, said = answer(0), answer(1)
+    student, predicted = answer(0), answer(1)
     outputs = student.outputs["detection"]
 
     def level(value):
@@ -200,11 +200,11 @@ def test_constant_disagreement_makes_pdf_a_plain_mean():  # M3
         }
 
     student = student._replace(outputs={**student.outputs, "detection": level(-1.0)})
-    said = said._replace(outputs={**said.outputs, "detection": level(2.0)})
+    predicted = predicted._replace(outputs={**predicted.outputs, "detection": level(2.0)})
     hint = hints()["detection_pdf_teacher"]
-    terms = evaluate(hint, student, said, identity(8))
+    terms = evaluate(hint, student, predicted, identity(8))
     # The detector reads stride 8 alone, so disagreement is known there.
-    plain = float(((student.features.pyramid[8] - said.features.pyramid[8]) ** 2).mean())
+    plain = float(((student.features.pyramid[8] - predicted.features.pyramid[8]) ** 2).mean())
     assert mean_of_one(terms["pdf_feature"]) == pytest.approx(5 * plain, rel=1e-5)
     t, s = jax.nn.sigmoid(2.0) / 2, jax.nn.sigmoid(-1.0) / 2
     entropy = -(t * np.log(s) + (1 - t) * np.log(1 - s))
@@ -221,12 +221,12 @@ def mean_of_one(term):
 
 
 def test_pdf_features_count_where_the_answers_differ():
-    student, said = answer(0), answer(1)
+    student, predicted = answer(0), answer(1)
     outputs = student.outputs["detection"]
     other = {**outputs, "quality": outputs["quality"].at[:, 5].add(3.0)}  # row 1, column 1 of the 4 x 4 points
-    said = said._replace(outputs={**said.outputs, "detection": other})
-    term = evaluate(hints()["detection_pdf_teacher"], student, said, identity(8))["pdf_feature"]
-    there = (student.features.pyramid[8] - said.features.pyramid[8])[:, 1, 1] ** 2
+    predicted = predicted._replace(outputs={**predicted.outputs, "detection": other})
+    term = evaluate(hints()["detection_pdf_teacher"], student, predicted, identity(8))["pdf_feature"]
+    there = (student.features.pyramid[8] - predicted.features.pyramid[8])[:, 1, 1] ** 2
     differ = points.root(((points.scores(other) - points.scores(outputs)) ** 2).sum(-1))[:, 5]
     assert mean_of_one(term) == pytest.approx(5 * float((differ * there.mean(-1)).sum() / differ.sum()), rel=1e-4)
 
@@ -237,18 +237,18 @@ def test_defeat_by_hand():
     target = {"boxes": jnp.array([[[8.0, 8, 24, 24], [0, 0, 32, 32]]]), "positive": jnp.array([[True, False]])}
     inside = task.foreground(target, {4: (8, 8), 8: (4, 4)})
     assert inside[8].sum() == 4 and inside[4].sum() == 16 and bool(inside[8][0, 1, 1]) and not bool(inside[8][0, 0, 0])
-    student, said = answer(0), answer(1)
-    outputs = said.outputs["detection"]  # one sure box, 12 px wide around the point (12, 12)
+    student, predicted = answer(0), answer(1)
+    outputs = predicted.outputs["detection"]  # one sure box, 12 px wide around the point (12, 12)
     sure = jnp.full_like(outputs["quality"], -6.0).at[:, 5].set(4.0)
     outputs = {**outputs, "quality": sure, "distances": jnp.full_like(outputs["distances"], 6.0)}
-    said = said._replace(outputs={**said.outputs, "detection": outputs})
-    terms = evaluate(hints()["detection_defeat_teacher"], student, said, identity(8))
-    label = task.predict(said.outputs["detection"])
+    predicted = predicted._replace(outputs={**predicted.outputs, "detection": outputs})
+    terms = evaluate(hints()["detection_defeat_teacher"], student, predicted, identity(8))
+    label = task.predict(predicted.outputs["detection"])
     mask = task.foreground(task.target(label, BELIEVED["detection"]), {4: (8, 8), 8: (4, 4)})
     assert mask[8].sum() == ROWS and mask[4].sum() == 4 * ROWS
     parts = {True: [], False: []}
     for stride in (4, 8):
-        error = ((student.features.pyramid[stride] - said.features.pyramid[stride]) ** 2).mean(-1)
+        error = ((student.features.pyramid[stride] - predicted.features.pyramid[stride]) ** 2).mean(-1)
         for side in parts:
             parts[side].append(np.asarray(error)[np.asarray(mask[stride]) == side])
     for side, term in ((True, "defeat_foreground"), (False, "defeat_background")):
@@ -263,13 +263,13 @@ def test_soft_detection_by_hand():
         "distances": jnp.full((1, 1, 4), 4.0),
         "points": jnp.array([[[16.0, 16.0, 8.0]]]),
     }
-    said = {
+    predicted = {
         **one,
         "quality": jnp.array([[np.log(4.0)]]),
         "class": jnp.log(jnp.array([[[0.25, 0.75]]])),
         "distances": jnp.full((1, 1, 4), 8.0),
     }
-    terms = points.soft(one, said, gamma=1.0)
+    terms = points.soft(one, predicted, gamma=1.0)
     assert float(terms["soft_score"].value[0]) == pytest.approx(0.3 * np.log(2), rel=1e-5)
     assert float(terms["soft_class"].value[0]) == pytest.approx(
         0.8 * (0.25 * np.log(0.5) + 0.75 * np.log(1.5)), rel=1e-5
@@ -279,12 +279,12 @@ def test_soft_detection_by_hand():
 
 
 def test_hard_labels_are_those_of_a_record():
-    student, said = answer(0), answer(1)
+    student, predicted = answer(0), answer(1)
     task = TASKS["detection"]
-    label = task.predict(said.outputs["detection"])
+    label = task.predict(predicted.outputs["detection"])
     by_hand = task.loss(student.outputs["detection"], task.target(label, Policy(0.0, 0.0)))
     context = ALL_ROWS._replace(policy=Policy(0.0, 0.0))
-    found = evaluate(hints()["detection_hard_teacher"], student, said, context=context)
+    found = evaluate(hints()["detection_hard_teacher"], student, predicted, context=context)
     for name in task.terms:
         np.testing.assert_array_equal(found[name].value, by_hand[name].value)
 
@@ -304,10 +304,10 @@ def test_online_labels_are_those_of_records(tmp_path):
     plain = Encoder(TASKS, SIZE)  # the whole image, as it is
     records = Records(str(tmp_path / "1.0.0"), tasks=list(TASKS))
     offline = stack([plain(records[i], i, np.random.default_rng(0)) for i in range(ROWS)])
-    said = _answering(("detection", "segmentation"), 4, 8)(FROZEN["teacher"], offline.inputs["image"])
+    predicted = _answering(("detection", "segmentation"), 4, 8)(FROZEN["teacher"], offline.inputs["image"])
     for name, task in TASKS.items():
         policy = Policy(0.1, 0.05)
-        online = task.target(task.predict(said.outputs[name]), policy)
+        online = task.target(task.predict(predicted.outputs[name]), policy)
         stored = task.target(jax.tree.map(jnp.asarray, offline.labels[name]), policy)
         if name == "segmentation":
             jax.tree.map(np.testing.assert_array_equal, online, stored)
@@ -341,11 +341,11 @@ def test_online_labels_are_those_of_records(tmp_path):
 @pytest.mark.parametrize("kind", ["cold", "equal"])
 def test_losses_and_gradients_are_finite(kind):
     student = answer(0)
-    said = student
+    predicted = student
     if kind == "cold":  # every quality far below one half, as of a teacher at step 0
         outputs = {**answer(1).outputs["detection"]}
         outputs["quality"] = jnp.full_like(outputs["quality"], -60.0)
-        said = answer(1)._replace(outputs={**answer(1).outputs, "detection": outputs})
+        predicted = answer(1)._replace(outputs={**answer(1).outputs, "detection": outputs})
     for name, hint in hints().items():
         if kind == "cold" and name.endswith(("hard_teacher", "mimic_teacher", "adaptor_teacher")):
             continue  # they read nothing that is cold
@@ -354,7 +354,7 @@ def test_losses_and_gradients_are_finite(kind):
 
         def total(params, outputs, pyramid):
             mine = Answer(outputs, Features(pyramid, student.features.pooled))
-            terms, _ = hint.apply(params, state, mine, said, ALL_ROWS)  # noqa: B023
+            terms, _ = hint.apply(params, state, mine, predicted, ALL_ROWS)
             return sum(term.value.sum() / jnp.maximum(term.norm.sum(), 1.0) for term in terms.values())
 
         value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(
@@ -406,11 +406,11 @@ def test_an_adaptor_reads_teachers_of_any_size():
     hint = distill.adaptor("detection", "other", levels, theirs, hidden=5)
     params, state = hint.init(jax.random.key(0))
     rng = np.random.default_rng(0)
-    said = Answer(
+    predicted = Answer(
         {},
         Features({s: jnp.asarray(rng.normal(size=(ROWS, *shape)), jnp.float32) for s, shape in theirs.items()}, None),
     )
-    term = hint.apply(params, state, answer(0), said, ALL_ROWS)[0]["adaptor"]
+    term = hint.apply(params, state, answer(0), predicted, ALL_ROWS)[0]["adaptor"]
     assert float(term.norm[0]) == 2 * 2 * 11 + 6 * 6 * 3 and np.isfinite(term.value).all()
 
 
@@ -588,7 +588,7 @@ def test_every_hint_overfits_eight_examples():
         seen.append({name: float(value) for name, value in logs.items() if name.startswith("loss/")})
     assert np.isfinite([list(values.values()) for values in seen]).all()
     for hint in hints().values():
-        total = lambda values: sum(values[f"loss/{hint.task}/{term}"] for term in hint.terms)  # noqa: B023, E731
+        total = lambda values: sum(values[f"loss/{hint.task}/{term}"] for term in hint.terms)  # noqa: E731
         assert total(seen[-1]) < 0.8 * total(seen[0]), hint.name
 
 

@@ -1,4 +1,5 @@
-"""J5: on a toy, students and teachers gain over their experts, and controls say why (`experiments/joint_experts.py`)."""
+"""J5: on a toy, students and teachers gain over their experts, and controls say why
+(`experiments/joint_experts.py`)."""
 
 from tests.experiments.joint_experts import SEEDS_FROM, run
 

@@ -177,8 +177,8 @@ def test_dropped_labels_leave_the_denominator_and_truth_stays():
     _, logs = step(state, batch)
     value = _cross_entropy((batch.inputs["image"][:, 0, 0] / 255.0) @ w, batch.labels["classification"]["probs"])
     there, pseudo = batch.weights["classification"] != 0, batch.extras["classification"][PSEUDO] != 0
-    said = np.flatnonzero(there & pseudo)
-    kept = sorted(said, key=lambda i: value[i])[: len(said) - int(0.5 * len(said) + 0.5)]
+    predicted = np.flatnonzero(there & pseudo)
+    kept = sorted(predicted, key=lambda i: value[i])[: len(predicted) - int(0.5 * len(predicted) + 0.5)]
     rows = [*np.flatnonzero(there & ~pseudo), *kept]
     np.testing.assert_allclose(logs["loss"], value[rows].mean(), rtol=1e-5)
 

@@ -163,16 +163,16 @@ def test_batches_layouts_and_precisions_of_onnx_agree(tmp_path):
         "channels last": {"shape": (None, 32, 40, 3), "layout": "NHWC"},
         "half": {"shape": (1, 3, 32, 40), "element": "FLOAT16"},
     }
-    said = {}
+    predicted = {}
     for name, form in forms.items():
         path, given = tmp_path / f"{name}.onnx", {"size": (32, 40)} if name == "free" else {}
         write_classifier(path, **form)
         teacher = from_onnx(name, path, only("classification"), layout=form.get("layout", "NCHW"), **given, **ONNX)
         assert teacher.size == (32, 40)
-        said[name] = probs_of(teacher)
-        assert said[name].shape == (4, 12) and said[name].dtype == np.float32
-        np.testing.assert_allclose(said[name], said["fixed"], atol=5e-3 if name == "half" else 1e-6)
-    assert len(np.unique(said["fixed"].round(4), axis=0)) == 4
+        predicted[name] = probs_of(teacher)
+        assert predicted[name].shape == (4, 12) and predicted[name].dtype == np.float32
+        np.testing.assert_allclose(predicted[name], predicted["fixed"], atol=5e-3 if name == "half" else 1e-6)
+    assert len(np.unique(predicted["fixed"].round(4), axis=0)) == 4
     free = from_onnx("free", tmp_path / "free.onnx", only("classification"), size=(33, 40), multiple=32, **ONNX)
     assert free.size == (64, 64)
 
@@ -241,14 +241,14 @@ def test_a_module_is_read_in_tensors_of_any_type_or_arrays():
         probs = found["out"].float().softmax(1).movedim(1, -1)
         return {"segmentation": probs.numpy() if arrays else (probs.argmax(-1), probs.amax(-1).bfloat16())}
 
-    said = {}
+    predicted = {}
     for arrays in (False, True):
         teacher = from_torch(
             "half", Segmenter().bfloat16(), only("segmentation"), size=(32, 32), read=read, mean=MEAN, std=STD
         )
-        said[arrays] = teacher.predict(IMAGES[:, :, :32])["segmentation"]
-    assert said[True]["ids"].shape == said[False]["ids"].shape == (4, 32, 32, 1)
-    assert (said[True]["ids"] == said[False]["ids"]).mean() > 0.5  # one is blended, the other is the nearest
+        predicted[arrays] = teacher.predict(IMAGES[:, :, :32])["segmentation"]
+    assert predicted[True]["ids"].shape == predicted[False]["ids"].shape == (4, 32, 32, 1)
+    assert (predicted[True]["ids"] == predicted[False]["ids"]).mean() > 0.5  # one is blended, the other is the nearest
 
 
 def test_the_recipes_of_the_documentation_run(tmp_path):

@@ -32,7 +32,7 @@ TASKS = {
 def good(name):
     """A label in network form that is right in every field, writeable."""
     found = {"boxes": [(1, 2, 9, 8), (0, 0, 24, 16)], "scores": np.array([0.9, 0.5]), "labels": np.array([0, 2])}
-    said = {
+    predicted = {
         "classification": np.full((BATCH, 3), 1 / 3, np.float32),
         "segmentation": np.full((BATCH, 4, 6, 3), 1 / 3, np.float32),
         "soft_segmentation": np.full((BATCH, 4, 6, 3), 1 / 3, np.float32),
@@ -40,7 +40,7 @@ def good(name):
         "depth": np.full((BATCH, 4, 6), 2.0),
         "normals": np.broadcast_to([0.0, 0.0, -1.0], (BATCH, 4, 6, 3)),
     }
-    return TASKS[name].from_external(said[name], SIZE)
+    return TASKS[name].from_external(predicted[name], SIZE)
 
 
 def put(field, index, value):

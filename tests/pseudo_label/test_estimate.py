@@ -1,4 +1,4 @@
-"""What a label pass is said to cost is what it costs."""
+"""The announced cost of a label pass is its cost."""
 
 import shutil
 

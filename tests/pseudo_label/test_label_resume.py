@@ -355,9 +355,9 @@ def test_the_bound_is_rounded_down_and_its_message_says_what_would_do(tmp_path, 
 
     with pytest.raises(
         UserError, match=f"{allowed + 1} of {count} .* allows {allowed}; .* would allow {allowed + 1}"
-    ) as said:
+    ) as predicted:
         label(share)
-    assert label(float(str(said.value).partition("max_rejects=")[2].split()[0])).rejects == allowed + 1
+    assert label(float(str(predicted.value).partition("max_rejects=")[2].split()[0])).rejects == allowed + 1
 
 
 def test_a_shard_or_everything_may_be_rejected(tmp_path):

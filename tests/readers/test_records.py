@@ -46,8 +46,8 @@ def expected(index, task=ToyTask(), size=(16, 12)):
 
     image = ToySource()[index].image
     geometry = whole_image(image.shape[:2], size)
-    said = toy_teacher(task=task).predict(transform_image(image, geometry)[None])["toy"]
-    return task.restore({name: field[0] for name, field in said.items()}, geometry)
+    predicted = toy_teacher(task=task).predict(transform_image(image, geometry)[None])["toy"]
+    return task.restore({name: field[0] for name, field in predicted.items()}, geometry)
 
 
 def assert_same(label, want):

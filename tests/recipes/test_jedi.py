@@ -271,7 +271,7 @@ def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):
         assert same(expert, weights(top, "joint", "jedi", "students", name))
         assert measured(facts["jedi"], name) == scores(settings_of(config), expert, name, clips=3)
     before = contents(top / "joint" / "jedi" / "checkpoints"), (top / "joint" / "jedi" / "metrics.jsonl").read_text()
-    (top / "joint" / "jedi" / "done.json").unlink()  # killed after the last checkpoint, before it said so
+    (top / "joint" / "jedi" / "done.json").unlink()  # killed after the last checkpoint, before its record
     stages(config, top, "joint")
     assert jobs.facts(str(top), "joint/jedi")["steps"] == 3
     assert before == (

@@ -29,8 +29,8 @@ class Clips:
 
     def __getitem__(self, index):
         known = self._class_ids[index]
-        said = {} if known is None else {self._task: labels.classification(known)}
-        return Example(self.ids[index], self._videos[index], said)
+        predicted = {} if known is None else {self._task: labels.classification(known)}
+        return Example(self.ids[index], self._videos[index], predicted)
 
 
 def write_frames(folder, frames, first=8):

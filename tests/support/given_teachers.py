@@ -28,11 +28,11 @@ def knowing(name, tasks, size, mistakes=True):
         for index in range(count):
             example, rng = source[index], np.random.default_rng(index)
             truth = encoder(example, index, rng).labels
-            said = {
+            predicted = {
                 key: toy_teacher._SAY[key](task, truth[key], rng) if mistakes else truth[key]
                 for key, task in tasks.items()
             }
-            known[example.image.tobytes()] = said
+            known[example.image.tobytes()] = predicted
 
     def predict(images):
         ASKED.append(len(images))

@@ -113,8 +113,8 @@ class Said:
         return {"key": ArraySpec((), "int64")}
 
     def restore(self, label, geometry):
-        said = self.known[int(label["key"])][self.name]
-        return {field: said[field] for field in self.label_spec()}
+        predicted = self.known[int(label["key"])][self.name]
+        return {field: predicted[field] for field in self.label_spec()}
 
 
 def label_random(directory, source):

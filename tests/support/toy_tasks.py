@@ -92,8 +92,8 @@ class EdgeMap(Task):
         return outputs[:, :, ::-1]
 
     def measure(self, prediction, truth):
-        said, true = (self.target(label, None) >= 0.5 for label in (prediction, truth))
-        return {"both": (said & true).sum((1, 2)), "either": said.sum((1, 2)) + true.sum((1, 2))}
+        predicted, true = (self.target(label, None) >= 0.5 for label in (prediction, truth))
+        return {"both": (predicted & true).sum((1, 2)), "either": predicted.sum((1, 2)) + true.sum((1, 2))}
 
     def summarize(self, rows):
         return {"f1": 2.0 * float(rows["both"].sum()) / max(1.0, float(rows["either"].sum()))}

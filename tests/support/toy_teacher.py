@@ -39,7 +39,7 @@ def _distribution(task, truth, rng):
 
 def _boxes(task, truth, rng):
     """Each object is found or missed, well or badly placed; and there are boxes of nothing."""
-    said = {name: np.zeros_like(value) for name, value in truth.items()}
+    predicted = {name: np.zeros_like(value) for name, value in truth.items()}
     where = np.flatnonzero(truth["valid"] & ~truth["crowd"])
     found = [i for i in where if rng.random() < 0.85]
     rows = []
@@ -52,12 +52,12 @@ def _boxes(task, truth, rng):
     for _ in range(rng.poisson(2.0)):
         corner, side = rng.uniform(0, 40, 2), rng.uniform(6, 20, 2)
         rows.append((np.concatenate([corner, corner + side]), rng.integers(len(task.classes)), rng.beta(1.5, 4)))
-    rows = sorted(rows, key=lambda row: -row[2])[: len(said["valid"])]
+    rows = sorted(rows, key=lambda row: -row[2])[: len(predicted["valid"])]
     for k, (box, kind, score) in enumerate(rows):
-        said["boxes"][k], said["classes"][k] = np.clip(box, 0, 64), kind
-        said["scores"][k], said["valid"][k] = min(score, 0.99), True
-    said["known"][:] = True
-    return said
+        predicted["boxes"][k], predicted["classes"][k] = np.clip(box, 0, 64), kind
+        predicted["scores"][k], predicted["valid"][k] = min(score, 0.99), True
+    predicted["known"][:] = True
+    return predicted
 
 
 def _sureness(truth_shape, rng):

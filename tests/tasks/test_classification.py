@@ -15,20 +15,20 @@ ANY = whole_image((8, 8), (8, 8))
 ALL = Policy(0.0, 0.0)
 
 
-def _measured(task, said, true):
+def _measured(task, predicted, true):
     probs = np.eye(len(task.classes), dtype=np.float32)[true]
-    return task.summarize(jax.device_get(jax.jit(task.measure)({"probs": said}, {"probs": probs})))
+    return task.summarize(jax.device_get(jax.jit(task.measure)({"probs": predicted}, {"probs": probs})))
 
 
 def test_top1_top5_and_nll_against_naive_counting():
     task = Classification(CLASSES)
-    said = RNG.dirichlet(np.ones(10), 200).astype(np.float32)
-    true = np.array([RNG.choice(10, p=p / p.sum()) for p in said.astype(np.float64)])
-    order = np.argsort(-said, -1)
-    got = _measured(task, said, true)
+    predicted = RNG.dirichlet(np.ones(10), 200).astype(np.float32)
+    true = np.array([RNG.choice(10, p=p / p.sum()) for p in predicted.astype(np.float64)])
+    order = np.argsort(-predicted, -1)
+    got = _measured(task, predicted, true)
     assert got["top1"] == pytest.approx(100 * np.mean(order[:, 0] == true))
     assert got["top5"] == pytest.approx(100 * np.mean([t in o[:5] for t, o in zip(true, order, strict=True)]))
-    assert got["nll"] == pytest.approx(-np.log(said[np.arange(200), true]).mean(), rel=1e-4)
+    assert got["nll"] == pytest.approx(-np.log(predicted[np.arange(200), true]).mean(), rel=1e-4)
 
 
 def test_a_constant_answer_earns_chance():
@@ -80,7 +80,8 @@ def test_few_classes_still_have_a_top5():
 
 
 def test_softened_targets_and_logits():
-    """T^2 CE(softmax(log q / T), f / T): at T = 1 the plain loss, for one-hot truth the truth; slopes keep their size."""
+    """T^2 CE(softmax(log q / T), f / T): at T = 1 the plain loss, for one-hot truth the truth; slopes keep their
+    size."""
     probs = RNG.dirichlet(np.ones(10), 4).astype(np.float32)
     logits = jnp.asarray(RNG.normal(size=(4, 10)), jnp.float32)
 
@@ -97,7 +98,7 @@ def test_softened_targets_and_logits():
     np.testing.assert_allclose(
         Classification(CLASSES, softening=3.0).target({"probs": hot}, ALL)["probs"], hot, atol=1e-6
     )
-    slope = [np.abs(jax.grad(lambda z: loss(t, z, probs).sum())(logits)).mean() for t in (1.0, 4.0)]  # noqa: B023
+    slope = [np.abs(jax.grad(lambda z: loss(t, z, probs).sum())(logits)).mean() for t in (1.0, 4.0)]
     assert 0.2 < slope[1] / slope[0] < 5
 
 

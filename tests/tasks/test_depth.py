@@ -17,8 +17,8 @@ def _depth(*shape):
     return RNG.uniform(0.5, 9.0, shape).astype(np.float32)
 
 
-def _naive(said, true, valid):
-    d, y = said[valid].astype(np.float64), true[valid].astype(np.float64)
+def _naive(predicted, true, valid):
+    d, y = predicted[valid].astype(np.float64), true[valid].astype(np.float64)
     ratio, log = np.maximum(d / y, y / d), np.log(d) - np.log(y)
     return {
         "abs_rel": np.mean(np.abs(d - y) / y),
@@ -35,13 +35,13 @@ def _naive(said, true, valid):
 
 def test_metrics_against_naive_formulas_averaged_over_images():
     task = Depth()
-    true, said = _depth(4, 8, 8), _depth(4, 8, 8)
+    true, predicted = _depth(4, 8, 8), _depth(4, 8, 8)
     true[RNG.random(true.shape) < 0.3] = 0
     true[0, 0, 0], true[0, 0, 1], true[0, 0, 2] = np.nan, 50.0, 0.01  # out of range
     true[3] = 0
     valid = (true >= 0.1) & (true <= 10)
-    want = [_naive(said[i], true[i], valid[i]) for i in range(3)]
-    got = task.summarize(jax.device_get(jax.jit(task.measure)({"depth": said}, {"depth": true})))
+    want = [_naive(predicted[i], true[i], valid[i]) for i in range(3)]
+    got = task.summarize(jax.device_get(jax.jit(task.measure)({"depth": predicted}, {"depth": true})))
     assert list(got) == [metric.name for metric in task.metrics] and task.metrics[0].name == "abs_rel"
     for name, value in got.items():
         assert value == pytest.approx(np.mean([w[name] for w in want]), rel=2e-4), name
@@ -54,8 +54,8 @@ def test_relative_metrics_are_those_of_the_aligned_prediction():
     got = task.summarize(jax.device_get(task.measure({"depth": (1 / inverse).astype(np.float32)}, {"depth": true})))
     design = np.stack([inverse.ravel(), np.ones(inverse.size)], -1)
     fitted = design @ np.linalg.lstsq(design, 1 / true.ravel(), rcond=None)[0]
-    said = 1 / np.clip(fitted, 0.1, 10).reshape(true.shape)
-    for name, value in _naive(said, true, true > 0).items():
+    predicted = 1 / np.clip(fitted, 0.1, 10).reshape(true.shape)
+    for name, value in _naive(predicted, true, true > 0).items():
         assert got[f"aligned_{name}"] == pytest.approx(value, rel=2e-3), name
     upside_down = task.summarize(jax.device_get(task.measure({"depth": 1 / (2.5 - inverse)}, {"depth": true})))
     # No credit for the inverted scene: with no positive scale left, the best is a constant.

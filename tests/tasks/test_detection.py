@@ -399,7 +399,7 @@ def random_pair(rng, images):
 def measured(found, truth):
     """Rows of any number of examples, a batch at a time."""
     starts = range(0, len(truth["valid"]), BATCH)
-    parts = [measure(*jax.tree.map(lambda x: x[i : i + BATCH], (found, truth))) for i in starts]  # noqa: B023
+    parts = [measure(*jax.tree.map(lambda x: x[i : i + BATCH], (found, truth))) for i in starts]
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 

@@ -1,4 +1,5 @@
-"""What networks of other projects say becomes the label that a network of ours with the same outputs would have given."""
+"""What networks of other projects say becomes the label that a network of ours with the same outputs would have
+given."""
 
 import jax
 import numpy as np
@@ -93,12 +94,12 @@ def test_bands_of_a_large_map_fit_together(monkeypatch):
 
 
 def test_probabilities_of_the_frame_are_not_changed():
-    said = softmax(1, *SIZE, 5)
-    before = said.copy()
-    label = TASKS["soft_segmentation"].from_external(said, SIZE)
-    np.testing.assert_array_equal(said, before)
-    np.testing.assert_array_equal(label["ids"], np.argsort(-said, -1, kind="stable")[..., :3])
-    np.testing.assert_array_equal(label["probs"], np.round(255 * -np.sort(-said, -1)[..., :3]))
+    predicted = softmax(1, *SIZE, 5)
+    before = predicted.copy()
+    label = TASKS["soft_segmentation"].from_external(predicted, SIZE)
+    np.testing.assert_array_equal(predicted, before)
+    np.testing.assert_array_equal(label["ids"], np.argsort(-predicted, -1, kind="stable")[..., :3])
+    np.testing.assert_array_equal(label["probs"], np.round(255 * -np.sort(-predicted, -1)[..., :3]))
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
@@ -122,8 +123,8 @@ def test_boxes_are_sorted_cut_and_padded():
     corners = [(k, 0, k + 2, 3) for k in range(6)]
     scores, labels = [0.3, 0.9, 0.04, 0.5, 0.9, 0.6], [0, 1, 2, 3, 4, 0]
     second = boxes((-0.5, 3, 25, 5), (3, 3, 3, 5), unknown=[2, 4])
-    said = [boxes(*corners, scores=scores, labels=labels, masks=None), second]
-    label = TASKS["detection"].from_external(said, SIZE)
+    predicted = [boxes(*corners, scores=scores, labels=labels, masks=None), second]
+    label = TASKS["detection"].from_external(predicted, SIZE)
     np.testing.assert_array_equal(label["classes"][0], [1, 4, 0, 3])  # of equals the first; four slots
     np.testing.assert_array_equal(label["boxes"][0, :, 0], [1, 4, 5, 3])
     np.testing.assert_allclose(label["scores"][0], [0.9, 0.9, 0.6, 0.5])
@@ -147,17 +148,17 @@ def test_invalid_depths_and_normals_do_not_leak():
     assert not valid[5:7, 5:11].any() and valid[:3].all() and valid[:, 13:].all()
 
 
-def changed(said, index, value):
-    said = np.array(said, np.float64)
-    said[index] = value
-    return said
+def changed(predicted, index, value):
+    predicted = np.array(predicted, np.float64)
+    predicted[index] = value
+    return predicted
 
 
 BOX = (1, 2, 9, 8)
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "row", "message"),
+    ("name", "predicted", "row", "message"),
     [
         ("classification", SAID["classification"][:, :4], None, r"probs is float32 \(3, 4\), not floats \[B, 5\]"),
         ("classification", SAID["classification"][0], None, r"probs is float32 \(5,\)"),
@@ -197,9 +198,9 @@ BOX = (1, 2, 9, 8)
         ("normals", np.moveaxis(SAID["normals"], -1, 1), None, r"normals is .*, not floats \[B, h, w, 3\]"),
     ],
 )
-def test_what_cannot_be_right_is_refused_by_field_and_row(name, said, row, message):
+def test_what_cannot_be_right_is_refused_by_field_and_row(name, predicted, row, message):
     with pytest.raises(LabelError, match=message) as caught:
-        TASKS[name].from_external(said, SIZE)
+        TASKS[name].from_external(predicted, SIZE)
     assert caught.value.row == row
 
 

@@ -55,10 +55,10 @@ def test_no_teacher_is_as_sure_as_the_truth():
     assert np.float16(uncertain(np.float32(1))) < 1 and uncertain(np.float32(0.4)) == np.float32(0.4)
     assert codes(np.float32(1)) == LARGEST and codes(np.float32(0.25)) == 64 and SUREST > LARGEST / 255
     sure = 1e4 * np.eye(5, dtype=np.float32)
-    said, target = jax.jit(CLASS.predict)(sure), jax.jit(CLASS.target)
-    assert said["probs"].max() < 1 and jax.jit(PIXELS.predict)(sure[None, None])["probs"].max() == LARGEST
+    predicted, target = jax.jit(CLASS.predict)(sure), jax.jit(CLASS.target)
+    assert predicted["probs"].max() < 1 and jax.jit(PIXELS.predict)(sure[None, None])["probs"].max() == LARGEST
     policy = Policy(np.inf, 0.0)
-    assert not target(said, policy)["used"].any()
+    assert not target(predicted, policy)["used"].any()
     assert target({"probs": jnp.eye(5)}, policy)["used"].all()
 
 
@@ -84,19 +84,19 @@ def test_a_class_that_none_is_positive_of_is_one_of_those_that_are_not_negative(
     )
     logits = jnp.asarray(RNG.normal(size=(4, 5)), jnp.float32)
     term, slope = _class_terms(logits, {"probs": probs}, Policy(0.8, 0.2))
-    said = np.asarray(jax.nn.softmax(logits))
+    predicted = np.asarray(jax.nn.softmax(logits))
     wanted = [
-        -np.log(said[0, :2].sum()),
-        -(probs[1] * np.log(said[1])).sum(),
-        -np.log(said[2, :3].sum()),
-        -np.log(said[3, :4].sum()),
+        -np.log(predicted[0, :2].sum()),
+        -(probs[1] * np.log(predicted[1])).sum(),
+        -np.log(predicted[2, :3].sum()),
+        -np.log(predicted[3, :4].sum()),
     ]
     np.testing.assert_allclose(term.value, wanted, rtol=1e-5)
     assert term.norm.tolist() == [1, 1, 1, 1]
     assert (np.asarray(slope)[0, :2] < 0).all() and (
         np.asarray(slope)[0, 2:] > 0
     ).all()  # the two doubtful ones rise together
-    assert np.ptp(np.asarray(slope)[0, :2] / said[0, :2]) < 1e-5  # in proportion: which of the two is left open
+    assert np.ptp(np.asarray(slope)[0, :2] / predicted[0, :2]) < 1e-5  # in proportion: which of the two is left open
 
 
 def test_what_is_neither_positive_nor_negative_teaches_nothing():
@@ -120,7 +120,7 @@ def test_classes_that_a_source_does_not_know_get_no_gradient(bound):
     wanted = -(row["probs"][known] * over).sum()
     if bound > 0.9:
         wanted = 0 if not term.norm else wanted
-        assert term.norm == 0  # all known classes are possible, so nothing is said
+        assert term.norm == 0  # all known classes are possible, so there is no claim
     np.testing.assert_allclose(term.value[0], wanted, rtol=1e-5)
     assert not np.asarray(slope)[0, [2, 4]].any()
     again = CLASS.restore(row, None)
@@ -182,12 +182,12 @@ def test_answers_that_agree_are_sure():
     assert np.asarray(depth.agreement(one, other)["scores"]).tolist() == [[[254, round(255 / 1.1), 128]]]
     ahead, aside = jnp.array([0.0, 0.0, -1.0]), jnp.array([1.0, 0.0, 0.0])
     turned = jnp.array([np.sin(np.pi / 12), 0.0, -np.cos(np.pi / 12)])
-    said = np.asarray(
+    predicted = np.asarray(
         normals.agreement(
             jnp.stack([ahead] * 3).reshape(1, 1, 3, 3), jnp.stack([ahead, aside, turned]).reshape(1, 1, 3, 3)
         )["scores"]
     )
-    np.testing.assert_allclose(said[0, 0], [254, 0, 255 * (1 - 15 / 90)], atol=1)
+    np.testing.assert_allclose(predicted[0, 0], [254, 0, 255 * (1 - 15 / 90)], atol=1)
 
 
 @pytest.mark.parametrize("task", [Depth(stride=1), Normals(stride=1)])

@@ -20,15 +20,15 @@ def _unit(*shape):
 def test_metrics_against_naive_formulas_over_all_pixels():
     task = Normals()
     true = _unit(3, 8, 8)
-    said = true + 0.4 * _unit(3, 8, 8)
-    said /= np.linalg.norm(said, axis=-1, keepdims=True)
+    predicted = true + 0.4 * _unit(3, 8, 8)
+    predicted /= np.linalg.norm(predicted, axis=-1, keepdims=True)
     invalid = RNG.random((3, 8, 8)) < 0.3
     true[invalid] = 0
     true[2] = np.nan
     valid = ~invalid
     valid[2] = False
-    degrees = np.rad2deg(np.arccos(np.clip((said * np.nan_to_num(true)).sum(-1), -1, 1)))[valid]
-    got = task.summarize(jax.device_get(jax.jit(task.measure)({"normals": said}, {"normals": true})))
+    degrees = np.rad2deg(np.arccos(np.clip((predicted * np.nan_to_num(true)).sum(-1), -1, 1)))[valid]
+    got = task.summarize(jax.device_get(jax.jit(task.measure)({"normals": predicted}, {"normals": true})))
     assert got["mean_angle"] == pytest.approx(degrees.mean(), rel=1e-4)
     assert got["median_angle"] == pytest.approx(np.sort(degrees)[(len(degrees) - 1) // 2], abs=0.051)
     for limit in (11.25, 22.5, 30.0):

@@ -1,4 +1,4 @@
-"""What a record holds is within the stated distance of what the teacher said, and now and then nearly as far."""
+"""What a record holds is within the stated distance of the prediction, and now and then nearly as far."""
 
 import jax
 import numpy as np
@@ -44,8 +44,8 @@ def test_probabilities_of_pixels_are_within_one_over_510(top_k):
     logits = RNG.normal(0, 2, (1, *SIZE, 5)).astype(np.float32)
     probs = np.exp(logits[0]) / np.exp(logits[0]).sum(-1, keepdims=True)
     probs = np.sort(probs, -1)[..., ::-1][..., :top_k]
-    said = {name: np.asarray(field)[0] for name, field in jax.jit(task.predict)(logits).items()}
-    label = stored(task, said)
+    predicted = {name: np.asarray(field)[0] for name, field in jax.jit(task.predict)(logits).items()}
+    label = stored(task, predicted)
     np.testing.assert_array_equal(label["ids"], np.argsort(-logits[0], -1, kind="stable")[..., :top_k])
     assert_tight(np.abs(label["probs"] / 255.0 - probs).max(), 1 / 510)
 

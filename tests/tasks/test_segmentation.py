@@ -24,23 +24,23 @@ def _label(ids):
 def test_miou_against_a_naive_confusion_matrix():
     task = Segmentation(CLASSES)
     true = RNG.integers(0, 4, (6, 8, 8))  # class 4 never occurs in the truth
-    said = np.where(RNG.random(true.shape) < 0.6, true, RNG.integers(0, 5, true.shape))
+    predicted = np.where(RNG.random(true.shape) < 0.6, true, RNG.integers(0, 5, true.shape))
     true[RNG.random(true.shape) < 0.2] = 255
     confusion = np.zeros((5, 5))
-    for t, s in zip(true.ravel(), said.ravel(), strict=True):
+    for t, s in zip(true.ravel(), predicted.ravel(), strict=True):
         if t != 255:
             confusion[t, s] += 1
     iou = [confusion[c, c] / (confusion[c].sum() + confusion[:, c].sum() - confusion[c, c]) for c in range(4)]
-    got = task.summarize(jax.device_get(jax.jit(task.measure)(_label(said), _label(true))))
+    got = task.summarize(jax.device_get(jax.jit(task.measure)(_label(predicted), _label(true))))
     assert got["mIoU"] == pytest.approx(np.mean(iou))
     assert got["pixel_accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
 
 
 def test_a_pixel_that_the_prediction_leaves_open_is_a_miss():
     task = Segmentation(CLASSES)
-    true, said = np.ones((1, 4, 4)), np.ones((1, 4, 4))
-    said[0, :2] = 255
-    got = task.summarize(jax.device_get(task.measure(_label(said), _label(true))))
+    true, predicted = np.ones((1, 4, 4)), np.ones((1, 4, 4))
+    predicted[0, :2] = 255
+    got = task.summarize(jax.device_get(task.measure(_label(predicted), _label(true))))
     assert got == {"mIoU": 0.5, "pixel_accuracy": 0.5}
 
 

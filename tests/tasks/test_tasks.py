@@ -84,8 +84,10 @@ def _stack(labels):
 def test_forms_are_as_specified(name):
     task = TASKS[name]
     label, spec = _label(name), task.network_spec(SIZE)
-    said = {k: s for k, s in spec.items() if k not in task.optional}
-    assert {k: (v.shape[1:], v.dtype) for k, v in label.items()} == {k: (s.shape, s.dtype) for k, s in said.items()}
+    predicted = {k: s for k, s in spec.items() if k not in task.optional}
+    assert {k: (v.shape[1:], v.dtype) for k, v in label.items()} == {
+        k: (s.shape, s.dtype) for k, s in predicted.items()
+    }
     record = task.restore(_pick(label, 0), whole_image((48, 72), SIZE))
     assert set(record) == set(task.label_spec())
     for field, array_spec in task.label_spec().items():
@@ -262,10 +264,10 @@ def test_a_mirrored_scene_has_mirrored_labels(name):
 @every_task
 def test_rows_of_batches_summarize_as_one(name):
     task, measure = TASKS[name], _verb(name, "measure")
-    said, true = _label(name, 1), _label(name, 2)
-    whole = jax.device_get(measure(said, true))
+    predicted, true = _label(name, 1), _label(name, 2)
+    whole = jax.device_get(measure(predicted, true))
     halves = [
-        jax.device_get(measure({k: v[s] for k, v in said.items()}, {k: v[s] for k, v in true.items()}))
+        jax.device_get(measure({k: v[s] for k, v in predicted.items()}, {k: v[s] for k, v in true.items()}))
         for s in (np.array([2, 3, 3, 3]), np.array([0, 1, 1, 1]))
     ]
     rows = {k: np.concatenate([half[k][:2] for half in halves]) for k in whole}
