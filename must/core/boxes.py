@@ -1,6 +1,6 @@
-"""Box arithmetic: overlap, the grid of prediction points, suppression, matching. All jnp, jit-able, any leading axes.
+"""Box arithmetic in JAX: overlap, prediction points, non-maximum suppression, assignment, matching.
 
-A box is x0 y0 x1 y1 in pixels, (0, 0) the outer corner of the first pixel, x1 and y1 exclusive.
+Boxes are x0 y0 x1 y1 in pixels, with (0, 0) the outer corner of the first pixel and x1, y1 exclusive.
 """
 
 import jax
@@ -19,7 +19,7 @@ def area(boxes: Array) -> Array:
 
 
 def intersection(a: Array, b: Array) -> Array:
-    """Common area of each box of a [..., N, 4] with each of b [..., M, 4]: [..., N, M]."""
+    """Intersection area of all pairs: a [..., N, 4], b [..., M, 4] -> [..., N, M]."""
     a, b = a[..., :, None, :], b[..., None, :, :]
     width = jnp.minimum(a[..., 2], b[..., 2]) - jnp.maximum(a[..., 0], b[..., 0])
     height = jnp.minimum(a[..., 3], b[..., 3]) - jnp.maximum(a[..., 1], b[..., 1])
@@ -27,22 +27,22 @@ def intersection(a: Array, b: Array) -> Array:
 
 
 def iou(a: Array, b: Array) -> Array:
-    """IoU of each box of a [..., N, 4] with each of b [..., M, 4]: [..., N, M], 0 for empty ones."""
+    """IoU of all pairs: a [..., N, 4], b [..., M, 4] -> [..., N, M]; 0 for empty boxes."""
     common = intersection(a, b)
     union = area(a)[..., :, None] + area(b)[..., None, :] - common
     return common / jnp.maximum(union, _EPS)
 
 
 def overlaps(a: Array, b: Array) -> tuple[Array, Array]:
-    """IoU and generalized IoU of a [..., 4] with b [..., 4], element by element: [...], [...].
+    """Elementwise IoU and generalized IoU of a [..., 4] and b [..., 4]: [...], [...].
 
-    GIoU = IoU - (hull - union) / hull, in [-1, 1], with hull the smallest box around both (Rezatofighi et al. 2019).
+    GIoU = IoU - (hull - union) / hull, in [-1, 1], with hull the smallest enclosing box (Rezatofighi et al. 2019).
     Values and gradients are finite for empty and reversed boxes.
     """
     sides = jnp.maximum(jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2]), 0.0)
     common = sides[..., 0] * sides[..., 1]
     union = area(a) + area(b) - common
-    # A reversed corner may stick out of the other box, so the hull takes all four corners.
+    # With reversed boxes, any of the four corners may be extreme.
     low = jnp.minimum(jnp.minimum(a[..., :2], a[..., 2:]), jnp.minimum(b[..., :2], b[..., 2:]))
     high = jnp.maximum(jnp.maximum(a[..., :2], a[..., 2:]), jnp.maximum(b[..., :2], b[..., 2:]))
     hull = (high - low)[..., 0] * (high - low)[..., 1]
@@ -51,7 +51,7 @@ def overlaps(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def point_grid(image_size: tuple[int, int], strides: tuple[int, ...]) -> np.ndarray:
-    """Where a pyramid of feature maps predicts: levels in the order of `strides`, rows then columns within a level.
+    """Prediction points of a feature pyramid, by level in the order of `strides`, then by row and column.
 
     Args:
       image_size: (height, width), pixels.
@@ -76,15 +76,14 @@ def from_distances(points: Array, distances: Array) -> Array:
 
 
 def greedy_keep(overlap: Array, threshold: float) -> Array:
-    """Greedy suppression, exactly: an item goes when an earlier item that stays overlaps it by more than the threshold.
+    """Exact greedy suppression: removes an item if an earlier kept item overlaps it by more than the threshold.
 
-    Starts from "all stay" and repeats the rule for all items at once until nothing changes. Item i is settled after i
-    rounds at most, and after as many rounds as the longest chain of suppressions in practice: a handful, where the
-    textbook loop takes one round per item.
+    Starts with all items and applies the rule to all of them at once until nothing changes. The number of rounds is
+    the longest chain of suppressions, in practice a handful, instead of one per item in the textbook loop.
 
     Args:
-      overlap: [..., N, N], items in order of falling score.
-      threshold: overlaps above it suppress.
+      overlap: [..., N, N], items by descending score.
+      threshold: larger overlaps suppress.
 
     Returns:
       bool [..., N].
@@ -108,18 +107,18 @@ def non_maximum_suppression(
     """Class-wise greedy non-maximum suppression with a fixed number of results.
 
     Args:
-      boxes: [..., N, 4], in order of falling score.
+      boxes: [..., N, 4], by descending score.
       classes: int [..., N].
-      scores: [..., N]; items at 0 or below are never returned and suppress nothing.
-      threshold: IoU above which the lower score goes.
+      scores: [..., N]; items with scores <= 0 are ignored.
+      threshold: IoU above which the lower score is suppressed.
       count: results, K.
 
     Returns:
-      Indices int32 [..., K] by falling score, and which of them are real, bool [..., K].
+      Indices int32 [..., K] by descending score, and their validity, bool [..., K].
     """
     present = scores > 0
-    together = present[..., :, None] & present[..., None, :] & (classes[..., :, None] == classes[..., None, :])
-    keep = greedy_keep(jnp.where(together, iou(boxes, boxes), 0.0), threshold) & present
+    comparable = present[..., :, None] & present[..., None, :] & (classes[..., :, None] == classes[..., None, :])
+    keep = greedy_keep(jnp.where(comparable, iou(boxes, boxes), 0.0), threshold) & present
     ranked, indices = jax.lax.top_k(jnp.where(keep, scores, -jnp.inf), min(count, scores.shape[-1]))
     return indices, jnp.isfinite(ranked)
 
@@ -127,23 +126,23 @@ def non_maximum_suppression(
 def assign_points(
     points: Array, boxes: Array, present: Array, *, strides: tuple[int, ...], scale: float, radius: float
 ) -> tuple[Array, Array]:
-    """Which box each prediction point of one image learns: center sampling on the level of the box's size.
+    """Assigns prediction points of one image to boxes: center sampling on the level that fits the box's size.
 
-    A box belongs to the level whose `scale * stride` is nearest to the root of its area (in ratio). There it takes the
-    points inside itself within `radius` strides of its center (FCOS, Tian et al. 2019), and always the point nearest to
-    its center, inside or not, so that no box goes without. Where boxes compete, a nearest point goes first, then the
-    smaller box, then the earlier one.
+    A box belongs to the level whose `scale * stride` is nearest to the root of its area (in ratio). On this level it
+    gets the points inside it within `radius` strides of its center (FCOS, Tian et al. 2019), and always the point
+    nearest to its center, inside or not, so that every box gets one. Conflicts go to the box for which the point is the
+    nearest, then to the smaller box, then to the earlier one.
 
     Args:
       points: [L, 3], see `point_grid`.
       boxes: [M, 4], inside the image.
-      present: bool [M]; other boxes take no part.
+      present: bool [M]; other boxes are ignored.
       strides: levels of the grid.
       scale: root area of the boxes of a level, in strides.
       radius: half side of the sampled square, in strides.
 
     Returns:
-      Index of the box, int32 [L] (0 where none), and whether there is one, bool [L].
+      Index of the assigned box, int32 [L] (0 if none), and whether a box is assigned, bool [L].
     """
     count = boxes.shape[0]
     size = area(boxes)
@@ -151,45 +150,45 @@ def assign_points(
     level = jnp.array(strides, jnp.float32)[misfit.argmin(-1)]
     center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     reach = jnp.minimum(half, radius * level[:, None])
-    corner = jnp.floor(center / level[:, None]) * level[:, None]  # of the cell that the center is in
+    corner = jnp.floor(center / level[:, None]) * level[:, None]  # of the cell that contains the center
 
     order = jnp.argsort(jnp.where(present, size, jnp.inf))
     rank = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))
     x, y, stride = points.T
     near = (jnp.abs(x - center[:, :1]) < reach[:, :1]) & (jnp.abs(y - center[:, 1:]) < reach[:, 1:])
     nearest = (x - stride / 2 == corner[:, :1]) & (y - stride / 2 == corner[:, 1:])
-    # One integer per claim, so that a single minimum over the boxes settles all contests.
+    # Priorities are encoded as integers, so that one minimum over the boxes resolves all conflicts.
     claim = jnp.where(nearest, 0, jnp.where(near, count, 2 * count)) + rank[:, None]
     claim = jnp.where(present[:, None] & (stride == level[:, None]), claim, 2 * count).min(0)
     return order[claim % count].astype(jnp.int32), claim < 2 * count
 
 
-def match(found: dict[str, Array], truth: dict[str, Array], thresholds: Array) -> tuple[Array, Array]:
-    """COCO's matching in one image: by falling score, each detection takes the free true box that it overlaps most.
+def match(detections: dict[str, Array], truth: dict[str, Array], thresholds: Array) -> tuple[Array, Array]:
+    """COCO's matching in one image: by descending score, each detection takes the unmatched true box of largest IoU.
 
-    True crowds take any number of detections, by the share of the detection that they cover, where no other true box
-    matches; what falls to a crowd counts neither as hit nor as miss.
+    A detection without a match is ignored if a true crowd covers it by at least the threshold; crowds match any number
+    of detections.
 
     Args:
-      found: boxes [D, 4], classes [D], valid [D], in order of falling score.
+      detections: boxes [D, 4], classes [D], valid [D], by descending score.
       truth: boxes [M, 4], classes [M], valid [M], crowd [M].
-      thresholds: least IoU of a match, [T].
+      thresholds: minimum IoU of a match, [T].
 
     Returns:
-      hit and ignored, bool [D, T]; both False where the detection is a miss or not valid.
+      hit and ignored, bool [D, T]; both False for false positives and invalid detections.
     """
     crowd = truth["crowd"]
-    comparable = (found["classes"][:, None] == truth["classes"]) & found["valid"][:, None] & truth["valid"]
-    common = intersection(found["boxes"], truth["boxes"])
-    share = common / jnp.maximum(area(found["boxes"]), _EPS)[:, None]
-    overlap = jnp.where(crowd, share, iou(found["boxes"], truth["boxes"]))
+    comparable = (detections["classes"][:, None] == truth["classes"]) & detections["valid"][:, None] & truth["valid"]
+    common = intersection(detections["boxes"], truth["boxes"])
+    share = common / jnp.maximum(area(detections["boxes"]), _EPS)[:, None]
+    overlap = jnp.where(crowd, share, iou(detections["boxes"], truth["boxes"]))
     overlap = jnp.where(comparable, overlap, -1.0)
     bounds = jnp.asarray(thresholds, jnp.float32)[:, None]
     places = jnp.arange(crowd.shape[0])
 
     def one(taken, overlap):  # bool [T, M], [M]
         free = (overlap >= bounds) & (crowd | ~taken)
-        # A crowd only where nothing else matches; of equals the last, as COCO does.
+        # A crowd only if nothing else matches; ties go to the last box, as in COCO.
         rank = jnp.where(free, jnp.where(crowd, overlap, overlap + 2.0), -1.0)
         best = free & (rank == rank.max(-1, keepdims=True))
         chosen = best & (places == jnp.where(best, places, -1).max(-1, keepdims=True))

@@ -1,13 +1,12 @@
-"""One step on one device, on the devices of one process, or across processes: nobody else names pmap, meshes or
-shard_map.
+"""Runs a step on one device, on all devices of one process, or across processes; the only user of pmap and shard_map.
 
     one device                  jit
     one process, many devices   pmap over the axis "data"
-    many processes              jit(shard_map) over one mesh of all devices: there pmap can neither donate nor be saved
+    many processes              jit(shard_map) over one mesh of all devices, since pmap supports no donation there
 
-A step is a pure function step(state, batch, *rest, axis_name=...). It is written once for all three: it sums its local
-numerators, psums denominators and gradients over `axis_name` when that is not None, and draws randomness per example
-from `global_row_index`.
+A step is a pure function step(state, batch, *rest, axis_name=...) that works in all three cases: it sums local
+numerators, psums denominators and gradients over `axis_name` unless that is None, and seeds randomness per example by
+`global_row_index`.
 """
 
 import contextlib
@@ -15,6 +14,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,19 +37,19 @@ def parallelize(
     donate: Sequence[int] = (),
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable[..., PyTree]:
-    """Compiles a step for the devices at hand; a call is fn(state, batch, *rest).
+    """Compiles a step for the available devices.
 
     Args:
-      step: (state, batch, *rest, axis_name) -> outputs; pure. `axis_name` is None under jit on one device, else "data".
-      out_axes: None when every device returns the same values (summed with psum; nothing checks it: device 0's are
-        taken), 0 when outputs are rows [B, ...], which come back in the order of the batch's rows.
-      donate: indices of arguments whose memory the outputs may take; the caller must not use them afterwards.
-      devices: those to run on; all devices of all processes by default.
+      step: (state, batch, *rest, axis_name) -> outputs; pure. `axis_name` is None on one device, else "data".
+      out_axes: None if all devices return equal values (unchecked; those of device 0 are used), 0 if outputs are rows
+        [B, ...], which are returned in the order of the batch's rows.
+      donate: indices of arguments whose memory is reused for outputs; the caller must not use them afterwards.
+      devices: to run on; all devices of all processes by default.
 
     Returns:
-      fn(state, batch, *rest): `state` and `rest` are the same on every device, without a device axis; what is passed
-      again and again is best placed once with `replicate`. `batch` is a pytree of arrays [B, ...] that holds this
-      process's rows (`process_rows`), and so do outputs under out_axes=0.
+      fn(state, batch, *rest): `state` and `rest` are equal on all devices, without a device axis; place values that are
+      passed repeatedly with `replicate`. `batch` is a pytree of arrays [B, ...] with this process's rows
+      (`process_rows`), and so are outputs if out_axes=0.
 
     Raises:
       ValueError: (when called) B is not a multiple of the number of this process's devices.
@@ -70,7 +70,7 @@ def parallelize(
 
 
 def _across_devices(step, out_axes, donate, devices):
-    """pmap; state without a device axis, rows split here and joined again."""
+    """pmap with state that has no device axis; splits and rejoins rows."""
 
     @functools.cache
     def compiled(arguments):
@@ -98,8 +98,8 @@ def _across_devices(step, out_axes, donate, devices):
         if out_axes is not None:
             outputs = join(outputs)
         if devices[0].platform == "cpu":
-            # Simulated devices share one thread pool: a second step in flight takes the threads that the first one's
-            # collectives wait for, and both stand still until XLA aborts the process.
+            # Simulated devices share one thread pool: a second step in flight can take the threads that the first one's
+            # collectives wait for, a deadlock until XLA aborts the process.
             jax.block_until_ready(outputs)
         return outputs
 
@@ -107,7 +107,7 @@ def _across_devices(step, out_axes, donate, devices):
 
 
 def _across_processes(step, out_axes, donate, devices):
-    """shard_map over a mesh of all devices; arguments become global arrays here."""
+    """shard_map over a mesh of all devices; converts arguments to global arrays."""
     mesh = _mesh(devices)
     everywhere, rows = PartitionSpec(), PartitionSpec(AXIS)
     local_devices = sum(device.process_index == jax.process_index() for device in devices)
@@ -119,7 +119,7 @@ def _across_processes(step, out_axes, donate, devices):
             mesh=mesh,
             in_specs=(everywhere, rows) + (everywhere,) * (arguments - 2),
             out_specs=everywhere if out_axes is None else rows,
-            # With the check on, gradients of replicated parameters come back already summed over devices.
+            # With the check, gradients of replicated parameters would already be summed over devices.
             check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=donate)
@@ -138,16 +138,16 @@ def _across_processes(step, out_axes, donate, devices):
 
 
 def global_row_index(batch_size: int, axis_name: str | None) -> Array:
-    """Inside a step: the place of each local row in the global batch, int32 [batch_size].
+    """Inside a step: the position of each local row in the global batch, int32 [batch_size].
 
-    Randomness folded with it is the same on one device and on many.
+    Randomness seeded by it does not depend on the number of devices.
     """
     start = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch_size
     return start + jnp.arange(batch_size, dtype=jnp.int32)
 
 
 def roll_rows(rows: Array, axis_name: str | None) -> Array:
-    """Inside a step: every row one place later in the global batch, the last one first."""
+    """Inside a step: rolls the rows of the global batch by one, so that the last row becomes the first."""
     last = rows[-1:]
     if axis_name is not None:
         count = jax.lax.psum(1, axis_name)
@@ -162,77 +162,75 @@ def process_rows(global_batch: int) -> tuple[int, int]:
       UserError: the batch size is not a multiple of the number of devices.
     """
     if global_batch % jax.device_count():
-        raise UserError(f"batch size {global_batch} does not divide evenly over {jax.device_count()} devices")
+        raise UserError(f"batch size {global_batch} is not divisible by {jax.device_count()} devices")
     rows = global_batch // jax.process_count()
     return jax.process_index() * rows, (jax.process_index() + 1) * rows
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTree:
-    """A copy of a pytree of arrays on every device, the form in which `parallelize` takes and returns state.
+    """Copies a pytree of arrays to every device, the form in which `parallelize` takes and returns state.
 
     Args:
-      tree: arrays (PRNG keys too) that are equal in all processes.
+      tree: arrays, including PRNG keys, that are equal in all processes.
       devices: as in `parallelize`.
 
     Raises:
-      ValueError: the processes hold different values.
+      ValueError: the values differ between processes.
     """
     devices = _in_process_order(jax.devices() if devices is None else devices)
     if len({device.process_index for device in devices}) > 1:
         digest = hashlib.sha256(b"".join(np.asarray(_raw(leaf)).tobytes() for leaf in jax.tree.leaves(tree))).digest()
         digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
         if np.any(digests != digests[0]):
-            raise ValueError("the processes hold different values of what should be replicated")
+            raise ValueError("the processes passed different values to replicate")
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
     return _place(tree, _mesh(devices))
 
 
 def is_writer() -> bool:
-    """Whether this process writes files: process 0 alone does; asking does not wake JAX's devices in a plain run."""
+    """Whether this process, process 0, writes files; does not initialize devices in a one-process run."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process of a distributed run has come here; `what` names the place, the same on all."""
+    """Waits until every process of a distributed run has called this with the same name `what`."""
     if jax.distributed.is_initialized():
         multihost_utils.sync_global_devices(what)
 
 
 def initialize_distributed(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes of a run; call before anything else touches JAX's devices.
+    """Joins the other processes of a run; call before anything else initializes JAX's devices.
 
     Args:
-      coordinator: "host:port" of process 0; "auto" where the cluster tells (TPU pods, Slurm); None for one process.
-      num_processes: how many there are; not read with "auto".
-      process_id: which one this is, from 0; not read with "auto".
+      coordinator: "host:port" of process 0; "auto" on clusters that provide it (TPU pods, Slurm); None for one process.
+      num_processes: total number; ignored with "auto".
+      process_id: of this process, from 0; ignored with "auto".
 
     Raises:
-      UserError: an incomplete description, or no connection.
+      UserError: missing arguments, or no connection.
     """
     if coordinator is None:
         return
     if coordinator != "auto" and (num_processes is None or process_id is None):
-        raise UserError(f"coordinator {coordinator}: the number of processes and this process's id are needed too")
-    where: dict[str, str | int | None] = (
-        {}
-        if coordinator == "auto"
-        else {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
-    )
+        raise UserError(f"coordinator {coordinator}: num_processes and process_id are also required")
+    where: dict[str, Any] = {}
+    if coordinator != "auto":
+        where = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     try:
-        jax.distributed.initialize(**where)  # type: ignore[arg-type] # the types go by key
+        jax.distributed.initialize(**where)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"coordinator {coordinator}: {str(error).splitlines()[0]}") from None
 
 
 def set_xla_flags(simulated_devices: int | None = None) -> None:
-    """Adds to XLA_FLAGS what makes convolutions fast on CPU; call before anything touches JAX's devices.
+    """Adds flags for fast CPU convolutions to XLA_FLAGS; call before anything initializes JAX's devices.
 
     Args:
-      simulated_devices: number of CPU devices that this process should appear to have.
+      simulated_devices: number of simulated CPU devices.
     """
     flags = [os.environ.get("XLA_FLAGS", "")]
-    # An XLA that does not know a flag aborts, so it is named only for the versions on which it was tried.
+    # XLA aborts on unknown flags, so this one is set only for tested versions.
     if jaxlib.version.__version_info__[:2] in ((0, 10), (0, 11)) and _FAST_CONVOLUTIONS not in flags[0]:
         flags.append(_FAST_CONVOLUTIONS)
     if simulated_devices is not None:
@@ -241,33 +239,33 @@ def set_xla_flags(simulated_devices: int | None = None) -> None:
 
 
 def pin_threads(cores: Sequence[int]) -> None:
-    """Keeps this process on the given CPU cores, where the system can; call before anything touches JAX's devices."""
+    """Pins this process to CPU cores, if the system supports it; call before anything initializes JAX's devices."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
 
 
 def start_pinned(cores: Sequence[int]) -> None:
-    """Starts JAX's devices with a thread for every core of the machine, then keeps all threads on the given cores.
+    """Initializes JAX's devices with one thread per core of the machine, then pins all threads to the given cores.
 
-    The number of threads decides how sums are rounded on CPU, so results do not depend on which cores a process is
-    given; `move_to_cores` may give it others at any time.
+    The number of threads affects the rounding of sums on CPU, so it must not depend on the cores that a process gets;
+    `move_to_cores` can change them at any time.
     """
     jax.devices()
     move_to_cores(os.getpid(), cores)
 
 
 def move_to_cores(process: int, cores: Sequence[int]) -> None:
-    """Moves every thread of a process to the given CPU cores, where the system can (Linux)."""
+    """Moves every thread of a process to the given CPU cores, if the system supports it (Linux)."""
     try:
         for thread in os.listdir(f"/proc/{process}/task"):
-            with contextlib.suppress(OSError):  # the thread, or the process, has just ended
+            with contextlib.suppress(OSError):  # the thread or the process has just ended
                 os.sched_setaffinity(int(thread), cores)
     except (FileNotFoundError, AttributeError):
         return
 
 
 def _in_process_order(devices):
-    """Global row order = process order, whatever order the platform numbers its devices in."""
+    """Devices by process, so that the global row order does not depend on the platform's device order."""
     return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
@@ -277,7 +275,7 @@ def _mesh(devices):
 
 def _rows_per_device(leaf, devices):
     if leaf.ndim == 0 or leaf.shape[0] % devices:
-        raise ValueError(f"batch array of shape {leaf.shape} does not divide evenly over {devices} devices")
+        raise ValueError(f"batch array of shape {leaf.shape} is not divisible by {devices} devices")
     return leaf.shape[0] // devices
 
 
@@ -290,7 +288,7 @@ def _raw(leaf):
 
 
 def _place(tree, mesh):
-    """Every leaf as an array replicated over the mesh; those that are already are left alone."""
+    """Replicates every leaf over the mesh, unless it already is."""
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf):
@@ -304,6 +302,6 @@ def _place(tree, mesh):
 
 
 def _own_rows(leaf):
-    """The rows of a global array that lie on this process's devices, in order."""
+    """The rows of a global array on this process's devices, in order."""
     shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])

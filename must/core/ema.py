@@ -7,13 +7,13 @@ from must.core.types import Array, PyTree
 
 
 def ema_update(average: PyTree, value: PyTree, decay: float, step: Array | None = None) -> PyTree:
-    """The average after one more step, without gradient.
+    """Updates an exponential moving average, without gradient.
 
     Args:
       average: tree of arrays.
-      value: tree of the same structure; leaves that are not floating point, such as counters, are copied.
+      value: tree of the same structure; leaves that are not floating-point, such as counters, are copied.
       decay: weight of the old average; 0 copies `value`.
-      step: steps so far, int32 []; ramps the decay up as min(decay, (1 + step) / (10 + step)). None: no ramp.
+      step: int32 []; ramps the decay up as min(decay, (1 + step) / (10 + step)). None: no ramp.
     """
     if not decay:
         return jax.lax.stop_gradient(value)

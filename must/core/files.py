@@ -1,7 +1,7 @@
-"""Writing files: whole or not at all. No other module opens a path for writing.
+"""Atomic file writes; no other module opens a path for writing.
 
-A file is written beside its destination under a temporary name, flushed to disk, and renamed; whoever reads the
-destination sees the old content or the new content, never a part of it.
+Files are written beside their destination under a temporary name, flushed to disk and renamed, so that readers see the
+old or the new content, never a part of it.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, mode: str = "w", *, work: str | None = None, **options: Any) -> Iterator[IO]:
-    """Opens a file that takes the place of `path` when the block ends without an exception.
+    """Opens a file that replaces `path` when the block ends without an exception.
 
     Args:
-      path: destination; its directory is created when it is missing.
-      mode: of `open`, a writing one.
+      path: destination; its directory is created if missing.
+      mode: of `open`, for writing.
       work: directory for the temporary file, on the same file system; by default the destination's. A killed process
-        leaves its temporary file there.
+        leaves its temporary file behind.
       **options: of `open`; text is UTF-8 by default.
 
     Raises:
@@ -34,7 +34,7 @@ def replacing(path: str | os.PathLike, mode: str = "w", *, work: str | None = No
         options.setdefault("encoding", "utf-8")
     handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".partial", dir=work or directory)
     try:
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates files readable only by their owner
         with os.fdopen(handle, mode, **options) as file:
             yield file
             file.flush()
@@ -53,7 +53,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, content: str, *, work: str | None = None) -> None:
-    """Writes a whole text file, UTF-8, line ends as they are; `work` as for `replacing`."""
+    """Writes a whole text file, UTF-8 without newline translation; `work` as in `replacing`."""
     with replacing(path, newline="", work=work) as file:
         file.write(content)
 
@@ -65,15 +65,14 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 @contextlib.contextmanager
 def whole_directory(path: str | os.PathLike, *, replace: bool = False) -> Iterator[str]:
-    """Yields the name of a fresh directory, which becomes `path` when the block ends without an exception.
+    """Yields the name of a new directory, which becomes `path` when the block ends without an exception.
 
     Args:
-      path: destination. What a killed process left of the temporary directory is removed first; a destination that
-        exists must be empty.
+      path: destination, missing or empty. A temporary directory left by a killed process is removed first.
       replace: remove a destination that is not empty.
 
     Raises:
-      OSError: the destination exists and is not empty; the temporary directory is removed.
+      OSError: the destination is not empty; the temporary directory is removed.
     """
     path = os.fspath(path).rstrip(os.sep)
     temporary = f"{path}.partial"
@@ -96,7 +95,7 @@ def _umask() -> int:
 
 
 def write_once(path: str | os.PathLike, content: str, work: str | os.PathLike) -> None:
-    """Writes a whole text file unless one exists, also when another process does so at the same moment.
+    """Writes a whole text file unless it exists; safe if several processes do so at once.
 
     Args:
       path: destination.
@@ -117,12 +116,12 @@ def create_empty(path: str | os.PathLike) -> None:
     """Creates an empty file.
 
     Raises:
-      OSError: it exists, or its directory does not.
+      OSError: the file exists, or its directory does not.
     """
     open(path, "xb").close()
 
 
 def append_text(path: str | os.PathLike, content: str) -> None:
-    """Adds to the end of a text file, for logs; a killed writer may leave part of the last line."""
+    """Appends to a text file, for logs; a killed writer may leave a partial last line."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(content)

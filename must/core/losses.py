@@ -1,6 +1,6 @@
-"""Loss formulas on arrays: one value per element, or per image where the formula has an inner mean.
+"""Loss functions on arrays, without reduction over the batch (see `must.core.ratio`).
 
-Reducing over a batch is not done here (`must.core.ratio`). Masked elements may hold anything, NaN included: they change
+They return one value per element, or per image if the formula has an inner mean. Masked elements, even NaN, affect
 neither values nor gradients. Everything is computed in float32.
 """
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from must.core.types import Array
 
-_RELATIVE_EPS = 1e-8  # of the mean square: a spread below 1e-4 of the size is rounding
+_RELATIVE_EPS = 1e-8  # of the mean square: a standard deviation below 1e-4 of the RMS is rounding error
 
 
 def soft_cross_entropy(logits: Array, target: Array) -> Array:
@@ -20,16 +20,16 @@ def soft_cross_entropy(logits: Array, target: Array) -> Array:
 def kl_divergence(target_logits: Array, logits: Array) -> Array:
     """KL(softmax(target_logits) || softmax(logits)) over the last axis, [..., C], [..., C] -> [...].
 
-    At least 0, 0 where the two are equal up to a constant; no gradient reaches the target.
+    Nonnegative, 0 for logits that are equal up to a constant; no gradient flows to the target.
     """
     target = jax.nn.log_softmax(jax.lax.stop_gradient(target_logits).astype(jnp.float32))
     return jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(logits.astype(jnp.float32))), -1)
 
 
 def taylor_cross_entropy(logits: Array, target: Array, terms: int) -> Array:
-    """sum_c target_c sum_{i=1..terms} (1 - p_c)^i / i, the series of -log p_c cut off: [..., C], [..., C] -> [...].
+    """sum_c target_c sum_{i=1..terms} (1 - p_c)^i / i, the truncated series of -log p_c: [..., C], [..., C] -> [...].
 
-    One term is the mean absolute error up to a factor, robust to wrong labels and slow to learn; many are the
+    One term is the mean absolute error up to a factor, robust to label noise but slow to converge; many approach the
     cross-entropy (Feng et al. 2020, "Can Cross Entropy Loss Be Robust to Label Noise?").
     """
     missing = 1.0 - jax.nn.softmax(logits.astype(jnp.float32))
@@ -39,16 +39,16 @@ def taylor_cross_entropy(logits: Array, target: Array, terms: int) -> Array:
 def binary_soft_focal(logits: Array, target: Array, gamma: float = 2.0, alpha: float | None = None) -> Array:
     """|t - s|^gamma BCE(s, t) with s = sigmoid(logits), per element (quality focal loss, Li et al. 2020, eq. 4).
 
-    Proper for soft targets: lowest, 0 for gamma > 0, at s = t. The older form with p_t = t s + (1 - t)(1 - s) is not.
+    Proper for soft targets: minimal at s = t, unlike the focal loss with p_t = t s + (1 - t)(1 - s).
 
     Args:
       logits: [...].
       target: [...], in 0..1.
-      gamma: 0 (plain cross-entropy) or at least 1; between, the gradient is infinite at s = t.
-      alpha: weight of the positive part; alpha t + (1 - alpha)(1 - t) multiplies the loss. None leaves it out.
+      gamma: 0 (plain cross-entropy) or at least 1; in between, the gradient is infinite at s = t.
+      alpha: positive weight: the loss is multiplied by alpha t + (1 - alpha)(1 - t). None for no weighting.
     """
     if 0.0 < gamma < 1.0:
-        raise ValueError(f"gamma {gamma}: 0, or 1 and more")
+        raise ValueError(f"gamma {gamma}: expected 0 or at least 1")
     logits = logits.astype(jnp.float32)
     loss = jnp.maximum(logits, 0.0) - logits * target + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     if gamma:
@@ -57,13 +57,13 @@ def binary_soft_focal(logits: Array, target: Array, gamma: float = 2.0, alpha: f
 
 
 def masked_mean(values: Array, valid: Array) -> Array:
-    """Mean of the valid elements of each example, [B, ...] -> [B]; 0 where there are none."""
+    """Mean of the valid elements of each example, [B, ...] -> [B]; 0 if there are none."""
     axes = tuple(range(1, values.ndim))
     return jnp.sum(jnp.where(valid, values, 0.0), axes) / jnp.maximum(jnp.sum(valid, axes), 1)
 
 
-def _centre(x: Array, valid: Array) -> tuple[Array, Array, Array, Array]:
-    """x minus its mean over the valid elements (0 at the others), that mean, the variance, and whether it spreads."""
+def _center(x: Array, valid: Array) -> tuple[Array, Array, Array, Array]:
+    """x minus its mean over valid elements (0 elsewhere), the mean, the variance, and whether x is not constant."""
     x = jnp.where(valid, x.astype(jnp.float32), 0.0)
     mean = masked_mean(x, valid)
     centered = jnp.where(valid, x - _expand(mean, x), 0.0)
@@ -82,20 +82,20 @@ def align(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array,
       valid: bool [B, ...].
 
     Returns:
-      s [B], t [B], and where the system can be solved, bool [B]; elsewhere (p constant, or nothing valid) s is 0 and t
+      s [B], t [B], and whether the system is solvable, bool [B]; otherwise (p constant, or nothing valid) s is 0 and t
       the mean of y.
     """
-    p, p_mean, variance, solvable = _centre(prediction, valid)
-    y, y_mean, _, _ = _centre(target, valid)
+    p, p_mean, variance, solvable = _center(prediction, valid)
+    y, y_mean, _, _ = _center(target, valid)
     scale = jnp.where(solvable, masked_mean(p * y, valid) / jnp.where(solvable, variance, 1.0), 0.0)
     return scale, y_mean - scale * p_mean, solvable
 
 
 def aligned_residual(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array]:
-    """What is left of a prediction after `align` to the target, in standard deviations of the target.
+    """Residual of a prediction after alignment to the target, in standard deviations of the target.
 
-    A negative least-squares scale would reward a prediction turned upside down as much as the right one, so the
-    absolute value of the scale is used; wherever prediction and target agree in sign it is the least-squares scale.
+    Uses the absolute value of the least-squares scale of `align`, since a negative scale would reward an inverted
+    prediction as much as a correct one.
 
     Args:
       prediction: [B, ...].
@@ -103,10 +103,10 @@ def aligned_residual(prediction: Array, target: Array, valid: Array) -> tuple[Ar
       valid: bool [B, ...].
 
     Returns:
-      The residual [B, ...], 0 at invalid pixels, and where it means something, bool [B]: prediction and target vary.
+      The residual [B, ...], 0 at invalid pixels, and its validity, bool [B]: prediction and target are not constant.
     """
-    p, _, p_variance, p_varies = _centre(prediction, valid)
-    y, _, y_variance, y_varies = _centre(target, valid)
+    p, _, p_variance, p_varies = _center(prediction, valid)
+    y, _, y_variance, y_varies = _center(target, valid)
     usable = p_varies & y_varies
     y = y / _expand(jnp.sqrt(jnp.where(usable, y_variance, 1.0)), y)
     scale = jnp.abs(masked_mean(p * y, valid)) / jnp.where(usable, p_variance, 1.0)
@@ -114,7 +114,7 @@ def aligned_residual(prediction: Array, target: Array, valid: Array) -> tuple[Ar
 
 
 def scale_shift_invariant(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array]:
-    """Mean absolute `aligned_residual` per image: invariant to scale > 0 and shift of the prediction and of the target.
+    """Mean absolute `aligned_residual` per image, invariant to positive scale and shift of prediction and target.
 
     Args:
       prediction: [B, ...], inverse depth.
@@ -122,7 +122,7 @@ def scale_shift_invariant(prediction: Array, target: Array, valid: Array) -> tup
       valid: bool [B, ...].
 
     Returns:
-      Loss [B], 0 where the alignment is degenerate, and where it is not, bool [B].
+      Loss [B], 0 if the alignment is degenerate, and whether it is not, bool [B].
     """
     residual, usable = aligned_residual(prediction, target, valid)
     return masked_mean(jnp.abs(residual), valid), usable
@@ -135,14 +135,14 @@ def silog(log_prediction: Array, log_target: Array, valid: Array, focus: float =
       log_prediction: [B, ...].
       log_target: [B, ...].
       valid: bool [B, ...].
-      focus: lambda; 1 ignores the scale altogether, 0 is the plain log RMSE.
-      eps: keeps the gradient finite where prediction = target.
+      focus: lambda; 1 ignores the scale, 0 is the plain log RMSE.
+      eps: keeps the gradient finite at prediction = target.
 
     Returns:
-      [B]; sqrt(eps) where nothing is valid.
+      [B]; sqrt(eps) if nothing is valid.
     """
-    _, mean, variance, _ = _centre(log_prediction.astype(jnp.float32) - log_target, valid)
-    # mean g^2 = variance + mean^2: this form cannot turn negative by rounding.
+    _, mean, variance, _ = _center(log_prediction.astype(jnp.float32) - log_target, valid)
+    # mean g^2 = variance + mean^2; this form cannot become negative by rounding.
     return jnp.sqrt(variance + (1.0 - focus) * mean**2 + eps)
 
 
@@ -151,7 +151,7 @@ def gradient_matching(residual: Array, valid: Array, scales: int = 4) -> Array:
 
     Args:
       residual: [B, h, w].
-      valid: bool [B, h, w]; a difference counts where both of its pixels do.
+      valid: bool [B, h, w]; a difference counts if both of its pixels are valid.
       scales: K; scale k takes every 2^k-th pixel.
 
     Returns:
@@ -167,7 +167,7 @@ def gradient_matching(residual: Array, valid: Array, scales: int = 4) -> Array:
 
 
 def unit(vectors: Array, eps: float = 1e-6) -> Array:
-    """Vectors [..., D] at length 1; shorter than sqrt(eps) they are scaled by a constant, so the gradient is finite."""
+    """Normalizes vectors [..., D]; those shorter than sqrt(eps) are divided by sqrt(eps), for finite gradients."""
     vectors = vectors.astype(jnp.float32)
     return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors**2, -1, keepdims=True), eps))
 
@@ -178,10 +178,10 @@ def cosine_distance(a: Array, b: Array) -> Array:
 
 
 def angle(a: Array, b: Array) -> Array:
-    """Angle between vectors of three components in radians, [..., 3], [..., 3] -> [...].
+    """Angle between 3-vectors in radians, [..., 3], [..., 3] -> [...].
 
-    atan2(|a x b|, a . b): exact to 1e-6 down to small angles, where the arc cosine is not, and its gradient is finite
-    at equal and at opposite vectors.
+    atan2(|a x b|, a . b), which unlike the arc cosine is accurate for small angles (to 1e-6) and has finite gradients
+    for parallel vectors.
     """
     cross = jnp.cross(a, b)
     return jnp.arctan2(jnp.sqrt(jnp.sum(cross**2, -1) + 1e-12), jnp.sum(a * b, -1))

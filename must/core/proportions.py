@@ -1,4 +1,4 @@
-"""Shares of counts: Wilson's interval, and how far claims of the same example are from independent."""
+"""Proportions: Wilson's interval and the design effect of clustered observations."""
 
 import numpy as np
 
@@ -6,8 +6,7 @@ from must.core.types import Array
 
 
 def wilson(right: Array, count: Array, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of a share that was seen as right / count (Wilson 1927), two-sided 95 % by default; 0..1 of
-    nothing."""
+    """Wilson's score interval of right / count (1927), two-sided 95 % by default; (0, 1) if count is 0."""
     right, n = np.asarray(right, np.float64), np.asarray(count, np.float64)
     some = np.maximum(n, 1e-12)
     share = np.clip(right / some, 0.0, 1.0)
@@ -17,20 +16,19 @@ def wilson(right: Array, count: Array, z: float = 1.96) -> tuple[np.ndarray, np.
 
 
 def design_effect(right: Array, count: Array) -> float:
-    """How much more the share of right claims varies than it would if all claims were independent (Kish 1965), at least
-    1.
+    """Variance of the proportion of correct claims relative to independent claims (Kish 1965), at least 1.
 
     Args:
-      right: [G], right claims of each example.
-      count: [G], claims of each.
+      right: [G], correct claims per example.
+      count: [G], claims per example.
     """
     right, count = np.asarray(right, np.float64), np.asarray(count, np.float64)
     return spread_of((right * right).sum(), (right * count).sum(), (count * count).sum(), right.sum(), count.sum())
 
 
 def spread_of(right_right: float, right_count: float, count_count: float, right: float, count: float) -> float:
-    """`design_effect` from sums over the examples of the products and of the numbers themselves."""
+    """`design_effect` from sums over examples: of right^2, right * count, count^2, right and count."""
     share = right / count if count else 0.0
     independent = share * (1 - share) * count
-    seen = right_right - 2 * share * right_count + share * share * count_count
-    return max(1.0, float(seen / independent)) if independent > 0 else 1.0
+    actual = right_right - 2 * share * right_count + share * share * count_count
+    return max(1.0, float(actual / independent)) if independent > 0 else 1.0

@@ -1,4 +1,4 @@
-"""The one averaging concept, for losses and metrics: sums travel, the division comes last."""
+"""Averages of losses and metrics as numerator and denominator, which are summed before the division."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from must.core.types import Array, PerExample
 
 
 class Ratio(NamedTuple):
-    """A mean that is not divided yet: scalars that add over batches and devices.
+    """A mean before division: scalars that can be summed over batches and devices.
 
     Attributes:
       num: [], weighted sum of values.
-      den: [], number of items that the sum averages over.
+      den: [], number of items.
     """
 
     num: Array
@@ -21,9 +21,9 @@ class Ratio(NamedTuple):
 
 
 def weighted_sum(term: PerExample, weights: Array) -> Ratio:
-    """Reduces a term over the batch by the one weight rule: num = sum w * value, den = sum [w != 0] * norm.
+    """Reduces a term over the batch: num = sum w * value, den = sum [w != 0] * norm.
 
-    Weight 0 removes an example, denominator included, whatever its value (NaN too); any other weight only scales it.
+    Weight 0 removes an example, even a NaN, from both sums; any other weight scales only the numerator.
 
     Args:
       term: values and norms, [B].
@@ -35,15 +35,15 @@ def weighted_sum(term: PerExample, weights: Array) -> Ratio:
 
 
 def divide(ratio: Ratio) -> Array:
-    """The mean; 0 where nothing was counted, and no denominator below 1 (one item)."""
+    """The mean; 0 if nothing was counted. The denominator is at least 1 (one item)."""
     return ratio.num / jnp.maximum(ratio.den, 1.0)
 
 
 def merge(*ratios: Ratio) -> Ratio:
-    """The ratio over the union of what each one counted."""
+    """The ratio over the union of all items."""
     return Ratio(sum(r.num for r in ratios), sum(r.den for r in ratios))
 
 
 def all_devices(ratio: Ratio, axis_name: str | None) -> Ratio:
-    """The ratio over the union of all devices along `axis_name`; itself when there is none."""
+    """The ratio over all devices along `axis_name`; the ratio itself if that is None."""
     return ratio if axis_name is None else jax.lax.psum(ratio, axis_name)

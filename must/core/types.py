@@ -1,7 +1,4 @@
-"""The vocabulary shared by every room: what an example, a label, a batch and a model are.
-
-No behavior lives here beyond small constructors; arrays are NumPy on the host and JAX on the device.
-"""
+"""Types shared by the whole package; arrays are NumPy on the host and JAX on the device."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -11,22 +8,22 @@ import numpy as np
 Array = Any
 PyTree = Any
 
-# A label is the fields of one task's annotation of one image. It has two forms with the same meaning:
-#   record form   as annotated or predicted, raw, in the frame of the original image, any size; `Task.label_spec`
-#   network form  fixed shapes in the frame that the network sees, what a batch stacks; `Task.network_spec`
-# `Task.transform` takes the first to the second, `Task.restore` takes the second back.
+# The fields of one task's annotation of one image, in one of two forms with the same meaning:
+#   record form   as annotated or predicted, in coordinates of the original image, any size; `Task.label_spec`
+#   network form  fixed shapes in the network's frame, as stacked in batches; `Task.network_spec`
+# `Task.transform` converts the first to the second, `Task.restore` the second to the first.
 Label = dict[str, Array]
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message is one line that names the file, key or record id."""
+    """An error that the user can fix; the message is one line that names the file, key or record id."""
 
 
 class LabelError(ValueError):
-    """A label that cannot be right; the message is "<field> <what is wrong>", who catches it adds task and record.
+    """An invalid label; the message is "<field> <problem>", to which the catching code adds task and record.
 
     Attributes:
-      row: of the batch, or None where it is none in particular.
+      row: of the batch, or None.
     """
 
     def __init__(self, message: str, row: int | None = None):
@@ -35,13 +32,13 @@ class LabelError(ValueError):
 
 
 class ArraySpec(NamedTuple):
-    """One field of a label as a record stores it.
+    """One field of a label as stored in a record.
 
     Attributes:
-      shape: sizes, with None for one that varies from record to record.
+      shape: sizes, with None for those that vary between records.
       dtype: NumPy name of the stored type.
       encoding: "none", "zlib", or "png" (uint8 or int8 [H, W], [H, W, 1] or [H, W, 3]; uint16 [H, W]).
-      doc: what it holds, with its unit.
+      doc: meaning and unit.
     """
 
     shape: tuple[int | None, ...]
@@ -51,14 +48,14 @@ class ArraySpec(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One image or video and what is known about it.
+    """One image or video with its labels.
 
     Attributes:
       id: unique over all sources of a run, "<source>/<name>".
-      image: uint8 [H, W, 3], RGB; or a video: an array [T, H, W, 3], or what has that `shape` and gives the frames of
-        an array of indices, video[indices] -> uint8 [len(indices), H, W, 3], so that frames are decoded when asked for.
-      labels: {task name: Label in record form}; a task that is absent is not annotated here.
-      weights: {task name: how much its label counts}; 1 for a task that is absent.
+      image: uint8 [H, W, 3], RGB; or a video, an array [T, H, W, 3] or an object with that `shape` which decodes frames
+        on access, video[indices] -> uint8 [len(indices), H, W, 3].
+      labels: {task name: Label in record form}; absent tasks are not annotated.
+      weights: {task name: weight of its label}; 1 for absent tasks.
     """
 
     id: str
@@ -68,16 +65,16 @@ class Example(NamedTuple):
 
 
 class Source(Protocol):
-    """A random-access data set: index -> Example, always the same one.
+    """A deterministic random-access data set: index -> Example.
 
     Attributes:
       name: first part of every id.
-      ids: the ids in order, known without decoding anything.
-      classes: {task name: class names} for the tasks whose labels hold class ids.
-      fingerprint: hash that changes when the content does.
+      ids: in order, available without decoding.
+      classes: {task name: class names} of the tasks whose labels contain class ids.
+      fingerprint: hash that changes with the content.
     """
 
-    # Read-only properties, so that a class may hold any kind of sequence or mapping.
+    # Read-only properties, so that implementations may use any sequence or mapping type.
     @property
     def name(self) -> str: ...
 
@@ -96,19 +93,19 @@ class Source(Protocol):
 
 
 class Geometry(NamedTuple):
-    """Where an original image lands in the network's frame: scale, then shift, then mirror.
+    """The map from an original image to the network's frame: scale, then shift, then flip.
 
-    A point at (y, x) of the original, in pixels with (0, 0) the outer corner of the first pixel, lands at
-    (y * scale[0] + offset[0], x * scale[1] + offset[1]); when `flip`, x becomes size[1] - x.
+    A point (y, x) of the original, in pixels with (0, 0) the outer corner of the first pixel, maps to
+    (y * scale[0] + offset[0], x * scale[1] + offset[1]); with `flip`, x becomes size[1] - x.
 
     Attributes:
       source_size: (height, width) of the original, pixels.
       size: (height, width) of the network's frame, pixels.
       scale: network pixels per original pixel, (vertical, horizontal).
       offset: network position of the original's corner, (vertical, horizontal), pixels.
-      flip: mirrored left to right.
-      zoom: magnification relative to showing the whole image in the frame; metric depth is divided by it.
-      reverse: of a video, played backwards.
+      flip: left to right.
+      zoom: magnification relative to the whole image in the frame; metric depth is divided by it.
+      reverse: play videos backwards.
     """
 
     source_size: tuple[int, int]
@@ -121,18 +118,18 @@ class Geometry(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """Which labels are believed, by calibrated score; scalars or one value per class.
+    """Thresholds on calibrated scores that make pseudo labels positive, ignored or negative; scalars or one per class.
 
-    score >= positive: positive, taken as true; negative <= score < positive: ignored, no loss either way; below
-    negative: negative, taken as absent. Ground truth, and nothing else, has score 1 and is always taken. positive ==
-    negative gives hard two-state labels (MuST: 0.5). What the states mean for a task's loss its `target` says.
+    score >= positive: positive; negative <= score < positive: ignored, no loss; score < negative: negative (absent).
+    Ground truth, and nothing else, has score 1 and is always positive. positive == negative gives two states (MuST:
+    0.5). A task's `target` defines the effect of the states on its loss.
 
     Attributes:
       positive: [] or [C].
       negative: [] or [C].
-      temperature: [], T that divides the logits of a distribution over classes before its scores are judged (Guo et al.
-        2017); the distribution that is learned stays as it is.
-      curve: [K] or [C, K], the calibrated score at the scores 0, 1 / (K - 1), ..., 1, linear between them.
+      temperature: [], divides the logits of a class distribution before scoring (Guo et al. 2017); the distribution
+        that the student learns is unchanged.
+      curve: [K] or [C, K], the calibrated score at the scores 0, 1 / (K - 1), ..., 1, linear in between.
     """
 
     positive: Array = 0.5
@@ -142,11 +139,11 @@ class Policy(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What every backbone and neck returns.
+    """Output of backbones and necks.
 
     Attributes:
-      pyramid: {stride: [B, H / stride, W / stride, C]}; of a video [B, T, H / stride, W / stride, C], where T may
-        shrink.
+      pyramid: {stride: [B, H / stride, W / stride, C]}; for videos [B, T, H / stride, W / stride, C], with a possibly
+        smaller T.
       pooled: [B, C], global average of the coarsest backbone level.
     """
 
@@ -160,7 +157,7 @@ class Model(NamedTuple):
     Attributes:
       init: (key, inputs [B, H, W, 3] or [B, T, H, W, 3] uint8) -> variables, {"params": ..., other collections}.
       apply: (variables, inputs, *, train: bool, key, axis_name=None) -> ({task name: outputs}, model_state), where
-        model_state is the variables without "params"; statistics are taken over `axis_name` when it is given.
+        model_state is the variables without "params"; batch statistics are taken over `axis_name` unless it is None.
     """
 
     init: Callable[..., PyTree]
@@ -168,12 +165,12 @@ class Model(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one step reads; a leading axis B everywhere.
+    """The input of one step; all arrays have a leading axis B.
 
     Attributes:
-      inputs: {view: uint8 [B, H, W, 3], of videos [B, T, H, W, 3]}.
+      inputs: {view: uint8 [B, H, W, 3], for videos [B, T, H, W, 3]}.
       labels: {supervision: Label in network form}; a supervision is a task, or a task from one source.
-      weights: {supervision: float32 [B]}; 0 means absent and leaves the denominator, any other value stays in it.
+      weights: {supervision: float32 [B]}; 0 means absent and excluded from the denominator, see `weighted_sum`.
       ids: int64 [B], position in the source, for joining per-example state; -1 is padding.
       extras: {supervision: {name: array [B, ...]}}, per-example side information.
     """
@@ -186,11 +183,11 @@ class Batch(NamedTuple):
 
 
 class PerExample(NamedTuple):
-    """One term before any reduction over the batch.
+    """A loss term or metric before reduction over the batch.
 
     Attributes:
-      value: float [B], sum of the term over the example's items (pixels, boxes, ...).
-      norm: float [B], number of those items.
+      value: float [B], sum over the example's items (pixels, boxes, ...).
+      norm: float [B], number of items.
     """
 
     value: Array
@@ -198,7 +195,7 @@ class PerExample(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything a training run carries from step to step; arrays only, no functions and no configuration.
+    """The state of a training run; arrays only.
 
     Attributes:
       step: int32 [].
@@ -207,7 +204,7 @@ class TrainState(NamedTuple):
       opt_state: optax state.
       aux_state: balancers, weighters, running target statistics.
       ema: {"params", "model_state"}, exponential moving averages of both.
-      key: PRNG key from which every step's randomness is folded.
+      key: PRNG key that every step's randomness is derived from.
     """
 
     step: Array
@@ -220,13 +217,13 @@ class TrainState(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What a recipe minimizes; the only part of the train step that differs between recipes.
+    """The objective of a recipe, the only part of the train step that differs between recipes.
 
     Attributes:
-      init: (key) -> (params, aux_state) of adaptors and statistics, merged beside the model's own.
-      names: of the terms, "<task>/<term>", known before any step.
+      init: (key) -> (params, aux_state) of adaptors and statistics, stored beside the model's own.
+      names: of the terms, "<task>/<term>", known before the first step.
       terms: (params, model_state, aux_state, frozen, batch, key, axis_name) ->
-        ({name: Ratio of local sums}, model_state, aux_state); `frozen` holds teachers' variables.
+        ({name: Ratio of local sums}, model_state, aux_state); `frozen` contains the teachers' variables.
       scales: {name: fixed factor of the term}.
       shared: params (or gradients of the same structure) -> the part that all tasks share.
     """
@@ -239,17 +236,17 @@ class Objective(NamedTuple):
 
 
 class Balance(NamedTuple):
-    """How much each task counts, from the values of the tasks' losses or from their gradients.
+    """Task weights from the values of the tasks' losses or from their gradients.
 
-    The loss of a task is the sum of its terms with their fixed factors, `Objective.scales`.
+    The loss of a task is the sum of its terms times `Objective.scales`.
 
     Attributes:
       init: (tasks) -> state.
-      update: (losses {task: []}, present {task: bool []}, gram, state) -> (weights {task: []}, state); a task that is
-        not present keeps its state and takes part in nothing.
-      gram: the update reads `gram` [T, T], inner products of the tasks' gradients of the shared parameters, in the
-        order of `losses`, a task that is not present 0; else it is given None.
-      shared_only: weights multiply the gradients of the shared parameters only; every head keeps its own task's.
+      update: (losses {task: []}, present {task: bool []}, gram, state) -> (weights {task: []}, state); absent tasks
+        keep their state and do not affect the others.
+      gram: whether `update` needs `gram` [T, T], inner products of the tasks' gradients of the shared parameters, in
+        the order of `losses`, 0 for absent tasks; otherwise it is None.
+      shared_only: weights apply only to the gradients of the shared parameters, not to those of the heads.
     """
 
     init: Callable[..., PyTree]
@@ -259,11 +256,11 @@ class Balance(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """Anything that labels images.
+    """A predictor that labels images.
 
     Attributes:
       name: for provenance and messages.
-      tasks: {task name: Task} that it labels.
+      tasks: {task name: Task} that it predicts.
       predict: uint8 [B, H, W, 3] of `size` -> {task name: Label in network form, leading axis B}.
       size: (height, width) of its input, pixels.
       fingerprint: hash of its weights or code.
@@ -277,7 +274,7 @@ class Teacher(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One figure of merit of a task.
+    """One metric of a task.
 
     Attributes:
       name: as printed.

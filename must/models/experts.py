@@ -1,14 +1,12 @@
-"""Joint experts (Bicsi et al. 2023): n networks, each the student of its own data set, and a teacher per set on all of
-them.
+"""Joint experts (Bicsi et al. 2023): n networks, each the student of one data set, and a teacher per set on top of all.
 
     student_i(x) = V_i phi_i(x) + b_i        z(x) = [phi_1(x); ...; phi_n(x)]        teacher_i(x) = W_i z(x) + c_i
 
-phi_i is what `Features.pooled` of backbone i holds. One application of each backbone serves all students and all
-teachers. Experts may differ in backbone, in label space and in the input that they look at. The networks come as
-`Model`s, so that nothing here knows what they are made of. Variables are
+phi_i is `Features.pooled` of backbone i; each backbone is applied once for all students and teachers. Experts may
+differ in backbone, label space and input view. Variables are
     params        {"experts": {name: parameters of the expert}, "teachers": {name: {"kernel", "bias"}}}
     other kinds   {name: those of the expert}
-and those of one expert are the variables of the network that was trained on its set alone, head included.
+where those of an expert are the variables of a network trained on its set alone, including the head.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,18 +17,18 @@ import jax.numpy as jnp
 
 from must.core.types import Array, Features, Model, PyTree
 
-TEACHER = "{}-teacher"  # name of the outputs of a set's teacher beside those of its student
+TEACHER = "{}-teacher"  # name of a teacher's outputs; a student's outputs have the name of its set
 
 
 class Expert(NamedTuple):
     """One network on one data set.
 
     Attributes:
-      model: with a linear head of its name on the pooled features (`must.models.heads.ClassHead`); its `apply` takes
-        with_features.
-      classes: of its data set.
-      view: the input that it looks at.
-      dropout: rate on what the linear layers of its student and of its teacher read, while training.
+      model: with a linear head of the expert's name on the pooled features (`must.models.heads.ClassHead`); its `apply`
+        supports with_features.
+      classes: number of classes of its data set.
+      view: name of its input.
+      dropout: rate on the inputs of its student's and its teacher's linear layers, in training.
     """
 
     model: Model
@@ -43,12 +41,12 @@ class Experts(NamedTuple):
     """n experts and their teachers as pure functions.
 
     Attributes:
-      names: of the experts, in the order in which features are concatenated.
-      init: (key, {view: inputs}) -> variables; a teacher starts as its expert.
-      features: (variables, {view: inputs}) -> {name: float32 [B, d]}, norms and everything else in inference mode.
+      names: of the experts, in the order of concatenation.
+      init: (key, {view: inputs}) -> variables; each teacher starts as its expert.
+      features: (variables, {view: inputs}) -> {name: float32 [B, d]}, in inference mode.
       students: (params, features, drop=None) -> {name: logits [B, C]}.
-      teachers: (params, features, drop=None) -> {name: logits [B, C]}; `drop` = (key, rows [B]) drops inputs by draws
-        of each row.
+      teachers: (params, features, drop=None) -> {name: logits [B, C]}; `drop` = (key, rows [B]) enables dropout, with
+        independent draws per row.
       model: students and teachers in one `Model` of {view: inputs}, in inference mode: outputs {name: logits of the
         student, "<name>-teacher": logits of the teacher}.
     """
@@ -66,16 +64,15 @@ def experts(parts: Mapping[str, Expert], *, vectorize: bool = False) -> Experts:
 
     Args:
       parts: {name: Expert}.
-      vectorize: apply all backbones at once, under vmap; they have to be alike in all shapes and look at one view. A
-        vmapped convolution is a grouped one, which CPUs do an order of magnitude slower: the default runs them one by
-        one.
+      vectorize: apply all backbones at once under vmap; they must have equal shapes and share one view. A vmapped
+        convolution is a grouped one, which is ten times slower on CPU, so the default applies them one by one.
 
     Raises:
-      ValueError: `vectorize` with experts of several views.
+      ValueError: `vectorize` with several views.
     """
     names = tuple(parts)
     if vectorize and len({part.view for part in parts.values()}) > 1:
-        raise ValueError("experts that look at several views cannot be vectorized")
+        raise ValueError("experts with several views cannot be vectorized")
 
     def features(variables: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
         if not vectorize:
@@ -90,47 +87,49 @@ def experts(parts: Mapping[str, Expert], *, vectorize: bool = False) -> Experts:
 
         return dict(zip(names, jax.vmap(one)(stacked), strict=True))
 
-    def students(params: PyTree, found: Mapping[str, Array], drop=None) -> dict[str, Array]:
+    def students(params: PyTree, pooled: Mapping[str, Array], drop=None) -> dict[str, Array]:
         return {
-            name: _linear(student_head(params, name), _dropped(found[name], parts[name].dropout, drop, 2 * i))
+            name: _linear(student_head(params, name), _dropped(pooled[name], parts[name].dropout, drop, 2 * i))
             for i, name in enumerate(names)
         }
 
-    def teachers(params: PyTree, found: Mapping[str, Array], drop=None) -> dict[str, Array]:
-        joined = jnp.concatenate([found[name] for name in names], -1)
+    def teachers(params: PyTree, pooled: Mapping[str, Array], drop=None) -> dict[str, Array]:
+        joined = jnp.concatenate([pooled[name] for name in names], -1)
         return {
             name: _linear(params["teachers"][name], _dropped(joined, parts[name].dropout, drop, 2 * i + 1))
             for i, name in enumerate(names)
         }
 
     def init(key: Array, inputs: Mapping[str, Array]) -> PyTree:
-        made = {
+        trained = {
             name: parts[name].model.init(jax.random.fold_in(key, i), inputs[parts[name].view])
             for i, name in enumerate(names)
         }
-        return from_experts(made)
+        return from_experts(trained)
 
     def apply(variables, inputs, *, train=False, key=None, axis_name=None, with_features=False):
         del key, axis_name
         if train:
-            raise ValueError("experts are trained through `must.objectives.joint`, in which they run in inference mode")
-        found = features(variables, inputs)
-        outputs = students(variables["params"], found)
-        outputs |= {TEACHER.format(name): logits for name, logits in teachers(variables["params"], found).items()}
+            raise ValueError(
+                "experts cannot be applied with train=True; `must.objectives.joint` trains them in inference mode"
+            )
+        pooled = features(variables, inputs)
+        outputs = students(variables["params"], pooled)
+        outputs |= {TEACHER.format(name): logits for name, logits in teachers(variables["params"], pooled).items()}
         state = {kind: value for kind, value in variables.items() if kind != "params"}
-        return (outputs, state, found) if with_features else (outputs, state)
+        return (outputs, state, pooled) if with_features else (outputs, state)
 
     return Experts(names, init, features, students, teachers, Model(init, apply))
 
 
 def from_experts(trained: Mapping[str, PyTree], random: Array | None = None) -> PyTree:
-    """Joint variables of experts that were trained alone.
+    """Joint variables of separately trained experts.
 
     Teacher i starts as expert i: V_i in block i of W_i, 0 elsewhere, c_i = b_i.
 
     Args:
-      trained: {name: variables of its network}, in the order of the concatenation.
-      random: key; teachers start from small random numbers instead.
+      trained: {name: variables of its network}, in the order of concatenation.
+      random: key; if set, teachers start from small random numbers instead.
     """
     heads = {name: variables["params"][f"heads_{name}"]["logits"] for name, variables in trained.items()}
     widths = {name: head["kernel"].shape[0] for name, head in heads.items()}
@@ -152,7 +151,7 @@ def from_experts(trained: Mapping[str, PyTree], random: Array | None = None) -> 
 
 
 def expert_variables(variables: PyTree, name: str) -> PyTree:
-    """The variables of one student alone: those of the network of its set, without any teacher."""
+    """The variables of one student's network, without teachers."""
     own = {kind: value[name] for kind, value in variables.items() if kind != "params" and name in value}
     return {"params": variables["params"]["experts"][name], **own}
 
@@ -163,10 +162,7 @@ def student_head(params: PyTree, name: str) -> PyTree:
 
 
 def cached(name: str, width: int, classes: int, dropout: float = 0.0) -> Expert:
-    """An expert whose backbone is not run: its view holds features [B, width] that were computed before.
-
-    The joint stage over such experts trains the linear layers alone, in seconds.
-    """
+    """An expert on precomputed features [B, width] in place of its view, to train only linear layers."""
 
     def init(key, inputs):
         del key, inputs
@@ -176,16 +172,16 @@ def cached(name: str, width: int, classes: int, dropout: float = 0.0) -> Expert:
 
     def apply(variables, inputs, *, train=False, key=None, axis_name=None, with_features=False):
         del train, key, axis_name
-        found = Features({}, inputs)
+        features = Features({}, inputs)
         outputs = {name: _linear(variables["params"][f"heads_{name}"]["logits"], inputs)}
-        return (outputs, {}, found) if with_features else (outputs, {})
+        return (outputs, {}, features) if with_features else (outputs, {})
 
     return Expert(Model(init, apply), classes, name, dropout)
 
 
 def _pooled(model: Model, variables: PyTree, inputs: Array) -> Array:
-    _, _, found = model.apply(variables, inputs, train=False, key=None, with_features=True)
-    return found.pooled
+    _, _, features = model.apply(variables, inputs, train=False, key=None, with_features=True)
+    return features.pooled
 
 
 def _without_head(variables: PyTree) -> PyTree:
@@ -198,9 +194,9 @@ def _linear(head: PyTree, x: Array) -> Array:
 
 
 def _dropped(x: Array, rate: float, drop: tuple[Array, Array] | None, number: int) -> Array:
-    """x [B, d] with entries dropped by draws of each row's own; `drop` = (key, rows int32 [B]), None drops nothing.
+    """Dropout on x [B, d] with independent draws per row; `drop` = (key, rows int32 [B]), or None for no dropout.
 
-    Rows are places in the global batch, so that one device draws what many draw.
+    Rows are positions in the global batch, so that draws do not depend on the number of devices.
     """
     if drop is None or not rate:
         return x

@@ -9,7 +9,7 @@ from must.core.types import Array, Features
 
 
 def enlarge(x: Array, factor: int, size: tuple[int, int]) -> Array:
-    """Nearest-neighbor enlargement, cut to `size`: [B, h, w, C] -> [B, *size, C]; size <= (h, w) * factor."""
+    """Nearest-neighbor upsampling, cropped to `size`: [B, h, w, C] -> [B, *size, C]; size <= (h, w) * factor."""
     for axis in (1, 2):
         if factor > 1:
             x = jnp.repeat(x, factor, axis)
@@ -17,15 +17,15 @@ def enlarge(x: Array, factor: int, size: tuple[int, int]) -> Array:
 
 
 class FPN(nn.Module):
-    """Backbone levels -> levels of equal width, each informed by all coarser ones.
+    """Feature pyramid with a top-down path; all levels have equal width.
 
-    Take only strides at which the map stays at least 4x4: 3x3 convolutions on smaller ones are slow on CPU and see
-    little but their padding. (8, 16, 32, 64, 128) wants 512 px; (4, 8, 16) fits 64 px.
+    Use only strides at which maps are at least 4x4: 3x3 convolutions on smaller ones are slow on CPU and mostly see
+    padding. (8, 16, 32, 64, 128) needs 512 px; (4, 8, 16) fits 64 px.
 
     Attributes:
       channels: of every level.
-      strides: levels to return, each twice the one before; those that the backbone lacks must be coarser than all of
-        its own, and come from the next finer level by 3x3 convolutions of stride 2.
+      strides: levels to return, each twice the one before; levels coarser than the backbone's are computed from the
+        next finer level by 3x3 convolutions of stride 2.
       dtype: of the computation; parameters stay float32.
     """
 
@@ -39,7 +39,7 @@ class FPN(nn.Module):
         shared = [s for s in self.strides if s in features.pyramid]
         steps = zip(self.strides, self.strides[1:], strict=False)
         if shared != list(self.strides[: len(shared)]) or not shared or any(b != 2 * a for a, b in steps):
-            raise ValueError(f"pyramid of strides {self.strides} from a backbone of strides {tuple(features.pyramid)}")
+            raise ValueError(f"strides {self.strides} do not fit a backbone of strides {tuple(features.pyramid)}")
         top, merged = None, {}
         for stride in reversed(shared):
             lateral = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name=f"lateral{stride}")(

@@ -1,9 +1,10 @@
-"""The layers between features and outputs; a task picks one of them in `Task.head`.
+"""Heads, the layers from features to outputs; a task selects one in `Task.head`.
 
-Every head is called as head(features, train=..., image_size=(height, width)); the image size in pixels is static.
+Heads are called as head(features, train=..., image_size=(height, width)), with a static image size in pixels.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ class ClassHead(nn.Module):
 
     Attributes:
       classes: C.
-      dropout: rate on the pooled features while training, drawn per global row: one device draws what many draw.
+      dropout: rate on the pooled features in training, drawn per row of the global batch.
       axis_name: devices that share the batch.
     """
 
@@ -36,10 +37,8 @@ class ClassHead(nn.Module):
         if train and self.dropout:
             key = self.make_rng("dropout")
             rows = global_row_index(len(x), self.axis_name)
-            keep = jax.vmap(
-                lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - self.dropout, x.shape[1:])
-            )
-            x = x * keep(rows) / (1 - self.dropout)
+            keep = partial(jax.random.bernoulli, p=1 - self.dropout, shape=x.shape[1:])
+            x = x * jax.vmap(lambda row: keep(jax.random.fold_in(key, row)))(rows) / (1 - self.dropout)
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="logits")(x)
 
 
@@ -53,17 +52,15 @@ def depth_to_space(x: Array, factor: int) -> Array:
 
 
 def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:
-    """All levels brought to one stride and summed: coarser ones repeated, finer ones averaged.
+    """Sums all levels at one stride, with coarser ones repeated and finer ones averaged; returns sum and stride.
 
     Raises:
-      ValueError: levels of unequal width (a neck makes them equal).
+      ValueError: levels of unequal width.
     """
     if len({level.shape[-1] for level in pyramid.values()}) > 1:
-        raise ValueError("a pixel head sums the levels of a pyramid: they need equal channels")
+        raise ValueError("a dense head needs pyramid levels with equal channels; add a neck")
     total, above = None, stride
-    for level_stride in sorted(
-        pyramid, reverse=True
-    ):  # from coarse to fine, so that one enlargement serves all above it
+    for level_stride in sorted(pyramid, reverse=True):  # coarse to fine, so that partial sums are enlarged together
         level = pyramid[level_stride]
         if level_stride < stride:
             ratio = stride // level_stride
@@ -76,14 +73,14 @@ def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:
 
 
 class DenseHead(nn.Module):
-    """MuST's pixel head (Ghiasi et al. 2021, section 3.2): levels summed, 3x3 convolutions, a linear layer.
+    """MuST's dense head (Ghiasi et al. 2021, section 3.2): sum of levels, 3x3 convolutions, a linear layer.
 
     Attributes:
       channels_out: C.
-      stride: at which the convolutions run.
+      stride: of the convolutions' maps.
       width: channels of the convolutions.
       depth: number of convolutions.
-      shuffle: r; the linear layer predicts r x r sub-pixels, so that the output has stride `stride` / r.
+      shuffle: r; the linear layer predicts r x r sub-pixels, for an output of stride `stride` / r.
       norm: "batch", "group" or "none" after every convolution.
       axis_name: see `must.models.resnet.Norm`.
       dtype: of the computation; parameters stay float32.
@@ -101,9 +98,9 @@ class DenseHead(nn.Module):
     @nn.compact
     def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> Array:
         """-> float32 [B, ceil(height * r / stride), ceil(width * r / stride), C]."""
-        x, found = sum_levels(features.pyramid, self.stride)
+        x, level_stride = sum_levels(features.pyramid, self.stride)
         size = tuple(math.ceil(n / self.stride) for n in image_size)
-        x = enlarge(x, found // self.stride, size).astype(self.dtype)
+        x = enlarge(x, level_stride // self.stride, size).astype(self.dtype)
         for i in range(self.depth):
             x = nn.Conv(
                 self.width,
@@ -122,14 +119,14 @@ class DenseHead(nn.Module):
 
 
 class DetectionHead(nn.Module):
-    """One-stage, anchor-free detection (FCOS, Tian et al. 2019): two towers whose weights all levels share.
+    """One-stage anchor-free detection (FCOS, Tian et al. 2019): two towers with weights shared by all levels.
 
     Attributes:
       classes: C.
       width: channels of the towers.
       depth: 3x3 convolutions per tower.
-      prior: initial probability of "an object here", as in RetinaNet.
-      norm: "group" or "none"; batch statistics of different levels do not mix.
+      prior: initial objectness, as in RetinaNet.
+      norm: "group" or "none"; batch statistics would mix the levels.
       dtype: of the computation; parameters stay float32.
     """
 
@@ -142,7 +139,7 @@ class DetectionHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> dict[str, Array]:
-        """Levels concatenated from fine to coarse, row-major in each; a level has ceil(size / stride) rows and columns.
+        """Outputs at L points: levels from fine to coarse, each row-major with ceil(size / stride) rows and columns.
 
         Returns:
           quality: float32 [B, L], logits.
@@ -154,7 +151,7 @@ class DetectionHead(nn.Module):
         small = nn.initializers.normal(0.01)
         quality_bias = nn.initializers.constant(-math.log((1 - self.prior) / self.prior))
         predict_class = nn.Conv(self.classes, (3, 3), padding=1, kernel_init=small, dtype=self.dtype, name="class")
-        # One convolution for the box and its quality: 4 + 1 channels.
+        # One convolution for box and quality: 4 + 1 channels.
         predict_box = nn.Conv(5, (3, 3), padding=1, kernel_init=small, dtype=self.dtype, name="box")
         parts = {"quality": [], "class": [], "distances": []}
         for stride, level in sorted(features.pyramid.items()):
@@ -166,7 +163,7 @@ class DetectionHead(nn.Module):
             batch = level.shape[0]
             parts["class"].append(logits.reshape(batch, -1, self.classes))
             parts["quality"].append(box[..., 4].reshape(batch, -1) + offset)
-            # softplus(2) = 2.1 strides: the middle of the range of sizes that a level answers for.
+            # softplus(2) = 2.1 strides, the middle of the level's range of object sizes.
             parts["distances"].append(stride * nn.softplus(scale * (box[..., :4].reshape(batch, -1, 4) + 2.0)))
         return {name: jnp.concatenate(levels, 1) for name, levels in parts.items()}
 

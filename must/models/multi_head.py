@@ -1,4 +1,4 @@
-"""One backbone, one neck, one head per task, sealed as a `Model`; outside this room nobody sees flax."""
+"""One backbone, one neck, one head per task as a `Model`, which hides flax from the rest of the package."""
 
 import math
 
@@ -10,7 +10,7 @@ from jax.extend.random import define_prng_impl
 
 from must.core.types import Array, Features, Model, PyTree
 
-MEAN = (123.675, 116.28, 103.53)  # of ImageNet, RGB, 0..255
+MEAN = (123.675, 116.28, 103.53)  # ImageNet statistics, RGB, 0..255
 STD = (58.395, 57.12, 57.375)
 
 
@@ -28,7 +28,7 @@ class MultiHead(nn.Module):
     heads: dict[str, nn.Module]
 
     def __call__(self, inputs: Array, *, train: bool) -> tuple[dict[str, Array], Features]:
-        """uint8 [B, H, W, 3] or [B, T, H, W, 3] -> outputs of every head, and the features that they read."""
+        """uint8 [B, H, W, 3] or [B, T, H, W, 3] -> outputs of every head, and the features after the neck."""
         image = (inputs.astype(jnp.float32) - jnp.array(MEAN)) / jnp.array(STD)
         features = self.backbone(image, train=train)
         if self.neck is not None:
@@ -41,16 +41,15 @@ class MultiHead(nn.Module):
 
 
 def multi_head(backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.Module]) -> Model:
-    """Joins the parts into two pure functions; see `must.core.types.Model`.
+    """Combines the parts into a `must.core.types.Model`.
 
-    `apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False)` returns (outputs, model_state);
-    with features: (outputs, model_state, `Features` as the heads read them). `key` feeds dropout. Without `train`
-    model_state comes back as it was given.
+    `apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False)` returns (outputs, model_state),
+    or (outputs, model_state, `Features` after the neck). `key` seeds dropout; model_state changes only if `train`.
     """
 
     def module(axis_name: str | None) -> MultiHead:
-        parts = (_synchronised(part, axis_name) for part in (backbone, neck))
-        return MultiHead(*parts, {task: _synchronised(head, axis_name) for task, head in heads.items()})
+        parts = (_synchronized(part, axis_name) for part in (backbone, neck))
+        return MultiHead(*parts, {task: _synchronized(head, axis_name) for task, head in heads.items()})
 
     @jax.jit
     def init(key: Array, inputs: Array) -> PyTree:
@@ -68,8 +67,8 @@ def multi_head(backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.
     return Model(init, apply)
 
 
-def _synchronised(part: nn.Module | None, axis_name: str | None) -> nn.Module | None:
-    """The same module with its batch statistics taken over `axis_name`, if it has any."""
+def _synchronized(part: nn.Module | None, axis_name: str | None) -> nn.Module | None:
+    """The module with batch statistics synchronized over `axis_name`, if it has any."""
     return part.clone(axis_name=axis_name) if hasattr(part, "axis_name") else part
 
 
@@ -78,13 +77,13 @@ def parameter_count(params: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-# Every parameter draws from a key of its own, and XLA compiles the generator anew for each. The one below is good
-# enough for initial weights and compiles faster than JAX's: 2.4 s of processor time for a ResNet-10 with three heads,
-# where unsafe_rbg takes 4.0 and threefry 10.6 (tests/benchmarks/init_compile.py).
+# XLA compiles the random generator separately for every parameter. The one below is good enough for initial weights and
+# compiles faster than JAX's: 2.4 s of processor time for a ResNet-10 with three heads, compared to 4.0 s for unsafe_rbg
+# and 10.6 s for threefry (tests/benchmarks/init_compile.py).
 
 
 def _mix(x: Array) -> Array:
-    """A bijection of uint32 in which every input bit moves every output bit (Wellons, "lowbias32")."""
+    """A bijection of uint32 in which every input bit affects every output bit (Wellons, "lowbias32")."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
@@ -114,14 +113,13 @@ _HASH = define_prng_impl(
 
 
 def over_clips(model: Model) -> Model:
-    """The same network on K clips of each example at once, for classes of softmax probabilities.
+    """The same network with softmax probabilities averaged over K clips of each example.
 
-    Inputs [B, K, T, H, W, 3] (or a tree of them) give, for every output [B, C], the logarithm of the mean over clips of
-    softmax(logits), which are logits of that mean. Inputs of one clip, [B, T, H, W, 3], pass through. The K clips are
-    one batch of B * K: take a smaller B. `model_state` comes back as it was given.
+    For inputs [B, K, T, H, W, 3] (or a tree of them), every output [B, C] is the logarithm of the mean over clips of
+    softmax(logits). The K clips form one batch of size B * K. Inputs of one clip, [B, T, H, W, 3], pass through.
 
     Raises:
-      ValueError: K clips while training or `with_features`; an output that is not [B, C].
+      ValueError: several clips with `train` or `with_features`, unequal numbers of clips, an output that is not [B, C].
     """
 
     def init(key: Array, inputs: PyTree) -> PyTree:
@@ -133,16 +131,12 @@ def over_clips(model: Model) -> Model:
             options = {**options, "with_features": True} if with_features else options
             return model.apply(variables, inputs, train=train, **options)
         if train or with_features or len(counts) > 1:
-            raise ValueError(
-                "several clips of each example are for tests without features, equally many of every input"
-            )
+            raise ValueError("several clips need train=False, with_features=False and equally many clips per input")
         clips = counts.pop()
 
         def mean(logits: Array) -> Array:
             if logits.ndim != 2:
-                raise ValueError(
-                    f"an output of shape {logits.shape} is not [B, C]: the mean over clips is one of classes"
-                )
+                raise ValueError(f"an output of shape {logits.shape} is not [B, C], as averaging over clips requires")
             logits = jax.nn.log_softmax(logits).reshape(-1, clips, logits.shape[-1])
             return jax.nn.logsumexp(logits, 1) - math.log(clips)
 

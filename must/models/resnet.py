@@ -1,6 +1,6 @@
-"""Residual networks (He et al. 2016) of any depth and width, with the normalization layer that the other models share.
+"""Residual networks (He et al. 2016) and the normalization layer of all models.
 
-Paddings are explicit and symmetric, as in torchvision, so that released weights mean the same here.
+Padding is explicit and symmetric as in torchvision, so that its released weights can be used.
 """
 
 from collections.abc import Callable
@@ -20,22 +20,21 @@ BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-BOTTLENECK_FROM = 50  # this depth and deeper use three-layer blocks, four times as wide at their ends
+BOTTLENECK_FROM = 50  # smallest depth with bottleneck blocks
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Norm(nn.Module):
-    """Batch normalization (Ioffe and Szegedy 2015) or group normalization (Wu and He 2018) behind one call.
+    """Batch normalization (Ioffe and Szegedy 2015), group normalization (Wu and He 2018), or none.
 
-    Both end in one multiplication and one addition per element, with factors from the first two moments; on CPU that
-    takes about half the time of flax's layers.
+    One multiplication and one addition per element; about twice as fast on CPU as flax's layers.
 
     Attributes:
-      kind: "batch"; "group": up to 32 groups, as many as divide the channels; or "none".
-      axis_name: devices over which batch statistics are averaged while training.
+      kind: "batch"; "group", with the largest number of groups up to 32 that divides the channels; or "none".
+      axis_name: devices over which batch statistics are averaged in training.
       momentum: of the running batch statistics.
-      zero: start with scale 0, so that a residual branch starts as nothing.
+      zero: initialize the scale with 0, so that a residual branch starts at 0.
       dtype: of the output; moments are float32.
     """
 
@@ -47,11 +46,11 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """[B, ..., C] -> [B, ..., C]; while training, "batch" writes the collection "batch_stats"."""
+        """[B, ..., C] -> [B, ..., C]; in training, "batch" updates the collection "batch_stats"."""
         if self.kind == "none":
             return x
         if self.kind not in ("batch", "group"):
-            raise ValueError(f"norm {self.kind!r}: 'batch', 'group' or 'none'")
+            raise ValueError(f"norm {self.kind!r}: expected 'batch', 'group' or 'none'")
         x = x.astype(jnp.float32)
         mean, var = self._batch(x, train) if self.kind == "batch" else _group(x)
         scale = self.param("scale", nn.initializers.zeros if self.zero else nn.initializers.ones, x.shape[-1:])
@@ -61,7 +60,7 @@ class Norm(nn.Module):
         )
 
     def _batch(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Mean and variance [C], of this batch or the running ones."""
+        """Mean and variance [C], of the batch if `train`, else the running ones."""
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
         running_var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:])
         if not train:
@@ -93,16 +92,16 @@ def _group(x: Array) -> tuple[Array, Array]:
 
 
 def max_pool(x: Array) -> Array:
-    """3x3 maximum at stride 2 with -inf around the map: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+    """3x3 max pooling with stride 2 and padding 1: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
 
-    Maxima of slices: on CPU the gradient of a windowed reduction is several times slower.
+    Uses maxima of slices, since the gradient of a windowed reduction is several times slower on CPU.
     """
     for axis in (1, 2):
         out = -(-x.shape[axis] // 2)
         padding = [(0, 0)] * x.ndim
         padding[axis] = (1, 2 * out - x.shape[axis])
         padded = jnp.pad(x, padding, constant_values=-jnp.inf)
-        # Pairs (2i - 1, 2i) of the map; the window's third element is the first one of the next pair.
+        # Pairs (2i - 1, 2i) of the map; the window's third element is the first of the next pair.
         pairs = padded[(slice(None),) * axis + (slice(0, 2 * out),)]
         pairs = pairs.reshape(*x.shape[:axis], out, 2, *x.shape[axis + 1 :])
         last = padded[(slice(None),) * axis + (slice(2, 2 * out + 1, 2),)]
@@ -114,13 +113,13 @@ class Block(nn.Module):
     """One residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with the stride in the 3x3.
 
     Attributes:
-      width: channels inside; at the end `width`, or 4 * `width` for a bottleneck.
+      width: inner channels; the output has `width`, or 4 * `width` for a bottleneck.
       stride: of the block.
       bottleneck: three layers instead of two.
       norm: kind of normalization, see `Norm`.
       momentum, axis_name: see `Norm`.
       dtype: of the computation; parameters stay float32.
-      reads: [B, H, W, C] -> [B, H, W, C], what the branch sees of the block's input; without it the input itself.
+      reads: [B, H, W, C] -> [B, H, W, C], applied to the input of the residual branch; None for the identity.
     """
 
     width: int
@@ -170,18 +169,18 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Image -> pyramid.
 
-    The stages sit at strides 4, 8, 16, 32 with stem "imagenet" (7x7 stride 2, then 3x3 max pool) and at 2, 4, 8, 16
-    with stem "small" (3x3 stride 2). For pictures of 64 px take "small": 3x3 convolutions on maps of 2x2 pixels are
-    slow, on CPU by two orders of magnitude, and see little but their padding.
+    Stages have strides 4, 8, 16, 32 with stem "imagenet" (7x7 stride 2, then 3x3 max pooling) and 2, 4, 8, 16 with stem
+    "small" (3x3 stride 2). Use "small" for pictures of 64 px: 3x3 convolutions on maps of 2x2 pixels are two orders of
+    magnitude slower on CPU and mostly see padding.
 
     Attributes:
-      depth: 10, 18, 34 (two layers a block), 50, 101, 152 (bottlenecks, stride in the 3x3).
-      width: channels of the first stage (inside its blocks); every stage doubles them.
+      depth: 10, 18, 34 (two layers per block), 50, 101, 152 (bottlenecks, stride in the 3x3).
+      width: inner channels of the first stage; every stage doubles them.
       norm: "batch" or "group".
       stem: "imagenet" or "small".
-      stages: how many of the four stages there are.
+      stages: number of stages, 1 to 4.
       momentum: of the running batch statistics.
-      axis_name: devices over which batch statistics are averaged while training.
+      axis_name: devices over which batch statistics are averaged in training.
       dtype: of the computation; parameters stay float32.
 
     Raises:
@@ -203,12 +202,12 @@ class ResNet(nn.Module):
         super().__post_init__()
 
     def __call__(self, x: Array, *, train: bool) -> Features:
-        """Normalized float [B, H, W, 3] -> a level after every stage; `pooled` is the mean of the last one."""
+        """Normalized float [B, H, W, 3] -> one level per stage; `pooled` is the mean of the last level."""
         return self.of_images(x, train=train)
 
     @nn.compact
     def of_images(self, x: Array, *, train: bool, reads: Callable[[Array], Array] | None = None) -> Features:
-        """The same with `reads` in every block, see `Block`."""
+        """`__call__` with `reads` in every block, see `Block`."""
         kernel = 7 if self.stem == "imagenet" else 3
         x = nn.Conv(
             self.width,

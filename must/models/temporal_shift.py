@@ -1,8 +1,7 @@
-"""The residual network on the frames of a clip, whose blocks look at the frames before and after (TSM, Lin et al.
-2019).
+"""Backbones for clips: temporal shift (TSM, Lin et al. 2019), R(2+1)D (Tran et al. 2018), factorized video transformer.
 
-A part of the channels moves by one frame, so that 2-D convolutions mix time at no multiplication and no parameter. The
-parameters are those of `ResNet` by name and shape: weights of an image network load as they are.
+TSM shifts part of the channels by one frame, so that 2-D convolutions mix time without multiplications or parameters.
+Its parameters equal those of `ResNet` in name and shape, so that weights of an image network can be loaded.
 """
 
 import functools
@@ -16,18 +15,18 @@ from must.models.resnet import BLOCKS, BOTTLENECK_FROM, Norm, ResNet, he_normal
 
 
 def shift(x: Array, frames: int, fold: int = 8, causal: bool = False) -> Array:
-    """Takes the first 1/fold of the channels from the frame after, the next from the one before, zeros at the ends.
+    """Takes 1/fold of the channels from the next frame and 1/fold from the previous one; zeros at the ends.
 
-    A clip of one frame stays as it is: there is no time to mix.
+    Clips of one frame are returned unchanged.
 
     Args:
-      x: [B * frames, H, W, C], the frames of one clip after one another.
+      x: [B * frames, H, W, C], clip by clip.
       frames: T.
-      fold: 8 in the paper; fewer than `fold` channels move one each.
-      causal: the first 1/fold from the frame before and no more, for a stream (the paper's online model).
+      fold: 8 in the paper; at least one channel is shifted each way.
+      causal: only take the first 1/fold from the previous frame, for streams (the paper's online model).
 
     Returns:
-      As x.
+      Same shape as x.
     """
     if frames == 1:
         return x
@@ -40,12 +39,11 @@ def shift(x: Array, frames: int, fold: int = 8, causal: bool = False) -> Array:
 
 
 class TemporalShiftResNet(ResNet):
-    """Clip -> pyramid: `ResNet` on every frame, with a shift at the input of each residual branch.
+    """Clip -> pyramid: `ResNet` on every frame with `shift` at the input of each residual branch.
 
     Attributes:
-      fold: see `shift`; the identity path keeps its frame.
-      causal: see `shift`.
-      The others: see `ResNet`; batch statistics are over clips, frames and space, group statistics of each frame.
+      fold, causal: see `shift`; the identity path is not shifted.
+      The others: see `ResNet`; batch statistics are over clips, frames and space, group statistics per frame.
     """
 
     fold: int = 8
@@ -61,13 +59,12 @@ class TemporalShiftResNet(ResNet):
 
 
 def middle_width(before: int, after: int) -> int:
-    """Channels between a 1x3x3 and a 3x1x1 convolution that together have the parameters of a 3x3x3 one (section
-    3.5)."""
+    """Channels between 1x3x3 and 3x1x1 convolutions that together have as many parameters as 3x3x3 (section 3.5)."""
     return 27 * before * after // (9 * before + 3 * after)
 
 
 class SpatialConv(nn.Module):
-    """1 x k x k convolution at stride 1 x s x s: [B, T, H, W, C] -> [B, T, ceil(H/s), ceil(W/s), channels].
+    """1 x k x k convolution of stride 1 x s x s: [B, T, H, W, C] -> [B, T, ceil(H/s), ceil(W/s), channels].
 
     Attributes:
       channels: of the output.
@@ -93,7 +90,7 @@ class SpatialConv(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """k x 1 x 1 convolution at stride s x 1 x 1: [B, T, H, W, C] -> [B, ceil(T/s), H, W, channels].
+    """k x 1 x 1 convolution of stride s x 1 x 1: [B, T, H, W, C] -> [B, ceil(T/s), H, W, channels].
 
     Attributes: as of `SpatialConv`.
     """
@@ -123,9 +120,9 @@ class TemporalConv(nn.Module):
 
 
 class Block(nn.Module):
-    """One residual block: twice a spatial and a temporal convolution.
+    """One residual block: two pairs of a spatial and a temporal convolution.
 
-    The width in the middle is that of the first pair, for both pairs, as in torchvision.
+    Both pairs use the middle width of the first pair, as in torchvision.
 
     Attributes:
       width: channels of the output.
@@ -151,7 +148,7 @@ class Block(nn.Module):
             y = self._norm(f"norm{i}", zero=i == 2)(y, train=train)
             y = nn.relu(y) if i == 1 else y
         if x.shape != y.shape:
-            # A 1 x 1 x 1 convolution at a stride in time reads every stride-th frame.
+            # A 1 x 1 x 1 convolution with a temporal stride reads every stride-th frame.
             x = SpatialConv(self.width, 1, self.stride, self.dtype, name="conv_skip")(x[:, :: self.stride])
             x = self._norm("norm_skip")(x, train=train)
         return nn.relu(x + y)
@@ -168,7 +165,7 @@ class R2Plus1D(nn.Module):
       width: channels of the first stage; every stage doubles them.
       norm: "batch", over clips, frames and space; or "group", over frames and space of each clip.
       stem: spatial kernel of the first layer: "imagenet" (7x7) or "small" (3x3).
-      stages: how many of the four stages there are; at 48 px the fourth works on maps of 3x3 pixels.
+      stages: number of stages, 1 to 4; at 48 px the fourth has maps of 3x3 pixels.
       momentum, axis_name, dtype: see `must.models.resnet.ResNet`.
 
     Raises:
@@ -185,15 +182,15 @@ class R2Plus1D(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        known = [depth for depth in BLOCKS if depth < BOTTLENECK_FROM]
-        if self.depth not in known or self.stem not in ("imagenet", "small") or not 1 <= self.stages <= 4:
+        depths = [depth for depth in BLOCKS if depth < BOTTLENECK_FROM]
+        if self.depth not in depths or self.stem not in ("imagenet", "small") or not 1 <= self.stages <= 4:
             raise ValueError(f"no R(2+1)D of depth {self.depth}, stem {self.stem!r}, {self.stages} stages")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Features:
         """Normalized float [B, T, H, W, 3] -> {stride: [B, T', h, w, C]}; `pooled` is the mean of the last level."""
-        middle = max(1, 45 * self.width // 64)  # 45 of 64 as published, below the formula's 83
+        middle = max(1, 45 * self.width // 64)  # 45 for width 64 as published, not the formula's 83
         kernel = 7 if self.stem == "imagenet" else 3
         x = SpatialConv(middle, kernel, 2, self.dtype, name="stem_spatial")(x.astype(self.dtype))
         x = nn.relu(self._norm("stem_middle_norm")(x, train=train))
@@ -220,8 +217,7 @@ class R2Plus1D(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a two-layer perceptron, each normalized at its input and added to it (Dosovitskiy et al.
-    2021).
+    """Pre-norm self-attention and a two-layer perceptron, both residual (ViT, Dosovitskiy et al. 2021).
 
     Attributes:
       heads: of the attention.
@@ -248,7 +244,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Learned positions, `depth` layers, a normalization.
+    """Learned position embeddings, `depth` layers, and a final layer normalization.
 
     Attributes:
       depth: number of layers.
@@ -261,7 +257,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[N, tokens, D] -> [N, tokens, D]; as many tokens as at initialization."""
+        """[N, tokens, D] -> [N, tokens, D]; the number of tokens is fixed at initialization."""
         x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:]).astype(self.dtype)
         for i in range(self.depth):
             x = EncoderLayer(self.heads, self.dtype, name=f"layer{i + 1}")(x)
@@ -269,26 +265,26 @@ class Encoder(nn.Module):
 
 
 class VideoTransformer(nn.Module):
-    """Clip -> one level at the stride of the patches.
+    """Clip -> one level at the stride of the patches: a factorized encoder (ViViT, Arnab et al. 2021, model 2).
 
-    Tubelets of `tubelet` frames and patch x patch pixels become tokens; the spatial encoder sees those of one time
-    step, their mean is that step's token, the temporal encoder sees all steps. No dropout. Sizes are ViT's:
+    Tubelets of `tubelet` frames and patch x patch pixels become tokens. The spatial encoder processes the tokens of one
+    time step; their mean is the step's token for the temporal encoder. No dropout. Sizes are ViT's:
 
         tiny: width 192, heads 3, depth 12      small: width 384, heads 6      base: width 768, heads 12
 
-    and a tenth of a tiny one, width 96, heads 3, depth 4, temporal_depth 2, for clips of 48 px.
+    For clips of 48 px, use about a tenth of tiny: width 96, heads 3, depth 4, temporal_depth 2.
 
     Attributes:
       width: D, a multiple of `heads`.
-      depth: layers in space.
-      temporal_depth: layers in time; 4 in the paper.
+      depth: layers of the spatial encoder.
+      temporal_depth: layers of the temporal encoder; 4 in the paper.
       heads: of the attention.
-      patch: side of a patch in pixels; the size of the clip is a multiple.
-      tubelet: frames in a token; the number of frames is a multiple.
+      patch: side of a patch in pixels; must divide height and width of the clip.
+      tubelet: frames per token; must divide the number of frames.
       dtype: of the computation; parameters stay float32.
 
     Raises:
-      ValueError: heads that do not divide the width; a clip that tubelets do not fill.
+      ValueError: heads that do not divide the width; a clip that is not divisible into tubelets.
     """
 
     width: int = 192
@@ -308,12 +304,12 @@ class VideoTransformer(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Features:
         """Normalized float [B, T, H, W, 3] -> {patch: [B, T / tubelet, H / patch, W / patch, D]}.
 
-        The level is what the spatial encoder says of each patch; `pooled` is the mean over time of the temporal one.
+        The level is the output of the spatial encoder, `pooled` the mean over time of the temporal encoder's.
         """
         batch, frames, height, width, channels = x.shape
         if frames % self.tubelet or height % self.patch or width % self.patch:
             raise ValueError(
-                f"a clip of {frames} frames of {height} x {width} pixels does not divide into tubelets "
+                f"a clip of {frames} frames of {height} x {width} pixels is not divisible into tubelets "
                 f"of {self.tubelet} frames and patches of {self.patch} pixels"
             )
         steps, rows, columns = frames // self.tubelet, height // self.patch, width // self.patch

@@ -141,9 +141,9 @@ class CocoJson(FileSource):
         for name in annotated or ():
             if name not in number:
                 raise UserError(f"{self._json}: annotated: {name!r} is not one of the {len(number)} classes")
-        known = set(categories.values() if annotated is None else annotated)
+        annotated_names = set(categories.values() if annotated is None else annotated)
         self._number = {category: number[name] for category, name in categories.items()}
-        self._unknown = tuple(i for i, name in enumerate(self._names) if name not in known)
+        self._unknown = tuple(i for i, name in enumerate(self._names) if name not in annotated_names)
         self._unknown_of = []
         for file, listed in zip(self._file_names, self._listed_unknown, strict=True):
             if not isinstance(listed, list | tuple) or set(listed) - set(self._number):

@@ -168,7 +168,7 @@ class DepthPng(_Paired):
         task: str = "depth",
         name: str = "",
     ):
-        self._meters_per_unit = labels.metres_per_unit(unit)
+        self._meters_per_unit = labels.meters_per_unit(unit)
         self._invalid = tuple(int(value) for value in invalid)
         super().__init__(
             root,

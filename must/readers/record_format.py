@@ -60,7 +60,7 @@ def check_specs(specs: Specs) -> None:
     """Raises UserError for a name with "/", a reserved task name, or an encoding that does not fit type and shape."""
     for task, fields in specs.items():
         if task in (ID, IMAGE, VIDEO) or "/" in task:
-            raise UserError(f"task {task!r}: a record cannot hold a task of this name")
+            raise UserError(f"task {task!r}: a record cannot store a task of this name")
         for name, spec in fields.items():
             varying = spec.shape.count(None)
             fits = {
@@ -70,7 +70,7 @@ def check_specs(specs: Specs) -> None:
                 and (len(spec.shape) == 2 or (spec.shape[2:] in ((1,), (3,)) and spec.dtype != "uint16")),
             }
             if "/" in name or not fits.get(spec.encoding, False):
-                raise UserError(f"task {task}: a record cannot hold field {name!r} as {spec}")
+                raise UserError(f"task {task}: a record cannot store field {name!r} as {spec}")
 
 
 def mismatch(value: Any, spec: ArraySpec) -> str:

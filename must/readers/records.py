@@ -65,17 +65,17 @@ class Records:
         self.provenance = read_provenance(self._directory)
         if (stored_as := self.provenance.get("file_format", "array_record")) != "array_record":
             raise UserError(
-                f"{self._directory}: holds {stored_as} files for tf.data, but only array_record can be read"
+                f"{self._directory}: contains {stored_as} files for tf.data, but only array_record can be read"
             )
         if self.provenance["split"] != split:
-            raise UserError(f"{self._directory}: holds split {self.provenance['split']!r}, not {split!r}")
+            raise UserError(f"{self._directory}: contains split {self.provenance['split']!r}, not {split!r}")
         own, added = self.provenance["tasks"], read_additions(self._directory)
         stored = _united(self._directory, own, added)
         self.provenance |= {"tasks": stored, "added": added}
         selected = tuple(stored if tasks is None else tasks)
         for task in selected:
             if task not in stored:
-                raise UserError(f"{self._directory}: holds no labels of {task!r}, only of {', '.join(stored)}")
+                raise UserError(f"{self._directory}: has no labels of {task!r}, only of {', '.join(stored)}")
         self.specs = {task: _specs(stored[task]["fields"]) for task in selected}
         self.classes = {task: tuple(stored[task]["classes"]) for task in selected if stored[task]["classes"]}
         self.name = self.provenance["name"]
@@ -114,7 +114,7 @@ class Records:
         if data is not None:
             return Example(id, decode_picture(data, f"{self._directory}: {id}"), labels)
         if id not in self._places:
-            raise UserError(f"{self._directory}: record {id} holds no picture, and neither does the source of images")
+            raise UserError(f"{self._directory}: record {id} has no picture, and neither does the source of images")
         return Example(id, self._images[self._places[id]].image, labels)
 
     def labels(self, index: int) -> dict[str, Label]:
@@ -160,7 +160,7 @@ class Records:
 
 
 def read_provenance(directory: str) -> dict[str, Any]:
-    """The content of provenance.json; UserError if the directory holds no complete records."""
+    """The content of provenance.json; UserError if the directory has no complete records."""
     if not os.path.exists(os.path.join(directory, COMMITTED)):
         raise UserError(f"{directory}: no complete records here ({COMMITTED} is missing)")
     path = os.path.join(directory, PROVENANCE)

@@ -216,7 +216,7 @@ class _Depth:
     classes = ()
 
     def __init__(self, unit: str | float):
-        self._meters_per_unit = forms.metres_per_unit(unit)
+        self._meters_per_unit = forms.meters_per_unit(unit)
 
     def read(self, value: Any, size: tuple[int, int], where: str) -> Label:
         array = np.asarray(open_picture(value, where) if isinstance(value, bytes) else value).astype(np.float64)

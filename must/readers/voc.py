@@ -135,8 +135,8 @@ class Voc(FileSource):
         for name in annotated or ():
             if name not in self._number:
                 raise UserError(f"annotated: {name!r} is not one of the {len(self._number)} classes")
-        known = set(self._number if annotated is None else annotated)
-        self._unknown = tuple(i for name, i in self._number.items() if name not in known)
+        annotated_names = set(self._number if annotated is None else annotated)
+        self._unknown = tuple(i for name, i in self._number.items() if name not in annotated_names)
 
     def _find_masks(self, path: Path, pictures: Mapping[str, Any]) -> list[Path | None]:
         """The mask file of each picture, None if missing."""

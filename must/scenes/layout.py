@@ -1,7 +1,4 @@
-"""What is drawn by chance for one scene of `must.scenes.still`: room, bodies, paint, light, decor; and the domains.
-
-One hash of the example's key feeds all draws, so that a scene depends on its key alone.
-"""
+"""Random layout of a scene (room, bodies, paint, light, decor) and the domains; a function of the example's key."""
 
 import hashlib
 import math
@@ -13,21 +10,26 @@ from must.scenes import shading
 from must.scenes.raycast import BOX, CONE, CYLINDER, SPHERE, Room, Solid
 from must.scenes.shading import MATTE, METALLIC, PATTERNED, Decor, Lighting, Paint, linear
 
-HUES = {SPHERE: 0.0, BOX: 0.33, CYLINDER: 0.62, CONE: 0.14}  # centers of ranges that overlap: a cue, not a giveaway
+HUES = {
+    SPHERE: 0.0,
+    BOX: 0.33,
+    CYLINDER: 0.62,
+    CONE: 0.14,
+}  # centers of overlapping ranges, so that hue alone does not determine the shape
 
 
 class Domain(NamedTuple):
-    """What one family of pictures looks like; pairs are ranges.
+    """The appearance of a family of pictures; pairs are ranges.
 
     Attributes:
-      bodies: how many are tried (hidden ones are dropped), inclusive.
+      bodies: number to place, inclusive; hidden ones are dropped.
       strength: of the light.
-      ambient: light from everywhere.
+      ambient: strength of ambient light.
       tint: saturation of the light's color.
       contrast: of the surroundings' textures, 0 to 1.
       color: saturation of the surroundings' color.
       noise: standard deviation, gray levels of 255.
-      open_air: sun, sky and low walls; the sky has no label, no depth and no normal.
+      open_air: sun, sky and low walls; the sky has no label, depth or normal.
     """
 
     bodies: tuple[int, int]
@@ -49,7 +51,7 @@ DOMAINS = {
 
 
 class Scene(NamedTuple):
-    """Everything that is drawn by chance for one picture."""
+    """All random parameters of one picture."""
 
     pitch: float
     room: Room
@@ -60,8 +62,8 @@ class Scene(NamedTuple):
 
 
 def draw_scene(key: str, domain: Domain) -> Scene:
-    """Draws a scene; the first body is the nearest one, that the class is about."""
-    # A hash of the key is the stream: as random as a generator, and 10 times faster to start.
+    """Draws a scene; the first body is the nearest one, which determines the class."""
+    # The random stream is a hash of the key, which is 10 times faster to set up than a generator.
     numbers = np.frombuffer(hashlib.shake_128(key.encode()).digest(1536), np.uint32) * 2.0**-32
     stream = iter(numbers.tolist())
 
@@ -76,13 +78,13 @@ def draw_scene(key: str, domain: Domain) -> Scene:
     light = _draw_light(draw, domain, room)
     decor = _draw_decor(draw, domain)
     solids, paints = [], []
-    wanted = domain.bodies[0] + int(draw(0, domain.bodies[1] - domain.bodies[0] + 1))
-    for _ in range(wanted + 7):  # 7 more tries for places that are taken
+    count = domain.bodies[0] + int(draw(0, domain.bodies[1] - domain.bodies[0] + 1))
+    for _ in range(count + 7):  # 7 more attempts, since some collide
         solid = _draw_solid(draw, solids)
-        if _stands_free(solid, solids, room):
+        if _fits(solid, solids, room):
             solids.append(solid)
             paints.append(_draw_paint(draw, solid.shape))
-        if len(solids) == wanted:
+        if len(solids) == count:
             break
     return Scene(pitch, room, solids, paints, light, decor)
 
@@ -105,8 +107,8 @@ def _draw_solid(draw, placed: list[Solid]) -> Solid:
     return Solid(shape, x, z, half, height, yaw, reach)
 
 
-def _stands_free(solid: Solid, others: list[Solid], room: Room) -> bool:
-    """Inside the room, and no footprint touches another's circle."""
+def _fits(solid: Solid, others: list[Solid], room: Room) -> bool:
+    """Whether the body is inside the room and its bounding circle touches no other."""
     cos, sin = math.cos(room.yaw), math.sin(room.yaw)
     x, z = solid.x * cos + solid.z * sin, solid.z * cos - solid.x * sin
     space = solid.reach + 0.05

@@ -1,7 +1,7 @@
-"""How camera and bodies move through a scene of `must.scenes.layout` during one clip; pictures are made elsewhere.
+"""Motion of camera and bodies in a scene of `must.scenes.layout` during one clip.
 
-The middle of a clip is near the scene as it was drawn, and motion runs through it in one direction or the other, so
-that one frame does not tell which. Time is continuous: the number of frames only says how finely it is sampled.
+The middle of a clip is near the scene as drawn, and motion passes through it in either direction, so that a single
+frame does not reveal the action. Time is continuous; the number of frames only sets the sampling rate.
 """
 
 import hashlib
@@ -13,26 +13,26 @@ import numpy as np
 from must.scenes.layout import Scene
 from must.scenes.raycast import Solid
 
-# In one clip, at pace 1.
-TURN = (0.2, 0.4)  # of the camera, and of a body about the eye, radians; 0.025 is a pixel at 48 pixels
+# Displacements in one clip, at pace 1.
+TURN = (0.2, 0.4)  # of the camera, and of a body about the eye, radians; at 48 px, a pixel is 0.025
 WALK = (0.5, 1.0)  # of the camera, meters
 APPROACH = (0.5, 0.8)  # of a body, meters
 HOP = (0.2, 0.4)  # height, meters
 SHAKE = 0.005  # of the camera, radians
-CLEARANCE = 0.7  # meters about the nearest body that no other may touch, so that no motion ends in a collision
+CLEARANCE = 0.7  # free space around the nearest body, meters, so that no motion ends in a collision
 
 
 class Motion(NamedTuple):
-    """Which way things go during a clip, -1, 0 or 1 each, and how.
+    """Directions of motion in a clip, -1, 0 or 1 each.
 
     Attributes:
-      pan: the camera turns to the right.
+      pan: the camera turns right.
       tilt: the camera turns down.
-      dolly: the camera goes forward.
-      arc: the nearest body goes to the right, on a circle about the eye.
-      retreat: the nearest body goes away.
+      dolly: the camera moves forward.
+      arc: the nearest body moves right, on a circle about the eye.
+      retreat: the nearest body moves away.
       hop: the nearest body hops.
-      returns: all goes back again in the second half.
+      returns: the motion is reversed in the second half.
     """
 
     pan: int = 0
@@ -45,8 +45,7 @@ class Motion(NamedTuple):
 
 
 class Pose(NamedTuple):
-    """Where camera and nearest body are in one frame, against the still scene; radians and meters, `grain` of the
-    noise."""
+    """Displacement of camera and nearest body in one frame, radians and meters; `grain` of the noise."""
 
     pan: float
     tilt: float
@@ -58,13 +57,13 @@ class Pose(NamedTuple):
 
 
 def draw_poses(key: str, motion: Motion, frames: int, pace: float) -> list[Pose]:
-    """Draws speeds and a moment of rest near the middle of the clip, and follows the motion through all frames.
+    """Draws speeds and a time of zero displacement near the middle of the clip; returns the pose in every frame.
 
     Args:
-      key: of the example, on which alone the draws depend.
+      key: of the example, the only seed.
       motion: of the action.
       frames: number of frames.
-      pace: how far things go, as a multiple of the ranges above.
+      pace: factor on the ranges above.
     """
     digest = hashlib.shake_128(f"{key}/motion".encode()).digest(4 * (24 + frames))
     numbers = (np.frombuffer(digest, np.uint32) * 2.0**-32).tolist()
@@ -84,7 +83,7 @@ def draw_poses(key: str, motion: Motion, frames: int, pace: float) -> list[Pose]
     for t, grain in enumerate(grains):
         time = t / (frames - 1)
         run = time - rest
-        if motion.returns:  # twice the pace, so that the way is as long
+        if motion.returns:  # twice the speed, for the same distance
             run = -2 * abs(run)
         out.append(
             Pose(
@@ -101,22 +100,22 @@ def draw_poses(key: str, motion: Motion, frames: int, pace: float) -> list[Pose]
 
 
 def cleared(scene: Scene) -> Scene:
-    """The scene without the bodies that the nearest one could run into, whatever it does in this clip."""
+    """The scene without the bodies that the nearest one could collide with."""
     first = scene.solids[0]
     free = [
         k == 0 or math.hypot(s.x - first.x, s.z - first.z) > s.reach + first.reach + CLEARANCE
         for k, s in enumerate(scene.solids)
     ]
-    solids = [solid for solid, stays in zip(scene.solids, free, strict=True) if stays]
-    paints = [paint for paint, stays in zip(scene.paints, free, strict=True) if stays]
+    solids = [solid for solid, keep in zip(scene.solids, free, strict=True) if keep]
+    paints = [paint for paint, keep in zip(scene.paints, free, strict=True) if keep]
     return scene._replace(solids=solids, paints=paints)
 
 
 def posed(scene: Scene, pose: Pose) -> Scene:
-    """The scene as the camera sees it in one frame: the body moves, then the eye goes forward, then it turns."""
+    """The scene relative to the camera in one frame: the body moves, then the eye moves forward, then it turns."""
     first, *others = scene.solids
-    grown = 1 + pose.retreat / math.hypot(first.x, first.z)
-    x, z = _turned(first.x * grown, first.z * grown, -pose.arc)
+    scale = 1 + pose.retreat / math.hypot(first.x, first.z)
+    x, z = _turned(first.x * scale, first.z * scale, -pose.arc)
     solids = [first._replace(x=x, z=z, lift=pose.lift), *others]
     room, light = scene.room, scene.light
     across, along = pose.dolly * math.sin(room.yaw), pose.dolly * math.cos(room.yaw)
@@ -139,7 +138,7 @@ def posed(scene: Scene, pose: Pose) -> Scene:
 
 
 def _turned(x: float, z: float, angle: float) -> tuple[float, float]:
-    """A place on the floor after the camera has turned to the right by an angle."""
+    """A point on the floor relative to a camera that turned right by an angle."""
     cos, sin = math.cos(angle), math.sin(angle)
     return x * cos - z * sin, z * cos + x * sin
 

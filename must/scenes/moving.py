@@ -1,7 +1,7 @@
-"""`moving_scenes`: clips of the rooms of `must.scenes.still` in which the camera, the nearest body, or both move.
+"""`moving_scenes`: procedural clips in which the camera, the nearest body, or both move.
 
-Example = f(seed, actions, domain, split, index); size and frames only say how finely it is sampled. Four label spaces
-ask different questions about the same motions, for which the order of the frames is needed. Nothing is on disk.
+Example = f(seed, actions, domain, split, index); size and frames only set the sampling. Four label spaces classify the
+same motions in different ways, all of which depend on the order of the frames.
 """
 
 import hashlib
@@ -48,20 +48,15 @@ MOTIONS = {
     },
 }
 ACTIONS = {space: tuple(motions) for space, motions in MOTIONS.items()}
-DOMAIN = {"camera": "indoor", "bodies": "outdoor", "both": "clutter", "turns": "night"}  # unless another is asked for
-PACE = {
-    "camera": 0.85,
-    "bodies": 1.6,
-    "both": 1.6,
-    "turns": 1.0,
-}  # one body is harder to see move than the whole picture
+DOMAIN = {"camera": "indoor", "bodies": "outdoor", "both": "clutter", "turns": "night"}  # defaults
+PACE = {"camera": 0.85, "bodies": 1.6, "both": 1.6, "turns": 1.0}  # motion of one body is harder to see
 
 
 def _swapped(*pairs: tuple[str, str]) -> dict[str, str]:
     return {a: b for one, other in pairs for a, b in ((one, other), (other, one))}
 
 
-# What a clip shows when it is mirrored left to right, or played backwards; classes not named stay what they are.
+# Classes of a clip flipped left to right or played backwards; classes not listed are unchanged.
 MIRRORED = {
     "camera": _swapped(("pan_left", "pan_right")),
     "bodies": _swapped(("left", "right")),
@@ -75,27 +70,27 @@ REVERSED = {
     "turns": _swapped(("left", "right")),
 }
 
-_VERSION = 1  # part of the fingerprint; raise it when the same index shows another clip
+_VERSION = 1  # part of the fingerprint; increment if clips change
 
 
 class MovingScenes:
     """A `Source` of procedural clips, uint8 [T, S, S, 3], each of one action.
 
     Args:
-      count: number of examples; every run of as many examples as there are classes, from index 0, has one of each.
+      count: number of examples; classes are balanced in every block of as many examples as there are classes.
       seed: different seeds, label spaces, domains, splits and indices share no random numbers.
       size: height and width, pixels.
       frames: T.
       actions: one of `ACTIONS`, the label space.
-      domain: one of `DOMAINS`; that of the label space in `DOMAIN` when absent.
+      domain: one of `DOMAINS`; by default, `DOMAIN` of the label space.
       split: any name.
       labels: whether the action is annotated.
       task: key of the label.
-      name: first part of every id; from actions, domain, split and seed when absent.
+      name: first part of every id; by default from actions, domain, split and seed.
       start: index of the first example, so that parts of one split can be annotated differently.
 
     Raises:
-      UserError: an unknown label space or domain, or a count, start, size or number of frames that cannot be.
+      UserError: an unknown label space or domain, or an argument out of range.
     """
 
     def __init__(
@@ -113,13 +108,13 @@ class MovingScenes:
         start: int = 0,
     ):
         if actions not in ACTIONS:
-            raise UserError(f"moving_scenes: actions {actions!r} is none of {', '.join(ACTIONS)}")
+            raise UserError(f"moving_scenes: actions {actions!r} is not one of {', '.join(ACTIONS)}")
         domain = DOMAIN[actions] if domain is None else domain
         if domain not in DOMAINS:
-            raise UserError(f"moving_scenes: domain {domain!r} is none of {', '.join(DOMAINS)}")
+            raise UserError(f"moving_scenes: domain {domain!r} is not one of {', '.join(DOMAINS)}")
         if count < 0 or start < 0 or not 8 <= size <= 512 or not 2 <= frames <= 256:
-            want = "count and start >= 0, size within 8..512, frames within 2..256"
-            raise UserError(f"moving_scenes: count {count}, start {start}, size {size}, frames {frames}: want {want}")
+            values = f"count {count}, start {start}, size {size}, frames {frames}"
+            raise UserError(f"moving_scenes: {values}: need count, start >= 0, size in 8..512, frames in 2..256")
         self.count, self.seed, self.size, self.frames, self.start = count, seed, size, frames, start
         self.actions, self.domain, self.split, self.annotated, self.task = actions, domain, split, bool(labels), task
         self.name = name or f"moving-{actions}-{domain}-{split}-{seed}"
@@ -136,13 +131,13 @@ class MovingScenes:
         return Example(self.ids[index], self.render(index), label)
 
     def action(self, index: int) -> int:
-        """The class, whether it is annotated or not."""
+        """The class, even if it is not annotated."""
         place, count = self._place(index), len(ACTIONS[self.actions])
         shuffled = hashlib.shake_128(self._key(place // count).encode()).digest(count)
         return sorted(range(count), key=shuffled.__getitem__)[place % count]
 
     def scenes(self, index: int) -> list[Scene]:
-        """What each frame shows, as its camera sees it, before anything is cast."""
+        """The scene of each frame, relative to its camera."""
         key = self._key(self._place(index)) + "/clip"
         scene = cleared(draw_scene(key, DOMAINS[self.domain]))
         motion = MOTIONS[self.actions][ACTIONS[self.actions][self.action(index)]]
@@ -165,7 +160,7 @@ class MovingScenes:
 def picture(scene: Scene, size: int) -> np.ndarray:
     """Casts and shades one frame, uint8 [S, S, 3].
 
-    Unlike in `must.scenes.still`, bodies that are mostly hidden stay: they would come and go from frame to frame.
+    Unlike `must.scenes.still.render`, keeps mostly hidden bodies, which would otherwise appear and vanish in a clip.
     """
     rays = raycast.make_rays(size, scene.pitch)
     background = raycast.cast_room(scene.room, rays)

@@ -1,7 +1,7 @@
-"""Exact ray casting of a room with solids standing on its floor: the geometry behind `must.scenes.still`.
+"""Exact analytic ray casting of a room with solids on its floor.
 
-Level frame: origin at the eye, x right, y down, z forward along the floor; meters. A ray is scaled so that its
-parameter is the depth along the optical axis of the camera, which is pitched below the horizon. All is analytic.
+Level frame: origin at the eye, x right, y down, z forward along the floor; meters. Rays are scaled so that their
+parameter is the depth along the optical axis of the camera, which is pitched below the horizon.
 """
 
 import functools
@@ -16,7 +16,7 @@ CURVED, SIDE_X, SIDE_Z, TOP = range(4)  # faces of a body
 
 
 class Solid(NamedTuple):
-    """A body on the floor, meters: `half` extents before the turn by `yaw`, radians; a round body's are its radius."""
+    """A body on the floor, meters: `half` extents before rotation by `yaw`, radians; for round bodies, the radius."""
 
     shape: int
     x: float
@@ -24,12 +24,12 @@ class Solid(NamedTuple):
     half: tuple[float, float]
     height: float
     yaw: float
-    reach: float  # radius of the circle on the floor that holds the body
-    lift: float = 0.0  # of its foot above the floor
+    reach: float  # radius of the bounding circle on the floor
+    lift: float = 0.0  # height of its base above the floor
 
 
 def _quadric(solid: Solid, floor: float) -> tuple[float, float, float]:
-    """(s, y of the center, R) of the surface x^2 + z^2 + s y^2 = R about the center; a box has only a center."""
+    """(s, y of the center, R) of the surface x^2 + z^2 + s y^2 = R about the center; boxes use only the center."""
     radius, floor = solid.half[0], floor - solid.lift
     if solid.shape == SPHERE:
         return 1.0, floor - radius, radius**2
@@ -39,9 +39,9 @@ def _quadric(solid: Solid, floor: float) -> tuple[float, float, float]:
 
 
 def cast(solids, counts, floor, directions):
-    """Whether the ray of each candidate pixel meets its body, at which depth and face; [M] each.
+    """Whether each candidate pixel's ray hits its body, at which depth and face; [M] each.
 
-    Round bodies come first; `counts` says how many candidates belong to each body.
+    Round bodies come first; `counts` is the number of candidate pixels per body.
     """
     rounds = sum(solid.shape != BOX for solid in solids)
     middle, count = sum(counts[:rounds]), directions.shape[1]
@@ -60,12 +60,12 @@ def cast(solids, counts, floor, directions):
 
 
 def _cast_round(solids, counts, floor, directions):
-    """Hit and depth of spheres, cylinders' sides and cones: the near root of one quadratic, between two heights."""
+    """Hit and depth of spheres, cylinder sides and cones: the near root of a quadratic, between two heights."""
     table = []
     for solid in solids:
         s, y, radius2 = _quadric(solid, floor)
         rest = solid.x**2 + solid.z**2 + s * y**2 - radius2
-        # A sphere is cut by no height; one meter of room keeps its poles safe from rounding.
+        # Spheres need no height limits; a margin of one meter protects their poles from rounding.
         foot, spare = floor - solid.lift, solid.shape == SPHERE
         table.append((solid.x, s * y, solid.z, s, rest, foot - solid.height - spare, foot + spare))
     cx, sy, cz, s, c, top, bottom = np.repeat(np.array(table, np.float32).T, counts, axis=1)
@@ -79,7 +79,7 @@ def _cast_round(solids, counts, floor, directions):
 
 
 def _cast_lid(solid, floor, directions, hit, depth, face) -> None:
-    """Adds a cylinder's lid, seen from above, in place."""
+    """Adds the top of a cylinder below the eye, in place."""
     x, y, z = directions
     lid = (floor - solid.lift - solid.height) / np.maximum(y, 1e-6)
     across, along = lid * x - solid.x, lid * z - solid.z
@@ -99,7 +99,7 @@ def _cast_box(solids, counts, floor, directions):
         table.append((cos, sin, u - a, u + a, w - b, w + b, foot - solid.height, foot))
     cos, sin, u0, u1, w0, w1, top, foot = np.repeat(np.array(table, np.float32).T, counts, axis=1)
     x, y, z = directions
-    tiny = np.float32(1e-20)  # a ray parallel to a slab is as good as one that meets it at the end of the world
+    tiny = np.float32(1e-20)  # avoids division by zero for rays parallel to a slab
     u, v, w = 1 / (x * cos + z * sin + tiny), 1 / (y + tiny), 1 / (z * cos - x * sin + tiny)
     u0, u1, w0, w1, top, bottom = u0 * u, u1 * u, w0 * w, w1 * w, top * v, foot * v
     near_x, near_y = np.minimum(u0, u1), np.minimum(top, bottom)
@@ -116,7 +116,7 @@ def surface_normals(solids, counts, floor, point, face):
         s, y, _ = _quadric(solid, floor)
         centers.append((solid.x, y, solid.z, s))
         cos, sin = math.cos(solid.yaw), math.sin(solid.yaw)
-        u = -math.copysign(1, cos * solid.x + sin * solid.z)  # the sides that face the eye
+        u = -math.copysign(1, cos * solid.x + sin * solid.z)  # sides that face the eye
         w = -math.copysign(1, cos * solid.z - sin * solid.x)
         flat += [(0, 0, 0), (u * cos, 0, u * sin), (-w * sin, 0, w * cos), (0, -1, 0)]  # in the order of the faces
     table = np.repeat(np.array(centers, np.float32).T, counts, axis=1)
@@ -132,9 +132,9 @@ def surface_normals(solids, counts, floor, point, face):
     return normal
 
 
-HALF_VIEW = 0.6  # tangent of half the field of view: one focal length for all pictures
+HALF_VIEW = 0.6  # tangent of half the field of view, for all pictures
 FLOOR, CEILING, BACK, LEFT, RIGHT, SKY = range(6)
-DEPTH_RANGE = 60.0  # meters; anything beyond counts as sky
+DEPTH_RANGE = 60.0  # meters; anything beyond is sky
 
 
 class Rays(NamedTuple):
@@ -147,9 +147,9 @@ class Rays(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Distances of the planes from the eye, meters; turned by `yaw`, radians; `wall_top` is y where the walls end.
+    """Distances of the planes from the eye, meters, rotated by `yaw`, radians; `wall_top` is y of the walls' top.
 
-    `shift` is where the eye stands along the room's own x and z, so that textures stay where they are when it moves.
+    `shift` is the eye's position along the room's x and z axes, so that textures stay in place when the eye moves.
     """
 
     floor: float
@@ -163,7 +163,7 @@ class Room(NamedTuple):
 
 
 class Background(NamedTuple):
-    """The empty room, [S, S] each: which plane, its depth, and the point hit in the room's own axes, meters."""
+    """The empty room, [S, S] each: visible plane, its depth, and the point in the room's axes, meters."""
 
     plane: np.ndarray
     depth: np.ndarray
@@ -173,7 +173,7 @@ class Background(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """Visible pixels of all bodies, one body after the other, front to back: N pixels of K bodies.
+    """Visible pixels of all bodies, body by body, front to back: N pixels of K bodies.
 
     Attributes:
       pixel: [N], row * S + column.
@@ -181,8 +181,8 @@ class Hits(NamedTuple):
       point: [3, N], level frame, meters.
       normal: [3, N], unit, level frame, outward.
       counts: [K], pixels of each body.
-      kept: [K], position of each in the list that was cast.
-      boxes: float32 [K, 4], tight hulls of their visible pixels, x0 y0 x1 y1, pixels.
+      kept: [K], index of each body in the input list.
+      boxes: float32 [K, 4], bounding boxes of their visible pixels, x0 y0 x1 y1, pixels.
     """
 
     pixel: np.ndarray
@@ -203,7 +203,7 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def make_rays(size: int, pitch: float) -> Rays:
-    """Rays through the centers of size x size pixels of a camera that looks `pitch` radians below the horizon."""
+    """Rays through the centers of size x size pixels for a camera pitched `pitch` radians below the horizon."""
     offset = _grid(size)[0]
     cos, sin = math.cos(pitch), math.sin(pitch)
     return Rays(offset, offset * cos + sin, cos - offset * sin, pitch)
@@ -219,7 +219,7 @@ def to_camera(vectors: np.ndarray, pitch: float) -> np.ndarray:
 
 
 def cast_room(room: Room, rays: Rays) -> Background:
-    """What the empty room shows: the plane with the largest inverse depth, as the room is convex."""
+    """Casts the empty room: the visible plane has the largest inverse depth, since the room is convex."""
     cos, sin = math.cos(room.yaw), math.sin(room.yaw)
     x = rays.x * cos + (rays.z * sin)[:, None]
     z = rays.x * -sin + (rays.z * cos)[:, None]
@@ -240,7 +240,7 @@ def cast_room(room: Room, rays: Rays) -> Background:
 
 
 def room_normals(room: Room, pitch: float) -> np.ndarray:
-    """Unit normals of the planes in camera axes, [3, 6], the last one (sky) zero."""
+    """Unit normals of the planes in camera axes, [3, 6]; 0 for the sky."""
     cos, sin = math.cos(room.yaw), math.sin(room.yaw)
     level = [[0, 0, sin, cos, -cos, 0], [-1, 1, 0, 0, 0, 0], [0, 0, -cos, sin, -sin, 0]]
     return to_camera(np.array(level, np.float32), pitch)
@@ -249,9 +249,9 @@ def room_normals(room: Room, pitch: float) -> np.ndarray:
 def cast_solids(solids: list[Solid], floor: float, rays: Rays, least: float, share: float) -> Hits:
     """Visible pixels of bodies with disjoint footprints.
 
-    Bodies are taken front to back, by the power of the eye with respect to their footprints, the order in which any ray
-    meets disjoint circles. One that shows fewer than `least` pixels or less than `share` of its own outline is not
-    there at all; the first one always is.
+    Bodies are processed front to back, by the power of the eye with respect to their footprints, which is the order in
+    which any ray hits disjoint circles. A body with fewer than `least` visible pixels, or less than `share` of its
+    outline, is dropped, except for the first.
 
     Args:
       solids: the bodies.
@@ -262,7 +262,7 @@ def cast_solids(solids: list[Solid], floor: float, rays: Rays, least: float, sha
     """
     size = len(rays.x)
     _, numbers, row_of, column_of = _grid(size)
-    # One pass over the candidate pixels of all round bodies, one over those of all boxes.
+    # One pass over the candidate pixels of all round bodies, and one over those of all boxes.
     order = sorted(range(len(solids)), key=lambda k: solids[k].shape == BOX)
     windows = [numbers[_outline(solids[k], floor, rays)].ravel() for k in order]
     counts = [len(w) for w in windows]
@@ -273,20 +273,20 @@ def cast_solids(solids: list[Solid], floor: float, rays: Rays, least: float, sha
         values.take(place, mode="clip", out=out)
     hit, depth, face = cast([solids[k] for k in order], counts, floor, directions)
 
-    found = np.flatnonzero(hit)
-    stops = found.searchsorted(list(itertools.accumulate(counts))).tolist()
-    parts = {k: found[start:stop] for k, start, stop in zip(order, [0, *stops], stops, strict=False)}
+    hits = np.flatnonzero(hit)
+    stops = hits.searchsorted(list(itertools.accumulate(counts))).tolist()
+    parts = {k: hits[start:stop] for k, start, stop in zip(order, [0, *stops], stops, strict=False)}
     free = np.ones(size * size, bool)
     kept, boxes, chosen = [], [], []
     for k in sorted(order, key=lambda k: solids[k].x ** 2 + solids[k].z ** 2 - solids[k].reach ** 2):
         part, outline = parts[k], len(parts[k])
         own = pixel.take(part, mode="clip")
-        seen = free.take(own, mode="clip")
-        visible = np.count_nonzero(seen)
+        free_own = free.take(own, mode="clip")
+        visible = np.count_nonzero(free_own)
         if not visible or (kept and visible < max(least, share * outline)):
             continue
         if visible < outline:
-            part, own = part[seen], own[seen]
+            part, own = part[free_own], own[free_own]
         free[own] = False
         across = column_of.take(own, mode="clip")
         boxes.append((across.min(), own[0] // size, across.max() + 1, own[-1] // size + 1))
@@ -301,9 +301,9 @@ def cast_solids(solids: list[Solid], floor: float, rays: Rays, least: float, sha
 
 
 def window(x: float, z: float, reach: float, top: float, bottom: float, rays: Rays) -> tuple[slice, slice]:
-    """Rows and columns that an upright box in the level frame can reach: center, half side, and its two heights y.
+    """Rows and columns covered by an upright box in the level frame, given its center, half side, and top and bottom y.
 
-    The bottom is below the eye; what comes closer than 10 cm is cut off.
+    The bottom is below the eye; parts closer than 10 cm are clipped.
     """
     cos, sin = math.cos(rays.pitch), math.sin(rays.pitch)
     near, far = max(0.1, z - reach), z + reach

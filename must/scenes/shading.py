@@ -1,5 +1,4 @@
-"""Color for the geometry of `must.scenes.raycast`: textures, lights, shadows, sensor noise. Pictures only, no
-labels."""
+"""Color for the geometry of `must.scenes.raycast`: textures, lights, shadows, sensor noise."""
 
 import colorsys
 import functools
@@ -12,15 +11,15 @@ import numpy as np
 from must.scenes.raycast import CEILING, FLOOR, LEFT, SKY, Background, Hits, Rays, Room, Solid, window
 
 MATTE, PATTERNED, METALLIC = range(3)
-TEXELS_PER_METRE = 16
+TEXELS_PER_METER = 16
 _TILE = 64  # texels; textures repeat after 4 m
 FALLOFF = 0.08  # of a lamp, per square meter
 GLOSS = (0.06, 0.12, 0.9)  # strength of the highlight, by material
-_NOISE = 1 << 20  # numbers in the table of noise
+_NOISE = 1 << 20  # size of the noise table
 
 
 class Paint(NamedTuple):
-    """One body's surface: linear RGB of both tones; the pattern's frequency (per meter) and phase along its axes."""
+    """A body's surface: linear RGB of both tones; frequency (per meter) and phase of the pattern along its axes."""
 
     material: int
     color: tuple[float, float, float]
@@ -44,12 +43,12 @@ class Decor(NamedTuple):
 
     Attributes:
       albedo: [6][3], linear RGB of the planes in the order of `raycast`.
-      textures: [6], number of each plane's texture.
+      textures: [6], index of each plane's texture.
       contrast: of the textures, 0 to 1.
       horizon: linear RGB of the sky above the walls.
       zenith: linear RGB of the sky at the top.
       noise: standard deviation, gray levels of 255.
-      grain: 0 to 1, picks the noise.
+      grain: 0 to 1, selects the noise.
     """
 
     albedo: list[tuple[float, float, float]]
@@ -63,8 +62,7 @@ class Decor(NamedTuple):
 
 @functools.lru_cache(1)
 def _textures() -> np.ndarray:
-    """All textures, one after the other, _TILE x _TILE texels each; float32 within [-1, 1], in the order of
-    `TEXTURES`."""
+    """All textures in the order of `TEXTURES`, concatenated, _TILE x _TILE texels each; float32 in [-1, 1]."""
     rng = np.random.Generator(np.random.Philox(key=1))
     y, x = np.mgrid[:_TILE, :_TILE]
     out = []
@@ -96,7 +94,7 @@ TEXTURES = {"cloud": (0, 4), "tile": (4, 8), "plank": (8, 10), "brick": (10, 12)
 
 @functools.lru_cache(1)
 def _noise() -> np.ndarray:
-    """Standard normal numbers, float32; a picture's noise is a run of them from a drawn place."""
+    """Standard normal numbers, float32; a picture's noise is a slice of them at a random offset."""
     return np.random.Generator(np.random.Philox(key=2)).standard_normal(_NOISE, np.float32)
 
 
@@ -116,9 +114,9 @@ def shade(
     rays: Rays,
     unseen: Sequence[Solid] = (),
 ) -> np.ndarray:
-    """The picture, uint8 [S, S, 3].
+    """Shades the picture, uint8 [S, S, 3].
 
-    `solids` and `paints` are those that `hits` shows, in its order; of bodies `unseen` there are only shadows.
+    `solids` and `paints` are those of `hits`, in its order; `unseen` bodies only cast shadows.
     """
     size = len(rays.x)
     rgb = _shade_room(room, background, [*solids, *unseen], light, decor, rays).reshape(3, -1)
@@ -136,7 +134,7 @@ def shade(
 
 
 def _shade_room(room: Room, background: Background, solids: list[Solid], light: Lighting, decor: Decor, rays: Rays):
-    """Linear RGB of the empty room with the bodies' soft shadows, float32 [3, S, S]."""
+    """Linear RGB of the room with soft shadows of the bodies, float32 [3, S, S]."""
     plane, _, x, y, z = background
     cos, sin = math.cos(room.yaw), math.sin(room.yaw)
     lx, ly, lz = light.position
@@ -180,16 +178,16 @@ def _pick(values: list[float], index: np.ndarray) -> np.ndarray:
 
 
 def _texel(meters: np.ndarray) -> np.ndarray:
-    return (meters * TEXELS_PER_METRE + 64 * _TILE).astype(np.int32) & (_TILE - 1)
+    return (meters * TEXELS_PER_METER + 64 * _TILE).astype(np.int32) & (_TILE - 1)
 
 
 def _reach(square: np.ndarray) -> np.ndarray:
-    """What a lamp's light, [...] square meters away, is divided by: distance (for Lambert's cosine) times fall-off."""
+    """Divisor of a lamp's light by squared distance [...], square meters: distance (Lambert's cosine) times falloff."""
     return np.sqrt(square) * (1 + FALLOFF * square)
 
 
 def _shadow(bright, on_floor, solid, light, floor, rays) -> None:
-    """Darkens the floor, in place, in a soft ellipse under the body that stretches away from the light."""
+    """Darkens the floor, in place, in a soft ellipse under the body, elongated away from the light."""
     lx, ly, lz = light.position
     dx, dz = (-lx, -lz) if light.sun else (solid.x - lx, solid.z - lz)
     level = math.hypot(dx, dz) + 1e-6
@@ -198,7 +196,7 @@ def _shadow(bright, on_floor, solid, light, floor, rays) -> None:
     stretch, radius = min(1.2, 0.5 * solid.height * slope), solid.reach * 1.05
     cx, cz = solid.x + ex * stretch, solid.z + ez * stretch
     rows, columns = window(cx, cz, (radius + stretch) * 1.1, floor, floor, rays)
-    # On the floor z is the same along a row, and x is the row's depth times the column's direction.
+    # On the floor, z is constant along a row, and x is the row's depth times the column's direction.
     depth = (floor / np.maximum(rays.y[rows], 1e-3))[:, None]
     z, x = depth * rays.z[rows, None] - cz, rays.x[columns]
     ax, az, bx, bz = ex / (radius + stretch), ez / (radius + stretch), ez / radius, -ex / radius
@@ -218,7 +216,7 @@ def _shadow(bright, on_floor, solid, light, floor, rays) -> None:
 
 
 def _shade_solids(hits: Hits, solids: list[Solid], paints: list[Paint], light: Lighting, floor: float) -> np.ndarray:
-    """Linear RGB of the bodies' visible pixels, float32 [3, N]: Lambert, a Phong highlight, metal mirrors a room."""
+    """Linear RGB of the bodies' visible pixels, float32 [3, N]: Lambert, Phong highlights, room reflections."""
     normal, point = hits.normal, hits.point
     position = np.array(light.position, np.float32)[:, None]
     if light.sun:
@@ -260,7 +258,7 @@ def _shade_solids(hits: Hits, solids: list[Solid], paints: list[Paint], light: L
 
 
 def _mirrored_room(direction: np.ndarray) -> np.ndarray:
-    """Brightness that metal sees along [3, n]: dark floor, light ceiling, bright windows all around."""
+    """Brightness of the reflected room along [3, n]: dark floor, light ceiling, bright windows all around."""
     azimuth = direction[0] * 2.2
     windows = np.abs(azimuth - np.floor(azimuth) - 0.5) < 0.17
     ceiling = np.minimum(np.maximum(0.5 - 2 * direction[1], 0.05), 1.3)
@@ -268,7 +266,7 @@ def _mirrored_room(direction: np.ndarray) -> np.ndarray:
 
 
 def _pattern(paint: Paint, solid: Solid, floor: float, point: np.ndarray) -> np.ndarray:
-    """Where a checkered or striped body shows its second tone; `point` [3, n] -> bool [n]."""
+    """Whether a checkered or striped body has its second tone at `point` [3, n]; bool [n]."""
     cos, sin = math.cos(solid.yaw), math.sin(solid.yaw)
     fx, fy, fz = paint.frequency
     px, py, pz = paint.phase

@@ -1,7 +1,7 @@
-"""`scenes`, the embedded data set: procedural 3-D rooms, ray-cast exactly, every label true to the pixel.
+"""`scenes`, the built-in data set: procedural 3-D rooms, ray-cast exactly, with pixel-accurate labels.
 
-Example = f(seed, domain, split, index); nothing is on disk. The image's class is the shape and material of the nearest
-body; the others, surroundings, light and noise are distractors that a domain sets.
+Example = f(seed, domain, split, index). The image's class is the shape and material of the nearest body; other bodies,
+surroundings, light and noise are distractors that depend on the domain.
 """
 
 import hashlib
@@ -25,23 +25,23 @@ CLASSES = {
 }
 TASKS = ("classification", "detection", "segmentation", "depth", "normals")
 IGNORE = 255
-MILLIMETRE = 0.001
+MILLIMETER = 0.001
 _SURFACE_OF_PLANE = np.array([0, 2, 1, 1, 1, IGNORE], np.uint8)  # in the order of `raycast`; the sky is unlabeled
-_VERSION = 1  # part of the fingerprint; raise it when the same index shows another picture
+_VERSION = 1  # part of the fingerprint; increment if pictures change
 
 
 class Frame(NamedTuple):
-    """One picture and all that is known of it; K bodies, front to back.
+    """One picture with all labels; K bodies, front to back.
 
     Attributes:
       image: uint8 [S, S, 3].
       depth: float32 [S, S], meters along the optical axis; 0 = sky.
-      normals: float32 [S, S, 3], unit, x right, y down, z forward, towards the camera; 0 = sky.
+      normals: float32 [S, S, 3], unit, x right, y down, z forward, pointing toward the camera; 0 = sky.
       instances: uint8 [S, S], 0 = surroundings, k + 1 = body k.
       semantic: uint8 [S, S], class of "segmentation"; 255 = sky.
-      boxes: float32 [K, 4], tight hulls of the visible pixels, x0 y0 x1 y1, x1 and y1 exclusive.
+      boxes: float32 [K, 4], bounding boxes of the visible pixels, x0 y0 x1 y1, x1 and y1 exclusive.
       shapes: uint16 [K], class of "detection".
-      materials: uint16 [K], position in `MATERIALS`.
+      materials: uint16 [K], index in `MATERIALS`.
       label: class of "classification".
       pitch: of the camera below the horizon, radians.
     """
@@ -59,7 +59,7 @@ class Frame(NamedTuple):
 
 
 class NumberedIds(Sequence[str]):
-    """`<name>/<index>` for a range of indices, made when asked for."""
+    """`<name>/<index>` for a range of indices, created on access."""
 
     def __init__(self, name: str, indices: range):
         self._name, self._indices = name, indices
@@ -83,11 +83,11 @@ class Scenes:
       domain: one of `DOMAINS`.
       split: any name.
       labels: the tasks that are annotated.
-      name: first part of every id; from domain, split and seed when absent.
+      name: first part of every id; by default from domain, split and seed.
       start: index of the first example, so that parts of one split can be annotated differently.
 
     Raises:
-      UserError: an unknown domain or task, or a count, start or size that cannot be.
+      UserError: an unknown domain or task, or an argument out of range.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Scenes:
     ):
         labels = tuple(labels)
         if domain not in DOMAINS:
-            raise UserError(f"scenes: domain {domain!r} is none of {', '.join(DOMAINS)}")
+            raise UserError(f"scenes: domain {domain!r} is not one of {', '.join(DOMAINS)}")
         if unknown := set(labels) - set(TASKS):
-            raise UserError(f"scenes: labels {sorted(unknown)} are none of {', '.join(TASKS)}")
+            raise UserError(f"scenes: labels {sorted(unknown)} are not among {', '.join(TASKS)}")
         if count < 0 or start < 0 or not 8 <= size <= 512:
-            raise UserError(f"scenes: count {count} and start {start} must be >= 0, size {size} within 8..512")
+            raise UserError(f"scenes: count {count} and start {start} must be >= 0, size {size} in 8..512")
         self.count, self.seed, self.size, self.domain, self.split = count, seed, size, domain, split
         self.annotated, self.start = labels, start
         self.name = name or f"scenes-{domain}-{split}-{seed}"
@@ -124,12 +124,12 @@ class Scenes:
         return Example(self.ids[index], frame.image, {task: _RECORD[task](frame) for task in self.annotated})
 
     def scene(self, index: int) -> Scene:
-        """What is drawn for one picture, before anything is cast."""
+        """The scene of one picture."""
         place = range(self.start, self.start + self.count)[index]
         return draw_scene(f"{self.seed}/{self.domain}/{self.split}/{place}", DOMAINS[self.domain])
 
     def render(self, index: int) -> Frame:
-        """One picture with raw labels."""
+        """Renders one picture with all labels."""
         return render(self.scene(index), self.size)
 
 
@@ -173,8 +173,8 @@ def _segmentation(frame: Frame) -> Label:
 
 
 def _depth(frame: Frame) -> Label:
-    codes = (frame.depth * np.float32(1 / MILLIMETRE) + np.float32(0.5)).astype(np.uint16)
-    return forms.depth(codes, MILLIMETRE)
+    codes = (frame.depth * np.float32(1 / MILLIMETER) + np.float32(0.5)).astype(np.uint16)
+    return forms.depth(codes, MILLIMETER)
 
 
 def _normals(frame: Frame) -> Label:

@@ -245,7 +245,7 @@ def mistake(where, key, value):
         (mistake("images", "must_id", "pool/nobody"), ["pool/nobody"]),
         (mistake("images", "must_id", "pool/b"), ["pool/b", "twice"]),
         (mistake("categories", "name", "unicorn"), ["unicorn"]),
-        (mistake("categories", "id", 2), ["twice"]),
+        (mistake("categories", "id", 2), ["duplicate"]),
         (mistake("annotations", "bbox", [9, 2, -3, 3]), ["pool/a", "reversed"]),
         (mistake("annotations", "bbox", [9, 2, 300, 3]), ["pool/a", "outside"]),
         (mistake("annotations", "bbox", [9, 2, float("nan"), 3]), ["pool/a", "reversed"]),

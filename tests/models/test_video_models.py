@@ -102,7 +102,7 @@ def test_bfloat16_keeps_parameters_and_features_in_float32():
 
 def test_a_clip_that_tubelets_do_not_fill_is_refused():
     for size in ((5, 16, 16), (4, 20, 16), (4, 16, 12)):
-        with pytest.raises(ValueError, match=r"a clip of . frames of .* does not divide"):
+        with pytest.raises(ValueError, match=r"a clip of . frames of .* is not divisible"):
             _shapes(FAMILIES["video_transformer"], jnp.zeros((1, *size, 3)), train=False)
 
 

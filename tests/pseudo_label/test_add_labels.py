@@ -141,7 +141,7 @@ def test_what_is_there_or_foreign_or_damaged_is_refused(records, tmp_path):
         add_labels(records, [other_teacher()._replace(fingerprint="new")], **SETTINGS)
     with pytest.raises(UserError, match="no complete records"):
         add_labels(tmp_path / "nowhere", [other_teacher()], **SETTINGS)
-    with pytest.raises(UserError, match="holds no labels of 'third', only of toy, other"):
+    with pytest.raises(UserError, match="has no labels of 'third', only of toy, other"):
         Records(records, tasks=["third"])
     shutil.copytree(records / "added" / "other", records / "added" / "twin")
     with pytest.raises(UserError, match="added/twin/1.0.0: adds 'other', which already exists"):

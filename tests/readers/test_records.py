@@ -221,7 +221,7 @@ def test_without_verification_a_damaged_record_is_found_when_it_is_read(copied):
 
 
 def test_missing_files_and_wrong_questions_are_refused(copied):
-    with pytest.raises(UserError, match="holds split 'train', not 'test'"):
+    with pytest.raises(UserError, match="contains split 'train', not 'test'"):
         Records(copied, split="test")
     with pytest.raises(UserError, match="no labels of 'depth', only of toy"):
         Records(copied, tasks=["depth"])
@@ -267,7 +267,7 @@ def test_records_without_pictures_find_them_by_id(tmp_path, written):
     source = ToySource()
     shuffled = ToySource()
     shuffled.ids = shuffled.ids[::-1]
-    with pytest.raises(UserError, match="é 000 holds no picture"):
+    with pytest.raises(UserError, match="é 000 has no picture"):
         Records(tmp_path / "1.0.0")[0]
     records = Records(tmp_path / "1.0.0", images=source)
     np.testing.assert_array_equal(records[7].image, source[7].image)
@@ -300,7 +300,7 @@ def test_png_is_lossless_in_every_shape():
     ],
 )
 def test_fields_that_no_record_can_hold_are_refused(task, field, spec):
-    with pytest.raises(UserError, match="a record cannot hold"):
+    with pytest.raises(UserError, match="a record cannot store"):
         check_specs({task: {field: spec}})
 
 

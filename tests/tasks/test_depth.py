@@ -75,7 +75,7 @@ def test_relative_prediction_keeps_all_but_scale_and_shift():
     np.testing.assert_allclose(terms["depth"].value, 0.0, atol=1e-4)
 
 
-def test_relative_labels_need_no_metres():
+def test_relative_labels_need_no_meters():
     task = Depth(depth_kind="relative", head_stride=1)
     outputs, true = jnp.asarray(RNG.normal(size=(2, 8, 8, 1)), jnp.float32), _depth(2, 8, 8)
     value = lambda depth: task.loss(outputs, task.target({"depth": depth}, ALL))["depth"].value  # noqa: E731
