@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from must.core import devices, files
-from must.core.types import Policy, Source
-from must.data.combine import Cached, Concat, Repeated, Subset, Weighted
+from must.core.types import Policy, Source, UserError
+from must.data.combine import Cached, Concat, Repeated, Subset
 from must.data.edited import EditedCoco
 from must.data.merge import Overlay
 from must.data.weights import read_weights
@@ -62,6 +62,9 @@ def train_student(settings: Must, seed: int, arm: str, *, directory: str, report
         scheme, seen = weighting.weighting_of(
             weighting.Evidence(settings, run, arm, policies, source, records, held_out)
         )
+    given = given_weights(settings, run, source.ids, records)
+    fixed = {name: {**given[name], **scheme.fixed.get(name, {})} for name in names}
+    scheme = scheme._replace(fixed={name: factors for name, factors in fixed.items() if factors})
     if run.mean_teacher.kind != "none" or run.small_loss.drop:
         marks = _pseudo(settings, run, source.ids)
         extras = {name: {**scheme.extras.get(name, {}), **marks[name]} for name in names}
@@ -76,14 +79,14 @@ def train_student(settings: Must, seed: int, arm: str, *, directory: str, report
 
 def _keep_weights(directory: str, scheme: Weighting, seen: Mapping[str, np.ndarray]) -> None:
     """Writes weights.npz, what the page shows of the weights of the trained student."""
-    scheme.weights(networks.load(directory).variables)  # fills `seen`
+    scheme.estimate(networks.load(directory).variables)  # fills `seen`
     if devices.is_writer():
         with files.replacing(os.path.join(directory, "weights.npz"), "wb") as file:
             np.savez_compressed(file, **seen)
 
 
 def student_source(settings: Must, run: Student, records: Source) -> Source:
-    """What a student draws from: ground truth before pseudo labels, as often and as heavy as its settings ask."""
+    """What a student draws from: ground truth before pseudo labels, as often as its settings ask."""
     annotated = build.annotated_sets(settings)
     if not run.pseudo_labels:
         return Concat(annotated)
@@ -94,16 +97,33 @@ def student_source(settings: Must, run: Student, records: Source) -> Source:
         times |= {id: len(pool) // len(part) if id in part else 0 for id in pool.ids}
     edits = [EditedCoco(path, records, task=task) for task, path in run.edited.items()]
     records = Overlay(records, edits) if edits else records
-    by_file = read_weights(run.weights_file) if run.weights_file else {}
-    weights = {
-        name: {
-            **by_file.get(name, {}),
-            **dict.fromkeys(build.split(settings, name, "train").ids, run.truth_weight),
-        }
-        for name in settings.tasks
-    }
     truth = [*annotated, *build.oracle_truth(settings).values()] if run.oracle_labels else annotated
-    return Repeated(Weighted(Cached(Overlay(records, truth)), weights), times)
+    return Repeated(Cached(Overlay(records, truth)), times)
+
+
+def given_weights(
+    settings: Must, run: Student, ids: Sequence[str], records: Source
+) -> dict[str, dict[str, np.ndarray]]:
+    """Factors of the training examples' weights that the settings give: {task: {"file", "truth": float32 [N]}}.
+
+    Raises:
+      UserError: the file of weights names an image that is neither drawn nor in the records, or a task that is not
+        trained.
+    """
+    factors: dict[str, dict[str, np.ndarray]] = {name: {} for name in settings.tasks}
+    if run.weights_file:
+        known = {*ids, *records.ids}
+        for name, by_id in read_weights(run.weights_file).items():
+            if name not in factors:
+                raise UserError(f"{run.weights_file}: has weights for {name}, trained are {', '.join(factors)}")
+            if foreign := next((id for id in by_id if id not in known), None):
+                raise UserError(f"{run.weights_file}: {foreign!r}, which has a weight for {name}, is no example")
+            factors[name]["file"] = np.array([by_id.get(id, 1.0) for id in ids], np.float32)
+    if run.truth_weight != 1 and run.pseudo_labels:
+        for name in factors:
+            true = set(build.split(settings, name, "train").ids)
+            factors[name]["truth"] = np.array([run.truth_weight if id in true else 1.0 for id in ids], np.float32)
+    return factors
 
 
 def _pseudo(settings: Must, run: Student, ids: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:

@@ -44,21 +44,29 @@ Batches = Source | Mapping[str, Source]
 
 
 class Weighting(NamedTuple):
-    """Weights of training examples that follow the student.
+    """Weights of training examples: a product of named factors, some of which follow the student.
 
     Attributes:
       every: steps between refreshes, the first one before the first step; 0 keeps the first ones.
-      weights: variables of the current student -> {supervision: {factor: float32 [N]}}, N examples of the training
+      estimate: variables of the current student -> {supervision: {factor: float32 [N]}}, N examples of the training
         source; see `must.data.pipeline.example_weights`.
+      fixed: {supervision: {factor: float32 [N]}} besides these.
       extras: {supervision: {name: array [N, ...]}}, what the objective reads besides; fixed.
     """
 
-    every: int
-    weights: Callable[[PyTree], dict[str, dict[str, np.ndarray]]]
+    every: int = 0
+    estimate: Callable[[PyTree], dict[str, dict[str, np.ndarray]]] = lambda variables: {}
+    fixed: Mapping[str, Mapping[str, np.ndarray]] = {}
     extras: Mapping[str, Mapping[str, np.ndarray]] = {}
 
+    def factors(self, variables: PyTree) -> dict[str, dict[str, np.ndarray]]:
+        """All factors at this moment, {supervision: {factor: float32 [N]}}."""
+        estimated = self.estimate(variables)
+        names = dict.fromkeys([*self.fixed, *estimated])
+        return {name: {**self.fixed.get(name, {}), **estimated.get(name, {})} for name in names}
 
-NO_WEIGHTING = Weighting(0, lambda variables: {})
+
+NO_WEIGHTING = Weighting()
 
 
 class Training(NamedTuple):
@@ -117,13 +125,15 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     if variables is None:
         variables = fresh(training.model, training.encoder, seed)
     state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
-    batches = Joined(_batches(training, seed), training.weighting.weights(variables))
+    batches = Joined(_batches(training, seed), training.weighting.factors(variables))
     checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
     state = _resume(checkpoints, devices.replicate(state), batches)
     bound = functools.partial(
         train_step, objective=training.objective, balance=training.balance, tx=tx, ema_decay=run.ema_decay
     )
     log = _Log(directory, int(state.step))
+    if batches.weights and not int(state.step):
+        log.write(0, _means(batches.weights))
     selection = Selection(directory, training.tasks, training.model, training.validation, run)
     hook = _Hook(directory, training, log, selection, batches, checkpoints, report, int(state.step))
     # A run that had ended was killed before it could say so.
@@ -167,13 +177,8 @@ class _Hook:
             self._log.write(at, logs)
             self._report(at, progress.steps, f"loss {logs['loss']:.3f}")
         if weighting.every and at % weighting.every == 0 and not last:
-            self._batches.weights = weighting.weights(local(states.model_variables(progress.state, ema=False)))
-            means = {
-                f"weight/{name}/{factor}": float(table.mean())
-                for name, factors in self._batches.weights.items()
-                for factor, table in factors.items()
-            }
-            self._log.write(at, means)
+            self._batches.weights = weighting.factors(local(states.model_variables(progress.state, ema=False)))
+            self._log.write(at, _means(self._batches.weights))
         if last or at % run.checkpoint_every == 0:
             position = {"grain": self._batches.get_state()}
             self._checkpoints.save(at, _saved(progress.state, self._batches), position=position)
@@ -183,6 +188,15 @@ class _Hook:
             self.facts["images_per_second"] = round(images / progress.seconds, 1)
             self.facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
         return last
+
+
+def _means(weights: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """The mean of every factor of the examples' weights, for the log."""
+    return {
+        f"weight/{name}/{factor}": float(table.mean())
+        for name, factors in weights.items()
+        for factor, table in factors.items()
+    }
 
 
 def fresh(model: Model, encoder: Encoder, seed: int) -> PyTree:

@@ -101,13 +101,13 @@ def weighting_of(evidence: Evidence) -> tuple[Weighting, dict[str, np.ndarray]]:
     if slam.enabled:
         slam = dataclasses.replace(slam, tasks=build.tasks_with(slam.tasks, evidence.settings, f"{path}.slam"))
         extras = {name: _slam(evidence, name, slam, seen) for name in slam.tasks}
-        return Weighting(0, lambda variables: {}, extras), seen
+        return Weighting(extras=extras), seen
     if weights.kind == "none":
         return NO_WEIGHTING, seen
     weights = dataclasses.replace(weights, tasks=build.tasks_with(weights.tasks, evidence.settings, f"{path}.weights"))
     if weights.kind == "confidence":
         fixed = {name: {"confidence": _confidence(evidence, name, seen)} for name in weights.tasks}
-        return Weighting(0, lambda variables: fixed), seen
+        return Weighting(fixed=fixed), seen
     return Weighting(weights.every, functools.partial(_estimated, evidence, weights, seen)), seen
 
 

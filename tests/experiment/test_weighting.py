@@ -1,5 +1,6 @@
 """Weights and corrections on their way from a validation split to the step: joined by id, renewed, resumed, refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from must.experiment.jobs import run_jobs
 from must.experiment.labeling import records_directory
 from must.experiment.run import members
 from must.experiment.settings import Must
-from must.experiment.students import student_source
+from must.experiment.students import given_weights, student_source
 from must.objectives.labels import labels as labels_part
 from must.objectives.objective import objective as make_objective
 from must.pseudo_label import weigh
@@ -198,7 +199,7 @@ def test_the_ratio_is_of_the_loss_that_is_trained_on(labeled, evidence):
     kind = {"kind": "ratio_of_means", "bounded": False, "tasks": ["classification"]}
     runs = [_evidence(labeled, kind, tasks={"classification": {"hard": hard}}) for hard in (False, True)]
     soft, hard = (
-        weighting.weighting_of(run)[0].weights(_variables(evidence, 0))["classification"]["estimated"] for run in runs
+        weighting.weighting_of(run)[0].factors(_variables(evidence, 0))["classification"]["estimated"] for run in runs
     )
     assert not np.allclose(soft, hard, rtol=1e-3)
 
@@ -207,7 +208,7 @@ def test_the_ratio_is_of_the_loss_that_is_trained_on(labeled, evidence):
 
 
 def _estimated(scheme, variables):
-    return {name: factors["estimated"] for name, factors in scheme.weights(variables).items()}
+    return {name: factors["estimated"] for name, factors in scheme.factors(variables).items()}
 
 
 def test_a_frozen_student_gets_the_same_weights_and_another_one_others(evidence):
@@ -235,7 +236,7 @@ def test_tasks_do_not_share_a_unit(labeled, evidence):
 def test_corrections_come_from_the_teacher_alone(labeled):
     evidence = _evidence(labeled, slam={"enabled": True, "floor": 0.01, "tasks": ["classification"]})
     scheme, seen = weighting.weighting_of(evidence)
-    assert not scheme.weights(_variables(evidence, 0)) and set(scheme.extras) == {"classification"}
+    assert not scheme.factors(_variables(evidence, 0)) and set(scheme.extras) == {"classification"}
     extras = scheme.extras["classification"]
     true = np.array([id in evidence.annotated["classification"] for id in evidence.ids])
     assert (extras["accuracy"][true] == 1).all() and (extras["candidates"][true] == 1).all()
@@ -299,7 +300,7 @@ def test_a_student_that_is_not_finite_is_refused(evidence):
     scheme, _ = weighting.weighting_of(evidence)
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), _variables(evidence, 0))
     with pytest.raises(UserError, match="not finite"):
-        scheme.weights(broken)
+        scheme.factors(broken)
 
 
 # --- Whole runs ---
@@ -342,7 +343,7 @@ def test_a_killed_weighted_student_ends_like_an_unbroken_one(labeled, tmp_path):
             json.loads(line) for line in (workdir / "arms" / "weighted" / "metrics.jsonl").read_text().splitlines()
         ]
         means = {line["step"]: line["weight/depth/estimated"] for line in lines if "weight/depth/estimated" in line}
-        assert list(means) == [4, 8] and means[4] != means[8]
+        assert list(means) == [0, 4, 8] and len(set(means.values())) == 3
     assert len({*results[0][0].values(), results[0][1]}) == 4  # every arm is a student of its own
 
 
@@ -370,9 +371,24 @@ def test_a_student_teaches_the_next_round_and_arms_have_their_own_policies(label
     assert student.ids == records.ids
     assert {facts["teacher"] for facts in student.provenance["tasks"].values()} == {"own"}
     assert student.provenance["tasks"]["depth"]["fingerprint"] != records.provenance["tasks"]["depth"]["fingerprint"]
-    source = student_source(settings, build.student(settings, "own"), records)
-    light = {source.ids[i] for i in range(len(source)) if source[i].weights.get("depth") == 0.25}
-    assert light == set(records.ids[-8:])
+    run = build.student(settings, "own")
+    ids = list(student_source(settings, run, records).ids)
+    factors = given_weights(settings, run, ids, records)
+    assert {name for name, given in factors.items() if "file" in given} == {"depth"}
+    assert {id for id, weight in zip(ids, factors["depth"]["file"], strict=True) if weight == 0.25} == set(
+        records.ids[-8:]
+    )
+    heavy = given_weights(settings, dataclasses.replace(run, weights_file="", truth_weight=3.0), ids, records)
+    for name, given in heavy.items():
+        true = set(build.split(settings, name, "train").ids)
+        assert given["truth"].tolist() == [3.0 if id in true else 1.0 for id in ids]
+    logged = [json.loads(line) for line in (workdir / "arms" / "own" / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in logged if "weight/depth/file" in line)
+    assert first["step"] == 0 and first["weight/depth/file"] == pytest.approx(factors["depth"]["file"].mean())
+    for lines, message in (("elsewhere,depth,1", "'elsewhere', which has a weight for depth"), ("x,edges,1", "edges")):
+        (tmp_path / "wrong.csv").write_text(f"id,task,weight\n{lines}\n")
+        with pytest.raises(UserError, match=message):
+            given_weights(settings, dataclasses.replace(run, weights_file=str(tmp_path / "wrong.csv")), ids, records)
 
 
 @pytest.mark.parametrize(
