@@ -68,21 +68,27 @@ def whole_directory(path: str | os.PathLike, *, replace: bool = False) -> Iterat
     """Yields the name of a new directory, which becomes `path` when the block ends without an exception.
 
     Args:
-      path: destination, missing or empty. A temporary directory left by a killed process is removed first.
-      replace: remove a destination that is not empty.
+      path: destination, missing or empty; of one writer at a time. A temporary directory left by a killed process is
+        removed first.
+      replace: replace a destination that is not empty. A kill leaves the old or the new content; an old one that was
+        moved aside comes back at the next call.
 
     Raises:
       OSError: the destination is not empty; the temporary directory is removed.
     """
     path = os.fspath(path).rstrip(os.sep)
-    temporary = f"{path}.partial"
+    temporary, aside = f"{path}.partial", f"{path}.replaced"
+    if os.path.isdir(aside) and not os.path.exists(path):
+        os.replace(aside, path)
     shutil.rmtree(temporary, ignore_errors=True)
     os.makedirs(temporary)
     try:
         yield temporary
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
+        if replace and os.path.isdir(path):
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
         os.replace(temporary, path)
+        shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -103,13 +109,16 @@ def write_once(path: str | os.PathLike, content: str, work: str | os.PathLike) -
       work: directory for the temporary file, on the same file system.
     """
     temporary = os.path.join(work, f"{os.path.basename(path)}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    with open(temporary, "x", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    with contextlib.suppress(FileExistsError):
-        os.link(temporary, path)
-    os.remove(temporary)
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
 
 
 def create_empty(path: str | os.PathLike) -> None:

@@ -245,14 +245,19 @@ def _contrast(contrast: Contrast, split: str, metrics, table, mean_label: str) -
     if "tasks" in contrast.measures:
         entries += [_pooled(contrast, task, split, singles, metrics[task].unit) for task, singles in per_task.items()]
     if MEAN in contrast.measures and mean_label and per_task:
-        over = [
-            (
-                *contrast.pairs[i],
-                [_mean(values) for values in zip(*(singles[i][2] for singles in per_task.values()), strict=True)],
-            )
-            for i in range(len(contrast.pairs))
-        ]
-        entries.append(_pooled(contrast, MEAN, split, over, next(iter(metrics.values())).unit))
+        over = []
+        for pair in contrast.pairs:  # of the tasks that every pair has, so that all means are of the same
+            rows = [
+                v
+                for singles in per_task.values()
+                if len(singles) == len(contrast.pairs)
+                for *p, v in singles
+                if tuple(p) == tuple(pair)
+            ]
+            if rows:
+                over.append((*pair, [_mean(values) for values in zip(*rows, strict=True)]))
+        if over:
+            entries.append(_pooled(contrast, MEAN, split, over, next(iter(metrics.values())).unit))
     if DELTA_M in contrast.measures and per_task:
         over = [
             (subject, reference, values)
@@ -316,7 +321,8 @@ def pool(parts: Mapping[str, Mapping[str, Any]], *, by: str = "") -> tuple[list[
       by: name of the axis whose values are the names of the parts; empty: the parts are further seeds.
 
     Raises:
-      UserError: other schemas, recipes or tasks; a seed in two parts without `by`.
+      UserError: other schemas, recipes, tasks or splits; with `by` other seeds, without it other columns or a seed in
+        two parts.
     """
     first_name, first = next(iter(parts.items()))
     scores, columns, owners = [], {}, {}
@@ -324,6 +330,12 @@ def pool(parts: Mapping[str, Mapping[str, Any]], *, by: str = "") -> tuple[list[
         for key in ("schema", "recipe", "tasks"):
             if results.get(key) != first.get(key):
                 raise UserError(f"{name}: its {key} is not that of {first_name}; compare runs of one recipe and tasks")
+        for key in ("seeds", "splits") if by else ("splits", "columns"):
+            if list(results[key]) != list(first[key]):
+                raise UserError(
+                    f"{name}: its {key} {', '.join(map(str, results[key]))} are not those of {first_name}, "
+                    f"{', '.join(map(str, first[key]))}; compare workdirs with equal {key}"
+                )
         for seed in results["seeds"]:
             if not by and owners.setdefault(seed, name) != name:
                 raise UserError(

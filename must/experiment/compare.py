@@ -203,6 +203,8 @@ def compare_workdirs(workdirs: Sequence[str], target: str) -> None:
     if axis:
         contrasts = [at for name in names for contrast in contrasts for at in [_at(contrast, axis, name)]]
         contrasts += _between(first, names, axis)
+        known = {column.name for column in columns}  # a workdir may have arms that another lacks
+        contrasts = [contrast for contrast in contrasts if _columns_of(contrast) <= known]
     results = comparison.compare(
         first["recipe"],
         metrics,
@@ -238,9 +240,11 @@ def _distinguish(workdirs: Sequence[str]) -> tuple[list[str], str]:
     shared = any(a & b for i, a in enumerate(seeds) for b in seeds[i + 1 :])
     if not keys and not shared:
         return list(workdirs), ""
-    if len(keys) == 1 and len({repr(one.get(keys[0])) for one in flat}) == len(flat):
-        return [str(one.get(keys[0])) for one in flat], keys[0]
-    return [os.path.basename(workdir) for workdir in workdirs], "workdir"
+    values = [str(one.get(keys[0])) for one in flat] if len(keys) == 1 else []
+    if values and len(set(values)) == len(values):
+        return values, keys[0]
+    names = [os.path.basename(workdir) for workdir in workdirs]
+    return names if len(set(names)) == len(names) else list(workdirs), "workdir"
 
 
 def _leaves(value: Any, path: str = ""):
@@ -249,6 +253,11 @@ def _leaves(value: Any, path: str = ""):
             yield from _leaves(item, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
+
+
+def _columns_of(contrast: Contrast) -> set[str]:
+    sides = [side for pair in contrast.pairs for side in pair] + [contrast.baseline or ""]
+    return {name for side in sides for name in (side.values() if isinstance(side, Mapping) else [side]) if name}
 
 
 def _at(contrast: Contrast, axis: str, name: str) -> Contrast:

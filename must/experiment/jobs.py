@@ -19,6 +19,8 @@ from must.core import devices, files
 from must.core.types import UserError
 from must.experiment.progress import Display
 
+_PATIENCE = 10.0  # seconds that an interrupted job has to end
+
 
 class Job(NamedTuple):
     """One resumable piece of a recipe.
@@ -152,7 +154,10 @@ class _SideBySide:
             for _, process, _ in self._running.values():
                 process.terminate()
             for _, process, _ in self._running.values():
-                process.join()
+                process.join(_PATIENCE)
+                if process.is_alive():  # inside native code, where a signal waits
+                    process.kill()
+                    process.join()
 
     def _start(self) -> None:
         blocked = {job.name for job in self._waiting} | set(self._running)

@@ -241,21 +241,23 @@ def _along(results: Mapping[str, Any], split: str) -> Section:
         return Section("", "")
     axis, panels, y = results["axes"][numeric[0]], [], []
     reference = _reference(results)
-    for task, entry in table.tasks_of(results).items():
+    tasks = table.tasks_of(results)
+    for task, entry in tasks.items():
         rows: dict[str, dict[float, tuple]] = {}
         for name, column in results["columns"].items():
             values, at = table.scores(results, name, split, task), table.setting(results, name, numeric[0])
             if values and at is not None and table.summary(values)[0] is not None:
                 rows.setdefault(column["label"], {})[at] = table.summary(values)
         curves = {label: _trend(label, points) for label, points in rows.items()}
-        together = len(curves) <= _FEW
-        if together:
+        before = len(panels)
+        if len(curves) <= _FEW:
             colored = zip(curves.values(), COLORS, strict=False)
             panels.append((task, [curve._replace(color=color) for curve, color in colored]))
         else:
             gray = [curves[reference]._replace(color=COLORS[0])] if reference in curves else []
-            panels += [(f"{label}", [*gray, curve]) for label, curve in curves.items() if label != reference]
-        y += [table.metric(entry)] * (1 if together else len(panels))
+            of_task = f"{task}: " if len(tasks) > 1 else ""
+            panels += [(of_task + label, [*gray, curve]) for label, curve in curves.items() if label != reference]
+        y += [table.metric(entry)] * (len(panels) - before)
     drawn = charts.lines(
         panels, x=axis["label"], y=y, ticks=sorted(across[numeric[0]]), words=f"scores by {axis['label']}"
     )

@@ -52,6 +52,10 @@ def test_a_directory_appears_whole(tmp_path):
     ):  # it has content, and nobody asked to replace it
         files.write_text(os.path.join(partial, "a"), "three")
     assert (target / "a").read_text() == "two" and os.listdir(tmp_path) == ["d"]
+    os.replace(target, tmp_path / "d.replaced")  # killed while it replaced the old content
+    with pytest.raises(RuntimeError), files.whole_directory(target, replace=True):
+        raise RuntimeError
+    assert (target / "a").read_text() == "two" and os.listdir(tmp_path) == ["d"]
 
 
 def test_the_first_of_two_writers_wins(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from must.core.types import Metric, UserError
-from must.evaluate.results import Column, Contrast, Score, compare
+from must.evaluate.results import MEAN, Column, Contrast, Score, compare
 from must.experiment.compare import compare_workdirs, read_results, write_results
 
 METRICS = {"depth": Metric("abs_rel", "", False), "class": Metric("top1", "%", True)}
@@ -55,8 +55,38 @@ def test_another_key_becomes_an_axis(tmp_path):
     assert entry(results, "class", "student: pool.count 16 vs 8")["mean"] == pytest.approx(0.3)
 
 
+def test_workdirs_of_one_name_stay_apart(tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "q").mkdir()
+    parts = [
+        workdir(tmp_path / "p" / "run", (0, 1), rate=1, steps=1),
+        workdir(tmp_path / "q" / "run", (0, 1), rate=2, steps=2),
+    ]
+    compare_workdirs(parts, str(tmp_path / "both"))
+    results = read_results(str(tmp_path / "both"))
+    assert set(results["columns"]) == {f"{name}@{part}" for name in ("teacher", "student") for part in parts}
+
+
+def test_a_mean_is_over_the_tasks_that_all_pairs_have():
+    metrics = {"one": Metric("acc", "%", True), "two": Metric("acc", "%", True)}
+    values = {"r": (1.0, 1.0), "a": (2.0, None), "b": (4.0, 9.0)}
+    scores = [
+        Score(column, task, "test", 0, value)
+        for column, pair in values.items()
+        for task, value in zip(metrics, pair, strict=True)
+        if value is not None
+    ]
+    contrast = Contrast("c", [("a", "r"), ("b", "r")], (MEAN,))
+    results = compare("must", metrics, scores, [Column(c) for c in values], [contrast], mean_label="mean")
+    (mean,) = results["contrasts"]
+    assert mean["mean"] == pytest.approx(2.0)  # of 2 - 1 and 4 - 1; b's second task has no counterpart
+
+
 def test_what_does_not_fit_together_is_one_line(tmp_path):
     first = workdir(tmp_path / "a", (0,))
+    further = workdir(tmp_path / "b", (0, 1), rate=2)
+    with pytest.raises(UserError, match="its seeds 0, 1 are not those of .*, 0; compare workdirs with equal seeds"):
+        compare_workdirs([first, further], str(tmp_path / "x"))
     with pytest.raises(UserError, match="at least two workdirs"):
         compare_workdirs([first], str(tmp_path / "x"))
     with pytest.raises(UserError, match="stands twice"):
