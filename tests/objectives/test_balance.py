@@ -198,7 +198,7 @@ def _gradients(kind, tasks, rng):
     elif kind == "duplicated":
         rows[1] = rows[0]
     elif kind == "singular":
-        rows = [*rng.normal(size=(tasks, 2)), 1.5, 0]
+        rows = rng.normal(size=(tasks, 2)) + np.array([1.5, 0])
     return rows
 
 
