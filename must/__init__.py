@@ -14,6 +14,7 @@ _HOMES = {
         "ArraySpec Balance Batch Example Features Geometry LabelError Metric Model Objective PerExample "
         "Policy Source Teacher TrainState UserError"
     ),
+    "must.core.notices": "Notice",
     "must.core.ratio": "Ratio all_devices weighted_sum",
     "must.core.devices": (
         "global_row_index initialize_distributed is_writer move_to_cores parallelize process_rows replicate "

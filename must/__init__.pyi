@@ -8,6 +8,7 @@ from must.core.devices import parallelize as parallelize
 from must.core.devices import process_rows as process_rows
 from must.core.devices import replicate as replicate
 from must.core.devices import set_xla_flags as set_xla_flags
+from must.core.notices import Notice as Notice
 from must.core.ratio import Ratio as Ratio
 from must.core.ratio import all_devices as all_devices
 from must.core.ratio import weighted_sum as weighted_sum

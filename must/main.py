@@ -45,11 +45,12 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> None:
-    from must.core import devices
+    from must.core import devices, notices
     from must.core.types import UserError
     from must.experiment.run import check_stage, run
     from must.recipes.table import recipe_of
 
+    notices.plain_lines()
     logging.set_verbosity(logging.WARNING)  # JAX reports every backend that it does not have
     devices.set_xla_flags()
     devices.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from must.core import devices, files
+from must.core import devices, files, notices
 from must.core.types import UserError
 from must.experiment.progress import Display
 
@@ -216,6 +216,7 @@ def _failure(name: str, code: int, error: tuple[str, str] | None) -> Exception:
 
 def _child(workdir: str, job: Job, cores: list[int], messages) -> None:
     _die_with_parent()
+    notices.silence()
     devices.start_pinned(cores)
     last = [0.0]
 
