@@ -216,6 +216,7 @@ def _failure(name: str, code: int, error: tuple[str, str] | None) -> Exception:
 
 def _child(workdir: str, job: Job, cores: list[int], messages) -> None:
     _die_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its semaphores are put away
     notices.silence()
     devices.start_pinned(cores)
     last = [0.0]
