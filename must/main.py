@@ -6,7 +6,9 @@ The only file that reads flags: it parses, prepares the process and delegates to
 import os
 import signal
 import sys
+import threading
 import traceback
+from types import FrameType
 
 # Read by JAX when it is imported, which a configuration file may do: jobs and later runs share compiled programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/must/xla"))
@@ -47,14 +49,22 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         print(f"must: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"must: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt as stopped:  # Ctrl-C, or the name of a signal
         print(f"must: {stopped or 'interrupted'}; the same command resumes", file=sys.stderr)
         sys.exit(143 if str(stopped) else 130)
 
 
-def _terminated(*_) -> None:
-    """Ends like Ctrl-C, so that jobs and their semaphores are put away."""
-    raise KeyboardInterrupt("terminated")
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Ends like Ctrl-C, so that jobs are put away; a moment later where an exception would be ignored."""
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+    else:
+        raise KeyboardInterrupt("terminated")
 
 
 def _run() -> None:
@@ -88,6 +98,7 @@ def _parse(argv: list[str]) -> list[str]:
         path = _config_file(argv)
         if path is not None and not os.path.isfile(path):
             raise ValueError(f"--config={path}: {'a folder, not a file' if os.path.isdir(path) else 'no such file'}")
+        logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error here
         return flags.FLAGS(argv)
     except Exception as error:  # a configuration file may raise anything
         print(f"must: {_one_line(error, path)}", file=sys.stderr)

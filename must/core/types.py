@@ -158,7 +158,7 @@ class Model(NamedTuple):
       init: (key, inputs [B, H, W, 3] or [B, T, H, W, 3] uint8) -> variables, {"params": ..., other collections}.
       apply: (variables, inputs, *, train: bool, key, axis_name=None) -> ({task name: outputs}, model_state), where
         model_state is the variables without "params"; batch statistics are taken over `axis_name` unless it is None.
-        A training batch padded to the number of devices comes with present=`Batch.present`, whose rows alone enter them.
+        A training batch that was padded to the devices comes with present=`Batch.present`: the rows that enter them.
     """
 
     init: Callable[..., PyTree]

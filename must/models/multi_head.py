@@ -45,7 +45,8 @@ def multi_head(backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.
     """Combines the parts into a `must.core.types.Model`.
 
     `apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False, present=None)` returns (outputs,
-    model_state), or (outputs, model_state, `Features` after the neck). `key` seeds dropout; model_state changes only if `train`.
+    model_state), or (outputs, model_state, `Features` after the neck). `key` seeds dropout; model_state changes only if
+    `train`, by the rows that are `present`.
     """
 
     def module(axis_name: str | None) -> MultiHead:
