@@ -9,7 +9,18 @@ import numpy as np
 
 from must.core import labels
 from must.core.types import Label, UserError
-from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, read_json, select, source_name
+from must.readers.files import (
+    FileSource,
+    existing,
+    first_repeated,
+    folder,
+    locate,
+    read_classes,
+    read_json,
+    select,
+    source_name,
+)
+from must.readers.pictures import DISPLAYED
 
 DETECTION, SEGMENTATION = "detection", "segmentation"
 
@@ -33,6 +44,7 @@ class CocoJson(FileSource):
       background: segmentation's class 0, for pixels outside all instances; "" leaves them unlabeled (255).
       drop_empty: drop boxes without area instead of raising an error.
       name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
 
     Raises:
       UserError: invalid json, missing picture, unknown category or image id, box outside its image, ...
@@ -52,6 +64,7 @@ class CocoJson(FileSource):
         background: str = "background",
         drop_empty: bool = False,
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         self._json = locate(root, annotations, split)
         self._tasks = task_keys(tasks)
@@ -72,6 +85,7 @@ class CocoJson(FileSource):
             classes={key: spaces[kind] for kind, key in self._tasks.items()},
             settings=(self._tasks, self._unknown, background, drop_empty),
             label_files=[self._json],
+            orientation=orientation,
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -99,6 +113,7 @@ class CocoJson(FileSource):
         entries = {}
         for image in content["images"]:
             self._require(image, ("id", "file_name"), "image")
+            image = {**image, "file_name": existing(path, str(image["file_name"])) or str(image["file_name"])}
             key = os.path.splitext(image["file_name"])[0]
             if key in entries:
                 raise UserError(f"{self._json}: image {image['file_name']!r} is listed twice, so ids would repeat")

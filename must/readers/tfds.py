@@ -15,8 +15,9 @@ import numpy as np
 
 from must.core import labels as forms
 from must.core.types import Example, Label, UserError
-from must.readers.files import decode_picture, open_picture, picture_size, read_classes
+from must.readers.files import read_classes
 from must.readers.frames import FrameVideo
+from must.readers.pictures import decode_picture, open_picture, picture_size, stored_ids, untagged
 
 _CROWD_KEYS = ("is_crowd", "is_difficult")
 _FEATURES = "tensorflow_datasets.core.features"
@@ -131,7 +132,7 @@ class Tfds:
 
     def encoded(self, index: int) -> bytes | None:
         """The stored picture; None for videos."""
-        return None if self._video else self._row(index)[self._image]
+        return None if self._video else untagged(self._row(index)[self._image])
 
     def _frames_of(self, row: dict[str, Any], index: int) -> FrameVideo:
         frames = list(row[self._image])
@@ -206,8 +207,7 @@ class _Mask:
         self.classes, self._table = forms.class_table(names, ignore, where)
 
     def read(self, value: bytes, size: tuple[int, int], where: str) -> Label:
-        stored = np.asarray(open_picture(value, where)).astype(np.uint8)
-        return forms.segmentation(forms.checked_mask(stored, self._table, size, where))
+        return forms.segmentation(forms.checked_mask(stored_ids(value, where), self._table, size, where))
 
 
 class _Depth:
