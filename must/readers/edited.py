@@ -51,11 +51,10 @@ def read_boxes(path: Path, names: Sequence[str]) -> dict[str, Boxes]:
         owner = fields.key(_get(entry, "image_id"), f"{where}: image_id")
         if owner not in rows:
             raise UserError(f"{where}: image_id {fields.shown(owner)} is not in images")
+        where = f"{path}: image {images[owner][0]!r}, annotation {fields.shown(entry.get('id'))}"
         category = fields.key(_get(entry, "category_id"), f"{where}: category id")
         if category not in number:
-            raise UserError(
-                f"{where}: image {images[owner][0]!r}: category id {fields.shown(category)} is not in categories"
-            )
+            raise UserError(f"{where}: category id {fields.shown(category)} is not in categories")
         rows[owner].append({**entry, "class": number[category], "bbox": fields.box(_get(entry, "bbox"), where)})
     sizes = {key: _size(entry, f"{path}: image {id!r}") for key, (id, entry) in images.items()}
     stored = np.array([row["bbox"] for mine in rows.values() for row in mine], np.float64).reshape(-1, 4)
