@@ -246,7 +246,7 @@ def read_json(path: Path) -> Any:
     """The parsed file; UserError names file and line."""
     try:
         return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise UserError(f"{path}: invalid json: {error}") from None
 
 
