@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from must.core.labels import checked_boxes
+from must.core.labels import checked_boxes, half
 from must.core.types import Label, UserError
 from must.readers.coco import score_of
 from must.readers.files import id_of, read_json
@@ -111,7 +111,7 @@ def _boxes(rows: Sequence[Mapping[str, Any]], image: Mapping[str, Any], number: 
     label = {
         "boxes": boxes.astype(np.float32),
         "classes": np.array([number[row["category_id"]] for row in rows], np.uint16),
-        "scores": np.array(scores, np.float16),
+        "scores": half(np.array(scores)),
         "crowd": np.array([bool(row.get("iscrowd", 0)) for row in rows], bool),
     }
     if UNKNOWN in image:
