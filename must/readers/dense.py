@@ -1,5 +1,6 @@
 """Dense labels with one PNG per picture: class masks, 16-bit depth, surface normals."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class MaskPng(_Paired):
       masks: folder of the masks below root.
       classes: names, {stored id: name} or a file of either (`read_classes`). Stored ids need not be contiguous: classes
         are numbered in ascending order of their stored ids, skipping the ignored one.
-      ignore: stored id of unlabeled pixels, or None.
+      ignore: stored id of unlabeled pixels; None or -1 if there is none.
       mask_suffix: end of mask names.
     """
 
@@ -135,6 +136,7 @@ class MaskPng(_Paired):
             classes=names,
             settings=self._table.tolist(),
         )
+        labels.check_masks(sample_masks(self._maps), names, self._table, str(locate(root, masks, split)))
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
         stored = read_mask(file)
@@ -168,7 +170,7 @@ class DepthPng(_Paired):
         task: str = "depth",
         name: str = "",
     ):
-        self._meters_per_unit = labels.meters_per_unit(unit)
+        self._unit, self._meters_per_unit = unit, labels.meters_per_unit(unit)
         self._invalid = tuple(int(value) for value in invalid)
         super().__init__(
             root,
@@ -193,7 +195,9 @@ class DepthPng(_Paired):
         labels.same_size(codes, self._map_size(codes, size), str(file))
         if codes.min() < 0 or codes.max() > 65535:
             raise UserError(f"{file}: depth value {codes.max()} does not fit 16 bits")
-        return labels.depth(np.where(np.isin(codes, self._invalid), 0, codes), self._meters_per_unit)
+        codes = np.where(np.isin(codes, self._invalid), 0, codes)
+        labels.check_unit(codes * self._meters_per_unit, self._unit, str(file))
+        return labels.depth(codes, self._meters_per_unit)
 
 
 class NormalsPng(_Paired):
@@ -255,6 +259,16 @@ class NormalsPng(_Paired):
         if (vectors[..., 2] > 0).sum() > 0.9 * max(valid.sum(), 1):
             raise UserError(f"{file}: nearly all normals point away from the camera (z > 0); does it need negate='z'?")
         return labels.normals(vectors)
+
+
+def sample_masks(files: Sequence[Path | None], count: int = 8) -> list[np.ndarray]:
+    """A few of the masks, as stored; broken ones are left for the reading of their pictures to name."""
+    files = [file for file in files if file is not None]
+    masks = []
+    for file in files[:: -(-len(files) // count) or 1]:
+        with contextlib.suppress(UserError):
+            masks.append(read_mask(file))
+    return masks
 
 
 def read_mask(file: Path) -> np.ndarray:

@@ -126,7 +126,7 @@ def read_json(path: Path) -> Any:
     """The parsed file; UserError names file and line."""
     try:
         return json.loads(read_bytes(path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise UserError(f"{path}: invalid json: {error}") from None
 
 

@@ -87,7 +87,7 @@ def test_masks_are_renumbered_and_their_ignored_id_becomes_255(tmp_path):
     np.testing.assert_array_equal(label["probs"], np.where(label["ids"] == 255, 0, 255))
 
 
-@pytest.mark.parametrize("unit, factor", [("mm", 1e-3), ("cm", 1e-2), ("m", 1.0), (0.0002, 0.0002)])
+@pytest.mark.parametrize("unit, factor", [("mm", 1e-3), ("cm", 1e-2), (1.0, 1.0), (0.0002, 0.0002)])
 def test_depth_in_meters_and_its_invalid_codes(tmp_path, unit, factor):
     label = source(**{**sets.depth_png(tmp_path), "unit": unit})[0].labels["depth"]
     meters = label["depth"] * label["scale"] + label["offset"]
