@@ -238,7 +238,7 @@ class CocoJson(FileSource):
         self._owners, self._areas = np.array(owners, np.int64), np.array(areas, np.float64)
         self._boxes, self._classes = np.array(boxes, np.float64).reshape(-1, 4), np.array(classes, np.int64)
         self._crowd, self._annotation_ids, self._shapes = np.array(crowd, bool), numbers, shapes
-        self._scores = np.array(scores, np.float16)
+        self._scores = labels.half(np.array(scores))
         self._rows = np.argsort(self._owners, kind="stable")
         self._starts = np.searchsorted(self._owners[self._rows], np.arange(len(pictures) + 1))
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from must.core.labels import half
 from must.core.types import Example, Label, Source, UserError
 from must.readers.dense import read_mask
 from must.readers.edited import read_boxes
@@ -225,12 +226,12 @@ def _distribution(row: Mapping[str, str], number: Mapping[str, int], where: str)
         if name not in number:
             raise UserError(f"{where}: {name!r} is not one of the {len(number)} classes")
         ids.append(number[name])
-        probs.append(_number(row.get(f"score{suffix}") or "1", np.float16, f"{where}: score{suffix}"))
+        probs.append(_number(row.get(f"score{suffix}") or "1", np.float32, f"{where}: score{suffix}"))
         rank += 1
         suffix = f"_{rank}"
     label = {
         "ids": np.array(ids, np.uint16),
-        "probs": np.array(probs, np.float16),
+        "probs": half(np.array(probs)),
         "rest": _number(row.get("rest") or "0", np.float16, f"{where}: rest"),
     }
     if row.get("unknown"):
