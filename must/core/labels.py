@@ -1,12 +1,17 @@
 """Constructors and checks of ground truth in record form (`Task.label_spec`); its scores and probabilities are 1."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from must.core.notices import notice
 from must.core.types import Label, UserError
 
 IGNORE = 255
+# Only the truth is certain: the largest score of a teacher, as half precision has it, and as a code of 0..255.
+SUREST, LARGEST = 1 - 2**-11, 254
+_IGNORED_NAMES = ("ignore", "void", "unlabel", "unknown", "other", "background", "border")
 UNITS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0}
 
 
@@ -38,6 +43,25 @@ def segmentation(ids: np.ndarray, unknown: Sequence[int] = ()) -> Label:
     return {"ids": ids, "probs": probs, "unknown": np.asarray(unknown, np.uint16).reshape(-1)}
 
 
+def check_unit(meters: np.ndarray, unit: str | float, where: str) -> None:
+    """Refuses depths that a unit given by its name makes absurd: mostly beyond 500 m, or all within 10 cm.
+
+    Args:
+      meters: depths; 0 and what is not finite are no measurements.
+      unit: as the user gave it; a number is taken as it is.
+      where: prefix of the message.
+    """
+    valid = meters[np.isfinite(meters) & (meters > 0)]
+    if not isinstance(unit, str) or not valid.size:
+        return
+    middle = float(np.median(valid))
+    if middle > 500 or valid.max() < 0.1:
+        raise UserError(
+            f"{where}: with unit={unit!r} the median depth is {middle:,.4g} m; is another unit meant, such as "
+            f"{'mm' if middle > 500 else 'm'!r}? A number, unit={UNITS[unit]:g}, is taken as it is"
+        )
+
+
 def depth(codes: np.ndarray, meters_per_unit: float) -> Label:
     """uint16 [H, W], 0 = invalid; meters = codes * meters_per_unit."""
     codes = np.ascontiguousarray(codes, np.uint16)
@@ -48,6 +72,22 @@ def depth(codes: np.ndarray, meters_per_unit: float) -> Label:
 def normals(vectors: np.ndarray) -> Label:
     """Unit vectors float [H, W, 3] in camera axes, zeros = invalid; rounded to 1/127."""
     return {"normals": np.round(vectors * 127).astype(np.int8), "scores": np.full((1, 1), 255, np.uint8)}
+
+
+def half(scores: np.ndarray) -> np.ndarray:
+    """Scores 0..1 as float16, which rounds .9998 to the truth's 1: here only 1 itself becomes 1."""
+    scores = np.asarray(scores, np.float32)
+    return np.where(scores >= 1, scores, np.minimum(scores, SUREST)).astype(np.float16)
+
+
+def of_teacher(label: Label) -> Label:
+    """A teacher's label in network form, host NumPy, without the certainty that is the truth's alone."""
+    for name in {"scores", "probs"} & set(label):
+        field = np.asarray(label[name])
+        most = SUREST if field.dtype.kind == "f" else LARGEST
+        if field.size and not field.max() <= most:
+            label = {**label, name: np.minimum(field, field.dtype.type(most))}
+    return label
 
 
 def meters_per_unit(unit: str | float) -> float:
@@ -65,18 +105,22 @@ def class_table(names: Mapping[int, str], ignore: int | None, where: str) -> tup
 
     Args:
       names: {stored id: name}, ids in 0..255; an entry for `ignore` is dropped.
-      ignore: stored id that becomes 255, or None.
+      ignore: stored id that becomes 255; none if None or negative.
       where: prefix of error messages.
 
     Returns:
       Class names in ascending order of their stored ids, and int16 [256]: class id, 255, or -1 for invalid ids.
     """
     kept = {number: name for number, name in names.items() if number != ignore}
+    if len(kept) < len(names) and not any(word in names[ignore].lower() for word in _IGNORED_NAMES):
+        notice(
+            f"{where}: {names[ignore]!r} has the id {ignore} that is ignored, so it is no class; ignore=-1 ignores none"
+        )
     if not kept or min(kept) < 0 or max(kept) > 255 or len(kept) > IGNORE:
         raise UserError(f"{where}: an 8-bit mask needs 1 to 255 classes with ids in 0..255")
     table = np.full(256, -1, np.int16)
     table[list(kept)] = np.arange(len(kept))
-    if ignore is not None:
+    if ignore is not None and ignore >= 0:
         table[ignore] = IGNORE
     return tuple(kept.values()), table
 
@@ -86,10 +130,26 @@ def checked_mask(stored: np.ndarray, table: np.ndarray, size: tuple[int, int], w
     same_size(stored, size, where)
     ids = table[stored]
     if ids.min() < 0:
-        wrong = np.unique(stored[ids < 0])
-        count = int((table >= 0).sum())
-        raise UserError(f"{where}: mask id {wrong[0]} is not one of the {count} ids of classes and ignore")
+        wrong = int(np.unique(stored[ids < 0])[0])
+        count, classes = int((table >= 0).sum()), table[(table >= 0) & (table < IGNORE)]
+        hint = ""
+        if wrong == IGNORE:
+            hint = "; ignore=255 ignores it"
+        elif wrong == len(classes) and (table[:wrong] == np.arange(wrong)).all() and (stored > 0).all():
+            hint = f"; ids seem to count from 1, which classes={{1: ..., {wrong}: ...}} says"
+        raise UserError(f"{where}: mask id {wrong} is not one of the {count} ids of classes and ignore{hint}")
     return ids.astype(np.uint8)
+
+
+def check_masks(stored: Iterable[np.ndarray], names: Sequence[str], table: np.ndarray, where: str) -> None:
+    """Refuses a sample of masks in which objects have the ignored id: they hold 0 and 255 and nothing else."""
+    if len(names) < 2 or table[255] != IGNORE:
+        return
+    if set(np.unique(np.concatenate([np.unique(mask) for mask in stored] or [np.zeros(0)])).tolist()) == {0, 255}:
+        told = f"{where}: the masks hold 0 and 255 only, and 255 is ignored, so {names[1]!r} never occurs"
+        if len(names) == 2:
+            raise UserError(f"{told}; classes={{0: {names[0]!r}, 255: {names[1]!r}}} with ignore=-1 makes it a class")
+        notice(f"{told} in the first of them")
 
 
 def same_size(array: np.ndarray, size: tuple[int, int], where: str) -> None:
@@ -99,29 +159,81 @@ def same_size(array: np.ndarray, size: tuple[int, int], where: str) -> None:
         raise UserError(f"{where}: is {width}x{height} (width x height), but its image is {size[1]}x{size[0]}")
 
 
-def checked_boxes(boxes: np.ndarray, sizes: np.ndarray, where: Callable[[int], str]) -> np.ndarray:
+class CheckedBoxes(NamedTuple):
+    """Boxes inside their images.
+
+    Attributes:
+      boxes: float64 [K, 4].
+      kept: bool [N], which of the given boxes they are.
+      clipped: number of boxes that reached out of their images by more than a pixel.
+    """
+
+    boxes: np.ndarray
+    kept: np.ndarray
+    clipped: int
+
+    def tell(self, where: str) -> None:
+        """Mentions what was clipped and left out."""
+        if self.clipped:
+            notice(
+                f"{where}: {self.clipped:,} of {len(self.kept):,} boxes reach beyond their pictures and are clipped "
+                "(bounds='refuse' refuses them)"
+            )
+        if dropped := int((~self.kept).sum()):
+            notice(f"{where}: {dropped:,} of {len(self.kept):,} boxes have no area in their pictures and are left out")
+
+
+def checked_boxes(
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    where: Callable[[int], str],
+    *,
+    bounds: str = "clip",
+    empty: str = "refuse",
+) -> CheckedBoxes:
     """Clips boxes to their images.
 
     Args:
       boxes: [N, 4], x0 y0 x1 y1, pixels.
       sizes: (height, width), [2] or [N, 2].
       where: index of a box -> prefix of an error message about it.
-
-    Returns:
-      [N, 4], possibly with empty boxes.
+      bounds: "clip", or "refuse" boxes that leave their images by more than a pixel.
+      empty: what becomes of boxes without area, "refuse", "drop" or "keep"; a box wholly outside its image is dropped
+        or else refused.
 
     Raises:
-      UserError: a box that is not finite, is reversed, or leaves its image by more than a pixel.
+      UserError: a box that is not finite, is reversed, or one that is to be refused.
     """
+    if bounds not in ("clip", "refuse"):
+        raise UserError(f"bounds={bounds!r}: expected 'clip' or 'refuse'")
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     sizes = np.broadcast_to(np.asarray(sizes, np.float64), (len(boxes), 2))
     limit = sizes[:, [1, 0, 1, 0]]
-    reversed_ = ~(boxes[:, 2:] >= boxes[:, :2]).all(-1)  # NaN too
-    outside = ((boxes < -1) | (boxes > limit + 1)).any(-1)
-    for bad, what in ((reversed_, "is reversed in an image of"), (outside, "is outside its image of")):
+    beyond = ((boxes < -1) | (boxes > limit + 1)).any(-1)
+    inside = np.clip(boxes, 0, limit)
+    area = (inside[:, 2:] > inside[:, :2]).all(-1)
+    outside = beyond & ~area
+    drop = "; drop_empty=True leaves such boxes out" if empty == "refuse" else ""
+    checks = [
+        (~np.isfinite(boxes).all(-1), "is not finite", ""),
+        (~(boxes[:, 2:] >= boxes[:, :2]).all(-1), "is reversed", ""),
+        (beyond & (bounds == "refuse"), "reaches outside its image", "; bounds='clip' clips it"),
+        (outside & (empty != "drop"), "is wholly outside its image", drop),
+        (~area & (empty == "refuse"), "has no area", drop),
+    ]
+    for bad, what, way_out in checks:
         if bad.any():
             i = int(np.argmax(bad))
             corners = ", ".join(f"{v:g}" for v in boxes[i])
             width, height = limit[i, :2]
-            raise UserError(f"{where(i)}: box ({corners}) {what} {width:g}x{height:g} px (width x height)")
-    return np.clip(boxes, 0, limit)
+            size = f"{width:g}x{height:g} px (width x height)"
+            raise UserError(f"{where(i)}: box ({corners}) {what}; the image has {size}{way_out}")
+    kept = area | (empty == "keep")
+    return CheckedBoxes(inside[kept], kept, int((beyond & area).sum()))
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names that come without an order: by value if all are whole numbers, so that "2" precedes "10"."""
+    names = set(names)
+    numeric = all(name.isascii() and name.isdigit() for name in names)
+    return tuple(sorted(names, key=(lambda name: (int(name), name)) if numeric else None))

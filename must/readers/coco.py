@@ -8,17 +8,33 @@ from typing import Any
 import numpy as np
 
 from must.core import labels
+from must.core.notices import notice
 from must.core.types import Label, UserError
-from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, read_json, select, source_name
+from must.readers import fields
+from must.readers.files import (
+    FileSource,
+    existing,
+    first_repeated,
+    folder,
+    locate,
+    read_classes,
+    read_json,
+    select,
+    source_name,
+)
+from must.readers.pictures import DISPLAYED
 
 DETECTION, SEGMENTATION = "detection", "segmentation"
+SIDES = ("height", "width")
+_FARTHEST = 1e6  # pixels; polygons are drawn point by point, so a point far outside would take all memory
 
 
 class CocoJson(FileSource):
     """Detection and/or segmentation from one COCO json; an image without annotations has no objects.
 
     Category ids become contiguous in ascending order. A `score` defaults to 1. Classes listed in an image's
-    `unknown_category_ids` are unknown in that image. Segmentation paints the instances from largest to smallest.
+    `unknown_category_ids` are unknown in that image. Segmentation paints the instances from largest to smallest; where
+    classes are unknown, pixels outside all instances are unlabeled.
 
     Args:
       root: dataset root.
@@ -27,15 +43,21 @@ class CocoJson(FileSource):
       split: name of the split.
       ids: optional list file below root: one file name of the json per line, with or without extension.
       tasks: "detection", "segmentation" or both; or a dict that maps either to the key of its labels.
-      classes: label space, names or a file of names (`read_classes`); must include every category of the json. By
-        default, the json's categories.
+      classes: label space, names or a file of names (`read_classes`); must include every category that an annotation
+        uses. By default, the json's categories.
       annotated: names of the exhaustively annotated classes; all others are unknown. By default, the json's categories.
       background: segmentation's class 0, for pixels outside all instances; "" leaves them unlabeled (255).
-      drop_empty: drop boxes without area instead of raising an error.
+      bounds: what becomes of boxes that reach beyond their pictures, "clip" or "refuse".
+      drop_empty: drop boxes without area in their picture, and segments without pixels, instead of raising an error.
+      corners: bbox is x0, y0, x1, y1; False: x, y, width, height as in COCO. By default the latter, and an error if
+        areas and pictures say otherwise.
+      relative: bbox is in fractions of the picture; False: in pixels. By default the latter, and an error if all
+        numbers lie in 0..1.
       name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
 
     Raises:
-      UserError: invalid json, missing picture, unknown category or image id, box outside its image, ...
+      UserError: invalid json, missing picture, unknown category or image id, box wholly outside its image, ...
     """
 
     def __init__(
@@ -50,28 +72,34 @@ class CocoJson(FileSource):
         classes: str | Sequence[str] | None = None,
         annotated: Sequence[str] | None = None,
         background: str = "background",
+        bounds: str = "clip",
         drop_empty: bool = False,
+        corners: bool | None = None,
+        relative: bool | None = None,
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         self._json = locate(root, annotations, split)
         self._tasks = task_keys(tasks)
         content = read_json(self._json)
         pictures = self._read_images(content, locate(root, images, split), locate(root, ids, split) if ids else None)
         names = None if classes is None else tuple(read_classes(classes, root).values())
+        self._background, self._relative = background, bool(relative)
+        self._rules = {"bounds": bounds, "empty": "drop" if drop_empty else "refuse"}
         self._read_categories(content, names, annotated)
-        self._read_annotations(content, pictures, drop_empty)
-        self._background = background
+        self._read_annotations(content, pictures)
+        if DETECTION in self._tasks:
+            self._place_boxes(corners, relative)
         spaces = {DETECTION: self._names, SEGMENTATION: (background, *self._names) if background else self._names}
         if SEGMENTATION in self._tasks and len(spaces[SEGMENTATION]) > labels.IGNORE:
-            raise UserError(
-                f"{self._json}: {len(spaces[SEGMENTATION])} classes, an but an 8-bit mask allows at most 255"
-            )
+            raise UserError(f"{self._json}: {len(spaces[SEGMENTATION])} classes, but an 8-bit mask allows at most 255")
         super().__init__(
             source_name(name, root, split),
             pictures,
             classes={key: spaces[kind] for kind, key in self._tasks.items()},
-            settings=(self._tasks, self._unknown, background, drop_empty),
+            settings=(self._tasks, self._unknown, background, drop_empty, bounds, corners, relative),
             label_files=[self._json],
+            orientation=orientation,
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -83,11 +111,22 @@ class CocoJson(FileSource):
         rows = self._rows[self._starts[index] : self._starts[index + 1]]
         out = {}
         if DETECTION in self._tasks:
-            boxes = checked(self._boxes[rows], size, lambda i: f"{where}, annotation {self._annotation_ids[rows[i]]}")
-            label = labels.detection(boxes, self._classes[rows], self._crowd[rows], self._unknown_of[index])
-            out[self._tasks[DETECTION]] = {**label, "scores": self._scores[rows]}
+            boxes = self._boxes[rows] * (size[::-1] * 2 if self._relative else 1)
+            checked = labels.checked_boxes(
+                boxes, size, lambda i: f"{where}, annotation {self._annotation_ids[rows[i]]}", **self._rules
+            )
+            if checked.clipped and np.isnan(declared).any():
+                notice(
+                    f"{self._json}: boxes that reach beyond their pictures are clipped (bounds='refuse' refuses them)"
+                )
+            mine = rows[checked.kept]
+            label = labels.detection(checked.boxes, self._classes[mine], self._crowd[mine], self._unknown_of[index])
+            out[self._tasks[DETECTION]] = {**label, "scores": self._scores[mine]}
         if SEGMENTATION in self._tasks:
-            out[self._tasks[SEGMENTATION]] = labels.segmentation(self._paint(rows, size))
+            unknown = self._unknown_of[index]
+            if unknown and self._background:  # a pixel outside all instances may show an unknown class
+                unknown = (0, *(i + 1 for i in unknown))
+            out[self._tasks[SEGMENTATION]] = labels.segmentation(self._paint(rows, size, bool(unknown)), unknown)
         return out
 
     def _read_images(self, content: Any, path: Path, ids: Path | None) -> dict[str, Path]:
@@ -99,23 +138,28 @@ class CocoJson(FileSource):
         entries = {}
         for image in content["images"]:
             self._require(image, ("id", "file_name"), "image")
-            key = os.path.splitext(image["file_name"])[0]
-            if key in entries:
-                raise UserError(f"{self._json}: image {image['file_name']!r} is listed twice, so ids would repeat")
-            entries[key] = image
+            at = f"{self._json}: image {fields.shown(image['id'])}:"
+            file, id = fields.text(image["file_name"], f"{at} file_name"), fields.key(image["id"], f"{at} id")
+            file = existing(path, file) or file
+            size = [fields.number(image[side], f"{at} {side}") if image.get(side) else np.nan for side in SIDES]
+            stem = os.path.splitext(file)[0]
+            if stem in entries:
+                raise UserError(f"{self._json}: image {file!r} is listed twice, so ids would repeat")
+            listed = image.get("unknown_category_ids", ())
+            if not isinstance(listed, list | tuple):
+                raise UserError(f"{at} unknown_category_ids {fields.shown(listed)} is not a list")
+            listed = [fields.key(category, f"{at} unknown_category_ids") for category in listed]
+            entries[stem] = (id, file, size, listed)
         if not entries:
             raise UserError(f"{self._json}: no images")
-        self._all_image_ids = {image["id"] for image in entries.values()}
+        self._all_image_ids = {id for id, *_ in entries.values()}
         if len(self._all_image_ids) < len(entries):
-            repeated = first_repeated(image["id"] for image in entries.values())
+            repeated = first_repeated(id for id, *_ in entries.values())
             raise UserError(f"{self._json}: duplicate image id {repeated!r}")
         entries = select(entries, ids, self._json) if ids else entries
-        self._image_ids = [image["id"] for image in entries.values()]
-        self._file_names = [image["file_name"] for image in entries.values()]
-        sizes = [[image.get("height") or np.nan, image.get("width") or np.nan] for image in entries.values()]
+        self._image_ids, self._file_names, sizes, self._listed_unknown = map(list, zip(*entries.values(), strict=True))
         self._sizes = np.array(sizes, np.float64)
-        self._listed_unknown = [image.get("unknown_category_ids", ()) for image in entries.values()]
-        pictures = {key: path / image["file_name"] for key, image in entries.items()}
+        pictures = {stem: path / file for stem, (_, file, *_) in entries.items()}
         for file in pictures.values():
             if not file.is_file():
                 raise UserError(f"{self._json}: image {file} does not exist")
@@ -123,16 +167,28 @@ class CocoJson(FileSource):
 
     def _read_categories(self, content: Any, names: tuple[str, ...] | None, annotated: Sequence[str] | None) -> None:
         """Sets the label space, the map from category ids to class ids, and the ids of unannotated classes."""
-        categories: dict[int, str] = {}
+        categories: dict[Any, str] = {}
         for category in content["categories"]:
             self._require(category, ("id", "name"), "category")
-            if category["id"] in categories:
-                raise UserError(f"{self._json}: duplicate category id {category['id']!r}")
-            categories[category["id"]] = category["name"]
+            at = f"{self._json}: category {fields.shown(category['id'])}:"
+            id = fields.key(category["id"], f"{at} id")
+            if id in categories:
+                raise UserError(f"{self._json}: duplicate category id {id!r}")
+            categories[id] = fields.text(category["name"], f"{at} name")
         repeated = first_repeated(categories.values())
         if repeated is not None:
             raise UserError(f"{self._json}: duplicate category {repeated!r}")
-        categories = dict(sorted(categories.items()))
+        categories = dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+        used = {_hashable(one.get("category_id")) for one in content["annotations"] if isinstance(one, dict)}
+        unused = [name for id, name in categories.items() if id not in used and str(id) not in used]
+        if names is not None:  # categories that no annotation uses may be left out
+            categories = {id: name for id, name in categories.items() if name in names or name not in unused}
+        elif unused and len(unused) < len(categories):
+            some = ", ".join(map(repr, unused[:5])) + (" ..." if len(unused) > 5 else "")
+            notice(
+                f"{self._json}: no annotation uses {len(unused)} of {len(categories)} categories ({some}); "
+                "classes=[...] without them leaves them out"
+            )
         self._names = tuple(categories.values()) if names is None else names
         number = {name: i for i, name in enumerate(self._names)}
         for name in categories.values():
@@ -146,48 +202,61 @@ class CocoJson(FileSource):
         self._unknown = tuple(i for i, name in enumerate(self._names) if name not in annotated_names)
         self._unknown_of = []
         for file, listed in zip(self._file_names, self._listed_unknown, strict=True):
-            if not isinstance(listed, list | tuple) or set(listed) - set(self._number):
+            if set(listed) - set(self._number):
                 raise UserError(f"{self._json}: image {file!r}: unknown_category_ids {listed!r} not all in categories")
             self._unknown_of.append(tuple(sorted({*self._unknown, *(self._number[category] for category in listed)})))
 
-    def _read_annotations(self, content: Any, pictures: Mapping[str, Path], drop_empty: bool) -> None:
+    def _read_annotations(self, content: Any, pictures: Mapping[str, Path]) -> None:
         """Sets flat arrays over the annotations; image i owns `_rows[_starts[i]:_starts[i + 1]]`."""
         position = {image_id: i for i, image_id in enumerate(self._image_ids)}
-        required = ("id", "image_id", "category_id") + (("bbox",) if DETECTION in self._tasks else ())
-        owners, boxes, classes, scores, crowd, numbers, shapes = [], [], [], [], [], [], []
+        boxed, painted = DETECTION in self._tasks, SEGMENTATION in self._tasks
+        required = ("id", "image_id", "category_id") + (("bbox",) if boxed else ())
+        owners, boxes, areas, classes, scores, crowd, numbers, shapes = [], [], [], [], [], [], [], []
         for annotation in content["annotations"]:
             self._require(annotation, required, "annotation")
-            where = f"{self._json}: annotation {annotation['id']}"
-            if annotation["image_id"] not in self._all_image_ids:
-                raise UserError(f"{where}: image id {annotation['image_id']!r} is not in images")
-            if annotation["category_id"] not in self._number:
-                raise UserError(f"{where}: category id {annotation['category_id']!r} is not in categories")
-            if annotation["image_id"] not in position:
+            where = f"{self._json}: annotation {fields.shown(annotation['id'])}"
+            image_id, category = (fields.key(annotation[k], f"{where}: {k}") for k in ("image_id", "category_id"))
+            if image_id not in self._all_image_ids:
+                raise UserError(f"{where}: image id {fields.shown(image_id)} is not in images")
+            if category not in self._number:
+                raise UserError(f"{where}: category id {fields.shown(category)} is not in categories")
+            if image_id not in position:
                 continue  # `ids` excludes this image
-            box = annotation.get("bbox") if DETECTION in self._tasks else (0, 0, 1, 1)
-            try:
-                x, y, width, height = (float(value) for value in box)
-            except (TypeError, ValueError):
-                raise UserError(f"{where}: bbox {box!r} is not four numbers") from None
-            if drop_empty and (width == 0 or height == 0):
-                continue
-            owners.append(position[annotation["image_id"]])
-            boxes.append((x, y, x + width, y + height))
-            classes.append(self._number[annotation["category_id"]])
+            if boxed:
+                boxes.append(fields.box(annotation["bbox"], where))
+                area = annotation.get("area")
+                areas.append(area if isinstance(area, float | int) and -1e15 < area < 1e15 else np.nan)
+            if painted:
+                shapes.append(checked_shape(annotation.get("segmentation"), where))
+                if shapes[-1] is None and self._rules["empty"] != "drop":
+                    raise UserError(f"{where}: no segmentation of three points or more; drop_empty=True leaves it out")
+            owners.append(position[image_id])
+            classes.append(self._number[category])
             scores.append(score_of(annotation, where))
-            crowd.append(bool(annotation.get("iscrowd", 0)))
+            crowd.append(fields.flag(annotation.get("iscrowd"), f"{where}: iscrowd"))
             numbers.append(annotation["id"])
-            shapes.append(annotation.get("segmentation") if SEGMENTATION in self._tasks else None)
-        owners = np.array(owners, np.int64)
+        self._owners, self._areas = np.array(owners, np.int64), np.array(areas, np.float64)
         self._boxes, self._classes = np.array(boxes, np.float64).reshape(-1, 4), np.array(classes, np.int64)
         self._crowd, self._annotation_ids, self._shapes = np.array(crowd, bool), numbers, shapes
-        self._scores = np.array(scores, np.float16)
-        self._rows = np.argsort(owners, kind="stable")
-        self._starts = np.searchsorted(owners[self._rows], np.arange(len(pictures) + 1))
-        if DETECTION in self._tasks:
-            sizes = np.where(np.isnan(self._sizes), np.inf, self._sizes)[owners]
-            names = [self._file_names[owner] for owner in owners]
-            checked(self._boxes, sizes, lambda i: f"{self._json}: image {names[i]!r}, annotation {numbers[i]}")
+        self._scores = labels.half(np.array(scores))
+        self._rows = np.argsort(self._owners, kind="stable")
+        self._starts = np.searchsorted(self._owners[self._rows], np.arange(len(pictures) + 1))
+
+    def _place_boxes(self, corners: bool | None, relative: bool | None) -> None:
+        """Turns the boxes into corners and checks them where the json gives their images' sizes."""
+        sizes = self._sizes[self._owners]
+        fields.check_layout(self._boxes, self._areas, sizes, str(self._json), corners, relative)
+        if not corners:
+            self._boxes[:, 2:] += self._boxes[:, :2]
+        sizes = np.where(np.isnan(sizes), 1 if relative else np.inf, sizes)
+        names = [self._file_names[owner] for owner in self._owners]
+        checked = labels.checked_boxes(
+            self._boxes * (sizes[:, [1, 0, 1, 0]] if relative else 1),
+            sizes,
+            lambda i: f"{self._json}: image {names[i]!r}, annotation {self._annotation_ids[i]}",
+            **self._rules,
+        )
+        checked.tell(str(self._json))
 
     def _require(self, entry: Any, keys: Sequence[str], what: str) -> None:
         """Raises UserError if the entry lacks one of the keys."""
@@ -196,14 +265,15 @@ class CocoJson(FileSource):
                 entry_id = f" {entry['id']}" if isinstance(entry, dict) and "id" in entry else ""
                 raise UserError(f"{self._json}: {what}{entry_id} has no {key!r}")
 
-    def _paint(self, rows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Class map, uint8 [H, W], of the instances `rows`."""
+    def _paint(self, rows: np.ndarray, size: tuple[int, int], partly: bool) -> np.ndarray:
+        """Class map, uint8 [H, W], of the instances `rows`; `partly` if there may be objects of unknown classes."""
         masks = []
         for row in rows:
             where = f"{self._json}: annotation {self._annotation_ids[row]}"
-            masks.append((decode_mask(self._shapes[row], size, where), self._classes[row]))
+            if self._shapes[row] is not None:
+                masks.append((decode_mask(self._shapes[row], size, where), self._classes[row]))
         first_class = 1 if self._background else 0
-        out = np.full(size, 0 if self._background else labels.IGNORE, np.uint8)
+        out = np.full(size, 0 if self._background and not partly else labels.IGNORE, np.uint8)
         for mask, class_id in sorted(masks, key=lambda pair: -int(pair[0].sum())):
             out[mask] = class_id + first_class
         return out
@@ -224,31 +294,55 @@ def task_keys(tasks: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
 
 def score_of(annotation: Mapping[str, Any], where: str) -> float:
     """The annotation's score, 1 by default (human annotations have none); UserError outside 0..1."""
-    score = annotation.get("score", 1.0)
-    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-        raise UserError(f"{where}: score {score!r} is not a number in 0..1")
-    return float(score)
+    if "score" not in annotation:
+        return 1.0
+    score = fields.number(annotation["score"], f"{where}: score")
+    if not 0 <= score <= 1:
+        raise UserError(f"{where}: score {score:g} is not in 0..1")
+    return score
 
 
-def checked(boxes: np.ndarray, sizes: Any, where: Any) -> np.ndarray:
-    """`labels.checked_boxes` that also rejects boxes without area."""
-    boxes = labels.checked_boxes(boxes, sizes, where)
-    empty = (boxes[:, 2:] == boxes[:, :2]).any(-1)
-    if empty.any():
-        raise UserError(f"{where(int(np.argmax(empty)))}: box without area (drop_empty=True drops such boxes)")
-    return boxes
+def checked_shape(shape: Any, where: str) -> dict[str, Any] | list[np.ndarray] | None:
+    """A COCO `segmentation` in one form: RLE as it is, or polygons [x0, y0, x1, y1, ...]; None if it has no area.
+
+    One polygon as a flat list, and points as pairs, are understood.
+
+    Raises:
+      UserError: anything else.
+    """
+    if shape is None or shape == []:
+        return None
+    if isinstance(shape, dict):
+        return shape
+    try:
+        if not isinstance(shape, list):
+            raise TypeError
+        if not isinstance(shape[0], list) or all(len(one) == 2 and not isinstance(one[0], list) for one in shape):
+            shape = [shape]  # one polygon, flat or of pairs
+        polygons = [np.array(one, np.float64).reshape(-1) for one in shape]
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(
+            f"{where}: segmentation {fields.shown(shape)} is neither RLE nor a list of polygons [x0, y0, x1, y1, ...]"
+        ) from None
+    polygons = [one for one in polygons if one.size >= 6]
+    for one in polygons:
+        if one.size % 2 or not (np.abs(one) < _FARTHEST).all():
+            raise UserError(f"{where}: segmentation: {one.size} numbers of a polygon are no points of a picture")
+    if polygons and fields.is_fraction(np.concatenate(polygons)):
+        raise UserError(f"{where}: segmentation in fractions of the picture; multiply it by width and height")
+    return polygons or None
 
 
 def decode_mask(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
     """Decodes a COCO `segmentation` to a mask, bool [H, W].
 
     Args:
-      shape: list of polygons [x0, y0, x1, y1, ...], or RLE {"size": [H, W], "counts": list or compressed text}.
+      shape: see `checked_shape`; RLE is {"size": [H, W], "counts": list or compressed text}.
       size: (height, width) of the image.
       where: prefix of error messages.
 
     Raises:
-      UserError: missing, not of the image's size, or not decodable.
+      UserError: not of the image's size, or not decodable.
     """
     from faster_coco_eval import mask_api_new_cpp as api
 
@@ -256,17 +350,22 @@ def decode_mask(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
     try:
         if isinstance(shape, dict):
             if list(shape["size"]) != [height, width]:
-                raise UserError(f"{where}: mask size {shape['size']} differs from image size [{height}, {width}]")
+                own = fields.shown(shape["size"])
+                raise UserError(f"{where}: mask size {own} differs from image size [{height}, {width}]")
             counts = shape["counts"]
-            if not isinstance(counts, list):
+            if isinstance(counts, str | bytes):
                 counts = api.toUncompressedRLE([{"size": [height, width], "counts": counts}])[0]["counts"]
-            counts = np.asarray(counts, np.int64)
-            if counts.min(initial=0) < 0 or counts.sum() != height * width:
-                raise UserError(f"{where}: RLE covers {counts.sum()} of {height * width} pixels")
+            counts = np.array(counts, np.float64)
+            if not (counts >= 0).all() or (counts % 1).any() or counts.sum() != height * width:
+                raise UserError(f"{where}: RLE covers {counts.sum():g} of {height * width} pixels")
+            counts = counts.astype(np.int64)
             return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
-        polygons = [[float(value) for value in polygon] for polygon in shape]
-        if not polygons or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-            raise UserError(f"{where}: a polygon needs at least three points")
+        polygons = [np.asarray(polygon, np.float64).tolist() for polygon in shape]
         return api.decode([api.merge(api.frPyObjects(polygons, height, width), 0)])[..., 0].astype(bool)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(f"{where}: invalid segmentation: {error or type(error).__name__}") from None
+
+
+def _hashable(value: Any) -> Any:
+    """The value if it can be a dictionary key, else None."""
+    return value if isinstance(value, int | str) else None

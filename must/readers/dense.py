@@ -1,5 +1,6 @@
 """Dense labels with one PNG per picture: class masks, 16-bit depth, surface normals."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ from must.readers.files import (
     find_pictures,
     folder,
     locate,
-    open_picture,
-    read_bytes,
     read_classes,
     source_name,
 )
+from must.readers.pictures import DISPLAYED, open_picture, read_bytes, stored_ids
 
 
 class _Paired(FileSource):
@@ -35,6 +35,7 @@ class _Paired(FileSource):
       coarse: allow maps with one pixel per s x s pixels of the picture, rounded up, for any integer s.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class _Paired(FileSource):
         coarse: bool,
         task: str,
         name: str,
+        orientation: str,
         classes: Sequence[str] | None = None,
         settings: Any = None,
     ):
@@ -74,6 +76,7 @@ class _Paired(FileSource):
             classes=None if classes is None else {task: classes},
             settings=(task, coarse, settings, [file is not None for file in self._maps]),
             label_files=maps_present,
+            orientation=orientation,
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -92,13 +95,13 @@ class _Paired(FileSource):
 
 
 class MaskPng(_Paired):
-    """Segmentation: 8-bit PNG masks, gray or palette, with one class id per pixel; SBD masks if mask_suffix is ".mat".
+    """Segmentation: PNG masks, gray or palette, with one class id per pixel; SBD masks if mask_suffix is ".mat".
 
     Args (the others are those of `_Paired`):
       masks: folder of the masks below root.
       classes: names, {stored id: name} or a file of either (`read_classes`). Stored ids need not be contiguous: classes
         are numbered in ascending order of their stored ids, skipping the ignored one.
-      ignore: stored id of unlabeled pixels, or None.
+      ignore: stored id of unlabeled pixels; None or -1 if there is none.
       mask_suffix: end of mask names.
     """
 
@@ -118,6 +121,7 @@ class MaskPng(_Paired):
         coarse: bool = False,
         task: str = "segmentation",
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         names, self._table = labels.class_table(read_classes(classes, root), ignore, f"{root}: classes")
         super().__init__(
@@ -132,9 +136,11 @@ class MaskPng(_Paired):
             coarse=coarse,
             task=task,
             name=name,
+            orientation=orientation,
             classes=names,
             settings=self._table.tolist(),
         )
+        labels.check_masks(sample_masks(self._maps), names, self._table, str(locate(root, masks, split)))
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
         stored = read_mask(file)
@@ -167,8 +173,9 @@ class DepthPng(_Paired):
         coarse: bool = False,
         task: str = "depth",
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
-        self._meters_per_unit = labels.meters_per_unit(unit)
+        self._unit, self._meters_per_unit = unit, labels.meters_per_unit(unit)
         self._invalid = tuple(int(value) for value in invalid)
         super().__init__(
             root,
@@ -182,6 +189,7 @@ class DepthPng(_Paired):
             coarse=coarse,
             task=task,
             name=name,
+            orientation=orientation,
             settings=(self._meters_per_unit, self._invalid),
         )
 
@@ -193,7 +201,9 @@ class DepthPng(_Paired):
         labels.same_size(codes, self._map_size(codes, size), str(file))
         if codes.min() < 0 or codes.max() > 65535:
             raise UserError(f"{file}: depth value {codes.max()} does not fit 16 bits")
-        return labels.depth(np.where(np.isin(codes, self._invalid), 0, codes), self._meters_per_unit)
+        codes = np.where(np.isin(codes, self._invalid), 0, codes)
+        labels.check_unit(codes * self._meters_per_unit, self._unit, str(file))
+        return labels.depth(codes, self._meters_per_unit)
 
 
 class NormalsPng(_Paired):
@@ -223,6 +233,7 @@ class NormalsPng(_Paired):
         coarse: bool = False,
         task: str = "normals",
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         if set(negate) - set("xyz"):
             raise UserError(f"negate={negate!r}: expected letters among x, y and z")
@@ -239,6 +250,7 @@ class NormalsPng(_Paired):
             coarse=coarse,
             task=task,
             name=name,
+            orientation=orientation,
             settings=self._signs.tolist(),
         )
 
@@ -257,14 +269,21 @@ class NormalsPng(_Paired):
         return labels.normals(vectors)
 
 
+def sample_masks(files: Sequence[Path | None], count: int = 8) -> list[np.ndarray]:
+    """A few of the masks, as stored; broken ones are left for the reading of their pictures to name."""
+    files = [file for file in files if file is not None]
+    masks = []
+    for file in files[:: -(-len(files) // count) or 1]:
+        with contextlib.suppress(UserError):
+            masks.append(read_mask(file))
+    return masks
+
+
 def read_mask(file: Path) -> np.ndarray:
-    """Stored ids, uint8 [H, W], of an 8-bit PNG, gray or palette, or of an SBD .mat file."""
+    """Stored ids, uint8 [H, W], of a PNG, gray or palette of any bit depth, or of an SBD .mat file."""
     if file.suffix == ".mat":
         return _read_sbd(file)
-    picture = open_picture(read_bytes(file), str(file))
-    if picture.mode not in ("L", "P", "1"):
-        raise UserError(f"{file}: masks need one 8-bit channel (gray or palette), not mode {picture.mode}")
-    return np.asarray(picture).astype(np.uint8)
+    return stored_ids(read_bytes(file), str(file))
 
 
 def _read_sbd(file: Path) -> np.ndarray:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from must.core.labels import checked_boxes
+from must.core.labels import checked_boxes, half
+from must.core.notices import notice
 from must.core.types import Label, UserError
-from must.readers.coco import score_of
+from must.readers import fields
+from must.readers.coco import SIDES, score_of
 from must.readers.files import id_of, read_json
 
 MUST_ID, UNKNOWN = "must_id", "unknown_category_ids"  # extensions to COCO's keys
@@ -45,34 +47,47 @@ def read_boxes(path: Path, names: Sequence[str]) -> dict[str, Boxes]:
     images = _images(content["images"], path)
     rows: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
     for entry in content["annotations"]:
-        if not isinstance(entry, dict) or _hashable(entry.get("image_id")) not in rows:
-            raise UserError(f"{path}: annotation {_id(entry)!r}: image_id is not in images")
-        where = f"{path}: image {images[entry['image_id']][0]!r}, annotation {entry.get('id')!r}"
-        if _hashable(entry.get("category_id")) not in number:
-            raise UserError(f"{where}: category id {entry.get('category_id')!r} is not in categories")
-        rows[entry["image_id"]].append(entry)
-    return {id: _boxes(rows[key], entry, number, f"{path}: image {id!r}") for key, (id, entry) in images.items()}
+        where = f"{path}: annotation {fields.shown(_get(entry, 'id'))}"
+        owner = fields.key(_get(entry, "image_id"), f"{where}: image_id")
+        if owner not in rows:
+            raise UserError(f"{where}: image_id {fields.shown(owner)} is not in images")
+        where = f"{path}: image {images[owner][0]!r}, annotation {fields.shown(entry.get('id'))}"
+        category = fields.key(_get(entry, "category_id"), f"{where}: category id")
+        if category not in number:
+            raise UserError(f"{where}: category id {fields.shown(category)} is not in categories")
+        rows[owner].append({**entry, "class": number[category], "bbox": fields.box(_get(entry, "bbox"), where)})
+    sizes = {key: _size(entry, f"{path}: image {id!r}") for key, (id, entry) in images.items()}
+    stored = np.array([row["bbox"] for mine in rows.values() for row in mine], np.float64).reshape(-1, 4)
+    areas = [row.get("area") for mine in rows.values() for row in mine]
+    areas = np.array([area if isinstance(area, float | int) and area < 1e15 else np.nan for area in areas], np.float64)
+    owners = [sizes[key] for key, mine in rows.items() for _ in mine]
+    fields.check_layout(stored, areas, np.array(owners, np.float64).reshape(-1, 2), str(path))
+    out, clipped = {}, 0
+    for key, (id, entry) in images.items():
+        out[id], more = _boxes(rows[key], sizes[key], f"{path}: image {id!r}")
+        clipped += more
+        if UNKNOWN in entry:
+            out[id].label["unknown"] = _unknown(entry, number, f"{path}: image {id!r}")
+    if clipped:
+        notice(f"{path}: {clipped:,} of {len(stored):,} boxes reach beyond their pictures and are clipped")
+    return out
 
 
-def _id(entry: Any) -> Any:
-    return entry.get("id") if isinstance(entry, dict) else None
-
-
-def _hashable(value: Any) -> Any:
-    """The value if it can be a dictionary key, else None."""
-    return value if isinstance(value, int | str) else None
+def _get(entry: Any, key: str) -> Any:
+    return entry.get(key) if isinstance(entry, dict) else None
 
 
 def _class_ids(categories: Sequence[Any], names: Sequence[str], path: Path) -> dict[Any, int]:
     """{category id: class id}."""
     number, out = {name: i for i, name in enumerate(names)}, {}
     for entry in categories:
-        name = entry.get("name") if isinstance(entry, dict) else entry
-        if not isinstance(entry, dict) or _hashable(name) not in number:
+        name = fields.text(_get(entry, "name"), f"{path}: category name")
+        if name not in number:
             raise UserError(f"{path}: category {name!r} is not one of the {len(number)} classes")
-        if not isinstance(_id(entry), int | str) or entry["id"] in out:
-            raise UserError(f"{path}: category {name!r}: id {_id(entry)!r} is missing or duplicate")
-        out[entry["id"]] = number[entry["name"]]
+        id = fields.key(_get(entry, "id"), f"{path}: category {name!r}: id")
+        if id in out:
+            raise UserError(f"{path}: category {name!r}: id {id!r} is duplicate")
+        out[id] = number[name]
     return out
 
 
@@ -81,39 +96,42 @@ def _images(entries: Sequence[Any], path: Path) -> dict[Any, tuple[str, dict[str
     out: dict[Any, tuple[str, dict[str, Any]]] = {}
     seen: set[str] = set()
     for entry in entries:
-        if not isinstance(_id(entry), int | str) or not isinstance(entry.get("file_name"), str):
-            raise UserError(f"{path}: image {_id(entry)!r}: id or file_name is missing or invalid")
-        id = str(entry.get(MUST_ID) or id_of(os.path.splitext(entry["file_name"])[0]))
-        if id in seen or entry["id"] in out:
-            raise UserError(f"{path}: image {id!r} (id {entry['id']!r}) is listed twice")
+        where = f"{path}: image {fields.shown(_get(entry, 'id'))}:"
+        key, file = (
+            fields.key(_get(entry, "id"), f"{where} id"),
+            fields.text(_get(entry, "file_name"), f"{where} file_name"),
+        )
+        id = str(entry.get(MUST_ID) or id_of(os.path.splitext(file)[0]))
+        if id in seen or key in out:
+            raise UserError(f"{path}: image {id!r} (id {key!r}) is listed twice")
         seen.add(id)
-        out[entry["id"]] = (id, entry)
+        out[key] = (id, entry)
     return out
 
 
-def _boxes(rows: Sequence[Mapping[str, Any]], image: Mapping[str, Any], number: Mapping[Any, int], where: str) -> Boxes:
-    corners, scores = [], []
-    for row in rows:
-        at = f"{where}, annotation {row.get('id')!r}"
-        try:
-            x, y, width, height = (float(value) for value in row["bbox"])
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{at}: bbox {row.get('bbox')!r} is not four numbers") from None
-        corners.append((x, y, x + width, y + height))
-        scores.append(score_of(row, at))
+def _size(image: Mapping[str, Any], where: str) -> tuple[float, float]:
+    """(height, width), NaN where missing."""
+    return tuple(fields.number(image[side], f"{where}: {side}") if image.get(side) else np.nan for side in SIDES)
+
+
+def _unknown(image: Mapping[str, Any], number: Mapping[Any, int], where: str) -> np.ndarray:
     try:
-        size = tuple(float(image.get(side) or np.nan) for side in ("height", "width"))
-        unknown = [number[category] for category in image.get(UNKNOWN, ())]
-    except (TypeError, ValueError, KeyError):
-        raise UserError(f"{where}: invalid height, width or {UNKNOWN}") from None
+        return np.array(sorted({number[fields.key(category, where)] for category in image[UNKNOWN]}), np.uint16)
+    except (TypeError, KeyError):
+        raise UserError(f"{where}: invalid {UNKNOWN} {fields.shown(image[UNKNOWN])}") from None
+
+
+def _boxes(rows: Sequence[Mapping[str, Any]], size: tuple[float, float], where: str) -> tuple[Boxes, int]:
+    """The boxes of an image, and how many of them are clipped."""
+    stored = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+    stored[:, 2:] += stored[:, :2]
+    at = [f"{where}, annotation {fields.shown(row.get('id'))}" for row in rows]
     limit = np.where(np.isnan(size), np.inf, size)
-    boxes = checked_boxes(np.array(corners), limit, lambda i: f"{where}, annotation {rows[i].get('id')!r}")
+    checked = checked_boxes(stored, limit, at.__getitem__, empty="keep")
     label = {
-        "boxes": boxes.astype(np.float32),
-        "classes": np.array([number[row["category_id"]] for row in rows], np.uint16),
-        "scores": np.array(scores, np.float16),
-        "crowd": np.array([bool(row.get("iscrowd", 0)) for row in rows], bool),
+        "boxes": checked.boxes.astype(np.float32),
+        "classes": np.array([row["class"] for row in rows], np.uint16),
+        "scores": half(np.array([score_of(row, at[i]) for i, row in enumerate(rows)])),
+        "crowd": np.array([fields.flag(row.get("iscrowd"), f"{at[i]}: iscrowd") for i, row in enumerate(rows)], bool),
     }
-    if UNKNOWN in image:
-        label["unknown"] = np.array(sorted(set(unknown)), np.uint16)
-    return Boxes(label, size)
+    return Boxes(label, size), checked.clipped

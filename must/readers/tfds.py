@@ -3,6 +3,7 @@
 Nothing is downloaded or prepared; error messages give the command to do so.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from must.core import labels as forms
+from must.core.notices import notice
 from must.core.types import Example, Label, UserError
-from must.readers.files import decode_picture, open_picture, picture_size, read_classes
+from must.readers.files import read_classes
 from must.readers.frames import FrameVideo
+from must.readers.pictures import decode_picture, open_picture, picture_size, stored_ids, untagged
 
 _CROWD_KEYS = ("is_crowd", "is_difficult")
 _FEATURES = "tensorflow_datasets.core.features"
@@ -38,7 +41,7 @@ class Tfds:
       image: feature of the picture or video.
       classes: {task name: names, {stored id: name} or a file (`read_classes`)}; by default the feature's own names.
         Segmentation needs it.
-      ignore: stored id of unlabeled pixels, or None.
+      ignore: stored id of unlabeled pixels; None or -1 if there is none.
       unit: of depth, "mm", "cm", "m" or meters per unit.
       name: of the source; by default "<dataset>-<split>".
 
@@ -98,6 +101,7 @@ class Tfds:
             ) from None
         except (ValueError, OSError) as error:
             raise UserError(f"{self._where}: {str(error).splitlines()[0]}") from None
+        self._check_masks()
         whole, places = _places(split, builder.info)
         self.name = name or f"{builder.name}-{whole}".replace("/", "-")
         self.ids = [f"{self.name}/{place}" for place in places]
@@ -131,7 +135,17 @@ class Tfds:
 
     def encoded(self, index: int) -> bytes | None:
         """The stored picture; None for videos."""
-        return None if self._video else self._row(index)[self._image]
+        return None if self._video else untagged(self._row(index)[self._image])
+
+    def _check_masks(self) -> None:
+        """Refuses masks whose objects have the ignored id, as seen in a few records."""
+        for key, reader in self._readers.values():
+            if isinstance(reader, _Mask):
+                masks = []
+                for i in range(0, len(self._rows), -(-len(self._rows) // 8) or 1):
+                    with contextlib.suppress(Exception):  # a damaged record is named when it is read
+                        masks.append(reader.stored(self._rows[i][key], ""))
+                reader.check(masks, f"{self._where}: feature {key!r}")
 
     def _frames_of(self, row: dict[str, Any], index: int) -> FrameVideo:
         frames = list(row[self._image])
@@ -183,20 +197,27 @@ class _Class:
 class _Boxes:
     """A Sequence of boxes, stored as fractions (y0, x0, y1, x1)."""
 
-    def __init__(self, names: tuple[str, ...], box: str, label: str, crowd: Sequence[str]):
-        self.classes = names
+    def __init__(self, names: tuple[str, ...], box: str, label: str, crowd: Sequence[str], where: str):
+        self.classes, self._where = names, where
         self._box, self._label, self._crowd = box, label, crowd
 
     def read(self, value: Any, size: tuple[int, int], where: str) -> Label:
         fractions = np.asarray(value[self._box], np.float64).reshape(-1, 4)
-        boxes = fractions[:, [1, 0, 3, 2]] * [size[1], size[0], size[1], size[0]]
-        boxes = forms.checked_boxes(boxes, size, lambda i: f"{where}, object {i + 1}")
+        if (fractions > 2).any():
+            raise UserError(f"{where}: boxes {fractions[0].tolist()}, ... are no fractions of the picture, as in TFDS")
+        boxes = fractions[:, [1, 0, 3, 2]] * (size[::-1] * 2)
         classes = np.asarray(value[self._label], np.int64)
+        if len(classes) and classes.max() >= len(self.classes):
+            raise UserError(f"{where}: class id {classes.max()} is not below {len(self.classes)}")
+        checked = forms.checked_boxes(boxes, size, lambda i: f"{where}, object {i + 1}", empty="drop")
+        if checked.clipped or not checked.kept.all():
+            notice(f"{self._where}: boxes are clipped to their pictures, and left out where nothing remains")
         crowd = np.zeros(len(boxes), bool)
         for key in self._crowd:
             crowd |= np.asarray(value[key], bool).reshape(-1)
-        keep = (boxes[:, 2:] > boxes[:, :2]).all(-1) & (classes >= 0)
-        return forms.detection(boxes[keep], classes[keep], crowd[keep])
+        known = classes[checked.kept] >= 0
+        kept = np.flatnonzero(checked.kept)[known]
+        return forms.detection(checked.boxes[known], classes[kept], crowd[kept])
 
 
 class _Mask:
@@ -206,8 +227,13 @@ class _Mask:
         self.classes, self._table = forms.class_table(names, ignore, where)
 
     def read(self, value: bytes, size: tuple[int, int], where: str) -> Label:
-        stored = np.asarray(open_picture(value, where)).astype(np.uint8)
-        return forms.segmentation(forms.checked_mask(stored, self._table, size, where))
+        return forms.segmentation(forms.checked_mask(self.stored(value, where), self._table, size, where))
+
+    def stored(self, value: bytes, where: str) -> np.ndarray:
+        return stored_ids(value, where)
+
+    def check(self, masks: Sequence[np.ndarray], where: str) -> None:
+        forms.check_masks(masks, self.classes, self._table, where)
 
 
 class _Depth:
@@ -216,13 +242,14 @@ class _Depth:
     classes = ()
 
     def __init__(self, unit: str | float):
-        self._meters_per_unit = forms.meters_per_unit(unit)
+        self._unit, self._meters_per_unit = unit, forms.meters_per_unit(unit)
 
     def read(self, value: Any, size: tuple[int, int], where: str) -> Label:
         array = np.asarray(open_picture(value, where) if isinstance(value, bytes) else value).astype(np.float64)
         array = array.reshape(array.shape[:2])
         forms.same_size(array, size, where)
         array = np.where(np.isfinite(array) & (array > 0), array, 0)
+        forms.check_unit(array * self._meters_per_unit, self._unit, where)
         whole = not (array % 1).any() and array.max() <= 65535
         step = 1.0 if whole else array.max() / 65535  # integers keep their value, others use the finest step
         return forms.depth(np.round(array / step), step * self._meters_per_unit)
@@ -243,7 +270,7 @@ def _reader(feature: Any, class_names: Any, ignore: int | None, unit: str | floa
         if boxes and label:
             crowd = [key for key in _CROWD_KEYS if key in inner]
             names = tuple(names.values()) if names else tuple(inner[label[0]].names)
-            return _Boxes(names, boxes[0], label[0], crowd)
+            return _Boxes(names, boxes[0], label[0], crowd, where)
     shape = tuple(feature.shape or ())
     if isinstance(feature, kinds.Image) and shape[-1] == 1 and np.dtype(feature.np_dtype) == np.uint8:
         names = names or dict(enumerate(getattr(feature, "names", None) or ()))

@@ -1,5 +1,6 @@
 """Pascal VOC: one xml of boxes per picture, optional palette masks."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,10 +9,13 @@ from xml.etree import ElementTree
 import numpy as np
 
 from must.core import labels
+from must.core.notices import notice
 from must.core.types import Label, UserError
-from must.readers.coco import DETECTION, SEGMENTATION, checked, task_keys
-from must.readers.dense import read_mask
-from must.readers.files import FileSource, find_pictures, folder, locate, read_bytes, read_classes, select, source_name
+from must.readers import fields
+from must.readers.coco import DETECTION, SEGMENTATION, SIDES, task_keys
+from must.readers.dense import read_mask, sample_masks
+from must.readers.files import FileSource, find_pictures, folder, locate, read_classes, read_text, select, source_name
+from must.readers.pictures import DISPLAYED, read_bytes
 
 
 class _Annotation(NamedTuple):
@@ -33,18 +37,24 @@ class Voc(FileSource):
       annotations: folder of the xml files.
       ids: list file of keys; "" takes every picture that has an xml. By default VOC's own list if `split` is set.
       tasks: "detection", "segmentation" or both; or a dict that maps either to the key of its labels.
-      classes: label space, names or a file of names (`read_classes`); by default the sorted names in this split's xml.
+      classes: label space, names or a file of names (`read_classes`); by default the sorted names in this split's xml
+        ("2" before "10").
       annotated: names of the exhaustively annotated classes; all others are unknown. By default, all classes.
       ignore_difficult: difficult objects become crowd, so detections of them are neither true nor false positives.
-      one_based: pixels count from 1 and the last is inclusive, as in VOC; otherwise from 0 with an exclusive end.
+      one_based: pixels count from 1 and the last is inclusive, as in VOC; False: from 0 with an exclusive end. By
+        default the former, and an error if a box begins at 0.
+      relative: boxes are in fractions of the picture; False: in pixels. By default the latter, and an error if all
+        numbers lie in 0..1.
       masks: folder of the masks: 0 is `background`, 1.. are the classes, 255 is ignored. A picture without a mask has
         no segmentation.
       background: name of the masks' class 0.
-      drop_empty: drop boxes without area instead of raising an error.
+      bounds: what becomes of boxes that reach beyond their pictures, "clip" or "refuse".
+      drop_empty: drop boxes without area in their picture instead of raising an error.
       name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
 
     Raises:
-      UserError: missing or invalid xml, unknown class, box reversed or outside its image, ...
+      UserError: missing or invalid xml, unknown class, box reversed or wholly outside its image, ...
     """
 
     def __init__(
@@ -59,14 +69,19 @@ class Voc(FileSource):
         classes: str | Sequence[str] | None = None,
         annotated: Sequence[str] | None = None,
         ignore_difficult: bool = True,
-        one_based: bool = True,
+        one_based: bool | None = None,
+        relative: bool | None = None,
         masks: str = "SegmentationClass",
         background: str = "background",
+        bounds: str = "clip",
         drop_empty: bool = False,
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         self._tasks = task_keys(tasks)
-        self._settings_of_boxes = (ignore_difficult, one_based, drop_empty)
+        self._ignore_difficult, self._relative = ignore_difficult, bool(relative)
+        self._first = 0 if relative or one_based is False else 1
+        self._rules = {"bounds": bounds, "empty": "drop" if drop_empty else "refuse"}
         if ids is None:
             ids = "ImageSets/Main/{split}.txt" if split else ""
         path = locate(root, images, split)
@@ -82,23 +97,25 @@ class Voc(FileSource):
         if classes is None:
             if not self._xml:
                 raise UserError(f"{root}: segmentation without detection needs `classes`")
-            names = tuple(sorted({name for annotation in self._annotations for name in annotation.names}))
+            names = labels.in_order(name for annotation in self._annotations for name in annotation.names)
         else:
             names = tuple(read_classes(classes, root).values())
         self._number = {name: i for i, name in enumerate(names)}
         self._check(annotated)
-        for index, annotation in enumerate(self._annotations):
-            if annotation.size is not None:
-                self._detection(index, annotation.size)
+        self._check_boxes(one_based, relative)
         self._masks = self._find_masks(locate(root, masks, split), pictures)
         self._table = labels.class_table(dict(enumerate((background, *names))), labels.IGNORE, root)[1]
+        labels.check_masks(
+            sample_masks(self._masks), (background, *names), self._table, str(locate(root, masks, split))
+        )
         spaces = {DETECTION: names, SEGMENTATION: (background, *names)}
         super().__init__(
             source_name(name, root, split),
             pictures,
             classes={key: spaces[kind] for kind, key in self._tasks.items()},
-            settings=(self._tasks, self._unknown, self._settings_of_boxes),
+            settings=(self._tasks, self._unknown, ignore_difficult, one_based, relative, drop_empty, bounds),
             label_files=[*self._xml, *(file for file in self._masks if file is not None)],
+            orientation=orientation,
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -116,15 +133,41 @@ class Voc(FileSource):
         if annotation.size is not None and annotation.size != tuple(size):
             height, width = annotation.size
             raise UserError(f"{file}: gives {width}x{height} px, but its picture is {size[1]}x{size[0]}")
-        ignore_difficult, one_based, drop_empty = self._settings_of_boxes
-        boxes = np.array(annotation.boxes, np.float64).reshape(-1, 4)
-        if one_based:
-            boxes[:, :2] -= 1
-        keep = (boxes[:, 2:] != boxes[:, :2]).all(-1) | (not drop_empty)
-        classes = np.array([self._number[name] for name in annotation.names], np.int64)[keep]
-        crowd = np.array(annotation.difficult, bool)[keep] & ignore_difficult
-        boxes = checked(boxes[keep], size, lambda i: f"{file}: object {np.flatnonzero(keep)[i] + 1}")
-        return labels.detection(boxes, classes, crowd, self._unknown)
+        checked = self._placed(index, size)
+        if checked.clipped and annotation.size is None:
+            notice(f"{file.parent}: boxes that reach beyond their pictures are clipped (bounds='refuse' refuses them)")
+        classes = np.array([self._number[name] for name in annotation.names], np.int64)[checked.kept]
+        crowd = np.array(annotation.difficult, bool)[checked.kept] & self._ignore_difficult
+        return labels.detection(checked.boxes, classes, crowd, self._unknown)
+
+    def _placed(self, index: int, size: tuple[int, int]) -> labels.CheckedBoxes:
+        """The boxes of a picture of this size, from 0 with an exclusive end."""
+        boxes = np.array(self._annotations[index].boxes, np.float64).reshape(-1, 4)
+        boxes[:, :2] -= self._first
+        if self._relative:
+            boxes *= size[::-1] * 2
+        return labels.checked_boxes(boxes, size, lambda i: f"{self._xml[index]}: object {i + 1}", **self._rules)
+
+    def _check_boxes(self, one_based: bool | None, relative: bool | None) -> None:
+        """Refuses boxes that are not in VOC's form, and mentions what is clipped."""
+        stored = [np.array(one.boxes, np.float64).reshape(-1, 4) for one in self._annotations]
+        if stored and relative is None and fields.is_fraction(np.concatenate(stored)):
+            raise UserError(
+                f"{self._xml[0].parent}: all coordinates lie in 0..1, as fractions of the picture would; relative=True "
+                "reads them as such, relative=False as pixels"
+            )
+        for file, boxes in zip(self._xml, stored, strict=True):
+            if one_based is None and not relative and (boxes[:, :2] == 0).any():
+                first = int(np.argmax((boxes[:, :2] == 0).any(-1))) + 1
+                raise UserError(
+                    f"{file}: object {first} begins at pixel 0, but VOC counts from 1; one_based=False reads the set "
+                    "as counting from 0, one_based=True as counting from 1"
+                )
+        sized = [i for i, annotation in enumerate(self._annotations) if annotation.size is not None]
+        checked = [self._placed(i, self._annotations[i].size) for i in sized]
+        if checked:
+            kept, clipped = np.concatenate([one.kept for one in checked]), sum(one.clipped for one in checked)
+            labels.CheckedBoxes(np.zeros((0, 4)), kept, clipped).tell(str(self._xml[0].parent))
 
     def _check(self, annotated: Sequence[str] | None) -> None:
         """Sets the ids of the unannotated classes; UserError for a name outside the label space."""
@@ -150,25 +193,37 @@ class Voc(FileSource):
         return masks
 
 
+def _parse_xml(file: Path) -> ElementTree.Element:
+    """The root of an xml in the encoding that it declares, also those that expat does not know, or in `read_text`'s."""
+    data = read_bytes(file).lstrip()
+    try:
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError) as problem:
+        declared = re.match(rb"<\?xml[^>]*encoding\s*=\s*[\"']([\w.:-]+)", data)
+        try:
+            text = data.decode(declared[1].decode()) if declared else read_text(file)
+        except (LookupError, UnicodeDecodeError):
+            text = read_text(file)
+        try:
+            return ElementTree.fromstring(re.sub(r"\A\s*<\?xml.*?\?>", "", text, flags=re.DOTALL).lstrip())
+        except (ElementTree.ParseError, ValueError):
+            raise UserError(f"{file}: invalid xml: {problem}") from None
+
+
 def _read_xml(file: Path) -> _Annotation:
     """Reads one VOC xml."""
-    try:
-        tree = ElementTree.fromstring(read_bytes(file))
-    except ElementTree.ParseError as error:
-        raise UserError(f"{file}: invalid xml: {error}") from None
+    tree = _parse_xml(file)
     names, boxes, difficult = [], [], []
     for number, item in enumerate(tree.iter("object"), 1):
         name = (item.findtext("name") or "").strip()
         if not name:
             raise UserError(f"{file}: object {number} has no name")
         try:
-            boxes.append([float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")])
-        except (TypeError, ValueError):
+            sides = ("xmin", "ymin", "xmax", "ymax")
+            boxes.append([fields.number(item.findtext(f"bndbox/{side}"), side) for side in sides])
+        except UserError:
             raise UserError(f"{file}: object {number} ({name}) has no box of four numbers") from None
         names.append(name)
-        difficult.append((item.findtext("difficult") or "0").strip() == "1")
-    try:
-        size = (int(tree.findtext("size/height") or 0), int(tree.findtext("size/width") or 0))
-    except ValueError:
-        raise UserError(f"{file}: size is not a number") from None
+        difficult.append(fields.flag(item.findtext("difficult"), f"{file}: object {number} ({name}): difficult"))
+    size = tuple(int(fields.number(tree.findtext(f"size/{side}") or 0, f"{file}: size: {side}")) for side in SIDES)
     return _Annotation(size if all(size) else None, names, boxes, difficult)

@@ -92,11 +92,14 @@ def test_bad_class_folders(tmp_path):
 @pytest.mark.parametrize(
     "box, parts",
     [
-        ([1, 2, 18, 6], ("annotation 1", "'a.jpg'", "outside", "16x12")),
-        ([-4, 2, 6, 6], ("annotation 1", "outside")),
+        ([18, 2, 4, 6], ("annotation 1", "'a.jpg'", "wholly outside", "16x12", "drop_empty")),
+        ([-8, 2, 6, 6], ("annotation 1", "wholly outside")),
         ([8, 2, -4, 6], ("annotation 1", "reversed")),
         ([8, 2, 0, 6], ("annotation 1", "drop_empty")),
-        ([8, 2, float("nan"), 6], ("annotation 1", "reversed")),
+        ([8, 2, float("nan"), 6], ("annotation 1", "not finite")),
+        ([8, 2, "wide", 6], ("annotation 1", "four numbers")),
+        ([8, 2, True, 6], ("annotation 1", "four numbers")),
+        ([8, 2, 10**400, 6], ("annotation 1", "four numbers")),
         ([8, 2, 4], ("annotation 1", "four numbers")),
         (None, ("annotation 1", "four numbers")),
     ],
@@ -168,7 +171,13 @@ def test_json_that_is_none(tmp_path):
     [
         ([[1, 2, 3, 4]], "three points"),
         ([], "three points"),
-        (None, "invalid segmentation"),
+        (None, "no segmentation"),
+        ("1 2 3 4 5 6", "neither RLE nor"),
+        ([[1, 2, 3, 4, 1e12, 6]], "no points"),
+        ([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]], "fractions"),
+        ({"size": [12, 16], "counts": [2**63 - 1, 2**63 - 1, 194]}, "RLE"),
+        ({"size": [12, 16], "counts": [191.5, 0.5]}, "RLE"),
+        ({"size": 5, "counts": [192]}, "annotation 1"),
         ({"size": [12, 16]}, "counts"),
         ({"size": [16, 12], "counts": [192]}, "[16, 12]"),
         ({"size": [12, 16], "counts": [10, 10]}, "20 of 192"),
@@ -192,7 +201,12 @@ def test_coco_arguments(tmp_path):
 @pytest.mark.parametrize(
     "arguments, parts",
     [
-        ({"box": (2, 3, 20, 8)}, ("a.xml", "object 1", "outside")),
+        ({"box": (20, 3, 30, 8)}, ("a.xml", "object 1", "wholly outside")),
+        ({"box": (0, 3, 9, 8)}, ("a.xml", "object 1", "one_based=False")),
+        ({"box": (0.1, 0.2, 0.5, 0.75)}, ("Annotations", "relative=True")),
+        ({"box": ("nan", 3, 9, 8)}, ("a.xml", "object 1", "four numbers")),
+        ({"difficult": "maybe"}, ("a.xml", "object 1", "'maybe'")),
+        ({"size": ("12 px", 16)}, ("a.xml", "'12 px'")),
         ({"box": (9, 3, 2, 8)}, ("a.xml", "object 1", "reversed")),
         ({"box": (2, "", 5, 8)}, ("a.xml", "object 1", "four numbers")),
         ({"name": "cow"}, ("a.xml", "'cow'")),
@@ -224,8 +238,8 @@ def test_bad_voc_files(tmp_path):
     [
         (np.full(sets.SIZE, 11, np.uint8), ("mask id 11",)),
         (np.full((6, 8), 10, np.uint8), ("8x6", "16x12")),
-        (np.full(sets.SIZE, 10, np.uint16), ("8-bit",)),
-        (np.zeros((*sets.SIZE, 3), np.uint8), ("8-bit", "RGB")),
+        (np.full(sets.SIZE, 300, np.uint16), ("300", "0..255")),
+        (np.full((*sets.SIZE, 3), (10, 0, 0), np.uint8), ("one channel", "RGB")),
     ],
 )
 def test_bad_masks(tmp_path, mask, parts):
