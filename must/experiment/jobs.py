@@ -118,7 +118,8 @@ def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
     except Exception as error:  # Orbax and ArrayRecord have types of their own for a full disk
         if files.out_of_space(error):
             logging.getLogger("asyncio").disabled = True  # tasks that Orbax leaves behind report the same once more
-            raise UserError(f"{directory}: no space left; make room, then the same command resumes") from error
+            place = getattr(error, "filename", None) or directory
+            raise UserError(f"{place}: no space left; make room, then the same command resumes") from error
         if isinstance(error, OSError):  # a folder that cannot be written
             place = f"{error.filename or directory}: {error.strerror or error}"
             raise UserError(f"{place}; the same command resumes") from error
