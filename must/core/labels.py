@@ -9,6 +9,8 @@ from must.core.notices import notice
 from must.core.types import Label, UserError
 
 IGNORE = 255
+# Only the truth is certain: the largest score of a teacher, as half precision has it, and as a code of 0..255.
+SUREST, LARGEST = 1 - 2**-11, 254
 _IGNORED_NAMES = ("ignore", "void", "unlabel", "unknown", "other", "background", "border")
 UNITS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0}
 
@@ -70,6 +72,22 @@ def depth(codes: np.ndarray, meters_per_unit: float) -> Label:
 def normals(vectors: np.ndarray) -> Label:
     """Unit vectors float [H, W, 3] in camera axes, zeros = invalid; rounded to 1/127."""
     return {"normals": np.round(vectors * 127).astype(np.int8), "scores": np.full((1, 1), 255, np.uint8)}
+
+
+def half(scores: np.ndarray) -> np.ndarray:
+    """Scores 0..1 as float16, which rounds .9998 to the truth's 1: here only 1 itself becomes 1."""
+    scores = np.asarray(scores, np.float32)
+    return np.where(scores >= 1, scores, np.minimum(scores, SUREST)).astype(np.float16)
+
+
+def of_teacher(label: Label) -> Label:
+    """A teacher's label in network form, host NumPy, without the certainty that is the truth's alone."""
+    for name in {"scores", "probs"} & set(label):
+        field = np.asarray(label[name])
+        most = SUREST if field.dtype.kind == "f" else LARGEST
+        if field.size and not field.max() <= most:
+            label = {**label, name: np.minimum(field, field.dtype.type(most))}
+    return label
 
 
 def meters_per_unit(unit: str | float) -> float:

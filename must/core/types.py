@@ -1,5 +1,6 @@
 """Types shared by the whole package; arrays are NumPy on the host and JAX on the device."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,17 @@ Label = dict[str, Array]
 
 class UserError(Exception):
     """An error that the user can fix; the message is one line that names the file, key or record id."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(one_line(message))
+
+
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str, form: str = "\\x{:02x}") -> str:
+    """The text with every line break, control character and byte that is no UTF-8 (PEP 383) as `form` of its code."""
+    return _BREAKS.sub(lambda found: form.format(ord(found[0]) - (0xDC00 if found[0] >= "\ud800" else 0)), text)
 
 
 class LabelError(ValueError):

@@ -290,7 +290,7 @@ def _remap_pixels(label: Label, class_map: ClassMap) -> Label:
     table[: len(class_map.table)] = [goal if goal >= 0 else forms.IGNORE for goal in class_map.table]
     ids = table[label["ids"]]
     probs = np.where(ids == forms.IGNORE, 0, label["probs"]).astype(np.int64)
-    lost = ids[..., :1] == forms.IGNORE
+    lost, certain = ids[..., :1] == forms.IGNORE, label["probs"][..., :1] == 255
     for later in range(1, ids.shape[-1]):
         for earlier in range(later):
             same = (ids[..., later] == ids[..., earlier]) & (ids[..., later] != forms.IGNORE)
@@ -301,7 +301,7 @@ def _remap_pixels(label: Label, class_map: ClassMap) -> Label:
     ids, probs = np.take_along_axis(ids, order, -1), np.take_along_axis(probs, order, -1)
     return {
         "ids": np.where(lost, forms.IGNORE, ids).astype(np.uint8),
-        "probs": np.where(lost, 0, np.minimum(probs, 255)).astype(np.uint8),
+        "probs": np.where(lost, 0, np.minimum(probs, np.where(certain, 255, forms.LARGEST))).astype(np.uint8),
         "unknown": _unknown(label, class_map),
     }
 
@@ -321,7 +321,7 @@ def _remap_class(label: Label, class_map: ClassMap) -> Label | None:
     total = kept.sum() + rest
     return {
         "ids": listed.astype(np.uint16),
-        "probs": (kept[listed] / total).astype(np.float16),
+        "probs": forms.half(np.minimum(kept[listed] / total, 1 if probs.max() >= 1 else forms.SUREST)),
         "rest": np.float16(rest / total),
         "unknown": _unknown(label, class_map),
     }

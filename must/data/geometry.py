@@ -107,8 +107,59 @@ def transform_map(array: np.ndarray, geometry: Geometry, fill: Any) -> np.ndarra
 
 def restore_map(array: np.ndarray, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
     """Inverse of `transform_map`: [h, w, ...] -> [*shape, ...] over the whole original, nearest neighbor."""
-    rows, columns = (_destinations(geometry, axis, shape[axis], array.shape[axis]) for axis in range(2))
+    rows, columns = (
+        nearest(_destinations(geometry, axis, shape[axis], array.shape[axis]), array.shape[axis]) for axis in range(2)
+    )
     return array[rows][:, columns]
+
+
+def restore_quantity(
+    array: np.ndarray, valid: np.ndarray, geometry: Geometry, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`restore_map` of a quantity: the mean of the valid pixels where several are equally near.
+
+    Args:
+      array: [h, w, ...], 0 where not valid.
+      valid: bool [h, w].
+      geometry: of the original in the frame.
+      shape: of the result, over the whole original.
+
+    Returns:
+      [*shape, ...], 0 where not valid, and bool [*shape], where at least half of the nearest pixels are valid.
+    """
+    sides = []
+    for axis in range(2):
+        position = _destinations(geometry, axis, shape[axis], array.shape[axis])
+        sides.append(
+            [nearest(position, array.shape[axis], turn) for turn in ((0, 1) if _ties(position).any() else (0,))]
+        )
+    parts = [(array[rows][:, columns], valid[rows][:, columns]) for rows in sides[0] for columns in sides[1]]
+    count = sum(there.astype(np.float32) for _, there in parts)
+    enough = 2 * count >= len(parts)
+    share = np.where(enough, 1 / np.maximum(count, 1), 0).astype(np.float32)
+    return sum(part for part, _ in parts) * share.reshape(share.shape + (1,) * (array.ndim - 2)), enough & (count > 0)
+
+
+def nearest(position: np.ndarray, pixels: int, turn: int | np.ndarray | None = None) -> np.ndarray:
+    """The pixels of an axis that positions lie in, int64 [N].
+
+    A position on the border of two pixels is equally near to both. Those take turns, so that resampled edges do not
+    move on average: always the later one would move them by half a pixel, again in every generation of labels.
+
+    Args:
+      position: [N], in pixels of the axis, whose first one spans 0..1.
+      pixels: length of the axis.
+      turn: 0 for the pixel before a border, 1 for the one after it; alternates by default.
+    """
+    if turn is None:
+        turn = np.arange(len(position)) % 2
+    index, on_border = np.floor(position), _ties(position)
+    at_border = np.clip(np.round(position) + turn - 1, 0, pixels - 1)
+    return np.where(on_border, at_border, index).astype(np.int64)
+
+
+def _ties(position: np.ndarray) -> np.ndarray:
+    return np.abs(position - np.round(position)) < 1e-6
 
 
 def transform_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
@@ -159,13 +210,12 @@ def _placed(array: np.ndarray, geometry: Geometry, fill, axis: int) -> np.ndarra
 
 @functools.lru_cache(maxsize=4096)  # shared by the maps of several tasks and by pictures of equal size
 def _destinations(geometry: Geometry, axis: int, length: int, pixels: int) -> np.ndarray:
-    """Along one axis: the frame map's pixel at each of `length` positions over the original, int64 [length]."""
+    """Along one axis: where each of `length` pixels over the original has its center in the frame's map, [length]."""
     centers = (np.arange(length) + 0.5) * geometry.source_size[axis] / length
     position = centers * geometry.scale[axis] + geometry.offset[axis]
     if axis == 1 and geometry.flip:
         position = geometry.size[1] - position
-    position = position * pixels / geometry.size[axis]
-    return np.clip(np.floor(position).astype(np.int64), 0, pixels - 1)
+    return np.clip(position * pixels / geometry.size[axis], 0, pixels - 0.5)
 
 
 @functools.lru_cache(maxsize=4096)  # a run without scale jitter draws few different geometries
@@ -176,8 +226,8 @@ def _sources(geometry: Geometry, axis: int, pixels: int) -> tuple[np.ndarray | s
     if axis == 1 and geometry.flip:
         centers = length - centers
     position = (centers - geometry.offset[axis]) / geometry.scale[axis] * pixels / geometry.source_size[axis]
-    index = np.floor(position).astype(np.int64)
-    inside = np.flatnonzero((index >= 0) & (index < pixels))
+    index = nearest(position, pixels, np.floor(centers).astype(np.int64) % 2)
+    inside = np.flatnonzero((position > -1e-6) & (position < pixels + 1e-6))
     start, stop = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
     index = index[start:stop]
     for step in (1, -1):

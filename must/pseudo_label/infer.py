@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from must.core.labels import of_teacher
 from must.core.types import Geometry, Label, LabelError, Source, Teacher, UserError
 from must.data.geometry import transform_image, whole_image
 from must.pseudo_label.check import check_batch, check_record, check_said
@@ -175,7 +176,7 @@ class Labeller:
                     if problem := check_batch(label, task, tuple(teacher.size), self._batch_size, rows):
                         row, what = problem
                         raise LabelError(f"{key}.{what}", row)
-                fetched[-1][key] = label
+                fetched[-1][key] = of_teacher(label)
         return fetched
 
     def _encoder(

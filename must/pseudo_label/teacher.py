@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from must.core import devices
+from must.core.labels import of_teacher
 from must.core.types import Array, Label, LabelError, Model, PyTree, Teacher
 from must.data.geometry import transform_image, whole_image
 from must.pseudo_label.check import check_said
@@ -161,7 +162,9 @@ def labels_from_external(
     for key, task in tasks.items():
         try:
             labels[key] = (
-                predicted[key] if isinstance(predicted[key], Mapping) else task.from_external(predicted[key], size)
+                of_teacher(predicted[key])
+                if isinstance(predicted[key], Mapping)
+                else task.from_external(predicted[key], size)
             )
         except LabelError as error:
             raise LabelError(f"{key}.{error}", None if error.row is None else first + error.row) from None

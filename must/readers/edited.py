@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from must.core.labels import checked_boxes
+from must.core.labels import checked_boxes, half
 from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers import fields
@@ -131,7 +131,7 @@ def _boxes(rows: Sequence[Mapping[str, Any]], size: tuple[float, float], where: 
     label = {
         "boxes": checked.boxes.astype(np.float32),
         "classes": np.array([row["class"] for row in rows], np.uint16),
-        "scores": np.array([score_of(row, at[i]) for i, row in enumerate(rows)], np.float16),
+        "scores": half(np.array([score_of(row, at[i]) for i, row in enumerate(rows)])),
         "crowd": np.array([fields.flag(row.get("iscrowd"), f"{at[i]}: iscrowd") for i, row in enumerate(rows)], bool),
     }
     return Boxes(label, size), checked.clipped

@@ -14,9 +14,7 @@
 the label lacks the field, "none" an empty list.
 """
 
-import csv
 import functools
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from must.core.labels import half
 from must.core.types import Example, Label, Source, UserError
 from must.readers.dense import read_mask
 from must.readers.edited import read_boxes
-from must.readers.files import decode_picture, fingerprint_of, id_of, open_picture, read_bytes, read_json
+from must.readers.files import fingerprint_of, id_of, read_json, read_rows
+from must.readers.pictures import decode_picture, open_picture, read_bytes, untagged
 
 ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, MAPS = (
     "about.json",
@@ -102,7 +102,7 @@ class LabelFiles:
     def encoded(self, index: int) -> bytes | None:
         """The bytes of the picture's file, None if missing."""
         file = self._root / IMAGES / self._pictures[index]
-        return read_bytes(file) if file.is_file() else None
+        return untagged(read_bytes(file)) if file.is_file() else None
 
     def labels(self, index: int) -> dict[str, Label]:
         """The labels alone; the picture is not decoded."""
@@ -172,20 +172,14 @@ def folder_of(field: str, rank: int) -> str:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a csv as {column: cell}; UserError unless it begins with these columns."""
-    try:
-        lines = csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""))
-        heading = next(lines, [])
-        if heading[: len(columns)] != list(columns):
-            raise UserError(f"{path}: does not begin with the columns {', '.join(columns)}")
-        for row in filter(None, lines):
-            if len(row) < len(columns):
-                raise UserError(
-                    f"{path}: line {lines.line_num}: {len(row)} cells, expected at least {', '.join(columns)}"
-                )
-            yield dict(zip(heading, row, strict=False))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a table: {error}") from None
+    """Rows of a table as {column: cell}; UserError unless it begins with these columns."""
+    (_, heading), *rows = read_rows(path, exact=True).items()
+    if heading[: len(columns)] != list(columns):
+        raise UserError(f"{path}: does not begin with the columns {', '.join(columns)}")
+    for line, row in rows:
+        if len(row) < len(columns):
+            raise UserError(f"{path}: line {line}: {len(row)} cells, expected at least {', '.join(columns)}")
+        yield dict(zip(heading, row, strict=False))
 
 
 def _object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -232,12 +226,12 @@ def _distribution(row: Mapping[str, str], number: Mapping[str, int], where: str)
         if name not in number:
             raise UserError(f"{where}: {name!r} is not one of the {len(number)} classes")
         ids.append(number[name])
-        probs.append(_number(row.get(f"score{suffix}") or "1", np.float16, f"{where}: score{suffix}"))
+        probs.append(_number(row.get(f"score{suffix}") or "1", np.float32, f"{where}: score{suffix}"))
         rank += 1
         suffix = f"_{rank}"
     label = {
         "ids": np.array(ids, np.uint16),
-        "probs": np.array(probs, np.float16),
+        "probs": half(np.array(probs)),
         "rest": _number(row.get("rest") or "0", np.float16, f"{where}: rest"),
     }
     if row.get("unknown"):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import losses
+from must.core.labels import half
 from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, Source, UserError
 from must.tasks import drawing, exchange
 from must.tasks.base import Task
@@ -95,19 +96,22 @@ class Classification(Task):
         # Half precision rounds each of K numbers by up to 2^-12.
         if not ((probs >= 0).all() and rest >= 0 and abs(probs.sum() + rest - 1) < 0.02):
             raise ValueError(f"probabilities {probs.tolist()} and rest {rest} do not sum to 1")
+        certain = probs.max(initial=0) >= 1  # before what is listed is divided by its sum
         probs, known = spread(ids, probs, rest, len(self.classes)), known_classes(label, len(self.classes))
         if not known.all():
             probs = probs * known / max(float((probs * known).sum()), 1e-12)
-        return {"probs": probs.astype(np.float32), "known": known}
+        probs = probs.astype(np.float32)
+        return {"probs": probs if certain else uncertain(probs), "known": known}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
-        """The `top_k` largest probabilities, each within 2^-12 of the truth, and the rest, within (K + 1) 2^-12.
+        """The `top_k` largest probabilities, each within 2^-12 (above .9995 within 2^-11: only the
+        truth is certain), and the rest, within (K + 1) 2^-12.
 
         Classes beyond the largest come back with the mean of what they had.
         """
         probs = np.asarray(label["probs"], np.float32)
         ids = np.argsort(-probs, kind="stable")[: self.top_k]
-        listed = probs[ids].astype(np.float16)
+        listed = half(probs[ids])
         rest = max(0.0, 1.0 - float(listed.astype(np.float32).sum()))
         if len(ids) == len(probs):
             rest = 0.0
@@ -128,7 +132,7 @@ class Classification(Task):
         """
         probs, count = label["probs"], len(self.classes)
         best, known = jnp.argmax(probs, -1), jnp.broadcast_to(label.get("known", np.ones(count, bool)), probs.shape)
-        state = states(policy, jnp.where(probs >= 1, 1.0, tempered(policy, probs)), jnp.arange(count))
+        state = states(policy, tempered(policy, probs), jnp.arange(count))
         finite = jnp.all(jnp.isfinite(probs), -1)
         used = finite & jnp.take_along_axis(state.positive, best[:, None], -1)[:, 0]
         candidates = known & ~state.negative
@@ -210,8 +214,7 @@ class Classification(Task):
             np.asarray(label["probs"], np.float32),
             np.asarray(label.get("known", np.ones(len(self.classes), bool))),
         )
-        shown = np.where(probs >= 1, 1.0, tempered(policy, probs))
-        found = decide(policy, shown, np.arange(len(self.classes)))
+        found = decide(policy, tempered(policy, probs), np.arange(len(self.classes)))
         negative = found.negative & (known & ~found.negative).any()
         return found._replace(positive=found.positive & (np.arange(len(probs)) == probs.argmax()), negative=negative)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Policy, UserError
+from must.data.geometry import nearest as nearest_pixels
 from must.data.geometry import restore_map, transform_map
 from must.tasks.label_states import LARGEST, Claims, decide_codes, states
 
@@ -40,8 +41,35 @@ def check_size(task: str, size: tuple[int, int], stride: int) -> None:
 
 
 def sample(maps: Array, stride: int) -> Array:
-    """The values at the centers of the output's cells, [B, h, w, ...] -> [B, h / stride, w / stride, ...]."""
-    return maps[:, stride // 2 :: stride, stride // 2 :: stride]
+    """The pixels at the centers of the output's cells, [B, h, w, ...] -> [B, h / stride, w / stride, ...].
+
+    With an even stride the center is the corner of four pixels, which take turns as in `must.data.geometry.nearest`.
+    """
+    for axis in (1, 2):
+        cells = np.arange(maps.shape[axis] // stride)
+        index = nearest_pixels((cells + 0.5) * stride, maps.shape[axis])
+        maps = maps[:, index] if axis == 1 else maps[:, :, index]
+    return maps
+
+
+def sample_quantity(maps: Array, valid: Array, stride: int) -> tuple[Array, Array]:
+    """`sample` of a quantity: the mean of the valid pixels around each center.
+
+    Args:
+      maps: [B, h, w, ...].
+      valid: bool [B, h, w].
+      stride: of the output.
+
+    Returns:
+      [B, h / stride, w / stride, ...], 0 where not valid, and where at least half of the pixels are valid.
+    """
+    middle = sorted({(stride - 1) // 2, stride // 2})
+    cells = [(slice(None), slice(y, None, stride), slice(x, None, stride)) for y in middle for x in middle]
+    expanded = (slice(None),) * 3 + (None,) * (maps.ndim - 3)
+    count = sum(valid[cell].astype(jnp.float32) for cell in cells)
+    total = sum(jnp.where(valid[cell][expanded], maps[cell], 0) for cell in cells)
+    enough = (count > 0) & (2 * count >= len(cells))
+    return jnp.where(enough[expanded], total / jnp.maximum(count, 1)[expanded], 0), enough
 
 
 def enlarge(maps: Array, factor: int) -> Array:
@@ -203,7 +231,9 @@ def resize_valid(maps: np.ndarray, valid: np.ndarray, size: tuple[int, int]) -> 
 
 def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The nearest pixel, on the host: [B, h, w] -> [B, *size]."""
-    rows, columns = ((2 * np.arange(n) + 1) * there // (2 * n) for n, there in zip(size, maps.shape[1:], strict=True))
+    rows, columns = (
+        nearest_pixels((np.arange(n) + 0.5) * there / n, there) for n, there in zip(size, maps.shape[1:], strict=True)
+    )
     return maps[:, rows[:, None], columns]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
-from must.data.geometry import restore_map, transform_map
+from must.data.geometry import restore_quantity, transform_map
 from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, codes
@@ -111,10 +111,9 @@ class Depth(Task):
         return {"depth": depth, "scores": dense.transform_scores(label, geometry)}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
-        """Nearest pixels at 1 / `stride` of the original's size, each within (largest - least) / 131068 meters."""
+        """The depth at 1 / `stride` of the original's size, each value within (largest - least) / 131068 meters."""
         shape = dense.stored_shape(geometry, self.stride)
-        depth = restore_map(np.asarray(label["depth"]), geometry, shape).astype(np.float64) * self._zoom(geometry)
-        valid = np.isfinite(depth) & (depth > 0)
+        depth, valid = self._restored(label, geometry, shape)
         low, high = (depth[valid].min(), depth[valid].max()) if valid.any() else (0.0, 0.0)
         scale = (high - low) / _LEVELS
         code = np.round((np.where(valid, depth, low) - low) / scale) if scale > 0 else np.zeros(depth.shape)
@@ -124,6 +123,13 @@ class Depth(Task):
             "offset": np.float32(low - scale),
             "scores": dense.restore_scores(label, geometry, shape),
         }
+
+    def _restored(self, label: Label, geometry: Geometry, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Meters float64 [*shape] over the whole original, and where they are valid."""
+        depth = np.asarray(label["depth"], np.float64)
+        valid = np.isfinite(depth) & (depth > 0)
+        depth, valid = restore_quantity(np.where(valid, depth, 0.0), valid, geometry, shape)
+        return depth * self._zoom(geometry), valid
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
         """As in the base class; relative depths of two pictures have no common scale, so only the larger part
@@ -139,8 +145,7 @@ class Depth(Task):
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
         """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is
         ignored."""
-        depth = dense.sample(label["depth"], self._output_stride)
-        valid = self._learnable(depth)
+        depth, valid = dense.sample_quantity(label["depth"], self._learnable(label["depth"]), self._output_stride)
         return {
             "depth": jnp.where(valid, depth, 1.0),
             "valid": valid & dense.positive(label, policy, self._output_stride),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import boxes as bx
+from must.core.labels import half
 from must.core.types import (
     Array,
     ArraySpec,
@@ -191,6 +192,7 @@ class Detection(Task):
         keep &= (boxes[:, 2:] > boxes[:, :2]).all(-1)
         spec = self.label_spec()
         fields = {name: np.asarray(label[name])[keep] for name in ("classes", "scores", "crowd")}
+        fields["scores"] = half(fields["scores"])
         fields |= {"boxes": boxes[keep], "unknown": np.flatnonzero(~np.asarray(label["known"]))}
         return {name: fields[name].astype(spec[name].dtype) for name in spec}
 

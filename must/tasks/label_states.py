@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from must.core.labels import LARGEST, SUREST
 from must.core.types import Array, Label, Policy
-
-# Only the truth is certain: the largest score of a teacher, as half precision has it, and as a code of 0..255.
-SUREST, LARGEST = 1 - 2**-11, 254
 
 
 class States(NamedTuple):
@@ -87,11 +85,13 @@ def decide_codes(policy: Policy, classes: int | None = None) -> Claims:
 
 
 def tempered(policy: Policy, probs: Array) -> Array:
-    """Distributions over classes [..., C] with logits divided by `policy.temperature`."""
+    """Distributions over classes [..., C] with logits divided by `policy.temperature`; the truth's 1 stays, no other
+    becomes 1."""
     xp = _library(policy, probs, None)
     temperature = xp.asarray(policy.temperature, np.float32)
     powered = xp.asarray(probs, np.float32) ** (1.0 / temperature)
-    return xp.where(temperature == 1, probs, powered / xp.maximum(powered.sum(-1, keepdims=True), 1e-12))
+    powered = xp.minimum(powered / xp.maximum(powered.sum(-1, keepdims=True), 1e-12), SUREST)
+    return xp.where((temperature == 1) | (xp.asarray(probs) >= 1), probs, powered)
 
 
 def uncertain(scores: Array) -> Array:

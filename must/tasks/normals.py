@@ -10,7 +10,7 @@ import numpy as np
 
 from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
-from must.data.geometry import restore_map, transform_map
+from must.data.geometry import restore_quantity, transform_map
 from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, codes
@@ -88,19 +88,27 @@ class Normals(Task):
         return dense.pasted(label, other, window, {"normals": 0, "scores": 0})
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
-        """Nearest pixel at 1 / `stride` of the original's size; each component within 1/254, angles within 0.4°."""
+        """The normal at 1 / `stride` of the original's size; each component within 1/254, angles within 0.4°."""
         shape = dense.stored_shape(geometry, self.stride)
-        normals = restore_map(np.asarray(label["normals"]), geometry, shape)
-        normals = normals.astype(np.float32) * (_FLIP if geometry.flip else np.float32(1.0))
-        normals = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, 0.0)
-        _check_length(np.einsum("hwc,hwc->hw", normals, normals))
+        normals = self._restored(label, geometry, shape)
         coded = np.round(127.0 * np.clip(normals, -1.0, 1.0)).astype(np.int8)
         return {"normals": coded, "scores": dense.restore_scores(label, geometry, shape)}
 
+    def _restored(self, label: Label, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
+        """Vectors float32 [*shape, 3] over the whole original, 0 where there is none."""
+        normals = np.asarray(label["normals"], np.float32)
+        valid = np.isfinite(normals).all(-1)
+        normals, _ = restore_quantity(np.where(valid[..., None], normals, 0), valid, geometry, shape)
+        square = np.einsum("hwc,hwc->hw", normals, normals)
+        _check_length(square)
+        # The mean of unit vectors is shorter; over an edge it is none, as in `transform`.
+        normals = normals * np.where(square >= 0.25, 1 / np.sqrt(np.maximum(square, 0.25)), 0)[..., None]
+        return (normals * _FLIP if geometry.flip else normals).astype(np.float32)
+
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
         """At the output's resolution: normals [B, h', w', 3], and valid [B, h', w'], where the score is positive."""
-        normals, valid = _checked(dense.sample(label["normals"], self._output_stride))
-        return {"normals": normals, "valid": valid & dense.positive(label, policy, self._output_stride)}
+        normals, valid = _checked(dense.sample_quantity(*_checked(label["normals"]), self._output_stride)[0])
+        return {"normals": losses.unit(normals), "valid": valid & dense.positive(label, policy, self._output_stride)}
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
         """Term "normals": 1 - cosine, or the angle in radians, summed over the valid pixels, with their number."""

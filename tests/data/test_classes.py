@@ -175,3 +175,18 @@ def test_a_map_of_every_class_to_itself_changes_nothing():
         for name, value in remap(label, identity).items():
             np.testing.assert_array_equal(value, label[name])
             assert np.asarray(value).dtype == np.asarray(label[name]).dtype
+
+
+def test_classes_that_add_up_to_one_are_not_the_truth_unless_it_was(class_map):
+    half = np.float16(0.5)
+    sure = {"ids": np.uint16([0, 1]), "probs": np.array([half, half]), "rest": np.float16(0)}  # car, truck
+    frame = whole_image((2, 2), (2, 2))
+    task = Classification(TARGET)
+    for label, certain in ((sure, False), (forms.classification(0), True)):
+        mapped = remap(label, class_map)
+        assert bool(mapped["probs"].max() == 1) is certain
+        assert bool(task.transform(mapped, frame)["probs"].max() == 1) is certain
+    ids = np.zeros((2, 2, 2), np.uint8) + np.uint8([0, 1])
+    pixels = {"ids": ids, "probs": np.full((2, 2, 2), 127, np.uint8) + np.uint8([1, 0])}
+    assert remap(pixels, class_map)["probs"].max() == 254
+    assert remap(forms.segmentation(np.zeros((2, 2))), class_map)["probs"].min() == 255

@@ -223,3 +223,54 @@ def test_a_crowd_is_ignored_whatever_its_score_and_boxes_have_three_states():
         )
     )
     assert by_class == {0: (True, False), 1: (False, True), 2: (False, False), 3: (False, True)}
+
+
+NOTHING = Policy(np.inf, 0.0)  # takes the truth alone
+
+
+def taken(task, record, policy=NOTHING, size=(8, 8)):
+    """Whether a label of a record is taken as true under a policy that takes no prediction."""
+    row = {name: value[None] for name, value in task.transform(record, whole_image(size, size)).items()}
+    target = task.target(row, policy)
+    return any(bool(np.asarray(target[name]).any()) for name in ("used", "positive", "valid") if name in target)
+
+
+@pytest.mark.parametrize("score", [0.9995, 0.9998, 1 - 1e-6, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_no_teacher_however_sure_is_taken_for_the_truth(score, count):
+    frame, names = whole_image((8, 8), (8, 8)), NAMES[:count]
+    rest = np.full(count, (1 - score) / max(count - 1, 1), np.float32)
+    rest[0] = score
+    for top_k in (1, count):
+        task = Classification(names, top_k=top_k)
+        record = task.restore(forms.of_teacher({"probs": rest}), frame)
+        assert not taken(task, record)
+        assert not taken(task, record, Policy(np.inf, 0.0, temperature=np.float32(0.2)))
+        assert taken(task, forms.classification(0))
+        assert taken(task, forms.classification(0), Policy(np.inf, 0.0, temperature=np.float32(0.2)))
+        unknown = {**record, "unknown": np.arange(1, count, dtype=np.uint16)}  # all that is left is one class
+        assert not taken(task, unknown) and taken(task, forms.classification(0, range(1, count)))
+        pixels = Segmentation(names, top_k=top_k, head_stride=1, stride=1)
+        said = pixels.from_external(np.broadcast_to(rest, (1, 8, 8, count)), (8, 8))
+        assert not taken(pixels, pixels.restore({name: value[0] for name, value in said.items()}, frame))
+    boxes = Detection(names, max_boxes=2)
+    one = {"boxes": np.float32([[0, 0, 8, 8]]), "scores": np.float32([score]), "labels": np.array([0])}
+    (row,) = ({name: value[0] for name, value in label.items()} for label in [boxes.from_external([one], (8, 8))])
+    for given in (row, {**row, "scores": np.full_like(row["scores"], score) * row["valid"]}):
+        assert not taken(boxes, boxes.restore(forms.of_teacher(given), frame))
+    for task, said in (
+        (Depth(head_stride=1), np.ones((8, 8))),
+        (Normals(head_stride=1), np.eye(3)[[2]] * np.ones((8, 8, 1))),
+    ):
+        field = {Depth: "depth", Normals: "normals"}[type(task)]
+        record = task.restore(forms.of_teacher({field: said, "scores": codes(np.full((8, 8), score))}), frame)
+        assert not taken(task, record)
+        record = task.restore(forms.of_teacher({field: said, "scores": np.full((8, 8), 255, np.uint8)}), frame)
+        assert not taken(task, record)
+
+
+def test_half_precision_makes_nothing_but_1_certain():
+    scores = np.linspace(0.99, 1, 1001)
+    stored = forms.half(scores)
+    assert (stored == 1).tolist() == (scores == 1).tolist() and np.abs(stored - scores).max() < 2**-11
+    assert (np.diff(stored) >= 0).all()
