@@ -136,7 +136,7 @@ MISTAKES = [
     (["--config.workers=-1"], "config.workers=-1"),
     (["--config.image.size=(0,0)"], "config.image.size[0]=0"),
     (["--config.image.size=(64,)"], "config.image.size=[64]"),
-    (["--stage=gallery"], "config.gallery.enabled is False"),
+    (["--stage=gallery"], "label/0, which is not done: run its stage first"),
     (["--workdirs=a,b"], "--workdirs: compares finished workdirs"),
     (["--workdir="], "--workdir=DIR is required"),
     (["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: expected a folder"),

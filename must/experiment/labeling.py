@@ -62,14 +62,19 @@ def label(settings: Must, seed: int, index: int, count: int, by: str = "", *, di
     return {}
 
 
+def label_evaluation(settings: Must, top: str, report) -> None:
+    """Labels the evaluation images of a seed, whose truth measures the quality of the labels."""
+    images = {EVALUATION: build.together(build.splits(settings, settings.eval_splits[0]))}
+    one = label_pass(settings)._replace(images=images)
+    run_pass(one, teachers_of(settings, top, one), top, (0, 1), report)
+
+
 def label_pass(settings: Must, by: str = "") -> LabelPass:
-    """What is labeled in a seed of MuST."""
+    """What is labeled in a seed of MuST for its students to learn from, and to choose policies by."""
     tasks = build.tasks_of(settings)
     images = {POOL: build.all_images(settings)}
     if uses_validation(settings):
         images[HELD_OUT] = build.together(build.splits(settings, "validation"))
-    if settings.quality.enabled and not by:
-        images[EVALUATION] = build.together(build.splits(settings, settings.eval_splits[0]))
     section = settings.label
     options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
     return LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, by)

@@ -19,6 +19,7 @@ from must.experiment import build, sections
 from must.experiment.compare import compare_workdirs, print_results
 from must.experiment.jobs import Job, run_jobs
 from must.experiment.settings import Experiment
+from must.experiment.show import STAGES
 from must.pseudo_label.plan import first_difference
 
 # Keys that change nothing that is trained or labeled: a finished workdir may be asked for them at any time.
@@ -119,6 +120,7 @@ def run(
         compare_workdirs(workdirs, workdir)
         print_results(workdir)
         return
+    config = _asked(config, stage)
     mine = members(recipe, config)
     recipe.check(mine)  # what is wrong with the configuration shows before it owns a workdir
     workers = _workers(mine[0].settings.workers)
@@ -130,12 +132,17 @@ def run(
             _claim(recipe, workdir, config)
         jobs = [job for job in recipe.jobs(mine, workers) if stage in ("all", job.stage)]
         if not jobs:
-            raise UserError(
-                f"--stage={stage}: config.{stage}.enabled is False, so there is nothing to do; set it to True"
-            )
+            raise UserError(f"--stage={stage}: there is nothing to do with this configuration")
         run_jobs(workdir, jobs, workers=workers)
     if devices.is_writer() and stage in ("all", "compare", "report"):
         print_results(workdir)
+
+
+def _asked(config: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """The configuration with the pages or files of a stage enabled when that stage is asked for by name."""
+    if stage not in STAGES or stage not in config:
+        return config
+    return {**config, stage: {**(config[stage] or {}), "enabled": True}}
 
 
 def check_stage(recipe: Recipe, stage: str) -> None:

@@ -10,6 +10,7 @@ Columns of the comparison:
 
 import os
 from collections.abc import Mapping
+from functools import partial
 
 from must.evaluate.results import DELTA_M, Column, Contrast
 from must.experiment import build, checks, labeling, plan, show, students
@@ -79,7 +80,8 @@ def shown_labels(settings: Must) -> show.Labels:
     tasks = build.tasks_of(settings)
     truth = build.splits(settings, settings.eval_splits[0])
     encoder = build.encoder(settings.image, tasks)
-    return show.Labels(settings.title, tasks, encoder, truth, build.oracle_truth(settings))
+    evaluation = partial(labeling.label_evaluation, settings)
+    return show.Labels(settings.title, tasks, encoder, truth, build.oracle_truth(settings), evaluation)
 
 
 def check(members: Members) -> None:

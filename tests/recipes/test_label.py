@@ -43,9 +43,15 @@ def config_of(names=("classification", "detection"), **changes):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A finished run; tests add to it."""
+    """A finished run, whose pages and files were asked for afterwards; tests add to it."""
     directory = tmp_path_factory.mktemp("label")
-    run(config_of(), directory)
+    plain = config_of()
+    for stage in ("quality", "gallery", "files"):
+        plain[stage] = {**plain[stage], "enabled": False}
+    run(plain, directory)
+    assert not any((directory / stage).exists() for stage in ("quality", "gallery", "files"))
+    for stage in ("quality", "gallery", "files"):
+        run(plain, directory, stage)
     return directory
 
 
