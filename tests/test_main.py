@@ -215,6 +215,8 @@ def test_dry_run_writes_nothing(tmp_path):
     result = _run(tmp_path / "run", "--dry_run")
     assert not (tmp_path / "run").exists()
     assert re.search(r"student all tasks .* M parameters", result.stdout) and "bytes of a record" in result.stdout
+    assert re.search(r"images to label: pool \d+.* in all, by", result.stdout)
+    assert re.search(r"in all \d.* h a seed", result.stdout)
 
 
 def test_two_real_processes_train_like_one(tmp_path):
