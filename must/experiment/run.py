@@ -15,7 +15,7 @@ import jax
 
 from must.core import devices, files
 from must.core.types import UserError
-from must.experiment import build, sections
+from must.experiment import acceptance, build, sections
 from must.experiment.compare import compare_workdirs, print_results
 from must.experiment.jobs import Job, run_jobs
 from must.experiment.settings import Experiment
@@ -134,8 +134,12 @@ def run(
         if not jobs:
             raise UserError(f"--stage={stage}: there is nothing to do with this configuration")
         run_jobs(workdir, jobs, workers=workers)
-    if devices.is_writer() and stage in ("all", "compare", "report"):
-        print_results(workdir)
+    if devices.is_writer():
+        policy_jobs = [job.name for job in jobs if job.name.rpartition("/")[2] == "policy"]
+        if labels := acceptance.text(workdir, policy_jobs):
+            print(labels)
+        if stage in ("all", "compare", "report"):
+            print_results(workdir)
 
 
 def _asked(config: Mapping[str, Any], stage: str) -> Mapping[str, Any]:

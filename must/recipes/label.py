@@ -10,7 +10,7 @@ from typing import Any
 
 from must.core.types import Source, Teacher, UserError
 from must.data.merge import Concat
-from must.experiment import build, labeling, plan, show
+from must.experiment import acceptance, build, labeling, plan, show
 from must.experiment.external import external_teacher
 from must.experiment.jobs import Job
 from must.experiment.labeling import EVALUATION, HELD_OUT, POOL, LabelPass, Pairs, label_job, policy_job
@@ -108,7 +108,10 @@ def choose_policies(settings: Settings, *, directory: str, report) -> dict:
         pairs: Pairs = labeling.recorded_pairs(top, "", truth, name, encoder, task) if truth else iter(())
         chosen[name] = labeling.fitted(task, name, section, pairs)
     labeling.save(f"{directory}/{labeling.POLICIES}", chosen, tasks)
-    return {}
+    policies = {name: policy for name, (policy, _) in chosen.items()}
+    truths, at = _truth(settings, HELD_OUT), settings.onto or labeling.records_directory(top)
+    held_out = Records(labeling.records_directory(top, HELD_OUT), verify=False) if truths else None
+    return acceptance.measure(tasks, policies, encoder, Records(at, tasks=list(tasks), verify=False), truths, held_out)
 
 
 def shown_labels(settings: Settings) -> show.Labels:

@@ -153,7 +153,9 @@ def write_chunk(directory: str, chunk: int, records: Sequence[Drawn], tasks, pol
             sheets[name].paste(thumbnail(view.picture), corner)
             differs[name] |= name == "" or not np.array_equal(view.picture, mine[""].picture)
         sheet, places = _large(mine, true, names)
-        encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(sheet), quality=62, colorspace="RGB", colorsubsampling="420")
+        encoded = simplejpeg.encode_jpeg(
+            np.ascontiguousarray(sheet), quality=62, colorspace="RGB", colorsubsampling="420"
+        )
         files.write_plain(os.path.join(place, f"{chunk:06d}-r{row:02d}.jpg"), encoded)
         places["top"] = sum(len(strip) for strip in captions)
         captions += [_captions(views, names) for views in (mine, true) if views]
