@@ -43,7 +43,7 @@ class Summary(NamedTuple):
     Attributes:
       directory: where.
       records: number of records.
-      rejects: number of images that could not be read.
+      rejects: number of images that could not be read or labeled.
       bytes: of all shards.
     """
 
@@ -87,12 +87,13 @@ def label_images(
       keep_aspect: pad the images to the teachers' input size instead of stretching them.
       provenance: further facts that the labels depend on, for provenance.json.
       worker: (index, count); starts with the shards index, index + count, ..., then takes what others left.
-      max_rejects: fraction of the images that may be unreadable, rounded down: not one of fewer than 1,000 by default.
+      max_rejects: fraction of the images that may be left out, since they cannot be read or a teacher says NaN of
+        them, rounded down: not one of fewer than 1,000 by default.
       progress: called with (done, total) images, as far as this worker knows.
 
     Raises:
       UserError: the directory belongs to other teachers, another source or another plan; too many images cannot be
-        read (rejects.jsonl lists them); or a teacher's labels cannot be right.
+        read or labeled (rejects.jsonl lists them); or a teacher's labels cannot be right.
     """
     directory = os.path.abspath(os.fspath(directory))
     plan = make_plan(name, split, source, shards=shards, batch_size=batch_size)
@@ -134,7 +135,7 @@ class _Job:
     Args:
       directory: of the dataset.
       plan: shards and batches.
-      bound: number of images that may be unreadable.
+      bound: number of images that may be left out.
       progress: see `label_images`.
     """
 
@@ -218,15 +219,15 @@ class _Job:
             return None
 
     def _check_rejects(self, shard: int, rejects: list[dict[str, str]]) -> None:
-        """Raises UserError, and leaves the list behind, when more images than allowed cannot be read."""
+        """Raises UserError, and leaves the list behind, when more images than allowed cannot be labeled."""
         others = [self._record(other) for other in range(self._plan.shards) if other != shard]
         known = [reject for found in others if found for reject in found["rejects"]] + rejects
         if len(known) > self._bound:
             path = os.path.join(self._directory, _REJECTS)
             write_text(path, _lines(known), self.work)
             raise UserError(
-                f"{path}: {len(known)} of {self._plan.count} images cannot be read, max_rejects allows {self._bound}; "
-                f"{known[-1]['id']}: {known[-1]['reason']}; "
+                f"{path}: {len(known)} of {self._plan.count} images cannot be labeled, "
+                f"max_rejects allows {self._bound}; {known[-1]['id']}: {known[-1]['reason']}; "
                 f"max_rejects={math.ceil(1000 * len(known) / self._plan.count) / 1000} would allow {len(known)}"
             )
 

@@ -48,7 +48,7 @@ def test_list_files(tmp_path):
     path = str(tmp_path / "lists" / "half.txt")
     splits.write_list(path, IDS[:5])
     assert splits.read_list(path) == IDS[:5]
-    for text, message in (("a\nb\na\n", "a is listed twice"), ("\n", "no ids")):
+    for text, message in (("a\nb\na\n", "a is listed twice"), ("\n", "empty file")):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(UserError, match=message):
             splits.read_list(str(tmp_path / "bad.txt"))
