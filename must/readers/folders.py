@@ -33,7 +33,8 @@ class ImageFolder(FileSource):
       images: folder below root that contains the class folders; "{split}" is replaced.
       split: name of the split.
       ids: optional list file below root, one "<class>/<picture>" per line.
-      classes: names or a file of names (`read_classes`) in order of their ids; by default the sorted folder names.
+      classes: names or a file of names (`read_classes`) in order of their ids; by default the sorted folder names ("2"
+        before "10").
         Classes without a folder are allowed.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
@@ -62,8 +63,8 @@ class ImageFolder(FileSource):
                 raise UserError(f"{file}: outside the class folders of {path}")
         populated = {class_name(key.split("/")[0]) for key in pictures}
         if classes is None:
-            names = tuple(
-                sorted(class_name(p.name) for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+            names = labels.in_order(
+                class_name(p.name) for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")
             )
             for empty in sorted(set(names) - populated):
                 raise UserError(f"{path / empty}: class folder without pictures")
@@ -118,7 +119,7 @@ class ImageCsv(FileSource):
         path, file = folder(locate(root, images, split)), locate(root, table, split)
         available = find_pictures(path)
         rows, known = _read_table(file, available, path)
-        names = tuple(sorted(known) if classes is None else read_classes(classes, root).values())
+        names = labels.in_order(known) if classes is None else tuple(read_classes(classes, root).values())
         number_of = {label: i for i, label in enumerate(names)}
         for key, label in rows.items():
             if label not in number_of:

@@ -132,6 +132,7 @@ class FrameFolders(ClipSource):
         "{split}" is replaced. If empty, every folder below `clips` that contains pictures, without labels.
       classes: names or a file of names below root (`read_classes`); used only if the list has labels.
       clips: folder below root that clip paths are relative to; "{split}" is replaced.
+      first_class: index of the first class in the list; by default 0, and an error if the smallest index is 1.
       frames: required number of frames per clip; 0 for any.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
@@ -149,13 +150,14 @@ class FrameFolders(ClipSource):
         list: str = "splits/{split}.txt",
         classes: str | Sequence[str] = "classes.txt",
         clips: str = "",
+        first_class: int | None = None,
         frames: int = 0,
         task: str = "action",
         name: str = "",
     ):
         path = folder(locate(root, clips, split))
         class_ids = read_clips(locate(root, list, split), path) if list else dict.fromkeys(_picture_folders(path))
-        names = checked_classes(class_ids, classes, root, locate(root, list, split))
+        names = checked_classes(class_ids, classes, root, locate(root, list, split), first_class)
         super().__init__(source_name(name, root, split), class_ids, names, task)
         self._folders = [path / key for key in class_ids]
         self._files = [_pictures(clip) for clip in self._folders]
@@ -188,15 +190,28 @@ def read_clips(file: Path, path: Path) -> dict[str, int | None]:
 
 
 def checked_classes(
-    class_ids: dict[str, int | None], classes: str | Sequence[str], root: str, file: Path
+    class_ids: dict[str, int | None], classes: str | Sequence[str], root: str, file: Path, first: int | None = None
 ) -> tuple[str, ...]:
-    """Names of the classes, () if no clip has one; UserError for a class index that is out of range."""
-    if all(class_id is None for class_id in class_ids.values()):
+    """Names of the classes, () if no clip has one; makes the class indices of `class_ids` count from 0.
+
+    Raises:
+      UserError: a class index that is out of range, or indices that seem to count from 1 where `first` is None.
+    """
+    labeled = {clip: class_id for clip, class_id in class_ids.items() if class_id is not None}
+    if not labeled:
         return ()
     names = tuple(read_classes(classes, root).values())
-    for clip, class_id in class_ids.items():
-        if class_id is not None and not 0 <= class_id < len(names):
-            raise UserError(f"{file}: {clip}: class index {class_id} is not in 0..{len(names) - 1}")
+    if first is None and min(labeled.values()) == 1:
+        raise UserError(
+            f"{file}: no class index 0 and the smallest is 1: do they count from 1? first_class=1 says so, "
+            "first_class=0 that they count from 0"
+        )
+    for clip, class_id in labeled.items():
+        class_ids[clip] = class_id - (first or 0)
+        if not 0 <= class_ids[clip] < len(names):
+            raise UserError(
+                f"{file}: {clip}: class index {class_id} is not in {first or 0}..{len(names) - 1 + (first or 0)}"
+            )
     return names
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from must.core import labels
 from must.core.notices import notice
 from must.core.types import UserError
 from must.readers.files import class_name, folder, locate, read_classes, source_name, tell_passed_over, walk
@@ -111,6 +112,7 @@ class VideoFiles(ClipSource):
       classes: names or a file of names below root (`read_classes`) in order of their ids; by default "classes.txt" with
         a list, otherwise the sorted names of the class folders.
       clips: folder below root that contains the videos; "{split}" is replaced.
+      first_class: index of the first class in the list; by default 0, and an error if the smallest index is 1.
       task: key of the labels; if empty, videos are unlabeled and may be in any folder.
       name: of the source; by default "<root>-<split>".
 
@@ -127,6 +129,7 @@ class VideoFiles(ClipSource):
         list: str = "",
         classes: str | Sequence[str] | None = None,
         clips: str = "",
+        first_class: int | None = None,
         task: str = "action",
         name: str = "",
     ):
@@ -135,7 +138,7 @@ class VideoFiles(ClipSource):
         if list:
             file = locate(root, list, split)
             class_ids = read_clips(file, path)
-            names = checked_classes(class_ids, classes or "classes.txt", root, file) if task else ()
+            names = checked_classes(class_ids, classes or "classes.txt", root, file, first_class) if task else ()
             for clip in class_ids:
                 if not (path / clip).is_file():
                     raise UserError(f"{file}: lists {clip!r}, which is not in {path}")
@@ -265,8 +268,8 @@ def _class_folders(
     for key, video in videos.items():
         if "/" not in key:
             raise UserError(f"{path / video}: outside the class folders of {path}")
-    populated = sorted({class_name(key.split("/")[0]) for key in videos})
-    names = tuple(populated if classes is None else read_classes(classes, root).values())
+    populated = labels.in_order(class_name(key.split("/")[0]) for key in videos)
+    names = populated if classes is None else tuple(read_classes(classes, root).values())
     for extra in sorted(set(populated) - set(names)):
         raise UserError(f"{path / extra}: folder is not one of the {len(names)} classes")
     return names, {key: names.index(class_name(key.split("/")[0])) for key in videos}
