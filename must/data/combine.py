@@ -32,6 +32,10 @@ class Routed:
     def encoded(self, index: int) -> bytes | None:
         return encoded_of(*self._route(index))
 
+    def route(self, index: int) -> tuple[Source, int]:
+        """The source that an example comes from, and its index there."""
+        return self._route(index)
+
     def _route(self, index: int) -> tuple[Source, int]:
         raise NotImplementedError
 

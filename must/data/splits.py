@@ -127,15 +127,21 @@ class Without(Routed):
     """The examples of a source that are not in any of the other sources.
 
     Examples are the same if the last parts of their ids are, as long as no source has two with the same last part;
-    otherwise ("cat/1", "dog/1") if their ids without the source's name are, or the shorter of these ends the longer one.
+    otherwise ("cat/1", "dog/1") if their ids without the source's name are, or the shorter one ends the longer one.
 
     Args:
       source: to filter.
       others: {name: source} or a sequence of sources, for example the validation split of the same pictures.
+      ids: of further examples to leave out.
     """
 
-    def __init__(self, source: Source, others: Sequence[Source] | Mapping[str, Source]):
-        keys = [_parts(source)] + [_parts(other) for other in as_list(others)]
+    def __init__(
+        self, source: Source, others: Sequence[Source] | Mapping[str, Source] = (), *, ids: Sequence[str] = ()
+    ):
+        known, listed = set(source.ids), set(ids)
+        if foreign := next((id for id in ids if id not in known), None):
+            raise UserError(f"without: {foreign} is not in {source.name}")
+        keys = [_parts(source)] + [_parts(other) for other in (as_list(others) if others or not ids else ())]
         if all(len({parts[-1] for parts in its}) == len(its) for its in keys):
             keys = [[parts[-1:] for parts in its] for its in keys]
         others_keys = {parts for its in keys[1:] for parts in its}
@@ -143,7 +149,9 @@ class Without(Routed):
         self._indices = [
             i
             for i, mine in enumerate(keys[0])
-            if mine not in their_ends and not any(mine[at:] in others_keys for at in range(1, len(mine)))
+            if mine not in their_ends
+            and not any(mine[at:] in others_keys for at in range(1, len(mine)))
+            and source.ids[i] not in listed
         ]
         self._source, self.name, self.classes = source, source.name, source.classes
         self.ids = [source.ids[i] for i in self._indices]

@@ -8,7 +8,6 @@ know of each other stands in `unfinished/` beside the shards. No time, host or p
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from must.core import files
 from must.core.types import Source, Teacher, UserError
+from must.data.rejects import Reject, bound, refuse_beyond
 from must.pseudo_label.infer import Labeller
 from must.pseudo_label.plan import Plan, code_version, first_difference, identity, make_plan
 from must.pseudo_label.shards import ShardFile, move, write_json, write_metadata, write_text
@@ -100,8 +100,7 @@ def label_images(
     plan = make_plan(name, split, source, shards=shards, batch_size=batch_size)
     looks = {"copy_images": copy_images, "keep_aspect": keep_aspect}
     expected = identity(plan, source, teachers, provenance or {}, **looks)
-    bound = int(max_rejects * plan.count + 1e-9)  # 0.29 * 100 is a little less than 29
-    job = _Job(directory, plan, bound, progress or (lambda done, total: None))
+    job = _Job(directory, plan, bound(plan.count, max_rejects), progress or (lambda done, total: None))
     if job.claim(expected):
         order = sorted(range(plan.shards), key=lambda shard: ((shard - worker[0]) % worker[1] != 0, shard))
         with Labeller(source, teachers, plan.batch_size, **looks) as labeller:
@@ -224,13 +223,9 @@ class _Job:
         others = [self._record(other) for other in range(self._plan.shards) if other != shard]
         known = [reject for found in others if found for reject in found["rejects"]] + rejects
         if len(known) > self._bound:
-            path = os.path.join(self._directory, _REJECTS)
+            path, listed = os.path.join(self._directory, _REJECTS), [Reject(**reject) for reject in known]
             write_text(path, _lines(known), self.work)
-            raise UserError(
-                f"{path}: {len(known)} of {self._plan.count} images cannot be labeled, "
-                f"max_rejects allows {self._bound}; {known[-1]['id']}: {known[-1]['reason']}; "
-                f"max_rejects={math.ceil(1000 * len(known) / self._plan.count) / 1000} would allow {len(known)}"
-            )
+            refuse_beyond(path, listed, self._plan.count, self._bound, option="max_rejects")
 
     def commit(self, expected: dict[str, Any], features: Callable[[], Any]) -> None:
         """Checks every shard against its done record, then writes the metadata; a damaged shard is missing again."""
