@@ -11,7 +11,6 @@ import numpy as np
 from must.core.types import Source, UserError
 from must.data.combine import Routed, encoded_of
 from must.data.geometry import whole_image
-from must.data.pipeline import labels_and_weights
 from must.readers.frames import ClipSource
 
 _FRAME = (64, 64)  # to which labels are transformed; small, since only whether it works matters
@@ -86,6 +85,8 @@ def refuse_beyond(where: str, rejects: Sequence[Reject], count: int, allowed: in
 
 def _problem(source: Source, index: int, tasks: Mapping[str, Any]) -> str:
     """Why an example cannot be used, "" if it can."""
+    from must.data.pipeline import labels_and_weights  # Grain takes a second, and label passes come without it
+
     try:
         example = source[index]
         if len(example.image.shape) == 4:
