@@ -170,6 +170,7 @@ class Model(NamedTuple):
       init: (key, inputs [B, H, W, 3] or [B, T, H, W, 3] uint8) -> variables, {"params": ..., other collections}.
       apply: (variables, inputs, *, train: bool, key, axis_name=None) -> ({task name: outputs}, model_state), where
         model_state is the variables without "params"; batch statistics are taken over `axis_name` unless it is None.
+        A training batch that was padded to the devices comes with present=`Batch.present`: the rows that enter them.
     """
 
     init: Callable[..., PyTree]
@@ -185,6 +186,7 @@ class Batch(NamedTuple):
       weights: {supervision: float32 [B]}; 0 means absent and excluded from the denominator, see `weighted_sum`.
       ids: int64 [B], position in the source, for joining per-example state; -1 is padding.
       extras: {supervision: {name: array [B, ...]}}, per-example side information.
+      present: bool [B], False in rows added to divide the batch by the devices; None when there are none.
     """
 
     inputs: dict[str, Array]
@@ -192,6 +194,7 @@ class Batch(NamedTuple):
     weights: dict[str, Array]
     ids: Array
     extras: dict[str, dict[str, Array]] = {}
+    present: Array | None = None
 
 
 class PerExample(NamedTuple):
