@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from must.core.types import Label, LabelError
+from must.core.types import Label, LabelError, NotFinite
 from must.tasks import drawing
 
 _OVERHANG = 1.0  # pixels by which a box may leave its image
@@ -45,8 +45,10 @@ def checked(found: Mapping[str, Any], size: tuple[int, int], count: int) -> Labe
             raise LabelError(f"{name} is {array.dtype} {array.shape}, not {expected} ({len(boxes)},)")
     boxes, scores = boxes.astype(np.float32), scores.astype(np.float32)
     limit = np.array([size[1], size[0]] * 2, np.float32)
+    for name, field in (("boxes", boxes), ("scores", scores)):
+        if not np.isfinite(field).all():
+            raise NotFinite(f"{name} is not finite")
     for wrong, what in (
-        (~np.isfinite(boxes).all(-1), "not finite"),
         ((boxes[:, 2:] < boxes[:, :2]).any(-1), "reversed"),
         ((boxes < -_OVERHANG).any(-1) | (boxes > limit + _OVERHANG).any(-1), f"outside {size[1]} x {size[0]} pixels"),
     ):

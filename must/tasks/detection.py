@@ -312,7 +312,7 @@ class Detection(Task):
             try:
                 fields = box_lists.checked(found, size, len(self.classes))
             except LabelError as error:
-                raise LabelError(str(error), row) from None
+                raise type(error)(str(error), row) from None
             keep = (fields["scores"] >= self.score_floor) & (fields["boxes"][:, 2:] > fields["boxes"][:, :2]).all(-1)
             best = np.flatnonzero(keep)
             best = best[np.argsort(-fields["scores"][best], kind="stable")][: self.max_detections]
