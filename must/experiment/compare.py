@@ -23,7 +23,7 @@ from must.pseudo_label.teacher import in_frame
 from must.report.table import show, table
 from must.tasks.base import Task
 
-GUESS = Column("guess", {}, "constant guess", "the best constant prediction for every image")
+GUESS = Column(comparison.GUESS, {}, "constant guess", "the best constant prediction for every image")
 _ROWS = 32  # pictures on which a network is timed and drawn: one compiled program for both
 _GUESS_LABELS, _RESAMPLES = 1024, 200
 
