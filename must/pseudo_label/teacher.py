@@ -31,7 +31,7 @@ def label_step(
 
     Args:
       variables: of the model.
-      images: uint8 [B, H, W, 3].
+      images: uint8 [B, H, W, 3], or whatever else the model takes.
       model: outputs {task: ...}.
       tasks: which of the outputs become labels.
       hflip_tta: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018);
@@ -130,7 +130,7 @@ def in_frame(teacher: Teacher, size: tuple[int, int], *, keep_aspect: bool = Tru
         labels = {}
         for key, task in teacher.tasks.items():
             rows = ({name: field[row] for name, field in predicted[key].items()} for row in range(len(images)))
-            mapped = [task.transform(task.restore(row, there), here) for row in rows]
+            mapped = [task.encode(task.restore(row, there), here) for row in rows]
             labels[key] = {name: np.stack([row[name] for row in mapped]) for name in mapped[0]}
         return labels
 
