@@ -203,6 +203,8 @@ class Depth(Task):
 
     def original(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class, at the original's size and not rounded to codes."""
+        if dense.unmoved(geometry):
+            return label
         depth, valid = self._restored(label, geometry, geometry.source_size)
         out = {"depth": np.where(valid, depth, 0).astype(np.float32)}
         if "scores" in label:

@@ -139,6 +139,8 @@ class Normals(Task):
 
     def original(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class, at the original's size and not rounded to codes."""
+        if dense.unmoved(geometry):
+            return label
         out = {"normals": self._restored(label, geometry, geometry.source_size)}
         if "scores" in label:
             out["scores"] = restore_map(np.asarray(label["scores"]), geometry, geometry.source_size)
@@ -156,10 +158,10 @@ class Normals(Task):
     def _angles(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
         """Of one image, [h, w, 3] each."""
         valid = _there(true)
-        predicted, true = predicted[valid], true[valid]
-        predicted = np.where(np.isfinite(predicted).all(-1, keepdims=True), predicted, 0)
+        (ax, ay, az), (bx, by, bz) = ([part[..., axis][valid] for axis in range(3)] for part in (predicted, true))
+        if not np.isfinite((ax + ay + az).sum()):
+            ax, ay, az = (np.nan_to_num(part, posinf=0, neginf=0) for part in (ax, ay, az))
         # atan2(|a x b|, a . b) is accurate for small angles too.
-        (ax, ay, az), (bx, by, bz) = predicted.T, true.T
         cross = (ay * bz - az * by) ** 2 + (az * bx - ax * bz) ** 2 + (ax * by - ay * bx) ** 2
         degrees = np.rad2deg(np.arctan2(np.sqrt(cross + np.float32(1e-12)), ax * bx + ay * by + az * bz))
         bins = np.clip(degrees * (_BINS / 180.0), 0, _BINS - 1).astype(np.int64)
@@ -237,8 +239,9 @@ _WITHIN_NAMES = tuple(f"within_{limit}" for limit in _WITHIN)
 
 def _there(normals: np.ndarray) -> np.ndarray:
     """Where there is a normal that `target` uses, bool [...]."""
-    finite = np.nan_to_num(normals)
-    return np.isfinite(normals).all(-1) & (np.einsum("...c,...c->...", finite, finite) > 0.25)
+    with np.errstate(invalid="ignore", over="ignore"):
+        square = np.einsum("...c,...c->...", normals, normals)
+        return (square > 0.25) & (square < np.inf)
 
 
 def _colors(normals: np.ndarray) -> np.ndarray:

@@ -234,6 +234,8 @@ class Segmentation(Task):
 
     def original(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class; every pixel of the original takes the prediction that is nearest."""
+        if dense.unmoved(geometry):
+            return label
         maps = {n: restore_map(np.asarray(label[n]), geometry, geometry.source_size) for n in ("ids", "probs")}
         return {**label, **maps}
 
