@@ -49,7 +49,7 @@ _HOMES = {
     "must.data.weights": "read_weights write_weights",
     "must.data.augment": "Photometric RandAugment",
     "must.data.mix": "CutMix Cutout",
-    "must.data.combine": "Aliased Cached Concat Repeated Subset Weighted",
+    "must.data.combine": "Aliased Cached Repeated Subset Weighted",
     "must.data.merge": "Join Overlay Paired",
     "must.data.sources": "source",
     "must.data.pipeline": "Encoder Grouped Joined epoch_steps eval_batches train_batches",

@@ -34,7 +34,6 @@ from must.data.clips import ClipEncoder as ClipEncoder
 from must.data.clips import Window as Window
 from must.data.combine import Aliased as Aliased
 from must.data.combine import Cached as Cached
-from must.data.combine import Concat as Concat
 from must.data.combine import Repeated as Repeated
 from must.data.combine import Subset as Subset
 from must.data.combine import Weighted as Weighted

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.support.commands import run_each
 
 ROOT = Path(__file__).parents[1]
 TINY = "tests/support/tiny_config.py"
@@ -93,7 +97,7 @@ def test_other_configuration_is_refused_by_its_first_key(whole):
 
 
 def test_a_second_run_in_a_workdir_is_refused(whole):
-    from must.pseudo_label.shards import lock
+    from must.core.files import lock
 
     with lock(str(whole / "lock")) as held:
         assert held and "another run" in _refused(whole, "--stage=student")
@@ -105,8 +109,6 @@ def test_a_configuration_that_does_not_stand_claims_no_workdir(tmp_path):
 
 
 def test_damaged_shard_is_named(whole, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
     shard = next((copy / "pseudo_labels" / "pool" / "1.0.0").glob("*array_record*"))
@@ -114,27 +116,99 @@ def test_damaged_shard_is_named(whole, tmp_path):
     assert shard.name in _refused(copy, "--stage=student")
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--config.teacher.stepz=3"], "stepz"),
-        (["--stage=studnet"], "studnet"),
-        (["--stage=export"], "--stage='export'"),
-        (["--stage=student"], "label"),
-        (["--config.tasks.depth.kind=deepth", "--dry_run"], "deepth"),
-        (["--config.recipe=mast"], "mast"),
-        (["--config.student.steps=abc"], "abc"),
-        (["--dryrun"], "dryrun"),
-        (["--config.student.weights.kind=ratio"], "config.student.weights.kind='ratio'"),
-        (["--config.student.steps=0"], "config.student.steps=0: must be at least 1"),
-        (["--stage=gallery"], "config.gallery.enabled is False"),
-        (["--workdirs=a,b"], "--workdirs: compares finished workdirs"),
-        (["--config=configs/quickstart.py:pol"], "no variant 'pol' of quickstart: sanity, evidence, pool"),
-        (["--config=configs/quickstrat.py"], "--config=configs/quickstrat.py: no such file"),
-    ],
-)
-def test_mistakes_are_one_line(tmp_path, flags, message):
-    assert message in _refused(tmp_path / "run", *flags)
+MISTAKES = [
+    (["--config.teacher.stepz=3"], "no such key: stepz; Did you mean steps"),
+    (["--stage=studnet"], "studnet"),
+    (["--stage=export"], "--stage='export'"),
+    (["--stage=student"], "label"),
+    (["--config.tasks.depth.kind=deepth", "--dry_run"], "deepth"),
+    (["--config.recipe=mast"], "mast"),
+    (["--config.student.steps=abc"], "--config.student.steps=abc"),
+    (["--config.student.steps"], "Missing value for flag --config.student.steps"),
+    (["--dryrun"], "dryrun"),
+    (["--config.student.weights.kind=ratio"], "config.student.weights.kind='ratio'"),
+    (["--config.student.steps=0"], "config.student.steps=0: must be at least 1"),
+    (["--config.teacher.steps=-5", "--dry_run"], "config.teacher.steps=-5: must be at least 1"),
+    (["--config.teacher.batch_size=0"], "config.teacher.batch_size=0"),
+    (["--config.teacher.log_every=0"], "config.teacher.log_every=0"),
+    (["--config.seeds=()"], "config.seeds=()"),
+    (["--config.seeds=(0,0)"], "config.seeds=(0, 0)"),
+    (["--config.workers=-1"], "config.workers=-1"),
+    (["--config.image.size=(0,0)"], "config.image.size[0]=0"),
+    (["--config.image.size=(64,)"], "config.image.size=[64]"),
+    (["--stage=gallery"], "config.gallery.enabled is False"),
+    (["--workdirs=a,b"], "--workdirs: compares finished workdirs"),
+    (["--workdir="], "--workdir=DIR is required"),
+    (["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: expected a folder"),
+    (["--workdir=setup.cfg"], "--workdir="),
+    (["--workdir=/proc/run"], "--workdir=/proc/run"),
+    (["--processes=2"], "need --coordinator=host:port"),
+    (["extra"], "unexpected argument 'extra'"),
+    (["--config=configs/quickstart.py:pol"], "ValueError: no variant 'pol' of quickstart: sanity, evidence, pool"),
+    (["--config=configs/quickstrat.py"], "--config=configs/quickstrat.py: no such file"),
+    (["--config", "nowhere.py"], "--config=nowhere.py: no such file"),
+    (["--config=configs"], "--config=configs: a folder, not a file"),
+    (["--config="], "--config=: no such file"),
+    (["--config=raises.py"], "raises.py:2: ZeroDivisionError: division by zero"),
+    (["--config=message.py"], "message.py:2: ValueError: first line second line"),
+    (["--config=syntax.py"], "syntax.py:1: "),
+    (["--config=imports.py"], "imports.py:1: ModuleNotFoundError: No module named 'not_there_at_all'"),
+    (["--config=nothing.py"], "nothing.py: has no get_config()"),
+    (["--config=none.py"], "none.py: get_config() returns None; it must return a ConfigDict"),
+    (["--config=recipeless.py"], "config.recipe=None"),
+]
+CONFIGURATIONS = {
+    "raises.py": "def get_config():\n    return 1 / 0\n",
+    "message.py": "def get_config():\n    raise ValueError('first line\\nsecond line')\n",
+    "syntax.py": "def get_config(:\n",
+    "imports.py": "import not_there_at_all\n\ndef get_config():\n    return None\n",
+    "nothing.py": "x = 1\n",
+    "none.py": "def get_config():\n    return None\n",
+    "recipeless.py": "from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict()\n",
+}
+
+
+def test_mistakes_are_one_line(tmp_path):
+    for name, text in CONFIGURATIONS.items():
+        (tmp_path / name).write_text(text)
+    for name in ("configs", "tests", "setup.cfg"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    commands = [[f"--workdir={tmp_path / 'run'}", *flags] for flags, _ in MISTAKES]
+    for command in commands:
+        if not any(flag.startswith("--config=") or flag == "--config" for flag in command):
+            command.insert(0, f"--config={TINY}")
+    for (flags, message), ended in zip(MISTAKES, run_each(commands, tmp_path), strict=True):
+        assert ended.code == 2 and len(ended.lines) == 1 and message in ended.lines[0], (flags, ended)
+
+
+def test_both_forms_of_a_flag(tmp_path):
+    (ended,) = run_each([["--config", TINY, "--config.seeds", "(3,)", "--dry_run"]])
+    assert ended.code == 0 and not ended.lines
+
+
+def test_a_terminated_run_says_so_and_leaves_nothing_to_clean_up(tmp_path):
+    command = _command(tmp_path / "run", "--stage=teachers", "--config.workers=2", "--config.teacher.steps=5000")
+    with subprocess.Popen(command, cwd=ROOT, env=_environment(), stderr=subprocess.PIPE, text=True) as process:
+        path = tmp_path / "run" / "teachers" / "depth" / "metrics.jsonl"
+        while not path.exists() and process.poll() is None:
+            time.sleep(0.1)
+        process.terminate()
+        text = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "terminated; the same command resumes" in text
+    assert "Traceback" not in text and "leaked" not in text, text
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(whole, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy, ignore=shutil.ignore_patterns("pseudo_labels", "label", "policy"))
+    command = _command(copy, "--stage=label", "--config.workers=1")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, 1 << 14))  # noqa: E731
+    full = subprocess.run(
+        command, cwd=ROOT, env=_environment(), capture_output=True, text=True, preexec_fn=limit, check=False
+    )
+    assert full.returncode == 2 and "no space left; make room" in full.stderr and "Traceback" not in full.stderr
+    _run(copy, "--stage=label", "--config.workers=1")
+    assert _arrays(copy) == _arrays(whole)
 
 
 def test_dry_run_writes_nothing(tmp_path):

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from must.core.types import Array, PyTree, UserError
+from must.core.types import Array, Batch, PyTree, UserError
 
 AXIS = "data"
 
@@ -49,10 +49,8 @@ def parallelize(
     Returns:
       fn(state, batch, *rest): `state` and `rest` are equal on all devices, without a device axis; place values that are
       passed repeatedly with `replicate`. `batch` is a pytree of arrays [B, ...] with this process's rows
-      (`process_rows`), and so are outputs if out_axes=0.
-
-    Raises:
-      ValueError: (when called) B is not a multiple of the number of this process's devices.
+      (`process_rows`), and so are outputs if out_axes=0. Where the devices do not divide B, the last row is repeated,
+      with weight 0, id -1 and `present` False in a `Batch`; outputs lack these rows.
     """
     devices = _in_process_order(jax.devices() if devices is None else devices)
     if len({device.process_index for device in devices}) > 1:
@@ -89,14 +87,14 @@ def _across_devices(step, out_axes, donate, devices):
         return jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), outputs)
 
     def split(leaf):
-        rows = _rows_per_device(leaf, len(devices))
-        return leaf.reshape((len(devices), rows, *leaf.shape[1:]))
+        return leaf.reshape((len(devices), -1, *leaf.shape[1:]))
 
     @functools.wraps(step)
     def on_devices(state, batch, *rest):
+        batch, rows = _padded(batch, len(devices))
         outputs = compiled(2 + len(rest))(state, jax.tree.map(split, batch), *rest)
         if out_axes is not None:
-            outputs = join(outputs)
+            outputs = jax.tree.map(lambda leaf: leaf[:rows], join(outputs))
         if devices[0].platform == "cpu":
             # Simulated devices share one thread pool: a second step in flight can take the threads that the first one's
             # collectives wait for, a deadlock until XLA aborts the process.
@@ -125,14 +123,14 @@ def _across_processes(step, out_axes, donate, devices):
         return jax.jit(mapped, donate_argnums=donate)
 
     def spread(leaf):
-        _rows_per_device(leaf, local_devices)
         return jax.make_array_from_process_local_data(NamedSharding(mesh, rows), np.asarray(leaf))
 
     @functools.wraps(step)
     def on_processes(state, batch, *rest):
         state, *rest = _place((state, *rest), mesh)
+        batch, rows = _padded(batch, local_devices)
         outputs = compiled(2 + len(rest))(state, jax.tree.map(spread, batch), *rest)
-        return outputs if out_axes is None else jax.tree.map(_own_rows, outputs)
+        return outputs if out_axes is None else jax.tree.map(lambda leaf: _own_rows(leaf)[:rows], outputs)
 
     return on_processes
 
@@ -159,10 +157,10 @@ def process_rows(global_batch: int) -> tuple[int, int]:
     """(start, stop) of the rows of a global batch that this process reads.
 
     Raises:
-      UserError: the batch size is not a multiple of the number of devices.
+      UserError: the batch size is not a multiple of the number of processes.
     """
-    if global_batch % jax.device_count():
-        raise UserError(f"batch size {global_batch} is not divisible by {jax.device_count()} devices")
+    if global_batch % jax.process_count():
+        raise UserError(f"batch size {global_batch} is not divisible by {jax.process_count()} processes")
     rows = global_batch // jax.process_count()
     return jax.process_index() * rows, (jax.process_index() + 1) * rows
 
@@ -273,10 +271,24 @@ def _mesh(devices):
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _rows_per_device(leaf, devices):
-    if leaf.ndim == 0 or leaf.shape[0] % devices:
-        raise ValueError(f"batch array of shape {leaf.shape} is not divisible by {devices} devices")
-    return leaf.shape[0] // devices
+def _padded(batch, devices):
+    """A batch, or tree of batches, with every B rounded up to a multiple of the devices; and the rows of the first."""
+    rows = len(jax.tree.leaves(batch)[0])
+
+    def pad(part):
+        count = len(part.ids if isinstance(part, Batch) else part)
+        missing = -count % devices
+        if not missing:
+            return part
+        real = np.arange(count + missing) < count
+        repeated = jax.tree.map(lambda leaf: leaf[np.minimum(np.arange(len(real)), count - 1)], part)
+        if not isinstance(part, Batch):
+            return repeated
+        weights = {name: value * real for name, value in repeated.weights.items()}
+        present = real if part.present is None else repeated.present & real
+        return repeated._replace(weights=weights, ids=np.where(real, repeated.ids, -1), present=present)
+
+    return jax.tree.map(pad, batch, is_leaf=lambda part: isinstance(part, Batch)), rows
 
 
 def _is_key(leaf):

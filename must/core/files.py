@@ -5,9 +5,12 @@ old or the new content, never a part of it.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
@@ -27,14 +30,15 @@ def replacing(path: str | os.PathLike, mode: str = "w", *, work: str | None = No
     Raises:
       OSError: the file cannot be written; the destination keeps its old content.
     """
-    path = os.fspath(path)
-    directory = os.path.dirname(path) or "."
+    path = os.path.realpath(path)  # a link stays one, and what it leads to is replaced
+    directory, name = os.path.split(path)
     os.makedirs(directory, exist_ok=True)
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".partial", dir=work or directory)
+    handle, temporary = tempfile.mkstemp(prefix=f".{name[:40]}.", suffix=".partial", dir=work or directory)
     try:
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates files readable only by their owner
+        # mkstemp creates files that only their owner can read.
+        os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode) if os.path.exists(path) else 0o666 & ~_umask())
         with os.fdopen(handle, mode, **options) as file:
             yield file
             file.flush()
@@ -114,11 +118,66 @@ def write_once(path: str | os.PathLike, content: str, work: str | os.PathLike) -
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with lock(f"{path}.lock", wait=True):
+                if not os.path.exists(path):
+                    os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+@contextlib.contextmanager
+def lock(path: str, *, wait: bool = False) -> Iterator[bool]:
+    """Whether we hold the lock; the system drops it when the process dies.
+
+    Where the file system has no locks everyone holds it: workers then may do a shard twice, with the same bytes. Nobody
+    holds one whose folder is gone.
+    """
+    try:
+        file = open(path, "w")  # noqa: SIM115 - closed below, where the lock ends
+    except FileNotFoundError:
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+
+
+def check_space(directory: str | os.PathLike, size: int) -> None:
+    """Raises OSError unless a directory's file system has room for two copies of `size` bytes, and a little more.
+
+    Orbax writes arrays twice before it commits them, and its threads print a traceback each when the disk is full.
+    """
+    if shutil.disk_usage(directory).free < 2 * size + (1 << 18):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(directory))
+
+
+def out_of_space(error: BaseException) -> bool:
+    """Whether a full disk, a quota or a limit on the size of files is behind an exception, also one of native code."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in _NO_SPACE or any(os.strerror(code) in str(cause) for code in _NO_SPACE):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of file systems without hard links: FAT, exFAT, many network and FUSE mounts.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 def create_empty(path: str | os.PathLike) -> None:

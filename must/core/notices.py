@@ -3,6 +3,8 @@
 import sys
 import warnings
 
+from must.core.types import one_line
+
 
 class Notice(UserWarning):
     """The category of every notice: `warnings.simplefilter("error", must.Notice)` makes them errors."""
@@ -14,7 +16,7 @@ def notice(text: str) -> None:
     Args:
       text: one line that names the set or file, what was seen and done, and how many times.
     """
-    warnings.warn_explicit(text, Notice, "must", 1, registry=_told)
+    warnings.warn_explicit(one_line(text), Notice, "must", 1, registry=_told)
 
 
 def plain_lines() -> None:

@@ -1,5 +1,6 @@
 """Types shared by the whole package; arrays are NumPy on the host and JAX on the device."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,17 @@ Label = dict[str, Array]
 
 class UserError(Exception):
     """An error that the user can fix; the message is one line that names the file, key or record id."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(one_line(message))
+
+
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str, form: str = "\\x{:02x}") -> str:
+    """The text with every line break, control character and byte that is no UTF-8 (PEP 383) as `form` of its code."""
+    return _BREAKS.sub(lambda found: form.format(ord(found[0]) - (0xDC00 if found[0] >= "\ud800" else 0)), text)
 
 
 class LabelError(ValueError):
@@ -158,6 +170,7 @@ class Model(NamedTuple):
       init: (key, inputs [B, H, W, 3] or [B, T, H, W, 3] uint8) -> variables, {"params": ..., other collections}.
       apply: (variables, inputs, *, train: bool, key, axis_name=None) -> ({task name: outputs}, model_state), where
         model_state is the variables without "params"; batch statistics are taken over `axis_name` unless it is None.
+        A training batch that was padded to the devices comes with present=`Batch.present`: the rows that enter them.
     """
 
     init: Callable[..., PyTree]
@@ -173,6 +186,7 @@ class Batch(NamedTuple):
       weights: {supervision: float32 [B]}; 0 means absent and excluded from the denominator, see `weighted_sum`.
       ids: int64 [B], position in the source, for joining per-example state; -1 is padding.
       extras: {supervision: {name: array [B, ...]}}, per-example side information.
+      present: bool [B], False in rows added to divide the batch by the devices; None when there are none.
     """
 
     inputs: dict[str, Array]
@@ -180,6 +194,7 @@ class Batch(NamedTuple):
     weights: dict[str, Array]
     ids: Array
     extras: dict[str, dict[str, Array]] = {}
+    present: Array | None = None
 
 
 class PerExample(NamedTuple):

@@ -120,6 +120,73 @@ def as_table(class_map: ClassMap) -> str:
     return "\n".join(lines)
 
 
+def aligned(source: Source, spaces: Mapping[str, Sequence[str]], *, of: str = "", exhaustive: bool = False) -> Source:
+    """The source with its class ids counted as in other label spaces: classes are joined by name.
+
+    Args:
+      source: with any classes, in any order.
+      spaces: {task: class names}.
+      of: what has these classes, for messages.
+      exhaustive: as in `Remapped`.
+
+    Raises:
+      UserError: a class of the source that is not in the task's space.
+    """
+    for task, names in spaces.items():
+        own, names = tuple(source.classes.get(task, names)), tuple(names)
+        if own == names:
+            continue
+        number = {name: i for i, name in enumerate(names)}
+        for name in own:
+            if name not in number:
+                raise UserError(
+                    f"{source.name}: {task}: {name!r} is not one of the {len(names)} classes{of and ' of '}{of}"
+                    f"{_nearest(name, names)}; name all of them with classes=[...], or map it with kind 'remapped'"
+                )
+        source = Remapped(source, task, ClassMap(own, names, tuple(number[one] for one in own)), exhaustive=exhaustive)
+    return source
+
+
+def united(sources: Sequence[Source], first: int = 0) -> tuple[list[Source], dict[str, tuple[str, ...]]]:
+    """The sources with one label space per task, and the spaces; what a source has no class for is unknown to it.
+
+    The space of a task is that of the first source that has all its classes, beginning with number `first`.
+
+    Raises:
+      UserError: no source has all classes of a task.
+    """
+    spaces: dict[str, tuple[str, ...]] = {}
+    for task in dict.fromkeys(task for source in sources for task in source.classes):
+        held = [one for one in [*sources[first:], *sources[:first]] if task in one.classes]
+        every = set().union(*(one.classes[task] for one in held))
+        owner = next((one for one in held if every <= set(one.classes[task])), held[0])
+        spaces[task] = tuple(owner.classes[task])
+        sources = [aligned(one, {task: spaces[task]}, of=owner.name) for one in sources]
+    return list(sources), spaces
+
+
+def renumbered(label: Label, class_map: ClassMap) -> Label:
+    """Predictions in network form, with a leading axis B, with the ids of another label space.
+
+    Classes are those of `class_map.source`, each with a target; what is unlisted is unknown.
+    """
+    table, label = np.array(class_map.table), {name: np.asarray(value) for name, value in label.items()}
+    out, size = dict(label), len(class_map.target)
+    rows = len(next(iter(label.values())))
+    out["known"] = np.zeros((rows, size), bool)
+    out["known"][:, table] = label.get("known", True)
+    if "classes" in label:
+        out["classes"] = table[label["classes"]].astype(label["classes"].dtype)
+    elif "ids" in label:
+        ids = np.full(256, forms.IGNORE, label["ids"].dtype)
+        ids[: len(table)] = table
+        out["ids"] = ids[label["ids"]]
+    else:
+        out["probs"] = np.zeros((rows, size), label["probs"].dtype)
+        out["probs"][:, table] = label["probs"]
+    return out
+
+
 class Remapped:
     """A source with one task's labels mapped to another label space.
 
@@ -129,6 +196,7 @@ class Remapped:
       class_map: a `ClassMap`; or a file for `load_class_map` or its lines as {source class: target class}, both of
         which need `classes`.
       classes: target names, or a file of names (`read_classes`).
+      exhaustive: target classes that no source class maps to are absent from the pictures; by default, unknown.
 
     Raises:
       UserError: the source's classes are missing or differ from the map's; see also `load_class_map`.
@@ -141,6 +209,7 @@ class Remapped:
         class_map: ClassMap | Mapping[str, str] | str | Path,
         *,
         classes: str | Sequence[str] | Mapping[Any, str] | None = None,
+        exhaustive: bool = False,
     ):
         if task not in source.classes:
             available = ", ".join(source.classes) or "nothing"
@@ -158,13 +227,14 @@ class Remapped:
             count = len(source.classes[task])
             raise UserError(f"{source.name}: its {count} classes of {task!r} are not those of the class map")
         self.class_map = class_map
-        self._source, self._task = source, task
+        self._source, self._task, self._exhaustive = source, task, exhaustive
         self.name, self.ids = source.name, source.ids
         self.classes = {**source.classes, task: class_map.target}
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(repr((self._source.fingerprint, self._task, self.class_map)).encode()).hexdigest()
+        content = (self._source.fingerprint, self._task, self.class_map) + ("exhaustive",) * self._exhaustive
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._source)
@@ -183,6 +253,8 @@ class Remapped:
         if self._task not in labels:
             return labels
         mapped = remap(labels[self._task], self.class_map)
+        if mapped is not None and self._exhaustive:
+            mapped["unknown"] = np.setdiff1d(mapped["unknown"], self.class_map.unlisted).astype(np.uint16)
         rest = {task: label for task, label in labels.items() if task != self._task}
         return rest if mapped is None else {**rest, self._task: mapped}
 

@@ -1,12 +1,10 @@
-"""Sources made of sources: union, subset, repetition, weights, cache; see also `must.data.merge`.
+"""Sources made of a source: subset, repetition, weights, cache; `must.data.merge` makes one of several.
 
 All of them keep the ids and forward a source's optional methods: `labels(index)`, the labels without decoding the
 picture, and `encoded(index)`, the bytes of the picture's file or None.
 """
 
-import bisect
 import hashlib
-import itertools
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from must.core.types import Example, Label, Source, UserError
-from must.readers.files import first_repeated
 
 
 class Routed:
@@ -36,34 +33,6 @@ class Routed:
 
     def _route(self, index: int) -> tuple[Source, int]:
         raise NotImplementedError
-
-
-class Concat(Routed):
-    """The concatenation of all sources; uniform sampling gives every example the same probability.
-
-    Args:
-      sources: {name: source} or a sequence of sources.
-      name: of the union.
-
-    Raises:
-      UserError: no sources, an id in two sources, class names that differ.
-    """
-
-    def __init__(self, sources: Sequence[Source] | Mapping[str, Source], *, name: str = "union"):
-        self.name = name
-        self._sources = as_list(sources)
-        self.ids = list(itertools.chain.from_iterable(source.ids for source in self._sources))
-        repeated = first_repeated(self.ids)
-        if repeated is not None:
-            raise UserError(f"{name}: id {repeated!r} occurs twice; give the sources different names")
-        self.classes = common_classes(self._sources)
-        self.fingerprint = hash_of("concat", *(source.fingerprint for source in self._sources))
-        self._starts = list(itertools.accumulate((len(source) for source in self._sources), initial=0))
-
-    def _route(self, index: int) -> tuple[Source, int]:
-        index = _checked_index(index, len(self))
-        part = bisect.bisect_right(self._starts, index) - 1
-        return self._sources[part], index - self._starts[part]
 
 
 class Subset(Routed):
@@ -197,7 +166,7 @@ class Cached(Routed):
         return self._source.fingerprint
 
     def __getitem__(self, index: int) -> Example:
-        index = _checked_index(index, len(self))
+        index = checked_index(index, len(self))
         example = self._cache.get(index)
         if example is None:
             example = self._source[index]
@@ -216,7 +185,7 @@ class Cached(Routed):
         return example
 
     def labels(self, index: int) -> dict[str, Label]:
-        cached = self._cache.get(_checked_index(index, len(self)))
+        cached = self._cache.get(checked_index(index, len(self)))
         return super().labels(index) if cached is None else dict(cached.labels)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -250,27 +219,11 @@ def as_list(sources: Sequence[Source] | Mapping[str, Source]) -> list[Source]:
     return result
 
 
-def common_classes(sources: Sequence[Source]) -> dict[str, tuple[str, ...]]:
-    """Class names per task; UserError if two sources disagree."""
-    classes: dict[str, tuple[str, ...]] = {}
-    owner: dict[str, str] = {}
-    for source in sources:
-        for task, names in source.classes.items():
-            if task in classes and tuple(names) != classes[task]:
-                differing = sorted(set(names) ^ set(classes[task]))
-                what = f"{differing[0]!r} is in only one" if differing else "their order differs"
-                both = f"{owner[task]} and {source.name}"
-                raise UserError(f"{task}: classes of {both} differ ({what}); use a class map to align them")
-            classes.setdefault(task, tuple(names))
-            owner.setdefault(task, source.name)
-    return classes
-
-
 def _arrays(example: Example) -> list[np.ndarray]:
     return [example.image, *(np.asarray(a) for label in example.labels.values() for a in label.values())]
 
 
-def _checked_index(index: int, length: int) -> int:
+def checked_index(index: int, length: int) -> int:
     if not -length <= index < length:
         raise IndexError(f"index {index} of {length} examples")
     return int(index) % length

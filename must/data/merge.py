@@ -1,16 +1,45 @@
-"""Sources that merge the labels of several sources for the same pictures.
+"""Sources made of several sources: their union, or their labels of the same pictures, with classes joined by name.
 
 Optional methods of sources are forwarded as in `must.data.combine`.
 """
 
+import bisect
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from must.core.types import Example, Label, Source, UserError
-from must.data.combine import as_list, common_classes, encoded_of, hash_of, labels_of
+from must.data.classes import aligned, united
+from must.data.combine import Routed, as_list, checked_index, encoded_of, hash_of, labels_of
 from must.readers.files import FileSource, first_repeated
 
 BY_TEACHER = "@teacher"  # suffix of a task's name: a teacher's prediction beside the ground truth
+
+
+class Concat(Routed):
+    """The concatenation of all sources; uniform sampling gives every example the same probability.
+
+    Args:
+      sources: {name: source} or a sequence of sources.
+      name: of the union.
+
+    Raises:
+      UserError: no sources, an id in two sources, a class that the other sources lack.
+    """
+
+    def __init__(self, sources: Sequence[Source] | Mapping[str, Source], *, name: str = "union"):
+        self.name = name
+        self._sources, self.classes = united(as_list(sources))
+        self.ids = list(itertools.chain.from_iterable(source.ids for source in self._sources))
+        repeated = first_repeated(self.ids)
+        if repeated is not None:
+            raise UserError(f"{name}: id {repeated!r} occurs twice; give the sources different names")
+        self.fingerprint = hash_of("concat", *(source.fingerprint for source in self._sources))
+        self._starts = list(itertools.accumulate((len(source) for source in self._sources), initial=0))
+
+    def _route(self, index: int) -> tuple[Source, int]:
+        index = checked_index(index, len(self))
+        part = bisect.bisect_right(self._starts, index) - 1
+        return self._sources[part], index - self._starts[part]
 
 
 class _Merged:
@@ -20,16 +49,16 @@ class _Merged:
       sources: of the examples.
       keys: per source and example; examples with equal keys are merged.
       prefix: turns keys into ids.
+      first: the source whose order of classes the others take.
     """
 
-    def __init__(self, sources: Sequence[Source], keys: Iterable[Iterable[str]], prefix: str = ""):
-        self._sources = sources
+    def __init__(self, sources: Sequence[Source], keys: Iterable[Iterable[str]], prefix: str = "", first: int = 0):
+        self._sources, self.classes = united(sources, first)
         places: dict[str, list[tuple[int, int]]] = {}
         for number, its_keys in enumerate(keys):
             for i, key in enumerate(its_keys):
                 places.setdefault(key, []).append((number, i))
         self.ids = [prefix + key for key in places]
-        self.classes = common_classes(sources)
         self._places = list(places.values())
 
     def __len__(self) -> int:
@@ -105,12 +134,12 @@ class Overlay(_Merged):
       name: of the result; by default the records'.
 
     Raises:
-      UserError: class names that differ.
+      UserError: a class that the other sources lack.
     """
 
     def __init__(self, records: Source, labeled: Sequence[Source] | Mapping[str, Source], *, name: str = ""):
         sources = [records, *as_list(labeled)]
-        super().__init__(sources, [source.ids for source in sources])
+        super().__init__(sources, [source.ids for source in sources], first=1)
         self.name = name or records.name
         self.fingerprint = hash_of("overlay", *(source.fingerprint for source in sources))
 
@@ -138,7 +167,7 @@ class Paired(_Merged):
                 raise UserError(f"{records.name}: no pseudo labels of {id}; run the label stage again")
         mine = set(truth.ids)
         self._row = {id: i for i, id in enumerate(records.ids) if id in mine}
-        self._records = records
+        self._records = aligned(records, truth.classes)
         super().__init__([truth], [truth.ids])
         self.name = truth.name
         self.fingerprint = hash_of("paired", truth.fingerprint, records.fingerprint)

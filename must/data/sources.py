@@ -27,7 +27,7 @@ KINDS = {
     "edited_coco": "must.data.edited:EditedCoco",
     "label_files": "must.readers.label_files:LabelFiles",
     "join": "must.data.merge:Join",
-    "concat": "must.data.combine:Concat",
+    "concat": "must.data.merge:Concat",
     "subset": "must.data.combine:Subset",
     "overlay": "must.data.merge:Overlay",
     "cached": "must.data.combine:Cached",

@@ -10,7 +10,7 @@ from typing import Any
 
 from must.core import files
 from must.core.types import UserError
-from must.readers.files import first_repeated, read_bytes
+from must.readers.files import first_repeated, read_rows, read_text
 
 _COLUMNS = ["id", "task", "weight"]
 
@@ -53,22 +53,14 @@ def write_weights(path: str | os.PathLike, weights: Mapping[str, Mapping[str, fl
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
     """(file and line, id, task, weight) of every row."""
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from None
-    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    columns = table.fieldnames or []
+    (first, columns), *rows = read_rows(path, exact=True).items()
     if sorted(columns) != _COLUMNS:
-        raise UserError(f"{path}:1: columns {', '.join(columns) or '(none)'}, expected {', '.join(_COLUMNS)}")
-    try:
-        for row in table:
-            where = f"{path}:{table.line_num}"
-            if None in row or None in row.values():
-                raise UserError(f"{where}: expected {len(columns)} columns, {', '.join(columns)}")
-            yield where, row["id"], row["task"], row["weight"]
-    except csv.Error as error:
-        raise UserError(f"{path}:{table.reader.line_num}: {error}") from None
+        raise UserError(f"{path}:{first}: columns {', '.join(columns)}, expected {', '.join(_COLUMNS)}")
+    for line, cells in rows:
+        if len(cells) != len(columns):
+            raise UserError(f"{path}:{line}: expected {len(columns)} columns, {', '.join(columns)}")
+        row = dict(zip(columns, cells, strict=True))
+        yield f"{path}:{line}", row["id"], row["task"], row["weight"]
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, str, str, Any]]:
@@ -80,7 +72,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, str, str, Any]]:
         return dict(pairs)
 
     try:
-        content = json.loads(read_bytes(path), object_pairs_hook=unique)
+        content = json.loads(read_text(path), object_pairs_hook=unique)
     except ValueError as error:
         raise UserError(f"{path}: invalid json: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(by_id, dict) for by_id in content.values()):

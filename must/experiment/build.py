@@ -7,9 +7,10 @@ from typing import Any
 
 from must.core.types import Balance, Model, Policy, Source, UserError
 from must.data import geometry, sources
+from must.data.classes import aligned
 from must.data.clips import ClipEncoder, Window
-from must.data.combine import Cached, Concat
-from must.data.merge import Overlay
+from must.data.combine import Cached
+from must.data.merge import Concat, Overlay
 from must.data.mix import CLEAN, CutMix, Cutout
 from must.data.pipeline import Change, Encoder
 from must.experiment.sections import changed, make, merged, without_none
@@ -90,8 +91,36 @@ def _thawed(value: Any) -> Any:
 
 
 def split(settings: SingleStudent, task: str, name: str) -> Source:
-    """A split of the set that teaches and evaluates a task."""
-    return source(settings.sets[settings.train_sets[task]][name])
+    """A split of the set that teaches and evaluates a task, its classes counted as those of its training split."""
+    return _split(settings, settings.train_sets[task], name)
+
+
+def _split(settings: SingleStudent, chosen: str, name: str) -> Source:
+    spaces = {
+        task: section["classes"]
+        for task, section in settings.tasks.items()
+        if settings.train_sets.get(task) == chosen and isinstance(section.get("classes"), list | tuple)
+    }
+    return joined(settings.sets[chosen][name], settings.sets[chosen]["train"], spaces)
+
+
+def joined(section: Mapping[str, Any], first: Mapping[str, Any], spaces: Mapping[str, Sequence[str]] = {}) -> Source:
+    """A split of a set; its classes are joined by name with those of the set's first split, then with label spaces.
+
+    Classes of the first split that this one lacks are absent from its pictures; what the label spaces have beside them
+    is unknown.
+
+    Raises:
+      UserError: a class that the first split or the label space lacks.
+    """
+    return _joined(*(_frozen(without_none(one)) for one in (section, first, spaces)))
+
+
+@functools.lru_cache(maxsize=64)
+def _joined(section: Any, first: Any, spaces: Any) -> Source:
+    reference = _source(first)
+    part = aligned(_source(section), reference.classes, of=reference.name, exhaustive=True)
+    return aligned(part, _thawed(spaces), of="the task")
 
 
 def splits(settings: SingleStudent, name: str, tasks: Iterable[str] | None = None) -> dict[str, Source]:
@@ -102,7 +131,7 @@ def splits(settings: SingleStudent, name: str, tasks: Iterable[str] | None = Non
 def annotated_sets(settings: SingleStudent) -> list[Source]:
     """The annotated training sets, each once."""
     names = dict.fromkeys(settings.train_sets[task] for task in settings.tasks)
-    return [source(settings.sets[name]["train"]) for name in names]
+    return [_split(settings, name, "train") for name in names]
 
 
 def pool(settings: Must) -> list[Source]:
@@ -117,7 +146,10 @@ def all_images(settings: Must) -> Source:
 
 def oracle_truth(settings: Must) -> dict[str, Source]:
     """{task: true labels of the pool}."""
-    return {task: source(section) for task, section in settings.oracle_truth.items()}
+    return {
+        task: aligned(source(section), split(settings, task, "train").classes if task in settings.train_sets else {})
+        for task, section in settings.oracle_truth.items()
+    }
 
 
 def by_source(splits: Sources) -> list[tuple[Source, list[str]]]:

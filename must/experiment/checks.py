@@ -3,8 +3,9 @@
 import importlib.util
 
 from must.core.types import Source, UserError
-from must.data.combine import Concat, labels_of
+from must.data.combine import labels_of
 from must.data.disjoint import check_disjoint
+from must.data.merge import Concat
 from must.experiment import build
 from must.experiment.settings import Must, Run, SingleStudent, Student
 from must.experiment.training import mean_teacher

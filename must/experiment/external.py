@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from must.core.types import Teacher, UserError
+from must.data.classes import ClassMap, renumbered
+from must.data.combine import hash_of
 from must.experiment import networks
 from must.experiment.sections import without_none
 from must.experiment.settings import SingleStudent
@@ -58,13 +60,26 @@ def external_teacher(
             raise UserError(f"teacher {name}: {where} labels {', '.join(teacher.tasks)}, not {key}")
         ours, theirs = (tuple(getattr(one, "classes", ())) for one in (task, teacher.tasks[key]))
         if ours != theirs:
-            first = next(
-                (pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (len(ours), len(theirs))
-            )
-            raise UserError(
-                f"teacher {name}: its classes of {key} differ from the task's: {first[1]!r} for {first[0]!r}"
-            )
+            teacher = _counted_as(teacher, key, task)
     return teacher._replace(name=name)
+
+
+def _counted_as(teacher: Teacher, key: str, task: Task) -> Teacher:
+    """The teacher with its classes counted as those of the task; classes are joined by name."""
+    ours, theirs = tuple(getattr(task, "classes", ())), tuple(getattr(teacher.tasks[key], "classes", ()))
+    for one in theirs:
+        if one not in ours:
+            raise UserError(f"teacher {teacher.name}: its class {one!r} of {key} is not one of the task's {len(ours)}")
+    if not theirs:
+        raise UserError(f"teacher {teacher.name}: has no classes of {key}, the task has {len(ours)}")
+    class_map = ClassMap(theirs, ours, tuple(ours.index(one) for one in theirs))
+
+    def predict(images):
+        labels = teacher.predict(images)
+        return {**labels, key: renumbered(labels[key], class_map)}
+
+    fingerprint = hash_of(teacher.fingerprint, key, *ours)
+    return teacher._replace(tasks={**teacher.tasks, key: task}, predict=predict, fingerprint=fingerprint)
 
 
 def _made(name: str, path: str, tasks: Mapping[str, Task], size: tuple[int, int], arguments: dict[str, Any]) -> Any:

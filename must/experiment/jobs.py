@@ -6,6 +6,7 @@ another run side by side, and a job that runs alone has all cores. Elsewhere the
 
 import ctypes
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -112,10 +113,17 @@ def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
             files.write_json(
                 _done_file(workdir, job.name), {**result, "seconds": round(time.time() - start, 2), **more}
             )
-    except OSError as error:  # a full disk, a folder that cannot be written
-        raise UserError(
-            f"{error.filename or directory}: {error.strerror or error}; the same command resumes"
-        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and ArrayRecord have types of their own for a full disk
+        if files.out_of_space(error):
+            logging.getLogger("asyncio").disabled = True  # tasks that Orbax leaves behind report the same once more
+            place = getattr(error, "filename", None) or directory
+            raise UserError(f"{place}: no space left; make room, then the same command resumes") from error
+        if isinstance(error, OSError):  # a folder that cannot be written
+            place = f"{error.filename or directory}: {error.strerror or error}"
+            raise UserError(f"{place}; the same command resumes") from error
+        raise
     devices.wait_for_all(job.name)
 
 

@@ -17,9 +17,10 @@ import numpy as np
 from must.core import devices
 from must.core.types import Model, Objective, Policy, PyTree, Source, UserError
 from must.data.clips import ClipEncoder
-from must.data.combine import Aliased, Concat
+from must.data.combine import Aliased
 from must.data.disjoint import Overlap, overlaps
 from must.data.embedded import EmbeddedEncoder, embed
+from must.data.merge import Concat
 from must.data.pipeline import Encoder, eval_batches
 from must.data.splits import Listed
 from must.experiment import build, jobs, measure, networks, sections

@@ -20,10 +20,9 @@ from must.experiment.compare import compare_workdirs, print_results
 from must.experiment.jobs import Job, run_jobs
 from must.experiment.settings import Experiment
 from must.pseudo_label.plan import first_difference
-from must.pseudo_label.shards import lock
 
-# Sections that change nothing that is trained or labeled: a finished workdir may be asked for them at any time.
-DISPLAY = ("title", "quality", "gallery", "files")
+# Keys that change nothing that is trained or labeled: a finished workdir may be asked for them at any time.
+DISPLAY = ("title", "workers", "quality", "gallery", "files")
 
 
 class Member(NamedTuple):
@@ -126,7 +125,7 @@ def run(
     with contextlib.ExitStack() as held:
         if devices.is_writer():
             _make_directory(workdir)
-            if not held.enter_context(lock(os.path.join(workdir, "lock"))):
+            if not held.enter_context(files.lock(os.path.join(workdir, "lock"))):
                 raise UserError(f"{workdir}: another run is using this workdir")
             _claim(recipe, workdir, config)
         jobs = [job for job in recipe.jobs(mine, workers) if stage in ("all", job.stage)]

@@ -7,9 +7,9 @@ import numpy as np
 
 from must.core import devices, files
 from must.core.types import Policy, Source, UserError
-from must.data.combine import Cached, Concat, Repeated, Subset
+from must.data.combine import Cached, Repeated, Subset
 from must.data.edited import EditedCoco
-from must.data.merge import Overlay
+from must.data.merge import Concat, Overlay
 from must.data.weights import read_weights
 from must.experiment import build, labeling, measure, networks, weighting
 from must.experiment.external import external_teachers

@@ -12,8 +12,9 @@ import functools
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -253,17 +254,30 @@ class _Log:
                 lines = [line for line in file if line.endswith("\n")]  # a killed writer leaves half a line
             kept = [line for line in lines if json.loads(line)["step"] <= step]
         files.write_text(self._path, "".join(kept))
-        from tensorboardX import SummaryWriter
+        # Not SummaryWriter: its thread dies with a traceback on a full disk and unpickles every value.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        self._board = SummaryWriter(directory, purge_step=step + 1 if step else None, flush_secs=30)
+        self._board = EventsWriter(os.path.join(directory, "events"), f".{os.getpid()}")
+        if step:  # what an interrupted run wrote after the step that it resumes from is purged
+            self._event(step + 1, file_version="brain.Event:2")
+            self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if self._board is None:
             return
         line = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
         files.append_text(self._path, json.dumps(line) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        tags = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._event(step, summary=Summary(value=tags))
+        self._board.flush()
+
+    def _event(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._board.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def close(self) -> None:
         if self._board is not None:

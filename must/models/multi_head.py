@@ -9,6 +9,7 @@ from jax import lax
 from jax.extend.random import define_prng_impl
 
 from must.core.types import Array, Features, Model, PyTree
+from must.models.resnet import statistics_of
 
 MEAN = (123.675, 116.28, 103.53)  # ImageNet statistics, RGB, 0..255
 STD = (58.395, 57.12, 57.375)
@@ -43,8 +44,9 @@ class MultiHead(nn.Module):
 def multi_head(backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.Module]) -> Model:
     """Combines the parts into a `must.core.types.Model`.
 
-    `apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False)` returns (outputs, model_state),
-    or (outputs, model_state, `Features` after the neck). `key` seeds dropout; model_state changes only if `train`.
+    `apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False, present=None)` returns (outputs,
+    model_state), or (outputs, model_state, `Features` after the neck). `key` seeds dropout; model_state changes only if
+    `train`, by the rows that are `present`.
     """
 
     def module(axis_name: str | None) -> MultiHead:
@@ -56,11 +58,12 @@ def multi_head(backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.
         key = jax.random.wrap_key_data(jax.random.key_data(key)[-2:], impl=_HASH)
         return module(None).init({"params": key}, inputs[:1], train=False)
 
-    def apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False):
+    def apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False, present=None):
         state = {name: value for name, value in variables.items() if name != "params"}
         rngs = {} if key is None else {"dropout": key}
         mutable = list(state) if train else False
-        result = module(axis_name).apply(variables, inputs, train=train, rngs=rngs, mutable=mutable)
+        with statistics_of(present):
+            result = module(axis_name).apply(variables, inputs, train=train, rngs=rngs, mutable=mutable)
         (outputs, features), state = result if train else (result, state)
         return (outputs, state, features) if with_features else (outputs, state)
 

@@ -3,7 +3,9 @@
 Padding is explicit and symmetric as in torchvision, so that its released weights can be used.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +25,19 @@ BLOCKS = {
 BOTTLENECK_FROM = 50  # smallest depth with bottleneck blocks
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+_present: contextvars.ContextVar[Array | None] = contextvars.ContextVar("present", default=None)
+
+
+@contextlib.contextmanager
+def statistics_of(present: Array | None) -> Iterator[None]:
+    """While a network is applied: the rows, bool [B], that enter its batch statistics; None for all of them."""
+    token = _present.set(present)
+    try:
+        yield
+    finally:
+        _present.reset(token)
 
 
 class Norm(nn.Module):
@@ -65,15 +80,24 @@ class Norm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:])
         if not train:
             return running_mean.value, running_var.value
-        axes = tuple(range(x.ndim - 1))
-        mean, square = x.mean(axes), (x * x).mean(axes)
-        if self.axis_name is not None:
-            mean, square = lax.pmean((mean, square), self.axis_name)
+        mean, square = self._moments(x)
         var = jnp.maximum(square - mean * mean, 0.0)
         if not self.is_initializing():
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
         return mean, var
+
+    def _moments(self, x: Array) -> tuple[Array, Array]:
+        """Means [C] of x and of its square over all rows of all devices, but those that are not present."""
+        axes, present = tuple(range(x.ndim - 1)), _present.get()
+        if present is None:
+            moments = x.mean(axes), (x * x).mean(axes)
+            return moments if self.axis_name is None else lax.pmean(moments, self.axis_name)
+        rows = jnp.repeat(present, len(x) // len(present)).reshape(-1, *(1,) * (x.ndim - 1))  # frames of a clip
+        kept = jnp.where(rows, x, 0.0)
+        sums = kept.sum(axes), (kept * kept).sum(axes), rows.sum() * (x.size / (len(x) * x.shape[-1]))
+        total, square, count = sums if self.axis_name is None else lax.psum(sums, self.axis_name)
+        return total / count, square / count
 
 
 def _group(x: Array) -> tuple[Array, Array]:

@@ -113,7 +113,9 @@ def objective(
         ratios: dict[str, Ratio] = {}
         for number, (group, rows) in enumerate(groups.items()):
             own_key = random.fold_in(key, number) if len(groups) > 1 else key
-            options = {"with_features": True} if any(part.features(group) for part in parts) else {}
+            options: dict[str, Any] = {} if rows.present is None else {"present": rows.present}
+            if any(part.features(group) for part in parts):
+                options["with_features"] = True
             outputs, model_state, *features = model.apply(
                 {"params": params["model"], **model_state},
                 rows.inputs[view],
@@ -129,7 +131,7 @@ def objective(
             for index, part in enumerate(parts):
                 named, states[index] = part.terms(states[index], forward)
                 for name, per_example, weights in named:
-                    ratio = _reduce(per_example, weights, normalize)
+                    ratio = _reduce(per_example, weights, normalize, rows.present)
                     ratios[name] = merge(ratios[name], ratio) if name in ratios else ratio
         return ratios, model_state, {**aux_state, "step": step + 1, "parts": tuple(states)}
 
@@ -150,8 +152,9 @@ def without_heads(params: PyTree) -> PyTree:
     return {name: part for name, part in model.items() if not name.startswith("heads_")}
 
 
-def _reduce(term: PerExample, weights, normalize: str) -> Ratio:
+def _reduce(term: PerExample, weights, normalize: str, present: Array | None) -> Ratio:
     if normalize == "items":
         return weighted_sum(term, weights)
     mean = PerExample(term.value / jnp.maximum(term.norm, 1.0), jnp.ones_like(term.norm))
-    return Ratio(weighted_sum(mean, weights).num, jnp.float32(weights.shape[0]))
+    rows = jnp.float32(weights.shape[0]) if present is None else present.sum(dtype=jnp.float32)
+    return Ratio(weighted_sum(mean, weights).num, rows)

@@ -1,12 +1,11 @@
 """Files that appear whole or not at all: shards, what TFDS reads about them, small JSON; and locks between workers."""
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from must.core import files
@@ -85,29 +84,6 @@ def write_metadata(directory: str, work: str, plan: Plan, features: Any, shards:
         for file in sorted(os.listdir(at), key=lambda file: file == COMMITTED):
             _sync(os.path.join(at, file))
             move(os.path.join(at, file), os.path.join(directory, file))
-
-
-@contextlib.contextmanager
-def lock(path: str, *, wait: bool = False) -> Iterator[bool]:
-    """Whether we hold the lock; the system drops it when the process dies.
-
-    Where the file system has no locks everyone holds it: workers then may do a shard twice, with the same bytes. Nobody
-    holds one whose folder is gone.
-    """
-    try:
-        file = open(path, "w")  # noqa: SIM115 - it is closed below, where the lock ends
-    except FileNotFoundError:
-        yield False
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            pass
-        yield True
 
 
 def write_json(path: str, content: dict[str, Any], work: str, *, keep: bool = False) -> None:

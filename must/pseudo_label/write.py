@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from must.core import files
 from must.core.types import Source, Teacher, UserError
 from must.pseudo_label.infer import Labeller
 from must.pseudo_label.plan import Plan, code_version, first_difference, identity, make_plan
-from must.pseudo_label.shards import ShardFile, lock, move, write_json, write_metadata, write_text
+from must.pseudo_label.shards import ShardFile, move, write_json, write_metadata, write_text
 from must.readers.record_format import features_of
 from must.readers.records import (
     COMMITTED,
@@ -177,7 +178,7 @@ class _Job:
                 """Runs ahead of the writing, so that the device does not wait at the end of a shard."""
                 for shard in order:
                     held[shard] = stack.enter_context(contextlib.ExitStack())
-                    ours = self._open(shard) and held[shard].enter_context(lock(self._path(shard, "lock")))
+                    ours = self._open(shard) and held[shard].enter_context(files.lock(self._path(shard, "lock")))
                     if ours and self._open(shard):
                         parts = self._plan.batches(shard)
                         yield from (((shard, part is parts[-1]), part) for part in parts)
@@ -232,7 +233,7 @@ class _Job:
 
     def commit(self, expected: dict[str, Any], features: Callable[[], Any]) -> None:
         """Checks every shard against its done record, then writes the metadata; a damaged shard is missing again."""
-        with lock(os.path.join(self.work, "commit.lock"), wait=True) as held:
+        with files.lock(os.path.join(self.work, "commit.lock"), wait=True) as held:
             records = [self._record(shard) for shard in range(self._plan.shards)]
             if not held or self.complete() or not all(records):
                 return

@@ -11,7 +11,18 @@ from must.core import labels
 from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers import fields
-from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, read_json, select, source_name
+from must.readers.files import (
+    FileSource,
+    existing,
+    first_repeated,
+    folder,
+    locate,
+    read_classes,
+    read_json,
+    select,
+    source_name,
+)
+from must.readers.pictures import DISPLAYED
 
 DETECTION, SEGMENTATION = "detection", "segmentation"
 SIDES = ("height", "width")
@@ -43,6 +54,7 @@ class CocoJson(FileSource):
       relative: bbox is in fractions of the picture; False: in pixels. By default the latter, and an error if all
         numbers lie in 0..1.
       name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
 
     Raises:
       UserError: invalid json, missing picture, unknown category or image id, box wholly outside its image, ...
@@ -65,6 +77,7 @@ class CocoJson(FileSource):
         corners: bool | None = None,
         relative: bool | None = None,
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         self._json = locate(root, annotations, split)
         self._tasks = task_keys(tasks)
@@ -86,6 +99,7 @@ class CocoJson(FileSource):
             classes={key: spaces[kind] for kind, key in self._tasks.items()},
             settings=(self._tasks, self._unknown, background, drop_empty, bounds, corners, relative),
             label_files=[self._json],
+            orientation=orientation,
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -126,6 +140,7 @@ class CocoJson(FileSource):
             self._require(image, ("id", "file_name"), "image")
             at = f"{self._json}: image {fields.shown(image['id'])}:"
             file, id = fields.text(image["file_name"], f"{at} file_name"), fields.key(image["id"], f"{at} id")
+            file = existing(path, file) or file
             size = [fields.number(image[side], f"{at} {side}") if image.get(side) else np.nan for side in SIDES]
             stem = os.path.splitext(file)[0]
             if stem in entries:

@@ -14,11 +14,10 @@ from must.readers.files import (
     find_pictures,
     folder,
     locate,
-    open_picture,
-    read_bytes,
     read_classes,
     source_name,
 )
+from must.readers.pictures import DISPLAYED, open_picture, read_bytes, stored_ids
 
 
 class _Paired(FileSource):
@@ -36,6 +35,7 @@ class _Paired(FileSource):
       coarse: allow maps with one pixel per s x s pixels of the picture, rounded up, for any integer s.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class _Paired(FileSource):
         coarse: bool,
         task: str,
         name: str,
+        orientation: str,
         classes: Sequence[str] | None = None,
         settings: Any = None,
     ):
@@ -75,6 +76,7 @@ class _Paired(FileSource):
             classes=None if classes is None else {task: classes},
             settings=(task, coarse, settings, [file is not None for file in self._maps]),
             label_files=maps_present,
+            orientation=orientation,
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -93,7 +95,7 @@ class _Paired(FileSource):
 
 
 class MaskPng(_Paired):
-    """Segmentation: 8-bit PNG masks, gray or palette, with one class id per pixel; SBD masks if mask_suffix is ".mat".
+    """Segmentation: PNG masks, gray or palette, with one class id per pixel; SBD masks if mask_suffix is ".mat".
 
     Args (the others are those of `_Paired`):
       masks: folder of the masks below root.
@@ -119,6 +121,7 @@ class MaskPng(_Paired):
         coarse: bool = False,
         task: str = "segmentation",
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         names, self._table = labels.class_table(read_classes(classes, root), ignore, f"{root}: classes")
         super().__init__(
@@ -133,6 +136,7 @@ class MaskPng(_Paired):
             coarse=coarse,
             task=task,
             name=name,
+            orientation=orientation,
             classes=names,
             settings=self._table.tolist(),
         )
@@ -169,6 +173,7 @@ class DepthPng(_Paired):
         coarse: bool = False,
         task: str = "depth",
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         self._unit, self._meters_per_unit = unit, labels.meters_per_unit(unit)
         self._invalid = tuple(int(value) for value in invalid)
@@ -184,6 +189,7 @@ class DepthPng(_Paired):
             coarse=coarse,
             task=task,
             name=name,
+            orientation=orientation,
             settings=(self._meters_per_unit, self._invalid),
         )
 
@@ -227,6 +233,7 @@ class NormalsPng(_Paired):
         coarse: bool = False,
         task: str = "normals",
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         if set(negate) - set("xyz"):
             raise UserError(f"negate={negate!r}: expected letters among x, y and z")
@@ -243,6 +250,7 @@ class NormalsPng(_Paired):
             coarse=coarse,
             task=task,
             name=name,
+            orientation=orientation,
             settings=self._signs.tolist(),
         )
 
@@ -272,13 +280,10 @@ def sample_masks(files: Sequence[Path | None], count: int = 8) -> list[np.ndarra
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """Stored ids, uint8 [H, W], of an 8-bit PNG, gray or palette, or of an SBD .mat file."""
+    """Stored ids, uint8 [H, W], of a PNG, gray or palette of any bit depth, or of an SBD .mat file."""
     if file.suffix == ".mat":
         return _read_sbd(file)
-    picture = open_picture(read_bytes(file), str(file))
-    if picture.mode not in ("L", "P", "1"):
-        raise UserError(f"{file}: masks need one 8-bit channel (gray or palette), not mode {picture.mode}")
-    return np.asarray(picture).astype(np.uint8)
+    return stored_ids(read_bytes(file), str(file))
 
 
 def _read_sbd(file: Path) -> np.ndarray:

@@ -1,36 +1,56 @@
-"""Shared by all readers of image files: finding files, reading lists, decoding pictures, the base class `FileSource`.
+"""Shared by all readers of image files: finding files, reading text and tables, the base class `FileSource`."""
 
-EXIF orientation is not applied, since labels are in the coordinates of the stored pixels.
-"""
-
+import codecs
+import csv
 import functools
 import hashlib
 import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
 
-from must.core.types import Example, Label, UserError
+from must.core.notices import notice
+from must.core.types import Example, Label, UserError, one_line
+from must.readers.pictures import (
+    DISPLAYED,
+    STORED,
+    decode_picture,
+    is_deep,
+    largest,
+    orientation_of,
+    picture_size,
+    read_bytes,
+    untagged,
+)
+from must.readers.record_format import encode_png
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _WHOLE_FILE = 1 << 17  # larger files enter the fingerprint only by their ends
+_SAMPLE = 16  # pictures that tell how many bits are significant
 
 
 class FileSource:
     """Picture files in a fixed order; subclasses provide labels in `labels_for`.
 
+    16-bit pictures with fewer significant bits, as the largest value of a sample tells, are read with those.
+
     Args:
       name: first part of every id.
-      pictures: {key: file}, in order; the key is the second part of the id.
+      pictures: {key: file}, in order; the key is the second part of the id, with control characters as %XX.
       classes: {task name: class names}.
       settings: everything else that affects the labels; part of the fingerprint.
       label_files: files that contain the labels; part of the fingerprint.
+      orientation: of pictures with an orientation tag (EXIF), and of their labels: "displayed", as viewers and
+        annotation tools show them, or "stored".
     """
 
     def __init__(
@@ -41,65 +61,156 @@ class FileSource:
         classes: Mapping[str, Sequence[str]] | None = None,
         settings: Any = None,
         label_files: Sequence[Path] = (),
+        orientation: str = DISPLAYED,
     ):
         if not name or "/" in name:
             raise UserError(f"source name {name!r}: must be non-empty, without '/'")
+        if orientation not in (DISPLAYED, STORED):
+            raise UserError(f"{name}: orientation={orientation!r} is neither {DISPLAYED!r} nor {STORED!r}")
         self.name = name
-        self.ids = [f"{name}/{key}" for key in pictures]
+        self.ids = [f"{name}/{readable(key)}" for key in pictures]
         self.classes = {task: tuple(names) for task, names in (classes or {}).items()}
         self._pictures = list(pictures.values())
         self._label_files = list(label_files)
-        self._settings = settings
+        self._settings, self._orientation = settings, orientation
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        image = decode_picture(self.encoded(index), str(self._pictures[index]))
-        return Example(self.ids[index], image, self.labels_for(index, image.shape[:2]))
+        image = self._decoded(index, read_bytes(self._pictures[index]))
+        return Example(self.ids[index], image, self._checked_labels(index, image.shape[:2]))
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file, byte for byte."""
-        return read_bytes(self._pictures[index])
+        """The picture's file, byte for byte; a PNG of the picture if other readers would see it turned or darker."""
+        data = read_bytes(self._pictures[index])
+        turned, deep = orientation_of(data) != 1, is_deep(data)
+        if turned and self._orientation == STORED and not deep:
+            data = untagged(data)
+            turned = orientation_of(data) != 1
+        return encode_png(self._decoded(index, data)) if turned or (deep and self._bits < 16) else data
 
     def labels(self, index: int) -> dict[str, Label]:
         """The labels alone; the picture is not decoded."""
-        return self.labels_for(index, self.size(index))
+        return self._checked_labels(index, self.size(index))
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of the picture in pixels, from its header."""
-        return picture_size(self.encoded(index), str(self._pictures[index]))
+        file = self._pictures[index]
+        return picture_size(read_bytes(file), str(file), self._orientation)
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
         """Labels in record form of one picture of (height, width) `size`."""
         return {}
 
+    def _decoded(self, index: int, data: bytes) -> np.ndarray:
+        bits = self._bits if is_deep(data) else 16
+        return decode_picture(data, str(self._pictures[index]), orientation=self._orientation, bits=bits)
+
+    def _checked_labels(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
+        """`labels_for`, whose error tells when the picture is turned."""
+        try:
+            return self.labels_for(index, size)
+        except UserError as error:
+            tag = orientation_of(read_bytes(self._pictures[index]))
+            if tag == 1:
+                raise
+            other = STORED if self._orientation == DISPLAYED else DISPLAYED
+            raise UserError(
+                f"{error}; its EXIF orientation is {tag} and it is read as {self._orientation}: set "
+                f"orientation={other!r} if the labels are of the picture as {other}"
+            ) from None
+
+    @functools.cached_property
+    def _bits(self) -> int:
+        """Significant bits of the set's 16-bit pictures, from a sample; one number keeps brightness comparable."""
+        values = [0]
+        for index in sorted({len(self) * k // _SAMPLE for k in range(_SAMPLE)}):
+            try:
+                data = read_bytes(self._pictures[index])
+                values.append(largest(data, "") if is_deep(data) else 0)
+            except UserError:
+                continue  # refused, by its name, when it is read
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if bits >= max(values).bit_length())
+        if bits < 16:
+            notice(
+                f"{self.name}: 16-bit pictures whose values end at {max(values)} are read as {bits} bits: "
+                f"{2**bits - 1} becomes 255"
+            )
+        return bits
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of ids, classes, settings and files, see `fingerprint_of`."""
         description = repr((self.ids, self.classes, self._settings))
-        return fingerprint_of(description, itertools.chain(self._pictures, self._label_files))
+        turned = self._orientation == DISPLAYED
+        return fingerprint_of(description, itertools.chain(self._pictures, self._label_files), turned=turned)
 
 
-def fingerprint_of(description: str, files: Iterable[Path]) -> str:
-    """Hash of a description and of files' sizes and contents (of large files, only the first and last 64 KiB)."""
+def fingerprint_of(description: str, files: Iterable[Path], *, turned: bool = False) -> str:
+    """Hash of a description and of files' sizes and contents (of large files, only the first and last 64 KiB).
+
+    Args:
+      description: of everything else.
+      files: a missing one and one that is no regular file count as empty.
+      turned: pictures with an orientation tag count as other pictures.
+    """
     digest = hashlib.sha256(description.encode())
     for path in files:
+        if not path.is_file():
+            digest.update(bytes(8))
+            continue
         size = path.stat().st_size
         digest.update(size.to_bytes(8, "little"))
         with open(path, "rb") as file:
-            if size <= _WHOLE_FILE:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(_WHOLE_FILE // 2))
+            head = file.read(size if size <= _WHOLE_FILE else _WHOLE_FILE // 2)
+            digest.update(head)
+            if turned and (tag := orientation_of(head)) != 1:
+                digest.update(bytes([tag]))
+            if size > _WHOLE_FILE:
                 file.seek(-_WHOLE_FILE // 2, os.SEEK_END)
                 digest.update(file.read())
     return digest.hexdigest()
 
 
+def readable(name: str) -> str:
+    """A file name as text: bytes that are no UTF-8 as Latin-1, control characters as %XX; others as they are."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(name).decode("latin-1")
+    return one_line(name, "%{:02X}")
+
+
+def class_name(name: str) -> str:
+    """A class name in Unicode's composed form, since file systems and editors differ in it."""
+    return unicodedata.normalize("NFC", readable(name))
+
+
+def spellings(name: str) -> Iterator[str]:
+    """A file name from a list or table as the file system may have it: slashes, normal forms, encodings, case."""
+    for text in dict.fromkeys((name, name.strip(), name.replace("\\", "/").strip().removeprefix("./"))):
+        yield text
+        yield unicodedata.normalize("NFC", text)
+        yield unicodedata.normalize("NFD", text)
+        stem, extension = os.path.splitext(text)
+        yield stem + extension.lower()
+        yield stem + extension.upper()
+        for encoding in ("latin-1", "cp1252"):  # of the bytes of a name that is no UTF-8
+            try:
+                yield os.fsdecode(text.encode(encoding))
+            except UnicodeEncodeError:
+                continue
+
+
+def existing(path: Path, name: str) -> str | None:
+    """The name, relative to a folder, as it is spelled there; None if nothing has it."""
+    return next((one for one in spellings(name) if "\0" not in one and (path / one).exists()), None)
+
+
 def source_name(name: str, root: str, split: str) -> str:
     """`name`, or "<root folder>-<split>" if empty."""
-    return name or "-".join(part for part in (Path(root).resolve().name, split.replace("/", "-")) if part)
+    return readable(name or "-".join(part for part in (Path(root).resolve().name, split.replace("/", "-")) if part))
 
 
 def locate(root: str, path: str, split: str = "") -> Path:
@@ -114,32 +225,67 @@ def folder(path: Path) -> Path:
     return path
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's content; UserError if it cannot be read."""
+def read_text(path: Path) -> str:
+    """The file as text: UTF-8, UTF-16 or UTF-32; anything else as cp1252, with a notice."""
+    data = read_bytes(path)
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+    marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = next((encoding for mark, encoding in marks.items() if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and 0 in data[:2]:  # ASCII in UTF-16
+        encoding = "utf-16-be" if data[0] == 0 else "utf-16-le"
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8" or 0 in data:
+            raise UserError(f"{path}: not text: {error}") from None
+    notice(f"{path}: not UTF-8, read as cp1252 (Western Europe); save it as UTF-8 if that is wrong")
+    return data.decode("cp1252", "replace")
 
 
 def read_json(path: Path) -> Any:
     """The parsed file; UserError names file and line."""
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise UserError(f"{path}: invalid json: {error}") from None
 
 
 def read_lines(path: Path) -> list[str]:
     """Non-blank lines, stripped; UserError if there are none."""
-    try:
-        lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from None
+    lines = [line.strip() for line in re.split("\r\n|\r|\n", read_text(path))]
     lines = [line for line in lines if line]
     if not lines:
         raise UserError(f"{path}: empty file")
     return lines
+
+
+def read_rows(path: Path, *, exact: bool = False) -> dict[int, list[str]]:
+    """{line number: cells} of a table, separated by whatever splits its first rows: ",", ";", tab, "|" or space.
+
+    Args:
+      path: of the file.
+      exact: a table of ours: its heading tells the separator, quotes are balanced and spaces around cells are kept.
+
+    Raises:
+      UserError: an empty file, or no table.
+    """
+    text = read_text(path)
+    said = re.match("sep=(.)\r?\n", text)  # Excel's
+    sample = [line for line in itertools.islice(io.StringIO(text), 1 if exact else 50) if line.strip()]
+    if not sample:
+        raise UserError(f"{path}: empty file")
+    parted = [mark for mark in ",;\t|" if all(mark in line for line in sample)]
+    parted.sort(key=lambda mark: len({line.count(mark) for line in sample}) > 1)
+    separator = said[1] if said else (parted or [" " if all(" " in line.strip() for line in sample) else ","])[0]
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=not exact, strict=exact)
+    rows: dict[int, list[str]] = {}
+    try:
+        for row in table:
+            if any(cell.strip() for cell in row) and not (said and table.line_num == 1):
+                rows[table.line_num] = row if exact else [cell.strip() for cell in row]
+    except csv.Error as error:
+        raise UserError(f"{path}:{table.line_num}: {error}") from None
+    return rows
 
 
 def read_classes(classes: str | Sequence[str] | Mapping[Any, str], root: str = "") -> dict[int, str]:
@@ -162,7 +308,7 @@ def read_classes(classes: str | Sequence[str] | Mapping[Any, str], root: str = "
             classes = classes[key]
     try:
         items = classes.items() if hasattr(classes, "items") else enumerate(classes)
-        names = {int(number): str(name) for number, name in items}
+        names = {int(number): class_name(str(name)) for number, name in items}
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: expected class names or {{id: name}}: {error}") from None
     repeated = first_repeated(names.values())
@@ -181,11 +327,35 @@ def first_repeated(items: Any) -> Any:
     return None
 
 
+def walk(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, its files, sorted) below a folder, without hidden ones; each folder once, whatever links lead to it."""
+    waiting, links, seen, passed = [os.fspath(path)], [], set(), 0
+    while waiting or links:
+        linked = not waiting  # links come last, so that a folder is listed where it is
+        directory = (links if linked else waiting).pop(0)
+        try:
+            at = os.stat(directory)
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"{directory}: {error.strerror}") from None
+        if (at.st_dev, at.st_ino) in seen:
+            passed += 1
+            continue
+        seen.add((at.st_dev, at.st_ino))
+        entries = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in entries:
+            if entry.is_dir():
+                (links if entry.is_symlink() else waiting).append(entry.path)
+        yield directory, [entry.name for entry in entries if not entry.is_dir()]
+    if passed:
+        notice(f"{path}: links to folders that are read already are passed over: {passed}")
+
+
 def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict[str, Path]:
-    """Pictures below a folder, {relative path without `suffix` and extension: file}.
+    """Pictures below a folder, {relative path without `suffix` and extension: file}; other files are told of.
 
     Args:
-      path: searched recursively; hidden files and folders are skipped.
+      path: searched recursively; hidden files and folders are skipped, and links to folders that are read anyway.
       suffix: selects pictures whose name without extension ends in it; not part of the key.
       ids: list file of keys, one per line, with or without extension; selects and orders the result.
 
@@ -193,79 +363,53 @@ def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict
       UserError: no pictures, duplicate keys, a list that names a missing picture or a picture twice.
     """
     pictures: dict[str, Path] = {}
-    for directory, folders, names in os.walk(folder(path), followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+    passed: Counter[str] = Counter()
+    for directory, names in walk(folder(path)):
+        for name in names:
             stem, extension = os.path.splitext(name)
-            if name.startswith(".") or extension.lower() not in PICTURES or not stem.endswith(suffix):
+            if extension.lower() not in PICTURES:
+                passed[extension.lower()] += 1
+                continue
+            if not stem.endswith(suffix):
                 continue
             key = Path(directory, stem[: len(stem) - len(suffix)]).relative_to(path).as_posix()
             if key in pictures:
                 raise UserError(f"{Path(directory, name)}: same name as {pictures[key].name}, so ids would repeat")
             pictures[key] = Path(directory, name)
-    if not pictures:
-        raise UserError(f"{path}: no pictures" + (f" whose names end in {suffix!r}" if suffix else ""))
+    tell_passed_over(path, "pictures" + (f" whose names end in {suffix!r}" if suffix else ""), passed, pictures)
     return dict(sorted(pictures.items())) if ids is None else select(pictures, ids, path)
+
+
+def tell_passed_over(path: Path, wanted: str, passed: Mapping[str, int], found: Any) -> None:
+    """Tells which files below a folder, {extension: count}, are none of those that are wanted; UserError if all are."""
+    others = ", ".join(f"{count} {extension or 'without extension'}" for extension, count in sorted(passed.items()))
+    if not found:
+        raise UserError(f"{path}: no {wanted}" + (f", only {others}" if others else ""))
+    if others:
+        notice(f"{path}: files that are no {wanted} are passed over: {others}")
+
+
+def key_in(pictures: Mapping[str, Any], name: str) -> str | None:
+    """The key that a list or table means by a name, with or without extension; None if there is none."""
+    for one in spellings(name):
+        stem, extension = os.path.splitext(one)
+        for key in (stem if extension.lower() in PICTURES else one, one):
+            if key in pictures:
+                return key
+    return None
 
 
 def select(pictures: Mapping[str, Any], ids: Path, where: Path) -> dict[str, Any]:
     """The pictures that the list file `ids` names, in its order; `where` names their folder in error messages."""
     chosen: dict[str, Any] = {}
     for line in read_lines(ids):
-        stem, extension = os.path.splitext(line)
-        key = stem if extension.lower() in PICTURES else line
-        if key not in pictures:
+        key = key_in(pictures, line)
+        if key is None:
             raise UserError(f"{ids}: lists {line!r}, which is not in {where}")
         if key in chosen:
             raise UserError(f"{ids}: lists {line!r} twice")
         chosen[key] = pictures[key]
     return chosen
-
-
-def decode_picture(data: bytes, where: str) -> np.ndarray:
-    """Decodes a picture to RGB, uint8 [H, W, 3]; converts gray, palette, CMYK and 16-bit pictures and drops alpha.
-
-    Raises:
-      UserError: not a picture, truncated or corrupt; the message starts with `where`.
-    """
-    import simplejpeg
-
-    try:
-        if simplejpeg.is_jpeg(data) and simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "RGB", "Gray"):
-            return simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError as error:
-        raise UserError(f"{where}: broken picture: {error}") from None
-    picture = open_picture(data, where)
-    if picture.mode.startswith("I;16"):
-        gray = (np.asarray(picture) >> 8).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, -1)
-    if picture.mode in ("I", "F"):
-        raise UserError(f"{where}: pictures need 8 or 16 bits per channel, not mode {picture.mode}")
-    return np.array(picture.convert("RGB"))
-
-
-def open_picture(data: bytes, where: str) -> Any:
-    """Loads an encoded picture as a `PIL.Image`; UserError if it is broken."""
-    from PIL import Image
-
-    try:
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
-    except Exception as error:  # Pillow's plugins raise a dozen types, from SyntaxError to struct.error
-        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else f"broken picture: {error}"
-        raise UserError(f"{where}: {reason}") from None
-    return picture
-
-
-def picture_size(data: bytes, where: str) -> tuple[int, int]:
-    """(height, width) of an encoded picture, from its header; UserError if it is not a picture."""
-    from PIL import Image
-
-    try:
-        width, height = Image.open(io.BytesIO(data)).size
-    except Exception as error:  # as in `open_picture`
-        raise UserError(f"{where}: not a picture: {error}") from None
-    return height, width
 
 
 _SAFE = " ()+=@"  # in addition to letters, digits and _.-~

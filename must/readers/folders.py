@@ -1,21 +1,28 @@
 """Folders of pictures: one folder per class, pictures with a csv of classes, and unlabeled photos."""
 
-import csv
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from must.core import labels
+from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers.files import (
     PICTURES,
     FileSource,
+    class_name,
     find_pictures,
     folder,
+    key_in,
     locate,
     read_classes,
-    read_lines,
+    read_rows,
     source_name,
 )
+from must.readers.pictures import DISPLAYED
+
+_CLASS_COLUMNS = ("class", "classes", "class_name", "label", "labels", "category", "target")
 
 
 class ImageFolder(FileSource):
@@ -26,10 +33,12 @@ class ImageFolder(FileSource):
       images: folder below root that contains the class folders; "{split}" is replaced.
       split: name of the split.
       ids: optional list file below root, one "<class>/<picture>" per line.
-      classes: names or a file of names (`read_classes`) in order of their ids; by default the sorted folder names.
+      classes: names or a file of names (`read_classes`) in order of their ids; by default the sorted folder names ("2"
+        before "10").
         Classes without a folder are allowed.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
 
     Raises:
       UserError: a picture outside the class folders, a folder that is not a class, an empty class folder.
@@ -45,15 +54,18 @@ class ImageFolder(FileSource):
         classes: str | Sequence[str] | None = None,
         task: str = "classification",
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         path = folder(locate(root, images, split))
         pictures = find_pictures(path)
         for key, file in pictures.items():
             if "/" not in key:
                 raise UserError(f"{file}: outside the class folders of {path}")
-        populated = {key.split("/")[0] for key in pictures}
+        populated = {class_name(key.split("/")[0]) for key in pictures}
         if classes is None:
-            names = tuple(sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")))
+            names = labels.in_order(
+                class_name(p.name) for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")
+            )
             for empty in sorted(set(names) - populated):
                 raise UserError(f"{path / empty}: class folder without pictures")
         else:
@@ -62,26 +74,31 @@ class ImageFolder(FileSource):
                 raise UserError(f"{path / extra}: folder is not one of the {len(names)} classes")
         if ids:
             pictures = find_pictures(path, ids=locate(root, ids, split))
-        super().__init__(source_name(name, root, split), pictures, classes={task: names}, settings=task)
+        name = source_name(name, root, split)
+        super().__init__(name, pictures, classes={task: names}, settings=task, orientation=orientation)
         number = {label: i for i, label in enumerate(names)}
         self._task = task
-        self._class_ids = [number[key.split("/")[0]] for key in pictures]
+        self._class_ids = [number[class_name(key.split("/")[0])] for key in pictures]
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
         return {self._task: labels.classification(self._class_ids[index])}
 
 
 class ImageCsv(FileSource):
-    """Classification: a folder of pictures and a csv with a header and one line "<picture>,<class>" per picture.
+    """Classification: a folder of pictures and a table with one row for each: its name and its class.
+
+    A first row that names no picture is a heading. The class is in the column that is called "class", "label" or
+    "category", else in the one after the picture's; or several columns of 0 and 1 are called after the classes.
 
     Args:
       root: dataset root.
-      table: csv file below root; only the first two columns are read.
+      table: file below root, cells separated by comma, semicolon, tab, "|" or space.
       images: folder below root that picture paths are relative to; "{split}" is replaced here and in `table`.
       split: name of the split.
       classes: names or a file of names (`read_classes`) in order of their ids; by default those of the table, sorted.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
 
     Raises:
       UserError: a line without a class, a missing or repeated picture, a class that is not in `classes`.
@@ -97,33 +114,79 @@ class ImageCsv(FileSource):
         classes: str | Sequence[str] | None = None,
         task: str = "classification",
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         path, file = folder(locate(root, images, split)), locate(root, table, split)
-        available, rows = find_pictures(path), {}
-        for number, row in enumerate(csv.reader(read_lines(file)[1:]), 2):
-            if len(row) < 2 or not row[0] or not row[1]:
-                raise UserError(f"{file}: line {number}: expected a picture and its class")
-            stem, extension = os.path.splitext(row[0])
-            key = stem if extension.lower() in PICTURES else row[0]
-            if key not in available:
-                raise UserError(f"{file}: line {number}: {row[0]} is not in {path}")
-            if key in rows:
-                raise UserError(f"{file}: line {number}: {row[0]} is listed twice")
-            rows[key] = row[1]
-        names = tuple(sorted(set(rows.values())) if classes is None else read_classes(classes, root).values())
+        available = find_pictures(path)
+        rows, known = _read_table(file, available, path)
+        names = labels.in_order(known) if classes is None else tuple(read_classes(classes, root).values())
         number_of = {label: i for i, label in enumerate(names)}
         for key, label in rows.items():
             if label not in number_of:
                 raise UserError(f"{file}: {key}: {label!r} is not one of the {len(names)} classes")
         pictures = {key: available[key] for key in rows}
         super().__init__(
-            source_name(name, root, split), pictures, classes={task: names}, settings=task, label_files=[file]
+            source_name(name, root, split),
+            pictures,
+            classes={task: names},
+            settings=task,
+            label_files=[file],
+            orientation=orientation,
         )
         self._task = task
         self._class_ids = [number_of[label] for label in rows.values()]
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
         return {self._task: labels.classification(self._class_ids[index])}
+
+
+def _read_table(file: Path, available: Mapping[str, Path], path: Path) -> tuple[dict[str, str], set[str]]:
+    """({key: class}, all classes) of a table, see `ImageCsv`; `path` is the folder of the `available` pictures."""
+    table = read_rows(file)
+    first, heading = next(iter(table.items()))
+    if any(_names_picture(cell, available) for cell in heading):
+        heading = []
+    else:
+        del table[first]
+    probe = next(iter(table.values()), heading)
+    at = next((column for column, cell in enumerate(probe) if _names_picture(cell, available)), 0)
+    others = [column for column in range(len(probe)) if column != at]
+    named = [column for column in others if column < len(heading) and heading[column].lower() in _CLASS_COLUMNS]
+    hot = heading and not named and len(others) > 1 and all(_is_binary(row, others) for row in table.values())
+    if hot:
+        notice(
+            f"{file}: the columns {', '.join(heading[column] for column in others)} are read as classes, 1 or 0 each"
+        )
+    of = (named or [column for column in others if column > at] or others or [1])[0]
+    rows: dict[str, str] = {}
+    for number, row in table.items():
+        where = f"{file}: line {number}"
+        if len(row) <= max(at, of) or not row[at] or not row[of]:
+            raise UserError(f"{where}: expected a picture and its class")
+        key = key_in(available, row[at])
+        if key is None:
+            raise UserError(f"{where}: {row[at]} is not in {path}")
+        if key in rows:
+            raise UserError(f"{where}: {row[at]} is listed twice")
+        ones = [heading[column] for column in others if float(row[column])] if hot else [row[of]]
+        if len(ones) != 1:
+            raise UserError(
+                f"{where}: {len(ones)} of the {len(others)} columns with 0 and 1 are 1, expected one class for each "
+                "picture; if they are no classes, call the column that holds the class 'class'"
+            )
+        rows[key] = class_name(ones[0])
+    if not rows:
+        raise UserError(f"{file}: names no pictures")
+    return rows, {class_name(heading[column]) for column in others} if hot else set(rows.values())
+
+
+def _names_picture(cell: str, available: Mapping[str, Path]) -> bool:
+    """Whether a cell is a picture, so that its row is no heading; also one that is missing."""
+    return os.path.splitext(cell)[1].lower() in PICTURES or key_in(available, cell) is not None
+
+
+def _is_binary(row: Sequence[str], columns: Sequence[int]) -> bool:
+    return all(column < len(row) and re.fullmatch(r"[01](\.0*)?", row[column]) for column in columns)
 
 
 class Photos(FileSource):
@@ -135,8 +198,18 @@ class Photos(FileSource):
       split: name of the split.
       ids: optional list file below root, one picture per line, relative to `images`.
       name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
     """
 
-    def __init__(self, root: str, *, images: str = "", split: str = "", ids: str = "", name: str = ""):
+    def __init__(
+        self,
+        root: str,
+        *,
+        images: str = "",
+        split: str = "",
+        ids: str = "",
+        name: str = "",
+        orientation: str = DISPLAYED,
+    ):
         pictures = find_pictures(locate(root, images, split), ids=locate(root, ids, split) if ids else None)
-        super().__init__(source_name(name, root, split), pictures)
+        super().__init__(source_name(name, root, split), pictures, orientation=orientation)

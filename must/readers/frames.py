@@ -12,20 +12,22 @@ from must.core import labels
 from must.core.types import Example, Label, UserError
 from must.readers.files import (
     PICTURES,
-    decode_picture,
+    existing,
     fingerprint_of,
     folder,
     locate,
-    picture_size,
-    read_bytes,
     read_classes,
     read_lines,
+    readable,
     source_name,
+    walk,
 )
+from must.readers.pictures import DISPLAYED, decode_picture, orientation_of, picture_size, read_bytes
+from must.readers.record_format import encode_png
 
 
 class FrameVideo:
-    """A video whose frames are encoded pictures, decoded on access.
+    """A video whose frames are encoded pictures, decoded on access and turned as their orientation tags say.
 
     Args:
       frames: files or bytes of the pictures.
@@ -40,12 +42,19 @@ class FrameVideo:
 
     @functools.cached_property
     def shape(self) -> tuple[int, int, int, int]:
-        return (len(self._frames), *picture_size(self.encoded(0), self._name(0)), 3)
+        return (len(self._frames), *picture_size(self._stored(0), self._name(0), DISPLAYED), 3)
 
     def encoded(self, index: int) -> bytes:
-        """One frame as it is stored."""
+        """One frame as it is stored, or a PNG of it if it is to be turned."""
+        data = self._stored(index)
+        return data if orientation_of(data) == 1 else encode_png(self._decoded(index))
+
+    def _stored(self, index: int) -> bytes:
         frame = self._frames[index]
         return frame if isinstance(frame, bytes) else read_bytes(frame)
+
+    def _decoded(self, index: int) -> np.ndarray:
+        return decode_picture(self._stored(index), self._name(index), orientation=DISPLAYED)
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """Decodes frames by index, int [N] -> uint8 [N, H, W, 3].
@@ -56,7 +65,7 @@ class FrameVideo:
         unique, places = np.unique(indices, return_inverse=True)
         frames = np.empty((len(unique), *self.shape[1:]), np.uint8)
         for index, into in zip(unique.tolist(), frames, strict=True):
-            picture = decode_picture(self.encoded(index), self._name(index))
+            picture = self._decoded(index)
             if picture.shape != into.shape:
                 own, first = (f"{width}x{height}" for height, width, _ in (picture.shape, into.shape))
                 raise UserError(
@@ -84,7 +93,7 @@ class ClipSource:
         if not name or "/" in name:
             raise UserError(f"source name {name!r}: must be non-empty, without '/'")
         self.name, self._task = name, task
-        self.ids = [f"{name}/{key}" for key in class_ids]
+        self.ids = [f"{name}/{readable(key)}" for key in class_ids]
         self.classes = {task: tuple(classes)} if classes else {}
         self._class_ids = list(class_ids.values())
 
@@ -123,6 +132,7 @@ class FrameFolders(ClipSource):
         "{split}" is replaced. If empty, every folder below `clips` that contains pictures, without labels.
       classes: names or a file of names below root (`read_classes`); used only if the list has labels.
       clips: folder below root that clip paths are relative to; "{split}" is replaced.
+      first_class: index of the first class in the list; by default 0, and an error if the smallest index is 1.
       frames: required number of frames per clip; 0 for any.
       task: key of the labels.
       name: of the source; by default "<root>-<split>".
@@ -140,13 +150,14 @@ class FrameFolders(ClipSource):
         list: str = "splits/{split}.txt",
         classes: str | Sequence[str] = "classes.txt",
         clips: str = "",
+        first_class: int | None = None,
         frames: int = 0,
         task: str = "action",
         name: str = "",
     ):
         path = folder(locate(root, clips, split))
-        class_ids = read_clips(locate(root, list, split)) if list else dict.fromkeys(_picture_folders(path))
-        names = checked_classes(class_ids, classes, root, locate(root, list, split))
+        class_ids = read_clips(locate(root, list, split), path) if list else dict.fromkeys(_picture_folders(path))
+        names = checked_classes(class_ids, classes, root, locate(root, list, split), first_class)
         super().__init__(source_name(name, root, split), class_ids, names, task)
         self._folders = [path / key for key in class_ids]
         self._files = [_pictures(clip) for clip in self._folders]
@@ -161,41 +172,53 @@ class FrameFolders(ClipSource):
         return [clip / file for clip, pictures in zip(self._folders, self._files, strict=True) for file in pictures]
 
 
-def read_clips(file: Path) -> dict[str, int | None]:
-    """{clip: class index or None} of a list file with one line "<clip> <class index>" or "<clip>" per clip.
+def read_clips(file: Path, path: Path) -> dict[str, int | None]:
+    """{clip below `path`: class index or None} of a list file with lines "<clip> <class index>" or "<clip>".
 
     Raises:
       UserError: missing or empty file, or a clip listed twice.
     """
     class_ids: dict[str, int | None] = {}
     for number, line in enumerate(read_lines(file), 1):
-        clip, _, last = line.rpartition(" ")
-        labeled = clip.strip() and re.fullmatch(r"-?\d+", last)
-        clip = (clip if labeled else line).strip().rstrip("/")
+        labeled = re.fullmatch(r"(.*?\S)\s*[\s,;]\s*(-?\d+)", line)
+        clip = (labeled[1] if labeled else line).rstrip("/\\")
+        clip = existing(path, clip) or clip
         if clip in class_ids:
             raise UserError(f"{file}: line {number}: lists {clip!r} twice")
-        class_ids[clip] = int(last) if labeled else None
+        class_ids[clip] = int(labeled[2]) if labeled else None
     return class_ids
 
 
 def checked_classes(
-    class_ids: dict[str, int | None], classes: str | Sequence[str], root: str, file: Path
+    class_ids: dict[str, int | None], classes: str | Sequence[str], root: str, file: Path, first: int | None = None
 ) -> tuple[str, ...]:
-    """Names of the classes, () if no clip has one; UserError for a class index that is out of range."""
-    if all(class_id is None for class_id in class_ids.values()):
+    """Names of the classes, () if no clip has one; makes the class indices of `class_ids` count from 0.
+
+    Raises:
+      UserError: a class index that is out of range, or indices that seem to count from 1 where `first` is None.
+    """
+    labeled = {clip: class_id for clip, class_id in class_ids.items() if class_id is not None}
+    if not labeled:
         return ()
     names = tuple(read_classes(classes, root).values())
-    for clip, class_id in class_ids.items():
-        if class_id is not None and not 0 <= class_id < len(names):
-            raise UserError(f"{file}: {clip}: class index {class_id} is not in 0..{len(names) - 1}")
+    if first is None and min(labeled.values()) == 1:
+        raise UserError(
+            f"{file}: no class index 0 and the smallest is 1: do they count from 1? first_class=1 says so, "
+            "first_class=0 that they count from 0"
+        )
+    for clip, class_id in labeled.items():
+        class_ids[clip] = class_id - (first or 0)
+        if not 0 <= class_ids[clip] < len(names):
+            raise UserError(
+                f"{file}: {clip}: class index {class_id} is not in {first or 0}..{len(names) - 1 + (first or 0)}"
+            )
     return names
 
 
 def _picture_folders(path: Path) -> list[str]:
     """Folders with pictures below a path, relative to it, in natural order."""
     clips = []
-    for directory, folders, names in os.walk(path, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for directory, names in walk(path):
         if directory != str(path) and any(_is_picture(name) for name in names):
             clips.append(Path(directory).relative_to(path).as_posix())
     if not clips:

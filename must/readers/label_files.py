@@ -14,9 +14,7 @@
 the label lacks the field, "none" an empty list.
 """
 
-import csv
 import functools
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +26,8 @@ from must.core.labels import half
 from must.core.types import Example, Label, Source, UserError
 from must.readers.dense import read_mask
 from must.readers.edited import read_boxes
-from must.readers.files import decode_picture, fingerprint_of, id_of, open_picture, read_bytes, read_json
+from must.readers.files import fingerprint_of, id_of, read_json, read_rows
+from must.readers.pictures import decode_picture, open_picture, read_bytes, untagged
 
 ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, MAPS = (
     "about.json",
@@ -103,7 +102,7 @@ class LabelFiles:
     def encoded(self, index: int) -> bytes | None:
         """The bytes of the picture's file, None if missing."""
         file = self._root / IMAGES / self._pictures[index]
-        return read_bytes(file) if file.is_file() else None
+        return untagged(read_bytes(file)) if file.is_file() else None
 
     def labels(self, index: int) -> dict[str, Label]:
         """The labels alone; the picture is not decoded."""
@@ -173,20 +172,14 @@ def folder_of(field: str, rank: int) -> str:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a csv as {column: cell}; UserError unless it begins with these columns."""
-    try:
-        lines = csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""))
-        heading = next(lines, [])
-        if heading[: len(columns)] != list(columns):
-            raise UserError(f"{path}: does not begin with the columns {', '.join(columns)}")
-        for row in filter(None, lines):
-            if len(row) < len(columns):
-                raise UserError(
-                    f"{path}: line {lines.line_num}: {len(row)} cells, expected at least {', '.join(columns)}"
-                )
-            yield dict(zip(heading, row, strict=False))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a table: {error}") from None
+    """Rows of a table as {column: cell}; UserError unless it begins with these columns."""
+    (_, heading), *rows = read_rows(path, exact=True).items()
+    if heading[: len(columns)] != list(columns):
+        raise UserError(f"{path}: does not begin with the columns {', '.join(columns)}")
+    for line, row in rows:
+        if len(row) < len(columns):
+            raise UserError(f"{path}: line {line}: {len(row)} cells, expected at least {', '.join(columns)}")
+        yield dict(zip(heading, row, strict=False))
 
 
 def _object(path: Path, keys: Sequence[str]) -> dict[str, Any]:

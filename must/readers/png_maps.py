@@ -8,11 +8,12 @@ Types that PNG does not support are stored as uint8:
     uint16 [H, W]     uint8 [2 H, W]: the high bytes, below them the low bytes
 """
 
-import io
 import struct
 import zlib
 
 import numpy as np
+
+from must.readers.pictures import MAX_PIXELS, open_picture
 
 TYPES = ("uint8", "int8", "uint16")
 _LEVEL = 1  # higher levels only search for longer repetitions, which Z_RLE skips
@@ -31,9 +32,7 @@ def encode_map(values: np.ndarray) -> bytes:
 
 def decode_map(data: bytes, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """Inverse of `encode_map`; of `shape` only the number of axes matters."""
-    from PIL import Image
-
-    stored = np.asarray(Image.open(io.BytesIO(data)))
+    stored = np.asarray(open_picture(data, "a map of a record", limit=2 * MAX_PIXELS))
     if dtype == "uint16":
         high, low = np.split(stored.astype(np.uint16), 2)
         return high << 8 | low

@@ -6,7 +6,6 @@ varies; "png" fields are encoded by `must.readers.png_maps`; an image is an enco
 """
 
 import functools
-import io
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import ArraySpec, Label, UserError
+from must.readers.pictures import header, is_deep, orientation_of
 from must.readers.png_maps import TYPES, decode_map, encode_map, write_png
 
 IMAGE, VIDEO, ID = "image", "video", "id"
@@ -152,16 +152,14 @@ def encode_png(image: np.ndarray) -> bytes:
 def is_plain(data: bytes, size: tuple[int, int]) -> bool:
     """Whether all readers decode these bytes to the same RGB picture of (height, width) `size`; reads only the header.
 
-    False for gray and CMYK pictures, palettes and transparency.
+    False for gray, 16-bit and CMYK pictures, palettes, transparency and pictures that are to be turned.
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            plain = picture.format in ("JPEG", "PNG") and picture.mode == "RGB" and "transparency" not in picture.info
-            return plain and (picture.height, picture.width) == tuple(size)
-    except (UnidentifiedImageError, OSError):
+        look = header(data, "")
+    except UserError:
         return False
+    plain = look.format in ("JPEG", "PNG") and look.mode == "RGB" and not look.transparent and not is_deep(data)
+    return plain and look.size == tuple(size) and orientation_of(data) == 1
 
 
 def _put(feature: Any, key: str, value: Any, spec: ArraySpec) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from must.core.types import ArraySpec, Example, Label, Source, UserError
-from must.readers.files import decode_picture
 from must.readers.frames import FrameVideo
+from must.readers.pictures import decode_picture, untagged
 from must.readers.record_format import decode_record
 
 COMMITTED, PROVENANCE, IDS = "dataset_info.json", "provenance.json", "ids.txt"
@@ -124,7 +124,7 @@ class Records:
     def encoded(self, index: int) -> bytes | None:
         """The stored picture, PNG or JPEG; None without one and for videos, see `FrameVideo.encoded`."""
         data = self._read(index, {})[1]
-        return None if isinstance(data, list) else data
+        return untagged(data) if isinstance(data, bytes) else None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_readers": {}, "_lock": None}

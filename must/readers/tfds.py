@@ -17,8 +17,9 @@ import numpy as np
 from must.core import labels as forms
 from must.core.notices import notice
 from must.core.types import Example, Label, UserError
-from must.readers.files import decode_picture, open_picture, picture_size, read_classes
+from must.readers.files import read_classes
 from must.readers.frames import FrameVideo
+from must.readers.pictures import decode_picture, open_picture, picture_size, stored_ids, untagged
 
 _CROWD_KEYS = ("is_crowd", "is_difficult")
 _FEATURES = "tensorflow_datasets.core.features"
@@ -134,7 +135,7 @@ class Tfds:
 
     def encoded(self, index: int) -> bytes | None:
         """The stored picture; None for videos."""
-        return None if self._video else self._row(index)[self._image]
+        return None if self._video else untagged(self._row(index)[self._image])
 
     def _check_masks(self) -> None:
         """Refuses masks whose objects have the ignored id, as seen in a few records."""
@@ -229,7 +230,7 @@ class _Mask:
         return forms.segmentation(forms.checked_mask(self.stored(value, where), self._table, size, where))
 
     def stored(self, value: bytes, where: str) -> np.ndarray:
-        return np.asarray(open_picture(value, where)).astype(np.uint8)
+        return stored_ids(value, where)
 
     def check(self, masks: Sequence[np.ndarray], where: str) -> None:
         forms.check_masks(masks, self.classes, self._table, where)

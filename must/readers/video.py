@@ -1,15 +1,20 @@
 """Videos in container files (mp4, webm, avi, ...), decoded on access; needs PyAV, the extra `[video]`."""
 
+import contextlib
 import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from must.core import labels
+from must.core.notices import notice
 from must.core.types import UserError
-from must.readers.files import folder, locate, read_classes, source_name
+from must.readers.files import class_name, folder, locate, read_classes, source_name, tell_passed_over, walk
 from must.readers.frames import ClipSource, checked_classes, read_clips
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
@@ -20,20 +25,22 @@ class FrameTable(NamedTuple):
     """Positions of the frames in a video file.
 
     Attributes:
-      size: (height, width), pixels.
+      size: (height, width) as stored, pixels.
       count: T.
       times: int64 [T], presentation times in the stream's unit, ascending; None if the container has none.
       keys: int64 [K], indices of key frames, ascending.
+      turns: by how many quarters players turn the frames counterclockwise (the track's display matrix).
     """
 
     size: tuple[int, int]
     count: int
     times: np.ndarray | None
     keys: np.ndarray
+    turns: int = 0
 
 
 class VideoFile:
-    """The frames of one file, without the rotation that a player would apply.
+    """The frames of one file, turned as players do.
 
     Args:
       path: of the file.
@@ -45,7 +52,7 @@ class VideoFile:
 
     def __init__(self, path: Path, table: FrameTable):
         self._path, self._table = path, table
-        self.shape = (table.count, *table.size, 3)
+        self.shape = (table.count, *table.size[:: -1 if table.turns % 2 else 1], 3)
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """Decodes frames by index, int [N] -> uint8 [N, H, W, 3], from the nearest preceding key frame.
@@ -77,7 +84,7 @@ class VideoFile:
                     return index
                 if (frame.height, frame.width) != self._table.size:
                     raise UserError(f"{self._path}: changes its size to {frame.width}x{frame.height} (width x height)")
-                into[:] = frame.to_ndarray(format="rgb24")
+                into[:] = np.rot90(frame.to_ndarray(format="rgb24"), self._table.turns)
         return None
 
     def _reached(self, container: Any, requested: list[int], seek: bool) -> Iterator[Any]:
@@ -105,6 +112,7 @@ class VideoFiles(ClipSource):
       classes: names or a file of names below root (`read_classes`) in order of their ids; by default "classes.txt" with
         a list, otherwise the sorted names of the class folders.
       clips: folder below root that contains the videos; "{split}" is replaced.
+      first_class: index of the first class in the list; by default 0, and an error if the smallest index is 1.
       task: key of the labels; if empty, videos are unlabeled and may be in any folder.
       name: of the source; by default "<root>-<split>".
 
@@ -121,6 +129,7 @@ class VideoFiles(ClipSource):
         list: str = "",
         classes: str | Sequence[str] | None = None,
         clips: str = "",
+        first_class: int | None = None,
         task: str = "action",
         name: str = "",
     ):
@@ -128,8 +137,8 @@ class VideoFiles(ClipSource):
         path = folder(locate(root, clips, split))
         if list:
             file = locate(root, list, split)
-            class_ids = read_clips(file)
-            names = checked_classes(class_ids, classes or "classes.txt", root, file) if task else ()
+            class_ids = read_clips(file, path)
+            names = checked_classes(class_ids, classes or "classes.txt", root, file, first_class) if task else ()
             for clip in class_ids:
                 if not (path / clip).is_file():
                     raise UserError(f"{file}: lists {clip!r}, which is not in {path}")
@@ -153,28 +162,53 @@ class VideoFiles(ClipSource):
 
 
 def read_table(path: Path) -> FrameTable:
-    """Locates all frames of a video without decoding them; UserError if it is not a video or truncated."""
+    """Locates all frames of a video, decoding only the first; UserError if it is not a video or lacks half of it."""
     av = _av()
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path}: not a regular file")
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise UserError(f"{path}: has no video stream")
             stream = container.streams.video[0]
             size, declared = (stream.codec_context.height, stream.codec_context.width), stream.frames
-            packets = [p for p in container.demux(stream) if p.size]  # the last packet is empty
+            packets = [p for p in container.demux(stream) if p.size and not p.is_corrupt]  # the last packet is empty
             visible = [(p.pts, p.is_keyframe) for p in packets if not p.is_discard]
-            missing = _seconds_missing(stream, packets)
+            rate = float(stream.average_rate or 25)
+            expected = max(declared, round(len(packets) + rate * _seconds_missing(stream, packets)))
+            turns = _quarter_turns(path) if packets else 0
     except (av.FFmpegError, OSError) as error:
         raise UserError(f"{path}: broken video: {_reason(error)}") from None
-    if not visible or len(packets) < declared:
-        raise UserError(f"{path}: broken video: has {len(packets)} of {declared or 'its'} frames")
-    if missing > _TOLERANCE:
-        raise UserError(f"{path}: broken video: the last {missing:.1f} s are missing")
+    if short := expected - len(packets) > _TOLERANCE * rate:
+        whole = _decodable(path)
+        visible = [(time, key) for time, key in visible if time in whole]
+    if not visible or len(visible) < expected / 2:
+        raise UserError(f"{path}: broken video: has {len(visible)} of {expected or 'its'} frames")
+    if short:
+        notice(f"{path}: ends before its header says: has {len(visible)} of {expected} frames, which are read")
     if any(time is None for time, _ in visible) or len({time for time, _ in visible}) < len(visible):
-        return FrameTable(size, len(visible), None, np.zeros(1, np.int64))  # decode from the start
+        return FrameTable(size, len(visible), None, np.zeros(1, np.int64), turns)  # decode from the start
     visible.sort()
     keys = np.flatnonzero([key for _, key in visible])
-    return FrameTable(size, len(visible), np.array([time for time, _ in visible]), np.union1d(keys, [0]))
+    return FrameTable(size, len(visible), np.array([time for time, _ in visible]), np.union1d(keys, [0]), turns)
+
+
+def _decodable(path: Path) -> set[int | None]:
+    """Presentation times of the frames before the first that is damaged: of a file that is cut, the last packet is."""
+    av, times = _av(), set()
+    with av.open(str(path)) as container, contextlib.suppress(av.FFmpegError):
+        times.update(frame.pts for frame in container.decode(video=0) if not frame.is_corrupt)
+    return times
+
+
+def _quarter_turns(path: Path) -> int:
+    """Counterclockwise quarter turns of the display matrix, of the first frame; other angles are told of and left."""
+    with _av().open(str(path)) as container:
+        frame = next(container.decode(container.streams.video[0]), None)
+    degrees = getattr(frame, "rotation", 0)
+    if degrees % 90:
+        notice(f"{path}: is to be turned by {degrees} degrees, which is no quarter, and is read as it lies")
+    return 0 if degrees % 90 else degrees // 90 % 4
 
 
 def _seconds_missing(stream: Any, packets: Sequence[Any]) -> float:
@@ -202,13 +236,16 @@ def _reason(error: Exception) -> str:
 
 def _find_videos(path: Path) -> list[str]:
     """Videos below a folder, relative to it, sorted."""
-    result = []
-    for directory, folders, names in os.walk(path, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        videos = (n for n in names if os.path.splitext(n)[1].lower() in VIDEOS and not n.startswith("."))
-        result += [Path(directory, name).relative_to(path).as_posix() for name in videos]
-    if not result:
-        raise UserError(f"{path}: no videos")
+    result: list[str] = []
+    passed: Counter[str] = Counter()
+    for directory, names in walk(path):
+        for name in names:
+            extension = os.path.splitext(name)[1].lower()
+            if extension in VIDEOS:
+                result.append(Path(directory, name).relative_to(path).as_posix())
+            else:
+                passed[extension] += 1
+    tell_passed_over(path, "videos", passed, result)
     return sorted(result)
 
 
@@ -231,8 +268,8 @@ def _class_folders(
     for key, video in videos.items():
         if "/" not in key:
             raise UserError(f"{path / video}: outside the class folders of {path}")
-    populated = sorted({key.split("/")[0] for key in videos})
-    names = tuple(populated if classes is None else read_classes(classes, root).values())
+    populated = labels.in_order(class_name(key.split("/")[0]) for key in videos)
+    names = populated if classes is None else tuple(read_classes(classes, root).values())
     for extra in sorted(set(populated) - set(names)):
         raise UserError(f"{path / extra}: folder is not one of the {len(names)} classes")
-    return names, {key: names.index(key.split("/")[0]) for key in videos}
+    return names, {key: names.index(class_name(key.split("/")[0])) for key in videos}

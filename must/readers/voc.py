@@ -1,5 +1,6 @@
 """Pascal VOC: one xml of boxes per picture, optional palette masks."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from must.core.types import Label, UserError
 from must.readers import fields
 from must.readers.coco import DETECTION, SEGMENTATION, SIDES, task_keys
 from must.readers.dense import read_mask, sample_masks
-from must.readers.files import FileSource, find_pictures, folder, locate, read_bytes, read_classes, select, source_name
+from must.readers.files import FileSource, find_pictures, folder, locate, read_classes, read_text, select, source_name
+from must.readers.pictures import DISPLAYED, read_bytes
 
 
 class _Annotation(NamedTuple):
@@ -49,6 +51,7 @@ class Voc(FileSource):
       bounds: what becomes of boxes that reach beyond their pictures, "clip" or "refuse".
       drop_empty: drop boxes without area in their picture instead of raising an error.
       name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
 
     Raises:
       UserError: missing or invalid xml, unknown class, box reversed or wholly outside its image, ...
@@ -73,6 +76,7 @@ class Voc(FileSource):
         bounds: str = "clip",
         drop_empty: bool = False,
         name: str = "",
+        orientation: str = DISPLAYED,
     ):
         self._tasks = task_keys(tasks)
         self._ignore_difficult, self._relative = ignore_difficult, bool(relative)
@@ -111,6 +115,7 @@ class Voc(FileSource):
             classes={key: spaces[kind] for kind, key in self._tasks.items()},
             settings=(self._tasks, self._unknown, ignore_difficult, one_based, relative, drop_empty, bounds),
             label_files=[*self._xml, *(file for file in self._masks if file is not None)],
+            orientation=orientation,
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -188,12 +193,26 @@ class Voc(FileSource):
         return masks
 
 
+def _parse_xml(file: Path) -> ElementTree.Element:
+    """The root of an xml in the encoding that it declares, also those that expat does not know, or in `read_text`'s."""
+    data = read_bytes(file).lstrip()
+    try:
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError) as problem:
+        declared = re.match(rb"<\?xml[^>]*encoding\s*=\s*[\"']([\w.:-]+)", data)
+        try:
+            text = data.decode(declared[1].decode()) if declared else read_text(file)
+        except (LookupError, UnicodeDecodeError):
+            text = read_text(file)
+        try:
+            return ElementTree.fromstring(re.sub(r"\A\s*<\?xml.*?\?>", "", text, flags=re.DOTALL).lstrip())
+        except (ElementTree.ParseError, ValueError):
+            raise UserError(f"{file}: invalid xml: {problem}") from None
+
+
 def _read_xml(file: Path) -> _Annotation:
     """Reads one VOC xml."""
-    try:
-        tree = ElementTree.fromstring(read_bytes(file))
-    except ElementTree.ParseError as error:
-        raise UserError(f"{file}: invalid xml: {error}") from None
+    tree = _parse_xml(file)
     names, boxes, difficult = [], [], []
     for number, item in enumerate(tree.iter("object"), 1):
         name = (item.findtext("name") or "").strip()

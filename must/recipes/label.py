@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from must.core.types import Source, Teacher, UserError
-from must.data.combine import Concat
+from must.data.merge import Concat
 from must.experiment import build, labeling, plan, show
 from must.experiment.external import external_teacher
 from must.experiment.jobs import Job
@@ -182,7 +182,11 @@ def dry_run(members: Members) -> None:
 def _truth(settings: Settings, kind: str) -> dict[str, Source]:
     """{task: its truth on the held-out images, or on the evaluation images}."""
     split = _SPLITS[kind]
-    return {name: build.source(splits[split]) for name, splits in settings.truth.items() if splits.get(split)}
+    return {
+        name: build.joined(splits[split], splits.get(_SPLITS[HELD_OUT]) or splits[split])
+        for name, splits in settings.truth.items()
+        if splits.get(split)
+    }
 
 
 RECIPE = Recipe("label", Settings, STAGES, jobs, check, dry_run, changeable=("policies", *DISPLAY))

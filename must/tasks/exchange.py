@@ -20,6 +20,7 @@ from must.data.combine import encoded_of, labels_of
 from must.readers.edited import MUST_ID, UNKNOWN
 from must.readers.files import file_of
 from must.readers.label_files import ABOUT, CLASSES, COCO, MAPS, folder_of, list_cell
+from must.readers.pictures import header, orientation_of
 from must.readers.record_format import encode_png
 
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
@@ -78,13 +79,10 @@ def picture_bytes(source: Source, index: int) -> bytes:
 
 def picture_size(source: Source, index: int) -> tuple[int, int]:
     """(height, width) in pixels, from the header where there is one; of a video its frames'."""
-    from PIL import Image
-
     data = encoded_of(source, index)
     if not _extension(data):
         return tuple(int(side) for side in source[index].image.shape[-3:-1])
-    width, height = Image.open(io.BytesIO(data)).size
-    return height, width
+    return header(data, source.ids[index]).size
 
 
 def write_new(directory: str, file: str, data: bytes) -> None:
@@ -103,12 +101,11 @@ def write_about(directory: str, about: Mapping[str, Any]) -> None:
 
 
 def _extension(data: bytes | None) -> str | None:
-    """Of encoded bytes, None when there are none or other readers may not know them."""
-    from PIL import Image, UnidentifiedImageError
-
+    """Of encoded bytes, None when there are none, other readers may not know them or they are to be turned."""
     try:
-        return None if data is None else _EXTENSIONS.get(Image.open(io.BytesIO(data)).format)
-    except (UnidentifiedImageError, OSError):
+        turned = data is None or orientation_of(data) != 1
+        return None if turned else _EXTENSIONS.get(header(data, "").format)
+    except UserError:
         return None
 
 

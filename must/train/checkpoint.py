@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from must.core import files
 from must.core.types import PyTree, UserError
 
 
@@ -44,7 +45,12 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: PyTree, *, position: dict | None = None, facts: dict | None = None) -> None:
-        """Commits state, data position and facts (both JSON) as `step`; replaces nothing that is already there."""
+        """Commits state, data position and facts (both JSON) as `step`; replaces nothing that is already there.
+
+        Raises:
+          OSError: too little free space, found before anything is written.
+        """
+        files.check_space(self.directory, sum(getattr(leaf, "nbytes", 64) for leaf in jax.tree.leaves(state)))
         args = self._ocp.args
         facts = dict(facts or {}, sha256=fingerprint(state))
         self._manager.save(

@@ -36,7 +36,7 @@ from must.models import fpn, multi_head, resnet
 from must.pseudo_label import teacher as teachers
 from must.pseudo_label.plan import describe, estimate, make_plan
 from must.pseudo_label.write import label_images
-from must.readers.files import decode_picture
+from must.readers.pictures import decode_picture
 from must.scenes.still import Scenes
 from must.tasks import base
 

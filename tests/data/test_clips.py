@@ -173,7 +173,7 @@ def test_pictures_and_videos_are_not_taken_for_each_other():
 
 
 def test_folders_of_frames(tmp_path):
-    data = pickle.loads(pickle.dumps(source(**frame_folders(tmp_path, lines="train/b/1 1\ntrain/a/0\n"))))
+    data = pickle.loads(pickle.dumps(source(**frame_folders(tmp_path, lines="train/b/1 0\ntrain/a/0\n"))))
     assert data.ids == [f"{tmp_path.name}-train/train/b/1", f"{tmp_path.name}-train/train/a/0"]
     assert data.classes == {"action": ("left", "right")} and [sorted(data[i].labels) for i in range(2)] == [
         ["action"],
@@ -190,6 +190,11 @@ def test_folders_of_frames(tmp_path):
     assert FrameFolders(str(tmp_path), split="train").fingerprint != before
 
 
+def test_class_indices_of_a_list_may_count_from_1(tmp_path):
+    data = source(**frame_folders(tmp_path, lines="train/a/0 1\ntrain/b/0 2\n"), first_class=1)
+    assert [data.classes["action"][data.labels(i)["action"]["ids"][0]] for i in range(2)] == ["left", "right"]
+
+
 @pytest.mark.parametrize(
     ("lines", "change", "says"),
     [
@@ -197,9 +202,11 @@ def test_folders_of_frames(tmp_path):
         ("train/a/0 -1\n", {}, r"class index -1"),
         ("train/a/7 0\n", {}, r"train/a/7: no such folder"),
         ("train/a/0 0\ntrain/a/0 1\n", {}, r"line 2: lists 'train/a/0' twice"),
-        ("train/b/0 1\n", {"frames": 6}, r"train/b/0: has 5 frames, expected 6"),
-        ("train 1\n", {}, r"train: clip without pictures"),
+        ("train/b/0 0\n", {"frames": 6}, r"train/b/0: has 5 frames, expected 6"),
+        ("train 0\n", {}, r"train: clip without pictures"),
         ("", {}, r"empty file"),
+        ("train/a/0 1\ntrain/b/0 2\n", {}, r"splits/train.txt: .*first_class=1"),
+        ("train/a/0 3\n", {"first_class": 1}, r"class index 3 is not in 1..2"),
     ],
 )
 def test_lists_that_cannot_be_right(tmp_path, lines, change, says):

@@ -60,7 +60,7 @@ def test_whoever_runs_alone_has_all_cores(tmp_path):
     ("run", "error", "message"),
     [
         (wrong, UserError, "the key is wrong"),
-        (full, UserError, "weights: No space left on device; the same command resumes"),
+        (full, UserError, "weights: no space left; make room, then the same command resumes"),
         (broken, RuntimeError, "a mistake of ours"),
     ],
 )

@@ -238,8 +238,8 @@ def test_bad_voc_files(tmp_path):
     [
         (np.full(sets.SIZE, 11, np.uint8), ("mask id 11",)),
         (np.full((6, 8), 10, np.uint8), ("8x6", "16x12")),
-        (np.full(sets.SIZE, 10, np.uint16), ("8-bit",)),
-        (np.zeros((*sets.SIZE, 3), np.uint8), ("8-bit", "RGB")),
+        (np.full(sets.SIZE, 300, np.uint16), ("300", "0..255")),
+        (np.full((*sets.SIZE, 3), (10, 0, 0), np.uint8), ("one channel", "RGB")),
     ],
 )
 def test_bad_masks(tmp_path, mask, parts):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from must.data.sources import source
 from must.readers.coco import decode_mask
-from must.readers.files import decode_picture
+from must.readers.pictures import decode_picture
 from tests.support import folder_sets as sets
 
 
@@ -126,13 +126,6 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, suffix, mode):
     image = decode_picture(file.read_bytes(), "a")
     assert image.shape == (*sets.SIZE, 3) and image.dtype == np.uint8
     np.testing.assert_allclose(image.astype(int), np.asarray(Image.open(file).convert("RGB")).astype(int), atol=3)
-
-
-def test_a_rotation_tag_is_not_applied_since_labels_are_in_stored_pixels(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (16, 12)).save(tmp_path / "a.jpg", exif=exif)
-    assert source("photos", root=str(tmp_path))[0].image.shape == (12, 16, 3)
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_pictures_are_copied_where_every_reader_sees_the_same(tmp_path):
             return buffer.getvalue()
 
         def __getitem__(self, index):
-            from must.readers.files import decode_picture
+            from must.readers.pictures import decode_picture
 
             return super().__getitem__(index)._replace(image=decode_picture(self.encoded(index), "toy"))
 

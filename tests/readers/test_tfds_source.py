@@ -209,7 +209,9 @@ def test_a_video_decodes_the_frames_that_are_asked_for(tmp_path, as_video, monke
     data = source("tfds", labels={"moves": "label"}, **section)
     decoded = []
     real = frames.decode_picture
-    monkeypatch.setattr(frames, "decode_picture", lambda *arguments: decoded.append(arguments[1]) or real(*arguments))
+    monkeypatch.setattr(
+        frames, "decode_picture", lambda *arguments, **more: decoded.append(arguments[1]) or real(*arguments, **more)
+    )
     example = pickle.loads(pickle.dumps(data))[2]
     assert example.id == "clips/00000002" and example.image.shape == (5, *SIZE, 3) and not decoded
     assert example.labels["moves"]["ids"].tolist() == [0] and data.classes == {"moves": ("a", "b")}

@@ -11,6 +11,9 @@ import pytest
 from must.core import devices
 from must.core.ratio import Ratio
 from must.core.types import Batch, Model, Objective, Policy, UserError
+from must.models.heads import ClassHead
+from must.models.multi_head import multi_head
+from must.models.resnet import ResNet
 from must.objectives import aggregate
 from must.objectives import balance as balances
 from must.objectives.labels import labels, learning_rate_rule
@@ -139,6 +142,30 @@ def test_one_device_equals_eight(balance):
         (a, a_logs), (b, b_logs) = single(a, _batch(seed)), many(b, _batch(seed))
         _close(a_logs, b_logs, 1e-5)
     _close(a.params, b.params, 1e-5)
+
+
+@pytest.mark.devices(6)
+@pytest.mark.parametrize("normalize", ["items", "batch"])
+def test_devices_that_do_not_divide_the_batch_train_like_one(normalize):
+    """Batch statistics, denominators and dropout see the 16 rows, not those that pad them to 18, 20 and 18."""
+    task = dict(list(TASKS.items())[:1])
+    head = ClassHead(3, dropout=0.3)
+    model = multi_head(ResNet(10, width=8, stem="small", stages=1), None, {"classification": head})
+    policies = {name: Policy(0.0, 0.0) for name in task}
+    made = make_objective(model, [labels(task, policies)], scales={"classification": 1.0}, normalize=normalize)
+    variables = model.init(jax.random.key(1), np.zeros((1, *SIZE, 3), np.uint8))
+
+    def run(count):
+        state = states.create(jax.random.key(0), variables, made, balances.fixed(), TX)
+        step = _step(made, TX, jax.devices()[:count])
+        for seed in range(3):
+            batch = _batch(seed)
+            state, logs = step(state, batch._replace(labels={name: batch.labels[name] for name in task}))
+        return jax.device_get((state.params, state.model_state, state.ema, logs))
+
+    one = run(1)
+    for count in (3, 5, 6):
+        _close(one, run(count), 2e-5)
 
 
 def test_scale_zero_is_the_task_removed(step):

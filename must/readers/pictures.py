@@ -1,0 +1,287 @@
+"""Encoded pictures: decoding to RGB, size, orientation, the ids of masks; no other module opens them with Pillow.
+
+JPEGs go through libjpeg-turbo, which notices damage; what it cannot read and all viewers do (stray bytes between
+segments, rare chroma sampling) goes through Pillow, as does every other format. No picture above `MAX_PIXELS` is
+decoded.
+"""
+
+import io
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from must.core.types import UserError
+
+MAX_PIXELS = int(os.environ.get("MUST_MAX_PIXELS") or 1 << 28)  # 16,384 x 16,384, 0.8 GB of RGB
+STORED, DISPLAYED = "stored", "displayed"  # how a picture with an orientation tag is read
+
+_DAMAGE = re.compile("premature end|bad huffman|bad arithmetic|instead of rst", re.IGNORECASE)
+_TAG = 0x0112  # EXIF's orientation
+_TAGGED = re.compile(rb"Exif\0\0|eXIf|EXIF|profile type (?:exif|APP1)|tiff:Orientation|\A(?:II|MM)[*\0+]")
+_PNG, _JPEG, _TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"II", b"MM")
+_METADATA = (b"eXIf", b"iCCP", b"iTXt", b"tEXt", b"zTXt", b"tIME", b"pHYs", b"sPLT", b"hIST", b"dSIG")
+# Orientation -> the picture as displayed, of an array [H, W, ...] (EXIF 2.32, section 4.6.4).
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).swapaxes(0, 1),
+    8: lambda stored: np.rot90(stored),
+}
+Result = TypeVar("Result")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's content; UserError if it cannot be read or is a pipe or device, which is not opened."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path}: not a regular file" if not path.is_dir() else f"{path}: Is a directory")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+
+
+def decode_picture(data: bytes, where: str, *, orientation: str = STORED, bits: int = 16) -> np.ndarray:
+    """Decodes a picture to RGB, uint8 [H, W, 3]; converts gray, palette, CMYK and 16-bit pictures and drops alpha.
+
+    Args:
+      data: encoded.
+      where: begins error messages.
+      orientation: "stored", or "displayed", turned as its orientation tag says; TIFFs always are.
+      bits: that the values of a 16-bit picture have; higher values become 255.
+
+    Raises:
+      UserError: not a picture, truncated, corrupt or larger than `MAX_PIXELS`.
+    """
+    array = _decode_jpeg(data, where)
+    if array is None:
+        array = _with_pillow(data, where, lambda picture: _rgb(picture, data, where, bits))
+    return np.ascontiguousarray(_TURNS.get(_turn(data, orientation), lambda stored: stored)(array))
+
+
+def open_picture(data: bytes, where: str, *, limit: int | None = None) -> Any:
+    """Loads an encoded picture as a `PIL.Image`; UserError if it is broken or above the limit (`MAX_PIXELS`)."""
+
+    def loaded(picture: Any) -> Any:
+        picture.load()
+        return picture
+
+    return _with_pillow(data, where, loaded, limit)
+
+
+class Header(NamedTuple):
+    """What the first bytes of a picture tell.
+
+    Attributes:
+      format: "JPEG", "PNG", ... as Pillow calls it.
+      mode: "RGB", "L", ... as Pillow calls it.
+      size: (height, width), pixels.
+      transparent: one color stands for transparency.
+    """
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+    transparent: bool
+
+
+def header(data: bytes, where: str) -> Header:
+    """Format, mode and size; UserError as `decode_picture`."""
+    return _with_pillow(
+        data, where, lambda one: Header(one.format, one.mode, one.size[::-1], "transparency" in one.info)
+    )
+
+
+def picture_size(data: bytes, where: str, orientation: str = STORED) -> tuple[int, int]:
+    """(height, width) of an encoded picture, from its header; UserError as `decode_picture`."""
+    height, width = header(data, where).size
+    return (width, height) if _turn(data, orientation) >= 5 else (height, width)
+
+
+def stored_ids(data: bytes, where: str) -> np.ndarray:
+    """Ids uint8 [H, W] as they are stored in a mask: gray or palette with 1 to 16 bits, or RGB with equal channels."""
+
+    def ids(picture: Any) -> np.ndarray:
+        raw = _raw_mode(picture)
+        if picture.mode in ("L", "P", "1"):
+            # Pillow stretches gray of 2 and 4 bits to 0..255.
+            return np.asarray(picture).astype(np.uint8) // {"L;2": 85, "L;4": 17}.get(raw, 1)
+        if picture.mode.startswith("I"):
+            deep = np.asarray(picture)
+            if deep.min() < 0 or deep.max() > 255:
+                raise UserError(f"{where}: mask id {deep.max()} is not in 0..255")
+            return deep.astype(np.uint8)
+        channels = np.asarray(picture)
+        colors = channels[..., : len(picture.getbands()) - ("A" in picture.getbands())]
+        if picture.mode not in ("RGB", "RGBA", "LA") or raw.endswith("16B") or (colors != colors[..., :1]).any():
+            raise UserError(
+                f"{where}: masks need one channel of class ids (gray or palette), not mode {picture.mode} with colors"
+            )
+        return np.ascontiguousarray(colors[..., 0])
+
+    return _with_pillow(data, where, ids)
+
+
+def is_deep(data: bytes) -> bool:
+    """Whether a picture has 16 bits per channel: a PNG, or a gray TIFF."""
+    if data.startswith(_PNG):
+        return data[24:25] == b"\x10"
+    return data[:2] in _TIFF and _with_pillow(data, "", lambda picture: picture.mode.startswith("I;16"))
+
+
+def largest(data: bytes, where: str) -> int:
+    """The largest value of a 16-bit picture."""
+    return int(_with_pillow(data, where, lambda picture: _deep(picture, data)).max())
+
+
+def orientation_of(data: bytes) -> int:
+    """1 to 8, what a viewer does with the picture before it shows it (EXIF); 1 is nothing."""
+    if not _TAGGED.search(data):
+        return 1
+    try:
+        tag = _pillow().open(io.BytesIO(data)).getexif().get(_TAG, 1)
+    except Exception:  # Pillow's plugins raise a dozen types; what is broken shows on decoding
+        return 1
+    return tag if tag in _TURNS else 1
+
+
+def untagged(data: bytes) -> bytes:
+    """The same picture without an orientation tag, if it is a JPEG or PNG with one; else the same bytes."""
+    if orientation_of(data) == 1 or not data.startswith((_JPEG, _PNG)):
+        return data
+    if data.startswith(_PNG):
+        return _bare_png(data)
+    segments, rest = _segments(data)
+    return b"".join([_JPEG, *(one for one in segments if one[1] != 0xE1), rest]) if segments else data
+
+
+def _turn(data: bytes, orientation: str) -> int:
+    """What is left to do after decoding; Pillow turns TIFFs itself."""
+    return 1 if orientation == STORED or data[:2] in _TIFF else orientation_of(data)
+
+
+def _pillow() -> Any:
+    """Pillow's `Image`, whose own limit, for the whole process, is above ours."""
+    from PIL import Image
+
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, 2 * MAX_PIXELS)
+    return Image
+
+
+def _with_pillow(data: bytes, where: str, work: Callable[[Any], Result], limit: int | None = None) -> Result:
+    """`work` of the opened picture; of a PNG whose metadata Pillow refuses, of the picture without them."""
+    Image = _pillow()
+    for form in (data, _bare_png(data)) if data.startswith(_PNG) else (data,):
+        try:
+            picture = Image.open(io.BytesIO(form))
+            _check_size(*picture.size, where, limit)
+            return work(picture)
+        except UserError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise UserError(f"{where}: too large; {_ALLOWED}") from None
+        except MemoryError:
+            raise UserError(f"{where}: too large for the memory of this machine") from None
+        except Exception as error:  # Pillow's plugins raise a dozen types, from SyntaxError to struct.error
+            problem = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else f"broken picture: {error}"
+    raise UserError(f"{where}: {problem}")
+
+
+_ALLOWED = f"at most {MAX_PIXELS:,} pixels are decoded, the environment variable MUST_MAX_PIXELS allows more"
+
+
+def _check_size(width: int, height: int, where: str, limit: int | None = None) -> None:
+    if width * height > (limit or MAX_PIXELS):
+        raise UserError(f"{where}: too large, {width}x{height} px (width x height); {_ALLOWED}")
+
+
+def _decode_jpeg(data: bytes, where: str) -> np.ndarray | None:
+    """RGB, None for other formats and what Pillow has to read; UserError if the pixels are damaged."""
+    import simplejpeg
+
+    if not data.startswith(_JPEG):
+        return None
+    for form in (lambda: data, lambda: _repaired(data)):
+        try:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(jpeg := form())
+            _check_size(width, height, where)
+            return simplejpeg.decode_jpeg(jpeg, "RGB") if space in ("YCbCr", "RGB", "Gray") else None
+        except (ValueError, KeyError) as error:  # KeyError: chroma sampling that the library does not know
+            if _DAMAGE.search(str(error)):
+                raise UserError(f"{where}: broken picture: {error}") from None
+    return None
+
+
+def _segments(data: bytes) -> tuple[list[bytes], bytes]:
+    """A JPEG's segments before its first scan, without stray bytes between them, and the rest."""
+    found, at = [], 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 3:
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return found, data[at:]
+        if marker in (0x00, 0xFF) or 0xD0 <= marker <= 0xD8:  # filling and markers without content
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        found.append(data[at:end])
+        at = end
+    return [], b""
+
+
+def _repaired(data: bytes) -> bytes:
+    segments, rest = _segments(data)
+    return b"".join([_JPEG, *segments, rest])
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, whole chunk) of a PNG."""
+    at = len(_PNG)
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        yield data[at + 4 : at + 8], data[at:end]
+        at = end
+
+
+def _bare_png(data: bytes) -> bytes:
+    """A PNG without metadata."""
+    return _PNG + b"".join(chunk for kind, chunk in _chunks(data) if kind not in _METADATA)
+
+
+def _raw_mode(picture: Any) -> str:
+    """How the picture is stored, in Pillow's words, such as "L;4"; "" if it is loaded already."""
+    arguments = picture.tile[0].args if picture.tile else ""
+    return arguments if isinstance(arguments, str) else str((arguments or ("",))[0])
+
+
+def _rgb(picture: Any, data: bytes, where: str, bits: int) -> np.ndarray:
+    deep = _deep(picture, data) if is_deep(data) else None
+    if deep is not None:
+        picture = np.minimum(deep >> (bits - 8), 255).astype(np.uint8)
+        return np.repeat(picture[..., None], 3, -1) if picture.ndim == 2 else picture
+    if picture.mode in ("I", "F"):
+        raise UserError(f"{where}: pictures need 8 or 16 bits per channel, not mode {picture.mode}")
+    if picture.mode in ("1", "L") and "transparency" not in picture.info:  # a third of the memory
+        return np.repeat(np.asarray(picture.convert("L"))[..., None], 3, -1)
+    return np.array(picture.convert("RGB"))
+
+
+def _deep(picture: Any, data: bytes) -> np.ndarray:
+    """A 16-bit picture, uint16 [H, W] or [H, W, 3]."""
+    raw = _raw_mode(picture)
+    if picture.mode.startswith("I"):
+        return np.asarray(picture).astype(np.uint16)
+    high = np.asarray(picture.convert("RGB")).astype(np.uint16)
+    if raw not in ("RGB;16B", "RGBA;16B"):  # gray with alpha: only the high bytes can be had
+        return high << 8
+    # Pillow keeps only the high byte of colors; read as little-endian, that is the low one.
+    low = _pillow().open(io.BytesIO(data))
+    low.tile = [tile._replace(args=f"{raw[:-1]}L") for tile in low.tile]
+    return high << 8 | np.asarray(low.convert("RGB"))
