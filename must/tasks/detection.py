@@ -322,15 +322,16 @@ class Detection(Task):
         """Of every image "boxes" [n, 4] x0 y0 x1 y1 in its pixels, "scores" [n], "labels" [n], ids of `classes`; any n.
 
         That is torchvision's convention. They may come with "unknown": ids of the classes that this network does not
-        look for. Suppression is the network's own; boxes below `score_floor` or without area are left out.
+        look for. Suppression is the network's own; boxes below `score_floor` or without area in the image are left out.
         """
         rows = []
         for row, found in enumerate(predicted):
             try:
-                fields = box_lists.checked(found, size, len(self.classes))
+                fields = box_lists.checked(found, len(self.classes))
             except LabelError as error:
                 raise LabelError(str(error), row) from None
-            keep = (fields["scores"] >= self.score_floor) & (fields["boxes"][:, 2:] > fields["boxes"][:, :2]).all(-1)
+            seen = np.clip(fields["boxes"], 0, (*size[::-1], *size[::-1]))
+            keep = (fields["scores"] >= self.score_floor) & (seen[:, 2:] > seen[:, :2]).all(-1)
             best = np.flatnonzero(keep)
             best = best[np.argsort(-fields["scores"][best], kind="stable")]
             fields["valid"] = keep[best]
