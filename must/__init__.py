@@ -73,7 +73,7 @@ _HOMES = {
     "must.export.write": "export_model preprocessing",
     "must.export.labels": "export_labels",
     "must.export.tfrecord": "write_tfrecord",
-    "must.evaluate.evaluate": "as_annotated bootstrap_interval evaluate summarize",
+    "must.evaluate.evaluate": "as_annotated bootstrap_interval measure_batches summarize",
     "must.evaluate.quality": "quality",
     "must.report.gallery": "write_gallery",
     "must.report.quality": "write_quality",

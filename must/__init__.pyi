@@ -57,7 +57,7 @@ from must.data.weights import read_weights as read_weights
 from must.data.weights import write_weights as write_weights
 from must.evaluate.evaluate import as_annotated as as_annotated
 from must.evaluate.evaluate import bootstrap_interval as bootstrap_interval
-from must.evaluate.evaluate import evaluate as evaluate
+from must.evaluate.evaluate import measure_batches as measure_batches
 from must.evaluate.evaluate import summarize as summarize
 from must.evaluate.quality import quality as quality
 from must.evaluate.statistics import delta_m as delta_m

@@ -2,8 +2,8 @@
 
 Predictions are compared with the truth in the frame of the original image, over all that is annotated: the encoder
 hands the labels on as they are (`as_annotated`), `Task.original` takes predictions back from the network's frame.
-`evaluate` gathers the rows of all batches, `summarize` makes them numbers. Rows keep one entry per image, so that
-images can be resampled afterwards. How two columns of numbers compare is in `must.evaluate.statistics`.
+`measure_batches` gathers the rows of all batches, `summarize` makes them numbers. Rows keep one entry per image, so
+that images can be resampled afterwards. How two columns of numbers compare is in `must.evaluate.statistics`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +40,7 @@ class AsAnnotated(NamedTuple):
 
 
 def as_annotated(tasks: Mapping[str, Task]) -> dict[str, AsAnnotated]:
-    """Tasks of an encoder for `evaluate`: `eval_batches(source, encoder._replace(tasks=as_annotated(tasks)), ...)`."""
+    """Tasks of an encoder for `measure_batches`, as in `eval_batches(source, encoder._replace(tasks=...), ...)`."""
     return {name: AsAnnotated(task) for name, task in tasks.items()}
 
 
@@ -51,7 +51,7 @@ def _boxed(value: Any) -> np.ndarray:
     return box
 
 
-def evaluate(
+def measure_batches(
     predict: Callable[[Mapping[str, Array]], Mapping[str, Label]], batches: Iterable[Batch], tasks: Mapping[str, Task]
 ) -> dict[str, Rows]:
     """Rows of all batches, on the host; rows with weight 0 (padding, not annotated) are dropped.

@@ -11,7 +11,7 @@ import numpy as np
 from must.core import devices, files
 from must.core.types import Array, Batch, Label, Model, PyTree, Source
 from must.data.pipeline import Encoder, eval_batches
-from must.evaluate.evaluate import Rows, as_annotated, evaluate, summarize
+from must.evaluate.evaluate import Rows, as_annotated, measure_batches, summarize
 from must.experiment import build
 from must.pseudo_label.teacher import label_step
 from must.tasks.base import Task
@@ -38,7 +38,7 @@ def measure(
         mine = {name: tasks[name] for name in names}
         step = _compiled(model, tuple(mine.items()))
         predict = lambda inputs: step(variables, inputs if view is None else inputs[view])  # noqa: B023, E731
-        rows |= evaluate(predict, _batches(source, encoder, mine, batch_size), mine)
+        rows |= measure_batches(predict, _batches(source, encoder, mine, batch_size), mine)
     return rows
 
 
@@ -54,7 +54,7 @@ def measure_predictions(
     rows = {}
     for source, names in build.by_source({name: splits[name] for name in tasks if name in splits}):
         mine = {name: tasks[name] for name in names}
-        rows |= evaluate(predict, _batches(source, encoder, mine, batch_size), mine)
+        rows |= measure_batches(predict, _batches(source, encoder, mine, batch_size), mine)
     return rows
 
 

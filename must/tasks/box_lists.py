@@ -62,6 +62,28 @@ def checked(found: Mapping[str, Any], count: int) -> Label:
     }
 
 
+def best(fields: Label, size: tuple[int, int], floor: float, most: int) -> Label:
+    """Of one image's boxes (`checked`) those that count, by falling score: `most` of each class.
+
+    Args:
+      fields: boxes [n, 4], scores, classes [n] and what else there is.
+      size: (height, width) of the image; boxes without area in it are left out.
+      floor: least score.
+      most: boxes of a class.
+    """
+    seen = np.clip(fields["boxes"], 0, (*size[::-1], *size[::-1]))
+    chosen = np.flatnonzero((fields["scores"] >= floor) & (seen[:, 2:] > seen[:, :2]).all(-1))
+    chosen = chosen[np.argsort(-fields["scores"][chosen], kind="stable")]
+    chosen = chosen[place_in_class(fields["classes"][chosen]) < most]
+    return {**fields, **{name: fields[name][chosen] for name in ("boxes", "scores", "classes")}}
+
+
+def place_in_class(classes: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """How many (valid) boxes of the same class stand before each box, int [M]."""
+    same = classes[:, None] == classes
+    return np.tril(same if valid is None else same & valid, -1).sum(-1)
+
+
 _FAR = 1e5  # pixels; beyond every frame
 _FIELDS = ("boxes", "classes", "scores", "crowd")
 

@@ -149,10 +149,11 @@ class Detection(Task):
         seen = seen[np.lexsort((-fields["scores"][seen], fields["crowd"][seen]))]
         return self._filled({name: fields[name][seen] for name in _PER_BOX}, fields["unknown"])
 
-    def _filled(self, fields: Label, unknown: np.ndarray) -> Label:
-        """Network form with room for `max_boxes`, or more where there are more."""
+    def _filled(self, fields: Label, unknown: np.ndarray, room: int = 0) -> Label:
+        """Network form with room for so many boxes, by default `max_boxes` or more where there are more."""
         count = len(fields["boxes"])
-        out = {n: np.zeros(*form) for n, form in _forms(max(self.max_boxes, count), len(self.classes)).items()}
+        room = room or max(self.max_boxes, count)
+        out = {name: np.zeros(*form) for name, form in _forms(room, len(self.classes)).items()}
         for name in _PER_BOX:
             out[name][:count] = fields[name]
         out["valid"][:count] = True
@@ -330,24 +331,11 @@ class Detection(Task):
                 fields = box_lists.checked(found, len(self.classes))
             except LabelError as error:
                 raise LabelError(str(error), row) from None
-            seen = np.clip(fields["boxes"], 0, (*size[::-1], *size[::-1]))
-            keep = (fields["scores"] >= self.score_floor) & (seen[:, 2:] > seen[:, :2]).all(-1)
-            best = np.flatnonzero(keep)
-            best = best[np.argsort(-fields["scores"][best], kind="stable")]
-            fields["valid"] = keep[best]
-            for name in ("boxes", "classes", "scores"):
-                fields[name] = fields[name][best]
-            rows.append(fields | {"best": np.flatnonzero(_place_in_class(fields) < self.max_detections)})
-        room = max([self.max_detections, *(len(fields["best"]) for fields in rows)])
-        forms = _forms(room, len(self.classes))
-        out = {name: np.zeros((len(rows), *shape), dtype) for name, (shape, dtype) in forms.items()}
-        for row, fields in enumerate(rows):
-            best = fields["best"]
-            for name in ("boxes", "classes", "scores", "valid"):
-                out[name][row, : len(best)] = fields[name][best]
-            out["known"][row] = True
-            out["known"][row, fields["unknown"]] = False
-        return out | {"scores": uncertain(out["scores"])}
+            rows.append(box_lists.best(fields, size, self.score_floor, self.max_detections))
+        room = max([self.max_detections, *(len(fields["scores"]) for fields in rows)])
+        out = [self._filled({**f, "crowd": np.zeros(len(f["scores"]), bool)}, f["unknown"], room) for f in rows]
+        stacked = {name: np.stack([label[name] for label in out]) for name in out[0]}
+        return {**stacked, "scores": uncertain(stacked["scores"])}
 
     def hflip_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
         """As in the base class; exact also where the width is no multiple of the stride and the grid overhangs."""
@@ -380,7 +368,7 @@ class Detection(Task):
                 {**one, "valid": one["valid"] & true["known"][np.where(one["valid"], one["classes"], 0)]}
                 for one in (found, true)
             )
-            found["valid"] &= _place_in_class(found) < _MOST
+            found["valid"] &= box_lists.place_in_class(found["classes"], found["valid"]) < _MOST
             hit, ignored = bx.match(found, true, _THRESHOLDS)
             rows["hit"].append(hit)
             rows["miss"].append(found["valid"][:, None] & ~hit & ~ignored)
@@ -458,9 +446,3 @@ def _take(array: Array, index: Array) -> Array:
 
 def _expand(array: Array, like: Array) -> Array:
     return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))
-
-
-def _place_in_class(found: Label) -> np.ndarray:
-    """How many valid boxes of the same class stand before each box, int [M]."""
-    same = (found["classes"][:, None] == found["classes"]) & found["valid"]
-    return np.tril(same, -1).sum(-1)

@@ -9,7 +9,7 @@ import pytest
 
 from must.core.types import Batch, Metric, Model, UserError
 from must.data.geometry import own_frame
-from must.evaluate.evaluate import bootstrap_interval, constant_guess, evaluate, repeated, summarize
+from must.evaluate.evaluate import bootstrap_interval, constant_guess, measure_batches, repeated, summarize
 from must.pseudo_label.teacher import label_step
 from must.tasks.base import Task
 from must.tasks.classification import Classification
@@ -42,7 +42,7 @@ def predict(inputs):
 
 
 def score(batches, predict=predict):
-    return evaluate(predict, batches, TASKS)
+    return measure_batches(predict, batches, TASKS)
 
 
 def annotated(labels, count):
