@@ -7,11 +7,16 @@ import bisect
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
+from must.core import labels as forms
 from must.core.types import Example, Label, Source, UserError
 from must.data.classes import aligned, united
 from must.data.combine import Routed, as_list, checked_index, encoded_of, hash_of, labels_of
 from must.readers.files import FileSource, first_repeated
 
+SAME_OBJECT = 0.5  # IoU above which a pseudo label's box shows the object of a true one
+_OF_BOXES = ("boxes", "classes", "scores", "crowd")
 BY_TEACHER = "@teacher"  # suffix of a task's name: a teacher's prediction beside the ground truth
 
 
@@ -126,7 +131,8 @@ class Join(_Merged):
 class Overlay(_Merged):
     """Pseudo labels overlaid with ground truth: per task, the annotation if the example has one, else the pseudo label.
 
-    Labeled examples that are not in the records come last.
+    An annotation to which classes are unknown keeps what the pseudo label says of them, see `completed`. Labeled
+    examples that are not in the records come last.
 
     Args:
       records: examples with pseudo labels.
@@ -145,7 +151,8 @@ class Overlay(_Merged):
 
     def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
         for number, inner in self._places[index][1:]:
-            labels = {**labels, **labels_of(self._sources[number], inner)}
+            for task, label in labels_of(self._sources[number], inner).items():
+                labels = {**labels, task: completed(label, labels[task]) if task in labels else label}
         return labels
 
 
@@ -175,3 +182,46 @@ class Paired(_Merged):
     def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
         predictions = labels_of(self._records, self._row[self.ids[index]])
         return {**labels, **{f"{task}{BY_TEACHER}": label for task, label in predictions.items()}}
+
+
+def completed(truth: Label, other: Label) -> Label:
+    """An annotation with another label's part on the classes that are unknown to it, in record form.
+
+    Of boxes, those of such classes that overlap no true box by an IoU above `SAME_OBJECT`: what is there is known. Of
+    pixels, those of such classes where the annotation has no class. A picture has one class: the annotation's. What
+    remains unknown is unknown to both.
+    """
+    unknown = np.asarray(truth.get("unknown", ()), np.int64)
+    if not len(unknown) or ("boxes" not in truth and np.ndim(truth["ids"]) != 3):
+        return truth
+    remaining = np.intersect1d(unknown, other.get("unknown", ())).astype(np.uint16)
+    if "boxes" in truth:
+        keep = np.isin(other["classes"], unknown) & (_overlap(other["boxes"], truth["boxes"]) <= SAME_OBJECT)
+        both = {name: np.concatenate([truth[name], np.asarray(other[name])[keep]]) for name in _OF_BOXES}
+        return {**both, "unknown": remaining}
+    ids, probs = (_resized(np.asarray(other[name]), truth["ids"].shape[:2]) for name in ("ids", "probs"))
+    take = (truth["ids"][..., :1] == forms.IGNORE) & np.isin(ids[..., :1], unknown)
+    depth = max(ids.shape[-1], truth["ids"].shape[-1])
+    maps = {}
+    for name, own, theirs, fill in (("ids", truth["ids"], ids, forms.IGNORE), ("probs", truth["probs"], probs, 0)):
+        own, theirs = (
+            np.pad(one, ((0, 0), (0, 0), (0, depth - one.shape[-1])), constant_values=fill) for one in (own, theirs)
+        )
+        maps[name] = np.where(take, theirs, own)
+    return {**maps, "unknown": remaining}
+
+
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The largest IoU of each box [N, 4] with any of the others [M, 4]: [N]."""
+    a, b = np.asarray(boxes, np.float64)[:, None], np.asarray(others, np.float64)[None]
+    common = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - common
+    return (common / np.maximum(union, 1e-9)).max(-1, initial=0.0)
+
+
+def _resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The nearest values of a map [H, W, K] at another height and width."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(shape, values.shape, strict=False)
+    )
+    return values[rows][:, columns]

@@ -17,6 +17,8 @@ KINDS = {
     "image_csv": "must.readers.folders:ImageCsv",
     "photos": "must.readers.folders:Photos",
     "coco": "must.readers.coco:CocoJson",
+    "coco_panoptic": "must.readers.panoptic:CocoPanoptic",
+    "yolo": "must.readers.yolo:Yolo",
     "voc": "must.readers.voc:Voc",
     "mask_png": "must.readers.dense:MaskPng",
     "depth_png": "must.readers.dense:DepthPng",

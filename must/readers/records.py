@@ -21,6 +21,7 @@ from must.core.types import ArraySpec, Example, Label, Source, UserError
 from must.readers.frames import FrameVideo
 from must.readers.pictures import decode_picture, untagged
 from must.readers.record_format import decode_record
+from must.readers.tfrecords import TfRecordFile
 
 COMMITTED, PROVENANCE, IDS = "dataset_info.json", "provenance.json", "ids.txt"
 _ADDED = "added"
@@ -63,10 +64,6 @@ class Records:
         """
         self._directory = os.fspath(directory)
         self.provenance = read_provenance(self._directory)
-        if (stored_as := self.provenance.get("file_format", "array_record")) != "array_record":
-            raise UserError(
-                f"{self._directory}: contains {stored_as} files for tf.data, but only array_record can be read"
-            )
         if self.provenance["split"] != split:
             raise UserError(f"{self._directory}: contains split {self.provenance['split']!r}, not {split!r}")
         own, added = self.provenance["tasks"], read_additions(self._directory)
@@ -224,6 +221,8 @@ def _check_file(directory: str, entry: dict[str, Any], verify: bool) -> None:
 
 
 def _open(path: str) -> Any:
+    if ".tfrecord-" in os.path.basename(path):
+        return TfRecordFile(path)
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(path, "readahead_buffer_size:0")

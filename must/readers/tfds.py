@@ -1,4 +1,4 @@
-"""TensorFlow Datasets (TFDS) that are prepared on disk as ArrayRecord, read without TensorFlow.
+"""TensorFlow Datasets (TFDS) that are prepared on disk as ArrayRecord or TFRecord, read without TensorFlow.
 
 Nothing is downloaded or prepared; error messages give the command to do so.
 """
@@ -19,7 +19,9 @@ from must.core.notices import notice
 from must.core.types import Example, Label, UserError
 from must.readers.files import read_classes
 from must.readers.frames import FrameVideo
+from must.readers.panoptic import painted, segment_ids
 from must.readers.pictures import decode_picture, open_picture, picture_size, stored_ids, untagged
+from must.readers.tfrecords import TfRecordRows
 
 _CROWD_KEYS = ("is_crowd", "is_difficult")
 _FEATURES = "tensorflow_datasets.core.features"
@@ -29,9 +31,10 @@ class Tfds:
     """One split; the kind of each label follows from the type of its feature.
 
     A ClassLabel becomes classification; a Sequence with a BBoxFeature and a ClassLabel becomes detection (`is_crowd`
-    and `is_difficult` boxes become crowd); an Image with one uint8 channel becomes segmentation; any other one-channel
-    Image and a Tensor [H, W] or [H, W, 1] become depth. If the image feature is a Video or a Sequence of Images,
-    examples are videos, whose frames are decoded on access. Ids are "<name>/<position>".
+    and `is_difficult` boxes become crowd); an Image with one uint8 channel becomes segmentation, and so does one with
+    three channels (COCO panoptic: colors are ids of segments, whose classes are in a Sequence with "id" and a
+    ClassLabel); any other one-channel Image and a Tensor [H, W] or [H, W, 1] become depth. If the image feature is a
+    Video or a Sequence of Images, examples are videos, whose frames are decoded on access. Ids are "<name>/<position>".
 
     Args:
       dataset: "name", "name/config", "name/config:version", or a folder that contains dataset_info.json.
@@ -46,8 +49,8 @@ class Tfds:
       name: of the source; by default "<dataset>-<split>".
 
     Raises:
-      UserError: not prepared, not ArrayRecord, unknown split or feature, unsupported feature; on reading, a broken
-        record or a video without frames.
+      UserError: not prepared, in another file format, unknown split or feature, unsupported feature; on reading, a
+        broken record or a video without frames.
     """
 
     def __init__(
@@ -86,7 +89,12 @@ class Tfds:
         classes, class_names = {}, dict(classes or {})
         self._readers = {}
         for task, key in labels.items():
-            reader = _reader(features[key], class_names.get(task), ignore, unit, f"{self._where}: feature {key!r}")
+            where = f"{self._where}: feature {key!r}"
+            segments = _segments(features) if tuple(features[key].shape or ())[-1:] == (3,) else None
+            if segments is not None:
+                reader = _Panoptic(*segments, class_names.get(task), where)
+            else:
+                reader = _reader(features[key], class_names.get(task), ignore, unit, where)
             self._readers[task] = (key, reader)
             if reader.classes:
                 classes[task] = reader.classes
@@ -95,10 +103,13 @@ class Tfds:
             self._rows = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in pictures})
         except NotImplementedError:
             stored = builder.info.file_format.value
-            raise UserError(
-                f"{self._where}: stored as {stored}, which needs TensorFlow; pip install 'must[tf]' "
-                f"and convert it: tfds convert_format --to_file_format=array_record --dataset_dir={builder.data_dir}"
-            ) from None
+            if stored != "tfrecord":
+                raise UserError(
+                    f"{self._where}: stored as {stored}; convert it with the extra must[tf]: "
+                    f"tfds convert_format --to_file_format=array_record --dataset_dir={builder.data_dir}"
+                ) from None
+            decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
+            self._rows = TfRecordRows(builder.info, _spans(split, builder.info), decoders)
         except (ValueError, OSError) as error:
             raise UserError(f"{self._where}: {str(error).splitlines()[0]}") from None
         self._check_masks()
@@ -164,7 +175,8 @@ class Tfds:
     def _labels_of(self, row: dict[str, Any], index: int, size: tuple[int, int]) -> dict[str, Label]:
         out = {}
         for task, (key, reader) in self._readers.items():
-            label = reader.read(row[key], size, f"{self.ids[index]}, {key}")
+            value = (row[key], row[reader.segments]) if isinstance(reader, _Panoptic) else row[key]
+            label = reader.read(value, size, f"{self.ids[index]}, {key}")
             if label is not None:
                 out[task] = label
         return out
@@ -172,14 +184,19 @@ class Tfds:
 
 def _places(split: str, info) -> tuple[str, list[str]]:
     """Name of the whole split and each example's position in it, so that overlapping slices share ids."""
+    spans = _spans(split, info)
+    if len({name for name, _ in spans}) == 1:
+        return spans[0][0], [f"{i:08d}" for _, span in spans for i in span]
+    return split, [f"{name}-{i:08d}" for name, span in spans for i in span]
+
+
+def _spans(split: str, info) -> list[tuple[str, range]]:
+    """[(name of a whole split, positions in it)]."""
     import tensorflow_datasets as tfds
 
     lengths = {name: part.num_examples for name, part in info.splits.items()}
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
-    spans = [(p.splitname, range(p.from_ or 0, lengths[p.splitname] if p.to is None else p.to)) for p in parts]
-    if len({name for name, _ in spans}) == 1:
-        return spans[0][0], [f"{i:08d}" for _, span in spans for i in span]
-    return split, [f"{name}-{i:08d}" for name, span in spans for i in span]
+    return [(p.splitname, range(p.from_ or 0, lengths[p.splitname] if p.to is None else p.to)) for p in parts]
 
 
 class _Class:
@@ -234,6 +251,38 @@ class _Mask:
 
     def check(self, masks: Sequence[np.ndarray], where: str) -> None:
         forms.check_masks(masks, self.classes, self._table, where)
+
+
+class _Panoptic:
+    """An encoded picture of segment ids, and the sequence that gives the segments' classes."""
+
+    def __init__(self, segments: str, id: str, label: str, own: Sequence[str], names: Any, where: str):
+        self.classes = tuple(own if names is None else read_classes(names).values())
+        if len(self.classes) < len(own):
+            raise UserError(f"{where}: {len(self.classes)} class names for {len(own)} classes")
+        self.segments, self._id, self._label = segments, id, label
+
+    def read(self, value: tuple[bytes, Any], size: tuple[int, int], where: str) -> Label:
+        picture, segments = value
+        stored = segment_ids(picture, where)
+        forms.same_size(stored, size, where)
+        classes = dict(
+            zip(np.asarray(segments[self._id]).tolist(), np.asarray(segments[self._label]).tolist(), strict=True)
+        )
+        return forms.segmentation(painted(stored, classes, where))
+
+
+def _segments(features: Any) -> tuple[str, str, str, Sequence[str]] | None:
+    """(feature, its id, its label, class names) of the sequence of panoptic segments, None without one."""
+    import tensorflow_datasets as tfds
+
+    for name, feature in features.items():
+        inner = getattr(feature, "feature", None)
+        if isinstance(feature, tfds.features.Sequence) and hasattr(inner, "items") and "id" in inner:
+            for label, part in inner.items():
+                if isinstance(part, tfds.features.ClassLabel):
+                    return name, "id", label, part.names
+    return None
 
 
 class _Depth:

@@ -71,10 +71,15 @@ def _write_rows(folder, name, features, rows, suffix="array_record"):
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
     )
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    writer = ArrayRecordWriter(str(directory / f"{name}-train.{suffix}-00000-of-00001"), "group_size:1")
-    for row in rows:
-        writer.write(serializer.serialize_example(features.encode_example(row)))
-    writer.close()
+    path = directory / f"{name}-train.{suffix}-00000-of-00001"
+    serialized = [serializer.serialize_example(features.encode_example(row)) for row in rows]
+    if suffix == "tfrecord":  # framed by length and checksums, which are not compared
+        path.write_bytes(b"".join(len(one).to_bytes(8, "little") + bytes(4) + one + bytes(4) for one in serialized))
+    else:
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for one in serialized:
+            writer.write(one)
+        writer.close()
     split = SplitInfo(name="train", shard_lengths=[len(rows)], num_bytes=0, filename_template=template)
     tfds.folder_dataset.write_metadata(
         data_dir=directory, features=features, split_infos=[split], check_data=False, version="1.0.0"
@@ -155,9 +160,46 @@ def test_a_mask_id_outside_the_classes_names_the_record(folder):
         data[1]
 
 
-def test_tfrecords_need_tensorflow(tmp_path):
-    with pytest.raises(UserError, match=r"tfrecord, which needs TensorFlow; pip install 'must\[tf\]'"):
-        _toy(_write(tmp_path, "tfrecord"))
+def test_tfrecords_are_read_without_tensorflow(folder, tmp_path):
+    """The usual form of prepared sets: the same ids and labels, also of slices and after pickling."""
+    _write(tmp_path, "tfrecord")
+    already = "tensorflow" in sys.modules
+    for data in (_toy(tmp_path), _toy(tmp_path, split="train[1:]"), pickle.loads(pickle.dumps(_toy(tmp_path)))):
+        for i, id in enumerate(data.ids):
+            other = _toy(folder)[_toy(folder).ids.index(id)]
+            np.testing.assert_array_equal(data[i].image, other.image)
+            assert data.encoded(i) and sorted(data[i].labels) == sorted(other.labels)
+            for task, label in data[i].labels.items():
+                for field, value in label.items():
+                    np.testing.assert_array_equal(value, other.labels[task][field])
+    assert already or "tensorflow" not in sys.modules
+    (file,) = (tmp_path / "toy" / "1.0.0").glob("*.tfrecord-*")
+    content = file.read_bytes()
+    for damaged, says in ((content[:-5], "truncated after 2 records"), (b"\x1f\x8b" + content, "gunzip")):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=says):
+            _toy(tmp_path)[0]
+
+
+def test_panoptic_pictures_are_class_maps(tmp_path):
+    import tensorflow_datasets as tfds
+
+    kinds = tfds.features
+    segment = {"id": np.int64, "label": kinds.ClassLabel(names=["sky", "cat"]), "bbox": kinds.BBoxFeature()}
+    features = kinds.FeaturesDict(
+        {"image": kinds.Image(), "panoptic_image": kinds.Image(), "panoptic_objects": kinds.Sequence(segment)}
+    )
+    ids = np.zeros((*SIZE, 3), np.uint8)
+    ids[:, 4:, 1], ids[:, 8:, 0] = 1, 7  # segments 256 and 263
+    box = kinds.BBox(0.0, 0.0, 1.0, 1.0)
+    segments = [{"id": 256, "label": 1, "bbox": box}, {"id": 263, "label": 0, "bbox": box}]
+    rows = [{"image": _png(ids), "panoptic_image": _png(ids), "panoptic_objects": segments[:n]} for n in (2, 1)]
+    _write_rows(tmp_path, "pan", features, rows)
+    data = source("tfds", dataset="pan", split="train", data_dir=str(tmp_path), labels={"seg": "panoptic_image"})
+    assert data.classes == {"seg": ("sky", "cat")}
+    assert data.labels(0)["seg"]["ids"][3, ::4, 0].tolist() == [255, 1, 0]
+    with pytest.raises(UserError, match="00000001.*segment 263"):
+        data[1]
 
 
 def test_a_missing_shard_is_named(tmp_path):
