@@ -7,6 +7,7 @@ learns boxes and classes from few images, where one heat map per class learns on
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ from must.core.types import (
     UserError,
 )
 from must.data import geometry as geo
-from must.tasks import box_lists, exchange
+from must.tasks import box_files, box_lists, exchange
 from must.tasks import points as points_of
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, decide, states, uncertain
@@ -112,8 +113,8 @@ class Detection(Task):
     pdf_terms: ClassVar[tuple[str, ...]] = ("pdf_class", "pdf_box")
 
     def __post_init__(self):
-        object.__setattr__(self, "classes", tuple(self.classes))
-        object.__setattr__(self, "strides", tuple(self.strides))
+        for name in ("classes", "strides"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.classes:
             raise UserError("detection: no classes")
         if list(self.strides) != sorted(set(self.strides)):
@@ -152,8 +153,8 @@ class Detection(Task):
     def _filled(self, fields: Label, unknown: np.ndarray, room: int = 0) -> Label:
         """Network form with room for so many boxes, by default `max_boxes` or more where there are more."""
         count = len(fields["boxes"])
-        room = room or max(self.max_boxes, count)
-        out = {name: np.zeros(*form) for name, form in _forms(room, len(self.classes)).items()}
+        forms = _forms(room or max(self.max_boxes, count), len(self.classes))
+        out = {name: np.zeros(*form) for name, form in forms.items()}
         for name in _PER_BOX:
             out[name][:count] = fields[name]
         out["valid"][:count] = True
@@ -168,10 +169,8 @@ class Detection(Task):
         found["crowd"] |= found["valid"] & (shorter < self.min_size)
         keep = np.flatnonzero(found["valid"] & (shorter > 0))
         if len(keep) > self.max_boxes:
-            notice(
-                f"detection: there are pictures with more than max_boxes={self.max_boxes} boxes; training learns so "
-                "many of each, the surest first"
-            )
+            told = f"detection: there are pictures with more than max_boxes={self.max_boxes} boxes"
+            notice(f"{told}; training learns so many of each, the surest first")
         keep = keep[np.lexsort((-found["scores"][keep], found["crowd"][keep]))][: self.max_boxes]
         return self._filled({name: found[name][keep] for name in _PER_BOX}, np.flatnonzero(~found["known"]))
 
@@ -312,8 +311,8 @@ class Detection(Task):
         )
         found = {"boxes": _take(boxes, index), "classes": jnp.take_along_axis(classes, index, 1)}
         found["scores"] = uncertain(jnp.take_along_axis(scores, index, 1))
-        missing = self.max_detections - index.shape[1]
         found = {name: jnp.where(_expand(valid, value), value, 0) for name, value in found.items()} | {"valid": valid}
+        missing = self.max_detections - index.shape[1]
         found = {name: jnp.pad(v, [(0, 0), (0, missing)] + [(0, 0)] * (v.ndim - 2)) for name, v in found.items()}
         found["crowd"] = jnp.zeros_like(found["valid"])
         found["known"] = jnp.ones((scores.shape[0], count), bool)
@@ -408,8 +407,10 @@ class Detection(Task):
         return found._replace(positive=found.positive & ~np.asarray(label["crowd"]))
 
     def write_labels(self, directory: str, source: Source, name: str, options: Mapping[str, Any]) -> int:
-        """coco.json, see `must.tasks.exchange.write_coco`."""
-        return exchange.write_coco(directory, source, name, self, min_score=options.get("min_score", 0.0))
+        """coco.json, see `must.tasks.exchange.write_coco`, and further forms, see `must.tasks.box_files`."""
+        least, top = options.get("min_score", 0.0), os.path.dirname(directory)
+        box_files.write(options.get("boxes", ()), top, source, name, self, min_score=least)
+        return exchange.write_coco(directory, source, name, self, min_score=least)
 
     def constant_guess(self, labels: Sequence[Label]) -> Label:
         """No box at all."""

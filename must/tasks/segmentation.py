@@ -11,7 +11,7 @@ import numpy as np
 from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, Source, UserError
 from must.data.geometry import restore_map, transform_map
-from must.tasks import dense, drawing, exchange
+from must.tasks import dense, drawing, exchange, mask_files
 from must.tasks.base import Task
 from must.tasks.classification import among, distribution, known_classes, only_known, spread, unknown_classes
 from must.tasks.label_states import Claims, codes, decide_codes, states
@@ -309,6 +309,7 @@ class Segmentation(Task):
 
         Labels with several classes per pixel have the most probable one in ids, the others in ids-2, probs-2 and so on.
         The option `palette` gives the ids colors to be looked at; some readers then return colors instead of ids.
+        The option `masks` adds coco.json, see `must.tasks.mask_files`.
         """
         colors = np.zeros((256, 3), np.uint8)
         colors[: len(self.classes)] = drawing.palette(len(self.classes))
@@ -322,9 +323,12 @@ class Segmentation(Task):
         about["probs"] = "probabilities * 255"
         encode = {"ids": lambda array: exchange.paletted_map(array, colors)} if options.get("palette") else {}
         maps, columns = ("ids", "probs"), ("unknown",)
-        return exchange.write_maps(
+        count = exchange.write_maps(
             directory, source, name, self, maps, columns, about=about, prepare=checked, encode=encode
         )
+        if form := options.get("masks"):
+            mask_files.write(form, directory, source, name, self, (*maps, *columns))
+        return count
 
     def constant_guess(self, labels: Sequence[Label]) -> Label:
         """The most frequent class at every pixel."""
