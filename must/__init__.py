@@ -68,6 +68,7 @@ _HOMES = {
     "must.pseudo_label.clips": "write_clips",
     "must.pseudo_label.plan": "Estimate describe estimate make_plan",
     "must.pseudo_label.teacher": "from_function from_model in_frame label_step",
+    "must.pseudo_label.fusion": "fuse",
     "must.pseudo_label.policy": "read_policies save_policies",
     "must.export.exported": "Exported load_exported",
     "must.export.write": "export_model preprocessing",

@@ -98,6 +98,7 @@ from must.objectives.slam import top_candidates as top_candidates
 from must.pseudo_label.adapters import from_onnx as from_onnx
 from must.pseudo_label.adapters import from_torch as from_torch
 from must.pseudo_label.clips import write_clips as write_clips
+from must.pseudo_label.fusion import fuse as fuse
 from must.pseudo_label.plan import Estimate as Estimate
 from must.pseudo_label.plan import describe as describe
 from must.pseudo_label.plan import estimate as estimate

@@ -161,6 +161,16 @@ class Task:
         """Outputs on left-right mirrored images, brought back to the frame of the originals; leading axis B."""
         raise NotImplementedError
 
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """Predictions of several teachers for the same pictures as one, whose scores fall where they disagree.
+
+        A task may do without: `must.fuse` then refuses it.
+
+        Args:
+          labels: of each teacher, in network form, leading axis B; host NumPy.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no fuse(); use one teacher")
+
     def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
         """Both in one frame, leading axis B -> rows [B, ...] that `summarize` needs; host NumPy.
 

@@ -175,6 +175,13 @@ class Classification(Task):
         best, _ = jax.lax.top_k(label["probs"], min(2, len(self.classes)))
         return best[:, :1] - best[:, 1:2] if best.shape[-1] > 1 else best
 
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """The mean distribution, of each class over the teachers that know it."""
+        probs = np.stack([np.asarray(label["probs"], np.float32) for label in labels])
+        known = np.stack([np.broadcast_to(label.get("known", True), probs[0].shape) for label in labels])
+        mean = (probs * known).sum(0) / np.maximum(known.sum(0), 1)
+        return {"probs": uncertain(mean / np.maximum(mean.sum(-1, keepdims=True), 1e-12)), "known": known.any(0)}
+
     def original(self, label: Label, geometry: Geometry) -> Label:
         """The label: a class has no frame."""
         return label

@@ -1,6 +1,7 @@
 """Monocular depth, metric or relative."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -200,6 +201,17 @@ class Depth(Task):
 
     def hflip_outputs(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
+
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """The median of the valid depths; the score is the mean ratio to it, smaller over larger, 0 where invalid."""
+        depth = np.stack([np.asarray(label["depth"], np.float32) for label in labels])
+        valid = np.isfinite(depth) & (depth > 0)
+        enough = 2 * valid.sum(0) >= len(labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pixels where no depth is valid
+            middle = np.nan_to_num(np.nanmedian(np.where(valid, depth, np.nan), 0))
+        ratio = np.where(valid, np.minimum(depth, middle) / np.maximum(np.maximum(depth, middle), 1e-9), 0).mean(0)
+        return {"depth": np.where(enough, middle, 0).astype(np.float32), "scores": codes(np.where(enough, ratio, 0))}
 
     def original(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class, at the original's size and not rounded to codes."""

@@ -142,7 +142,7 @@ class Detection(Task):
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class, room for all boxes; one of which little is left in the frame becomes a crowd."""
-        fields = self._checked(label, geometry)
+        fields = box_lists.fields_of(label, geometry.source_size, len(self.classes))
         boxes, visible = geo.transform_boxes(fields["boxes"], geometry)
         flat = fields["boxes"][:, 2:] <= fields["boxes"][:, :2]  # counts all the same
         seen = np.flatnonzero((flat | (boxes[:, 2:] > boxes[:, :2])).all(-1))
@@ -173,34 +173,6 @@ class Detection(Task):
             notice(f"{told}; training learns so many of each, the surest first")
         keep = keep[np.lexsort((-found["scores"][keep], found["crowd"][keep]))][: self.max_boxes]
         return self._filled({name: found[name][keep] for name in _PER_BOX}, np.flatnonzero(~found["known"]))
-
-    def _checked(self, label: Label, geometry: Geometry) -> Label:
-        """The fields with computing types, or ValueError."""
-        boxes = np.asarray(label["boxes"], np.float32).reshape(-1, 4)
-        fields = {
-            "boxes": boxes,
-            "classes": np.asarray(label["classes"], np.int64).reshape(-1),
-            "scores": np.asarray(label["scores"], np.float32).reshape(-1),
-            "crowd": np.asarray(label["crowd"], bool).reshape(-1),
-            "unknown": np.asarray(label["unknown"], np.int64).reshape(-1),
-        }
-        lengths = {name: len(value) for name, value in fields.items() if name != "unknown"}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"fields of unequal length: {lengths}")
-        height, width = geometry.source_size
-        limit = np.array([width, height, width, height], np.float32)
-        bad = ~np.isfinite(boxes).all(-1)
-        bad |= (boxes[:, 2:] < boxes[:, :2]).any(-1) | (boxes < -1).any(-1) | (boxes > limit + 1).any(-1)
-        if bad.any():
-            box = boxes[np.flatnonzero(bad)[0]].tolist()
-            raise ValueError(f"box {box} is reversed or outside its image of {width} x {height} pixels")
-        ids = np.concatenate([fields["classes"], fields["unknown"]])
-        wrong = ids[(ids < 0) | (ids >= len(self.classes))]
-        if len(wrong):
-            raise ValueError(f"class id {wrong[0]} with {len(self.classes)} classes")
-        if not ((fields["scores"] >= 0) & (fields["scores"] <= 1)).all():
-            raise ValueError("a score outside 0..1")
-        return fields
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
         """As in the base class, see `must.tasks.box_lists`."""
@@ -331,6 +303,10 @@ class Detection(Task):
             except LabelError as error:
                 raise LabelError(str(error), row) from None
             rows.append(box_lists.best(fields, size, self.score_floor, self.max_detections))
+        return self._stacked(rows)
+
+    def _stacked(self, rows: Sequence[Label]) -> Label:
+        """Network form of predictions: boxes, scores, classes [n] and unknown of each image."""
         room = max([self.max_detections, *(len(fields["scores"]) for fields in rows)])
         out = [self._filled({**f, "crowd": np.zeros(len(f["scores"]), bool)}, f["unknown"], room) for f in rows]
         stacked = {name: np.stack([label[name] for label in out]) for name in out[0]}
@@ -355,6 +331,14 @@ class Detection(Task):
         """Highest score, and the sum of the scores, which is the expected number of objects, [B, 2]."""
         scores = jnp.where(label["valid"], label["scores"].astype(jnp.float32), 0.0)
         return jnp.stack([scores.max(-1), scores.sum(-1)], -1)
+
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """Weighted boxes fusion, see `must.tasks.box_lists.fuse`."""
+        rows = [
+            box_lists.fuse([{n: v[i] for n, v in one.items()} for one in labels])
+            for i in range(len(labels[0]["valid"]))
+        ]
+        return self._stacked([box_lists.best(row, None, self.score_floor, self.max_detections) for row in rows])
 
     def measure(self, prediction: Label, truth: Label) -> dict[str, np.ndarray]:
         """Which predictions hit a true box at the ten IoU thresholds, of each class the 100 surest of an image (COCO);

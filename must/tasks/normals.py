@@ -137,6 +137,16 @@ class Normals(Task):
         """Columns reversed, x negated."""
         return outputs[:, :, ::-1] * _FLIP.astype(outputs.dtype)
 
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """The mean direction; the score is 1 - the mean angle to it / 45 degrees, at least 0."""
+        vectors = np.stack([np.asarray(label["normals"], np.float32) for label in labels])
+        there = _there(vectors)
+        vectors = np.where(there[..., None], vectors, 0)
+        mean, valid = _unit(vectors.sum(0), 2 * there.sum(0) >= len(labels))
+        cosine = np.clip(np.einsum("t...c,...c->t...", vectors, mean), -1, 1)
+        angle = np.where(there, np.rad2deg(np.arccos(cosine)), 45.0).mean(0)
+        return {"normals": mean, "scores": codes(np.where(valid, np.maximum(0.0, 1.0 - angle / 45.0), 0.0))}
+
     def original(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class, at the original's size and not rounded to codes."""
         if dense.unmoved(geometry):

@@ -232,6 +232,23 @@ class Segmentation(Task):
         valid = label["ids"][..., 0] != self.ignore
         return losses.masked_mean(label["probs"][..., 0].astype(jnp.float32) / 255.0, valid)[:, None]
 
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """The mean of the distributions per pixel; what a teacher does not list is spread evenly over the others."""
+        out: dict[str, list] = {"ids": [], "probs": []}
+        for parts in zip(*(zip(label["ids"], label["probs"], strict=True) for label in labels), strict=True):
+            total, count = np.zeros((*parts[0][0].shape[:2], len(self.classes)), np.float32), 0
+            for ids, codes_ in parts:
+                probs, labeled = codes_.astype(np.float32) / 255.0, ids[..., 0] != self.ignore
+                rest = np.maximum(0.0, 1.0 - probs.sum(-1))
+                total += spread(ids, probs, rest, len(self.classes)) * labeled[..., None]
+                count = count + labeled
+            best, found = _best(total / np.maximum(count, 1)[..., None].astype(np.float32), self.top_k)
+            out["ids"].append(np.where(count[..., None] > 0, best, self.ignore).astype(np.uint8))
+            out["probs"].append(np.where(count[..., None] > 0, found, 0).astype(np.uint8))
+        known = [np.asarray(label["known"]) for label in labels if "known" in label]
+        fused = {name: np.stack(maps) for name, maps in out.items()}
+        return fused | ({"known": np.logical_and.reduce(known)} if known else {})
+
     def original(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class; every pixel of the original takes the prediction that is nearest."""
         if dense.unmoved(geometry):

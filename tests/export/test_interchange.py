@@ -9,6 +9,7 @@ from PIL import Image
 
 from must.core.types import UserError
 from must.data.edited import EditedCoco
+from must.data.geometry import own_frame, transform_map
 from must.data.merge import Overlay
 from must.data.sources import source as data_source
 from must.export.labels import export_labels
@@ -379,15 +380,12 @@ def test_pycocotools_paints_the_masks_as_they_were(in_all_forms, form, capsys):
     assert len(again.anns) == len(read.anns)
     for image in read.imgs.values():
         ids = source.labels(source.ids.index(image["must_id"]))["masks"]["ids"][..., 0]
-        rows, columns = (
-            np.arange(n) * m // n for n, m in zip((image["height"], image["width"]), ids.shape, strict=True)
-        )
         painted = np.full((image["height"], image["width"]), 255)
         for entry in read.imgToAnns[image["id"]]:
             mask = read.annToMask(entry).astype(bool)
             assert mask.sum() == entry["area"] and (painted[mask] == 255).all()
             painted[mask] = entry["category_id"] - 1
-        np.testing.assert_array_equal(painted, ids[rows][:, columns])
+        np.testing.assert_array_equal(painted, transform_map(ids, own_frame(painted.shape), 255))
 
 
 def test_other_forms_are_refused_by_name(tmp_path):
