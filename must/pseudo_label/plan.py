@@ -93,7 +93,7 @@ def identity(
         for key, task in teacher.tasks.items():
             if key in tasks:
                 raise UserError(
-                    f"task {key}: labeled by {tasks[key]['teacher']} and by {teacher.name}; must.fuse makes them one teacher"
+                    f"task {key}: labeled by {tasks[key]['teacher']} and by {teacher.name}; must.fuse joins them"
                 )
             spec = task.label_spec()
             check_specs({key: spec})
