@@ -17,12 +17,13 @@ from must.core import devices, files
 from must.core.types import UserError
 from must.experiment import build, sections
 from must.experiment.compare import compare_workdirs, print_results
-from must.experiment.jobs import Job, run_jobs
+from must.experiment.jobs import Job, is_done, run_jobs
+from must.experiment.reading import without_broken
 from must.experiment.settings import Experiment
 from must.pseudo_label.plan import first_difference
 
 # Keys that change nothing that is trained or labeled: a finished workdir may be asked for them at any time.
-DISPLAY = ("title", "workers", "quality", "gallery", "files")
+DISPLAY = ("title", "workers", "max_rejects", "quality", "gallery", "files")
 
 
 class Member(NamedTuple):
@@ -106,7 +107,7 @@ def run(
       recipe: to run.
       config: plain mapping.
       workdir: absolute path.
-      stage: "all" or one of the recipe's.
+      stage: "all", "check", which only reads the annotated sets, or one of the recipe's.
       workdirs: with the stage "compare", finished workdirs whose results are compared in `workdir`; nothing is run.
 
     Raises:
@@ -128,7 +129,12 @@ def run(
             if not held.enter_context(files.lock(os.path.join(workdir, "lock"))):
                 raise UserError(f"{workdir}: another run is using this workdir")
             _claim(recipe, workdir, config)
-        jobs = [job for job in recipe.jobs(mine, workers) if stage in ("all", job.stage)]
+        jobs = _jobs(recipe, mine, workers, stage)
+        if stage == "check" or not all(is_done(workdir, job.name) for job in jobs):
+            mine = [one._replace(settings=without_broken(one.settings, workdir)) for one in mine]
+            jobs = _jobs(recipe, mine, workers, stage)
+        if stage == "check":
+            return
         if not jobs:
             raise UserError(
                 f"--stage={stage}: config.{stage}.enabled is False, so there is nothing to do; set it to True"
@@ -140,8 +146,12 @@ def run(
 
 def check_stage(recipe: Recipe, stage: str) -> None:
     """UserError for a stage that the recipe does not have."""
-    if stage != "all" and stage not in recipe.stages:
-        raise sections.one_of("--stage", stage, ("all", *recipe.stages))
+    if stage not in (known := ("all", "check", *recipe.stages)):
+        raise sections.one_of("--stage", stage, known)
+
+
+def _jobs(recipe: Recipe, mine: Members, workers: int, stage: str) -> list[Job]:
+    return [job for job in recipe.jobs(mine, workers) if stage in ("all", job.stage)]
 
 
 def _workers(asked: int) -> int:

@@ -185,5 +185,5 @@ def labels_from_external(
                 else task.from_external(predicted[key], size)
             )
         except LabelError as error:
-            raise LabelError(f"{key}.{error}", None if error.row is None else first + error.row) from None
+            raise type(error)(f"{key}.{error}", None if error.row is None else first + error.row) from None
     return labels

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from must.core.types import Label, LabelError
+from must.core.types import Label, LabelError, NotFinite
 from must.tasks import drawing
 
 _ROUNDING = 1e-4  # by which a score may exceed 1
@@ -41,10 +41,10 @@ def checked(found: Mapping[str, Any], count: int) -> Label:
             expected = "floats" if kinds == "f" else "integers"
             raise LabelError(f"{name} is {array.dtype} {array.shape}, not {expected} ({len(boxes)},)")
     boxes, scores = boxes.astype(np.float32), scores.astype(np.float32)
-    for wrong, what in (
-        (~np.isfinite(boxes).all(-1), "not finite"),
-        ((boxes[:, 2:] < boxes[:, :2]).any(-1), "reversed"),
-    ):
+    for name, field in (("boxes", boxes), ("scores", scores)):
+        if not np.isfinite(field).all():
+            raise NotFinite(f"{name} is not finite")
+    for wrong, what in (((boxes[:, 2:] < boxes[:, :2]).any(-1), "reversed"),):
         if wrong.any():
             raise LabelError(f"boxes holds {boxes[wrong][0].tolist()}, which is {what}")
     wrong = ~((scores >= 0) & (scores <= 1 + _ROUNDING))

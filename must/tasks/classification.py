@@ -10,7 +10,19 @@ import numpy as np
 
 from must.core import losses
 from must.core.labels import half
-from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, Source, UserError
+from must.core.types import (
+    Array,
+    ArraySpec,
+    Geometry,
+    Label,
+    LabelError,
+    Metric,
+    NotFinite,
+    PerExample,
+    Policy,
+    Source,
+    UserError,
+)
 from must.tasks import drawing, exchange
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, decide, states, tempered, uncertain
@@ -308,7 +320,7 @@ def distribution(predicted: Array, axes: tuple[str, ...], classes: int) -> np.nd
     if wrong.any():
         where = tuple(axis[0] for axis in np.nonzero(wrong))
         if not np.isfinite(total[where]):
-            raise LabelError("probs is not finite", int(where[0]))
+            raise NotFinite("probs is not finite", int(where[0]))
         sums = f"least {least[where]:.4g}, sum {total[where]:.4g}"
         raise LabelError(f"probs are no probabilities: {sums}", int(where[0]))
     return probs

@@ -301,7 +301,7 @@ class Detection(Task):
             try:
                 fields = box_lists.checked(found, len(self.classes))
             except LabelError as error:
-                raise LabelError(str(error), row) from None
+                raise type(error)(str(error), row) from None
             rows.append(box_lists.best(fields, size, self.score_floor, self.max_detections))
         return self._stacked(rows)
 

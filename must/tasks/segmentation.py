@@ -9,7 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import losses
-from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, Source, UserError
+from must.core.types import (
+    Array,
+    ArraySpec,
+    Geometry,
+    Label,
+    LabelError,
+    Metric,
+    NotFinite,
+    PerExample,
+    Policy,
+    Source,
+    UserError,
+)
 from must.data.geometry import restore_map, transform_map
 from must.tasks import dense, drawing, exchange, mask_files
 from must.tasks.base import Task
@@ -216,6 +228,8 @@ class Segmentation(Task):
         wrong = labeled & ~((confidence >= 0) & (confidence <= 1))
         if wrong.any():
             row = int(np.nonzero(wrong)[0][0])
+            if not np.isfinite(confidence[row]).all():
+                raise NotFinite("probs is not finite", row)
             raise LabelError(f"probs holds a confidence of {confidence[wrong][0]:.4g}", row)
         coded = codes(np.where(labeled, confidence, 0.0))
         out = {}
