@@ -310,9 +310,7 @@ def test_pictures_of_which_a_teacher_says_nan_are_left_out_up_to_the_bound(tmp_p
         label[name][(slice(2, 4), *np.atleast_1d(index))] = value
 
     teacher = toy_teacher(edit=edit)
-    says = (
-        f"images cannot be used.* allows 1; toy/é 00[23]: teacher toy teacher: toy.{name} is not finite; max_rejects"
-    )
+    says = f"images cannot be used.* allows 1; toy/é 00[23]: teacher toy teacher: toy.{name} is not finite; max_rejects"
     with pytest.raises(UserError, match=says):
         label_toy(tmp_path / "1.0.0", teacher=teacher, max_rejects=0.03, batch_size=8)
     assert not list((tmp_path / "1.0.0").glob("*array_record*"))
