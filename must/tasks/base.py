@@ -39,6 +39,8 @@ class Task:
     ] = ()  # fields that a label in network form may lack: all classes known, all certain
     whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
+    can_be_empty: ClassVar[bool] = False  # its truth may be that nothing is there
+
     def head(self) -> Any:
         """A flax module: `Features` -> outputs (any pytree with leading axis B)."""
         raise NotImplementedError

@@ -111,6 +111,7 @@ class Detection(Task):
     )
     terms: ClassVar[tuple[str, ...]] = ("score", "class", "box")
     pdf_terms: ClassVar[tuple[str, ...]] = ("pdf_class", "pdf_box")
+    can_be_empty: ClassVar[bool] = True
 
     def __post_init__(self):
         for name in ("classes", "strides"):
