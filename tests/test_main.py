@@ -136,7 +136,7 @@ MISTAKES = [
     (["--config.workers=-1"], "config.workers=-1"),
     (["--config.image.size=(0,0)"], "config.image.size[0]=0"),
     (["--config.image.size=(64,)"], "config.image.size=[64]"),
-    (["--stage=gallery"], "config.gallery.enabled is False"),
+    (["--stage=gallery"], "label/0, which is not done: run its stage first"),
     (["--workdirs=a,b"], "--workdirs: compares finished workdirs"),
     (["--workdir="], "--workdir=DIR is required"),
     (["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: expected a folder"),
@@ -215,6 +215,8 @@ def test_dry_run_writes_nothing(tmp_path):
     result = _run(tmp_path / "run", "--dry_run")
     assert not (tmp_path / "run").exists()
     assert re.search(r"student all tasks .* M parameters", result.stdout) and "bytes of a record" in result.stdout
+    assert re.search(r"images to label: pool \d+.* in all, by", result.stdout)
+    assert re.search(r"in all \d.* h a seed", result.stdout)
 
 
 def test_two_real_processes_train_like_one(tmp_path):

@@ -67,6 +67,12 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def write_plain(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file in place, for the many small files of a directory that another file marks as complete."""
+    with open(path, "wb") as file:
+        file.write(content)
+
+
 @contextlib.contextmanager
 def whole_directory(path: str | os.PathLike, *, replace: bool = False) -> Iterator[str]:
     """Yields the name of a new directory, which becomes `path` when the block ends without an exception.

@@ -43,6 +43,10 @@ class LabelError(ValueError):
         self.row = row
 
 
+class NotFinite(LabelError):
+    """A label of one image with NaN or infinity in it; a label pass leaves that image out."""
+
+
 class ArraySpec(NamedTuple):
     """One field of a label as stored in a record.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from must.core import memory
 from must.core.types import Example, Label, Source, UserError
 
 
@@ -30,6 +31,10 @@ class Routed:
 
     def encoded(self, index: int) -> bytes | None:
         return encoded_of(*self._route(index))
+
+    def route(self, index: int) -> tuple[Source, int]:
+        """The source that an example comes from, and its index there."""
+        return self._route(index)
 
     def _route(self, index: int) -> tuple[Source, int]:
         raise NotImplementedError
@@ -151,15 +156,19 @@ class Cached(Routed):
 
     Args:
       source: to cache.
-      limit_mib: memory for images and labels, MiB.
+      limit_mib: memory for images and labels, MiB; in any case, all caches together keep to `memory.budget`.
     """
 
-    def __init__(self, source: Source, *, limit_mib: float = 1024):
+    def __init__(self, source: Source, *, limit_mib: float = math.inf):
         self._source = source
-        self._room = int(limit_mib * 2**20)
+        self._limit = limit_mib * 2**20
+        self.name, self.ids, self.classes = source.name, source.ids, source.classes
+        self._empty()
+
+    def _empty(self) -> None:
         self._cache: dict[int, Example] = {}
         self._lock = threading.Lock()
-        self.name, self.ids, self.classes = source.name, source.ids, source.classes
+        self._share = memory.Share(self._limit)
 
     @property
     def fingerprint(self) -> str:
@@ -171,17 +180,15 @@ class Cached(Routed):
         if example is None:
             example = self._source[index]
             if not isinstance(example.image, np.ndarray):
-                if math.prod(example.image.shape) > self._room:
+                if math.prod(example.image.shape) > self._share.free():
                     return example
                 example = example._replace(image=example.image[np.arange(example.image.shape[0])])
             arrays = _arrays(example)
-            size = sum(array.nbytes for array in arrays)
             with self._lock:
-                if index not in self._cache and size <= self._room:
+                if index not in self._cache and self._share.take(sum(array.nbytes for array in arrays)):
                     for array in arrays:
                         array.setflags(write=False)
                     self._cache[index] = example
-                    self._room -= size
         return example
 
     def labels(self, index: int) -> dict[str, Label]:
@@ -189,11 +196,11 @@ class Cached(Routed):
         return super().labels(index) if cached is None else dict(cached.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        cached = sum(array.nbytes for example in self._cache.values() for array in _arrays(example))
-        return {**self.__dict__, "_cache": {}, "_room": self._room + cached, "_lock": None}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_cache", "_lock", "_share")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state)
+        self._empty()
 
     def _route(self, index: int) -> tuple[Source, int]:
         return self._source, index

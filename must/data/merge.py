@@ -37,7 +37,10 @@ class Concat(Routed):
         self.ids = list(itertools.chain.from_iterable(source.ids for source in self._sources))
         repeated = first_repeated(self.ids)
         if repeated is not None:
-            raise UserError(f"{name}: id {repeated!r} occurs twice; give the sources different names")
+            raise UserError(
+                f"{name}: id {repeated!r} occurs twice; sources of other pictures need other names (name=...), "
+                "labels of the same pictures belong into one source of kind 'join'"
+            )
         self.fingerprint = hash_of("concat", *(source.fingerprint for source in self._sources))
         self._starts = list(itertools.accumulate((len(source) for source in self._sources), initial=0))
 

@@ -1,13 +1,14 @@
 """Splits of a data set by id, stored as list files with one id per line, and hidden annotations."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from must.core import files
 from must.core.types import Example, Label, Source, UserError
 from must.data.combine import Routed, as_list, hash_of
-from must.readers.files import first_repeated
+from must.readers.files import first_repeated, read_lines
 
 
 def part(ids: Sequence[str], share: float | int, seed: int) -> tuple[list[str], list[str]]:
@@ -89,13 +90,7 @@ def write_list(path: str, ids: Sequence[str]) -> None:
 
 def read_list(path: str) -> list[str]:
     """The ids of a list file; UserError for a missing or empty file or a repeated id."""
-    try:
-        with open(path) as file:
-            ids = [line.strip() for line in file if line.strip()]
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    if not ids:
-        raise UserError(f"{path}: no ids")
+    ids = read_lines(Path(path))
     repeated = first_repeated(ids)
     if repeated is not None:
         raise UserError(f"{path}: {repeated} is listed twice")
@@ -129,22 +124,46 @@ class Listed(Routed):
 
 
 class Without(Routed):
-    """The examples of a source that are not in any of the other sources, compared by the last part of their ids.
+    """The examples of a source that are not in any of the other sources.
+
+    Examples are the same if the last parts of their ids are, as long as no source has two with the same last part;
+    otherwise ("cat/1", "dog/1") if their ids without the source's name are, or the shorter one ends the longer one.
 
     Args:
       source: to filter.
       others: {name: source} or a sequence of sources, for example the validation split of the same pictures.
+      ids: of further examples to leave out.
     """
 
-    def __init__(self, source: Source, others: Sequence[Source] | Mapping[str, Source]):
-        excluded = {id.rpartition("/")[2] for other in as_list(others) for id in other.ids}
-        self._indices = [i for i, id in enumerate(source.ids) if id.rpartition("/")[2] not in excluded]
+    def __init__(
+        self, source: Source, others: Sequence[Source] | Mapping[str, Source] = (), *, ids: Sequence[str] = ()
+    ):
+        known, listed = set(source.ids), set(ids)
+        if foreign := next((id for id in ids if id not in known), None):
+            raise UserError(f"without: {foreign} is not in {source.name}")
+        keys = [_parts(source)] + [_parts(other) for other in (as_list(others) if others or not ids else ())]
+        if all(len({parts[-1] for parts in its}) == len(its) for its in keys):
+            keys = [[parts[-1:] for parts in its] for its in keys]
+        others_keys = {parts for its in keys[1:] for parts in its}
+        their_ends = {parts[at:] for parts in others_keys for at in range(len(parts))}
+        self._indices = [
+            i
+            for i, mine in enumerate(keys[0])
+            if mine not in their_ends
+            and not any(mine[at:] in others_keys for at in range(1, len(mine)))
+            and source.ids[i] not in listed
+        ]
         self._source, self.name, self.classes = source, source.name, source.classes
         self.ids = [source.ids[i] for i in self._indices]
         self.fingerprint = hash_of("without", source.fingerprint, *self.ids)
 
     def _route(self, index: int) -> tuple[Source, int]:
         return self._source, self._indices[index]
+
+
+def _parts(source: Source) -> list[tuple[str, ...]]:
+    """The parts of every id after the source's name."""
+    return [tuple(id.split("/")[1:] or [id]) for id in source.ids]
 
 
 class Annotated(Routed):

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from must.core import devices, files, notices
+from must.core import devices, files, memory, notices
 from must.core.types import UserError
 from must.experiment.progress import Display
 
@@ -150,6 +150,7 @@ class _SideBySide:
         can_pin = hasattr(os, "sched_getaffinity")
         self._cores = sorted(os.sched_getaffinity(0)) if can_pin else list(range(os.cpu_count() or 1))
         self._given: dict[str, list[int]] = {}
+        self._memory = memory.divide(workers + 1)
 
     def run(self) -> None:
         try:
@@ -177,7 +178,7 @@ class _SideBySide:
             slot = next(k for k in range(self._workers) if k not in used)
             share = self._cores if job.alone else self._cores[slot :: self._workers] or self._cores
             process = self._context.Process(
-                target=_child, args=(self._workdir, job, share, self._messages), daemon=True
+                target=_child, args=(self._workdir, job, share, self._memory, self._messages), daemon=True
             )
             process.start()
             self._waiting.remove(job)
@@ -222,9 +223,10 @@ def _failure(name: str, code: int, error: tuple[str, str] | None) -> Exception:
     return RuntimeError(f"{name}: {reason}")
 
 
-def _child(workdir: str, job: Job, cores: list[int], messages) -> None:
+def _child(workdir: str, job: Job, cores: list[int], pictures: int, messages) -> None:
     _die_with_parent()
     notices.silence()
+    memory.restrict(pictures)
     devices.start_pinned(cores)
     last = [0.0]
 

@@ -16,16 +16,14 @@ from must.core import devices
 from must.core.types import Label, Policy, Source, Teacher, UserError
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import Encoder, eval_batches
-from must.experiment import build, networks
+from must.experiment import acceptance, build, networks
 from must.experiment.external import external_teachers
 from must.experiment.settings import LabelPolicy, Must, SingleStudent
 from must.pseudo_label import policy as policies
-from must.pseudo_label.calibrate import gather
 from must.pseudo_label.policy import read_policies, save_policies
 from must.pseudo_label.write import add_labels, label_images
 from must.readers.records import Records
 from must.tasks.base import Task
-from must.tasks.label_states import states
 
 POOL, HELD_OUT, EVALUATION = "pool", "held_out", "measured"
 POLICIES = "policy.json"  # of the configuration; a run with policies of its own has "policy-<run>.json"
@@ -62,14 +60,19 @@ def label(settings: Must, seed: int, index: int, count: int, by: str = "", *, di
     return {}
 
 
+def label_evaluation(settings: Must, top: str, report) -> None:
+    """Labels the evaluation images of a seed, whose truth measures the quality of the labels."""
+    images = {EVALUATION: build.together(build.splits(settings, settings.eval_splits[0]))}
+    one = label_pass(settings)._replace(images=images)
+    run_pass(one, teachers_of(settings, top, one), top, (0, 1), report)
+
+
 def label_pass(settings: Must, by: str = "") -> LabelPass:
-    """What is labeled in a seed of MuST."""
+    """What is labeled in a seed of MuST for its students to learn from, and to choose policies by."""
     tasks = build.tasks_of(settings)
     images = {POOL: build.all_images(settings)}
     if uses_validation(settings):
         images[HELD_OUT] = build.together(build.splits(settings, "validation"))
-    if settings.quality.enabled and not by:
-        images[EVALUATION] = build.together(build.splits(settings, settings.eval_splits[0]))
     section = settings.label
     options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
     return LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, by)
@@ -133,7 +136,10 @@ def choose_policies(settings: Must, seed: int, by: str = "", *, directory: str, 
         run = build.student(settings, arm)
         if run.labels_from == by and run.policies:
             save(os.path.join(directory, policy_file(arm)), choose(build.policies(settings, run)), tasks)
-    return {}
+    held_out = Records(records_directory(top, HELD_OUT, by), verify=False) if uses_validation(settings) else None
+    policies = {name: policy for name, (policy, _) in choose(build.policies(settings)).items()}
+    pool = Records(records_directory(top, POOL, by), tasks=list(tasks), verify=False)
+    return acceptance.measure(tasks, policies, plain, pool, truth, held_out)
 
 
 def fitted(task: Task, name: str, section: LabelPolicy, pairs: Iterator[tuple[Label, Label]]) -> tuple[Policy, dict]:
@@ -210,37 +216,6 @@ def save(path: str, chosen: Mapping[str, tuple[Policy, dict]], tasks: Mapping[st
     """Writes policies with the facts behind them."""
     if devices.is_writer():
         save_policies(path, {name: (policy, facts, tasks[name]) for name, (policy, facts) in chosen.items()})
-
-
-def state_counts(
-    directory: str, tasks: Mapping[str, Task], encoder: Encoder, most: int = 512
-) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """What the policies make of a seed's records: {task: {class: (positive, ignored, negative)}}.
-
-    Args:
-      directory: of the seed.
-      tasks: whose labels are counted.
-      encoder: of whole pictures.
-      most: records that are counted.
-    """
-    chosen = read(os.path.join(directory, policy_job(), POLICIES), tasks)
-    records = Records(records_directory(directory), tasks=list(tasks), verify=False)
-    counts = {}
-    for name, policy in chosen.items():
-        one = encoder._replace(tasks={name: tasks[name]})
-        rows = (one(records[i], i, np.random.default_rng(0)) for i in range(min(most, len(records))))
-        labels = (row.labels[name] for row in rows if row.weights[name])
-        # Compared with itself, a label is what it claims to be.
-        claims = gather(tasks[name], ((one, one) for one in labels), temperature=float(policy.temperature))
-        if claims is None or not len(claims.score):
-            continue
-        state = states(policy, claims.score, claims.ids if claims.classes else None)
-        column = np.where(state.positive, 0, np.where(state.negative, 2, 1))
-        names = claims.classes or (policies.EVERY,)
-        tally = np.zeros((len(names), 3), int)
-        np.add.at(tally, (claims.ids, column), 1)
-        counts[name] = {c: tuple(int(v) for v in row) for c, row in zip(names, tally, strict=True)}
-    return counts
 
 
 def label_job(by: str = "") -> str:

@@ -17,7 +17,7 @@ from must.data.geometry import whole_image
 from must.data.pipeline import epoch_steps
 from must.experiment import build, sections
 from must.experiment.external import external_teachers
-from must.experiment.labeling import POOL
+from must.experiment.labeling import EVALUATION, POOL, label_pass
 from must.experiment.settings import Must, Run, SingleStudent
 from must.experiment.training import objective
 from must.pseudo_label.plan import describe, estimate, make_plan
@@ -83,7 +83,9 @@ def describe_data(members, images: Callable[[Any], Source], purpose: str) -> Non
     for name, task in tasks.items():
         classes = tuple(getattr(task, "classes", ()))
         shown = f"{len(classes)} classes: {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}"
-        print(f"  {name:16} " + (shown if classes else "no classes"))
+        print(f"  {name:16} " + (shown if classes else "no classes") + f"; truth of {settings.train_sets[name]}")
+    for name, section in getattr(settings, "oracle_truth", {}).items():
+        print(f"  {name:16} true labels of {len(build.source(section)):,} images, for pages alone: {section['kind']}")
     for source in build.annotated_sets(settings):
         if getattr(source, "class_map", None):
             print(as_table(source.class_map))
@@ -118,6 +120,7 @@ def describe_runs(
     print(f"\nruns{of} (hours at {rate / 1e12:.2f} TFLOP/s, a plain matrix product here)")
     width = max(28, *(len(name) + 1 + len(names[0] if len(names) == 1 else "all tasks") for name, _, names in runs))
     known: dict[str, tuple[int, int, float]] = {}
+    total = 0.0
     for name, run, names in runs:
         steps = run.steps
         if run.epochs:
@@ -129,19 +132,28 @@ def describe_runs(
             known[alike] = _cost(settings, run, names, network or _plain_network)
         parameters, memory, flops = known[alike]
         groups = batches(run, names)
+        hours = steps * flops * groups / rate / 3600
+        total += hours
         print(
             f"  {name + ' ' + (names[0] if len(names) == 1 else 'all tasks'):{width}} "
             f"{parameters / 1e6:7.2f} M parameters, "
             f"{steps:,} steps of {run.batch_size * groups:,}, {memory / 2**30:6.2f} GiB state, "
-            f"{steps * flops * groups / rate / 3600:9.3f} h",
+            f"{hours:9.3f} h",
             flush=True,  # tracing the next step takes a while
         )
+    every = f"; {len(members)} of them {total * len(members):.3f} h" if len(members) > 1 else ""
+    print(f"  in all {total:.3f} h a seed{every}")
 
 
 def describe_labels(members) -> None:
     """Prints what the label pass costs: measured on one batch, or bytes alone when data is declared only."""
     settings = members[-1].settings
     declared = _declared(settings)
+    passes = {name: len(source) for name, source in label_pass(settings).images.items()}
+    if settings.quality.enabled:
+        passes[EVALUATION] = len(build.together(build.splits(settings, settings.eval_splits[0])))
+    print("\nimages to label: " + ", ".join(f"{name} {count:,}" for name, count in passes.items()), end="")
+    print(f"; {sum(passes.values()):,} in all, by {len(settings.tasks)} teachers")
     if not declared:
         print("\n" + label_plan(settings, build.all_images(settings), fresh_teachers(settings)))
         return

@@ -15,14 +15,16 @@ import jax
 
 from must.core import devices, files
 from must.core.types import UserError
-from must.experiment import build, sections
+from must.experiment import acceptance, build, sections
 from must.experiment.compare import compare_workdirs, print_results
-from must.experiment.jobs import Job, run_jobs
+from must.experiment.jobs import Job, is_done, run_jobs
+from must.experiment.reading import FILE, without_broken
 from must.experiment.settings import Experiment
+from must.experiment.show import STAGES
 from must.pseudo_label.plan import first_difference
 
 # Keys that change nothing that is trained or labeled: a finished workdir may be asked for them at any time.
-DISPLAY = ("title", "workers", "quality", "gallery", "files")
+DISPLAY = ("title", "workers", "max_rejects", "quality", "gallery", "files")
 
 
 class Member(NamedTuple):
@@ -106,7 +108,7 @@ def run(
       recipe: to run.
       config: plain mapping.
       workdir: absolute path.
-      stage: "all" or one of the recipe's.
+      stage: "all", "check", which only reads the annotated sets, or one of the recipe's.
       workdirs: with the stage "compare", finished workdirs whose results are compared in `workdir`; nothing is run.
 
     Raises:
@@ -119,6 +121,7 @@ def run(
         compare_workdirs(workdirs, workdir)
         print_results(workdir)
         return
+    config = _asked(config, stage)
     mine = members(recipe, config)
     recipe.check(mine)  # what is wrong with the configuration shows before it owns a workdir
     workers = _workers(mine[0].settings.workers)
@@ -128,20 +131,39 @@ def run(
             if not held.enter_context(files.lock(os.path.join(workdir, "lock"))):
                 raise UserError(f"{workdir}: another run is using this workdir")
             _claim(recipe, workdir, config)
-        jobs = [job for job in recipe.jobs(mine, workers) if stage in ("all", job.stage)]
+        jobs = _jobs(recipe, mine, workers, stage)
+        if stage == "check" or not all(is_done(workdir, job.name) for job in jobs):
+            mine = [one._replace(settings=without_broken(one.settings, workdir)) for one in mine]
+            jobs = _jobs(recipe, mine, workers, stage)
+        if stage == "check":
+            print(f"all examples of the annotated sets can be read, but those in {os.path.join(workdir, FILE)}")
+            return
         if not jobs:
-            raise UserError(
-                f"--stage={stage}: config.{stage}.enabled is False, so there is nothing to do; set it to True"
-            )
+            raise UserError(f"--stage={stage}: there is nothing to do with this configuration")
         run_jobs(workdir, jobs, workers=workers)
-    if devices.is_writer() and stage in ("all", "compare", "report"):
-        print_results(workdir)
+    if devices.is_writer():
+        policy_jobs = [job.name for job in jobs if job.name.rpartition("/")[2] == "policy"]
+        if labels := acceptance.text(workdir, policy_jobs):
+            print(labels)
+        if stage in ("all", "compare", "report"):
+            print_results(workdir)
+
+
+def _asked(config: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """The configuration with the pages or files of a stage enabled when that stage is asked for by name."""
+    if stage not in STAGES or stage not in config:
+        return config
+    return {**config, stage: {**(config[stage] or {}), "enabled": True}}
 
 
 def check_stage(recipe: Recipe, stage: str) -> None:
     """UserError for a stage that the recipe does not have."""
-    if stage != "all" and stage not in recipe.stages:
-        raise sections.one_of("--stage", stage, ("all", *recipe.stages))
+    if stage not in (known := ("all", "check", *recipe.stages)):
+        raise sections.one_of("--stage", stage, known)
+
+
+def _jobs(recipe: Recipe, mine: Members, workers: int, stage: str) -> list[Job]:
+    return [job for job in recipe.jobs(mine, workers) if stage in ("all", job.stage)]
 
 
 def _workers(asked: int) -> int:

@@ -511,6 +511,8 @@ class Experiment:
       seeds: one repetition of everything each.
       root: replaces "{root}" in paths.
       workers: processes side by side; 0 takes two on a CPU with two cores or more, one elsewhere.
+      max_rejects: share of the examples of an annotated set that may be unreadable; they are listed and left out. Sets
+        are read before anything is learned; a negative number skips that.
       image: the frame that networks see.
       tasks: {task: {"kind", hyper-parameters}}.
     """
@@ -522,6 +524,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     root: str = ""
     workers: int = 0
+    max_rejects: float = 0.0
 
     def __post_init__(self):
         if not self.seeds:
@@ -546,7 +549,8 @@ class SingleStudent(Experiment):
       teacher: how teachers train.
       student: how the student trains.
       policies: {task: which of its pseudo labels count}.
-      external_teachers: {task: {"make": "package.module:function", ...} or {"run": directory}}, in place of training.
+      external_teachers: {task: {"make": "package.module:function", ...}, {"run": directory} or {"fuse": [of these,
+        ...]}}, in place of training.
     """
 
     sets: Mapping[str, Any] = field(default_factory=dict)

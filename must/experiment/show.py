@@ -1,7 +1,7 @@
 """Jobs that show pseudo labels: their quality where the truth is known, a gallery, files for other tools."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from must.experiment.jobs import Job
 from must.export.labels import export_labels
 from must.export.tfrecord import write_tfrecord
 from must.pseudo_label.policy import read_facts
-from must.readers.records import Records
+from must.readers.records import COMMITTED, Records
 from must.report.gallery import write_gallery
 from must.report.pictures import contact_sheet
 from must.report.quality import write_quality
@@ -33,6 +33,7 @@ class Labels(NamedTuple):
       encoder: of the frame in which labels are drawn and compared.
       truth: {task: the truth of the evaluation images}.
       oracle_truth: {task: the truth of the labeled images}.
+      label_evaluation: (directory of the seed, report) -> None, has the evaluation images labeled.
       records: directory of the records; by default the seed's own.
     """
 
@@ -41,6 +42,7 @@ class Labels(NamedTuple):
     encoder: Encoder
     truth: Mapping[str, Source]
     oracle_truth: Mapping[str, Source]
+    label_evaluation: Callable[[str, Any], None]
     records: str = ""
 
 
@@ -72,6 +74,8 @@ def quality(settings: Any, labels, *, directory: str, report) -> dict:
     shown, top, section = labels(settings), labeling.seed_directory(directory, "quality"), settings.quality
     path = os.path.join(top, labeling.policy_job(), labeling.POLICIES)
     policies = labeling.read(path, shown.tasks)
+    if not os.path.exists(os.path.join(labeling.records_directory(top, labeling.EVALUATION), COMMITTED)):
+        shown.label_evaluation(top, report)
     found, pictures = {}, {}
     for number, (name, truth) in enumerate(shown.truth.items()):
         at = labeling.records_directory(top, labeling.EVALUATION)

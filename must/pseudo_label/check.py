@@ -61,6 +61,44 @@ def check_batch(
     return problem and (rows[problem[0]], problem[1])
 
 
+def inside(label: Label, size: tuple[int, int], bounds: str) -> tuple[Label, int]:
+    """A batch of boxes in network form, clipped to the teacher's input; those wholly outside are left out.
+
+    Args:
+      label: other labels pass as they are.
+      size: (height, width) of the input, pixels.
+      bounds: "clip", or "refuse" boxes that leave it by more than a pixel.
+
+    Returns:
+      The label, and how many boxes left the input by more than a pixel.
+
+    Raises:
+      LabelError: one that is to be refused.
+    """
+    if not {"boxes", "valid"} <= set(label):
+        return label, 0
+    boxes, valid = np.asarray(label["boxes"]), np.asarray(label["valid"])
+    limit = np.array([size[1], size[0]] * 2, boxes.dtype)
+    beyond = valid & ((boxes < -_OVERHANG) | (boxes > limit + _OVERHANG)).any(-1)
+    if beyond.any() and bounds == "refuse":
+        row, slot = _first(beyond)
+        what = f"which is outside {size[1]} x {size[0]} pixels; bounds='clip' clips such boxes"
+        raise LabelError(f"boxes holds {boxes[row, slot].tolist()}, {what}", row)
+    clipped = np.clip(boxes, 0, limit)
+    lost = beyond & (boxes[..., 2:] > boxes[..., :2]).all(-1) & ~(clipped[..., 2:] > clipped[..., :2]).all(-1)
+    return {**label, "boxes": clipped, "valid": valid & ~lost}, int(beyond.sum())
+
+
+def not_finite(label: Mapping[str, np.ndarray], rows: Sequence[int]) -> dict[int, str]:
+    """{row: "<field> is not finite"} of those `rows` of a batch for which a teacher says NaN or infinity."""
+    found: dict[int, str] = {}
+    for name, field in label.items():
+        if field.ndim and field.dtype.kind == "f" and len(field) > max(rows):
+            wrong = _filled(~np.isfinite(field), label.get("valid")).reshape(len(field), -1).any(-1)
+            found |= {row: f"{name} is not finite" for row in rows if wrong[row]}
+    return found
+
+
 def check_record(label: Label, spec: Mapping[str, ArraySpec], task: Any) -> str:
     """One label in record form: exact shapes and types, class ids below `len(task.classes)`, scores in 0..1.
 
@@ -107,10 +145,7 @@ def _problems(label: Mapping[str, np.ndarray], task: Any, size: tuple[int, int])
     classes, slots = len(getattr(task, "classes", ())), label.get("valid")
 
     def filled(wrong: np.ndarray) -> np.ndarray:
-        """Without what stands in empty slots."""
-        if slots is None or wrong.shape[1 : slots.ndim] != slots.shape[1:]:
-            return wrong
-        return wrong & slots.reshape(*slots.shape, *[1] * (wrong.ndim - slots.ndim))
+        return _filled(wrong, slots)
 
     for name, field in label.items():
         # A finite sum has finite terms, and costs a fifth of asking each.
@@ -135,6 +170,13 @@ def _problems(label: Mapping[str, np.ndarray], task: Any, size: tuple[int, int])
                 yield at[0], f"{name} holds class id {field[at]} with {classes} classes"
         elif name == "boxes":
             yield from _wrong_boxes(name, field, size, filled)
+
+
+def _filled(wrong: np.ndarray, slots: np.ndarray | None) -> np.ndarray:
+    """Without what stands in empty slots."""
+    if slots is None or wrong.shape[: slots.ndim] != slots.shape:
+        return wrong
+    return wrong & slots.reshape(*slots.shape, *[1] * (wrong.ndim - slots.ndim))
 
 
 def _unnormalized(probs: np.ndarray, classes: int) -> np.ndarray:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from must.core.labels import of_teacher
-from must.core.types import Geometry, Label, LabelError, Source, Teacher, UserError
+from must.core.types import Geometry, Label, LabelError, NotFinite, Source, Teacher, UserError
+from must.data.combine import encoded_of
 from must.data.geometry import transform_image, whole_image
-from must.pseudo_label.check import check_batch, check_record, check_said
+from must.pseudo_label.check import check_batch, check_record, check_said, not_finite
 from must.readers.record_format import encode_png, encode_record, is_plain
 
 Key = TypeVar("Key")
@@ -30,7 +31,7 @@ class Row(NamedTuple):
 
     Attributes:
       id: of the example.
-      record: serialized, or None when the image could not be read.
+      record: serialized, or None when the image could not be read or labeled.
       reason: why not.
     """
 
@@ -109,7 +110,7 @@ class Labeller:
             if decoding:
                 key, indices, futures = decoding.popleft()
                 pictures, ids = _gather(futures), [self._source.ids[index] for index in indices]
-                labeling.append((key, ids, pictures, self._dispatch(ids, pictures)))
+                labeling.append((key, ids, pictures, self._dispatch(ids, pictures)))  # which may reject pictures
             # The device has its next batch before the host takes up the one that is done.
             if labeling and (len(labeling) > 1 or not decoding):
                 key, ids, pictures, predicted = labeling.popleft()
@@ -130,7 +131,7 @@ class Labeller:
     def _decode(self, index: int) -> _Picture:
         try:
             image = self._source[index].image
-            stored = self._source.encoded(index) if self._copy_images and hasattr(self._source, "encoded") else None
+            stored = encoded_of(self._source, index) if self._copy_images else None
         except UserError as error:
             return _Picture(reason=str(error))
         if len(image.shape) != 3 or image.dtype != np.uint8 or image.shape[2] != 3:
@@ -145,8 +146,11 @@ class Labeller:
     def _place(self, shape: tuple[int, int], size: tuple[int, int]) -> Geometry:
         return whole_image(shape, size, keep_aspect=self._keep_aspect)
 
-    def _dispatch(self, ids: list[str], pictures: Sequence[_Picture]) -> list[Mapping[str, Label]]:
-        """The predictions of every teacher, not yet waited for; nothing where there is no picture."""
+    def _dispatch(self, ids: list[str], pictures: list[_Picture]) -> list[Mapping[str, Label]]:
+        """The predictions of every teacher, not yet waited for; nothing where there is no picture.
+
+        A picture of which a teacher says NaN before it has an answer is rejected, and the others are asked of again.
+        """
         example = next((picture.views for picture in pictures if not picture.reason), None)
         if example is None:
             return []
@@ -159,23 +163,32 @@ class Labeller:
         predicted = []
         for teacher in self._teachers:
             with _blame(teacher, ids):
-                predicted.append(_asked(teacher, inputs[tuple(teacher.size)]))
+                try:
+                    predicted.append(_asked(teacher, inputs[tuple(teacher.size)]))
+                except NotFinite as error:
+                    if error.row not in _good(pictures):
+                        raise
+                    pictures[error.row] = _Picture(reason=f"teacher {teacher.name}: {error}")
+                    return self._dispatch(ids, pictures)
         return predicted
 
     def _fetch(
         self, predicted: list[Mapping[str, Label]], ids: list[str], pictures: list[_Picture]
     ) -> list[dict[str, Label]]:
-        """The labels on the host, checked."""
-        rows = [row for row, picture in enumerate(pictures) if not picture.reason]
+        """The labels on the host, checked; pictures of which a teacher says NaN are rejected."""
         fetched = []
         for teacher, labels in zip(self._teachers, predicted, strict=False):
             fetched.append({})
             for key, task in teacher.tasks.items():
                 with _blame(teacher, ids):  # an error on the device surfaces when its results are read
                     label = {name: np.asarray(field) for name, field in labels[key].items()}
-                    if problem := check_batch(label, task, tuple(teacher.size), self._batch_size, rows):
+                    while problem := check_batch(label, task, tuple(teacher.size), self._batch_size, _good(pictures)):
                         row, what = problem
-                        raise LabelError(f"{key}.{what}", row)
+                        wrong = not_finite(label, _good(pictures))
+                        if row not in wrong:
+                            raise LabelError(f"{key}.{what}", row)
+                        for row, what in wrong.items():
+                            pictures[row] = _Picture(reason=f"teacher {teacher.name}: {key}.{what}")
                 fetched[-1][key] = of_teacher(label)
         return fetched
 
@@ -200,6 +213,11 @@ class Labeller:
             return Row(ids[row], encode_record(ids[row], picture.data, labels, self.specs))
 
         return encode
+
+
+def _good(pictures: Sequence[_Picture]) -> list[int]:
+    """Rows that hold a picture to be labeled."""
+    return [row for row, picture in enumerate(pictures) if not picture.reason]
 
 
 def _asked(teacher: Teacher, images: np.ndarray) -> Mapping[str, Label]:

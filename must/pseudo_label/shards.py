@@ -22,7 +22,7 @@ class ShardFile:
     Attributes:
       path: of the temporary file.
       ids: of the records written so far.
-      rejects: [{"id", "reason"}] of the images that could not be read.
+      rejects: [{"id", "reason"}] of the images that could not be read or labeled.
     """
 
     def __init__(self, folder: str, shard: int):

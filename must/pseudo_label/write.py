@@ -8,7 +8,6 @@ know of each other stands in `unfinished/` beside the shards. No time, host or p
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from must.core import files
 from must.core.types import Source, Teacher, UserError
+from must.data.rejects import Reject, bound, refuse_beyond
 from must.pseudo_label.infer import Labeller
 from must.pseudo_label.plan import Plan, code_version, first_difference, identity, make_plan
 from must.pseudo_label.shards import ShardFile, move, write_json, write_metadata, write_text
@@ -44,7 +44,7 @@ class Summary(NamedTuple):
     Attributes:
       directory: where.
       records: number of records.
-      rejects: number of images that could not be read.
+      rejects: number of images that could not be read or labeled.
       bytes: of all shards.
     """
 
@@ -88,19 +88,19 @@ def label_images(
       keep_aspect: pad the images to the teachers' input size instead of stretching them.
       provenance: further facts that the labels depend on, for provenance.json.
       worker: (index, count); starts with the shards index, index + count, ..., then takes what others left.
-      max_rejects: fraction of the images that may be unreadable, rounded down: not one of fewer than 1,000 by default.
+      max_rejects: fraction of the images that may be left out, since they cannot be read or a teacher says NaN of
+        them, rounded down: not one of fewer than 1,000 by default.
       progress: called with (done, total) images, as far as this worker knows.
 
     Raises:
       UserError: the directory belongs to other teachers, another source or another plan; too many images cannot be
-        read (rejects.jsonl lists them); or a teacher's labels cannot be right.
+        read or labeled (rejects.jsonl lists them); or a teacher's labels cannot be right.
     """
     directory = os.path.abspath(os.fspath(directory))
     plan = make_plan(name, split, source, shards=shards, batch_size=batch_size)
     looks = {"copy_images": copy_images, "keep_aspect": keep_aspect}
     expected = identity(plan, source, teachers, provenance or {}, **looks)
-    bound = int(max_rejects * plan.count + 1e-9)  # 0.29 * 100 is a little less than 29
-    job = _Job(directory, plan, bound, progress or (lambda done, total: None))
+    job = _Job(directory, plan, bound(plan.count, max_rejects), progress or (lambda done, total: None))
     if job.claim(expected):
         order = sorted(range(plan.shards), key=lambda shard: ((shard - worker[0]) % worker[1] != 0, shard))
         with Labeller(source, teachers, plan.batch_size, **looks) as labeller:
@@ -135,7 +135,7 @@ class _Job:
     Args:
       directory: of the dataset.
       plan: shards and batches.
-      bound: number of images that may be unreadable.
+      bound: number of images that may be left out.
       progress: see `label_images`.
     """
 
@@ -219,17 +219,13 @@ class _Job:
             return None
 
     def _check_rejects(self, shard: int, rejects: list[dict[str, str]]) -> None:
-        """Raises UserError, and leaves the list behind, when more images than allowed cannot be read."""
+        """Raises UserError, and leaves the list behind, when more images than allowed cannot be labeled."""
         others = [self._record(other) for other in range(self._plan.shards) if other != shard]
         known = [reject for found in others if found for reject in found["rejects"]] + rejects
         if len(known) > self._bound:
-            path = os.path.join(self._directory, _REJECTS)
+            path, listed = os.path.join(self._directory, _REJECTS), [Reject(**reject) for reject in known]
             write_text(path, _lines(known), self.work)
-            raise UserError(
-                f"{path}: {len(known)} of {self._plan.count} images cannot be read, max_rejects allows {self._bound}; "
-                f"{known[-1]['id']}: {known[-1]['reason']}; "
-                f"max_rejects={math.ceil(1000 * len(known) / self._plan.count) / 1000} would allow {len(known)}"
-            )
+            refuse_beyond(path, listed, self._plan.count, self._bound, option="max_rejects")
 
     def commit(self, expected: dict[str, Any], features: Callable[[], Any]) -> None:
         """Checks every shard against its done record, then writes the metadata; a damaged shard is missing again."""

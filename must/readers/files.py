@@ -1,6 +1,7 @@
 """Shared by all readers of image files: finding files, reading text and tables, the base class `FileSource`."""
 
 import codecs
+import contextlib
 import csv
 import functools
 import hashlib
@@ -191,17 +192,14 @@ def class_name(name: str) -> str:
 def spellings(name: str) -> Iterator[str]:
     """A file name from a list or table as the file system may have it: slashes, normal forms, encodings, case."""
     for text in dict.fromkeys((name, name.strip(), name.replace("\\", "/").strip().removeprefix("./"))):
-        yield text
-        yield unicodedata.normalize("NFC", text)
-        yield unicodedata.normalize("NFD", text)
-        stem, extension = os.path.splitext(text)
-        yield stem + extension.lower()
-        yield stem + extension.upper()
+        forms = [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
         for encoding in ("latin-1", "cp1252"):  # of the bytes of a name that is no UTF-8
-            try:
-                yield os.fsdecode(text.encode(encoding))
-            except UnicodeEncodeError:
-                continue
+            with contextlib.suppress(UnicodeEncodeError):
+                forms.append(os.fsdecode(text.encode(encoding)))
+        for form in dict.fromkeys(forms):
+            yield form
+            stem, extension = os.path.splitext(form)
+            yield from (stem + extension.lower(), stem + extension.upper())
 
 
 def existing(path: Path, name: str) -> str | None:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from must.core.memory import number_of
 from must.core.types import UserError
 
-MAX_PIXELS = int(os.environ.get("MUST_MAX_PIXELS") or 1 << 28)  # 16,384 x 16,384, 0.8 GB of RGB
+MAX_PIXELS = number_of("MUST_MAX_PIXELS", 1 << 28)  # 16,384 x 16,384, 0.8 GB of RGB
 STORED, DISPLAYED = "stored", "displayed"  # how a picture with an orientation tag is read
 
 _DAMAGE = re.compile("premature end|bad huffman|bad arithmetic|instead of rst", re.IGNORECASE)

@@ -5,11 +5,12 @@ Nothing trains. Thresholds, pages and files may change in the same workdir: no t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from must.core.types import Source, Teacher, UserError
 from must.data.merge import Concat
-from must.experiment import build, labeling, plan, show
+from must.experiment import acceptance, build, labeling, plan, show
 from must.experiment.external import external_teacher
 from must.experiment.jobs import Job
 from must.experiment.labeling import EVALUATION, HELD_OUT, POOL, LabelPass, Pairs, label_job, policy_job
@@ -81,13 +82,20 @@ def jobs(members: Members, workers: int) -> list[Job]:
 def label(settings: Settings, index: int, count: int, *, directory: str, report) -> dict:
     """The job: one worker's part of the label pass."""
     top = labeling.seed_directory(directory, f"{label_job()}/{index}")
-    tasks = tasks_of(settings)
-    section = settings.label
-    options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
-    images = images_to_label(settings)
-    one = LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, "", settings.onto)
-    labeling.run_pass(one, list(teachers_of(settings, tasks).values()), top, (index, count), report)
+    _run_pass(settings, images_to_label(settings), settings.onto, top, (index, count), report)
     return {}
+
+
+def label_evaluation(settings: Settings, top: str, report) -> None:
+    """Labels the images whose truth measures the quality of the labels."""
+    _run_pass(settings, {EVALUATION: build.together(_truth(settings, EVALUATION))}, "", top, (0, 1), report)
+
+
+def _run_pass(settings: Settings, images: Mapping[str, Source], onto: str, top: str, worker, report) -> None:
+    tasks, section = tasks_of(settings), settings.label
+    options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
+    one = LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, "", onto)
+    labeling.run_pass(one, list(teachers_of(settings, tasks).values()), top, worker, report)
 
 
 def choose_policies(settings: Settings, *, directory: str, report) -> dict:
@@ -100,7 +108,10 @@ def choose_policies(settings: Settings, *, directory: str, report) -> dict:
         pairs: Pairs = labeling.recorded_pairs(top, "", truth, name, encoder, task) if truth else iter(())
         chosen[name] = labeling.fitted(task, name, section, pairs)
     labeling.save(f"{directory}/{labeling.POLICIES}", chosen, tasks)
-    return {}
+    policies = {name: policy for name, (policy, _) in chosen.items()}
+    truths, at = _truth(settings, HELD_OUT), settings.onto or labeling.records_directory(top)
+    held_out = Records(labeling.records_directory(top, HELD_OUT), verify=False) if truths else None
+    return acceptance.measure(tasks, policies, encoder, Records(at, tasks=list(tasks), verify=False), truths, held_out)
 
 
 def shown_labels(settings: Settings) -> show.Labels:
@@ -108,7 +119,8 @@ def shown_labels(settings: Settings) -> show.Labels:
     tasks = tasks_of(settings)
     oracle = {name: build.source(section) for name, section in settings.oracle_truth.items()}
     encoder = build.encoder(settings.image, tasks)
-    return show.Labels(settings.title, tasks, encoder, _truth(settings, EVALUATION), oracle, settings.onto)
+    truth, evaluation = _truth(settings, EVALUATION), partial(label_evaluation, settings)
+    return show.Labels(settings.title, tasks, encoder, truth, oracle, evaluation, settings.onto)
 
 
 def tasks_of(settings: Settings) -> dict[str, Task]:
@@ -119,8 +131,8 @@ def tasks_of(settings: Settings) -> dict[str, Task]:
 def images_to_label(settings: Settings) -> dict[str, Source]:
     """{name of the records: images}."""
     images = {} if settings.onto else {POOL: every_image(settings)}
-    kinds = (HELD_OUT, EVALUATION) if settings.quality.enabled else (HELD_OUT,)
-    return images | {kind: build.together(truth) for kind in kinds if (truth := _truth(settings, kind))}
+    truth = _truth(settings, HELD_OUT)
+    return images | ({HELD_OUT: build.together(truth)} if truth else {})
 
 
 def every_image(settings: Settings) -> Source:

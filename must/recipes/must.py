@@ -10,11 +10,12 @@ Columns of the comparison:
 
 import os
 from collections.abc import Mapping
+from functools import partial
 
 from must.evaluate.results import DELTA_M, Column, Contrast
 from must.experiment import build, checks, labeling, plan, show, students
 from must.experiment.compare import Answer, Answers, Comparison, closing_jobs, picture_grid, predictor_of, read_curves
-from must.experiment.jobs import Job
+from must.experiment.jobs import Job, facts
 from must.experiment.labeling import label_job, policy_job, student_job
 from must.experiment.run import Member, Members, Recipe
 from must.experiment.settings import Must
@@ -79,7 +80,8 @@ def shown_labels(settings: Must) -> show.Labels:
     tasks = build.tasks_of(settings)
     truth = build.splits(settings, settings.eval_splits[0])
     encoder = build.encoder(settings.image, tasks)
-    return show.Labels(settings.title, tasks, encoder, truth, build.oracle_truth(settings))
+    evaluation = partial(labeling.label_evaluation, settings)
+    return show.Labels(settings.title, tasks, encoder, truth, build.oracle_truth(settings), evaluation)
 
 
 def check(members: Members) -> None:
@@ -148,7 +150,7 @@ def sections(members: Members, workdir: str) -> list[Section]:
     return [
         curves_section({where: read_curves(os.path.join(top, where)) for where in directories}),
         pictures_section(grids),
-        label_states_section(labeling.state_counts(top, tasks, build.encoder(settings.image, tasks))),
+        label_states_section(facts(workdir, f"{member.prefix}{policy_job()}").get("classes", {})),
     ]
 
 

@@ -34,7 +34,7 @@ _IDENTITY = "gallery.json"
 _FRAME = (192, 192)  # in which labels are compared with the truth: one compiled program for images of all sizes
 _AT_ONCE = 32  # images that a thread takes up
 _PARTS = ("gallery.css", "gallery_data.js", "gallery_large.js", "gallery.js")
-_VERSION = 2  # raise it when the same arguments make other files
+_VERSION = 3  # raise it when the same arguments make other files
 _FINE, _COARSE = 65535, 255  # steps of the uncertainty over all tasks, which orders images, and of one task's
 _SHARE = 0.99  # of an uncertainty, which ignored claims determine; the rest breaks ties
 

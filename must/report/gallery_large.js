@@ -33,7 +33,7 @@ async function open(id) {
     $("#figures").replaceChildren(make("p", { class: "lost" }, record?.problems[""] ?? "this picture is missing"));
     return;
   }
-  const files = [`-r${String(row).padStart(2, "0")}.webp`, "-c.webp"];
+  const files = [`-r${String(row).padStart(2, "0")}.jpg`, "-c.webp"];
   const [sheet, captions] = await Promise.all(files.map((rest) => picture(file(chunk, rest))));
   if (state.open !== id) return;
   const names = ["", ...G.tasks.map((task) => task.name)];

@@ -6,6 +6,7 @@ import pytest
 from must.core.types import UserError
 from must.data import splits
 from must.data.sources import source
+from tests.support.memory_source import Memory
 
 IDS = [f"voc07/{i}" for i in range(40)] + [f"voc12/{i}" for i in range(120)]
 
@@ -48,7 +49,7 @@ def test_list_files(tmp_path):
     path = str(tmp_path / "lists" / "half.txt")
     splits.write_list(path, IDS[:5])
     assert splits.read_list(path) == IDS[:5]
-    for text, message in (("a\nb\na\n", "a is listed twice"), ("\n", "no ids")):
+    for text, message in (("a\nb\na\n", "a is listed twice"), ("\n", "empty file")):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(UserError, match=message):
             splits.read_list(str(tmp_path / "bad.txt"))
@@ -75,6 +76,23 @@ def test_listed_and_without(tmp_path):
         splits.Listed(scenes, ids=["nobody"])
     rest = splits.Without(scenes, [listed])
     assert rest.ids == [id for id in scenes.ids if id not in chosen] and rest[0].id == rest.ids[0]
+
+
+def test_without_compares_whole_ids_where_last_parts_repeat():
+    def ids(keys, others, name="all"):
+        inner = Memory(name, [{}] * len(keys), keys=[f"{name}/{key}" for key in keys])
+        found = [Memory("o", [{}] * len(keys), keys=[f"o/{key}" for key in keys]) for keys in others]
+        return [id.removeprefix(f"{name}/") for id in splits.Without(inner, found).ids]
+
+    assert ids(["cat/1", "dog/1", "cat/2"], [["cat/1"]]) == ["dog/1", "cat/2"]
+    assert ids(["cat/1", "dog/1", "cat/2"], [["cat/1", "dog/9"], ["emu/2"]]) == ["dog/1", "cat/2"]
+    assert ids(["cat/1", "dog/1"], [["val/cat/1"]]) == ["dog/1"]  # the shorter ends the longer
+    assert ids(["a/cat/1", "a/dog/1"], [["cat/1"]]) == ["a/dog/1"]
+    assert ids(["train/1", "train/2"], [["val/1"]]) == ["train/2"]  # last parts that tell pictures apart
+    left = splits.Without(Memory("m", [{}] * 3), ids=["m/1"])
+    assert left.ids == ["m/0", "m/2"] and left[1].id == "m/2"
+    with pytest.raises(UserError, match="m/7 is not in m"):
+        splits.Without(Memory("m", [{}] * 3), ids=["m/7"])
 
 
 def test_hidden_annotations_do_not_reach_the_reader():

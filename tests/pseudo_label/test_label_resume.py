@@ -267,8 +267,6 @@ def _replace(name, change):
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (_set("probs", (2, 1), np.nan), "toy.probs is not finite, record toy/é 002"),
-        (_set("mean", (3, 0, 0, 0), np.inf), "toy.mean is not finite, record toy/é 003"),
         (_set("probs", (1, 0), 0.9), "toy.probs are no probabilities: .* record toy/é 001"),
         (_set("probs", (1, slice(None)), [-0.1, 0.5, 0.5]), "toy.probs are no probabilities: .* record toy/é 001"),
         (_replace("probs", lambda p: p[:, :2].T), "toy.probs has shape"),
@@ -304,6 +302,28 @@ def test_what_restore_gives_is_checked_too(tmp_path, name, value, message):
 
     with pytest.raises(UserError, match=f"toy.{name} {message}, record toy/é 000"):
         label_toy(tmp_path / "1.0.0", teacher=toy_teacher(task=Wrong()))
+
+
+@pytest.mark.parametrize("name, index, value", [("probs", 1, np.nan), ("mean", (0, 0, 0), np.inf)])
+def test_pictures_of_which_a_teacher_says_nan_are_left_out_up_to_the_bound(tmp_path, reference, name, index, value):
+    def edit(label):  # of the pictures 2, 3, 10, 11, ...
+        label[name][(slice(2, 4), *np.atleast_1d(index))] = value
+
+    teacher = toy_teacher(edit=edit)
+    says = f"images cannot be used.* allows 1; toy/é 00[23]: teacher toy teacher: toy.{name} is not finite; max_rejects"
+    with pytest.raises(UserError, match=says):
+        label_toy(tmp_path / "1.0.0", teacher=teacher, max_rejects=0.03, batch_size=8)
+    assert not list((tmp_path / "1.0.0").glob("*array_record*"))
+    summary = label_toy(
+        tmp_path / "1.0.0", teacher=teacher, max_rejects=0.3, batch_size=8
+    )  # the same command gets past
+    left = [id for place, id in enumerate(ToySource().ids) if place % 8 not in (2, 3)]
+    assert list(Records(tmp_path / "1.0.0").ids) == left and summary.rejects == len(ToySource()) - len(left)
+    good = label_toy(tmp_path / "2.0.0", batch_size=8)
+    both = Records(tmp_path / "1.0.0"), Records(good.directory)
+    for id in left[:6]:  # what stands beside a NaN is what it is without one
+        one, other = (records[list(records.ids).index(id)].labels["toy"] for records in both)
+        np.testing.assert_array_equal(one["probs"], other["probs"])
 
 
 def test_padding_rows_are_not_judged(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
+from must.experiment import acceptance
 from must.readers.label_files import LabelFiles
 from must.readers.records import Records
 from must.recipes.label import RECIPE
@@ -43,9 +44,15 @@ def config_of(names=("classification", "detection"), **changes):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A finished run; tests add to it."""
+    """A finished run, whose pages and files were asked for afterwards; tests add to it."""
     directory = tmp_path_factory.mktemp("label")
-    run(config_of(), directory)
+    plain = config_of()
+    for stage in ("quality", "gallery", "files"):
+        plain[stage] = {**plain[stage], "enabled": False}
+    run(plain, directory)
+    assert not any((directory / stage).exists() for stage in ("quality", "gallery", "files"))
+    for stage in ("quality", "gallery", "files"):
+        run(plain, directory, stage)
     return directory
 
 
@@ -55,6 +62,25 @@ def _policy(workdir):
 
 def _records(workdir, name="pool"):
     return workdir / "pseudo_labels" / name / "1.0.0"
+
+
+def test_what_was_accepted_is_told_by_task_set_and_class(workdir):
+    found = json.loads((workdir / "policy" / "done.json").read_text())
+    boxes = found["sets"]["detection"]
+    (pool,) = set(boxes) - {"own validation"}
+    assert boxes["own validation"]["images"] == 40
+    assert 0 < boxes[pool]["accepted"] <= boxes[pool]["images"] == COUNTS["pool"]
+    assert sum(row[0] for row in found["classes"]["detection"].values()) > 0
+    text = acceptance.text(str(workdir), ["policy"])
+    assert "own validation" in text and str(workdir / "quality" / "quality.html") in text
+
+
+def test_labels_that_teach_nothing_are_named(tmp_path):
+    nothing = {"positive": 1.0, "negative": 0.0}
+    run(config_of(policies={"classification": {"positive": 0.0, "negative": 0.0}, "detection": nothing}), tmp_path)
+    lines = json.loads((tmp_path / "policy" / "done.json").read_text())["warnings"]
+    assert any(line.startswith("detection: no label is accepted") for line in lines), lines
+    assert not any(line.startswith("classification: no label") for line in lines), lines
 
 
 def test_everything_is_there_and_agrees(workdir):

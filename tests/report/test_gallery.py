@@ -117,7 +117,7 @@ def test_every_record_appears_once_with_the_pictures_that_its_tasks_draw(made):
         assert list(described["problems"]) == (["things"] if image == WRONG else [])
         assert set(views) == ({"", *TASKS} - ({"things"} if image == WRONG else set()) if image != BARE else {""})
         place = Path(sprites.folder(directory, chunk))
-        large = np.asarray(Image.open(place / f"{chunk:06d}-r{row:02d}.webp").convert("RGB")).astype(int)
+        large = np.asarray(Image.open(place / f"{chunk:06d}-r{row:02d}.jpg").convert("RGB")).astype(int)
         captions = np.asarray(Image.open(place / f"{chunk:06d}-c.webp").convert("RGB"))
         width, height = described["size"]
         for v, name in enumerate(names):
