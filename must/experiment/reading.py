@@ -57,15 +57,14 @@ def _readable(section: Mapping[str, Any], settings: Any, workdir: str) -> Mappin
 def _found(source: Source, settings: Any, workdir: str) -> list[Reject]:
     """What cannot be read, from the list or by reading."""
     path = os.path.join(workdir, FILE)
-    if source.fingerprint not in _known(path):
-        if devices.is_writer():
-            with Display(0, quiet=not sys.stderr.isatty()) as display:
-                found = rejects.check_source(
-                    source, progress=lambda done, total: display.update(f"check {source.name}", done, total)
-                )
-            entry = {"name": source.name, "count": len(source), "rejects": found}
-            files.write_json(path, {**_known(path), source.fingerprint: entry})
-        devices.wait_for_all("check")
+    if devices.is_writer() and source.fingerprint not in _known(path):
+        with Display(0, quiet=not sys.stderr.isatty()) as display:
+            found = rejects.check_source(
+                source, progress=lambda done, total: display.update(f"check {source.name}", done, total)
+            )
+        entry = {"name": source.name, "count": len(source), "rejects": found}
+        files.write_json(path, {**_known(path), source.fingerprint: entry})
+    devices.wait_for_all("check")
     return [Reject(*one) for one in _known(path)[source.fingerprint]["rejects"]]
 
 

@@ -18,7 +18,7 @@ from must.core.types import UserError
 from must.experiment import acceptance, build, sections
 from must.experiment.compare import compare_workdirs, print_results
 from must.experiment.jobs import Job, is_done, run_jobs
-from must.experiment.reading import without_broken
+from must.experiment.reading import FILE, without_broken
 from must.experiment.settings import Experiment
 from must.experiment.show import STAGES
 from must.pseudo_label.plan import first_difference
@@ -136,6 +136,7 @@ def run(
             mine = [one._replace(settings=without_broken(one.settings, workdir)) for one in mine]
             jobs = _jobs(recipe, mine, workers, stage)
         if stage == "check":
+            print(f"all examples of the annotated sets can be read, but those in {os.path.join(workdir, FILE)}")
             return
         if not jobs:
             raise UserError(f"--stage={stage}: there is nothing to do with this configuration")

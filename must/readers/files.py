@@ -1,6 +1,7 @@
 """Shared by all readers of image files: finding files, reading text and tables, the base class `FileSource`."""
 
 import codecs
+import contextlib
 import csv
 import functools
 import hashlib
@@ -20,6 +21,7 @@ import numpy as np
 
 from must.core.notices import notice
 from must.core.types import Example, Label, UserError, one_line
+from must.readers import fields
 from must.readers.pictures import (
     DISPLAYED,
     STORED,
@@ -190,22 +192,19 @@ def class_name(name: str) -> str:
 def spellings(name: str) -> Iterator[str]:
     """A file name from a list or table as the file system may have it: slashes, normal forms, encodings, case."""
     for text in dict.fromkeys((name, name.strip(), name.replace("\\", "/").strip().removeprefix("./"))):
-        yield text
-        yield unicodedata.normalize("NFC", text)
-        yield unicodedata.normalize("NFD", text)
-        stem, extension = os.path.splitext(text)
-        yield stem + extension.lower()
-        yield stem + extension.upper()
+        forms = [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
         for encoding in ("latin-1", "cp1252"):  # of the bytes of a name that is no UTF-8
-            try:
-                yield os.fsdecode(text.encode(encoding))
-            except UnicodeEncodeError:
-                continue
+            with contextlib.suppress(UnicodeEncodeError):
+                forms.append(os.fsdecode(text.encode(encoding)))
+        for form in dict.fromkeys(forms):
+            yield form
+            stem, extension = os.path.splitext(form)
+            yield from (stem + extension.lower(), stem + extension.upper())
 
 
 def existing(path: Path, name: str) -> str | None:
     """The name, relative to a folder, as it is spelled there; None if nothing has it."""
-    return next((one for one in spellings(name) if "\0" not in one and (path / one).exists()), None)
+    return next((one for one in spellings(name) if "\0" not in one and os.path.exists(path / one)), None)
 
 
 def source_name(name: str, root: str, split: str) -> str:
@@ -293,26 +292,25 @@ def read_classes(classes: str | Sequence[str] | Mapping[Any, str], root: str = "
 
     Args:
       classes: names in order of their ids, {id: name}, or a file below `root`: text with one name per line, json with a
-        list or {id: name}, or "file.json:key" for one entry of a json object.
+        list, {id: name} or COCO's categories, or "file.json:key" for one entry of a json object.
       root: folder of the file.
     """
     where = "classes"
     if isinstance(classes, str):
         file, _, key = classes.partition(".json:")
         path = locate(root, file + ".json" if key else classes)
-        where = str(path)
-        classes = read_json(path) if path.suffix == ".json" else read_lines(path)
-        if key:
-            if not isinstance(classes, dict) or key not in classes:
-                raise UserError(f"{path}: has no key {key!r}")
-            classes = classes[key]
+        where, classes = str(path), read_json(path) if path.suffix == ".json" else read_lines(path)
+        if key and (not isinstance(classes, dict) or key not in classes):
+            raise UserError(f"{path}: has no key {key!r}")
+        classes = classes[key] if key else classes
     try:
+        if isinstance(classes, list) and all(isinstance(one, dict) and {"id", "name"} <= set(one) for one in classes):
+            classes = {one["id"]: one["name"] for one in classes}  # COCO's categories
         items = classes.items() if hasattr(classes, "items") else enumerate(classes)
-        names = {int(number): class_name(str(name)) for number, name in items}
-    except (TypeError, ValueError) as error:
+        names = {int(number): class_name(fields.text(name, f"{where}: name {number}:")) for number, name in items}
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: expected class names or {{id: name}}: {error}") from None
-    repeated = first_repeated(names.values())
-    if not names or repeated is not None:
+    if not names or (repeated := first_repeated(names.values())) is not None:
         raise UserError(f"{where}: " + (f"class {repeated!r} is listed twice" if names else "no classes"))
     return dict(sorted(names.items()))
 
