@@ -68,7 +68,11 @@ def test_workdirs_of_one_name_stay_apart(tmp_path):
 
 
 def test_losses_are_in_the_sentences_too():
-    metrics = {"depth": Metric("abs_rel", "", False), "boxes": Metric("AP", "", True), "masks": Metric("mIoU", "", True)}
+    metrics = {
+        "depth": Metric("abs_rel", "", False),
+        "boxes": Metric("AP", "", True),
+        "masks": Metric("mIoU", "", True),
+    }
     values = {"guess": (0.4, 0.0, 0.1), "teacher": (0.2, 0.3, 0.2), "student": (0.1, 0.2, 0.1)}
     scores = [
         Score(name, task, "test", 0, value)
