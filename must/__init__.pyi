@@ -55,8 +55,9 @@ from must.data.pipeline import train_batches as train_batches
 from must.data.sources import source as source
 from must.data.weights import read_weights as read_weights
 from must.data.weights import write_weights as write_weights
+from must.evaluate.evaluate import as_annotated as as_annotated
 from must.evaluate.evaluate import bootstrap_interval as bootstrap_interval
-from must.evaluate.evaluate import eval_step as eval_step
+from must.evaluate.evaluate import measure_batches as measure_batches
 from must.evaluate.evaluate import summarize as summarize
 from must.evaluate.quality import quality as quality
 from must.evaluate.statistics import delta_m as delta_m
@@ -97,6 +98,7 @@ from must.objectives.slam import top_candidates as top_candidates
 from must.pseudo_label.adapters import from_onnx as from_onnx
 from must.pseudo_label.adapters import from_torch as from_torch
 from must.pseudo_label.clips import write_clips as write_clips
+from must.pseudo_label.fusion import fuse as fuse
 from must.pseudo_label.plan import Estimate as Estimate
 from must.pseudo_label.plan import describe as describe
 from must.pseudo_label.plan import estimate as estimate

@@ -1,4 +1,4 @@
-"""Box arithmetic in JAX: overlap, prediction points, non-maximum suppression, assignment, matching.
+"""Box arithmetic in JAX: overlap, prediction points, non-maximum suppression, assignment; and matching, in NumPy.
 
 Boxes are x0 y0 x1 y1 in pixels, with (0, 0) the outer corner of the first pixel and x1, y1 exclusive.
 """
@@ -163,36 +163,40 @@ def assign_points(
     return order[claim % count].astype(jnp.int32), claim < 2 * count
 
 
-def match(detections: dict[str, Array], truth: dict[str, Array], thresholds: Array) -> tuple[Array, Array]:
+def match(
+    detections: dict[str, np.ndarray], truth: dict[str, np.ndarray], thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """COCO's matching in one image: by descending score, each detection takes the unmatched true box of largest IoU.
 
     A detection without a match is ignored if a true crowd covers it by at least the threshold; crowds match any number
-    of detections.
+    of detections. Host NumPy in float64, as COCO's own tools have it.
 
     Args:
       detections: boxes [D, 4], classes [D], valid [D], by descending score.
       truth: boxes [M, 4], classes [M], valid [M], crowd [M].
-      thresholds: minimum IoU of a match, [T].
+      thresholds: minimum IoU of a match, [T], above 0.
 
     Returns:
       hit and ignored, bool [D, T]; both False for false positives and invalid detections.
     """
-    crowd = truth["crowd"]
-    comparable = (detections["classes"][:, None] == truth["classes"]) & detections["valid"][:, None] & truth["valid"]
-    common = intersection(detections["boxes"], truth["boxes"])
-    share = common / jnp.maximum(area(detections["boxes"]), _EPS)[:, None]
-    overlap = jnp.where(crowd, share, iou(detections["boxes"], truth["boxes"]))
-    overlap = jnp.where(comparable, overlap, -1.0)
-    bounds = jnp.asarray(thresholds, jnp.float32)[:, None]
-    places = jnp.arange(crowd.shape[0])
-
-    def one(taken, overlap):  # bool [T, M], [M]
-        free = (overlap >= bounds) & (crowd | ~taken)
+    found, true = (np.asarray(label["boxes"], np.float64) for label in (detections, truth))
+    low, high = np.maximum(found[:, None, :2], true[:, :2]), np.minimum(found[:, None, 2:], true[:, 2:])
+    common = np.maximum(high - low, 0).prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (found, true)]
+    crowd = np.asarray(truth["crowd"])
+    whole = np.where(crowd, areas[0][:, None], areas[0][:, None] + areas[1] - common)
+    comparable = np.asarray(detections["classes"])[:, None] == np.asarray(truth["classes"])
+    comparable = comparable & np.asarray(detections["valid"])[:, None] & np.asarray(truth["valid"])
+    overlap = np.where(comparable & (common > 0), common / np.where(common > 0, whole, 1), -1.0)
+    bounds = np.minimum(np.asarray(thresholds, np.float64), 1 - 1e-10)
+    hit, ignored = np.zeros((2, len(found), len(bounds)), bool)
+    taken, rows = np.zeros((len(bounds), len(true)), bool), np.arange(len(bounds))
+    for at in np.flatnonzero((overlap >= bounds.min()).any(-1)):
+        free = (overlap[at] >= bounds[:, None]) & (crowd | ~taken)
         # A crowd only if nothing else matches; ties go to the last box, as in COCO.
-        rank = jnp.where(free, jnp.where(crowd, overlap, overlap + 2.0), -1.0)
-        best = free & (rank == rank.max(-1, keepdims=True))
-        chosen = best & (places == jnp.where(best, places, -1).max(-1, keepdims=True))
-        return taken | chosen, (jnp.any(chosen & ~crowd, -1), jnp.any(chosen & crowd, -1))
-
-    _, (hit, ignored) = jax.lax.scan(one, jnp.zeros((bounds.shape[0], crowd.shape[0]), bool), overlap)
+        rank = np.where(free, np.where(crowd, overlap[at], overlap[at] + 2.0), -1.0)
+        best = len(true) - 1 - rank[:, ::-1].argmax(-1)
+        chosen = free[rows, best]
+        taken[rows, best] |= chosen
+        hit[at], ignored[at] = chosen & ~crowd[best], chosen & crowd[best]
     return hit, ignored

@@ -75,7 +75,7 @@ class ClipEncoder(NamedTuple):
     not invariant to them (`Task.admissible`).
 
     Attributes:
-      tasks: {name: object with `transform`, `blank` and `admissible`}, the labels of a row.
+      tasks: {name: object with `encode`, `blank` and `admissible`}, the labels of a row.
       size: (height, width) of the network's frame.
       frames: {view: T}; all views of an example sample the same window with their own number of frames.
       window: part of the video that a clip covers.

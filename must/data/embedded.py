@@ -38,7 +38,7 @@ class EmbeddedEncoder(NamedTuple):
     """Encodes an example of `Embedded` as one row of a batch whose inputs are its features.
 
     Attributes:
-      tasks: {name: object with `transform` and `blank`}, the labels of a row.
+      tasks: {name: object with `encode` and `blank`}, the labels of a row.
       widths: {view: d}.
     """
 

@@ -21,6 +21,11 @@ def whole_image(source_size: tuple[int, int], size: tuple[int, int], *, keep_asp
     return Geometry(source_size, size, scale, (0.0, 0.0))
 
 
+def own_frame(source_size: tuple[int, int]) -> Geometry:
+    """The image as it is: its own frame, in which labels are compared."""
+    return whole_image(source_size, source_size)
+
+
 def draw(
     rng: np.random.Generator,
     source_size: tuple[int, int],
@@ -170,7 +175,7 @@ def transform_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, 
       geometry: of the original in the frame.
 
     Returns:
-      float32 [N, 4] in network pixels, and the fraction of each box's area inside the frame, [N].
+      float32 [N, 4] in network pixels, and the fraction of each box's area inside the frame, [N]; 1 for no area.
     """
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     (sy, sx), (oy, ox) = geometry.scale, geometry.offset
@@ -181,7 +186,7 @@ def transform_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, 
     limit = np.array([geometry.size[1], geometry.size[0]] * 2, np.float32)
     clipped = np.clip(moved, 0, limit)
     area = np.prod(moved[:, 2:] - moved[:, :2], -1)
-    return clipped, np.prod(clipped[:, 2:] - clipped[:, :2], -1) / np.maximum(area, 1e-9)
+    return clipped, np.where(area > 0, np.prod(clipped[:, 2:] - clipped[:, :2], -1) / np.maximum(area, 1e-9), 1.0)
 
 
 def restore_boxes(boxes: np.ndarray, geometry: Geometry) -> np.ndarray:

@@ -23,7 +23,7 @@ class Encoder(NamedTuple):
     """Encodes an example as one row of a batch.
 
     Attributes:
-      tasks: {name: object with `transform` and `blank`}, the labels of a row.
+      tasks: {name: object with `encode` and `blank`}, the labels of a row.
       size: (height, width) of the network's frame.
       draw: (rng, source_size, size) -> Geometry; None for the whole image.
       views: {name: photometric change or None}.
@@ -65,7 +65,9 @@ def labels_and_weights(tasks: Mapping[str, Any], example: Example, geometry: Geo
     for name, task in tasks.items():
         label = example.labels.get(name)
         try:
-            labels[name] = task.blank(geometry.size) if label is None else task.transform(label, geometry)
+            labels[name] = task.blank(geometry.size) if label is None else task.encode(label, geometry)
+        except KeyError as error:
+            raise UserError(f"record {example.id}, {name}: the label lacks its field {error}") from None
         except ValueError as error:
             raise UserError(f"record {example.id}, {name}: {error}") from None
         weights[name] = np.float32(0 if label is None else example.weights.get(name, 1))

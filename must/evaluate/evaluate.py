@@ -1,121 +1,144 @@
-"""Scores of a model over a labeled split: rows per image on the device, summary and intervals on the host.
+"""Scores of a predictor over a labeled split: rows per image, summary and intervals.
 
-A split is evaluated in three moves: `eval_step` turns a batch into rows, `evaluate` gathers the rows of all batches,
-`summarize` makes them numbers. Rows keep one entry per image, so that images can be resampled afterwards.
-How two columns of numbers compare is in `must.evaluate.statistics`.
+Predictions are compared with the truth in the frame of the original image, over all that is annotated: the encoder
+hands the labels on as they are (`as_annotated`), `Task.original` takes predictions back from the network's frame.
+`measure_batches` gathers the rows of all batches, `summarize` makes them numbers. Rows keep one entry per image, so
+that images can be resampled afterwards. How two columns of numbers compare is in `must.evaluate.statistics`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, Batch, Label, Model, PyTree, UserError
+from must.core.types import Array, Batch, Geometry, Label, UserError
+from must.data.geometry import own_frame
 from must.tasks.base import Task
 
 Rows = dict[str, np.ndarray]
+_TRUTH = "truth"
 
 
-def eval_step(
-    variables: PyTree,
-    batch: Batch,
-    *,
-    model: Model,
-    tasks: Mapping[str, Task],
-    view: str | None = "image",
-    axis_name: str | None = None,
-) -> dict[str, dict[str, Array]]:
-    """Rows of one batch for every task that the model answers and the batch annotates; pure, traceable.
+class AsAnnotated(NamedTuple):
+    """Stands for a task in an encoder whose labels are compared in the frame of the original image.
 
-    Args:
-      variables: of the model.
-      batch: labels and weights under task names.
-      model: applied in inference mode.
-      tasks: {task name: Task}.
-      view: which inputs the model sees, uint8 [B, H, W, 3] or [B, T, H, W, 3]; None hands it all, {view: inputs}.
-      axis_name: unused, rows do not meet; the argument lets `must.core.devices.parallelize` run it.
-
-    Returns:
-      {task name: rows [B, ...] of `Task.measure`, and "weight" [B]}.
+    A label of a batch is then {"truth": objects [B]}, (label in the original's frame, geometry) each.
     """
-    inputs = batch.inputs if view is None else batch.inputs[view]
-    outputs, _ = model.apply(variables, inputs, train=False, key=None, axis_name=axis_name)
-    return _rows({name: task.predict(outputs[name]) for name, task in tasks.items() if name in outputs}, batch, tasks)
+
+    task: Task
+
+    def encode(self, label: Label, geometry: Geometry) -> Label:
+        return {_TRUTH: _boxed((self.task.transform(label, own_frame(geometry.source_size)), geometry))}
+
+    def blank(self, size: tuple[int, int]) -> Label:
+        del size
+        return {_TRUTH: _boxed(None)}
+
+    def admissible(self, label: Label, geometry: Geometry) -> Geometry:
+        return self.task.admissible(label, geometry)
 
 
-def labels_step(
-    variables: PyTree,
-    batch: Batch,
-    *,
-    predict: Callable[[PyTree, Mapping[str, Array]], dict[str, Label]],
-    tasks: Mapping[str, Task],
-    axis_name: str | None = None,
-) -> dict[str, dict[str, Array]]:
-    """`eval_step` of a predictor of labels, for instance an exported network: (variables, {view: inputs}) -> {task:
-    label}."""
-    del axis_name
-    return _rows(
-        {name: label for name, label in predict(variables, batch.inputs).items() if name in tasks}, batch, tasks
-    )
+def as_annotated(tasks: Mapping[str, Task]) -> dict[str, AsAnnotated]:
+    """Tasks of an encoder for `measure_batches`, as in `eval_batches(source, encoder._replace(tasks=...), ...)`."""
+    return {name: AsAnnotated(task) for name, task in tasks.items()}
 
 
-def constant_step(
-    guesses: Mapping[str, Label], batch: Batch, *, tasks: Mapping[str, Task], axis_name: str | None = None
-) -> dict[str, dict[str, Array]]:
-    """`eval_step` of a predictor with one constant prediction for every image: `guesses` (without B) stand for the
-    variables."""
-    del axis_name
-
-    def spread(guess: Label, weights: Array) -> Label:
-        return {field: jnp.broadcast_to(value, (len(weights), *jnp.shape(value))) for field, value in guess.items()}
-
-    annotated = {name: guess for name, guess in guesses.items() if name in tasks and name in batch.labels}
-    return _rows({name: spread(guess, batch.weights[name]) for name, guess in annotated.items()}, batch, tasks)
+def _boxed(value: Any) -> np.ndarray:
+    """A value as an array without axes, which batches can stack."""
+    box = np.empty((), object)
+    box[()] = value
+    return box
 
 
-def _rows(predictions: dict[str, Label], batch: Batch, tasks: Mapping[str, Task]) -> dict[str, dict[str, Array]]:
-    return {
-        name: {**tasks[name].measure(prediction, batch.labels[name]), "weight": batch.weights[name]}
-        for name, prediction in predictions.items()
-        if name in batch.labels
-    }
-
-
-def evaluate(
-    step: Callable[[PyTree, Batch], dict[str, dict[str, Array]]], variables: PyTree, batches: Iterable[Batch]
+def measure_batches(
+    predict: Callable[[Mapping[str, Array]], Mapping[str, Label]], batches: Iterable[Batch], tasks: Mapping[str, Task]
 ) -> dict[str, Rows]:
     """Rows of all batches, on the host; rows with weight 0 (padding, not annotated) are dropped.
 
     Args:
-      step: `eval_step` or `constant_step` with everything but variables and batch bound, compiled or not.
-      variables: handed to the step.
-      batches: of any sizes; they are read once.
+      predict: {view: inputs [B, ...]} -> {task: label in network form}, for instance `must.label_step` compiled.
+      batches: whose labels are as `as_annotated` has them; they are read once.
+      tasks: to evaluate; those that are not predicted or not annotated have no rows.
 
     Returns:
-      {task name: rows [N, ...]}, N the annotated examples in the order of the batches; "weight" is not kept, since
-      every example counts once.
+      {task name: rows [N, ...] of `Task.measure`}, N the annotated examples in the order of the batches; a weight other
+      than 0 is no weight here, every example counts once.
+    """
+
+    def rows(predictions: Mapping[str, Label], batch: Batch) -> dict[str, list[Rows]]:
+        return {
+            name: _measured(task, predictions[name], batch.labels[name][_TRUTH], np.asarray(batch.weights[name]))
+            for name, task in tasks.items()
+            if name in predictions and name in batch.labels
+        }
+
+    return gather(lambda batch: predict(batch.inputs), batches, rows)
+
+
+def gather(
+    step: Callable[[Batch], Any], batches: Iterable[Batch], rows: Callable[[Any, Batch], dict[str, list[Rows]]]
+) -> dict[str, Rows]:
+    """Rows of all batches: what a step gives for each, brought to the host, in parts.
+
+    Args:
+      step: dispatched for a batch before the results of the batch before are fetched.
+      batches: of any sizes; they are read once.
+      rows: (results on the host, batch) -> {task: parts, rows [n, ...] each}.
     """
     gathered: dict[str, list[Rows]] = {}
 
-    def collect(rows: dict[str, dict[str, Array]]) -> None:
-        for name, fields in jax.device_get(rows).items():
-            present = np.asarray(fields["weight"]) != 0
-            kept = {field: np.asarray(value)[present] for field, value in fields.items() if field != "weight"}
-            gathered.setdefault(name, []).append(kept)
+    def collect(results: Any, batch: Batch) -> None:
+        for name, parts in rows(jax.device_get(results), batch).items():
+            gathered.setdefault(name, []).extend(parts)
 
     waiting = None
     for batch in batches:
-        rows = step(variables, batch)  # dispatched only: the device works on it while the rows before are fetched
+        results = step(batch)  # dispatched only: the device works on it while the rows before are measured
         if waiting is not None:
-            collect(waiting)
-        waiting = rows
+            collect(*waiting)
+        waiting = results, batch
     if waiting is not None:
-        collect(waiting)
-    return {
-        name: {field: np.concatenate([part[field] for part in parts]) for field in parts[0]}
-        for name, parts in gathered.items()
-    }
+        collect(*waiting)
+    return {name: joined(parts) if parts else {} for name, parts in gathered.items()}
+
+
+def present(rows: Mapping[str, Rows], batch: Batch) -> dict[str, list[Rows]]:
+    """Rows [B, ...] with a "weight", for `gather`: those whose weight is not 0."""
+    del batch
+    found = {}
+    for name, fields in rows.items():
+        where = np.asarray(fields["weight"]) != 0
+        found[name] = [{field: np.asarray(value)[where] for field, value in fields.items() if field != "weight"}]
+    return found
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Rows of several parts as one, short ones filled up with zeros."""
+    out = {}
+    for field in parts[0]:
+        values = [np.asarray(part[field]) for part in parts]
+        shape = np.max([value.shape[1:] for value in values], 0, initial=0) if values[0].ndim > 1 else ()
+        padded = [
+            value
+            if value.shape[1:] == tuple(shape)
+            else np.pad(
+                value, [(0, 0), *((0, int(most - has)) for has, most in zip(value.shape[1:], shape, strict=True))]
+            )
+            for value in values
+        ]
+        out[field] = np.concatenate(padded)
+    return out
+
+
+def _measured(task: Task, predicted: Label, truth: np.ndarray, weights: np.ndarray) -> list[Rows]:
+    parts = []
+    for row in np.flatnonzero(weights):
+        true, geometry = truth[row]
+        label = task.original({name: np.asarray(field)[row] for name, field in predicted.items()}, geometry)
+        pair = ({name: np.asarray(field)[None] for name, field in one.items()} for one in (label, true))
+        parts.append({name: np.asarray(value) for name, value in task.measure(*pair).items()})
+    return parts
 
 
 def summarize(tasks: Mapping[str, Task], rows: Mapping[str, Rows]) -> dict[str, dict[str, float]]:
@@ -195,14 +218,24 @@ def constant_guess(task: Task, labels: Sequence[Label], *, candidates: int = 32)
     return _best_of(task, labels, candidates) if guess is None else guess
 
 
+def repeated(guesses: Mapping[str, Label], inputs: Mapping[str, Array]) -> dict[str, Label]:
+    """`guesses` (without B) as predictions for every image of {view: inputs [B, ...]}."""
+    count = len(next(iter(inputs.values())))
+    return {
+        name: {field: np.broadcast_to(value, (count, *np.shape(value))) for field, value in guess.items()}
+        for name, guess in guesses.items()
+    }
+
+
 def _best_of(task: Task, labels: Sequence[Label], candidates: int) -> Label:
     headline = task.metrics[0]
     truth = {field: np.stack([label[field] for label in labels]) for field in labels[0]}
     tried = [labels[i] for i in np.linspace(0, len(labels) - 1, min(candidates, len(labels))).astype(int)]
 
     def score(guess: Label) -> float:
-        repeated = {field: np.broadcast_to(value, (len(labels), *np.shape(value))) for field, value in guess.items()}
-        value = task.summarize(jax.device_get(task.measure(repeated, truth)))[headline.name]
+        predicted = repeated({"": guess}, truth)[""]
+        rows = {name: np.asarray(value) for name, value in task.measure(predicted, truth).items()}
+        value = task.summarize(rows)[headline.name]
         value = value if headline.higher_is_better else -value
         return value if np.isfinite(value) else -np.inf
 

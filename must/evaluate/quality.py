@@ -7,17 +7,16 @@ import heapq
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from must.core.proportions import spread_of, wilson
 from must.core.types import Label, Policy
+from must.evaluate.evaluate import joined
 from must.tasks.base import Task
 from must.tasks.label_states import calibrated, is_distribution, states, tempered_label
 
 _EVERY = "all"  # the one class of a task without classes
 _STATES = ("positive", "ignored", "negative")
-_BLOCK = 16  # examples that are measured at once
 
 
 def quality(
@@ -178,42 +177,28 @@ def _products(right, count) -> np.ndarray:
 
 
 class _Rows:
-    """Rows of the task's metrics, measured block by block so that one program serves all."""
+    """Rows of the task's metrics."""
 
     def __init__(self, task: Task):
         self._task = task
-        self._waiting: list[tuple[Label, Label]] = []
         self._rows: list[dict[str, np.ndarray]] = []
 
     def add(self, predicted: Label, truth: Label) -> None:
         """One example."""
-        self._waiting.append((predicted, truth))
-        if len(self._waiting) == _BLOCK:
-            self._flush()
-
-    def _flush(self) -> None:
-        count = len(self._waiting)
-        full = self._waiting + self._waiting[-1:] * (_BLOCK - count)
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *full)
-        self._rows.append({k: np.asarray(v)[:count] for k, v in jax.device_get(_MEASURE(self._task, *stacked)).items()})
-        self._waiting = []
+        pair = ({name: np.asarray(field)[None] for name, field in label.items()} for label in (predicted, truth))
+        self._rows.append({name: np.asarray(value) for name, value in self._task.measure(*pair).items()})
 
     def summary(self) -> dict[str, float | None] | None:
         """{metric: value, None where it is undefined}, or None without any example."""
-        if self._waiting:
-            self._flush()
         if not self._rows:
             return None
-        rows = {name: np.concatenate([part[name] for part in self._rows]) for name in self._rows[0]}
-        return {name: float(v) if np.isfinite(v) else None for name, v in self._task.summarize(rows).items()}
+        scores = self._task.summarize(joined(self._rows))
+        return {name: float(v) if np.isfinite(v) else None for name, v in scores.items()}
 
 
 def _largest(found: list[tuple[float, str]], most: int) -> list[list[Any]]:
     """[[id, value]] of the largest values above 0; of equal ones the first."""
     return [[key, value] for value, key in heapq.nlargest(most, found, key=lambda entry: entry[0]) if value > 0]
-
-
-_MEASURE = jax.jit(lambda task, predicted, truth: task.measure(predicted, truth), static_argnums=0)
 
 
 CELLS = 1000  # of the scores 0..1

@@ -14,7 +14,7 @@ from must.core import files
 from must.core.types import Label, Metric, UserError
 from must.data.pipeline import eval_batches
 from must.evaluate import results as comparison
-from must.evaluate.evaluate import bootstrap_interval, constant_guess, constant_step, evaluate
+from must.evaluate.evaluate import bootstrap_interval, constant_guess, repeated
 from must.evaluate.results import SCHEMA, Axis, Column, Contrast, Score
 from must.experiment import build, jobs, measure, networks
 from must.experiment.external import external_teachers
@@ -413,9 +413,10 @@ def _guess(settings, tasks: Mapping[str, Task]) -> _Guess:
         # Spread over the whole set: folders come sorted by class.
         chosen = np.unique(np.linspace(0, len(train) - 1, _GUESS_LABELS).round().astype(int))
         labels = [encoder(train[int(i)], int(i), np.random.default_rng(int(i))).labels[name] for i in chosen]
-        step = jax.jit(functools.partial(constant_step, tasks={name: task}))
-        batches = eval_batches(build.split(settings, name, settings.eval_splits[0]), encoder, batch_size=64)
-        rows[name] = evaluate(step, {name: constant_guess(task, labels)}, batches)[name]
+        constant = {name: constant_guess(task, labels)}
+        splits = build.splits(settings, settings.eval_splits[0], (name,))
+        predict = functools.partial(repeated, constant)
+        rows[name] = measure.measure_predictions(predict, {name: task}, encoder, splits)[name]
         score[name] = task.summarize(dict(rows[name]))[task.metrics[0].name]
     return _Guess(score, rows)
 

@@ -1,8 +1,10 @@
 """The job that exports students: each as files that are read back and scored again."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 
 from must.core.types import Model, UserError
@@ -75,8 +77,8 @@ def measure_exported(
 ) -> dict[str, measure.Rows]:
     """Rows of an exported network, by the code that measures a live one; K clips are averaged outside."""
     clips = getattr(encoder, "clips", 1)
-    predict = exported.apply if clips == 1 else mean_over_clips(exported.apply, tasks)
-    return measure.measure_predictions(exported.weights, predict, tasks, encoder, splits)
+    apply = jax.jit(exported.apply if clips == 1 else mean_over_clips(exported.apply, tasks))
+    return measure.measure_predictions(functools.partial(apply, exported.weights), tasks, encoder, splits)
 
 
 def mean_over_clips(predict: Callable, tasks: Mapping[str, Classification]) -> Callable:

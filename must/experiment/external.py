@@ -11,6 +11,7 @@ from must.data.combine import hash_of
 from must.experiment import networks
 from must.experiment.sections import without_none
 from must.experiment.settings import SingleStudent
+from must.pseudo_label.fusion import fuse
 from must.tasks.base import Task
 
 
@@ -28,7 +29,8 @@ def external_teacher(
     """One teacher from its section.
 
     {"make": "package.module:function", ...} calls function(name, tasks, size=(height, width), ...) -> Teacher;
-    {"run": directory} takes the network that another run trained there, such as "runs/quickstart/teachers/depth".
+    {"run": directory} takes the network that another run trained there, such as "runs/quickstart/teachers/depth";
+    {"fuse": [section, section, ...]} asks several and fuses their predictions (`must.fuse`).
 
     Args:
       name: for provenance and messages.
@@ -40,12 +42,19 @@ def external_teacher(
       UserError: no such function or network, one that is no teacher of these tasks, or one with other classes.
     """
     section = without_none(section)
-    kinds = {"make", "run"} & set(section)
+    kinds = {"make", "run", "fuse"} & set(section)
     if len(kinds) != 1:
-        raise UserError(f"teacher {name}: give either 'make', the import path of a function, or 'run', a directory")
+        raise UserError(
+            f"teacher {name}: give one of 'make', a function's import path, 'run', a directory, and 'fuse', sections"
+        )
     kind = kinds.pop()
     where = section.pop(kind)
-    if kind == "make":
+    if kind == "fuse":
+        if isinstance(where, str | Mapping) or section:
+            raise UserError(f"teacher {name}: 'fuse' is a list of sections and stands alone")
+        parts = [external_teacher(f"{name}-{n}", part, tasks, size) for n, part in enumerate(where, 1)]
+        teacher = fuse(name, parts)
+    elif kind == "make":
         teacher = _made(name, where, tasks, size, section)
     else:
         section["hflip_tta"] = section.pop("mirror", section.get("hflip_tta", False))  # older configurations say mirror

@@ -2,17 +2,18 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from must.core import devices, files
-from must.core.types import Array, Label, Model, PyTree, Source, Teacher
+from must.core.types import Array, Batch, Label, Model, PyTree, Source
 from must.data.pipeline import Encoder, eval_batches
-from must.evaluate.evaluate import Rows, eval_step, evaluate, labels_step, summarize
+from must.evaluate.evaluate import Rows, as_annotated, measure_batches, summarize
 from must.experiment import build
+from must.pseudo_label.teacher import label_step
 from must.tasks.base import Task
 
 Splits = Mapping[str, Source]  # task: the annotated split that evaluates it
@@ -35,42 +36,30 @@ def measure(
     rows = {}
     for source, names in build.by_source({name: splits[name] for name in tasks if name in splits}):
         mine = {name: tasks[name] for name in names}
-        step = _compiled_eval(model, tuple(mine.items()), view)
-        rows |= evaluate(step, variables, eval_batches(source, encoder._replace(tasks=mine), batch_size=batch_size))
+        step = _compiled(model, tuple(mine.items()))
+        predict = lambda inputs: step(variables, inputs if view is None else inputs[view])  # noqa: B023, E731
+        rows |= measure_batches(predict, _batches(source, encoder, mine, batch_size), mine)
     return rows
 
 
 def measure_predictions(
-    variables: PyTree,
-    predict: Callable[[PyTree, Mapping[str, Array]], dict[str, Label]],
+    predict: Callable[[Mapping[str, Array]], Mapping[str, Label]],
     tasks: Mapping[str, Task],
     encoder: Encoder,
     splits: Splits,
     *,
     batch_size: int = 64,
 ) -> dict[str, Rows]:
-    """`measure` of a function (variables, {view: inputs}) -> {task: label}, on one device: an exported network."""
+    """`measure` of any predictor {view: inputs} -> {task: label}: an exported network, a teacher, a constant guess."""
     rows = {}
     for source, names in build.by_source({name: splits[name] for name in tasks if name in splits}):
         mine = {name: tasks[name] for name in names}
-        step = jax.jit(functools.partial(labels_step, predict=predict, tasks=mine))
-        rows |= evaluate(step, variables, eval_batches(source, encoder._replace(tasks=mine), batch_size=batch_size))
+        rows |= measure_batches(predict, _batches(source, encoder, mine, batch_size), mine)
     return rows
 
 
-def measure_teacher(teacher: Teacher, tasks: Mapping[str, Task], encoder: Encoder, splits: Splits) -> dict[str, Rows]:
-    """`measure` of any teacher whose input has the encoder's size, wherever it runs."""
-    rows = {}
-    for source, names in build.by_source(splits):
-        mine = {name: tasks[name] for name in names}
-        compared = jax.jit(functools.partial(labels_step, predict=lambda predictions, inputs: predictions, tasks=mine))
-        step = functools.partial(_teacher_step, teacher=teacher, compared=compared)
-        rows |= evaluate(step, None, eval_batches(source, encoder._replace(tasks=mine), batch_size=64))
-    return rows
-
-
-def _teacher_step(variables, batch, *, teacher: Teacher, compared):
-    return compared(teacher.predict(batch.inputs["image"]), batch)
+def _batches(source: Source, encoder: Encoder, tasks: Mapping[str, Task], batch_size: int) -> Iterator[Batch]:
+    return eval_batches(source, encoder._replace(tasks=as_annotated(tasks)), batch_size=batch_size)
 
 
 def score(
@@ -103,21 +92,17 @@ def keep_rows(directory: str, split: str, tasks: Mapping[str, Task], rows: Mappi
 
 def predictor(model: Model, tasks: Mapping[str, Task]) -> Callable[[PyTree, np.ndarray], dict]:
     """(variables, images uint8 [B, H, W, 3]) -> {task: label in network form}; compiled once per model and tasks."""
-    return _compiled_predict(model, tuple(tasks.items()))
+    return _jitted(model, tuple(tasks.items()))
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled_predict(model: Model, tasks: tuple[tuple[str, Task], ...]):
-    def predict(variables, images):
-        outputs, _ = model.apply(variables, images, train=False, key=None)
-        return {name: task.predict(outputs[name]) for name, task in tasks}
-
-    return jax.jit(predict)
+def _jitted(model: Model, tasks: tuple[tuple[str, Task], ...]):
+    return jax.jit(functools.partial(label_step, model=model, tasks=dict(tasks)))
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled_eval(model: Model, tasks: tuple[tuple[str, Task], ...], view: str | None):
-    return devices.parallelize(functools.partial(eval_step, model=model, tasks=dict(tasks), view=view), out_axes=0)
+def _compiled(model: Model, tasks: tuple[tuple[str, Task], ...]):
+    return devices.parallelize(functools.partial(label_step, model=model, tasks=dict(tasks)), out_axes=0)
 
 
 def save_rows(path: str, rows: Mapping[str, Rows]) -> None:

@@ -549,7 +549,8 @@ class SingleStudent(Experiment):
       teacher: how teachers train.
       student: how the student trains.
       policies: {task: which of its pseudo labels count}.
-      external_teachers: {task: {"make": "package.module:function", ...} or {"run": directory}}, in place of training.
+      external_teachers: {task: {"make": "package.module:function", ...}, {"run": directory} or {"fuse": [of these,
+        ...]}}, in place of training.
     """
 
     sets: Mapping[str, Any] = field(default_factory=dict)

@@ -16,7 +16,6 @@ from must.experiment.external import external_teachers
 from must.experiment.settings import Must, Run, Student
 from must.experiment.training import NO_WEIGHTING, Weighting, train_tasks
 from must.objectives.labels import PSEUDO
-from must.pseudo_label.teacher import in_frame
 from must.readers.records import Records
 
 
@@ -27,12 +26,13 @@ def train_single(settings: Must, seed: int, task: str, section: str, *, director
 
 
 def measure_external(settings: Must, seed: int, task: str, *, directory: str, report) -> dict:
-    """The job of an external teacher: its scores in the frame in which all columns are compared."""
+    """The job of an external teacher: its scores, at its own input size."""
     tasks = {task: build.tasks_of(settings)[task]}
-    teacher = in_frame(external_teachers(settings, tasks)[task], settings.image.size)
-    encoder, facts = build.encoder(settings.image, tasks), {}
+    teacher = external_teachers(settings, tasks)[task]
+    encoder, facts = build.encoder(settings.image, tasks)._replace(size=tuple(teacher.size)), {}
     for split in settings.eval_splits:
-        rows = measure.measure_teacher(teacher, tasks, encoder, build.splits(settings, split, (task,)))
+        splits = build.splits(settings, split, (task,))
+        rows = measure.measure_predictions(lambda inputs: teacher.predict(inputs["image"]), tasks, encoder, splits)
         facts[split] = measure.keep_rows(directory, split, tasks, rows)
     return facts
 

@@ -16,7 +16,7 @@ from must.core.types import Policy, PyTree, Source, UserError
 from must.data.combine import Cached, Repeated, labels_of
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import eval_batches
-from must.evaluate.evaluate import evaluate
+from must.evaluate.evaluate import gather, present
 from must.experiment import build
 from must.experiment.checks import labels_images
 from must.experiment.settings import Must, Slam, Student, Weights
@@ -190,7 +190,8 @@ def _rows(evidence: Evidence, names, source: Source, variables: PyTree, *, besid
     encoder = evidence.plain._replace(tasks=tasks)
     policies = tuple((name, tuple(map(_hashable, evidence.policies[name]))) for name in names)
     step = _compiled(evidence.model, tuple((name, evidence.tasks[name]) for name in names), policies)
-    return evaluate(step, variables, eval_batches(source, encoder, batch_size=64))
+    batches = eval_batches(source, encoder, batch_size=64)
+    return gather(functools.partial(step, variables), batches, present)
 
 
 @functools.lru_cache(maxsize=32)

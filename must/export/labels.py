@@ -4,7 +4,8 @@
     examples.csv                   picture, id: one line per example, in order
     images/<file>.jpg|png|...      the pictures, with `images`
     <task>/about.json              kind, classes, what the numbers mean
-    <task>/coco.json               detection, `must.export.labels`
+    <task>/coco.json               detection, `must.tasks.exchange`; segmentation, with `masks`
+    labels/, Annotations/          detection as YOLO txt or VOC xml, with `boxes`
     <task>/classes.csv             classification, `must.export.labels`
     <task>/maps.csv, <field>/...   segmentation, depth, normals, `must.export.labels`
 
@@ -17,7 +18,7 @@ alone rounds again.
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from must.core import files
 from must.core.types import Source, UserError
@@ -35,6 +36,8 @@ def export_labels(
     min_score: float = 0.0,
     millimeters: bool = False,
     palette: bool = False,
+    boxes: Sequence[str] = (),
+    masks: str = "",
 ) -> dict[str, int]:
     """Writes the labels of a source into a folder that appears whole or not at all.
 
@@ -46,6 +49,8 @@ def export_labels(
       min_score: score from which boxes are written; 0 writes all.
       millimeters: write depth in millimeters, see `write_depth`.
       palette: give masks colors, see `write_masks`.
+      boxes: further forms of boxes: "yolo" (labels/*.txt and data.yaml), "voc" (Annotations/*.xml).
+      masks: a further form of masks, "polygons" or "rle", in <task>/coco.json.
 
     Returns:
       {task: number of labeled examples}, and with `images` {"images": number of pictures}.
@@ -61,6 +66,7 @@ def export_labels(
         if name == IMAGES or not isinstance(task, Exports):
             raise UserError(f"task {name!r} ({type(task).__name__}): there are no files for its labels, leave it out")
     options = {"min_score": min_score, "palette": palette, "millimeters": millimeters}
+    options |= {"boxes": (boxes,) if isinstance(boxes, str) else tuple(boxes), "masks": masks}
     counts = {}
     with files.whole_directory(directory) as partial:
         for name, task in tasks.items():

@@ -74,6 +74,7 @@ def from_torch(
     std: Sequence[float],
     device: str = "cpu",
     multiple: int = 1,
+    bounds: str = "clip",
 ) -> Teacher:
     """A teacher from a `torch.nn.Module`, which is moved to the device and set to evaluation.
 
@@ -87,6 +88,7 @@ def from_torch(
       std: per channel.
       device: that torch computes on.
       multiple: what height and width must be multiples of; `size` is rounded up.
+      bounds: see `must.from_function`.
     """
     import torch
 
@@ -100,7 +102,7 @@ def from_torch(
         return jax.tree.map(_on_host, read(module(((pixels - mean_) / std_).contiguous().to(dtype))))
 
     fingerprint = _preprocessed(_state_hash(module.state_dict()), mean, std)
-    return from_function(name, predict, tasks, size=size, fingerprint=fingerprint, multiple=multiple)
+    return from_function(name, predict, tasks, size=size, fingerprint=fingerprint, multiple=multiple, bounds=bounds)
 
 
 def from_onnx(
@@ -114,6 +116,7 @@ def from_onnx(
     std: Sequence[float],
     layout: str = "NCHW",
     multiple: int = 1,
+    bounds: str = "clip",
 ) -> Teacher:
     """A teacher from an ONNX file with one input of images; where its batch is fixed, that many images at a time.
 
@@ -127,6 +130,7 @@ def from_onnx(
       std: per channel.
       layout: "NCHW" or "NHWC".
       multiple: what height and width must be multiples of; `size` is rounded up.
+      bounds: see `must.from_function`.
 
     Raises:
       UserError: a file that cannot be read, or another input than this.
@@ -149,7 +153,7 @@ def from_onnx(
         return jax.tree.map(lambda *fields: np.concatenate(fields), *parts)
 
     fingerprint = _preprocessed(file_hash(path), mean, std)
-    return from_function(name, predict, tasks, size=size, fingerprint=fingerprint)
+    return from_function(name, predict, tasks, size=size, fingerprint=fingerprint, bounds=bounds)
 
 
 def _on_host(value: Any) -> Array:

@@ -61,6 +61,34 @@ def check_batch(
     return problem and (rows[problem[0]], problem[1])
 
 
+def inside(label: Label, size: tuple[int, int], bounds: str) -> tuple[Label, int]:
+    """A batch of boxes in network form, clipped to the teacher's input; those wholly outside are left out.
+
+    Args:
+      label: other labels pass as they are.
+      size: (height, width) of the input, pixels.
+      bounds: "clip", or "refuse" boxes that leave it by more than a pixel.
+
+    Returns:
+      The label, and how many boxes left the input by more than a pixel.
+
+    Raises:
+      LabelError: one that is to be refused.
+    """
+    if not {"boxes", "valid"} <= set(label):
+        return label, 0
+    boxes, valid = np.asarray(label["boxes"]), np.asarray(label["valid"])
+    limit = np.array([size[1], size[0]] * 2, boxes.dtype)
+    beyond = valid & ((boxes < -_OVERHANG) | (boxes > limit + _OVERHANG)).any(-1)
+    if beyond.any() and bounds == "refuse":
+        row, slot = _first(beyond)
+        what = f"which is outside {size[1]} x {size[0]} pixels; bounds='clip' clips such boxes"
+        raise LabelError(f"boxes holds {boxes[row, slot].tolist()}, {what}", row)
+    clipped = np.clip(boxes, 0, limit)
+    lost = beyond & (boxes[..., 2:] > boxes[..., :2]).all(-1) & ~(clipped[..., 2:] > clipped[..., :2]).all(-1)
+    return {**label, "boxes": clipped, "valid": valid & ~lost}, int(beyond.sum())
+
+
 def not_finite(label: Mapping[str, np.ndarray], rows: Sequence[int]) -> dict[int, str]:
     """{row: "<field> is not finite"} of those `rows` of a batch for which a teacher says NaN or infinity."""
     found: dict[int, str] = {}

@@ -92,7 +92,9 @@ def identity(
     for teacher in teachers:
         for key, task in teacher.tasks.items():
             if key in tasks:
-                raise UserError(f"task {key}: labeled by {tasks[key]['teacher']} and by {teacher.name}")
+                raise UserError(
+                    f"task {key}: labeled by {tasks[key]['teacher']} and by {teacher.name}; must.fuse joins them"
+                )
             spec = task.label_spec()
             check_specs({key: spec})
             tasks[key] = {

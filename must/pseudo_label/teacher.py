@@ -12,9 +12,10 @@ import numpy as np
 
 from must.core import devices
 from must.core.labels import of_teacher
-from must.core.types import Array, Label, LabelError, Model, PyTree, Teacher
+from must.core.notices import notice
+from must.core.types import Array, Label, LabelError, Model, PyTree, Teacher, UserError
 from must.data.geometry import transform_image, whole_image
-from must.pseudo_label.check import check_said
+from must.pseudo_label.check import check_said, inside
 from must.tasks.base import Task
 
 
@@ -31,7 +32,7 @@ def label_step(
 
     Args:
       variables: of the model.
-      images: uint8 [B, H, W, 3].
+      images: uint8 [B, H, W, 3], or whatever else the model takes.
       model: outputs {task: ...}.
       tasks: which of the outputs become labels.
       hflip_tta: average the outputs with those of the mirrored picture (data distillation, Radosavovic et al. 2018);
@@ -88,6 +89,7 @@ def from_function(
     size: tuple[int, int],
     fingerprint: str,
     multiple: int = 1,
+    bounds: str = "clip",
 ) -> Teacher:
     """A teacher from any Python function.
 
@@ -98,16 +100,32 @@ def from_function(
       size: (height, width) of its input, pixels.
       fingerprint: of its weights and code; records made with another one are refused.
       multiple: what height and width must be multiples of; `size` is rounded up.
+      bounds: what becomes of boxes that leave the input by more than a pixel, "clip" or "refuse".
 
     Raises:
       UserError: a size that a task cannot have.
     """
+    if bounds not in ("clip", "refuse"):
+        raise UserError(f"teacher {name}: bounds={bounds!r}: expected 'clip' or 'refuse'")
     size = rounded_up(size, multiple)
     for task in tasks.values():
         task.network_spec(size)
-    return Teacher(
-        name, dict(tasks), lambda images: labels_from_external(tasks, predict(images), size), size, fingerprint
-    )
+
+    def labels(images: Array) -> dict[str, Label]:
+        found = labels_from_external(tasks, predict(images), size)
+        for key in found:
+            try:
+                found[key], beyond = inside(found[key], size, bounds)
+            except LabelError as error:
+                raise LabelError(f"{key}.{error}", error.row) from None
+            if beyond:
+                notice(
+                    f"teacher {name}: boxes of {key} reach beyond its input of {size[1]} x {size[0]} pixels, first "
+                    f"{beyond} in a batch, and are clipped (bounds='refuse' refuses them)"
+                )
+        return found
+
+    return Teacher(name, dict(tasks), labels, size, fingerprint)
 
 
 def in_frame(teacher: Teacher, size: tuple[int, int], *, keep_aspect: bool = True) -> Teacher:
@@ -130,7 +148,7 @@ def in_frame(teacher: Teacher, size: tuple[int, int], *, keep_aspect: bool = Tru
         labels = {}
         for key, task in teacher.tasks.items():
             rows = ({name: field[row] for name, field in predicted[key].items()} for row in range(len(images)))
-            mapped = [task.transform(task.restore(row, there), here) for row in rows]
+            mapped = [task.encode(task.restore(row, there), here) for row in rows]
             labels[key] = {name: np.stack([row[name] for row in mapped]) for name in mapped[0]}
         return labels
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from must.core.notices import notice
 from must.core.types import Example, Label, UserError, one_line
+from must.readers import fields
 from must.readers.pictures import (
     DISPLAYED,
     STORED,
@@ -291,26 +292,25 @@ def read_classes(classes: str | Sequence[str] | Mapping[Any, str], root: str = "
 
     Args:
       classes: names in order of their ids, {id: name}, or a file below `root`: text with one name per line, json with a
-        list or {id: name}, or "file.json:key" for one entry of a json object.
+        list, {id: name} or COCO's categories, or "file.json:key" for one entry of a json object.
       root: folder of the file.
     """
     where = "classes"
     if isinstance(classes, str):
         file, _, key = classes.partition(".json:")
         path = locate(root, file + ".json" if key else classes)
-        where = str(path)
-        classes = read_json(path) if path.suffix == ".json" else read_lines(path)
-        if key:
-            if not isinstance(classes, dict) or key not in classes:
-                raise UserError(f"{path}: has no key {key!r}")
-            classes = classes[key]
+        where, classes = str(path), read_json(path) if path.suffix == ".json" else read_lines(path)
+        if key and (not isinstance(classes, dict) or key not in classes):
+            raise UserError(f"{path}: has no key {key!r}")
+        classes = classes[key] if key else classes
     try:
+        if isinstance(classes, list) and all(isinstance(one, dict) and {"id", "name"} <= set(one) for one in classes):
+            classes = {one["id"]: one["name"] for one in classes}  # COCO's categories
         items = classes.items() if hasattr(classes, "items") else enumerate(classes)
-        names = {int(number): class_name(str(name)) for number, name in items}
-    except (TypeError, ValueError) as error:
+        names = {int(number): class_name(fields.text(name, f"{where}: name {number}:")) for number, name in items}
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: expected class names or {{id: name}}: {error}") from None
-    repeated = first_repeated(names.values())
-    if not names or repeated is not None:
+    if not names or (repeated := first_repeated(names.values())) is not None:
         raise UserError(f"{where}: " + (f"class {repeated!r} is listed twice" if names else "no classes"))
     return dict(sorted(names.items()))
 

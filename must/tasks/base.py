@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
+from must.data.geometry import own_frame
 from must.tasks.label_states import Claims
 
 
@@ -22,9 +23,10 @@ from must.tasks.label_states import Claims
 class Task:
     """The verbs of a task; B is the batch, record and network form of a label are explained in `must.core.types`.
 
-    A label's way:    record --transform--> network form --target--> target --loss(outputs, .)--> per-example terms
+    A label's way:    record --encode--> network form --target--> target --loss(outputs, .)--> per-example terms
     A teacher's way:  outputs --predict--> network form --restore--> record
     Others' networks: what they say --from_external--> network form --restore--> record
+    Evaluation:       outputs --predict--> network form --original--> measure <--transform-- record
     """
 
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is the headline
@@ -60,6 +62,11 @@ class Task:
         """
         raise NotImplementedError
 
+    def encode(self, label: Label, geometry: Geometry) -> Label:
+        """`transform` for training: with the fixed shapes of `network_spec`, and without what cannot be learned at
+        this size."""
+        return self.transform(label, geometry)
+
     def admissible(self, label: Label, geometry: Geometry) -> Geometry:
         """The drawn geometry of a clip without the mirroring or reversal that this label, in record form, cannot
         follow."""
@@ -82,6 +89,13 @@ class Task:
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """Network form of one example -> record form in the frame of the original image; host NumPy."""
         raise NotImplementedError
+
+    def original(self, label: Label, geometry: Geometry) -> Label:
+        """A prediction for one example in the frame of the original image, where it is compared with the truth.
+
+        By default what a record of it holds; a task whose records are coarser than its predictions does better.
+        """
+        return self.transform(self.restore(label, geometry), own_frame(geometry.source_size))
 
     def target(self, label: Label, policy: Policy) -> Any:
         """Network form, leading axis B -> what the loss reads, fixed shapes; jnp, traceable."""
@@ -149,14 +163,28 @@ class Task:
         """Outputs on left-right mirrored images, brought back to the frame of the originals; leading axis B."""
         raise NotImplementedError
 
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """Predictions of several teachers for the same pictures as one, whose scores fall where they disagree.
+
+        A task may do without: `must.fuse` then refuses it.
+
+        Args:
+          labels: of each teacher, in network form, leading axis B; host NumPy.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no fuse(); use one teacher")
+
     def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
-        """Both in network form, leading axis B -> rows [B, ...] that `summarize` needs; jnp, traceable."""
+        """Both in one frame, leading axis B -> rows [B, ...] that `summarize` needs; host NumPy.
+
+        Headline scores are measured in the frame of the original image, see `must.evaluate.evaluate`.
+        """
         raise NotImplementedError
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """Rows of any number of examples, [N, ...] -> {metric name: value in its unit}; host NumPy.
 
-        Rows are concatenated over batches and devices; resampling them gives bootstrap intervals over images.
+        Rows are concatenated over examples, short ones filled up with zeros; resampling them gives bootstrap intervals
+        over images.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Boxes as detectors of other projects list them, examined; host NumPy."""
+"""Lists of boxes: examined, cut, pasted, fused, drawn and scored; host NumPy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,25 +8,22 @@ import numpy as np
 from must.core.types import Label, LabelError, NotFinite
 from must.tasks import drawing
 
-_OVERHANG = 1.0  # pixels by which a box may leave its image
 _ROUNDING = 1e-4  # by which a score may exceed 1
 
 
-def checked(found: Mapping[str, Any], size: tuple[int, int], count: int) -> Label:
+def checked(found: Mapping[str, Any], count: int) -> Label:
     """One image's boxes with computing types.
 
     Args:
       found: "boxes" [n, 4], x0 y0 x1 y1 in pixels; "scores" and "labels" [n]; "unknown" class ids, if any.
-      size: (height, width) of the image, pixels.
       count: classes.
 
     Returns:
-      boxes float32 [n, 4], clipped to the image; scores float32 [n]; classes and unknown int64; in the order they came
-      in.
+      boxes float32 [n, 4]; scores float32 [n]; classes and unknown int64; in the order they came in.
 
     Raises:
-      LabelError: a field that is missing or of a wrong shape or kind; a box that is not finite, reversed or outside the
-        image by more than a pixel; a score outside 0..1; an id outside the label space.
+      LabelError: a field that is missing or of a wrong shape or kind; a box that is not finite or reversed; a score
+        outside 0..1; an id outside the label space.
     """
     if not isinstance(found, Mapping):
         raise LabelError(f"boxes is {type(found).__name__}, not a dict of boxes, scores, labels")
@@ -44,14 +41,10 @@ def checked(found: Mapping[str, Any], size: tuple[int, int], count: int) -> Labe
             expected = "floats" if kinds == "f" else "integers"
             raise LabelError(f"{name} is {array.dtype} {array.shape}, not {expected} ({len(boxes)},)")
     boxes, scores = boxes.astype(np.float32), scores.astype(np.float32)
-    limit = np.array([size[1], size[0]] * 2, np.float32)
     for name, field in (("boxes", boxes), ("scores", scores)):
         if not np.isfinite(field).all():
             raise NotFinite(f"{name} is not finite")
-    for wrong, what in (
-        ((boxes[:, 2:] < boxes[:, :2]).any(-1), "reversed"),
-        ((boxes < -_OVERHANG).any(-1) | (boxes > limit + _OVERHANG).any(-1), f"outside {size[1]} x {size[0]} pixels"),
-    ):
+    for wrong, what in (((boxes[:, 2:] < boxes[:, :2]).any(-1), "reversed"),):
         if wrong.any():
             raise LabelError(f"boxes holds {boxes[wrong][0].tolist()}, which is {what}")
     wrong = ~((scores >= 0) & (scores <= 1 + _ROUNDING))
@@ -62,11 +55,110 @@ def checked(found: Mapping[str, Any], size: tuple[int, int], count: int) -> Labe
         if wrong.any():
             raise LabelError(f"{name} holds class id {ids[wrong][0]} with {count} classes")
     return {
-        "boxes": np.clip(boxes, 0.0, limit),
+        "boxes": boxes,
         "scores": np.minimum(scores, 1.0),
         "classes": labels.astype(np.int64),
         "unknown": unknown.astype(np.int64),
     }
+
+
+def fields_of(label: Label, size: tuple[int, int], count: int) -> Label:
+    """A label in record form with computing types, or ValueError; `size` of the image, `count` classes."""
+    boxes = np.asarray(label["boxes"], np.float32).reshape(-1, 4)
+    fields = {
+        "boxes": boxes,
+        "classes": np.asarray(label["classes"], np.int64).reshape(-1),
+        "scores": np.asarray(label["scores"], np.float32).reshape(-1),
+        "crowd": np.asarray(label["crowd"], bool).reshape(-1),
+        "unknown": np.asarray(label["unknown"], np.int64).reshape(-1),
+    }
+    lengths = {name: len(value) for name, value in fields.items() if name != "unknown"}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"fields of unequal length: {lengths}")
+    height, width = size
+    limit = np.array([width, height, width, height], np.float32)
+    bad = ~np.isfinite(boxes).all(-1)
+    bad |= (boxes[:, 2:] < boxes[:, :2]).any(-1) | (boxes < -1).any(-1) | (boxes > limit + 1).any(-1)
+    if bad.any():
+        box = boxes[np.flatnonzero(bad)[0]].tolist()
+        raise ValueError(f"box {box} is reversed or outside its image of {width} x {height} pixels")
+    ids = np.concatenate([fields["classes"], fields["unknown"]])
+    wrong = ids[(ids < 0) | (ids >= count)]
+    if len(wrong):
+        raise ValueError(f"class id {wrong[0]} with {count} classes")
+    if not ((fields["scores"] >= 0) & (fields["scores"] <= 1)).all():
+        raise ValueError("a score outside 0..1")
+    return fields
+
+
+def best(fields: Label, size: tuple[int, int] | None, floor: float, most: int) -> Label:
+    """Of one image's boxes (`checked`) those that count, by falling score: `most` of each class.
+
+    Args:
+      fields: boxes [n, 4], scores, classes [n] and what else there is.
+      size: (height, width) of the image; boxes without area in it are left out. None for boxes that are inside.
+      floor: least score.
+      most: boxes of a class.
+    """
+    seen = fields["boxes"] if size is None else np.clip(fields["boxes"], 0, (*size[::-1], *size[::-1]))
+    chosen = np.flatnonzero((fields["scores"] >= floor) & (seen[:, 2:] > seen[:, :2]).all(-1))
+    chosen = chosen[np.argsort(-fields["scores"][chosen], kind="stable")]
+    chosen = chosen[place_in_class(fields["classes"][chosen]) < most]
+    return {**fields, **{name: fields[name][chosen] for name in ("boxes", "scores", "classes")}}
+
+
+def place_in_class(classes: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """How many (valid) boxes of the same class stand before each box, int [M]."""
+    same = classes[:, None] == classes
+    return np.tril(same if valid is None else same & valid, -1).sum(-1)
+
+
+def fuse(labels: Sequence[Label], overlap: float = 0.55) -> Label:
+    """Weighted boxes fusion of several teachers' boxes in one image (Solovyev et al. 2021, sec. 3).
+
+    By falling score, each box joins the fused box of its class that it overlaps most, by more than `overlap`, or begins
+    one. A fused box is the mean of its boxes weighted by their scores; its score is their mean score times the share of
+    the teachers that know its class and that found it.
+
+    Args:
+      labels: boxes [M, 4], classes, scores, valid [M], known [C] of each teacher.
+      overlap: IoU.
+
+    Returns:
+      boxes [n, 4], scores, classes [n], unknown.
+    """
+    parts = [
+        {n: np.asarray(one[n])[np.asarray(one["valid"])] for n in ("boxes", "classes", "scores")} for one in labels
+    ]
+    boxes, classes, scores = (np.concatenate([part[n] for part in parts]) for n in ("boxes", "classes", "scores"))
+    owner = np.repeat(np.arange(len(parts)), [len(part["scores"]) for part in parts])
+    knows = np.sum([np.asarray(one["known"]) for one in labels], 0)
+    groups: list[list[int]] = []
+    fused, of = np.zeros((0, 4)), np.zeros(0, np.int64)
+    for i in np.argsort(-scores, kind="stable").tolist():
+        close = np.where(of == classes[i], _iou(boxes[i].astype(np.float64), fused), 0)
+        if len(close) and close.max() > overlap:
+            group = groups[at := int(close.argmax())]
+            group.append(i)
+            fused[at] = np.average(boxes[group], 0, scores[group])
+        else:
+            groups.append([i])
+            fused, of = np.concatenate([fused, boxes[i : i + 1]]), np.append(of, classes[i])
+    share = [len(set(owner[group])) / max(1, knows[of[n]]) for n, group in enumerate(groups)]
+    mean = [float(scores[group].mean()) for group in groups]
+    return {
+        "boxes": fused.astype(np.float32),
+        "scores": (np.array(mean) * np.array(share)).astype(np.float32),
+        "classes": of,
+        "unknown": np.flatnonzero(knows == 0),
+    }
+
+
+def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    common = np.maximum(sides, 0).prod(-1)
+    whole = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(-1) - common
+    return common / np.maximum(whole, 1e-9)
 
 
 _FAR = 1e5  # pixels; beyond every frame

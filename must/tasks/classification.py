@@ -187,15 +187,26 @@ class Classification(Task):
         best, _ = jax.lax.top_k(label["probs"], min(2, len(self.classes)))
         return best[:, :1] - best[:, 1:2] if best.shape[-1] > 1 else best
 
-    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """The mean distribution, of each class over the teachers that know it."""
+        probs = np.stack([np.asarray(label["probs"], np.float32) for label in labels])
+        known = np.stack([np.broadcast_to(label.get("known", True), probs[0].shape) for label in labels])
+        mean = (probs * known).sum(0) / np.maximum(known.sum(0), 1)
+        return {"probs": uncertain(mean / np.maximum(mean.sum(-1, keepdims=True), 1e-12)), "known": known.any(0)}
+
+    def original(self, label: Label, geometry: Geometry) -> Label:
+        """The label: a class has no frame."""
+        return label
+
+    def measure(self, prediction: Label, truth: Label) -> dict[str, np.ndarray]:
         """Whether the true class is the first, and among the first five; -log of its probability. Of ties the first."""
-        true = jnp.argmax(truth["probs"], -1)[:, None]
-        _, best = jax.lax.top_k(prediction["probs"], min(5, len(self.classes)))
-        probability = jnp.take_along_axis(prediction["probs"], true, -1)[:, 0]
+        probs, true = np.asarray(prediction["probs"]), np.asarray(truth["probs"]).argmax(-1)[:, None]
+        best = np.argsort(-probs, -1, kind="stable")[:, :5]
+        probability = np.take_along_axis(probs, true, -1)[:, 0]
         return {
-            "top1": (best[:, :1] == true).any(-1).astype(jnp.float32),
-            "top5": (best == true).any(-1).astype(jnp.float32),
-            "nll": -jnp.log(jnp.maximum(probability, 1e-12)),
+            "top1": (best[:, :1] == true).any(-1).astype(np.float32),
+            "top5": (best == true).any(-1).astype(np.float32),
+            "nll": -np.log(np.maximum(probability, 1e-12)).astype(np.float32),
         }
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Policy, UserError
 from must.data.geometry import nearest as nearest_pixels
-from must.data.geometry import restore_map, transform_map
+from must.data.geometry import own_frame, restore_map, transform_map
 from must.tasks.label_states import LARGEST, Claims, decide_codes, states
 
 SCORES = ArraySpec(
@@ -145,6 +145,11 @@ def decided(label: Label, policy: Policy) -> Claims:
 def stored_shape(geometry: Geometry, stride: int) -> tuple[int, int]:
     """(height, width) of a map over the whole original with one value per `stride` pixels, rounded up."""
     return tuple(-(-side // stride) for side in geometry.source_size)
+
+
+def unmoved(geometry: Geometry) -> bool:
+    """Whether the frame is that of the original image."""
+    return geometry == own_frame(geometry.source_size)
 
 
 def to_shape(maps: Array, shape: tuple[int, int]) -> Array:

@@ -1,6 +1,7 @@
 """Monocular depth, metric or relative."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
-from must.data.geometry import restore_quantity, transform_map
+from must.data.geometry import restore_map, restore_quantity, transform_map
 from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, codes
@@ -201,36 +202,63 @@ class Depth(Task):
     def hflip_outputs(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
 
-    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """The median of the valid depths; the score is the mean ratio to it, smaller over larger, 0 where invalid."""
+        depth = np.stack([np.asarray(label["depth"], np.float32) for label in labels])
+        valid = np.isfinite(depth) & (depth > 0)
+        enough = 2 * valid.sum(0) >= len(labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pixels where no depth is valid
+            middle = np.nan_to_num(np.nanmedian(np.where(valid, depth, np.nan), 0))
+        ratio = np.where(valid, np.minimum(depth, middle) / np.maximum(np.maximum(depth, middle), 1e-9), 0).mean(0)
+        return {"depth": np.where(enough, middle, 0).astype(np.float32), "scores": codes(np.where(enough, ratio, 0))}
+
+    def original(self, label: Label, geometry: Geometry) -> Label:
+        """As in the base class, at the original's size and not rounded to codes."""
+        if dense.unmoved(geometry):
+            return label
+        depth, valid = self._restored(label, geometry, geometry.source_size)
+        out = {"depth": np.where(valid, depth, 0).astype(np.float32)}
+        if "scores" in label:
+            out["scores"] = restore_map(np.asarray(label["scores"]), geometry, geometry.source_size)
+        return out
+
+    def measure(self, prediction: Label, truth: Label) -> dict[str, np.ndarray]:
         """Each metric's mean over the image's valid pixels, [B], and "images": 1 where there are any.
 
         Valid are true depths within `min_depth`..`max_depth`. A relative prediction is first aligned to the truth by
         least squares in inverse depth, with scale >= 0.
         """
-        valid = self._in_range(truth["depth"])
-        true = jnp.where(valid, truth["depth"], 1.0)
-        depth = jnp.where(valid, prediction["depth"], 1.0)
+        pairs = zip(prediction["depth"], truth["depth"], strict=True)
+        rows = [self._errors(np.asarray(depth), np.asarray(true)) for depth, true in pairs]
+        return {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}
+
+    def _errors(self, depth: np.ndarray, true: np.ndarray) -> dict[str, float]:
+        """Of one image, [h, w] each."""
+        valid = self._in_range(true)
+        if not valid.any():
+            return dict.fromkeys((*(name for name, _, _ in _METRICS), "images"), 0.0)
+        true, depth = true[valid].astype(np.float64), depth[valid].astype(np.float64)
         if self.depth_kind == "relative":
-            inverse = 1.0 / jnp.maximum(depth, 1e-6)
-            scale, shift, _ = losses.align(inverse, 1.0 / true, valid)
-            shift = jnp.where(scale < 0, losses.masked_mean(1.0 / true, valid), shift)
-            inverse = jnp.maximum(scale, 0.0)[:, None, None] * inverse + shift[:, None, None]
-            depth = 1.0 / jnp.clip(inverse, 1.0 / self.max_depth, 1.0 / self.min_depth)
-        depth = jnp.clip(depth, self.min_depth, self.max_depth)
-        ratio, difference, log = jnp.maximum(depth / true, true / depth), depth - true, jnp.log(depth / true)
-        mean = lambda values: losses.masked_mean(values, valid)  # noqa: E731
-        rows = {
-            "abs_rel": mean(jnp.abs(difference) / true),
-            "delta1": 100.0 * mean(ratio < 1.25),
-            "delta2": 100.0 * mean(ratio < 1.25**2),
-            "delta3": 100.0 * mean(ratio < 1.25**3),
-            "sq_rel": mean(difference**2 / true),
-            "rmse": jnp.sqrt(mean(difference**2)),
-            "rmse_log": jnp.sqrt(mean(log**2)),
-            "log10": mean(jnp.abs(log)) / np.log(10.0),
-            "silog": losses.silog(jnp.log(depth), jnp.log(true), valid, 1.0, 0.0),
+            inverse, aim = 1.0 / np.maximum(depth, 1e-6), 1.0 / true
+            spread = inverse - inverse.mean()
+            variance = np.mean(spread**2)
+            scale = max(0.0, np.mean(spread * aim) / variance) if variance > 1e-12 else 0.0
+            inverse = scale * spread + aim.mean()
+            depth = 1.0 / np.clip(inverse, 1.0 / self.max_depth, 1.0 / self.min_depth)
+        depth = np.clip(depth, self.min_depth, self.max_depth)
+        difference, log = depth - true, np.log(depth / true)
+        apart, square = np.abs(log), difference**2
+        return {
+            "abs_rel": np.mean(np.abs(difference) / true),
+            **{f"delta{n}": 100.0 * np.mean(apart < n * np.log(_CLOSE)) for n in (1, 2, 3)},
+            "sq_rel": np.mean(square / true),
+            "rmse": np.sqrt(np.mean(square)),
+            "rmse_log": np.sqrt(np.mean(log**2)),
+            "log10": np.mean(apart) / np.log(10.0),
+            "silog": np.std(log),
+            "images": 1.0,
         }
-        return rows | {"images": valid.any((1, 2)).astype(jnp.float32)}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """As in the base class; a claim per pixel with a true depth, right within a factor of 1.25.

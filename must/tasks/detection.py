@@ -7,6 +7,7 @@ learns boxes and classes from few images, where one heat map per class learns on
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ import numpy as np
 
 from must.core import boxes as bx
 from must.core.labels import half
+from must.core.notices import notice
 from must.core.types import (
     Array,
     ArraySpec,
@@ -32,12 +34,14 @@ from must.core.types import (
     UserError,
 )
 from must.data import geometry as geo
-from must.tasks import box_lists, exchange
+from must.tasks import box_files, box_lists, exchange
 from must.tasks import points as points_of
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, decide, states, uncertain
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
+_MOST = 100  # predictions of a class that count in one image (COCO)
+_PER_BOX = ("boxes", "classes", "scores", "crowd")
 _MIN_VISIBLE = 0.25  # of a cut box's area; with less the object is no longer recognizable, so it is ignored
 
 
@@ -72,13 +76,13 @@ class Detection(Task):
       strides: levels of the pyramid that predict, fine to coarse, pixels.
       width: channels of the head's towers.
       depth: convolutions of each tower.
-      max_boxes: boxes of one label in network form; more are dropped, lowest score first.
-      max_detections: boxes of one prediction.
+      max_boxes: boxes of a label that training learns; more are dropped, lowest score first. Evaluation counts all.
+      max_detections: boxes of one prediction; of external teachers that many of each class.
       candidates: predictions of one image that go into suppression.
       nms_iou: of two boxes of one class that overlap by more, the one with the lower score goes.
       score_floor: predictions below it are not reported and not stored.
       draw_floor: predictions below it are not drawn.
-      min_size: boxes with a shorter side are ignored in the network's frame, pixels.
+      min_size: boxes with a shorter side in the network's frame are ignored in training, pixels.
       scale: root area of the boxes that a level learns, in strides.
       radius: points within this many strides of a box's center learn it.
       gamma: exponent of the focal factor.
@@ -110,8 +114,8 @@ class Detection(Task):
     can_be_empty: ClassVar[bool] = True
 
     def __post_init__(self):
-        object.__setattr__(self, "classes", tuple(self.classes))
-        object.__setattr__(self, "strides", tuple(self.strides))
+        for name in ("classes", "strides"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.classes:
             raise UserError("detection: no classes")
         if list(self.strides) != sorted(set(self.strides)):
@@ -138,49 +142,38 @@ class Detection(Task):
         return {name: jax.ShapeDtypeStruct(*form) for name, form in _forms(count, len(self.classes)).items()}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
-        """As in the base class; a box of which little is left in the frame becomes a crowd, which is ignored."""
-        fields = self._checked(label, geometry)
+        """As in the base class, room for all boxes; one of which little is left in the frame becomes a crowd."""
+        fields = box_lists.fields_of(label, geometry.source_size, len(self.classes))
         boxes, visible = geo.transform_boxes(fields["boxes"], geometry)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        crowd = fields["crowd"] | (visible < _MIN_VISIBLE) | (sides.min(-1, initial=np.inf) < self.min_size)
-        seen = np.flatnonzero((sides > 0).all(-1))
-        seen = seen[np.lexsort((-fields["scores"][seen], crowd[seen]))][: self.max_boxes]
-        out = {name: np.zeros(*form) for name, form in _forms(self.max_boxes, len(self.classes)).items()}
-        for name, value in {**fields, "boxes": boxes, "crowd": crowd}.items():
-            if name != "unknown":
-                out[name][: len(seen)] = value[seen]
-        out["valid"][: len(seen)] = True
+        flat = fields["boxes"][:, 2:] <= fields["boxes"][:, :2]  # counts all the same
+        seen = np.flatnonzero((flat | (boxes[:, 2:] > boxes[:, :2])).all(-1))
+        fields |= {"boxes": boxes, "crowd": fields["crowd"] | (visible < _MIN_VISIBLE)}
+        seen = seen[np.lexsort((-fields["scores"][seen], fields["crowd"][seen]))]
+        return self._filled({name: fields[name][seen] for name in _PER_BOX}, fields["unknown"])
+
+    def _filled(self, fields: Label, unknown: np.ndarray, room: int = 0) -> Label:
+        """Network form with room for so many boxes, by default `max_boxes` or more where there are more."""
+        count = len(fields["boxes"])
+        forms = _forms(room or max(self.max_boxes, count), len(self.classes))
+        out = {name: np.zeros(*form) for name, form in forms.items()}
+        for name in _PER_BOX:
+            out[name][:count] = fields[name]
+        out["valid"][:count] = True
         out["known"][:] = True
-        out["known"][fields["unknown"]] = False
+        out["known"][unknown] = False
         return out
 
-    def _checked(self, label: Label, geometry: Geometry) -> Label:
-        """The fields with computing types, or ValueError."""
-        boxes = np.asarray(label["boxes"], np.float32).reshape(-1, 4)
-        fields = {
-            "boxes": boxes,
-            "classes": np.asarray(label["classes"], np.int64).reshape(-1),
-            "scores": np.asarray(label["scores"], np.float32).reshape(-1),
-            "crowd": np.asarray(label["crowd"], bool).reshape(-1),
-            "unknown": np.asarray(label["unknown"], np.int64).reshape(-1),
-        }
-        lengths = {name: len(value) for name, value in fields.items() if name != "unknown"}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"fields of unequal length: {lengths}")
-        height, width = geometry.source_size
-        limit = np.array([width, height, width, height], np.float32)
-        bad = ~np.isfinite(boxes).all(-1)
-        bad |= (boxes[:, 2:] < boxes[:, :2]).any(-1) | (boxes < -1).any(-1) | (boxes > limit + 1).any(-1)
-        if bad.any():
-            box = boxes[np.flatnonzero(bad)[0]].tolist()
-            raise ValueError(f"box {box} is reversed or outside its image of {width} x {height} pixels")
-        ids = np.concatenate([fields["classes"], fields["unknown"]])
-        wrong = ids[(ids < 0) | (ids >= len(self.classes))]
-        if len(wrong):
-            raise ValueError(f"class id {wrong[0]} with {len(self.classes)} classes")
-        if not ((fields["scores"] >= 0) & (fields["scores"] <= 1)).all():
-            raise ValueError("a score outside 0..1")
-        return fields
+    def encode(self, label: Label, geometry: Geometry) -> Label:
+        """As in the base class: the `max_boxes` surest boxes that have an area, small ones as crowds."""
+        found = self.transform(label, geometry)
+        shorter = (found["boxes"][:, 2:] - found["boxes"][:, :2]).min(-1)
+        found["crowd"] |= found["valid"] & (shorter < self.min_size)
+        keep = np.flatnonzero(found["valid"] & (shorter > 0))
+        if len(keep) > self.max_boxes:
+            told = f"detection: there are pictures with more than max_boxes={self.max_boxes} boxes"
+            notice(f"{told}; training learns so many of each, the surest first")
+        keep = keep[np.lexsort((-found["scores"][keep], found["crowd"][keep]))][: self.max_boxes]
+        return self._filled({name: found[name][keep] for name in _PER_BOX}, np.flatnonzero(~found["known"]))
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
         """As in the base class, see `must.tasks.box_lists`."""
@@ -291,8 +284,8 @@ class Detection(Task):
         )
         found = {"boxes": _take(boxes, index), "classes": jnp.take_along_axis(classes, index, 1)}
         found["scores"] = uncertain(jnp.take_along_axis(scores, index, 1))
-        missing = self.max_detections - index.shape[1]
         found = {name: jnp.where(_expand(valid, value), value, 0) for name, value in found.items()} | {"valid": valid}
+        missing = self.max_detections - index.shape[1]
         found = {name: jnp.pad(v, [(0, 0), (0, missing)] + [(0, 0)] * (v.ndim - 2)) for name, v in found.items()}
         found["crowd"] = jnp.zeros_like(found["valid"])
         found["known"] = jnp.ones((scores.shape[0], count), bool)
@@ -302,27 +295,23 @@ class Detection(Task):
         """Of every image "boxes" [n, 4] x0 y0 x1 y1 in its pixels, "scores" [n], "labels" [n], ids of `classes`; any n.
 
         That is torchvision's convention. They may come with "unknown": ids of the classes that this network does not
-        look for. Suppression is the network's own; boxes below `score_floor` or without area are left out.
+        look for. Suppression is the network's own; boxes below `score_floor` or without area in the image are left out.
         """
-        out = {
-            name: np.zeros((len(predicted), *shape), dtype)
-            for name, (shape, dtype) in _forms(self.max_detections, len(self.classes)).items()
-        }
+        rows = []
         for row, found in enumerate(predicted):
             try:
-                fields = box_lists.checked(found, size, len(self.classes))
+                fields = box_lists.checked(found, len(self.classes))
             except LabelError as error:
                 raise type(error)(str(error), row) from None
-            keep = (fields["scores"] >= self.score_floor) & (fields["boxes"][:, 2:] > fields["boxes"][:, :2]).all(-1)
-            best = np.flatnonzero(keep)
-            best = best[np.argsort(-fields["scores"][best], kind="stable")][: self.max_detections]
-            for name in ("boxes", "classes", "scores"):
-                out[name][row, : len(best)] = fields[name][best]
-            out["scores"][row] = uncertain(out["scores"][row])
-            out["valid"][row, : len(best)] = True
-            out["known"][row] = True
-            out["known"][row, fields["unknown"]] = False
-        return out
+            rows.append(box_lists.best(fields, size, self.score_floor, self.max_detections))
+        return self._stacked(rows)
+
+    def _stacked(self, rows: Sequence[Label]) -> Label:
+        """Network form of predictions: boxes, scores, classes [n] and unknown of each image."""
+        room = max([self.max_detections, *(len(fields["scores"]) for fields in rows)])
+        out = [self._filled({**f, "crowd": np.zeros(len(f["scores"]), bool)}, f["unknown"], room) for f in rows]
+        stacked = {name: np.stack([label[name] for label in out]) for name in out[0]}
+        return {**stacked, "scores": uncertain(stacked["scores"])}
 
     def hflip_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
         """As in the base class; exact also where the width is no multiple of the stride and the grid overhangs."""
@@ -344,21 +333,33 @@ class Detection(Task):
         scores = jnp.where(label["valid"], label["scores"].astype(jnp.float32), 0.0)
         return jnp.stack([scores.max(-1), scores.sum(-1)], -1)
 
-    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
-        """Which predictions hit a true box at the ten IoU thresholds; classes unknown to the truth are left out."""
-        known = lambda label: label["valid"] & jnp.take_along_axis(truth["known"], label["classes"], 1)  # noqa: E731
-        prediction = {**prediction, "valid": known(prediction)}
-        truth = {**truth, "valid": known({**truth, "classes": jnp.where(truth["valid"], truth["classes"], 0)})}
-        hit, ignored = jax.vmap(lambda p, t: bx.match(p, t, _THRESHOLDS))(prediction, truth)
-        counted = truth["valid"] & ~truth["crowd"]
-        positives = (jax.nn.one_hot(truth["classes"], len(self.classes)) * counted[..., None]).sum(1)
-        return {
-            "scores": prediction["scores"],
-            "classes": prediction["classes"],
-            "hit": hit,
-            "miss": prediction["valid"][..., None] & ~hit & ~ignored,
-            "positives": positives.astype(jnp.int32),
-        }
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """Weighted boxes fusion, see `must.tasks.box_lists.fuse`."""
+        rows = [
+            box_lists.fuse([{n: v[i] for n, v in one.items()} for one in labels])
+            for i in range(len(labels[0]["valid"]))
+        ]
+        return self._stacked([box_lists.best(row, None, self.score_floor, self.max_detections) for row in rows])
+
+    def measure(self, prediction: Label, truth: Label) -> dict[str, np.ndarray]:
+        """Which predictions hit a true box at the ten IoU thresholds, of each class the 100 surest of an image (COCO);
+        classes unknown to the truth are left out."""
+        prediction, truth = ({n: np.asarray(v) for n, v in label.items()} for label in (prediction, truth))
+        rows: dict[str, list] = {name: [] for name in ("hit", "miss", "positives")}
+        for row in range(len(truth["valid"])):
+            found, true = ({n: v[row] for n, v in label.items()} for label in (prediction, truth))
+            found, true = (
+                {**one, "valid": one["valid"] & true["known"][np.where(one["valid"], one["classes"], 0)]}
+                for one in (found, true)
+            )
+            found["valid"] &= box_lists.place_in_class(found["classes"], found["valid"]) < _MOST
+            hit, ignored = bx.match(found, true, _THRESHOLDS)
+            rows["hit"].append(hit)
+            rows["miss"].append(found["valid"][:, None] & ~hit & ~ignored)
+            counted = true["valid"] & ~true["crowd"]
+            rows["positives"].append(np.bincount(true["classes"][counted], minlength=len(self.classes)))
+        stacked = {name: np.stack(parts) for name, parts in rows.items()}
+        return {"scores": prediction["scores"], "classes": prediction["classes"], **stacked}
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """COCO's AP, AP50, AP75 and AR100, 0..1, over the classes that have a true box; all 0 where none has."""
@@ -371,8 +372,8 @@ class Detection(Task):
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As in the base class; correct means a hit at IoU 0.5, and what falls to a crowd is no claim."""
-        rows = _MEASURE(self, *jax.tree.map(lambda x: np.asarray(x)[None], (prediction, truth)))
-        hit, miss = (np.asarray(rows[name])[0, :, 0] for name in ("hit", "miss"))
+        rows = self.measure(*({n: np.asarray(v)[None] for n, v in label.items()} for label in (prediction, truth)))
+        hit, miss = (rows[name][0, :, 0] for name in ("hit", "miss"))
         claims = hit | miss
         return np.asarray(prediction["scores"])[claims], hit[claims], np.asarray(prediction["classes"])[claims]
 
@@ -391,8 +392,10 @@ class Detection(Task):
         return found._replace(positive=found.positive & ~np.asarray(label["crowd"]))
 
     def write_labels(self, directory: str, source: Source, name: str, options: Mapping[str, Any]) -> int:
-        """coco.json, see `must.tasks.exchange.write_coco`."""
-        return exchange.write_coco(directory, source, name, self, min_score=options.get("min_score", 0.0))
+        """coco.json, see `must.tasks.exchange.write_coco`, and further forms, see `must.tasks.box_files`."""
+        least, top = options.get("min_score", 0.0), os.path.dirname(directory)
+        box_files.write(options.get("boxes", ()), top, source, name, self, min_score=least)
+        return exchange.write_coco(directory, source, name, self, min_score=least)
 
     def constant_guess(self, labels: Sequence[Label]) -> Label:
         """No box at all."""
@@ -429,6 +432,3 @@ def _take(array: Array, index: Array) -> Array:
 
 def _expand(array: Array, like: Array) -> Array:
     return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))
-
-
-_MEASURE = jax.jit(Detection.measure, static_argnums=0)

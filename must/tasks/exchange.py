@@ -244,14 +244,47 @@ def write_classes(directory: str, source: Source, name: str, task: Any) -> int:
     return lines
 
 
-_BOX_FIELDS = ("boxes", "classes", "scores", "crowd", "unknown")
+def coco_head(classes: Sequence[str], description: str) -> str:
+    """The beginning of a COCO json up to its categories, with the keys that COCO, CVAT and FiftyOne document."""
+    about = dict.fromkeys(("contributor", "date_created", "url", "version", "year"), "")
+    head = {
+        "info": {"description": description, **about},
+        "licenses": [{"id": 0, "name": "", "url": ""}],
+        "categories": [{"id": i + 1, "name": name, "supercategory": ""} for i, name in enumerate(classes)],
+    }
+    return json.dumps(head)[:-1]
+
+
+def coco_image(id: int, file: str, size: tuple[int, int]) -> dict[str, Any]:
+    """An entry of COCO's images; size is (height, width)."""
+    blank = {"license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0}
+    return {"id": id, "file_name": file, "width": size[1], "height": size[0], **blank}
+
+
+def _box_as_rle(box: tuple[float, ...], size: tuple[int, int]) -> dict[str, Any]:
+    """The pixels whose centers lie in a box, uncompressed."""
+    mask = np.zeros(size, bool)
+    x0, y0, x1, y1 = (int(np.round(side)) for side in box)
+    mask[y0:y1, x0:x1] = True
+    return rle(mask)
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's uncompressed run lengths of a bool [H, W] mask: columns one after the other, beginning with zeros."""
+    flat = np.concatenate([[False], mask.ravel(order="F"), [not mask[-1, -1]]])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
+
+
+BOX_FIELDS = ("boxes", "classes", "scores", "crowd", "unknown")
 
 
 def write_coco(directory: str, source: Source, name: str, task: Any, *, min_score: float = 0.0) -> int:
     """<directory>/coco.json: the boxes of every labeled example, in pixels of the original, with their scores.
 
-    bbox is x, y, width, height such that x + width is x1 again in float32; a category's id is the class id + 1. Beside
-    COCO's keys an image has "must_id", its id in `source`, and, where the label has such, "unknown_category_ids".
+    bbox is x, y, width, height such that x + width is x1 again in float32; segmentation is the box, as a polygon or, of
+    a crowd, as uncompressed RLE; a category's id is the class id + 1. Beside COCO's keys an image has "must_id", its id
+    in `source`, and, where the label has such, "unknown_category_ids".
     Memory does not grow with the number of boxes.
 
     Args:
@@ -269,14 +302,12 @@ def write_coco(directory: str, source: Source, name: str, task: Any, *, min_scor
     """
     os.makedirs(directory, exist_ok=True)
     path, images, boxes = os.path.join(directory, COCO), [], 0
-    categories = [{"id": i + 1, "name": class_name} for i, class_name in enumerate(task.classes)]
     # Annotations come before it is known how many images there are, and stand behind them in the file.
     with tempfile.TemporaryFile("w+", encoding="utf-8") as annotations:
-        for index, label in labeled(source, name, task, _BOX_FIELDS):
+        for index, label in labeled(source, name, task, BOX_FIELDS):
             id, (height, width) = source.ids[index], picture_size(source, index)
             class_names([*label["classes"], *label["unknown"]], task.classes, f"{id}: {name}")
-            image = {"id": len(images) + 1, "file_name": picture_file(source, index), "width": width, "height": height}
-            image[MUST_ID] = id
+            image = coco_image(len(images) + 1, picture_file(source, index), (height, width)) | {MUST_ID: id}
             if len(label["unknown"]):
                 image[UNKNOWN] = [int(i) + 1 for i in label["unknown"]]
             images.append(json.dumps(image))
@@ -291,6 +322,9 @@ def write_coco(directory: str, source: Source, name: str, task: Any, *, min_scor
                     "category_id": int(class_id) + 1,
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "area": (x1 - x0) * (y1 - y0),
+                    "segmentation": _box_as_rle((x0, y0, x1, y1), (height, width))
+                    if crowd
+                    else [[x0, y0, x1, y0, x1, y1, x0, y1]],
                     "iscrowd": int(crowd),
                     "score": float(score),
                 }
@@ -298,7 +332,7 @@ def write_coco(directory: str, source: Source, name: str, task: Any, *, min_scor
                 boxes += 1
         annotations.seek(0)
         with files.replacing(path) as file:
-            file.write('{"categories": ' + json.dumps(categories) + ',\n"images": [\n' + ",\n".join(images))
+            file.write(coco_head(task.classes, source.name) + ',\n"images": [\n' + ",\n".join(images))
             file.write('\n],\n"annotations": [\n')
             shutil.copyfileobj(annotations, file)
             file.write("\n]}\n")

@@ -10,7 +10,7 @@ import numpy as np
 
 from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
-from must.data.geometry import restore_quantity, transform_map
+from must.data.geometry import restore_map, restore_quantity, transform_map
 from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, codes
@@ -137,19 +137,50 @@ class Normals(Task):
         """Columns reversed, x negated."""
         return outputs[:, :, ::-1] * _FLIP.astype(outputs.dtype)
 
-    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """The mean direction; the score is 1 - the mean angle to it / 45 degrees, at least 0."""
+        vectors = np.stack([np.asarray(label["normals"], np.float32) for label in labels])
+        there = _there(vectors)
+        vectors = np.where(there[..., None], vectors, 0)
+        mean, valid = _unit(vectors.sum(0), 2 * there.sum(0) >= len(labels))
+        cosine = np.clip(np.einsum("t...c,...c->t...", vectors, mean), -1, 1)
+        angle = np.where(there, np.rad2deg(np.arccos(cosine)), 45.0).mean(0)
+        return {"normals": mean, "scores": codes(np.where(valid, np.maximum(0.0, 1.0 - angle / 45.0), 0.0))}
+
+    def original(self, label: Label, geometry: Geometry) -> Label:
+        """As in the base class, at the original's size and not rounded to codes."""
+        if dense.unmoved(geometry):
+            return label
+        out = {"normals": self._restored(label, geometry, geometry.source_size)}
+        if "scores" in label:
+            out["scores"] = restore_map(np.asarray(label["scores"]), geometry, geometry.source_size)
+        return out
+
+    def measure(self, prediction: Label, truth: Label) -> dict[str, np.ndarray]:
         """Over the pixels with a true normal, [B]: how many, the sum of angles in degrees, how many within each limit.
 
         "histogram" [B, 1800] counts angles in bins of 0.1 degrees. No predicted normal counts as 90 degrees.
         """
-        true, valid = _checked(truth["normals"])
-        predicted, _ = _checked(prediction["normals"])
-        degrees = jnp.where(valid, jnp.rad2deg(losses.angle(predicted, true)), 0.0)
-        bins = jnp.clip(degrees * (_BINS / 180.0), 0, _BINS - 1).astype(jnp.int32)
-        count = lambda where: jnp.sum(where, (1, 2)).astype(jnp.int32)  # noqa: E731
-        histogram = jax.vmap(lambda b, v: jnp.zeros(_BINS, jnp.int32).at[b.ravel()].add(v.ravel().astype(jnp.int32)))
-        rows = {"pixels": count(valid), "degrees": degrees.sum((1, 2)), "histogram": histogram(bins, valid)}
-        return rows | {f"within_{limit}": count(valid & (degrees < limit)) for limit in _WITHIN}
+        pairs = zip(prediction["normals"], truth["normals"], strict=True)
+        rows = [self._angles(*(np.asarray(normals, np.float32) for normals in pair)) for pair in pairs]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _angles(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+        """Of one image, [h, w, 3] each."""
+        valid = _there(true)
+        (ax, ay, az), (bx, by, bz) = ([part[..., axis][valid] for axis in range(3)] for part in (predicted, true))
+        if not np.isfinite((ax + ay + az).sum()):
+            ax, ay, az = (np.nan_to_num(part, posinf=0, neginf=0) for part in (ax, ay, az))
+        # atan2(|a x b|, a . b) is accurate for small angles too.
+        cross = (ay * bz - az * by) ** 2 + (az * bx - ax * bz) ** 2 + (ax * by - ay * bx) ** 2
+        degrees = np.rad2deg(np.arctan2(np.sqrt(cross + np.float32(1e-12)), ax * bx + ay * by + az * bz))
+        bins = np.clip(degrees * (_BINS / 180.0), 0, _BINS - 1).astype(np.int64)
+        return {
+            "pixels": np.int64(len(degrees)),
+            "degrees": degrees.sum(dtype=np.float64),
+            "histogram": np.bincount(bins, minlength=_BINS),
+            **{f"within_{limit}": np.count_nonzero(degrees < limit) for limit in _WITHIN},
+        }
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """As in the base class; a claim per pixel with a true normal, right within 22.5 degrees; None without
@@ -218,8 +249,9 @@ _WITHIN_NAMES = tuple(f"within_{limit}" for limit in _WITHIN)
 
 def _there(normals: np.ndarray) -> np.ndarray:
     """Where there is a normal that `target` uses, bool [...]."""
-    finite = np.nan_to_num(normals)
-    return np.isfinite(normals).all(-1) & (np.einsum("...c,...c->...", finite, finite) > 0.25)
+    with np.errstate(invalid="ignore", over="ignore"):
+        square = np.einsum("...c,...c->...", normals, normals)
+        return (square > 0.25) & (square < np.inf)
 
 
 def _colors(normals: np.ndarray) -> np.ndarray:

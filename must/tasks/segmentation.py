@@ -23,7 +23,7 @@ from must.core.types import (
     UserError,
 )
 from must.data.geometry import restore_map, transform_map
-from must.tasks import dense, drawing, exchange
+from must.tasks import dense, drawing, exchange, mask_files
 from must.tasks.base import Task
 from must.tasks.classification import among, distribution, known_classes, only_known, spread, unknown_classes
 from must.tasks.label_states import Claims, codes, decide_codes, states
@@ -246,21 +246,41 @@ class Segmentation(Task):
         valid = label["ids"][..., 0] != self.ignore
         return losses.masked_mean(label["probs"][..., 0].astype(jnp.float32) / 255.0, valid)[:, None]
 
-    def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
-        """Pixels per class, int32 [B, C], where the truth has a label: both agree, predicted, true."""
-        predicted, true = prediction["ids"][..., 0], truth["ids"][..., 0]
-        valid = true != self.ignore
+    def fuse(self, labels: Sequence[Label]) -> Label:
+        """The mean of the distributions per pixel; what a teacher does not list is spread evenly over the others."""
+        out: dict[str, list] = {"ids": [], "probs": []}
+        for parts in zip(*(zip(label["ids"], label["probs"], strict=True) for label in labels), strict=True):
+            total, count = np.zeros((*parts[0][0].shape[:2], len(self.classes)), np.float32), 0
+            for ids, codes_ in parts:
+                probs, labeled = codes_.astype(np.float32) / 255.0, ids[..., 0] != self.ignore
+                rest = np.maximum(0.0, 1.0 - probs.sum(-1))
+                total += spread(ids, probs, rest, len(self.classes)) * labeled[..., None]
+                count = count + labeled
+            best, found = _best(total / np.maximum(count, 1)[..., None].astype(np.float32), self.top_k)
+            out["ids"].append(np.where(count[..., None] > 0, best, self.ignore).astype(np.uint8))
+            out["probs"].append(np.where(count[..., None] > 0, found, 0).astype(np.uint8))
+        known = [np.asarray(label["known"]) for label in labels if "known" in label]
+        fused = {name: np.stack(maps) for name, maps in out.items()}
+        return fused | ({"known": np.logical_and.reduce(known)} if known else {})
 
-        def count(ids, where):
-            # A fused comparison and sum; scattering into bins is slow on accelerators.
-            hits = (ids[..., None] == jnp.arange(len(self.classes), dtype=ids.dtype)) & where[..., None]
-            return hits.sum((1, 2), dtype=jnp.int32)
+    def original(self, label: Label, geometry: Geometry) -> Label:
+        """As in the base class; every pixel of the original takes the prediction that is nearest."""
+        if dense.unmoved(geometry):
+            return label
+        maps = {n: restore_map(np.asarray(label[n]), geometry, geometry.source_size) for n in ("ids", "probs")}
+        return {**label, **maps}
 
-        return {
-            "hit": count(true, predicted == true),
-            "predicted": count(predicted, valid),
-            "true": count(true, valid),
-        }
+    def measure(self, prediction: Label, truth: Label) -> dict[str, np.ndarray]:
+        """Pixels per class, int64 [B, C], where the truth has a label: both agree, predicted, true."""
+        rows: dict[str, list] = {"hit": [], "predicted": [], "true": []}
+        for predicted, true in zip(prediction["ids"], truth["ids"], strict=True):
+            predicted, true = (np.asarray(ids)[..., 0] for ids in (predicted, true))
+            where = true != self.ignore
+            predicted, true = (predicted, true) if where.all() else (predicted[where], true[where])
+            parts = true[predicted == true], predicted.ravel(), true.ravel()
+            for name, ids in zip(rows, parts, strict=True):
+                rows[name].append(np.bincount(ids, minlength=256)[: len(self.classes)])
+        return {name: np.stack(counts) for name, counts in rows.items()}
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """Mean intersection over union of the classes that occur in the truth, and the share of right pixels, 0..1."""
@@ -320,6 +340,7 @@ class Segmentation(Task):
 
         Labels with several classes per pixel have the most probable one in ids, the others in ids-2, probs-2 and so on.
         The option `palette` gives the ids colors to be looked at; some readers then return colors instead of ids.
+        The option `masks` adds coco.json, see `must.tasks.mask_files`.
         """
         colors = np.zeros((256, 3), np.uint8)
         colors[: len(self.classes)] = drawing.palette(len(self.classes))
@@ -333,9 +354,12 @@ class Segmentation(Task):
         about["probs"] = "probabilities * 255"
         encode = {"ids": lambda array: exchange.paletted_map(array, colors)} if options.get("palette") else {}
         maps, columns = ("ids", "probs"), ("unknown",)
-        return exchange.write_maps(
+        count = exchange.write_maps(
             directory, source, name, self, maps, columns, about=about, prepare=checked, encode=encode
         )
+        if form := options.get("masks"):
+            mask_files.write(form, directory, source, name, self, (*maps, *columns))
+        return count
 
     def constant_guess(self, labels: Sequence[Label]) -> Label:
         """The most frequent class at every pixel."""

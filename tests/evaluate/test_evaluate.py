@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from must.core.types import Batch, Metric, Model, UserError
-from must.evaluate.evaluate import bootstrap_interval, constant_guess, constant_step, eval_step, evaluate, summarize
+from must.data.geometry import own_frame
+from must.evaluate.evaluate import bootstrap_interval, constant_guess, measure_batches, repeated, summarize
+from must.pseudo_label.teacher import label_step
 from must.tasks.base import Task
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
@@ -32,7 +34,25 @@ def _apply(variables, inputs, *, train, key, axis_name=None):
 
 MODEL = Model(lambda key, inputs: {"params": jax.random.normal(key, (3, 3))}, _apply)
 VARIABLES = MODEL.init(jax.random.key(0), None)
-STEP = jax.jit(functools.partial(eval_step, model=MODEL, tasks=TASKS))
+STEP = jax.jit(functools.partial(label_step, model=MODEL, tasks=TASKS))
+
+
+def predict(inputs):
+    return STEP(VARIABLES, inputs["image"])
+
+
+def score(batches, predict=predict):
+    return measure_batches(predict, batches, TASKS)
+
+
+def annotated(labels, count):
+    """Labels in the images' own frames, as `as_annotated` has them."""
+    out = {}
+    for name, fields in labels.items():
+        rows = np.empty(count, object)
+        rows[:] = [({field: value[i] for field, value in fields.items()}, own_frame(SIZE)) for i in range(count)]
+        out[name] = {"truth": rows}
+    return out
 
 
 def batch(count):
@@ -42,10 +62,15 @@ def batch(count):
         "depth": {"depth": rng.uniform(0.5, 5, (count, *SIZE)).astype(np.float32)},
     }
     weights = {name: np.ones(count, np.float32) for name in labels}
-    return Batch({"image": rng.integers(0, 255, (count, *SIZE, 3), np.uint8)}, labels, weights, np.arange(count))
+    inputs = {"image": rng.integers(0, 255, (count, *SIZE, 3), np.uint8)}
+    return Batch(inputs, annotated(labels, count), weights, np.arange(count))
 
 
 WHOLE = batch(24)  # batches of 24 and 8 only: each size compiles once
+
+
+def classes_of(whole):
+    return np.stack([label["probs"] for label, _ in whole.labels["classification"]["truth"]])
 
 
 def part(whole, start, stop):
@@ -54,8 +79,8 @@ def part(whole, start, stop):
 
 def test_rows_of_batches_are_rows_of_their_union():
     whole = WHOLE
-    at_once = evaluate(STEP, VARIABLES, [whole])
-    in_parts = evaluate(STEP, VARIABLES, iter([part(whole, 0, 8), part(whole, 8, 16), part(whole, 16, 24)]))
+    at_once = score([whole])
+    in_parts = score(iter([part(whole, 0, 8), part(whole, 8, 16), part(whole, 16, 24)]))
     assert set(at_once) == set(TASKS)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), at_once, in_parts)
     assert summarize(TASKS, at_once)["depth"] == pytest.approx(summarize(TASKS, in_parts)["depth"])
@@ -64,39 +89,39 @@ def test_rows_of_batches_are_rows_of_their_union():
 
 def test_rows_of_weight_zero_drop_out_whatever_they_hold():
     whole = WHOLE
-    expected = jax.tree.map(lambda rows: rows[:17], evaluate(STEP, VARIABLES, [whole]))
+    expected = jax.tree.map(lambda rows: rows[:17], score([whole]))
     weights = {name: np.where(np.arange(24) < 17, 0.25, 0).astype(np.float32) for name in TASKS}
     labels = jax.tree.map(np.copy, whole.labels)
-    labels["depth"]["depth"][17:] = np.nan
-    found = evaluate(STEP, VARIABLES, [whole._replace(labels=labels, weights=weights)])
+    labels["depth"]["truth"][17:] = None
+    found = score([whole._replace(labels=labels, weights=weights)])
     # A weight that is not 0 is no weight of the metric: the example counts once.
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
 
 
 def test_tasks_drop_out_on_their_own():
     weights = {"classification": (np.arange(24) % 3 > 0).astype(np.float32), "depth": np.eye(24, dtype=np.float32)[5]}
-    rows = evaluate(STEP, VARIABLES, [WHOLE._replace(weights=weights)])
+    rows = score([WHOLE._replace(weights=weights)])
     assert len(rows["classification"]["top1"]) == 16 and len(rows["depth"]["images"]) == 1
 
 
 def test_a_task_that_the_batch_does_not_annotate_has_no_rows():
     name = "classification"
     only = WHOLE._replace(labels={name: WHOLE.labels[name]}, weights={name: WHOLE.weights[name]})
-    assert set(evaluate(STEP, VARIABLES, [only])) == {name}
-    assert evaluate(STEP, VARIABLES, []) == {}
+    assert set(score([only])) == {name}
+    assert score([]) == {}
 
 
 def test_nothing_annotated_is_an_error_of_the_user():
     nothing = {name: np.zeros(24, np.float32) for name in TASKS}
     with pytest.raises(UserError, match="none of the evaluated examples"):
-        summarize(TASKS, evaluate(STEP, VARIABLES, [WHOLE._replace(weights=nothing)]))
+        summarize(TASKS, score([WHOLE._replace(weights=nothing)]))
 
 
 def test_scores_are_what_the_predictions_deserve():
     whole = WHOLE
     predicted = np.argmax(whole.inputs["image"].mean((1, 2)) @ np.asarray(VARIABLES["params"]), -1)
-    right = 100 * np.mean(predicted == whole.labels["classification"]["probs"].argmax(-1))
-    assert summarize(TASKS, evaluate(STEP, VARIABLES, [whole]))["classification"]["top1"] == pytest.approx(right)
+    right = 100 * np.mean(predicted == classes_of(whole).argmax(-1))
+    assert summarize(TASKS, score([whole]))["classification"]["top1"] == pytest.approx(right)
 
 
 def test_bootstrap_interval_is_that_of_a_mean():
@@ -175,21 +200,20 @@ def test_guesses_are_majority_median_mean_and_nothing():
 
 def test_a_guess_is_evaluated_like_a_model_and_no_other_class_beats_it():
     whole = WHOLE
-    one = lambda label, i: {field: value[i] for field, value in label.items()}  # noqa: E731
-    guesses = {n: constant_guess(t, [one(whole.labels[n], i) for i in range(24)]) for n, t in TASKS.items()}
-    step = jax.jit(functools.partial(constant_step, tasks=TASKS))
+    guesses = {n: constant_guess(t, [label for label, _ in whole.labels[n]["truth"]]) for n, t in TASKS.items()}
 
-    def score(predicted):
-        return summarize(TASKS, evaluate(step, predicted, [whole]))
+    def rows(predicted):
+        return score([whole], functools.partial(repeated, predicted))
 
-    best = score(guesses)
-    counts = whole.labels["classification"]["probs"].sum(0)
+    best = summarize(TASKS, rows(guesses))
+    counts = classes_of(whole).sum(0)
     assert best["classification"]["top1"] == pytest.approx(100 * counts.max() / 24)
     for other in np.eye(3, dtype=np.float32):
-        assert score({"classification": {"probs": other}})["classification"]["top1"] <= best["classification"]["top1"]
+        top1 = summarize(TASKS, rows({"classification": {"probs": other}}))["classification"]["top1"]
+        assert top1 <= best["classification"]["top1"]
     # Twice the median depth does worse, by an interval over images.
     wrong = guesses | {"depth": {"depth": 2 * guesses["depth"]["depth"]}}
-    mine, blind = (evaluate(step, predicted, [whole])["depth"] for predicted in (wrong, guesses))
+    mine, blind = (rows(predicted)["depth"] for predicted in (wrong, guesses))
     assert bootstrap_interval(TASKS["depth"], mine, versus=blind, resamples=200)[0] > 0
 
 

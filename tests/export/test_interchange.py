@@ -9,7 +9,9 @@ from PIL import Image
 
 from must.core.types import UserError
 from must.data.edited import EditedCoco
+from must.data.geometry import own_frame, transform_map
 from must.data.merge import Overlay
+from must.data.sources import source as data_source
 from must.export.labels import export_labels
 from must.readers.coco import CocoJson
 from must.readers.dense import DepthPng, MaskPng, NormalsPng
@@ -314,3 +316,81 @@ def test_what_has_no_place_in_the_files_is_refused(tmp_path):
     source.known[0]["depth"] = {**random_labels(np.random.default_rng(0))["depth"], "offset": np.float32(70)}
     with pytest.raises(UserError, match="pool/1: depth: .* m in millimeters"):
         export_labels(tmp_path / "out", source, {"depth": TASKS["depth"]}, millimeters=True)
+
+
+@pytest.fixture(scope="module")
+def in_all_forms(tmp_path_factory):
+    """(source, folder) with boxes as YOLO and VOC and masks as polygons, and the same masks as run lengths."""
+    source, top = (
+        Labeled([f"pool/{name}" for name in "abcdef"], seed=3, missing=False),
+        tmp_path_factory.mktemp("forms"),
+    )
+    tasks = {name: TASKS[name] for name in ("boxes", "masks") if name in TASKS}
+    for form in ("polygons", "rle"):
+        export_labels(top / form, source, tasks, images=True, boxes=("yolo", "voc"), masks=form)
+    return source, top
+
+
+def test_boxes_leave_as_yolo_and_voc_and_come_back(in_all_forms):
+    source, top = in_all_forms
+    yolo = data_source("yolo", root=str(top / "rle"), images="images", drop_empty=True)
+    voc = data_source(
+        "voc", root=str(top / "rle"), images="images", classes=list(CLASSES), one_based=True, drop_empty=True
+    )
+    assert yolo.classes["detection"] == voc.classes["detection"] == CLASSES
+    for found, tolerance in ((yolo, 1e-4), (voc, 1e-3)):
+        places = {id.split("/", 1)[1]: index for index, id in enumerate(found.ids)}
+        assert len(places) == len(source)
+        for index, id in enumerate(source.ids):
+            label, want = found[places[file_of(id)]].labels["detection"], source.labels(index)["boxes"]
+            kept = (want["boxes"][:, 2:] > want["boxes"][:, :2]).all(-1)
+            if found is yolo:
+                kept &= ~want["crowd"]
+            else:
+                assert label["crowd"].tolist() == want["crowd"][kept].tolist()
+            np.testing.assert_allclose(label["boxes"], want["boxes"][kept], atol=tolerance * max(SIZE))
+            assert label["classes"].tolist() == want["classes"][kept].tolist()
+
+
+def test_the_json_has_the_keys_that_others_document(in_all_forms):
+    _, top = in_all_forms
+    for file in (top / "rle" / "boxes" / "coco.json", top / "rle" / "masks" / "coco.json"):
+        content = json.loads(file.read_text())
+        assert set(content) == {"info", "licenses", "categories", "images", "annotations"}
+        assert set(content["info"]) == {"description", "contributor", "date_created", "url", "version", "year"}
+        (license,) = content["licenses"]
+        assert set(license) == {"id", "name", "url"}
+        for entry in content["images"]:
+            assert {"id", "width", "height", "file_name", "license"} <= set(entry) and entry["license"] == license["id"]
+            assert Image.open(top / "rle" / "images" / entry["file_name"]).size == (entry["width"], entry["height"])
+        assert all(set(entry) == {"id", "name", "supercategory"} for entry in content["categories"])
+        needed = {"id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd"}
+        assert all(needed <= set(entry) for entry in content["annotations"]) and content["annotations"]
+        for part in ("images", "categories", "annotations"):
+            assert [entry["id"] for entry in content[part]] == list(range(1, len(content[part]) + 1))
+
+
+@pytest.mark.parametrize("form", ["polygons", "rle"])
+def test_pycocotools_paints_the_masks_as_they_were(in_all_forms, form, capsys):
+    coco = pytest.importorskip("pycocotools.coco")
+    source, top = in_all_forms
+    read = coco.COCO(str(top / form / "masks" / "coco.json"))
+    read.info()
+    again = read.loadRes([dict(entry) for entry in read.dataset["annotations"]])
+    assert len(again.anns) == len(read.anns)
+    for image in read.imgs.values():
+        ids = source.labels(source.ids.index(image["must_id"]))["masks"]["ids"][..., 0]
+        painted = np.full((image["height"], image["width"]), 255)
+        for entry in read.imgToAnns[image["id"]]:
+            mask = read.annToMask(entry).astype(bool)
+            assert mask.sum() == entry["area"] and (painted[mask] == 255).all()
+            painted[mask] = entry["category_id"] - 1
+        np.testing.assert_array_equal(painted, transform_map(ids, own_frame(painted.shape), 255))
+
+
+def test_other_forms_are_refused_by_name(tmp_path):
+    source = Labeled(["pool/a"], seed=3, missing=False)
+    with pytest.raises(UserError, match="'kitti' is none of yolo, voc"):
+        export_labels(tmp_path / "a", source, {"boxes": TASKS["boxes"]}, boxes="kitti")
+    with pytest.raises(UserError, match="masks='paint': expected one of polygons, rle"):
+        export_labels(tmp_path / "b", source, {"masks": TASKS["masks"]}, masks="paint")

@@ -17,7 +17,7 @@ ALL = Policy(0.0, 0.0)
 
 def _measured(task, predicted, true):
     probs = np.eye(len(task.classes), dtype=np.float32)[true]
-    return task.summarize(jax.device_get(jax.jit(task.measure)({"probs": predicted}, {"probs": probs})))
+    return task.summarize(jax.device_get(task.measure({"probs": predicted}, {"probs": probs})))
 
 
 def test_top1_top5_and_nll_against_naive_counting():

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+import must
 from must.core.types import LabelError
 from must.pseudo_label.check import check_batch
 from must.tasks import dense
@@ -119,17 +120,18 @@ def test_the_nearest_pixel_is_that_of_the_centre():
     np.testing.assert_array_equal(dense.nearest(maps, (1, 2)), [[[0, 2]]])  # as near as [3, 5]
 
 
-def test_boxes_are_sorted_cut_and_padded():
+def test_boxes_are_sorted_and_padded():
     corners = [(k, 0, k + 2, 3) for k in range(6)]
     scores, labels = [0.3, 0.9, 0.04, 0.5, 0.9, 0.6], [0, 1, 2, 3, 4, 0]
     second = boxes((-0.5, 3, 25, 5), (3, 3, 3, 5), unknown=[2, 4])
     predicted = [boxes(*corners, scores=scores, labels=labels, masks=None), second]
     label = TASKS["detection"].from_external(predicted, SIZE)
-    np.testing.assert_array_equal(label["classes"][0], [1, 4, 0, 3])  # of equals the first; four slots
-    np.testing.assert_array_equal(label["boxes"][0, :, 0], [1, 4, 5, 3])
-    np.testing.assert_allclose(label["scores"][0], [0.9, 0.9, 0.6, 0.5])
-    np.testing.assert_array_equal(label["boxes"][1, 0], [0, 3, 24, 5])  # clipped to the image
-    np.testing.assert_array_equal(label["valid"], [[True] * 4, [True, False, False, False]])  # no area, no box
+    np.testing.assert_array_equal(label["classes"][0], [1, 4, 0, 3, 0])  # of equals the first; more than four slots
+    np.testing.assert_array_equal(label["boxes"][0, :, 0], [1, 4, 5, 3, 0])
+    np.testing.assert_allclose(label["scores"][0], [0.9, 0.9, 0.6, 0.5, 0.3])
+    np.testing.assert_array_equal(label["valid"], [[True] * 5, [True, False, False, False, False]])  # no area, no box
+    many = TASKS["detection"].from_external([boxes(*[(k, 0, k + 2, 3) for k in range(6)])], SIZE)
+    assert many["valid"].tolist() == [[True] * 4]  # four of a class
     np.testing.assert_array_equal(label["known"], [[True] * 5, [True, True, False, True, False]])
     assert not label["crowd"].any()
 
@@ -185,8 +187,6 @@ BOX = (1, 2, 9, 8)
         ("detection", [boxes(BOX, labels=[0.0])], 0, r"labels is float64 \(1,\), not integers \(1,\)"),
         ("detection", [boxes(BOX), boxes((9, 2, 1, 8))], 1, r"boxes holds \[9.0, 2.0, 1.0, 8.0\], which is reversed"),
         ("detection", [boxes((1, 9, 2, 8))], 0, "which is reversed"),
-        ("detection", [boxes((1, 2, 26, 8))], 0, "which is outside 24 x 16 pixels"),
-        ("detection", [boxes((1, -2, 3, 8))], 0, "which is outside 24 x 16 pixels"),
         ("detection", [boxes((1, 2, np.nan, 8))], 0, "boxes is not finite"),
         ("detection", [boxes(BOX, scores=[1.2])], 0, "scores holds 1.2, which is outside 0..1"),
         ("detection", [boxes(BOX, scores=[np.nan])], 0, "scores is not finite"),
@@ -207,3 +207,28 @@ def test_what_cannot_be_right_is_refused_by_field_and_row(name, predicted, row, 
 def test_a_task_without_the_verb_says_what_to_do():
     with pytest.raises(NotImplementedError, match="Task has no from_external.*network form"):
         Task().from_external(np.zeros(3), SIZE)
+
+
+@pytest.mark.parametrize("form", ["lists", "network form"])
+def test_boxes_that_leave_the_input_are_clipped_and_told_or_refused(form):
+    task, far = TASKS["detection"], (30, 2, 40, 8)
+    said = [boxes(BOX), boxes((1, 2, 30, 8), (-3, -2, 9, 20), far, (1, 2, 24.5, 8))]
+
+    def predict(images):
+        label = task.from_external(said, SIZE)
+        if form == "network form":  # whose boxes nobody has left out
+            label["boxes"][1, 3], label["valid"][1, 3], label["scores"][1, 3] = far, True, label["scores"][1, 2]
+        return {"detection": said if form == "lists" else label}
+
+    teacher = must.from_function("mine", predict, {"detection": task}, size=SIZE, fingerprint="1")
+    with pytest.warns(must.Notice, match="teacher mine: boxes of detection reach beyond its input of 24 x 16 pixels"):
+        found = teacher.predict(None)["detection"]
+    assert check_batch(found, task, SIZE, 2, range(2)) is None
+    corners = found["boxes"][1][found["valid"][1]].tolist()
+    assert sorted(corners) == [[0, 0, 9, 16], [1, 2, 24, 8], [1, 2, 24, 8]]
+    strict = must.from_function("mine", predict, {"detection": task}, size=SIZE, fingerprint="1", bounds="refuse")
+    with pytest.raises(LabelError, match="detection.boxes holds .* outside 24 x 16 pixels; bounds='clip'") as caught:
+        strict.predict(None)
+    assert caught.value.row == 1
+    with pytest.raises(must.UserError, match="bounds='cut': expected 'clip' or 'refuse'"):
+        must.from_function("mine", predict, {"detection": task}, size=SIZE, fingerprint="1", bounds="cut")

@@ -28,7 +28,7 @@ def test_metrics_against_naive_formulas_over_all_pixels():
     valid = ~invalid
     valid[2] = False
     degrees = np.rad2deg(np.arccos(np.clip((predicted * np.nan_to_num(true)).sum(-1), -1, 1)))[valid]
-    got = task.summarize(jax.device_get(jax.jit(task.measure)({"normals": predicted}, {"normals": true})))
+    got = task.summarize(jax.device_get(task.measure({"normals": predicted}, {"normals": true})))
     assert got["mean_angle"] == pytest.approx(degrees.mean(), rel=1e-4)
     assert got["median_angle"] == pytest.approx(np.sort(degrees)[(len(degrees) - 1) // 2], abs=0.051)
     for limit in (11.25, 22.5, 30.0):

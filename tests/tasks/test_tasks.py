@@ -100,7 +100,7 @@ def test_forms_are_as_specified(name):
     terms = task.loss(_outputs(task), task.target(label, ALL))
     assert tuple(terms) == task.terms
     assert all(part.shape == (BATCH,) for term in terms.values() for part in term)
-    row_summary = task.summarize(jax.device_get(_verb(name, "measure")(label, label)))
+    row_summary = task.summarize(jax.device_get(TASKS[name].measure(label, label)))
     assert list(row_summary) == [metric.name for metric in task.metrics]
 
 
@@ -192,8 +192,8 @@ def test_permuting_the_batch_permutes_values(name):
 def test_own_prediction_is_the_best_answer(name):
     """Best metrics, and a lower loss than outputs nearby."""
     task, label = TASKS[name], _label(name, 5)
-    best = task.summarize(jax.device_get(_verb(name, "measure")(label, label)))
-    worse = task.summarize(jax.device_get(_verb(name, "measure")(_label(name, 6), label)))
+    best = task.summarize(jax.device_get(TASKS[name].measure(label, label)))
+    worse = task.summarize(jax.device_get(TASKS[name].measure(_label(name, 6), label)))
     for metric in task.metrics:
         if metric.name != "nll":
             ideal = {"%": 100.0, "": 1.0}[metric.unit] if metric.higher_is_better else 0.0
@@ -264,7 +264,7 @@ def test_a_mirrored_scene_has_mirrored_labels(name):
 
 @every_task
 def test_rows_of_batches_summarize_as_one(name):
-    task, measure = TASKS[name], _verb(name, "measure")
+    task, measure = TASKS[name], TASKS[name].measure
     predicted, true = _label(name, 1), _label(name, 2)
     whole = jax.device_get(measure(predicted, true))
     halves = [
