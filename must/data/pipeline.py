@@ -66,6 +66,8 @@ def labels_and_weights(tasks: Mapping[str, Any], example: Example, geometry: Geo
         label = example.labels.get(name)
         try:
             labels[name] = task.blank(geometry.size) if label is None else task.encode(label, geometry)
+        except KeyError as error:
+            raise UserError(f"record {example.id}, {name}: the label lacks its field {error}") from None
         except ValueError as error:
             raise UserError(f"record {example.id}, {name}: {error}") from None
         weights[name] = np.float32(0 if label is None else example.weights.get(name, 1))

@@ -1,6 +1,8 @@
 """Fields of other people's json and xml: numbers, flags, ids and boxes, read as meant or refused in one line."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,16 @@ def box(value: Any, where: str) -> list[float]:
         return [number(v, "") for v in value]
     except UserError:
         raise UserError(f"{where}: bbox {shown(value)} is not four numbers") from None
+
+
+@contextlib.contextmanager
+def understood(path: Any) -> Iterator[None]:
+    """Turns what Python raises on a file of ours that somebody has changed into one line that names the file."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, OSError) as error:
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:100]
+        raise UserError(f"{path}: damaged or changed: {lacks}") from None
 
 
 def shown(value: Any) -> str:

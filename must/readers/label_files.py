@@ -26,6 +26,7 @@ from must.core.labels import half
 from must.core.types import Example, Label, Source, UserError
 from must.readers.dense import read_mask
 from must.readers.edited import read_boxes
+from must.readers.fields import understood
 from must.readers.files import fingerprint_of, id_of, read_json, read_rows
 from must.readers.pictures import decode_picture, open_picture, read_bytes, untagged
 
@@ -70,6 +71,8 @@ class LabelFiles:
     ):
         self._root = Path(directory)
         about = _object(self._root / ABOUT, ("source", "tasks"))
+        if not isinstance(about["tasks"], list | dict):
+            raise UserError(f"{self._root / ABOUT}: 'tasks' is no list")
         for task in tasks or ():
             if task not in about["tasks"]:
                 raise UserError(f"{directory}: has no labels of {task!r}, only of {', '.join(about['tasks'])}")
@@ -83,7 +86,8 @@ class LabelFiles:
         self._fields: dict[str, tuple[Sequence[str], Sequence[str]]] = {}  # {task: (maps, columns)}
         self._stacked: dict[str, Sequence[str]] = {}  # {task: maps with a third axis}
         for task in about["tasks"] if tasks is None else tasks:
-            self._read_task(task)
+            with understood(self._root / str(task)):
+                self._read_task(task)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,12 +106,17 @@ class LabelFiles:
     def encoded(self, index: int) -> bytes | None:
         """The bytes of the picture's file, None if missing."""
         file = self._root / IMAGES / self._pictures[index]
-        return untagged(read_bytes(file)) if file.is_file() else None
+        return untagged(read_bytes(file)) if os.path.isfile(file) else None
 
     def labels(self, index: int) -> dict[str, Label]:
         """The labels alone; the picture is not decoded."""
         id = self.ids[index]
-        return {task: self._label(task, kind, table[id]) for task, (kind, table) in self._tasks.items() if id in table}
+        labels = {}
+        for task, (kind, table) in self._tasks.items():
+            with understood(f"{self._root / task}: {id}"):
+                if id in table:
+                    labels[task] = self._label(task, kind, table[id])
+        return labels
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -241,9 +250,11 @@ def _distribution(row: Mapping[str, str], number: Mapping[str, int], where: str)
 
 def _number(text: str, dtype: type, where: str) -> Any:
     try:
-        return dtype(text)
-    except ValueError:
-        raise UserError(f"{where} {text!r} is not a number") from None
+        if np.isfinite(value := dtype(text)):
+            return value
+    except (ValueError, OverflowError):
+        pass
+    raise UserError(f"{where} {text!r} is not a number")
 
 
 def _numbers(text: str, where: str) -> np.ndarray:

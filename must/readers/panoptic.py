@@ -101,7 +101,8 @@ class CocoPanoptic(FileSource):
         if (image := fields.key(image, f"{where}: image_id")) not in files:
             raise UserError(f"{where}: image_id is not in images")
         picture = existing(path, files[image])
-        map_ = existing(maps, fields.text(file, f"{where}: file_name"))
+        file = fields.text(file, f"{where}: file_name")
+        map_ = existing(maps, file)
         if picture is None or map_ is None:
             missing = path / files[image] if picture is None else maps / file
             raise UserError(f"{self._json}: {missing} does not exist")

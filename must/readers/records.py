@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import ArraySpec, Example, Label, Source, UserError
+from must.readers.fields import understood
 from must.readers.frames import FrameVideo
 from must.readers.pictures import decode_picture, untagged
 from must.readers.record_format import decode_record
@@ -63,6 +64,12 @@ class Records:
             different records or of a task that already exists.
         """
         self._directory = os.fspath(directory)
+        with understood(os.path.join(self._directory, PROVENANCE)):
+            self._read_facts(split, tasks, verify)
+        self._images = images
+        self._places = {id: i for i, id in enumerate(images.ids)} if images is not None else {}
+
+    def _read_facts(self, split: str, tasks: Sequence[str] | None, verify: bool) -> None:
         self.provenance = read_provenance(self._directory)
         if self.provenance["split"] != split:
             raise UserError(f"{self._directory}: contains split {self.provenance['split']!r}, not {split!r}")
@@ -97,8 +104,6 @@ class Records:
                 self._added.append((addition, np.array([places.get(id, -1) for id in self.ids], np.int64)))
                 hashes.append(addition.fingerprint)
         self.fingerprint = _hash(hashes + sorted(self._own))
-        self._images = images
-        self._places = {id: i for i, id in enumerate(images.ids)} if images is not None else {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -164,7 +169,7 @@ def read_provenance(directory: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
 
 

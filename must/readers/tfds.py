@@ -110,8 +110,8 @@ class Tfds:
                 ) from None
             decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
             self._rows = TfRecordRows(builder.info, _spans(split, builder.info), decoders)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{self._where}: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # TFDS raises many types
+            raise UserError(f"{self._where}: {(str(error) or repr(error)).splitlines()[0]}") from None
         self._check_masks()
         whole, places = _places(split, builder.info)
         self.name = name or f"{builder.name}-{whole}".replace("/", "-")

@@ -1,5 +1,6 @@
 """Labels of other people's files are read as meant, or refused in one line that says how to say what is meant."""
 
+import json
 import warnings
 
 import numpy as np
@@ -8,8 +9,12 @@ import pytest
 from must.core.notices import Notice
 from must.core.types import UserError
 from must.data.sources import source
+from must.export.labels import export_labels
 from must.readers.edited import read_boxes
+from must.readers.label_files import LabelFiles
+from must.readers.records import Records
 from tests.support import folder_sets as sets
+from tests.support.random_labels import TASKS, Labeled, label_random
 
 
 def heard(work):
@@ -220,3 +225,36 @@ def test_edited_boxes_follow_the_same_rules(tmp_path, change, part):
     else:
         with pytest.raises(UserError, match=part):
             read_boxes(tmp_path / "labels.json", ["cat", "dog"])
+
+
+@pytest.mark.parametrize("value", [None, [], 5, "x", {"a": 1}, [[1]], 10**400, float("nan")])
+def test_changed_records_and_label_files_are_named(tmp_path, value):
+    """Every field of their json, replaced or deleted."""
+    pictures = Labeled(["pool/a"], missing=False)
+    label_random(tmp_path / "records" / "1.0.0", pictures)
+    export_labels(tmp_path / "files", pictures, TASKS, images=True)
+    made = {
+        tmp_path / "records" / "1.0.0" / "provenance.json": lambda: Records(tmp_path / "records" / "1.0.0"),
+        tmp_path / "files" / "about.json": lambda: LabelFiles(tmp_path / "files"),
+        tmp_path / "files" / "masks" / "about.json": lambda: LabelFiles(tmp_path / "files"),
+    }
+    for file, reader in made.items():
+        good = json.loads(file.read_text())
+        for key in good:
+            for changed in ({**good, key: value}, {k: v for k, v in good.items() if k != key}):
+                file.write_text(json.dumps(changed))
+                try:
+                    data = reader()
+                    _ = data.labels(0) if len(data) else None
+                except UserError as error:
+                    assert str(file.parent) in str(error) and "\n" not in str(error)
+        file.write_text(json.dumps(good))
+
+
+def test_class_names_from_the_categories_of_a_json(tmp_path):
+    section = {**sets.mask_png(tmp_path), "ignore": 0}
+    categories = [{"id": 10, "name": "sky", "supercategory": "stuff"}, {"id": 7, "name": "road"}]
+    (tmp_path / "labels.json").write_text(json.dumps({"categories": categories, "odd": ["a", {"b": 1}]}))
+    assert source(**{**section, "classes": "labels.json:categories"}).classes["segmentation"] == ("road", "sky")
+    with pytest.raises(UserError, match="name 1: {.b.: 1} is not text"):
+        source(**{**section, "classes": "labels.json:odd"})
