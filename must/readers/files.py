@@ -1,7 +1,6 @@
 """Shared by all readers of image files: finding files, reading text and tables, the base class `FileSource`."""
 
 import codecs
-import contextlib
 import csv
 import functools
 import hashlib
@@ -10,18 +9,17 @@ import itertools
 import json
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 import numpy as np
 
 from must.core.notices import notice
-from must.core.types import Example, Label, UserError, one_line
+from must.core.types import Example, Label, UserError
 from must.readers import fields
+from must.readers.names import PICTURES, class_name, readable, spellings
 from must.readers.pictures import (
     DISPLAYED,
     STORED,
@@ -35,7 +33,6 @@ from must.readers.pictures import (
 )
 from must.readers.record_format import encode_png
 
-PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _WHOLE_FILE = 1 << 17  # larger files enter the fingerprint only by their ends
 _SAMPLE = 16  # pictures that tell how many bits are significant
 
@@ -175,38 +172,6 @@ def fingerprint_of(description: str, files: Iterable[Path], *, turned: bool = Fa
     return digest.hexdigest()
 
 
-def readable(name: str) -> str:
-    """A file name as text: bytes that are no UTF-8 as Latin-1, control characters as %XX; others as they are."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        name = os.fsencode(name).decode("latin-1")
-    return one_line(name, "%{:02X}")
-
-
-def class_name(name: str) -> str:
-    """A class name in Unicode's composed form, since file systems and editors differ in it."""
-    return unicodedata.normalize("NFC", readable(name))
-
-
-def spellings(name: str) -> Iterator[str]:
-    """A file name from a list or table as the file system may have it: slashes, normal forms, encodings, case."""
-    for text in dict.fromkeys((name, name.strip(), name.replace("\\", "/").strip().removeprefix("./"))):
-        forms = [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
-        for encoding in ("latin-1", "cp1252"):  # of the bytes of a name that is no UTF-8
-            with contextlib.suppress(UnicodeEncodeError):
-                forms.append(os.fsdecode(text.encode(encoding)))
-        for form in dict.fromkeys(forms):
-            yield form
-            stem, extension = os.path.splitext(form)
-            yield from (stem + extension.lower(), stem + extension.upper())
-
-
-def existing(path: Path, name: str) -> str | None:
-    """The name, relative to a folder, as it is spelled there; None if nothing has it."""
-    return next((one for one in spellings(name) if "\0" not in one and os.path.exists(path / one)), None)
-
-
 def source_name(name: str, root: str, split: str) -> str:
     """`name`, or "<root folder>-<split>" if empty."""
     return readable(name or "-".join(part for part in (Path(root).resolve().name, split.replace("/", "-")) if part))
@@ -341,10 +306,10 @@ def walk(path: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         seen.add((at.st_dev, at.st_ino))
         entries = [entry for entry in entries if not entry.name.startswith(".")]
-        for entry in entries:
-            if entry.is_dir():
-                (links if entry.is_symlink() else waiting).append(entry.path)
-        yield directory, [entry.name for entry in entries if not entry.is_dir()]
+        inner = [entry for entry in entries if os.path.isdir(entry)]  # of links too, and False for one in a circle
+        for entry in inner:
+            (links if entry.is_symlink() else waiting).append(entry.path)
+        yield directory, [entry.name for entry in entries if entry not in inner]
     if passed:
         notice(f"{path}: links to folders that are read already are passed over: {passed}")
 
@@ -387,13 +352,18 @@ def tell_passed_over(path: Path, wanted: str, passed: Mapping[str, int], found: 
         notice(f"{path}: files that are no {wanted} are passed over: {others}")
 
 
-def key_in(pictures: Mapping[str, Any], name: str) -> str | None:
-    """The key that a list or table means by a name, with or without extension; None if there is none."""
-    for one in spellings(name):
-        stem, extension = os.path.splitext(one)
-        for key in (stem if extension.lower() in PICTURES else one, one):
-            if key in pictures:
-                return key
+def key_in(pictures: Mapping[str, Any], name: str, where: Path) -> str | None:
+    """The key that a list or table means by a name, with or without extension, quotes and the folder `where`.
+
+    Returns:
+      None if there is none.
+    """
+    for spelling in spellings(name.strip("\"'") or name):
+        for one in (spelling, spelling.removeprefix(f"{where}/"), spelling.removeprefix(f"{where.name}/")):
+            stem, extension = os.path.splitext(one)
+            for key in (stem if extension.lower() in PICTURES else one, one):
+                if key in pictures:
+                    return key
     return None
 
 
@@ -401,48 +371,10 @@ def select(pictures: Mapping[str, Any], ids: Path, where: Path) -> dict[str, Any
     """The pictures that the list file `ids` names, in its order; `where` names their folder in error messages."""
     chosen: dict[str, Any] = {}
     for line in read_lines(ids):
-        key = key_in(pictures, line)
+        key = key_in(pictures, line, where)
         if key is None:
             raise UserError(f"{ids}: lists {line!r}, which is not in {where}")
         if key in chosen:
             raise UserError(f"{ids}: lists {line!r} twice")
         chosen[key] = pictures[key]
     return chosen
-
-
-_SAFE = " ()+=@"  # in addition to letters, digits and _.-~
-_EMPTY, _DOT = "%-", "%2E"
-_LONGEST = 200  # characters of one path component; file systems allow 255, including the extension
-
-
-def file_of(id: str) -> str:
-    """Relative path, without extension, of the files of an example."""
-    *folders, last = id.split("/")
-    return "/".join([*(_encoded(part, folder=True) for part in folders), _encoded(last, folder=False)])
-
-
-def id_of(file: str) -> str:
-    """Inverse of `file_of`."""
-    parts, prefix = [], ""
-    for part in file.split("/"):
-        if part.endswith("%"):
-            prefix += part[:-1]
-        else:
-            parts.append("" if part == _EMPTY else unquote(prefix + part))
-            prefix = ""
-    return "/".join(parts)
-
-
-def _encoded(part: str, *, folder: bool) -> str:
-    text = quote(part, safe=_SAFE)
-    if not text:
-        return _EMPTY
-    if text.startswith("."):
-        text = _DOT + text[1:]
-    stem, extension = os.path.splitext(text)
-    if folder and extension.lower() in PICTURES:
-        text = stem + _DOT + extension[1:]
-    if len(text) <= _LONGEST:
-        return text
-    text = text.replace(".", _DOT)
-    return "%/".join(text[at : at + _LONGEST] for at in range(0, len(text), _LONGEST))
