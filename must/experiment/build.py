@@ -104,7 +104,12 @@ def _split(settings: SingleStudent, chosen: str, name: str) -> Source:
         for task, section in settings.tasks.items()
         if settings.train_sets.get(task) == chosen and isinstance(section.get("classes"), list | tuple)
     }
-    return joined(settings.sets[chosen][name], settings.sets[chosen]["train"], spaces)
+    try:
+        return joined(settings.sets[chosen][name], settings.sets[chosen]["train"], spaces)
+    except UserError as error:
+        if str(error).startswith("config."):
+            raise
+        raise UserError(f"config.sets.{chosen}.{name}: {error}") from None
 
 
 def joined(section: Mapping[str, Any], first: Mapping[str, Any], spaces: Mapping[str, Sequence[str]] = {}) -> Source:
@@ -287,11 +292,11 @@ def students(settings: Must) -> tuple[str, ...]:
 
 
 def policies(settings: SingleStudent, run: Student | None = None) -> dict[str, LabelPolicy]:
-    """{task: label policy}, with a run's changes."""
+    """{task: label policy}, with a run's changes; a task without one takes every label as true."""
     changes = run.policies if run else {}
     return {
-        task: changed(section, changes.get(task, {}), f"config.policies.{task}")
-        for task, section in settings.policies.items()
+        task: changed(settings.policies.get(task, LabelPolicy()), changes.get(task, {}), f"config.policies.{task}")
+        for task in settings.tasks
     }
 
 

@@ -1,6 +1,9 @@
 """Checks across sections of a configuration and its data, before anything is spent; every refusal is one line."""
 
+import contextlib
 import importlib.util
+
+import numpy as np
 
 from must.core.types import Source, UserError
 from must.data.combine import labels_of
@@ -28,6 +31,8 @@ def check_sets(settings: SingleStudent, images: Source, oracle_pool: list[Source
     Raises:
       UserError: naming the example that two sets share, or the set.
     """
+    for name in settings.tasks:
+        _check_taught(settings, name)
     for split in dict.fromkeys(("validation", *settings.eval_splits)):
         for source, names in build.by_source(build.splits(settings, split)):
             check_disjoint({"training": images, split: source})
@@ -37,6 +42,22 @@ def check_sets(settings: SingleStudent, images: Source, oracle_pool: list[Source
         ids = {id for part in oracle_pool for id in part.ids}
         for name, truth in build.oracle_truth(settings).items():
             _check_oracle(settings, name, truth, ids)
+
+
+def _check_taught(settings: SingleStudent, name: str) -> None:
+    """The set that teaches a task has labels of it, as a look at some of its examples tells."""
+    source, seen = build.split(settings, name, "train"), set()
+    for index in np.linspace(0, len(source) - 1, min(32, len(source))).round().astype(int):
+        with contextlib.suppress(UserError):  # told by name when all examples are read
+            labels = labels_of(source, int(index))
+            if name in labels:
+                return
+            seen |= set(labels)
+    if seen:
+        raise UserError(
+            f"config.train_sets.{name}={settings.train_sets[name]!r}: has no labels of {name!r}, only of "
+            f"{', '.join(map(repr, sorted(seen)))}; take another set, or name its labels so (task={name!r})"
+        )
 
 
 def _check_oracle(settings: Must, name: str, truth: Source, ids: set[str]) -> None:
@@ -105,6 +126,7 @@ def check_run(settings: SingleStudent, run: Run, path: str) -> None:
     Raises:
       UserError: beginning with the path.
     """
+    build.tasks_of(settings)  # a mistake in a set or task is not the run's
     try:
         tasks = build.tasks_of(settings, run)
         build.network(settings.model, tasks, run.model)

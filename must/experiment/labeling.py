@@ -197,7 +197,11 @@ def save_live(directory: str, settings: SingleStudent, teacher: Teacher, name: s
                     {k: np.asarray(v)[row] for k, v in one.items()} for one in (predictions, batch.labels[name])
                 )
 
-    save(os.path.join(directory, POLICIES), {name: fitted(tasks[name], name, settings.policies[name], pairs())}, tasks)
+    save(
+        os.path.join(directory, POLICIES),
+        {name: fitted(tasks[name], name, build.policies(settings)[name], pairs())},
+        tasks,
+    )
 
 
 def policies_of(settings: Must, top: str, arm: str) -> dict[str, Policy]:

@@ -1,0 +1,102 @@
+"""The page "Your data", done as it says: folders, configuration, run, predictions; and every refusal that it shows."""
+
+import copy
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from must.core.types import UserError
+from must.experiment import build
+from must.experiment.run import members
+from must.recipes.table import recipe_of
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8")
+MAKING, CONFIGURATION, PREDICTING, *_ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def _run(folder, *command):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The stranger's folders and the configuration."""
+    folder = tmp_path_factory.mktemp("stranger")
+    _run(folder, "-c", MAKING)
+    (folder / "my_data.py").write_text(CONFIGURATION, encoding="utf-8")
+    return folder
+
+
+def test_the_configuration_is_short():
+    assert sum(bool(line.strip()) for line in CONFIGURATION.splitlines()) <= 40
+
+
+def test_from_folders_to_predictions(folder):
+    small = ["teacher.steps=3", "student.steps=3", "model.backbone.stages=2", "model.neck.strides=(4,8)"]
+    small += ["tasks.detection.strides=(8,)", "image.size=(32,32)"]  # nearly all of the time is compiling
+    command = ["-m", "must.main", "--config=my_data.py", "--workdir=runs/mine", *(f"--config.{key}" for key in small)]
+    output = _run(folder, *command)
+    assert "student vs teacher" in output and (folder / "runs" / "mine" / "report.html").exists()
+    _run(folder, *command, "--stage=gallery")
+    assert (folder / "runs" / "mine" / "gallery" / "pages" / "index.html").exists()
+    _run(folder, "-c", PREDICTING)
+    assert (folder / "pages" / "index.html").exists()
+    assert len(list((folder / "files").rglob("*.png"))) >= 2 * 128 and list((folder / "files").rglob("coco.json"))
+
+
+def _settings(*path, **arguments):
+    """A change of a configuration: arguments of the sets' sections, or of the section at a path."""
+
+    def change(config):
+        section = config
+        for key in path:
+            section = section[key]
+        for one in section.values() if path[0] == "sets" else [section]:
+            (one["source"] if "annotations" in arguments or "images" in arguments else one).update(arguments)
+
+    return change
+
+
+WORDS = {"ball": "round thing", "can": "round thing", "crate": "box", "traffic cone": "unknown"}
+LESS = {word: goal for word, goal in WORDS.items() if word != "can"}
+MISTAKES = [
+    _settings("sets", "masks", root="mine/mask"),
+    _settings("sets", "boxes", images="images"),
+    _settings("sets", "boxes", class_map=LESS),
+    _settings("sets", "boxes", class_map={**LESS, "cans": "round thing"}),
+    _settings("sets", "boxes", class_map={**WORDS, "can": "round"}),
+    _settings("sets", "rooms", unit="m"),
+    _settings("sets", "rooms", unit="millimeters"),
+    _settings("sets", "masks", classes=("floor", "wall", "ceiling")),
+    lambda config: config["sets"]["masks"].update(validation=config["sets"]["masks"]["train"]),
+    _settings("train_sets", depth="masks"),
+    _settings("student", stepz=3),
+    _settings("sets", "rooms", depth="depth"),
+]
+
+
+def test_every_mistake_is_the_line_that_the_page_shows(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    spec = importlib.util.spec_from_file_location("my_data", folder / "my_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    lines = re.findall(r"^\| [^|]+ \| `(.+)` \|$", PAGE.split("| the line |")[1].split("\n\n")[0], re.MULTILINE)
+    for line, change in zip(lines, MISTAKES, strict=True):
+        config = copy.deepcopy(module.get_config().to_dict())
+        change(config)
+        with pytest.raises(UserError) as refused:
+            recipe = recipe_of(config)
+            (member,) = members(recipe, config)
+            recipe.check([member])
+            for source in build.annotated_sets(member.settings):  # as they are read before anything is learned
+                source[0]
+        assert str(refused.value) == line
