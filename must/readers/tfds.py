@@ -20,7 +20,15 @@ from must.core.types import Example, Label, UserError
 from must.readers.files import read_classes
 from must.readers.frames import FrameVideo
 from must.readers.panoptic import painted, segment_ids
-from must.readers.pictures import decode_picture, open_picture, picture_size, stored_ids, untagged
+from must.readers.pictures import (
+    decode_picture,
+    is_deep,
+    open_picture,
+    picture_size,
+    significant_bits,
+    stored_ids,
+    untagged,
+)
 from must.readers.tfrecords import TfRecordRows
 
 _CROWD_KEYS = ("is_crowd", "is_difficult")
@@ -134,7 +142,8 @@ class Tfds:
         if self._video:
             video = self._frames_of(row, index)
             return Example(self.ids[index], video, self._labels_of(row, index, video.shape[1:3]))
-        image = decode_picture(row[self._image], self.ids[index])
+        bits = self._bits if is_deep(row[self._image]) else 16
+        image = decode_picture(row[self._image], self.ids[index], bits=bits)
         return Example(self.ids[index], image, self._labels_of(row, index, image.shape[:2]))
 
     def labels(self, index: int) -> dict[str, Label]:
@@ -147,6 +156,10 @@ class Tfds:
     def encoded(self, index: int) -> bytes | None:
         """The stored picture; None for videos."""
         return None if self._video else untagged(self._row(index)[self._image])
+
+    @functools.cached_property
+    def _bits(self) -> int:
+        return significant_bits(self.name, len(self), lambda index: self._row(index)[self._image])
 
     def _check_masks(self) -> None:
         """Refuses masks whose objects have the ignored id, as seen in a few records."""
