@@ -198,7 +198,7 @@ def _parse_xml(file: Path) -> ElementTree.Element:
     data = read_bytes(file).lstrip()
     try:
         return ElementTree.fromstring(data)
-    except (ElementTree.ParseError, ValueError) as problem:
+    except (ElementTree.ParseError, ValueError, LookupError) as problem:
         declared = re.match(rb"<\?xml[^>]*encoding\s*=\s*[\"']([\w.:-]+)", data)
         try:
             text = data.decode(declared[1].decode()) if declared else read_text(file)
