@@ -13,6 +13,7 @@ from must.core.types import Metric, UserError
 from must.evaluate.statistics import plain, relative_gain, tested
 
 SCHEMA = "must.results/2"
+GUESS = "guess"  # the column of the best constant prediction
 DELTA_M, MEAN = "delta_m", "mean"  # contrasts over all tasks: the mean relative gain, the mean of one shared metric
 
 
@@ -172,8 +173,39 @@ def compare(
         "costs": {name: {key: plain(value) for key, value in cost.items()} for name, cost in (costs or {}).items()},
         "seconds": {stage: plain(value) for stage, value in (seconds or {}).items()},
         "images_per_second": {stage: plain(value) for stage, value in (images_per_second or {}).items()},
-        "notes": list(notes),
+        "notes": [*_findings(metrics, table, columns, entries, splits), *notes],
     }
+
+
+def _findings(metrics, table, columns: Sequence[Column], entries: Sequence[Mapping[str, Any]], splits) -> list[str]:
+    """The headline in words, losses included: the first contrast task by task, and who is no better than a guess."""
+    lines, split = [], splits[0] if splits else ""
+    mine = [one for one in entries if one["split"] == split and one["task"] in metrics and one["subject"] is not None]
+    first = [one for one in mine if one["name"] == mine[0]["name"]]
+    if len(first) > 1:
+        sides = {"ahead on": lambda mean: mean > 0, "behind on": lambda mean: mean < 0}
+        words = [
+            f"{side} {', '.join(tasks)}"
+            for side, of in sides.items()
+            if (tasks := [one["task"] for one in first if one["mean"] is not None and of(one["mean"])])
+        ]
+        lines.append(f"{first[0]['name']}: {'; '.join(words) or 'equal on every task'}.")
+    lost: dict[str, list[str]] = {}
+    for column in columns:
+        if column.name == GUESS or column.control or column.name not in table or GUESS not in table:
+            continue
+        tasks = []
+        for task, metric in metrics.items():
+            own, guess = (_of(table, name, split, task) for name in (column.name, GUESS))
+            up = 1 if metric.higher_is_better else -1
+            if own and guess and not up * (_mean(own) - _mean(guess)) > 0:
+                tasks.append(task)
+        if tasks:
+            lost.setdefault(", ".join(tasks), []).append(column.label or column.name)
+    for tasks, names in lost.items():
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        lines.append(f"No better than a constant guess on {tasks}: {', '.join(names[:6])}{more}.")
+    return lines
 
 
 def entry(

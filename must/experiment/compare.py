@@ -12,7 +12,9 @@ import numpy as np
 
 from must.core import files
 from must.core.types import Label, Metric, UserError
+from must.data.geometry import whole_image
 from must.data.pipeline import eval_batches
+from must.data.splits import Listed
 from must.evaluate import results as comparison
 from must.evaluate.evaluate import bootstrap_interval, constant_guess, repeated
 from must.evaluate.results import SCHEMA, Axis, Column, Contrast, Score
@@ -20,10 +22,11 @@ from must.experiment import build, jobs, measure, networks
 from must.experiment.external import external_teachers
 from must.experiment.jobs import Job
 from must.pseudo_label.teacher import in_frame
+from must.report.pictures import cut
 from must.report.table import show, table
 from must.tasks.base import Task
 
-GUESS = Column("guess", {}, "constant guess", "the best constant prediction for every image")
+GUESS = Column(comparison.GUESS, {}, "constant guess", "the best constant prediction for every image")
 _ROWS = 32  # pictures on which a network is timed and drawn: one compiled program for both
 _GUESS_LABELS, _RESAMPLES = 1024, 200
 
@@ -331,7 +334,7 @@ def read_curves(directory: str) -> dict[str, dict[str, list]]:
 def picture_grid(
     settings: Any, tasks: Mapping[str, Task], task_name: str, predictors: Mapping[str, Callable], examples: int = 6
 ) -> dict[str, Any]:
-    """Rows of pictures: input, truth and a prediction per column, on the first examples of the headline split.
+    """Rows of pictures: input, truth and a prediction per column, on examples spread over the headline split.
 
     Args:
       settings: sets and splits.
@@ -343,14 +346,19 @@ def picture_grid(
     task = tasks[task_name]
     encoder = build.encoder(settings.image, {task_name: task})
     split = build.split(settings, task_name, settings.eval_splits[0])
-    batch = next(iter(eval_batches(split, encoder, batch_size=_ROWS)))
+    spread = np.unique(np.linspace(0, len(split) - 1, _ROWS).round().astype(int))  # folders come sorted by class
+    chosen = Listed(split, ids=[split.ids[i] for i in spread])
+    batch = next(iter(eval_batches(chosen, encoder, batch_size=_ROWS)))
     labels: dict[str, Label] = {"truth": batch.labels[task_name]}
     for column, predict in predictors.items():
         labels[column] = jax.device_get(predict(batch.inputs["image"])[task_name])
     rows = []
-    for i in np.flatnonzero(batch.ids >= 0)[:examples]:
-        picks = [{field: np.asarray(value)[i] for field, value in label.items()} for label in labels.values()]
-        rows.append([batch.inputs["image"][i], *(task.draw(batch.inputs["image"][i], pick) for pick in picks)])
+    for i in np.unique(np.linspace(0, len(spread) - 1, examples).round().astype(int)):
+        image = batch.inputs["image"][i]
+        truth, *predicted = ({field: np.asarray(v)[i] for field, v in label.items()} for label in labels.values())
+        picks = [truth, *(task.on_scale_of(pick, truth) for pick in predicted)]
+        shown = whole_image(chosen[int(i)].image.shape[-3:-1], image.shape[:2], keep_aspect=settings.image.keep_aspect)
+        rows.append([cut(picture, image, shown) for picture in (image, *(task.draw(image, pick) for pick in picks))])
     return {"columns": ["input", *labels], "rows": rows}
 
 

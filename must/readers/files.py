@@ -204,7 +204,7 @@ def spellings(name: str) -> Iterator[str]:
 
 def existing(path: Path, name: str) -> str | None:
     """The name, relative to a folder, as it is spelled there; None if nothing has it."""
-    return next((one for one in spellings(name) if "\0" not in one and os.path.exists(path / one)), None)
+    return next((one for one in spellings(name) if os.path.exists(os.path.join(path, one))), None)
 
 
 def source_name(name: str, root: str, split: str) -> str:
@@ -341,10 +341,10 @@ def walk(path: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         seen.add((at.st_dev, at.st_ino))
         entries = [entry for entry in entries if not entry.name.startswith(".")]
-        for entry in entries:
-            if entry.is_dir():
-                (links if entry.is_symlink() else waiting).append(entry.path)
-        yield directory, [entry.name for entry in entries if not entry.is_dir()]
+        inner = [entry for entry in entries if os.path.isdir(entry)]  # of links too, and False for one in a circle
+        for entry in inner:
+            (links if entry.is_symlink() else waiting).append(entry.path)
+        yield directory, [entry.name for entry in entries if entry not in inner]
     if passed:
         notice(f"{path}: links to folders that are read already are passed over: {passed}")
 
@@ -387,13 +387,18 @@ def tell_passed_over(path: Path, wanted: str, passed: Mapping[str, int], found: 
         notice(f"{path}: files that are no {wanted} are passed over: {others}")
 
 
-def key_in(pictures: Mapping[str, Any], name: str) -> str | None:
-    """The key that a list or table means by a name, with or without extension; None if there is none."""
-    for one in spellings(name):
-        stem, extension = os.path.splitext(one)
-        for key in (stem if extension.lower() in PICTURES else one, one):
-            if key in pictures:
-                return key
+def key_in(pictures: Mapping[str, Any], name: str, where: Path) -> str | None:
+    """The key that a list or table means by a name, with or without extension, quotes and the folder `where`.
+
+    Returns:
+      None if there is none.
+    """
+    for spelling in spellings(name.strip("\"'") or name):
+        for one in (spelling, spelling.removeprefix(f"{where}/"), spelling.removeprefix(f"{where.name}/")):
+            stem, extension = os.path.splitext(one)
+            for key in (stem if extension.lower() in PICTURES else one, one):
+                if key in pictures:
+                    return key
     return None
 
 
@@ -401,7 +406,7 @@ def select(pictures: Mapping[str, Any], ids: Path, where: Path) -> dict[str, Any
     """The pictures that the list file `ids` names, in its order; `where` names their folder in error messages."""
     chosen: dict[str, Any] = {}
     for line in read_lines(ids):
-        key = key_in(pictures, line)
+        key = key_in(pictures, line, where)
         if key is None:
             raise UserError(f"{ids}: lists {line!r}, which is not in {where}")
         if key in chosen:

@@ -144,12 +144,12 @@ def _read_table(file: Path, available: Mapping[str, Path], path: Path) -> tuple[
     """({key: class}, all classes) of a table, see `ImageCsv`; `path` is the folder of the `available` pictures."""
     table = read_rows(file)
     first, heading = next(iter(table.items()))
-    if any(_names_picture(cell, available) for cell in heading):
+    if any(_names_picture(cell, available, path) for cell in heading):
         heading = []
     else:
         del table[first]
     probe = next(iter(table.values()), heading)
-    at = next((column for column, cell in enumerate(probe) if _names_picture(cell, available)), 0)
+    at = next((column for column, cell in enumerate(probe) if _names_picture(cell, available, path)), 0)
     others = [column for column in range(len(probe)) if column != at]
     named = [column for column in others if column < len(heading) and heading[column].lower() in _CLASS_COLUMNS]
     hot = heading and not named and len(others) > 1 and all(_is_binary(row, others) for row in table.values())
@@ -163,7 +163,7 @@ def _read_table(file: Path, available: Mapping[str, Path], path: Path) -> tuple[
         where = f"{file}: line {number}"
         if len(row) <= max(at, of) or not row[at] or not row[of]:
             raise UserError(f"{where}: expected a picture and its class")
-        key = key_in(available, row[at])
+        key = key_in(available, row[at], path)
         if key is None:
             raise UserError(f"{where}: {row[at]} is not in {path}")
         if key in rows:
@@ -180,9 +180,9 @@ def _read_table(file: Path, available: Mapping[str, Path], path: Path) -> tuple[
     return rows, {class_name(heading[column]) for column in others} if hot else set(rows.values())
 
 
-def _names_picture(cell: str, available: Mapping[str, Path]) -> bool:
+def _names_picture(cell: str, available: Mapping[str, Path], path: Path) -> bool:
     """Whether a cell is a picture, so that its row is no heading; also one that is missing."""
-    return os.path.splitext(cell)[1].lower() in PICTURES or key_in(available, cell) is not None
+    return os.path.splitext(cell)[1].lower() in PICTURES or key_in(available, cell, path) is not None
 
 
 def _is_binary(row: Sequence[str], columns: Sequence[int]) -> bool:

@@ -21,9 +21,10 @@ from must.core.types import UserError
 MAX_PIXELS = number_of("MUST_MAX_PIXELS", 1 << 28)  # 16,384 x 16,384, 0.8 GB of RGB
 STORED, DISPLAYED = "stored", "displayed"  # how a picture with an orientation tag is read
 
+_CUT = re.compile("Premature end of JPEG")  # perhaps only its last two bytes, the end mark, are missing
+_END = b"\xff\xd9"
 _DAMAGE = re.compile("premature end|bad huffman|bad arithmetic|instead of rst", re.IGNORECASE)
 _TAG = 0x0112  # EXIF's orientation
-_TAGGED = re.compile(rb"Exif\0\0|eXIf|EXIF|profile type (?:exif|APP1)|tiff:Orientation|\A(?:II|MM)[*\0+]")
 _PNG, _JPEG, _TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"II", b"MM")
 _METADATA = (b"eXIf", b"iCCP", b"iTXt", b"tEXt", b"zTXt", b"tIME", b"pHYs", b"sPLT", b"hIST", b"dSIG")
 # Orientation -> the picture as displayed, of an array [H, W, ...] (EXIF 2.32, section 4.6.4).
@@ -93,11 +94,13 @@ class Header(NamedTuple):
     transparent: bool
 
 
-def header(data: bytes, where: str) -> Header:
-    """Format, mode and size; UserError as `decode_picture`."""
-    return _with_pillow(
-        data, where, lambda one: Header(one.format, one.mode, one.size[::-1], "transparency" in one.info)
-    )
+def header(data: bytes, where: str, *, strict: bool = False) -> Header:
+    """Format, mode and size; UserError as `decode_picture`, if `strict` also for metadata that Pillow refuses."""
+
+    def read(picture: Any) -> Header:
+        return Header(picture.format, picture.mode, picture.size[::-1], "transparency" in picture.info)
+
+    return _with_pillow(data, where, read, strict=strict)
 
 
 def picture_size(data: bytes, where: str, orientation: str = STORED) -> tuple[int, int]:
@@ -134,7 +137,19 @@ def is_deep(data: bytes) -> bool:
     """Whether a picture has 16 bits per channel: a PNG, or a gray TIFF."""
     if data.startswith(_PNG):
         return data[24:25] == b"\x10"
-    return data[:2] in _TIFF and _with_pillow(data, "", lambda picture: picture.mode.startswith("I;16"))
+    try:
+        return data[:2] in _TIFF and header(data, "").mode.startswith("I;16")
+    except UserError:
+        return False
+
+
+def is_portable(data: bytes) -> bool:
+    """Whether readers that are less patient than this one open a picture and agree on which way up it is."""
+    try:
+        header(data, "", strict=True)
+    except UserError:
+        return False
+    return orientation_of(data) == 1 and (not data.startswith(_JPEG) or _END in _segments(data)[1])
 
 
 def largest(data: bytes, where: str) -> int:
@@ -144,7 +159,7 @@ def largest(data: bytes, where: str) -> int:
 
 def orientation_of(data: bytes) -> int:
     """1 to 8, what a viewer does with the picture before it shows it (EXIF); 1 is nothing."""
-    if not _TAGGED.search(data):
+    if not _has_metadata(data):
         return 1
     try:
         tag = _pillow().open(io.BytesIO(data)).getexif().get(_TAG, 1)
@@ -163,6 +178,15 @@ def untagged(data: bytes) -> bytes:
     return b"".join([_JPEG, *(one for one in segments if one[1] != 0xE1), rest]) if segments else data
 
 
+def _has_metadata(data: bytes) -> bool:
+    """Whether a picture has a part that may hold EXIF or XMP; much faster than Pillow."""
+    if data.startswith(_JPEG):
+        return any(one[1] == 0xE1 for one in _segments(data)[0])
+    if data.startswith(_PNG):
+        return any(kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt") for kind, _ in _chunks(data))
+    return data[:2] in _TIFF or data[12:16] == b"VP8X"
+
+
 def _turn(data: bytes, orientation: str) -> int:
     """What is left to do after decoding; Pillow turns TIFFs itself."""
     return 1 if orientation == STORED or data[:2] in _TIFF else orientation_of(data)
@@ -177,12 +201,14 @@ def _pillow() -> Any:
     return Image
 
 
-def _with_pillow(data: bytes, where: str, work: Callable[[Any], Result], limit: int | None = None) -> Result:
+def _with_pillow(
+    data: bytes, where: str, work: Callable[[Any], Result], limit: int | None = None, *, strict: bool = False
+) -> Result:
     """`work` of the opened picture; of a PNG whose metadata Pillow refuses, of the picture without them."""
     Image = _pillow()
-    for form in (data, _bare_png(data)) if data.startswith(_PNG) else (data,):
+    for attempt in range(2 if data.startswith(_PNG) and not strict else 1):
         try:
-            picture = Image.open(io.BytesIO(form))
+            picture = Image.open(io.BytesIO(_bare_png(data) if attempt else data))
             _check_size(*picture.size, where, limit)
             return work(picture)
         except UserError:
@@ -210,14 +236,17 @@ def _decode_jpeg(data: bytes, where: str) -> np.ndarray | None:
 
     if not data.startswith(_JPEG):
         return None
-    for form in (lambda: data, lambda: _repaired(data)):
+    for form in (lambda: data, lambda: _repaired(data), lambda: _repaired(data) + _END):
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(jpeg := form())
             _check_size(width, height, where)
             return simplejpeg.decode_jpeg(jpeg, "RGB") if space in ("YCbCr", "RGB", "Gray") else None
         except (ValueError, KeyError) as error:  # KeyError: chroma sampling that the library does not know
-            if _DAMAGE.search(str(error)):
+            problem = str(error)
+            if _DAMAGE.search(problem) and not _CUT.search(problem):
                 raise UserError(f"{where}: broken picture: {error}") from None
+    if _DAMAGE.search(problem):
+        raise UserError(f"{where}: broken picture: {problem}")
     return None
 
 

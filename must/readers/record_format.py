@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from must.core.types import ArraySpec, Label, UserError
-from must.readers.pictures import header, is_deep, orientation_of
+from must.readers.pictures import header, is_deep, is_portable
 from must.readers.png_maps import TYPES, decode_map, encode_map, write_png
 
 IMAGE, VIDEO, ID = "image", "video", "id"
@@ -159,7 +159,7 @@ def is_plain(data: bytes, size: tuple[int, int]) -> bool:
     except UserError:
         return False
     plain = look.format in ("JPEG", "PNG") and look.mode == "RGB" and not look.transparent and not is_deep(data)
-    return plain and look.size == tuple(size) and orientation_of(data) == 1
+    return plain and look.size == tuple(size) and is_portable(data)
 
 
 def _put(feature: Any, key: str, value: Any, spec: ArraySpec) -> None:

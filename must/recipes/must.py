@@ -143,8 +143,8 @@ def sections(members: Members, workdir: str) -> list[Section]:
     for task in tasks:
         drawn = {
             name: predictor_of(os.path.join(top, columns[name][task].job))[0]
-            for name in ("teacher", "student")
-            if not (name == "teacher" and task in settings.external_teachers)
+            for name in ("teacher", "student", "supervised")
+            if name in columns and not (name == "teacher" and task in settings.external_teachers)
         }
         grids[task] = picture_grid(settings, tasks, task, drawn)
     return [

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from must.core.types import Geometry
+
 _PAPER = (24, 24, 28)
 _INK = (238, 238, 238)
 _GAP = 6  # pixels
@@ -56,6 +58,22 @@ def contact_sheet(
             sheet.paste(picture, (_GAP + x * (width + _GAP), top))
         top += height + _GAP
     return np.asarray(sheet)
+
+
+def cut(drawn: np.ndarray, frame: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """A drawing of a whole picture in a padded frame, without the padding right and below; a caption stays.
+
+    Args:
+      drawn: of `Task.draw`, uint8: the frame enlarged by a whole factor over an optional caption.
+      frame: uint8 [h, w, 3], what was drawn on.
+      geometry: of the picture in the frame, `whole_image`.
+    """
+    factor = drawn.shape[1] // frame.shape[1]
+    height, width = (
+        factor * min(side, round(source * scale))
+        for side, source, scale in zip(frame.shape[:2], geometry.source_size, geometry.scale, strict=True)
+    )
+    return np.concatenate([drawn[:height, :width], drawn[factor * frame.shape[0] :, :width]])
 
 
 def _broken(name: str, width: int, font) -> list[str]:

@@ -106,6 +106,8 @@ def splits(results: Mapping[str, Any]) -> list[str]:
 def spread(results: Mapping[str, Any]) -> str:
     """What stands behind a ± sign, or why there is none."""
     count = len(results["seeds"])
+    if count == 2:
+        return "mean over 2 seeds (and each of them); ± of differences is half of their 95 % t interval"
     return f"mean over {count} seeds ± half of its 95 % t interval" if count > 1 else "one seed, so no intervals"
 
 
@@ -216,7 +218,10 @@ def score_grid(results: Mapping[str, Any], split: str) -> Grid:
             for task, at in cells_of:
                 values = scores(results, by_place[at], split, task) if at in by_place else None
                 mean, ci95 = summary(values) if values else (None, None)
-                cell = Cell(figure(mean, ci95, digits[task]), mean, ci95, by_place.get(at) in best[task, at])
+                text = figure(mean, ci95, digits[task])
+                if len(values or ()) == 2 and mean is not None:  # a t interval over two seeds says nothing
+                    text = f"{mean:.{digits[task]}f} ({', '.join(f'{value:.{digits[task]}f}' for value in values)})"
+                cell = Cell(text, mean, ci95, by_place.get(at) in best[task, at])
                 cells.append(cell if values else None)
             first = next(iter(by_place.values()))
             hint = results["columns"][first]["description"]

@@ -238,6 +238,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def on_scale_of(self, label: Label, reference: Label) -> Label:
+        """A label that `draw` colors on the scale of another one, so that pictures side by side compare."""
+        return label
+
     def constant_guess(self, labels: Sequence[Label]) -> Label | None:
         """The best prediction that ignores the picture, from training labels in network form; without B.
 

@@ -319,13 +319,13 @@ class Depth(Task):
         return {"depth": np.full_like(labels[0]["depth"], np.median(valid) if valid.size else 1)}
 
     def draw(self, image: np.ndarray, label: Label, policy: Policy | None = None) -> np.ndarray:
-        """Near red, far blue, even steps in the logarithm over this picture's own range, which stands below it.
+        """Near red, far blue, even steps in the logarithm over the picture's own range, which stands below it.
 
         With a policy ignored pixels are greyed under diagonals.
         """
         depth = np.asarray(label["depth"], np.float32)
         valid = np.isfinite(depth) & (depth > 0)
-        low, high = np.percentile(depth[valid], (1, 99)) if valid.any() else (1.0, 1.0)
+        low, high = label["range"] if "range" in label else self._range(depth)
         position = np.log(np.where(valid, depth, low) / low) / max(np.log(high / low), 1e-6)
         picture = drawing.hatch(drawing.upscale(drawing.turbo(1.0 - position)), drawing.upscale(~valid))
         ends = f"{low:.2f} to {high:.2f} m" if self.depth_kind == "metric" else "near to far"
@@ -336,6 +336,17 @@ class Depth(Task):
             picture = drawing.fade(picture, drawing.upscale(ignored))
             rows += [drawing.share(ignored, "ignored")] if ignored.any() else []
         return drawing.caption(picture, rows)
+
+    def on_scale_of(self, label: Label, reference: Label) -> Label:
+        """As in the base class; metric depth only, since relative depth has no scale in common."""
+        if self.depth_kind != "metric":
+            return label
+        return {**label, "range": self._range(np.asarray(reference["depth"], np.float32))}
+
+    def _range(self, depth: np.ndarray) -> tuple[float, float]:
+        """The nearest and the farthest percent of the valid pixels, meters."""
+        valid = np.isfinite(depth) & (depth > 0)
+        return tuple(np.percentile(depth[valid], (1, 99)).tolist()) if valid.any() else (1.0, 1.0)
 
 
 _METRICS = (

@@ -20,7 +20,7 @@ from must.data.combine import encoded_of, labels_of
 from must.readers.edited import MUST_ID, UNKNOWN
 from must.readers.files import file_of
 from must.readers.label_files import ABOUT, CLASSES, COCO, MAPS, folder_of, list_cell
-from must.readers.pictures import header, orientation_of
+from must.readers.pictures import header, is_portable
 from must.readers.record_format import encode_png
 
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
@@ -101,12 +101,8 @@ def write_about(directory: str, about: Mapping[str, Any]) -> None:
 
 
 def _extension(data: bytes | None) -> str | None:
-    """Of encoded bytes, None when there are none, other readers may not know them or they are to be turned."""
-    try:
-        turned = data is None or orientation_of(data) != 1
-        return None if turned else _EXTENSIONS.get(header(data, "").format)
-    except UserError:
-        return None
+    """Of encoded bytes, None when there are none or other readers may not know or understand them."""
+    return _EXTENSIONS.get(header(data, "").format) if data is not None and is_portable(data) else None
 
 
 def write_maps(

@@ -67,6 +67,26 @@ def test_workdirs_of_one_name_stay_apart(tmp_path):
     assert set(results["columns"]) == {f"{name}@{part}" for name in ("teacher", "student") for part in parts}
 
 
+def test_losses_are_in_the_sentences_too():
+    metrics = {
+        "depth": Metric("abs_rel", "", False),
+        "boxes": Metric("AP", "", True),
+        "masks": Metric("mIoU", "", True),
+    }
+    values = {"guess": (0.4, 0.0, 0.1), "teacher": (0.2, 0.3, 0.2), "student": (0.1, 0.2, 0.1)}
+    scores = [
+        Score(name, task, "test", 0, value)
+        for name, row in values.items()
+        for task, value in zip(metrics, row, strict=True)
+    ]
+    contrasts = [Contrast("student vs teacher", [("student", "teacher")])]
+    results = compare("must", metrics, scores, [Column(name) for name in values], contrasts)
+    assert results["notes"] == [
+        "student vs teacher: ahead on depth; behind on boxes, masks.",
+        "No better than a constant guess on masks: student.",
+    ]
+
+
 def test_a_mean_is_over_the_tasks_that_all_pairs_have():
     metrics = {"one": Metric("acc", "%", True), "two": Metric("acc", "%", True)}
     values = {"r": (1.0, 1.0), "a": (2.0, None), "b": (4.0, 9.0)}

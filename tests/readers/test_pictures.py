@@ -16,6 +16,7 @@ from must.readers import pictures
 from must.readers.dense import read_mask
 from must.readers.pictures import decode_picture, orientation_of, picture_size, stored_ids, untagged
 from must.readers.record_format import is_plain
+from must.tasks.exchange import picture_bytes
 from tests.support import folder_sets as sets
 
 
@@ -87,6 +88,18 @@ def test_a_displayed_picture_is_what_viewers_show(tmp_path, kind, tag):
         assert orientation_of(kept) == 1
         np.testing.assert_array_equal(decode_picture(kept, "a"), image)
         assert kept == data or tag > 1
+
+
+def test_a_missing_end_mark_is_no_truncation_but_nothing_to_hand_on(tmp_path):
+    whole = encoded(smooth())
+    (tmp_path / "a.jpg").write_bytes(whole[:-2])
+    photos = source("photos", root=str(tmp_path))
+    np.testing.assert_array_equal(photos[0].image, decode_picture(whole, "a"))
+    assert is_plain(whole, (48, 64)) and not is_plain(whole[:-2], (48, 64))
+    kept = picture_bytes(photos, 0)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(kept))), photos[0].image)
+    with pytest.raises(UserError, match="a: broken picture"):
+        decode_picture(whole[:-12], "a")
 
 
 def test_tags_that_say_nothing():

@@ -48,6 +48,7 @@ EXPECTED = {"a": "cat", "b": "dog", "c": "dog"}
         "image,cat,dog\na.jpg,1,0\nb.jpg,0,1\nc.jpg,0,1\n",
         "image;cat;dog;emu\na;1.0;0.0;0.0\nb;0.0;1.0;0.0\nc;0;1;0\n",
         ".\\a.jpg,cat\n./b.jpg,dog\nc.JPG,dog\n",
+        "all/a.jpg,cat\nall\\b.jpg,dog\n'c.jpg',dog\n",
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])

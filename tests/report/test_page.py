@@ -119,12 +119,12 @@ def test_sentences_follow_the_numbers():
     results["contrasts"] = [c for c in results["contrasts"] if c["name"] == "student vs teacher"]
     for contrast, mean in zip(results["contrasts"], (1.0, -1.0, 2.0, 5.25), strict=True):
         contrast.update(mean=mean, ci95=[mean - 0.5, mean + 0.5], holds=True)
-    first, note = pages.summary(results)
+    first, *findings, note = pages.summary(results)
     assert first == (
         "Student vs teacher: Δm +5.2 % [+4.8, +5.8], as expected; better on 2 of 3 tasks; "
         "on 2 with an interval above 0."
     )
-    assert note == "A note <here>."
+    assert findings[0].startswith("student vs teacher: ahead on") and note == "A note <here>."
 
 
 def test_a_numeric_setting_becomes_curves(tmp_path):
