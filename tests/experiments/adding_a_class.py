@@ -5,8 +5,8 @@
 A teacher of procedural scenes knows all shapes but one. On other scenes only the new shape is annotated; the teacher
 labels them and a pool. Two students, each with twice the teacher's steps: `merged` keeps the teacher's boxes of the old
 shapes beside the truth (`must.data.merge.completed`), `truth alone` drops them on annotated scenes. AP per class on the
-test scenes; differences with 95 % intervals over seeds. A quarter of an hour on one core; "--steps=20 --seeds=1" tries it
-in two minutes.
+test scenes; differences with 95 % intervals over seeds. A quarter of an hour on one core; "--steps=20 --seeds=1" tries
+it in two minutes.
 """
 
 import argparse
