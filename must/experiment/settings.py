@@ -490,6 +490,8 @@ class Files:
       min_score: score from which boxes are written.
       millimeters: depth as 16-bit PNG in millimeters.
       palette: colored masks.
+      boxes: further forms of boxes, "yolo" and "voc".
+      masks: a further form of masks, "polygons" or "rle" in coco.json.
       tfrecord: a TFRecord twin of the records; needs the extra [tf].
     """
 
@@ -498,7 +500,13 @@ class Files:
     min_score: float = 0.0
     millimeters: bool = False
     palette: bool = False
+    boxes: tuple[str, ...] = ()
+    masks: Literal["", "polygons", "rle"] = ""
     tfrecord: bool = False
+
+    def __post_init__(self):
+        if wrong := set(self.boxes) - {"yolo", "voc"}:
+            raise ValueError(f"boxes={self.boxes}: {min(wrong)!r} is none of 'yolo', 'voc'")
 
 
 @dataclass(frozen=True)

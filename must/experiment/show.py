@@ -114,6 +114,7 @@ def export_files(settings: Any, labels, *, directory: str, report) -> dict:
     records = _records(shown, top)
     options = {"images": section.images, "min_score": section.min_score}
     options |= {"millimeters": section.millimeters, "palette": section.palette}
+    options |= {"boxes": section.boxes, "masks": section.masks}
     tasks = {name: shown.tasks[name] for name in records.specs}
     at = os.path.join(directory, "labels")
     counts = export_labels(at, records, tasks, **options)
