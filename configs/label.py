@@ -39,7 +39,7 @@ def scenes() -> ConfigDict:
         "classification": {"kind": "classification"},
         "detection": {"kind": "detection", "strides": (8, 16), "width": 32, "depth": 2, "max_boxes": 12},
         "segmentation": {"kind": "segmentation", **dense},
-        "depth": {"kind": "depth", **dense},
+        "depth": {"kind": "depth", "max_depth": 10.0, **dense},
         "normals": {"kind": "normals", **dense},
     }
     scene = {"kind": "scenes", "seed": 0, "labels": tuple(config.tasks)}

@@ -29,9 +29,9 @@ def folders() -> ConfigDict:
     dense = {"shuffle": 2, "width": 48, "depth": 1}
     config.tasks = {
         "classification": {"kind": "classification"},
-        "detection": {"kind": "detection", "strides": (8, 16), "width": 48, "depth": 2, "max_boxes": 40},
+        "detection": {"kind": "detection", "strides": (8, 16), "width": 48, "depth": 2},
         "segmentation": {"kind": "segmentation", **dense},
-        "depth": {"kind": "depth", "max_depth": 6.0, **dense},
+        "depth": {"kind": "depth", **dense},
     }
     splits = {"train": "train", "validation": "val", "test": "test"}
 
@@ -110,9 +110,9 @@ def paper() -> ConfigDict:
     config.image = {"size": (640, 640)}
     config.tasks = {
         "classification": {"kind": "classification"},
-        "detection": {"kind": "detection"},
+        "detection": {"kind": "detection", "max_boxes": 100},
         "segmentation": {"kind": "segmentation"},
-        "depth": {"kind": "depth"},
+        "depth": {"kind": "depth", "max_depth": 10.0},
     }
     tfds = {"kind": "tfds", "data_dir": "{root}"}
 

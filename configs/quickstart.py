@@ -88,7 +88,7 @@ def tasks() -> dict:
         "classification": {"kind": "classification"},
         "detection": {"kind": "detection", "strides": (8, 16), "width": 32, "depth": 2, "max_boxes": 12},
         "segmentation": {"kind": "segmentation", **dense},
-        "depth": {"kind": "depth", **dense},
+        "depth": {"kind": "depth", "max_depth": 10.0, **dense},
         "normals": {"kind": "normals", **dense},
     }
 

@@ -1,15 +1,18 @@
 """Objects from settings: data sets, tasks, networks, encoders, balances. Each function makes one kind of thing."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from must.core.types import Balance, Model, Policy, Source, UserError
+import numpy as np
+
+from must.core.types import Balance, Label, Model, Policy, Source, UserError
 from must.data import geometry, sources
 from must.data.classes import aligned
 from must.data.clips import ClipEncoder, Window
-from must.data.combine import Cached
+from must.data.combine import Cached, labels_of
 from must.data.merge import Concat, Overlay
 from must.data.mix import CLEAN, CutMix, Cutout
 from must.data.pipeline import Change, Encoder
@@ -171,11 +174,28 @@ def tasks(sections: Mapping[str, Any], annotated: Sources) -> dict[str, Task]:
     made = {}
     for name, section in sections.items():
         arguments = without_none(section)
+        if name in annotated:
+            arguments = {**defaults(arguments.get("kind", name), annotated[name], name), **arguments}
         classes = annotated[name].classes.get(name) if name in annotated else None
         if classes and "classes" not in arguments:
             arguments["classes"] = tuple(classes)
         made[name] = base.build(**arguments)
     return made
+
+
+@functools.lru_cache(maxsize=64)
+def defaults(kind: str, annotated: Source, name: str) -> dict[str, Any]:
+    """Hyper-parameters of a task that fit up to 512 labels, spread over a training split."""
+    if not base.knows(kind):
+        return {}  # `base.build` refuses it
+
+    def labels() -> Iterator[Label]:
+        for index in np.linspace(0, len(annotated) - 1, min(512, len(annotated))).round().astype(int):
+            with contextlib.suppress(UserError):  # rejected, or refused with its name, when it is read to be learned
+                if label := labels_of(annotated, int(index)).get(name):
+                    yield label
+
+    return base.class_of(kind).defaults(labels())
 
 
 def tasks_of(settings: SingleStudent, run: Run | None = None) -> dict[str, Task]:

@@ -84,6 +84,9 @@ def describe_data(members, images: Callable[[Any], Source], purpose: str) -> Non
         classes = tuple(getattr(task, "classes", ()))
         shown = f"{len(classes)} classes: {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}"
         print(f"  {name:16} " + (shown if classes else "no classes") + f"; truth of {settings.train_sets[name]}")
+        fitted = build.defaults(settings.tasks[name].get("kind", name), build.split(settings, name, "train"), name)
+        if fitted := {key: value for key, value in fitted.items() if key not in settings.tasks[name]}:
+            print(f"  {'':16} from the data: " + ", ".join(f"{key} {value}" for key, value in fitted.items()))
     for name, section in getattr(settings, "oracle_truth", {}).items():
         print(f"  {name:16} true labels of {len(build.source(section)):,} images, for pages alone: {section['kind']}")
     for source in build.annotated_sets(settings):

@@ -9,7 +9,7 @@
     <task>/classes.csv             classification, `must.export.labels`
     <task>/maps.csv, <field>/...   segmentation, depth, normals, `must.export.labels`
 
-<file> is the example's id, `must.readers.files`. `must.readers.label_files.LabelFiles` reads all of it back, our
+<file> is the example's id, `must.readers.names`. `must.readers.label_files.LabelFiles` reads all of it back, our
 readers of users' files (`CocoJson`, `MaskPng`, `DepthPng`, `NormalsPng`, `ImageCsv`) any one task. What a label rounds
 was rounded when the record was written: boxes are float32, scores and probabilities float16, confidences codes of
 1/255, depths 16-bit codes with scale and offset, normals codes of 1/127. The files keep these numbers; `millimeters`

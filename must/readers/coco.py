@@ -11,17 +11,8 @@ from must.core import labels
 from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers import fields
-from must.readers.files import (
-    FileSource,
-    existing,
-    first_repeated,
-    folder,
-    locate,
-    read_classes,
-    read_json,
-    select,
-    source_name,
-)
+from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, read_json, select, source_name
+from must.readers.names import existing
 from must.readers.pictures import DISPLAYED
 
 DETECTION, SEGMENTATION = "detection", "segmentation"

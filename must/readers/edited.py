@@ -12,7 +12,8 @@ from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers import fields
 from must.readers.coco import SIDES, score_of
-from must.readers.files import id_of, read_json
+from must.readers.files import read_json
+from must.readers.names import id_of
 
 MUST_ID, UNKNOWN = "must_id", "unknown_category_ids"  # extensions to COCO's keys
 

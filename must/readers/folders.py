@@ -8,18 +8,8 @@ from pathlib import Path
 from must.core import labels
 from must.core.notices import notice
 from must.core.types import Label, UserError
-from must.readers.files import (
-    PICTURES,
-    FileSource,
-    class_name,
-    find_pictures,
-    folder,
-    key_in,
-    locate,
-    read_classes,
-    read_rows,
-    source_name,
-)
+from must.readers.files import FileSource, find_pictures, folder, key_in, locate, read_classes, read_rows, source_name
+from must.readers.names import PICTURES, class_name
 from must.readers.pictures import DISPLAYED
 
 _CLASS_COLUMNS = ("class", "classes", "class_name", "label", "labels", "category", "target")

@@ -10,18 +10,8 @@ import numpy as np
 
 from must.core import labels
 from must.core.types import Example, Label, UserError
-from must.readers.files import (
-    PICTURES,
-    existing,
-    fingerprint_of,
-    folder,
-    locate,
-    read_classes,
-    read_lines,
-    readable,
-    source_name,
-    walk,
-)
+from must.readers.files import fingerprint_of, folder, locate, read_classes, read_lines, source_name, walk
+from must.readers.names import PICTURES, existing, readable
 from must.readers.pictures import DISPLAYED, decode_picture, orientation_of, picture_size, read_bytes
 from must.readers.record_format import encode_png
 

@@ -10,7 +10,7 @@
     <task>/<field>/<file>.png      a map at its stored resolution: 8-bit gray, 16-bit gray (depth), RGB (normals)
     <task>/<field>-2/<file>.png    the second value per pixel of a map with several values per pixel, and so on
 
-<file> is the id as encoded by `must.readers.files.file_of`. Tables list only labeled examples. An empty cell means that
+<file> is the id as encoded by `must.readers.names.file_of`. Tables list only labeled examples. An empty cell means that
 the label lacks the field, "none" an empty list.
 """
 
@@ -27,7 +27,8 @@ from must.core.types import Example, Label, Source, UserError
 from must.readers.dense import read_mask
 from must.readers.edited import read_boxes
 from must.readers.fields import understood
-from must.readers.files import fingerprint_of, id_of, read_json, read_rows
+from must.readers.files import fingerprint_of, read_json, read_rows
+from must.readers.names import id_of
 from must.readers.pictures import decode_picture, open_picture, read_bytes, untagged
 
 ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, MAPS = (

@@ -10,7 +10,8 @@ import numpy as np
 from must.core import labels
 from must.core.types import Label, UserError
 from must.readers import fields
-from must.readers.files import FileSource, existing, folder, locate, read_classes, read_json, source_name
+from must.readers.files import FileSource, folder, locate, read_classes, read_json, source_name
+from must.readers.names import existing
 from must.readers.pictures import DISPLAYED, open_picture, read_bytes
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from must.core import labels
 from must.core.notices import notice
 from must.core.types import UserError
-from must.readers.files import class_name, folder, locate, read_classes, source_name, tell_passed_over, walk
+from must.readers.files import folder, locate, read_classes, source_name, tell_passed_over, walk
 from must.readers.frames import ClipSource, checked_classes, read_clips
+from must.readers.names import class_name
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
 _TOLERANCE = 0.1  # seconds

@@ -7,7 +7,7 @@ import path ("my_project.edges:EdgeMap") or, for the tasks that come with `must`
 import dataclasses
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -40,6 +40,11 @@ class Task:
     whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
     can_be_empty: ClassVar[bool] = False  # its truth may be that nothing is there
+
+    @classmethod
+    def defaults(cls, labels: Iterable[Label]) -> dict[str, Any]:
+        """Hyper-parameters that fit training labels, in record form, for those that a configuration leaves out."""
+        return {}
 
     def head(self) -> Any:
         """A flax module: `Features` -> outputs (any pytree with leading axis B)."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -84,6 +84,16 @@ class Depth(Task):
         from must.models.heads import DenseHead
 
         return DenseHead(1, self.head_stride, self.width, self.depth, self.shuffle)
+
+    @classmethod
+    def defaults(cls, labels: Iterable[Label]) -> dict[str, Any]:
+        """As in the base class: a depth a tenth beyond the farthest, with two digits."""
+        farthest = 0.0
+        for label in labels:
+            code = int(np.max(label["depth"], initial=0))
+            scale, offset = (float(np.asarray(label[name]).reshape(())) for name in ("scale", "offset"))
+            farthest = max(farthest, code * scale + offset if code else 0.0)
+        return {"max_depth": float(f"{1.1 * farthest:.2g}")} if 0.1 < farthest < np.inf else {}
 
     def label_spec(self) -> dict[str, ArraySpec]:
         return {

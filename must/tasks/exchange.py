@@ -18,8 +18,8 @@ from must.core import files
 from must.core.types import Label, Source, UserError
 from must.data.combine import encoded_of, labels_of
 from must.readers.edited import MUST_ID, UNKNOWN
-from must.readers.files import file_of
 from must.readers.label_files import ABOUT, CLASSES, COCO, MAPS, folder_of, list_cell
+from must.readers.names import file_of
 from must.readers.pictures import header, is_portable
 from must.readers.record_format import encode_png
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from must.core.types import UserError
@@ -10,6 +11,7 @@ from must.experiment import build
 from must.experiment.sections import make, parse
 from must.experiment.settings import BALANCES, VIEWS, Network, Run
 from must.tasks.classification import Classification
+from tests.support.memory_source import Memory
 
 TASKS = {"action": Classification(("left", "right", "still"))}
 SMALL = {"kind": "temporal_shift", "depth": 10, "width": 8, "stem": "small", "stages": 2}
@@ -87,3 +89,22 @@ def test_balances_by_kind():
     ):
         with pytest.raises(UserError, match=message):
             balance(**section)
+
+
+def test_what_a_task_leaves_out_comes_from_its_training_labels():
+    def boxes(count):
+        return {"detection": {"boxes": np.zeros((count, 4)), "classes": np.zeros(count), "scores": np.ones(count)}}
+
+    def meters(farthest):
+        codes = np.array([[0, 1000], [2000, int(1000 * farthest)]], np.uint16)
+        return {"depth": {"depth": codes, "scale": 0.001, "offset": 0.0}}
+
+    sources = {
+        "detection": Memory("a", [boxes(3), boxes(150)], {"detection": ("x",)}),
+        "depth": Memory("b", [meters(3.0), meters(61.0)]),
+    }
+    made = build.tasks({"detection": {"kind": "detection"}, "depth": {"kind": "depth"}}, sources)
+    assert made["detection"].max_boxes == 192 and made["depth"].max_depth == 67.0
+    told = {"detection": {"kind": "detection", "max_boxes": 5}, "depth": {"kind": "depth", "max_depth": 9.0}}
+    made = build.tasks(told, sources)
+    assert made["detection"].max_boxes == 5 and made["depth"].max_depth == 9.0

@@ -15,9 +15,9 @@ from must.data.sources import source as data_source
 from must.export.labels import export_labels
 from must.readers.coco import CocoJson
 from must.readers.dense import DepthPng, MaskPng, NormalsPng
-from must.readers.files import file_of, id_of
 from must.readers.folders import ImageCsv
 from must.readers.label_files import LabelFiles
+from must.readers.names import file_of, id_of
 from must.readers.records import Records
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection

@@ -25,7 +25,7 @@ def test_two_foreign_tasks_go_all_the_way(tmp_path):
     assert all(np.isfinite(by_task[task]).all() for by_task in scores.values() for task in ("edges", "corners"))
     done = [tmp_path / "run" / where / "done.json" for where in ("student", "arms/few")]
     assert [json.loads(path.read_text())["images"] for path in done] == [2 * 32 + 64, 2 * 32 + 16]
-    assert "The column scratch shows the teachers" in results["notes"][0]
+    assert "The column scratch shows the teachers" in results["notes"][-1]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "edges" in page and "corners" in page
 
