@@ -53,6 +53,7 @@ _HOMES = {
     "must.data.merge": "Join Overlay Paired",
     "must.data.sources": "source",
     "must.data.pipeline": "Encoder Grouped Joined epoch_steps eval_batches train_batches",
+    "must.data.rejects": "Reject check_source",
     "must.train.checkpoint": "Checkpoints",
     "must.train.loop": "fit",
     "must.train.optimizer": "optimizer",

@@ -52,6 +52,8 @@ from must.data.pipeline import Joined as Joined
 from must.data.pipeline import epoch_steps as epoch_steps
 from must.data.pipeline import eval_batches as eval_batches
 from must.data.pipeline import train_batches as train_batches
+from must.data.rejects import Reject as Reject
+from must.data.rejects import check_source as check_source
 from must.data.sources import source as source
 from must.data.weights import read_weights as read_weights
 from must.data.weights import write_weights as write_weights

@@ -43,17 +43,18 @@ def segmentation(ids: np.ndarray, unknown: Sequence[int] = ()) -> Label:
     return {"ids": ids, "probs": probs, "unknown": np.asarray(unknown, np.uint16).reshape(-1)}
 
 
-def check_unit(meters: np.ndarray, unit: str | float, where: str) -> None:
-    """Refuses depths that a unit given by its name makes absurd: mostly beyond 500 m, or all within 10 cm.
+def check_unit(sample: Iterable[np.ndarray], unit: str | float, where: str) -> None:
+    """Refuses depth maps that a unit given by its name makes absurd: mostly beyond 500 m, or all within 10 cm.
 
     Args:
-      meters: depths; 0 and what is not finite are no measurements.
+      sample: maps in that unit; 0 and what is not finite are no measurements.
       unit: as the user gave it; a number is taken as it is.
       where: prefix of the message.
     """
-    valid = meters[np.isfinite(meters) & (meters > 0)]
-    if not isinstance(unit, str) or not valid.size:
+    measured = [stored[np.isfinite(stored) & (stored > 0)] for stored in sample]
+    if not isinstance(unit, str) or not sum(map(len, measured)):
         return
+    valid = np.concatenate(measured).astype(np.float64) * UNITS[unit]
     middle = float(np.median(valid))
     if middle > 500 or valid.max() < 0.1:
         raise UserError(
@@ -112,9 +113,10 @@ def class_table(names: Mapping[int, str], ignore: int | None, where: str) -> tup
       Class names in ascending order of their stored ids, and int16 [256]: class id, 255, or -1 for invalid ids.
     """
     kept = {number: name for number, name in names.items() if number != ignore}
-    if len(kept) < len(names) and not any(word in names[ignore].lower() for word in _IGNORED_NAMES):
+    dropped = [name for number, name in names.items() if number == ignore]
+    if dropped and not any(word in dropped[0].lower() for word in _IGNORED_NAMES):
         notice(
-            f"{where}: {names[ignore]!r} has the id {ignore} that is ignored, so it is no class; ignore=-1 ignores none"
+            f"{where}: {dropped[0]!r} has the id {ignore} that is ignored, so it is no class; ignore=-1 ignores none"
         )
     if not kept or min(kept) < 0 or max(kept) > 255 or len(kept) > IGNORE:
         raise UserError(f"{where}: an 8-bit mask needs 1 to 255 classes with ids in 0..255")
@@ -228,7 +230,7 @@ def checked_boxes(
             width, height = limit[i, :2]
             size = f"{width:g}x{height:g} px (width x height)"
             raise UserError(f"{where(i)}: box ({corners}) {what}; the image has {size}{way_out}")
-    kept = area | (empty == "keep")
+    kept = np.full(len(boxes), True) if empty == "keep" else np.asarray(area)
     return CheckedBoxes(inside[kept], kept, int((beyond & area).sum()))
 
 

@@ -1,7 +1,7 @@
 """Dense labels with one PNG per picture: class masks, 16-bit depth, surface normals."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class MaskPng(_Paired):
             classes=names,
             settings=self._table.tolist(),
         )
-        labels.check_masks(sample_masks(self._maps), names, self._table, str(locate(root, masks, split)))
+        labels.check_masks(sampled(self._maps, read_mask), names, self._table, str(locate(root, masks, split)))
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
         stored = read_mask(file)
@@ -175,7 +175,7 @@ class DepthPng(_Paired):
         name: str = "",
         orientation: str = DISPLAYED,
     ):
-        self._unit, self._meters_per_unit = unit, labels.meters_per_unit(unit)
+        self._meters_per_unit = labels.meters_per_unit(unit)
         self._invalid = tuple(int(value) for value in invalid)
         super().__init__(
             root,
@@ -193,17 +193,23 @@ class DepthPng(_Paired):
             settings=(self._meters_per_unit, self._invalid),
         )
 
+        if isinstance(unit, str):
+            labels.check_unit(sampled(self._maps, self._codes), unit, str(locate(root, depths, split)))
+
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
+        codes = self._codes(file)
+        labels.same_size(codes, self._map_size(codes, size), str(file))
+        return labels.depth(codes, self._meters_per_unit)
+
+    def _codes(self, file: Path) -> np.ndarray:
+        """The stored values, 0 where there is no measurement."""
         picture = open_picture(read_bytes(file), str(file))
         if picture.mode not in ("I;16", "I;16L", "I;16B", "I"):
             raise UserError(f"{file}: depth needs a 16-bit gray PNG, not mode {picture.mode}")
         codes = np.asarray(picture)
-        labels.same_size(codes, self._map_size(codes, size), str(file))
         if codes.min() < 0 or codes.max() > 65535:
             raise UserError(f"{file}: depth value {codes.max()} does not fit 16 bits")
-        codes = np.where(np.isin(codes, self._invalid), 0, codes)
-        labels.check_unit(codes * self._meters_per_unit, self._unit, str(file))
-        return labels.depth(codes, self._meters_per_unit)
+        return np.where(np.isin(codes, self._invalid), 0, codes)
 
 
 class NormalsPng(_Paired):
@@ -269,14 +275,14 @@ class NormalsPng(_Paired):
         return labels.normals(vectors)
 
 
-def sample_masks(files: Sequence[Path | None], count: int = 8) -> list[np.ndarray]:
-    """A few of the masks, as stored; broken ones are left for the reading of their pictures to name."""
+def sampled(files: Sequence[Path | None], read: Callable[[Path], np.ndarray], count: int = 8) -> list[np.ndarray]:
+    """A few of the maps, as stored; broken ones are left for the reading of their pictures to name."""
     files = [file for file in files if file is not None]
-    masks = []
+    maps = []
     for file in files[:: -(-len(files) // count) or 1]:
         with contextlib.suppress(UserError):
-            masks.append(read_mask(file))
-    return masks
+            maps.append(read(file))
+    return maps
 
 
 def read_mask(file: Path) -> np.ndarray:

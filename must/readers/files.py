@@ -25,16 +25,15 @@ from must.readers.pictures import (
     STORED,
     decode_picture,
     is_deep,
-    largest,
     orientation_of,
     picture_size,
     read_bytes,
+    significant_bits,
     untagged,
 )
 from must.readers.record_format import encode_png
 
 _WHOLE_FILE = 1 << 17  # larger files enter the fingerprint only by their ends
-_SAMPLE = 16  # pictures that tell how many bits are significant
 
 
 class FileSource:
@@ -123,20 +122,7 @@ class FileSource:
     @functools.cached_property
     def _bits(self) -> int:
         """Significant bits of the set's 16-bit pictures, from a sample; one number keeps brightness comparable."""
-        values = [0]
-        for index in sorted({len(self) * k // _SAMPLE for k in range(_SAMPLE)}):
-            try:
-                data = read_bytes(self._pictures[index])
-                values.append(largest(data, "") if is_deep(data) else 0)
-            except UserError:
-                continue  # refused, by its name, when it is read
-        bits = next(bits for bits in (8, 10, 12, 14, 16) if bits >= max(values).bit_length())
-        if bits < 16:
-            notice(
-                f"{self.name}: 16-bit pictures whose values end at {max(values)} are read as {bits} bits: "
-                f"{2**bits - 1} becomes 255"
-            )
-        return bits
+        return significant_bits(self.name, len(self), lambda index: read_bytes(self._pictures[index]))
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,15 @@ from must.core import labels
 from must.core.types import Example, Label, UserError
 from must.readers.files import fingerprint_of, folder, locate, read_classes, read_lines, source_name, walk
 from must.readers.names import PICTURES, existing, readable
-from must.readers.pictures import DISPLAYED, decode_picture, orientation_of, picture_size, read_bytes
+from must.readers.pictures import (
+    DISPLAYED,
+    decode_picture,
+    is_deep,
+    orientation_of,
+    picture_size,
+    read_bytes,
+    significant_bits,
+)
 from must.readers.record_format import encode_png
 
 
@@ -22,29 +30,33 @@ class FrameVideo:
     Args:
       frames: files or bytes of the pictures.
       where: name of the video in error messages.
+      bits: () -> significant bits of 16-bit frames; by default those of this video.
 
     Attributes:
       shape: (T, H, W, 3), with the size of the first frame.
     """
 
-    def __init__(self, frames: Sequence[Path | bytes], where: str):
+    def __init__(self, frames: Sequence[Path | bytes], where: str, *, bits: Callable[[], int] | None = None):
         self._frames, self._where = frames, where
+        self._bits = bits or functools.cache(lambda: significant_bits(where, len(frames), self._stored))
 
     @functools.cached_property
     def shape(self) -> tuple[int, int, int, int]:
         return (len(self._frames), *picture_size(self._stored(0), self._name(0), DISPLAYED), 3)
 
     def encoded(self, index: int) -> bytes:
-        """One frame as it is stored, or a PNG of it if it is to be turned."""
+        """One frame as it is stored, or a PNG of it if it is to be turned or has 16 bits."""
         data = self._stored(index)
-        return data if orientation_of(data) == 1 else encode_png(self._decoded(index))
+        return encode_png(self._decoded(index)) if orientation_of(data) != 1 or is_deep(data) else data
 
     def _stored(self, index: int) -> bytes:
         frame = self._frames[index]
         return frame if isinstance(frame, bytes) else read_bytes(frame)
 
     def _decoded(self, index: int) -> np.ndarray:
-        return decode_picture(self._stored(index), self._name(index), orientation=DISPLAYED)
+        data = self._stored(index)
+        bits = self._bits() if is_deep(data) else 16
+        return decode_picture(data, self._name(index), orientation=DISPLAYED, bits=bits)
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """Decodes frames by index, int [N] -> uint8 [N, H, W, 3].
@@ -156,7 +168,13 @@ class FrameFolders(ClipSource):
                 raise UserError(f"{clip}: has {len(pictures)} frames, expected {frames}")
 
     def video(self, index: int) -> FrameVideo:
-        return FrameVideo([self._folders[index] / file for file in self._files[index]], str(self._folders[index]))
+        frames = [self._folders[index] / file for file in self._files[index]]
+        return FrameVideo(frames, str(self._folders[index]), bits=lambda: self._significant_bits)
+
+    @functools.cached_property
+    def _significant_bits(self) -> int:
+        files = self.files()
+        return significant_bits(self.name, len(files), lambda index: read_bytes(files[index]))
 
     def files(self) -> list[Path]:
         return [clip / file for clip, pictures in zip(self._folders, self._files, strict=True) for file in pictures]

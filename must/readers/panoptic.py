@@ -10,7 +10,7 @@ import numpy as np
 from must.core import labels
 from must.core.types import Label, UserError
 from must.readers import fields
-from must.readers.files import FileSource, folder, locate, read_classes, read_json, source_name
+from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, read_json, source_name
 from must.readers.names import existing
 from must.readers.pictures import DISPLAYED, open_picture, read_bytes
 
@@ -63,6 +63,8 @@ class CocoPanoptic(FileSource):
         space = tuple(names.values()) if classes is None else tuple(read_classes(classes, root).values())
         if len(space) > labels.IGNORE:
             raise UserError(f"{self._json}: {len(space)} classes, but an 8-bit mask allows at most 255")
+        if (repeated := first_repeated(space)) is not None:
+            raise UserError(f"{self._json}: duplicate category {repeated!r}")
         number = {name_: i for i, name_ in enumerate(space)}
         self._number = {id: number.get(name_) for id, name_ in names.items()}
         files = {}
@@ -117,7 +119,10 @@ class CocoPanoptic(FileSource):
                 named = repr(names[category]) if category in names else category
                 raise UserError(f"{where}: category {named} is not one of the {len(self._number)} classes")
             classes[fields.key(id, f"{where}: segment: id")] = self._number[category]
-        pictures[os.path.splitext(files[image])[0]] = path / picture
+        stem = os.path.splitext(files[image])[0]
+        if stem in pictures:
+            raise UserError(f"{self._json}: image {files[image]!r} has two annotations, so ids would repeat")
+        pictures[stem] = path / picture
         self._maps.append(maps / map_)
         self._segments.append(classes)
 

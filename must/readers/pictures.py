@@ -5,6 +5,7 @@ segments, rare chroma sampling) goes through Pillow, as does every other format.
 decoded.
 """
 
+import contextlib
 import io
 import os
 import re
@@ -16,9 +17,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from must.core.memory import number_of
+from must.core.notices import notice
 from must.core.types import UserError
 
 MAX_PIXELS = number_of("MUST_MAX_PIXELS", 1 << 28)  # 16,384 x 16,384, 0.8 GB of RGB
+_SAMPLE = 16  # pictures that tell how many bits are significant
 STORED, DISPLAYED = "stored", "displayed"  # how a picture with an orientation tag is read
 
 _CUT = re.compile("Premature end of JPEG")  # perhaps only its last two bytes, the end mark, are missing
@@ -152,9 +155,24 @@ def is_portable(data: bytes) -> bool:
     return orientation_of(data) == 1 and (not data.startswith(_JPEG) or _END in _segments(data)[1])
 
 
-def largest(data: bytes, where: str) -> int:
-    """The largest value of a 16-bit picture."""
-    return int(_with_pillow(data, where, lambda picture: _deep(picture, data)).max())
+def significant_bits(name: str, count: int, encoded: Callable[[int], bytes]) -> int:
+    """The bits that the values of a set's 16-bit pictures have, from the largest in a sample; told if they are fewer.
+
+    Args:
+      name: of the set, for the notice.
+      count: of pictures.
+      encoded: of an index; one that cannot be read says nothing.
+    """
+    top = 0
+    for index in sorted({count * k // _SAMPLE for k in range(_SAMPLE)}):
+        with contextlib.suppress(UserError):
+            data = encoded(index)
+            if is_deep(data):
+                top = max(top, int(_with_pillow(data, "", lambda picture, data=data: _deep(picture, data)).max()))
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if bits >= top.bit_length())
+    if bits < 16:
+        notice(f"{name}: 16-bit pictures whose values end at {top} are read as {bits} bits: {2**bits - 1} becomes 255")
+    return bits
 
 
 def orientation_of(data: bytes) -> int:

@@ -20,7 +20,15 @@ from must.core.types import Example, Label, UserError
 from must.readers.files import read_classes
 from must.readers.frames import FrameVideo
 from must.readers.panoptic import painted, segment_ids
-from must.readers.pictures import decode_picture, open_picture, picture_size, stored_ids, untagged
+from must.readers.pictures import (
+    decode_picture,
+    is_deep,
+    open_picture,
+    picture_size,
+    significant_bits,
+    stored_ids,
+    untagged,
+)
 from must.readers.tfrecords import TfRecordRows
 
 _CROWD_KEYS = ("is_crowd", "is_difficult")
@@ -112,7 +120,7 @@ class Tfds:
             self._rows = TfRecordRows(builder.info, _spans(split, builder.info), decoders)
         except Exception as error:  # TFDS raises many types
             raise UserError(f"{self._where}: {(str(error) or repr(error)).splitlines()[0]}") from None
-        self._check_masks()
+        self._check_sample()
         whole, places = _places(split, builder.info)
         self.name = name or f"{builder.name}-{whole}".replace("/", "-")
         self.ids = [f"{self.name}/{place}" for place in places]
@@ -134,7 +142,8 @@ class Tfds:
         if self._video:
             video = self._frames_of(row, index)
             return Example(self.ids[index], video, self._labels_of(row, index, video.shape[1:3]))
-        image = decode_picture(row[self._image], self.ids[index])
+        bits = self._bits if is_deep(row[self._image]) else 16
+        image = decode_picture(row[self._image], self.ids[index], bits=bits)
         return Example(self.ids[index], image, self._labels_of(row, index, image.shape[:2]))
 
     def labels(self, index: int) -> dict[str, Label]:
@@ -148,15 +157,19 @@ class Tfds:
         """The stored picture; None for videos."""
         return None if self._video else untagged(self._row(index)[self._image])
 
-    def _check_masks(self) -> None:
-        """Refuses masks whose objects have the ignored id, as seen in a few records."""
+    @functools.cached_property
+    def _bits(self) -> int:
+        return significant_bits(self.name, len(self), lambda index: self._row(index)[self._image])
+
+    def _check_sample(self) -> None:
+        """Refuses masks whose objects have the ignored id, and depths in another unit, as seen in a few records."""
         for key, reader in self._readers.values():
-            if isinstance(reader, _Mask):
-                masks = []
+            if isinstance(reader, _Mask | _Depth):
+                maps = []
                 for i in range(0, len(self._rows), -(-len(self._rows) // 8) or 1):
                     with contextlib.suppress(Exception):  # a damaged record is named when it is read
-                        masks.append(reader.stored(self._rows[i][key], ""))
-                reader.check(masks, f"{self._where}: feature {key!r}")
+                        maps.append(reader.stored(self._rows[i][key], ""))
+                reader.check(maps, f"{self._where}: feature {key!r}")
 
     def _frames_of(self, row: dict[str, Any], index: int) -> FrameVideo:
         frames = list(row[self._image])
@@ -294,14 +307,19 @@ class _Depth:
         self._unit, self._meters_per_unit = unit, forms.meters_per_unit(unit)
 
     def read(self, value: Any, size: tuple[int, int], where: str) -> Label:
-        array = np.asarray(open_picture(value, where) if isinstance(value, bytes) else value).astype(np.float64)
-        array = array.reshape(array.shape[:2])
+        array = self.stored(value, where)
         forms.same_size(array, size, where)
-        array = np.where(np.isfinite(array) & (array > 0), array, 0)
-        forms.check_unit(array * self._meters_per_unit, self._unit, where)
         whole = not (array % 1).any() and array.max() <= 65535
         step = 1.0 if whole else array.max() / 65535  # integers keep their value, others use the finest step
         return forms.depth(np.round(array / step), step * self._meters_per_unit)
+
+    def stored(self, value: Any, where: str) -> np.ndarray:
+        array = np.asarray(open_picture(value, where) if isinstance(value, bytes) else value).astype(np.float64)
+        array = array.reshape(array.shape[:2])
+        return np.where(np.isfinite(array) & (array > 0), array, 0)
+
+    def check(self, maps: Sequence[np.ndarray], where: str) -> None:
+        forms.check_unit(maps, self._unit, where)
 
 
 def _reader(feature: Any, class_names: Any, ignore: int | None, unit: str | float, where: str) -> Any:

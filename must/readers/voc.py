@@ -13,7 +13,7 @@ from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers import fields
 from must.readers.coco import DETECTION, SEGMENTATION, SIDES, task_keys
-from must.readers.dense import read_mask, sample_masks
+from must.readers.dense import read_mask, sampled
 from must.readers.files import FileSource, find_pictures, folder, locate, read_classes, read_text, select, source_name
 from must.readers.pictures import DISPLAYED, read_bytes
 
@@ -106,7 +106,7 @@ class Voc(FileSource):
         self._masks = self._find_masks(locate(root, masks, split), pictures)
         self._table = labels.class_table(dict(enumerate((background, *names))), labels.IGNORE, root)[1]
         labels.check_masks(
-            sample_masks(self._masks), (background, *names), self._table, str(locate(root, masks, split))
+            sampled(self._masks, read_mask), (background, *names), self._table, str(locate(root, masks, split))
         )
         spaces = {DETECTION: names, SEGMENTATION: (background, *names)}
         super().__init__(
@@ -198,7 +198,7 @@ def _parse_xml(file: Path) -> ElementTree.Element:
     data = read_bytes(file).lstrip()
     try:
         return ElementTree.fromstring(data)
-    except (ElementTree.ParseError, ValueError) as problem:
+    except (ElementTree.ParseError, ValueError, LookupError) as problem:
         declared = re.match(rb"<\?xml[^>]*encoding\s*=\s*[\"']([\w.:-]+)", data)
         try:
             text = data.decode(declared[1].decode()) if declared else read_text(file)

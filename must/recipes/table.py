@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from must.core import memory
 from must.core.types import UserError
 from must.experiment import build, plan, sections
 from must.experiment.run import Recipe, members
@@ -50,3 +51,4 @@ def dry_run(recipe: Recipe, config: Mapping[str, Any]) -> None:
     if not declared:  # stand-ins all show the same picture
         recipe.check(mine)
     recipe.plan(mine)
+    print(f"decoded pictures: up to {memory.budget() / 2**30:.2f} GiB in memory over all processes (MUST_CACHE_MIB)")

@@ -201,6 +201,25 @@ def test_depth_and_normals_are_measured_on_the_valid_pixels_of_the_original():
     assert scores_of(ahead, data, "normals", Normals())["mean_angle"] == pytest.approx(np.mean(angles), rel=1e-4)
 
 
+def test_depth_of_real_frames_is_measured_on_all_their_valid_pixels():
+    data = shared("rgbd_kitchen", "depth_png", images="rgb", depths="depth", ids="splits/val.txt", unit="mm")
+
+    def spoil(label, rng):
+        return {"depth": np.maximum(label["depth"], 1) * rng.uniform(0.8, 1.3, FRAME).astype(np.float32)}
+
+    teacher = recalled(data, "depth", Depth(), spoil)
+    ours, errors = scores_of(teacher, data, "depth", Depth()), []
+    for index in range(len(data)):
+        example = data[index]
+        size, true = example.image.shape[:2], example.labels["depth"]["depth"] / 1000.0
+        picture = transform_image(example.image, whole_image(size, FRAME))
+        found = np.asarray(teacher.predict(picture[None])["depth"]["depth"])[0]
+        found = nearest_pixels(found, size, min(FRAME[0] / size[0], FRAME[1] / size[1]))
+        valid = (true >= 0.1) & (true <= 10)
+        errors.append(np.mean(np.abs(found - true)[valid] / true[valid]))
+    assert ours["abs_rel"] == pytest.approx(np.mean(errors), rel=1e-4) and 0.05 < ours["abs_rel"] < 0.5
+
+
 @pytest.mark.parametrize("kind", ["classification", "segmentation", "depth", "normals", "detection"])
 def test_in_a_frame_of_the_original_size_nothing_moves(kind):
     tasks = {

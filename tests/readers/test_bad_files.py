@@ -250,7 +250,7 @@ def test_bad_masks(tmp_path, mask, parts):
     "depth, parts",
     [
         (np.full(sets.SIZE, 10, np.uint8), ("16-bit",)),
-        (np.full((6, 8), 10, np.uint16), ("8x6", "16x12")),
+        (np.full((6, 8), 1000, np.uint16), ("8x6", "16x12")),
     ],
 )
 def test_bad_depth(tmp_path, depth, parts):

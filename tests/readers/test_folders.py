@@ -146,8 +146,8 @@ def test_fingerprint_follows_labels_pictures_and_settings(tmp_path):
     section = sets.depth_png(tmp_path)
     before = source(**section).fingerprint
     assert source(**section).fingerprint == before
-    assert source(**{**section, "unit": "m"}).fingerprint != before
-    sets.png(tmp_path / "depth" / "a.png", np.full(sets.SIZE, 9, np.uint16))
+    assert source(**{**section, "unit": 1.0}).fingerprint != before
+    sets.png(tmp_path / "depth" / "a.png", np.full(sets.SIZE, 900, np.uint16))
     changed = source(**section).fingerprint
     assert changed != before
     sets.picture(tmp_path / "rgb" / "a.jpg", seed=5)

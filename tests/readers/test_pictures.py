@@ -207,3 +207,17 @@ def test_what_is_no_regular_file_is_refused_by_name_and_not_opened(tmp_path):
     for index, says in ((1, "b.jpg: not a regular file"), (2, "c.jpg: not a regular file"), (3, "d.jpg: No such file")):
         with pytest.raises(UserError, match=says):
             photos[index]
+
+
+def test_frames_of_a_set_share_their_significant_bits(tmp_path):
+    for clip, top in (("a", 4095), ("b", 400)):
+        for n in range(3):
+            ramp = np.linspace(0, top, 64).astype(np.uint16)[None].repeat(4, 0)
+            file = tmp_path / clip / f"{n}.png"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(png(16, 0, [row.astype(">u2").tobytes() for row in ramp], ramp.shape))
+    clips = source("frame_folders", root=str(tmp_path), list="")
+    with pytest.warns(Notice, match="end at 4095 are read as 12 bits"):
+        frame = clips[0].image[np.array([1])][0]
+    assert frame.max() == 255 and clips[1].image[np.array([0])].max() == 400 >> 4
+    np.testing.assert_array_equal(decode_picture(clips[0].image.encoded(1), "a"), frame)

@@ -194,8 +194,8 @@ def test_mask_ids_that_count_from_1(tmp_path):
 @pytest.mark.parametrize("unit, depth, other", [("m", 2500, "'mm'"), ("cm", 60000, "'mm'"), ("mm", 40, "'m'")])
 def test_depth_in_another_unit(tmp_path, unit, depth, other):
     section = {**sets.depth_png(tmp_path, np.full(sets.SIZE, depth, np.uint16)), "unit": unit}
-    with pytest.raises(UserError, match=f"a.png: with unit='{unit}'.*{other}"):
-        source(**section)[0]
+    with pytest.raises(UserError, match=f"depth: with unit='{unit}'.*{other}"):
+        source(**section)
     factor = {"m": 1.0, "cm": 0.01, "mm": 0.001}[unit]
     assert source(**{**section, "unit": factor})[0].labels["depth"]["depth"].max() == depth
 

@@ -160,6 +160,17 @@ def test_xml_in_its_declared_encoding(tmp_path, encoding, declared):
     assert source(**section).classes["detection"] == (name,)
 
 
+def test_xml_in_an_encoding_that_nobody_knows_is_read_as_text(tmp_path):
+    section = {**sets.voc(tmp_path), "classes": None}
+    file = tmp_path / "Annotations" / "a.xml"
+    text = file.read_text()
+    file.write_text('<?xml version="1.0" encoding="klingon"?>' + text)
+    assert source(**section).classes["detection"] == ("cat",)
+    file.write_text('<?xml version="1.0" encoding="klingon"?><annotation>')
+    with pytest.raises(UserError, match="a.xml: invalid xml"):
+        source(**section)
+
+
 def test_each_picture_once_whatever_links_lead_to_it(tmp_path):
     root = pictures(tmp_path / "all", "sub/a.jpg", "sub/b.jpg")
     (tmp_path / "all" / "again").symlink_to(tmp_path / "all")

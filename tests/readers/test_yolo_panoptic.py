@@ -106,6 +106,8 @@ def test_panoptic_of_the_original_release(tmp_path):
         (lambda content: content["annotations"][0].update(segments_info=3), "is not a list"),
         (lambda content: content["annotations"][0]["segments_info"][0].pop("id"), "'id'"),
         (lambda content: content["categories"].pop(), "category 9"),
+        (lambda content: content["categories"][0].update(name="cat"), "duplicate category 'cat'"),
+        (lambda content: content["annotations"].append(content["annotations"][0]), "'a.jpg' has two annotations"),
         (lambda content: content.pop("images"), "'images'"),
     ],
 )

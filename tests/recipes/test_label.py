@@ -159,7 +159,7 @@ def test_the_dry_run_measures_and_writes_nothing(capsys):
     "changes, words",
     [
         ({"teachers": {}}, "teachers: no teacher labels 'classification'"),
-        ({"teachers": {"both": {"tasks": ("classification", "detection")}}}, "teacher both: give either 'make'"),
+        ({"teachers": {"both": {"tasks": ("classification", "detection")}}}, "teacher both: give one of 'make'"),
         (
             {"teachers": {"both": {"make": "tests.nothing:here", "tasks": ("classification", "detection")}}},
             "teacher both: 'tests.nothing:here'",
