@@ -146,6 +146,11 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     finally:
         log.close()
         checkpoints.close()
+    if silent := _never_learned(directory):
+        raise UserError(
+            f"{directory}: {', '.join(silent)}: nothing was learned, the loss is 0 at every logged step; its labels lie "
+            "outside what the task learns (unit, max_depth, ignore) or none of them is accepted (policies)"
+        )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return hook.facts | selection.close() | {"parameters": parameters, "steps": int(state.step)}
 
@@ -189,6 +194,19 @@ class _Hook:
             self.facts["images_per_second"] = round(images / progress.seconds, 1)
             self.facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
         return last
+
+
+def _never_learned(directory: str, least: int = 5) -> list[str]:
+    """Tasks whose terms are all exactly 0 on every line of the log, of at least so many lines."""
+    path = os.path.join(directory, "metrics.jsonl")
+    terms: dict[str, list[bool]] = {}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            for line in map(json.loads, file):
+                for task in {name.split("/")[1] for name in line if name.startswith("loss/")}:
+                    zero = all(value == 0 for name, value in line.items() if name.startswith(f"loss/{task}/"))
+                    terms.setdefault(task, []).append(zero)
+    return [task for task, zeros in terms.items() if len(zeros) >= least and all(zeros)]
 
 
 def _means(weights: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
