@@ -148,8 +148,8 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
         checkpoints.close()
     if silent := _never_learned(directory):
         raise UserError(
-            f"{directory}: {', '.join(silent)}: nothing was learned, the loss is 0 at every logged step; its labels lie "
-            "outside what the task learns (unit, max_depth, ignore) or none of them is accepted (policies)"
+            f"{directory}: {', '.join(silent)}: nothing was learned, the loss is 0 at every logged step; its labels "
+            "lie outside what the task learns (unit, max_depth, ignore) or none of them is accepted (policies)"
         )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return hook.facts | selection.close() | {"parameters": parameters, "steps": int(state.step)}
