@@ -86,7 +86,8 @@ def quality(settings: Any, labels, *, directory: str, report) -> dict:
         report(number + 1, len(shown.truth), name)
     files.write_json(os.path.join(directory, "quality.json"), found)
     page = os.path.join(directory, "quality.html")
-    write_quality(page, found, pictures, facts=read_facts(path), title=f"{shown.title}: quality of the labels")
+    averaged = ", averaged with those of the mirrored images" if records.provenance.get("settings", {}).get("mirror") else ""
+    write_quality(page, found, pictures, facts=read_facts(path), title=f"{shown.title}: quality of the labels{averaged}")
     return {"page": page}
 
 
