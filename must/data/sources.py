@@ -1,9 +1,9 @@
 """Builds sources from a kind and keyword arguments, as in a section of a configuration."""
 
 import importlib
-import inspect
 from typing import Any
 
+from must.core.arguments import check
 from must.core.types import Source, UserError
 
 KINDS = {
@@ -53,21 +53,26 @@ def source(kind: str, **arguments: Any) -> Source:
     """
     cls = class_of(kind)
     arguments = {name: _built(value) for name, value in arguments.items() if value is not None}
+    check(cls, arguments, f"source kind {kind!r}")
     try:
-        inspect.signature(cls).bind(**arguments)
-    except TypeError as error:
-        raise UserError(f"source kind {kind!r}: {error}") from None
-    return cls(**arguments)
+        made = cls(**arguments)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:  # values that fit no annotation
+        raise UserError(f"source kind {kind!r}: {type(error).__name__}: {error}") from error
+    if not hasattr(made, "fingerprint"):
+        raise UserError(f"source kind {kind!r}: makes a {type(made).__name__}, not a data set")
+    return made
 
 
 def class_of(kind: str) -> type:
     """The class of a kind; UserError for an unknown kind."""
+    if not isinstance(kind, str):
+        raise UserError(f"source kind {kind!r}: expected text")
     module_name, _, class_name = KINDS.get(kind, kind).partition(":")
     if not class_name:
         raise UserError(f"source kind {kind!r}: expected one of {', '.join(KINDS)}, or 'package.module:Class'")
     try:
         return getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"source kind {kind!r}: {error}") from None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from must.core.arguments import converted
 from must.core.types import Balance, Label, Model, Policy, Source, UserError
 from must.data import geometry, sources
 from must.data.classes import aligned
@@ -65,6 +66,9 @@ def fill(section: Any, **values: Any) -> Any:
 
 def source(section: Mapping[str, Any]) -> Source:
     """The data set of {"kind", arguments}; equal sections give the same object, with its decoded pictures."""
+    section = converted(section, Mapping[str, Any], "section of a data set")
+    if "kind" not in section:
+        raise UserError(f"section of a data set: needs a 'kind', has {', '.join(section) or 'nothing'}")
     return _source(_frozen(without_none(section)))
 
 
@@ -179,6 +183,8 @@ def tasks(sections: Mapping[str, Any], annotated: Sources) -> dict[str, Task]:
     made = {}
     for name, section in sections.items():
         arguments = without_none(section)
+        if "kind" not in arguments:
+            raise UserError(f"config.tasks.{name}: needs a 'kind', such as 'depth'")
         if name in annotated:
             arguments = {**defaults(arguments.get("kind", name), annotated[name], name), **arguments}
         classes = annotated[name].classes.get(name) if name in annotated else None

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from must.core.arguments import converted
 from must.core.types import Teacher, UserError
 from must.data.classes import ClassMap, renumbered
 from must.data.combine import hash_of
@@ -49,8 +50,10 @@ def external_teacher(
         )
     kind = kinds.pop()
     where = section.pop(kind)
+    if kind != "fuse":
+        where = converted(where, str, f"teacher {name}: {kind}")
     if kind == "fuse":
-        if isinstance(where, str | Mapping) or section:
+        if not isinstance(where, list | tuple) or section:
             raise UserError(f"teacher {name}: 'fuse' is a list of sections and stands alone")
         parts = [external_teacher(f"{name}-{n}", part, tasks, size) for n, part in enumerate(where, 1)]
         teacher = fuse(name, parts)
@@ -95,7 +98,7 @@ def _made(name: str, path: str, tasks: Mapping[str, Task], size: tuple[int, int]
     module, _, function = path.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"teacher {name}: {path!r}: {error}") from None
     try:
         return make(name, tasks, size=size, **arguments)

@@ -61,10 +61,10 @@ def facts(workdir: str, name: str) -> dict:
     path = _done_file(workdir, name)
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            return dict(json.load(file))
     except FileNotFoundError:
         raise UserError(f"{path}: not there; run the stage of {name} first") from None
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"{path}: damaged; remove it and run the command again") from None
 
 

@@ -118,10 +118,10 @@ class JointSettings(Experiment):
       expected: (better, worse) pairs, stated before the run.
     """
 
-    sets: Mapping[str, Any] = field(default_factory=dict)
-    pool: Mapping[str, Any] = field(default_factory=dict)
+    sets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    pool: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     eval_splits: tuple[str, ...] = ("test",)
-    declared: Mapping[str, Any] = field(default_factory=dict)
+    declared: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     test_clips: int = 1
     overlaps: Literal["refuse", "drop", "ignore"] = "refuse"
     model: Network = Network()

@@ -10,13 +10,13 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
+from must.core.arguments import check_types, converted, one_of, scalar
 from must.core.types import UserError
 
 T = TypeVar("T")
@@ -206,14 +206,6 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> UserError:
     return UserError(f"{path}: unknown key; {hint}")
 
 
-def one_of(path: str, value: Any, choices: Iterable[Any]) -> UserError:
-    """The error for a value that is none of the choices."""
-    choices = list(choices)
-    close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return UserError(f"{path}={value!r}: {hint}choices: {', '.join(map(repr, choices))}")
-
-
 def parameters(constructor: Callable) -> dict[str, inspect.Parameter]:
     """The arguments of a constructor that a configuration may set."""
     known = inspect.signature(constructor).parameters
@@ -239,54 +231,14 @@ def _converted(value: Any, hint: Any, field: dataclasses.Field | None, path: str
     """The value in the type of its field."""
     if field is not None and "kinds" in field.metadata:
         return _part(value, field, path)
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return parse(hint, value, path)
-    if origin in (typing.Union, types.UnionType):
-        return _any_of(value, inner, path)
-    if origin is Literal:
-        if value not in inner or isinstance(value, bool) != any(isinstance(c, bool) for c in inner):
-            raise one_of(path, value, inner)
-        return value
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{path}: expected a section, got {value!r}")
-        if inner[1] is Any:
-            return without_none(value)
-        items = value.items()
-        return {key: _converted(item, inner[1], None, f"{path}.{key}") for key, item in items if item is not None}
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise UserError(f"{path}={value!r}: expected a list of values, such as (1,) or ('a', 'b')")
-        if inner[-1] is not Ellipsis and len(value) != len(inner):
-            raise UserError(f"{path}={value!r}: expected {len(inner)} values")
-        each = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        return tuple(
-            _converted(item, of, None, f"{path}[{i}]") for i, (item, of) in enumerate(zip(value, each, strict=True))
-        )
-    if hint in (int, float, str, bool):
-        return _scalar(value, hint, path)
-    return _tuples(value)
-
-
-def _scalar(value: Any, hint: type, path: str) -> Any:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
-    accepted = (int, float) if hint is float else (hint,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise UserError(f"{path}={value!r}: expected {names[hint]}")
-    return hint(value)
-
-
-def _any_of(value: Any, hints: tuple, path: str) -> Any:
-    errors = []
-    for hint in hints:
-        if hint is type(None):
-            continue
-        try:
-            return _converted(value, hint, None, path)
-        except UserError as error:
-            errors.append(error)
-    raise errors[0]
+    inner = typing.get_args(hint)
+    if len(inner) == 2 and dataclasses.is_dataclass(inner[1]):
+        sections = converted(value, Mapping[str, Any], path)
+        return {key: parse(inner[1], item, f"{path}.{key}") for key, item in sections.items()}
+    found = without_none(converted(value, hint, path))
+    return _tuples(found) if hint is Any else found
 
 
 def _part(value: Any, field: dataclasses.Field, path: str) -> Part:
@@ -308,7 +260,9 @@ def _part(value: Any, field: dataclasses.Field, path: str) -> Part:
             raise unknown_key(f"{path}.{name}", name, {"kind", *known})
         default = known[name].default
         if isinstance(default, bool | int | float | str) and not isinstance(argument, Mapping | tuple):
-            arguments[name] = _scalar(argument, type(default), f"{path}.{name}")
+            arguments[name] = scalar(argument, type(default), f"{path}.{name}")
+    if kinds[kind] is not None:
+        check_types(kinds[kind], arguments, f"{path}.")
     return Part(kind, tuple(sorted((name, _tuples(argument)) for name, argument in arguments.items())))
 
 

@@ -526,7 +526,7 @@ class Experiment:
     """
 
     recipe: str
-    tasks: Mapping[str, Any]
+    tasks: Mapping[str, Mapping[str, Any]]
     image: Image
     title: str = ""
     seeds: tuple[int, ...] = (0,)
@@ -561,15 +561,15 @@ class SingleStudent(Experiment):
         ...]}}, in place of training.
     """
 
-    sets: Mapping[str, Any] = field(default_factory=dict)
+    sets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     train_sets: Mapping[str, str] = field(default_factory=dict)
     eval_splits: tuple[str, ...] = ("test",)
-    declared: Mapping[str, Any] = field(default_factory=dict)
+    declared: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     model: Network = Network()
     teacher: Run = Run()
     student: Student = Student()
     policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
-    external_teachers: Mapping[str, Any] = field(default_factory=dict)
+    external_teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self):
         super().__post_init__()
@@ -610,8 +610,8 @@ class Must(SingleStudent):
     """
 
     budgets: tuple[int, ...] = ()
-    pool: Mapping[str, Any] = field(default_factory=dict)
-    oracle_truth: Mapping[str, Any] = field(default_factory=dict)
+    pool: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    oracle_truth: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     arms: Mapping[str, Any] = each_changes("student")
     label: Label = Label()
     baselines: tuple[Literal["supervised", "scratch"], ...] = ()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from must.core.arguments import converted
 from must.core.types import Source, Teacher, UserError
 from must.data.merge import Concat
 from must.experiment import acceptance, build, labeling, plan, show
@@ -43,10 +44,10 @@ class Settings(Experiment):
       files: the labels as files.
     """
 
-    images: Mapping[str, Any] = field(default_factory=dict)
-    truth: Mapping[str, Any] = field(default_factory=dict)
-    oracle_truth: Mapping[str, Any] = field(default_factory=dict)
-    teachers: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    truth: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    oracle_truth: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     label: Label = Label()
     onto: str = ""
     policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
@@ -151,7 +152,7 @@ def teachers_of(settings: Settings, tasks: Mapping[str, Task]) -> dict[str, Teac
     made, owner = {}, {}
     for name, section in settings.teachers.items():
         section = dict(section)
-        mine = section.pop("tasks", None) or (name,)
+        mine = converted(section.pop("tasks", None) or (name,), tuple[str, ...], f"config.teachers.{name}.tasks")
         for task in mine:
             if task not in tasks:
                 raise UserError(f"config.teachers.{name}: no task {task!r}; tasks: {', '.join(tasks)}")

@@ -21,7 +21,7 @@ def recipe_of(config: Mapping[str, Any]) -> Recipe:
       UserError: none, or an unknown one.
     """
     name = config.get("recipe")
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise sections.one_of("config.recipe", name, RECIPES)
     return RECIPES[name]
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from must.core.arguments import check
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
 from must.data.geometry import own_frame
 from must.tasks.label_states import Claims
@@ -311,10 +312,12 @@ def build(kind: str, **hyper_parameters: Any) -> Task:
     Raises:
       UserError: no such task, or an unknown hyper-parameter.
     """
+    cls = class_of(kind)
+    check(cls, hyper_parameters, f"task kind {kind!r}")
     try:
-        return class_of(kind)(**hyper_parameters)
-    except TypeError as error:
-        raise UserError(f"task kind {kind!r}: {error}") from None
+        return cls(**hyper_parameters)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise UserError(f"task kind {kind!r}: {error}") from error
 
 
 def class_of(kind: str) -> type[Task]:
@@ -323,11 +326,13 @@ def class_of(kind: str) -> type[Task]:
     Raises:
       UserError: no such task.
     """
+    if not isinstance(kind, str):
+        raise UserError(f"task kind {kind!r}: expected text")
     module_name, _, class_name = kind.partition(":")
     try:
         module = importlib.import_module(module_name if class_name else f"must.tasks.{kind}")
         return getattr(module, class_name or "".join(part.capitalize() for part in kind.split("_")))
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"task kind {kind!r}: {error}") from None
 
 

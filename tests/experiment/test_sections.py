@@ -67,7 +67,7 @@ def test_values_are_converted_and_none_is_the_default():
         ({"size": [1, 2], "rules": {"x": {"rate": 0}}}, "config.rules.x.rate=0.0: must be positive"),
         ({"size": [1, 2], "shape": {"kind": "cube"}}, "config.shape.kind='cube': choices"),
         ({"size": [1, 2], "shape": {"side": 2.0}}, "config.shape.side: kind 'circle' has no such argument"),
-        ({"size": [1, 2], "shape": {"radius": "wide"}}, "config.shape.radius='wide': expected a number"),
+        ({"size": [1, 2], "shape": {"radius": "wide"}}, "config.shape.radius='wide': expected a finite number"),
         ({"size": [1, 2], "zzz": 1}, "config.zzz: unknown key; known keys: arms, inner"),
     ],
 )
