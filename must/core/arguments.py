@@ -7,7 +7,10 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any, Literal
+
+import numpy as np
 
 from must.core.types import UserError
 
@@ -66,7 +69,7 @@ def check_types(function: Callable, arguments: Mapping[str, Any], prefix: str) -
 
 def scalar(value: Any, hint: type, path: str) -> Any:
     """A number, text or truth value in its type; UserError for another one, or for a number that is not finite."""
-    accepted = (int, float) if hint is float else (hint,)
+    accepted = {int: Integral, float: Real, bool: bool | np.bool_}.get(hint, hint)
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise UserError(f"{path}={value!r}: expected {_NAMES[hint]}")
     try:

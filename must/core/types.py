@@ -153,6 +153,20 @@ class Policy(NamedTuple):
     temperature: Array = 1.0
     curve: Array = (0.0, 1.0)
 
+    def checked(self, task: str) -> "Policy":
+        """Itself; UserError naming the task where a threshold is no number or the negative one is the higher."""
+        try:
+            positive, negative = (np.asarray(bound, np.float64) for bound in self[:2])
+            right = bool(np.all(positive >= negative))  # never of NaN
+        except (TypeError, ValueError):
+            right = False
+        if not right:
+            raise UserError(
+                f"policy of {task}: positive={self.positive}, negative={self.negative}: expected two numbers, or one "
+                "per class each, of which the negative one is not the higher"
+            )
+        return self
+
 
 class Features(NamedTuple):
     """Output of backbones and necks.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from must.core import memory
+from must.core.arguments import converted
 from must.core.types import Example, Label, Source, UserError
 
 
@@ -56,6 +57,8 @@ class Subset(Routed):
     def __init__(self, source: Source, *, count: int | None = None, fraction: float | None = None, seed: int = 0):
         if (count is None) == (fraction is None):
             raise UserError(f"subset of {source.name}: set either count or fraction")
+        key, value, kind = ("fraction", fraction, float) if count is None else ("count", count, int)
+        converted(value, kind, f"subset of {source.name}: {key}")
         size = count if count is not None else max(1, round(fraction * len(source)))
         if not 0 < size <= len(source):
             raise UserError(f"subset of {source.name}: {size} examples requested, but it has {len(source)}")
@@ -78,6 +81,7 @@ class Repeated(Routed):
     """
 
     def __init__(self, source: Source, times: Mapping[str, int]):
+        converted(times, Mapping[str, int], f"repeated {source.name}: times")
         if min(times.values(), default=1) < 0:
             raise UserError(f"repeated {source.name}: {min(times.values())} times, expected >= 0")
         self._source, self.name, self.classes = source, source.name, source.classes
@@ -102,7 +106,7 @@ class Weighted(Routed):
 
     def __init__(self, source: Source, weights: Mapping[str, Mapping[str, float]]):
         known = set(source.ids)
-        for task, by_id in weights.items():
+        for task, by_id in converted(weights, Mapping[str, Mapping[str, Any]], f"weights of {source.name}").items():
             if foreign := next((id for id in by_id if id not in known), None):
                 raise UserError(f"{source.name}: has no example {foreign!r}, which has a weight for {task}")
             for id, weight in by_id.items():

@@ -71,6 +71,8 @@ def reads_files(source: Source) -> bool:
 
 def bound(count: int, max_rejects: float) -> int:
     """How many of `count` examples may be left out."""
+    if not 0 <= max_rejects <= 1:
+        raise UserError(f"max_rejects={max_rejects}: must be between 0 and 1")
     return int(max_rejects * count + 1e-9)  # 0.29 * 100 is a little less than 29
 
 

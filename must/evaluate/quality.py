@@ -46,7 +46,7 @@ def quality(
       worst_examples: [[id, mean (probability - right)^2 over claims and missed items]], largest first.
       uncertain_examples: [[id, share of claims that are ignored]], largest first; needs no truth.
     """
-    names = tuple(getattr(task, "classes", ())) or (_EVERY,)
+    names, policy = tuple(getattr(task, "classes", ())) or (_EVERY,), policy.checked(type(task).__name__.lower())
     tally, rows, believed = _Tally(len(names)), _Rows(task), _Rows(task)
     wrong, unsure, number, scored = [], [], 0, True
     for number, (predicted, truth, key) in enumerate(pairs, 1):  # noqa: B007

@@ -66,15 +66,15 @@ def fill(section: Any, **values: Any) -> Any:
 
 def source(section: Mapping[str, Any]) -> Source:
     """The data set of {"kind", arguments}; equal sections give the same object, with its decoded pictures."""
-    section = converted(section, Mapping[str, Any], "section of a data set")
-    if "kind" not in section:
-        raise UserError(f"section of a data set: needs a 'kind', has {', '.join(section) or 'nothing'}")
     return _source(_frozen(without_none(section)))
 
 
 @functools.lru_cache(maxsize=64)
 def _source(section: Any) -> Source:
-    return Cached(sources.source(**_thawed(section)))
+    arguments = converted(_thawed(section), Mapping[str, Any], "section of a data set")
+    if "kind" not in arguments:
+        raise UserError(f"section of a data set: needs a 'kind', has {', '.join(arguments) or 'nothing'}")
+    return Cached(sources.source(**arguments))
 
 
 def _frozen(value: Any) -> Any:
@@ -182,9 +182,10 @@ def tasks(sections: Mapping[str, Any], annotated: Sources) -> dict[str, Task]:
     """Tasks by name; one whose labels hold class ids takes the class names of its annotated set."""
     made = {}
     for name, section in sections.items():
-        arguments = without_none(section)
+        arguments = converted(without_none(section), Mapping[str, Any], f"config.tasks.{name}")
         if "kind" not in arguments:
             raise UserError(f"config.tasks.{name}: needs a 'kind', such as 'depth'")
+        converted(arguments["kind"], str, f"config.tasks.{name}.kind")
         if name in annotated:
             arguments = {**defaults(arguments.get("kind", name), annotated[name], name), **arguments}
         classes = annotated[name].classes.get(name) if name in annotated else None

@@ -115,7 +115,7 @@ def expand(grid: Sequence[Mapping[str, Any]], tasks: Sequence[str], known_splits
             if axis not in axes:
                 raise UserError(f"{path}.{axis}: required")
         for axis, choices in axes.items():
-            inner = [choices, *choices] if axis in _LISTS and not isinstance(choices, str) else [choices]
+            inner = [choices, *choices] if axis in _LISTS and isinstance(choices, list | tuple) else [choices]
             if any(isinstance(value, str) or not isinstance(value, Sequence) for value in inner):
                 what = "a list of lists" if axis in _LISTS else "a list"
                 raise UserError(f"{path}.{axis}={choices!r}: expected {what} of choices")

@@ -119,7 +119,8 @@ def changed(settings: T, section: Mapping[str, Any], path: str) -> T:
         return settings
     cls = type(settings)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    values = {}
+    values: dict[str, Any] = {}
+    section = converted(section, Mapping[str, Any], path)
     for key, value in section.items():
         if key not in fields:
             raise unknown_key(f"{path}.{key}", key, fields)
@@ -130,7 +131,8 @@ def changed(settings: T, section: Mapping[str, Any], path: str) -> T:
             values[key] = changed(current, value, at)
         elif isinstance(current, Part) and isinstance(value, Mapping):
             kinds = fields[key].metadata["kinds"]
-            constructor = kinds.get(value.get("kind") or current.kind)
+            kind = value.get("kind") or current.kind
+            constructor = kinds.get(kind) if isinstance(kind, str) else None
             shared = parameters(constructor) if constructor else {}  # another kind keeps the arguments that it has too
             before = {"kind": current.kind} | {name: v for name, v in current.arguments if name in shared}
             values[key] = _converted(merged(before, value), Part, fields[key], at)
@@ -247,7 +249,7 @@ def _part(value: Any, field: dataclasses.Field, path: str) -> Part:
         raise UserError(f"{path}: expected a section with a kind, got {value!r}")
     arguments = without_none(value)
     kind = arguments.pop("kind", field.default.kind)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise one_of(f"{path}.kind", kind, kinds)
     known = parameters(kinds[kind]) if kinds[kind] is not None else {}
     for name, argument in arguments.items():

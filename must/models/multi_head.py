@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import define_prng_impl
 
-from must.core.types import Array, Features, Model, PyTree
+from must.core.types import Array, Features, Model, PyTree, UserError
 from must.models.resnet import statistics_of
 
 MEAN = (123.675, 116.28, 103.53)  # ImageNet statistics, RGB, 0..255
@@ -56,7 +56,10 @@ def multi_head(backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.
     @jax.jit
     def init(key: Array, inputs: Array) -> PyTree:
         key = jax.random.wrap_key_data(jax.random.key_data(key)[-2:], impl=_HASH)
-        return module(None).init({"params": key}, inputs[:1], train=False)
+        try:
+            return module(None).init({"params": key}, inputs[:1], train=False)
+        except (TypeError, ValueError, ZeroDivisionError) as error:  # sizes and strides that no layer can have
+            raise UserError(f"the network cannot be made: {error}") from error
 
     def apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False, present=None):
         state = {name: value for name, value in variables.items() if name != "params"}

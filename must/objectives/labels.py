@@ -46,7 +46,7 @@ def labels(
         return list(_labeled(forward, tasks, corrections, share)), state
 
     # Thresholds are data: one compiled step serves every choice of them.
-    bounds = {name: _per_class(policies[name], task) for name, task in tasks.items()}
+    bounds = {name: _per_class(policies[name].checked(name), task) for name, task in tasks.items()}
     names = [f"{name}/{term}" for name, task in tasks.items() for term in task.terms]
     return Part(dict.fromkeys(names, 1.0), terms, policies=bounds)
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from must.core.arguments import converted
 from must.core.types import Source, Teacher, UserError
 from must.pseudo_label.infer import Labeller
 from must.readers.record_format import ID, IMAGE, check_specs, field_sizes
@@ -60,6 +61,8 @@ def make_plan(name: str, split: str, source: Source, *, shards: int, batch_size:
     """
     if not name.isidentifier() or name != name.lower() or not split.isidentifier():
         raise UserError(f"records {name!r}, split {split!r}: names are lower-case letters, digits and _")
+    for key, value in {"shards": shards, "batch_size": batch_size}.items():
+        converted(value, int, f"records {name}: {key}")
     if shards < 1 or batch_size < 1:
         raise UserError(f"records {name}: shards {shards} and batch_size {batch_size} must be positive")
     ids = list(source.ids)
@@ -90,6 +93,8 @@ def identity(
     """
     tasks: dict[str, Any] = {}
     for teacher in teachers:
+        if not isinstance(teacher, Teacher):
+            raise UserError(f"teachers: {teacher!r} is no Teacher, such as must.from_function makes")
         for key, task in teacher.tasks.items():
             if key in tasks:
                 raise UserError(

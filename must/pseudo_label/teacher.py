@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from must.core import devices
+from must.core.arguments import converted
 from must.core.labels import of_teacher
 from must.core.notices import notice
 from must.core.types import Array, Label, LabelError, Model, PyTree, Teacher, UserError
@@ -107,8 +108,17 @@ def from_function(
     """
     if bounds not in ("clip", "refuse"):
         raise UserError(f"teacher {name}: bounds={bounds!r}: expected 'clip' or 'refuse'")
+    if not callable(predict):
+        raise UserError(f"teacher {name}: predict is {predict!r}, not a function")
+    if not tasks:
+        raise UserError(f"teacher {name}: labels no task")
+    size = converted(size, tuple[int, int], f"teacher {name}: size")
+    if min(size) < 1:
+        raise UserError(f"teacher {name}: size={size}: must be at least 1")
     size = rounded_up(size, multiple)
-    for task in tasks.values():
+    for key, task in tasks.items():
+        if not hasattr(task, "network_spec"):
+            raise UserError(f"teacher {name}: tasks: {key!r} is {task!r}, not a task such as must.Depth()")
         task.network_spec(size)
 
     def labels(images: Array) -> dict[str, Label]:

@@ -55,7 +55,7 @@ class Settings(SingleStudent):
     """
 
     splits: Mapping[str, Split] = field(default_factory=dict)
-    hints: Mapping[str, Any] = field(default_factory=dict)
+    hints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     grid: tuple[Mapping[str, Any], ...] = ()
     contrasts: tuple[Mapping[str, Any], ...] = ()
     pictures: tuple[str, ...] = ()

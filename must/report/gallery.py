@@ -76,6 +76,7 @@ def write_gallery(
     for name in tasks:
         if name not in policies:
             raise UserError(f"gallery: task {name!r} has no policy")
+        policies[name].checked(name)
     if not len(source):
         raise UserError(f"gallery: {source.name} has no images")
     index, unfinished = os.path.join(directory, "index.html"), f"{directory}.partial"

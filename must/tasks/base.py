@@ -7,6 +7,7 @@ import path ("my_project.edges:EdgeMap") or, for the tasks that come with `must`
 import dataclasses
 import functools
 import importlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -14,10 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.arguments import check
+from must.core.arguments import check, check_types
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
 from must.data.geometry import own_frame
 from must.tasks.label_states import Claims
+
+_POSITIVE = (
+    "width",
+    "stride",
+    "strides",
+    "head_stride",
+    "shuffle",
+    "top_k",
+    "max_boxes",
+    "max_detections",
+    "candidates",
+)
+_SIZES = {**dict.fromkeys(_POSITIVE, 1), "depth": 0, "dropout": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +55,22 @@ class Task:
     whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
     can_be_empty: ClassVar[bool] = False  # its truth may be that nothing is there
+
+    def __post_init__(self):
+        """Refuses hyper-parameters of other types, sizes that are none, and classes without names of their own."""
+        kind, values = type(self).__name__.lower(), dict(vars(self))
+        for name in ("classes", "strides"):
+            if isinstance(values.get(name), list | tuple):
+                object.__setattr__(self, name, tuple(values[name]))
+        check_types(type(self), values, f"{kind}: ")
+        if "classes" in values and not self.classes:
+            raise UserError(f"{kind}: no classes")
+        if wrong := [one for one, count in Counter(values.get("classes", ())).items() if count > 1 or not one]:
+            raise UserError(f"{kind}: the class {wrong[0]!r} " + ("occurs twice" if wrong[0] else "has no name"))
+        for name, value in values.items():
+            for one in value if name == "strides" else (value,):
+                if name in _SIZES and one < _SIZES[name]:
+                    raise UserError(f"{kind}: {name}={value}: must be at least {_SIZES[name]}")
 
     @classmethod
     def defaults(cls, labels: Iterable[Label]) -> dict[str, Any]:

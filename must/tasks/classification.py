@@ -66,10 +66,10 @@ class Classification(Task):
     whole: ClassVar[bool] = True
 
     def __post_init__(self):
-        object.__setattr__(self, "classes", tuple(self.classes))
-        if not self.classes:
-            raise UserError("classification: no classes")
-        for name in ("top_k", "temperature", "softening"):
+        super().__post_init__()
+        if self.dropout >= 1:
+            raise UserError(f"classification: dropout={self.dropout}: must be at least 0 and below 1")
+        for name in ("temperature", "softening"):
             if getattr(self, name) <= 0:
                 raise UserError(f"classification: {name} {getattr(self, name)} must be positive")
         if self.taylor < 0 or not 0 <= self.label_smoothing < 1:

@@ -58,6 +58,7 @@ class Depth(Task):
     optional: ClassVar[tuple[str, ...]] = ("scores",)
 
     def __post_init__(self):
+        super().__post_init__()
         dense.output_stride("depth", self.head_stride, self.shuffle)
         if self.depth_kind not in ("metric", "relative"):
             raise UserError(f"depth: depth_kind {self.depth_kind!r} is neither 'metric' nor 'relative'")

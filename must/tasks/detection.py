@@ -115,11 +115,8 @@ class Detection(Task):
     can_be_empty: ClassVar[bool] = True
 
     def __post_init__(self):
-        for name in ("classes", "strides"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.classes:
-            raise UserError("detection: no classes")
-        if list(self.strides) != sorted(set(self.strides)):
+        super().__post_init__()
+        if not self.strides or list(self.strides) != sorted(set(self.strides)):
             raise UserError(f"detection: strides {self.strides} are not rising")
 
     def head(self) -> nn.Module:

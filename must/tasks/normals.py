@@ -50,6 +50,7 @@ class Normals(Task):
     optional: ClassVar[tuple[str, ...]] = ("scores",)
 
     def __post_init__(self):
+        super().__post_init__()
         dense.output_stride("normals", self.head_stride, self.shuffle)
         if self.loss_kind not in ("cosine", "angle"):
             raise UserError(f"normals: loss_kind {self.loss_kind!r} is neither 'cosine' nor 'angle'")

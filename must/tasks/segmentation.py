@@ -63,7 +63,7 @@ class Segmentation(Task):
     optional: ClassVar[tuple[str, ...]] = ("known",)
 
     def __post_init__(self):
-        object.__setattr__(self, "classes", tuple(self.classes))
+        super().__post_init__()
         dense.output_stride("segmentation", self.head_stride, self.shuffle)
         if not len(self.classes) <= self.ignore <= 255:
             raise UserError(f"segmentation: {len(self.classes)} classes and ignore id {self.ignore} do not fit uint8")
