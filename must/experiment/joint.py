@@ -128,7 +128,7 @@ class JointSettings(Experiment):
     experts: Mapping[str, ExpertSettings] = field(default_factory=dict)
     expert: Run = Run()
     joint: Joint = Joint()
-    arms: Mapping[str, Any] = each_changes("joint")
+    arms: Mapping[str, Mapping[str, Any]] = each_changes("joint")
     words: Mapping[str, str] = field(default_factory=dict)
     controls: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()

@@ -372,7 +372,7 @@ class Student(Run):
     truth_weight: float = 1.0
     pool_images: int = 0
     labels_from: str = ""
-    policies: Mapping[str, Any] = changes("policies")
+    policies: Mapping[str, Mapping[str, Any]] = changes("policies")
     edited: Mapping[str, str] = by_task(str)
     weights_file: str = ""
     weights: Weights = Weights()
@@ -612,7 +612,7 @@ class Must(SingleStudent):
     budgets: tuple[int, ...] = ()
     pool: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     oracle_truth: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    arms: Mapping[str, Any] = each_changes("student")
+    arms: Mapping[str, Mapping[str, Any]] = each_changes("student")
     label: Label = Label()
     baselines: tuple[Literal["supervised", "scratch"], ...] = ()
     supervised: Run = Run()
