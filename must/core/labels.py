@@ -234,6 +234,11 @@ def checked_boxes(
     return CheckedBoxes(inside[kept], kept, int((beyond & area).sum()))
 
 
+def numbered(classes: Sequence[str]) -> str:
+    """Class names with their ids, as the features of records describe them: "0 cat, 1 dog"."""
+    return ", ".join(f"{number} {name}" for number, name in enumerate(classes))
+
+
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Class names that come without an order: by value if all are whole numbers, so that "2" precedes "10"."""
     names = set(names)

@@ -45,14 +45,14 @@ def source(kind: str, **arguments: Any) -> Source:
 
     Args:
       kind: one of `KINDS`, or the import path of a class ("package.module:Class").
-      **arguments: of its constructor. Mappings with a "kind", also inside lists and mappings, are built as sources:
-        source("subset", source={"kind": "photos", "root": "pool"}, count=100).
+      **arguments: of its constructor; None stands for the default. Mappings with a "kind", also inside lists and
+        mappings, are built as sources: source("subset", source={"kind": "photos", "root": "pool"}, count=100).
 
     Raises:
       UserError: unknown kind, unknown or missing argument, or an error of the constructor.
     """
     cls = class_of(kind)
-    arguments = {name: _built(value) for name, value in arguments.items()}
+    arguments = {name: _built(value) for name, value in arguments.items() if value is not None}
     try:
         inspect.signature(cls).bind(**arguments)
     except TypeError as error:

@@ -17,6 +17,7 @@ from must.tasks.label_states import Claims
 
 _SAMPLE = 512  # images of a set that are looked at
 _SURER = 0.02  # of confidence, that a teacher has to be surer on strange images by before it is worth a line
+_PIXELS = 256  # claims from which they are pixels
 OWN = "own validation"
 
 
@@ -41,7 +42,7 @@ def measure(
     Returns:
       {"sets": {task: {set: {"images", "accepted", "confidence"}}}, "classes": {task: {class: [positive, ignored,
       negative]}}, "warnings": [lines]}. "accepted" counts images with an accepted label, "confidence" is the mean over
-      images of their largest score. Tasks without scores are left out.
+      images of the largest score, of maps of the mean score. Tasks without scores are left out.
     """
     by_set: dict[str, list[int]] = {}
     for index, id in enumerate(pool.ids):
@@ -107,7 +108,8 @@ def _look(
         for name, task in tasks.items():
             claims = task.claims(labels[name], policies[name]) if weights[name] else None
             if claims is not None:
-                seen[name].append((bool(claims.positive.any()), float(np.max(claims.scores, initial=0.0))))
+                score = claims.scores.max(initial=0.0) if claims.scores.size <= _PIXELS else claims.scores.mean()
+                seen[name].append((bool(claims.positive.any()), float(score)))
                 if tally is not None:
                     _count(tally[name], claims)
     return {

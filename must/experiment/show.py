@@ -89,7 +89,9 @@ def quality(settings: Any, labels, *, directory: str, report) -> dict:
         report(number + 1, len(shown.truth), name)
     files.write_json(os.path.join(directory, "quality.json"), found)
     page = os.path.join(directory, "quality.html")
-    write_quality(page, found, pictures, facts=read_facts(path), title=f"{shown.title}: quality of the labels")
+    averaged = records.provenance.get("settings", {}).get("mirror")
+    title = f"{shown.title}: quality of the labels" + ", averaged with those of the mirrored images" * bool(averaged)
+    write_quality(page, found, pictures, facts=read_facts(path), title=title)
     return {"page": page}
 
 

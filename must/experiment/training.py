@@ -146,6 +146,11 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     finally:
         log.close()
         checkpoints.close()
+    if silent := _never_learned(directory):
+        raise UserError(
+            f"{directory}: {', '.join(silent)}: nothing was learned, the loss is 0 at every logged step; its labels "
+            "lie outside what the task learns (unit, max_depth, ignore) or none of them is accepted (policies)"
+        )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return hook.facts | selection.close() | {"parameters": parameters, "steps": int(state.step)}
 
@@ -156,7 +161,7 @@ class _Hook:
     def __init__(self, directory, training: Training, log, selection, batches, checkpoints, report, start: int):
         self._directory, self._training, self._log, self._selection = directory, training, log, selection
         self._batches, self._checkpoints, self._report = batches, checkpoints, report
-        self.start, self.facts = start, {}
+        self.start, self.facts, self._validation = start, {}, ""
 
     def __call__(self, progress: Progress) -> bool:
         run, weighting = self._training.run, self._training.weighting
@@ -172,11 +177,15 @@ class _Hook:
                     f"{self._directory}: step {at}: not finite: {names}; lower the learning rate or clip_norm"
                 )
         if looks:
-            self._log.write(at, self._selection.look(progress.state, last))
+            scores = self._selection.look(progress.state, last)
+            self._log.write(at, scores)
+            headlines = {f"validation/{name}/{task.metrics[0].name}" for name, task in self._training.tasks.items()}
+            shown = [f"{name.split('/', 1)[1]} {value:.4g}" for name, value in scores.items() if name in headlines]
+            self._validation = f", validation at {at}: {', '.join(shown)}"
             last = last or self._selection.exhausted(at)
         if logs_now or last:
             self._log.write(at, logs)
-            self._report(at, progress.steps, f"loss {logs['loss']:.3f}")
+            self._report(at, progress.steps, f"loss {logs['loss']:.3f}{self._validation}")
         if weighting.every and at % weighting.every == 0 and not last:
             self._batches.weights = weighting.factors(local(states.model_variables(progress.state, ema=False)))
             self._log.write(at, _means(self._batches.weights))
@@ -189,6 +198,19 @@ class _Hook:
             self.facts["images_per_second"] = round(images / progress.seconds, 1)
             self.facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
         return last
+
+
+def _never_learned(directory: str, least: int = 5) -> list[str]:
+    """Tasks whose terms are all exactly 0 on every line of the log, of at least so many lines."""
+    path = os.path.join(directory, "metrics.jsonl")
+    terms: dict[str, list[bool]] = {}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            for line in map(json.loads, file):
+                for task in {name.split("/")[1] for name in line if name.startswith("loss/")}:
+                    zero = all(value == 0 for name, value in line.items() if name.startswith(f"loss/{task}/"))
+                    terms.setdefault(task, []).append(zero)
+    return [task for task, zeros in terms.items() if len(zeros) >= least and all(zeros)]
 
 
 def _means(weights: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:

@@ -17,6 +17,8 @@ alone rounds again.
 """
 
 import csv
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +26,7 @@ from must.core import files
 from must.core.types import Source, UserError
 from must.readers.label_files import EXAMPLES, IMAGES
 from must.tasks.base import Exports, Task
-from must.tasks.exchange import picture_bytes, picture_file, write_about, write_new
+from must.tasks.exchange import ABOUT, picture_bytes, picture_file, write_about, write_new
 
 
 def export_labels(
@@ -42,7 +44,7 @@ def export_labels(
     """Writes the labels of a source into a folder that appears whole or not at all.
 
     Args:
-      directory: of the files; new or empty, since what is in it may have been edited.
+      directory: of the files; new, empty, or an export that nobody has edited, which is replaced.
       source: records or ground truth; an example without a label of a task is not in the task's files.
       tasks: {task: Task} whose labels are written.
       images: write the pictures too, byte for byte where the source has them encoded, as PNG elsewhere.
@@ -56,19 +58,20 @@ def export_labels(
       {task: number of labeled examples}, and with `images` {"images": number of pictures}.
 
     Raises:
-      UserError: the directory holds files, a task without labels or without a file format, a video with `images`, or a
-        label that cannot be right.
+      UserError: the directory holds other files or edited ones, a task without labels or without a file format, a video
+        with `images`, or a label that cannot be right.
     """
     directory = os.path.abspath(os.fspath(directory))
-    if os.path.exists(directory) and not (os.path.isdir(directory) and not os.listdir(directory)):
-        raise UserError(f"{directory}: holds files, which may have been edited; export into a new folder")
+    empty = not os.path.exists(directory) or (os.path.isdir(directory) and not os.listdir(directory))
+    if not empty and not _as_written(directory):
+        raise UserError(f"{directory}: holds files that are not as an export wrote them; export into a new folder")
     for name, task in tasks.items():
         if name == IMAGES or not isinstance(task, Exports):
             raise UserError(f"task {name!r} ({type(task).__name__}): there are no files for its labels, leave it out")
     options = {"min_score": min_score, "palette": palette, "millimeters": millimeters}
     options |= {"boxes": (boxes,) if isinstance(boxes, str) else tuple(boxes), "masks": masks}
     counts = {}
-    with files.whole_directory(directory) as partial:
+    with files.whole_directory(directory, replace=True) as partial:
         for name, task in tasks.items():
             counts[name] = task.write_labels(os.path.join(partial, name), source, name, options)
         pictures = [picture_file(source, index) for index in range(len(source))]
@@ -83,6 +86,29 @@ def export_labels(
             "fingerprint": source.fingerprint,
             "examples": len(source),
             "tasks": list(tasks),
+            "content": _digest(partial),
         }
         write_about(partial, about)
     return counts
+
+
+def _as_written(directory: str) -> bool:
+    """Whether the files are byte for byte what an export wrote."""
+    try:
+        with open(os.path.join(directory, ABOUT), encoding="utf-8") as file:
+            return json.load(file)["content"] == _digest(directory)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _digest(directory: str) -> str:
+    """SHA-256 over names and contents of all files below a folder but about.json."""
+    digest = hashlib.sha256()
+    for folder, folders, names in os.walk(directory):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            if (relative := os.path.relpath(path, directory)) != ABOUT:
+                with open(path, "rb") as file:
+                    digest.update(f"{relative}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -264,7 +264,6 @@ class _Truth:
         self._held = [(known[group[0]], group) for group in names.values()]
         self._rows = [{key: row for row, key in enumerate(held.ids)} for held, _ in self._held]
         self._tasks = tasks
-        self._measure = {name: jax.jit(tasks[name].measure) for name in known}
         self.metrics: dict[str, Metric] = {name: tasks[name].metrics[0] for name in known}
 
     def stored(self, key: str) -> dict[str, Label]:
@@ -286,7 +285,7 @@ class _Truth:
         known, _ = sprites.transformed(true, tasks, geometry)
         for name in known:
             batch = jax.tree.map(lambda field: np.asarray(field)[None], (predicted[name], known[name]))
-            rows = {field: np.asarray(row) for field, row in self._measure[name](*batch).items()}
+            rows = {field: np.asarray(row) for field, row in self._tasks[name].measure(*batch).items()}
             found[name] = float(tasks[name].summarize(rows)[self.metrics[name].name])
         return found
 

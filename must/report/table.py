@@ -219,7 +219,7 @@ def score_grid(results: Mapping[str, Any], split: str) -> Grid:
                 values = scores(results, by_place[at], split, task) if at in by_place else None
                 mean, ci95 = summary(values) if values else (None, None)
                 text = figure(mean, ci95, digits[task])
-                if len(values or ()) == 2 and mean is not None:  # a t interval over two seeds says nothing
+                if values and len(values) == 2 and mean is not None:  # a t interval over two seeds says nothing
                     text = f"{mean:.{digits[task]}f} ({', '.join(f'{value:.{digits[task]}f}' for value in values)})"
                 cell = Cell(text, mean, ci95, by_place.get(at) in best[task, at])
                 cells.append(cell if values else None)

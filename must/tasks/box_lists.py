@@ -262,6 +262,8 @@ _PAPER, _INK, _DARK = (24, 24, 28), (255, 255, 255), (0, 0, 0)
 def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarray, ignored: np.ndarray) -> np.ndarray:
     """The enlarged picture with its boxes, crowds thin and nameless; below, how many of each class.
 
+    A name that finds no place of its own beside its box is left out.
+
     Args:
       image: uint8 [H, W, 3].
       label: boxes [M, 4], classes, scores and crowd [M]; the scores are what is written, but for 1.
@@ -275,24 +277,33 @@ def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarra
     zoom, colors = enlarged.shape[0] / image.shape[0], drawing.palette(len(names))
     boxes, classes, scores, crowd = (np.asarray(label[n]) for n in ("boxes", "classes", "scores", "crowd"))
     corners = np.round(boxes * zoom - (0, 0, 1, 1)).astype(np.int64)
+    corners[:, 2:] = np.maximum(corners[:, 2:], corners[:, :2])  # a box of less than a pixel is one pixel
     inside = np.zeros(enlarged.shape[:2], bool)
     for x0, y0, x1, y1 in corners[ignored]:
         inside[max(0, y0) : y1, max(0, x0) : x1] = True
     canvas = Image.fromarray(drawing.tint(enlarged, inside) if inside.any() else enlarged)
     pen = ImageDraw.Draw(canvas)
     order = np.flatnonzero(shown)[::-1]
-    for i in order[np.argsort(~ignored[order], kind="stable")]:  # the surest last, on top
+    order = order[np.argsort(~ignored[order], kind="stable")]  # the surest last, on top
+    for i in order:
         color = tuple(colors[classes[i]].tolist())
         x0, y0, x1, y1 = corners[i].tolist()
         if ignored[i]:
             drawing.dashed(pen, (x0, y0, x1, y1), color)
         else:
             pen.rectangle((x0, y0, x1, y1), outline=color, width=1 if crowd[i] else 2)
-        if not crowd[i]:
-            text = names[classes[i]] + ("" if scores[i] == 1 else f" {scores[i]:.2f}")
-            corner = (x0 + 2, max(0, y0 - 11))
-            pen.rectangle(pen.textbbox(corner, text), fill=_PAPER if ignored[i] else color)
-            pen.text(corner, text, fill=_DARK if not ignored[i] and sum(color) > 330 else _INK)
+    taken: list[tuple[float, float, float, float]] = []
+    for i in (i for i in order[::-1] if not crowd[i]):
+        text = names[classes[i]] + ("" if scores[i] == 1 else f" {scores[i]:.2f}")
+        x0, y0, _, y1 = corners[i].tolist()
+        for y in (max(0, y0 - 11), y0 + 2, y1 - 12):  # the first place where no surer box has its name
+            place = pen.textbbox((x0 + 2, y), text)
+            if not any(a < place[2] and place[0] < c and b < place[3] and place[1] < d for a, b, c, d in taken):
+                color = tuple(colors[classes[i]].tolist())
+                pen.rectangle(place, fill=_PAPER if ignored[i] else color)
+                pen.text((x0 + 2, y), text, fill=_DARK if not ignored[i] and sum(color) > 330 else _INK)
+                taken.append(place)
+                break
     number = np.bincount(classes[shown & ~ignored & ~crowd], minlength=len(names))
     most = [c for c in np.argsort(-number, kind="stable")[: drawing.ROWS] if number[c]]
     rows = [(f"{number[c]} {names[c]}", colors[c : c + 1]) for c in most]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import losses
-from must.core.labels import half
+from must.core.labels import half, numbered
 from must.core.types import (
     Array,
     ArraySpec,
@@ -84,7 +84,7 @@ class Classification(Task):
 
     def label_spec(self) -> dict[str, ArraySpec]:
         return {
-            "ids": ArraySpec((None,), "uint16", doc="class ids, most probable first"),
+            "ids": ArraySpec((None,), "uint16", doc=f"class ids, most probable first: {numbered(self.classes)}"),
             "probs": ArraySpec((None,), "float16", doc="their probabilities"),
             "rest": ArraySpec((), "float16", doc="probability of all other classes together"),
             "unknown": ArraySpec((None,), "uint16", doc="ids of the classes that this source does not know"),

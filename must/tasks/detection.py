@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import boxes as bx
-from must.core.labels import half
+from must.core.labels import half, numbered
 from must.core.notices import notice
 from must.core.types import (
     Array,
@@ -136,7 +136,7 @@ class Detection(Task):
     def label_spec(self) -> dict[str, ArraySpec]:
         return {
             "boxes": ArraySpec((None, 4), "float32", doc="x0 y0 x1 y1, pixels of the original; x1, y1 exclusive"),
-            "classes": ArraySpec((None,), "uint16", doc="class ids"),
+            "classes": ArraySpec((None,), "uint16", doc=f"class ids: {numbered(self.classes)}"),
             "scores": ArraySpec((None,), "float16", doc="1 for ground truth"),
             "crowd": ArraySpec((None,), "bool", doc="a region that holds uncounted objects"),
             "unknown": ArraySpec((None,), "uint16", doc="ids of the classes that this source does not annotate"),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core import losses
+from must.core.labels import numbered
 from must.core.types import (
     Array,
     ArraySpec,
@@ -76,8 +77,11 @@ class Segmentation(Task):
 
     def label_spec(self) -> dict[str, ArraySpec]:
         shape, encoding = (None, None, self.top_k), "png" if self.top_k == 1 else "zlib"
+        names = numbered(self.classes)
         return {
-            "ids": ArraySpec(shape, "uint8", encoding, f"class ids, most probable first; {self.ignore} = no label"),
+            "ids": ArraySpec(
+                shape, "uint8", encoding, f"class ids, most probable first: {names}, {self.ignore} no label"
+            ),
             "probs": ArraySpec(shape, "uint8", encoding, "their probabilities * 255"),
             "unknown": ArraySpec((None,), "uint16", doc="ids of the classes that this source does not know"),
         }

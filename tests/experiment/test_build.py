@@ -1,13 +1,17 @@
 """Objects from settings: backbones, necks, views, balances by kind; mistakes are one line that begins with the path."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from must.core.types import UserError
+from must.data import sources
 from must.data.augment import Photometric, RandAugment
-from must.experiment import build
+from must.experiment import build, training
 from must.experiment.sections import make, parse
 from must.experiment.settings import BALANCES, VIEWS, Network, Run
 from must.tasks.classification import Classification
@@ -108,3 +112,15 @@ def test_what_a_task_leaves_out_comes_from_its_training_labels():
     told = {"detection": {"kind": "detection", "max_boxes": 5}, "depth": {"kind": "depth", "max_depth": 9.0}}
     made = build.tasks(told, sources)
     assert made["detection"].max_boxes == 5 and made["depth"].max_depth == 9.0
+
+
+def test_none_is_the_default_of_a_source(tmp_path):
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    assert len(sources.source("photos", root=str(tmp_path), name=None)) == 1
+
+
+def test_a_task_whose_loss_is_always_zero_is_named(tmp_path):
+    lines = [{"step": s, "loss": 1.0, "loss/a/x": 0.0, "loss/a/y": 0.0, "loss/b/x": float(s == 2)} for s in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert training._never_learned(str(tmp_path)) == ["a"]
+    assert training._never_learned(str(tmp_path), least=6) == [] and training._never_learned(str(tmp_path / "x")) == []

@@ -298,8 +298,13 @@ def test_an_export_appears_whole_and_never_replaces_edited_files(tmp_path):
     assert os.listdir(tmp_path) == []
     (tmp_path / "out").mkdir()
     export_labels(tmp_path / "out", source, {"boxes": TASKS["boxes"]})
-    with pytest.raises(UserError, match="edited"):
+    export_labels(tmp_path / "out", source, {"boxes": TASKS["boxes"]}, min_score=0.5)  # as it was written: replaced
+    written = tmp_path / "out" / "boxes" / "coco.json"
+    first = written.read_bytes()
+    written.write_bytes(first + b"\n")
+    with pytest.raises(UserError, match="not as an export wrote them"):
         export_labels(tmp_path / "out", source, {"boxes": TASKS["boxes"]})
+    assert written.read_bytes() == first + b"\n"
 
 
 def test_what_has_no_place_in_the_files_is_refused(tmp_path):

@@ -18,8 +18,11 @@ from PIL import Image
 
 from must.core.types import ArraySpec, Teacher, UserError
 from must.data.geometry import whole_image
-from must.readers.record_format import check_specs, encode_png
+from must.readers.record_format import check_specs, encode_png, features_of
 from must.readers.records import Records
+from must.tasks.classification import Classification
+from must.tasks.detection import Detection
+from must.tasks.segmentation import Segmentation
 from tests.support.toy_labels import ToySource, ToyTask, label_toy, toy_teacher
 
 SPEC = ToyTask().label_spec()
@@ -315,3 +318,10 @@ def test_teachers_that_differ_in_size_share_a_pass_and_no_task(tmp_path):
     assert_same(records[3].labels["other"], expected(3, size=(8, 8)))
     with pytest.raises(UserError, match="labeled by toy teacher and by toy teacher"):
         label_images(tmp_path / "2.0.0", "two", ToySource(9), [toy_teacher(), toy_teacher()])
+
+
+@pytest.mark.parametrize("task", [Classification, Detection, Segmentation])
+def test_features_name_the_classes(task):
+    features = features_of({"a": task(classes=("cat", "dog")).label_spec()})
+    again = type(features).from_json(features.to_json())
+    assert any("0 cat, 1 dog" in (feature.doc.desc or "") for feature in again["a"].values())

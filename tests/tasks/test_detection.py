@@ -466,3 +466,12 @@ def test_a_picture_shows_boxes_and_grows_when_small():
     assert picture[60, 30].any() and picture[150, 120].any() and not picture[150, 6].any() and (image == 0).all()
     assert not TASK.draw(image, TASK.blank(SIZE))[:192].any()
     assert TASK.draw(np.zeros((200, 300, 3), np.uint8), TASK.blank((200, 300))).shape[1] == 300
+
+
+def test_boxes_of_less_than_a_pixel_are_drawn_and_names_never_overlap():
+    task = Detection(classes=("a rather long name", "b"))
+    boxes = np.array([[3.0, 3.0, 3.2, 3.1], [10.0, 10.0, 30.0, 30.0], [10.0, 10.0, 30.0, 30.5]], np.float32)
+    label = {"boxes": boxes, "classes": np.zeros(3, np.int32), "scores": np.array([0.9, 0.8, 0.7], np.float32)}
+    label |= {"valid": np.ones(3, bool), "crowd": np.zeros(3, bool)}
+    picture = task.draw(np.zeros((64, 64, 3), np.uint8), label)
+    assert picture.shape[1] == 192 and picture.any()
