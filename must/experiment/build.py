@@ -185,9 +185,9 @@ def tasks(sections: Mapping[str, Any], annotated: Sources) -> dict[str, Task]:
         arguments = converted(without_none(section), Mapping[str, Any], f"config.tasks.{name}")
         if "kind" not in arguments:
             raise UserError(f"config.tasks.{name}: needs a 'kind', such as 'depth'")
-        converted(arguments["kind"], str, f"config.tasks.{name}.kind")
-        if name in annotated:
-            arguments = {**defaults(arguments.get("kind", name), annotated[name], name), **arguments}
+        kind = converted(arguments["kind"], str, f"config.tasks.{name}.kind")
+        if name in annotated and base.knows(kind) and set(base.class_of(kind).fitted) - set(arguments):
+            arguments = {**defaults(kind, annotated[name], name), **arguments}
         classes = annotated[name].classes.get(name) if name in annotated else None
         if classes and "classes" not in arguments:
             arguments["classes"] = tuple(classes)

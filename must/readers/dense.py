@@ -29,7 +29,8 @@ class _Paired(FileSource):
       maps: folder of the maps below root.
       split: name of the split.
       ids: optional list file below root, one key per line.
-      image_suffix: end of picture names, before the extension, that is not part of the key, such as "_leftImg8bit".
+      image_suffix: end of picture names that is not part of the key, such as "_leftImg8bit"; with an extension, such as
+        ".jpg", where maps lie beside the pictures.
       map_suffix: end of map names with extension, such as "_labelIds.png".
       partial: allow pictures without a map, which then have no label, instead of raising an error.
       coarse: allow maps with one pixel per s x s pixels of the picture, rounded up, for any integer s.

@@ -55,6 +55,7 @@ class Task:
     whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
     can_be_empty: ClassVar[bool] = False  # its truth may be that nothing is there
+    fitted: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that `defaults` gives; labels are read if one is left out
 
     def __post_init__(self):
         """Refuses hyper-parameters of other types, sizes that are none, and classes without names of their own."""
@@ -74,7 +75,7 @@ class Task:
 
     @classmethod
     def defaults(cls, labels: Iterable[Label]) -> dict[str, Any]:
-        """Hyper-parameters that fit training labels, in record form, for those that a configuration leaves out."""
+        """Those hyper-parameters of `fitted` that suit training labels, in record form."""
         return {}
 
     def head(self) -> Any:

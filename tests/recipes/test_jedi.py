@@ -377,7 +377,7 @@ def test_what_a_step_draws_from(whole):
         ({"arms": {"student": {}}}, "arms.student: the results already have"),
         ({"arms": {"jedi": {}}}, "joint: the results already have"),
         ({"joint__own_set": "no"}, "joint.own_set='no': expected True or False"),
-        ({"joint__threshold": "a"}, "joint.threshold='a': expected a number"),
+        ({"joint__threshold": "a"}, "joint.threshold='a': expected a finite number"),
         ({"joint__select": "last", "joint__patience": 2}, "joint.patience=2: needs select"),
         ({"seeds": []}, "seeds"),
         ({"eval_splits": ["nope"]}, "no split 'nope'"),

@@ -158,7 +158,7 @@ SOFT = {"tasks": BOTH, "split": ["exclusive"], "labels": [["soft"]]}
         ({"grid": [{**SOFT, "labels": [["mimic"]]}], "hints__mimic": {"sale": 1.0}}, "mimic for detection: .*sale"),
         ({"grid": [{**SOFT, "labels": [["mimic"]]}], "teacher__model__neck__strides": [2, 4]}, "pyramid|strides"),
         ({"splits": {"exclusive": "half"}}, "splits.exclusive: expected a section"),
-        ({"splits": {"exclusive": {"share": "1/2"}}}, "splits.exclusive.share='1/2': expected a number"),
+        ({"splits": {"exclusive": {"share": "1/2"}}}, "splits.exclusive.share='1/2': expected a finite number"),
         ({"splits": {"exclusive": {"share": 1.0}}}, "leaves one side empty"),
         ({"splits": {"exclusive": {"share": 32}}}, "leaves one side empty"),
         ({"splits": {"exclusive": {"exclusive": False}}}, "set one of share"),
