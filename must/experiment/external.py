@@ -51,7 +51,7 @@ def external_teacher(
     where = section.pop(kind)
     if kind == "fuse":
         if isinstance(where, str | Mapping) or section:
-            raise UserError(f"teacher {name}: 'fuse' is a list of sections and stands alone")
+            raise UserError(f"teacher {name}: 'fuse' is a list of sections, without other keys")
         parts = [external_teacher(f"{name}-{n}", part, tasks, size) for n, part in enumerate(where, 1)]
         teacher = fuse(name, parts)
     elif kind == "make":

@@ -194,7 +194,9 @@ class CocoJson(FileSource):
         self._unknown_of = []
         for file, listed in zip(self._file_names, self._listed_unknown, strict=True):
             if set(listed) - set(self._number):
-                raise UserError(f"{self._json}: image {file!r}: unknown_category_ids {listed!r} not all in categories")
+                raise UserError(
+                    f"{self._json}: image {file!r}: unknown_category_ids {listed!r} are not all in categories"
+                )
             self._unknown_of.append(tuple(sorted({*self._unknown, *(self._number[category] for category in listed)})))
 
     def _read_annotations(self, content: Any, pictures: Mapping[str, Path]) -> None:
@@ -318,7 +320,9 @@ def checked_shape(shape: Any, where: str) -> dict[str, Any] | list[np.ndarray] |
     polygons = [one for one in polygons if one.size >= 6]
     for one in polygons:
         if one.size % 2 or not (np.abs(one) < _FARTHEST).all():
-            raise UserError(f"{where}: segmentation: {one.size} numbers of a polygon are no points of a picture")
+            raise UserError(
+                f"{where}: segmentation: the {one.size} numbers of a polygon are not x, y pairs within a picture"
+            )
     if polygons and fields.is_fraction(np.concatenate(polygons)):
         raise UserError(f"{where}: segmentation in fractions of the picture; multiply it by width and height")
     return polygons or None

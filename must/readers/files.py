@@ -62,7 +62,7 @@ class FileSource:
         orientation: str = DISPLAYED,
     ):
         if not name or "/" in name:
-            raise UserError(f"source name {name!r}: must be non-empty, without '/'")
+            raise UserError(f"source name {name!r}: must not be empty or contain '/'")
         if orientation not in (DISPLAYED, STORED):
             raise UserError(f"{name}: orientation={orientation!r} is neither {DISPLAYED!r} nor {STORED!r}")
         self.name = name
