@@ -16,6 +16,7 @@ from must.data.combine import Routed, as_list, checked_index, encoded_of, hash_o
 from must.readers.files import FileSource, first_repeated
 
 SAME_OBJECT = 0.5  # IoU above which a pseudo label's box shows the object of a true one
+_BACKGROUND = ("background", "_background_", "bg")
 _OF_BOXES = ("boxes", "classes", "scores", "crowd")
 BY_TEACHER = "@teacher"  # suffix of a task's name: a teacher's prediction beside the ground truth
 
@@ -155,7 +156,9 @@ class Overlay(_Merged):
     def _merge(self, index: int, labels: dict[str, Label], size: tuple[int, int] | None) -> dict[str, Label]:
         for number, inner in self._places[index][1:]:
             for task, label in labels_of(self._sources[number], inner).items():
-                labels = {**labels, task: completed(label, labels[task]) if task in labels else label}
+                if task in labels:
+                    label = completed(label, labels[task], self.classes.get(task, ()))
+                labels = {**labels, task: label}
         return labels
 
 
@@ -187,12 +190,17 @@ class Paired(_Merged):
         return {**labels, **{f"{task}{BY_TEACHER}": label for task, label in predictions.items()}}
 
 
-def completed(truth: Label, other: Label) -> Label:
+def completed(truth: Label, other: Label, classes: Sequence[str] = ()) -> Label:
     """An annotation with another label's part on the classes that are unknown to it, in record form.
 
     Of boxes, those of such classes that overlap no true box by an IoU above `SAME_OBJECT`: what is there is known. Of
-    pixels, those of such classes where the annotation has no class. A picture has one class: the annotation's. What
-    remains unknown is unknown to both.
+    pixels, those of such classes where the annotation has no class, or the one called "background", which there means
+    none of the annotated classes. A picture has one class: the annotation's. What remains unknown is unknown to both.
+
+    Args:
+      truth: the annotation.
+      other: the other label.
+      classes: names of the classes of both.
     """
     unknown = np.asarray(truth.get("unknown", ()), np.int64)
     if not len(unknown) or ("boxes" not in truth and np.ndim(truth["ids"]) != 3):
@@ -203,7 +211,8 @@ def completed(truth: Label, other: Label) -> Label:
         both = {name: np.concatenate([truth[name], np.asarray(other[name])[keep]]) for name in _OF_BOXES}
         return {**both, "unknown": remaining}
     ids, probs = (_resized(np.asarray(other[name]), truth["ids"].shape[:2]) for name in ("ids", "probs"))
-    take = (truth["ids"][..., :1] == forms.IGNORE) & np.isin(ids[..., :1], unknown)
+    open_ids = [forms.IGNORE, *(i for i, name in enumerate(classes) if name.lower() in _BACKGROUND)]
+    take = np.isin(truth["ids"][..., :1], open_ids) & np.isin(ids[..., :1], unknown)
     depth = max(ids.shape[-1], truth["ids"].shape[-1])
     maps = {}
     for name, own, theirs, fill in (("ids", truth["ids"], ids, forms.IGNORE), ("probs", truth["probs"], probs, 0)):

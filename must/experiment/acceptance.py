@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from must.core.types import Policy, Source
-from must.data.pipeline import Encoder
+from must.core.types import Example, Policy, Source
+from must.data.combine import encoded_of, labels_of
+from must.data.geometry import whole_image
+from must.data.pipeline import Encoder, labels_and_weights
 from must.experiment.jobs import facts, is_done
 from must.pseudo_label.policy import EVERY
+from must.readers.pictures import picture_size
 from must.tasks.base import Task
 from must.tasks.label_states import Claims
 
@@ -99,11 +102,11 @@ def _look(
 ) -> dict[str, dict[str, float]]:
     """{task: its line of a set}, of a sample of some records; adds to `tally` {task: int [classes, 3]}."""
     every = np.linspace(0, len(indices) - 1, min(_SAMPLE, len(indices))).astype(int)
-    rows, seen = encoder._replace(tasks=dict(tasks)), {name: [] for name in tasks}
+    seen = {name: [] for name in tasks}
     for place in every:
-        row = rows(records[indices[place]], 0, np.random.default_rng(0))
+        labels, weights = _labels(tasks, encoder, records, indices[place])
         for name, task in tasks.items():
-            claims = task.claims(row.labels[name], policies[name]) if row.weights[name] else None
+            claims = task.claims(labels[name], policies[name]) if weights[name] else None
             if claims is not None:
                 score = claims.scores.max(initial=0.0) if claims.scores.size <= _PIXELS else claims.scores.mean()
                 seen[name].append((bool(claims.positive.any()), float(score)))
@@ -122,7 +125,8 @@ def _look(
 
 def _count(tally: np.ndarray, claims: Claims) -> None:
     state = np.where(claims.positive, 0, np.where(claims.negative, 2, 1))
-    np.add.at(tally, (claims.ids.reshape(-1), state.reshape(-1)), 1)
+    places = 3 * claims.ids.astype(np.int64) + state
+    tally += np.bincount(places.reshape(-1), minlength=tally.size).reshape(tally.shape)
 
 
 def _warnings(
@@ -147,9 +151,16 @@ def _warnings(
 
 def _any_empty(truth: Source, name: str, tasks: Mapping[str, Task], encoder: Encoder) -> bool:
     """Whether the truth of an image holds nothing at all."""
-    rows = encoder._replace(tasks={name: tasks[name]})
     for index in np.linspace(0, len(truth) - 1, min(_SAMPLE, len(truth))).astype(int):
-        row = rows(truth[int(index)], 0, np.random.default_rng(0))
-        if row.weights[name] and not tasks[name].items(row.labels[name]).any():
+        labels, weights = _labels({name: tasks[name]}, encoder, truth, int(index))
+        if weights[name] and not tasks[name].items(labels[name]).any():
             return True
     return False
+
+
+def _labels(tasks: Mapping[str, Task], encoder: Encoder, source: Source, index: int) -> tuple[dict, dict]:
+    """Labels in network form and weights of one example, whose picture is not decoded if its header tells its size."""
+    data = encoded_of(source, index)
+    example = source[index] if data is None else Example(source.ids[index], None, labels_of(source, index))
+    size = example.image.shape[-3:-1] if data is None else picture_size(data, example.id)
+    return labels_and_weights(tasks, example, whole_image(size, encoder.size, keep_aspect=encoder.keep_aspect))

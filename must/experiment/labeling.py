@@ -62,18 +62,30 @@ def label(settings: Must, seed: int, index: int, count: int, by: str = "", *, di
 
 def label_evaluation(settings: Must, top: str, report) -> None:
     """Labels the evaluation images of a seed, whose truth measures the quality of the labels."""
-    images = {EVALUATION: build.together(build.splits(settings, settings.eval_splits[0]))}
-    one = label_pass(settings)._replace(images=images)
+    one = label_pass(settings)._replace(images={EVALUATION: images_of(settings, EVALUATION)})
     run_pass(one, teachers_of(settings, top, one), top, (0, 1), report)
+
+
+def images_of(settings: Must, name: str) -> Source:
+    """The images that records are of."""
+    if name == POOL:
+        return build.all_images(settings)
+    return build.together(build.splits(settings, "validation" if name == HELD_OUT else settings.eval_splits[0]))
+
+
+def records_of(
+    settings: Must, top: str, tasks: Sequence[str], name: str = POOL, by: str = "", *, verify: bool = False
+) -> Records:
+    """Records in a seed's directory; those that hold no pictures take them from the images that were labeled."""
+    images = None if settings.label.copy_images else images_of(settings, name)
+    return Records(records_directory(top, name, by), tasks=tasks, images=images, verify=verify)
 
 
 def label_pass(settings: Must, by: str = "") -> LabelPass:
     """What is labeled in a seed of MuST for its students to learn from, and to choose policies by."""
     tasks = build.tasks_of(settings)
-    images = {POOL: build.all_images(settings)}
-    if uses_validation(settings):
-        images[HELD_OUT] = build.together(build.splits(settings, "validation"))
-    section = settings.label
+    names = (POOL, HELD_OUT) if uses_validation(settings) else (POOL,)
+    images, section = {name: images_of(settings, name) for name in names}, settings.label
     options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
     return LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, by)
 
@@ -136,9 +148,9 @@ def choose_policies(settings: Must, seed: int, by: str = "", *, directory: str, 
         run = build.student(settings, arm)
         if run.labels_from == by and run.policies:
             save(os.path.join(directory, policy_file(arm)), choose(build.policies(settings, run)), tasks)
-    held_out = Records(records_directory(top, HELD_OUT, by), verify=False) if uses_validation(settings) else None
+    held_out = records_of(settings, top, list(tasks), HELD_OUT, by) if uses_validation(settings) else None
     policies = {name: policy for name, (policy, _) in choose(build.policies(settings)).items()}
-    pool = Records(records_directory(top, POOL, by), tasks=list(tasks), verify=False)
+    pool = records_of(settings, top, list(tasks), by=by)
     return acceptance.measure(tasks, policies, plain, pool, truth, held_out)
 
 

@@ -35,6 +35,7 @@ class Labels(NamedTuple):
       oracle_truth: {task: the truth of the labeled images}.
       label_evaluation: (directory of the seed, report) -> None, has the evaluation images labeled.
       records: directory of the records; by default the seed's own.
+      images: {name of records that hold no pictures: the labeled images}.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Labels(NamedTuple):
     oracle_truth: Mapping[str, Source]
     label_evaluation: Callable[[str, Any], None]
     records: str = ""
+    images: Mapping[str, Source] = {}
 
 
 def show_jobs(
@@ -79,7 +81,8 @@ def quality(settings: Any, labels, *, directory: str, report) -> dict:
     found, pictures = {}, {}
     for number, (name, truth) in enumerate(shown.truth.items()):
         at = labeling.records_directory(top, labeling.EVALUATION)
-        records, task = Records(at, tasks=[name], verify=False), shown.tasks[name]
+        images, task = shown.images.get(labeling.EVALUATION), shown.tasks[name]
+        records = Records(at, tasks=[name], images=images, verify=False)
         triples = labeling.recorded(records, truth, name, shown.encoder, task)
         found[name] = measure_quality(task, triples, policies[name], worst=section.worst)
         pictures[name] = _pictures(shown, records, truth, name, policies[name], found[name])
@@ -130,7 +133,8 @@ def _records(shown: Labels, top: str) -> Records:
     """The records of all images, with the tasks that the settings have."""
     directory = shown.records or labeling.records_directory(top)
     specs = Records(directory, verify=False).specs
-    return Records(directory, tasks=[name for name in shown.tasks if name in specs], verify=False)
+    tasks = [name for name in shown.tasks if name in specs]
+    return Records(directory, tasks=tasks, images=shown.images.get(labeling.POOL), verify=False)
 
 
 def _pictures(

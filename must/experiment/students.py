@@ -16,7 +16,6 @@ from must.experiment.external import external_teachers
 from must.experiment.settings import Must, Run, Student
 from must.experiment.training import NO_WEIGHTING, Weighting, train_tasks
 from must.objectives.labels import PSEUDO
-from must.readers.records import Records
 
 
 def train_single(settings: Must, seed: int, task: str, section: str, *, directory: str, report) -> dict:
@@ -54,11 +53,11 @@ def train_student(settings: Must, seed: int, arm: str, *, directory: str, report
     run, names = build.student(settings, arm), list(settings.tasks)
     top = labeling.seed_directory(directory, labeling.student_job(arm))
     policies = labeling.policies_of(settings, top, arm)
-    records = Records(labeling.records_directory(top, by=run.labels_from), tasks=names)
+    records = labeling.records_of(settings, top, names, by=run.labels_from, verify=True)
     source = student_source(settings, run, records)
     scheme, seen = NO_WEIGHTING, {}
     if run.weights.kind != "none" or run.slam.enabled:
-        held_out = Records(labeling.records_directory(top, labeling.HELD_OUT, run.labels_from), tasks=names)
+        held_out = labeling.records_of(settings, top, names, labeling.HELD_OUT, run.labels_from, verify=True)
         scheme, seen = weighting.weighting_of(
             weighting.Evidence(settings, run, arm, policies, source, records, held_out)
         )

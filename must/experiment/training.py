@@ -161,7 +161,7 @@ class _Hook:
     def __init__(self, directory, training: Training, log, selection, batches, checkpoints, report, start: int):
         self._directory, self._training, self._log, self._selection = directory, training, log, selection
         self._batches, self._checkpoints, self._report = batches, checkpoints, report
-        self.start, self.facts = start, {}
+        self.start, self.facts, self._validation = start, {}, ""
 
     def __call__(self, progress: Progress) -> bool:
         run, weighting = self._training.run, self._training.weighting
@@ -177,11 +177,15 @@ class _Hook:
                     f"{self._directory}: step {at}: not finite: {names}; lower the learning rate or clip_norm"
                 )
         if looks:
-            self._log.write(at, self._selection.look(progress.state, last))
+            scores = self._selection.look(progress.state, last)
+            self._log.write(at, scores)
+            headlines = {f"validation/{name}/{task.metrics[0].name}" for name, task in self._training.tasks.items()}
+            shown = [f"{name.split('/', 1)[1]} {value:.4g}" for name, value in scores.items() if name in headlines]
+            self._validation = f", validation at {at}: {', '.join(shown)}"
             last = last or self._selection.exhausted(at)
         if logs_now or last:
             self._log.write(at, logs)
-            self._report(at, progress.steps, f"loss {logs['loss']:.3f}")
+            self._report(at, progress.steps, f"loss {logs['loss']:.3f}{self._validation}")
         if weighting.every and at % weighting.every == 0 and not last:
             self._batches.weights = weighting.factors(local(states.model_variables(progress.state, ema=False)))
             self._log.write(at, _means(self._batches.weights))

@@ -170,6 +170,7 @@ class CocoJson(FileSource):
         if repeated is not None:
             raise UserError(f"{self._json}: duplicate category {repeated!r}")
         categories = dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+        known = set(categories)
         used = {_hashable(one.get("category_id")) for one in content["annotations"] if isinstance(one, dict)}
         unused = [name for id, name in categories.items() if id not in used and str(id) not in used]
         if names is not None:  # categories that no annotation uses may be left out
@@ -193,11 +194,11 @@ class CocoJson(FileSource):
         self._unknown = tuple(i for i, name in enumerate(self._names) if name not in annotated_names)
         self._unknown_of = []
         for file, listed in zip(self._file_names, self._listed_unknown, strict=True):
-            if set(listed) - set(self._number):
-                raise UserError(
-                    f"{self._json}: image {file!r}: unknown_category_ids {listed!r} are not all in categories"
-                )
-            self._unknown_of.append(tuple(sorted({*self._unknown, *(self._number[category] for category in listed)})))
+            if set(listed) - known:
+                named = f"unknown_category_ids {listed!r}"
+                raise UserError(f"{self._json}: image {file!r}: {named} are not all in categories")
+            mine = {self._number[category] for category in listed if category in self._number}
+            self._unknown_of.append(tuple(sorted({*self._unknown, *mine})))
 
     def _read_annotations(self, content: Any, pictures: Mapping[str, Path]) -> None:
         """Sets flat arrays over the annotations; image i owns `_rows[_starts[i]:_starts[i + 1]]`."""
@@ -363,4 +364,4 @@ def decode_mask(shape: Any, size: tuple[int, int], where: str) -> np.ndarray:
 
 def _hashable(value: Any) -> Any:
     """The value if it can be a dictionary key, else None."""
-    return value if isinstance(value, int | str) else None
+    return value if isinstance(value, int | float | str) else None

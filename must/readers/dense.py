@@ -29,7 +29,8 @@ class _Paired(FileSource):
       maps: folder of the maps below root.
       split: name of the split.
       ids: optional list file below root, one key per line.
-      image_suffix: end of picture names, before the extension, that is not part of the key, such as "_leftImg8bit".
+      image_suffix: end of picture names that is not part of the key, such as "_leftImg8bit"; with an extension, such as
+        ".jpg", where maps lie beside the pictures.
       map_suffix: end of map names with extension, such as "_labelIds.png".
       partial: allow pictures without a map, which then have no label, instead of raising an error.
       coarse: allow maps with one pixel per s x s pixels of the picture, rounded up, for any integer s.
@@ -97,7 +98,7 @@ class _Paired(FileSource):
 class MaskPng(_Paired):
     """Segmentation: PNG masks, gray or palette, with one class id per pixel; SBD masks if mask_suffix is ".mat".
 
-    Args (the others are those of `_Paired`):
+    Args (the others are those of `must.readers.dense._Paired`):
       masks: folder of the masks below root.
       classes: names, {stored id: name} or a file of either (`read_classes`). Stored ids need not be contiguous: classes
         are numbered in ascending order of their stored ids, skipping the ignored one.
@@ -150,7 +151,7 @@ class MaskPng(_Paired):
 class DepthPng(_Paired):
     """Metric depth along the optical axis: 16-bit PNG.
 
-    Args (the others are those of `_Paired`):
+    Args (the others are those of `must.readers.dense._Paired`):
       depths: folder of the depth maps below root.
       unit: "mm", "cm", "m", or the number of meters per stored unit.
       invalid: stored values that mean "no measurement"; 0 always does.
@@ -218,7 +219,7 @@ class NormalsPng(_Paired):
     Axes are the camera's, x right, y down, z forward, so visible surfaces have z < 0. Vectors far from unit length,
     such as gray or (0, 0, 0), are invalid; the others are normalized.
 
-    Args (the others are those of `_Paired`):
+    Args (the others are those of `must.readers.dense._Paired`):
       normals: folder of the normal maps below root.
       negate: axes with the opposite sign in the files, such as "yz" for y up and z toward the camera.
       normals_suffix: end of map names.

@@ -23,8 +23,8 @@ def number(value: Any, where: str) -> float:
 
 
 def flag(value: Any, where: str) -> bool:
-    """True or False, also as number or text, None and "" being False; UserError for anything else."""
-    known = _FLAGS.get(str(value).strip().lower()) if isinstance(value, bool | int | str) else None
+    """True or False, also as number or text (1, 1.0, "yes"), None and "" being False; UserError for anything else."""
+    known = _FLAGS.get(str(value).strip().lower().removesuffix(".0")) if isinstance(value, int | float | str) else None
     if value is None or known is not None:
         return bool(known)
     raise UserError(f"{where} {shown(value)} is neither 0 nor 1")

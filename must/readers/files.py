@@ -33,7 +33,8 @@ from must.readers.pictures import (
 )
 from must.readers.record_format import encode_png
 
-_WHOLE_FILE = 1 << 17  # larger files enter the fingerprint only by their ends
+_WHOLE_FILE = 1 << 17  # larger files enter the fingerprint only by their ends, but for text
+_TEXT = (".json", ".csv", ".tsv", ".txt", ".xml")
 
 
 class FileSource:
@@ -76,8 +77,16 @@ class FileSource:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        image = self._decoded(index, read_bytes(self._pictures[index]))
-        return Example(self.ids[index], image, self._checked_labels(index, image.shape[:2]))
+        image = self._decoded(index, data := read_bytes(self._pictures[index]))
+        labels = self._checked_labels(index, image.shape[:2])
+        if labels and self._orientation == DISPLAYED:
+            tag = orientation_of(data)
+            if 2 <= tag <= 4 or (tag > 4 and image.shape[0] == image.shape[1]):  # no size tells
+                notice(
+                    f"{self.name}: some pictures have an EXIF orientation that keeps their size, and are read as "
+                    f"displayed; set orientation={STORED!r} if the labels are of the pictures as stored"
+                )
+        return Example(self.ids[index], image, labels)
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, byte for byte; a PNG of the picture if other readers would see it turned or darker."""
@@ -133,7 +142,7 @@ class FileSource:
 
 
 def fingerprint_of(description: str, files: Iterable[Path], *, turned: bool = False) -> str:
-    """Hash of a description and of files' sizes and contents (of large files, only the first and last 64 KiB).
+    """Hash of a description and of files' sizes and contents (of large pictures and videos, the first and last 64 KiB).
 
     Args:
       description: of everything else.
@@ -146,13 +155,14 @@ def fingerprint_of(description: str, files: Iterable[Path], *, turned: bool = Fa
             digest.update(bytes(8))
             continue
         size = path.stat().st_size
+        whole = size <= _WHOLE_FILE or path.suffix.lower() in _TEXT
         digest.update(size.to_bytes(8, "little"))
         with open(path, "rb") as file:
-            head = file.read(size if size <= _WHOLE_FILE else _WHOLE_FILE // 2)
+            head = file.read(size if whole else _WHOLE_FILE // 2)
             digest.update(head)
             if turned and (tag := orientation_of(head)) != 1:
                 digest.update(bytes([tag]))
-            if size > _WHOLE_FILE:
+            if not whole:
                 file.seek(-_WHOLE_FILE // 2, os.SEEK_END)
                 digest.update(file.read())
     return digest.hexdigest()
@@ -305,7 +315,8 @@ def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict
 
     Args:
       path: searched recursively; hidden files and folders are skipped, and links to folders that are read anyway.
-      suffix: selects pictures whose name without extension ends in it; not part of the key.
+      suffix: selects pictures whose name ends in it, without extension or, such as "_rgb.jpg", with it; not part of the
+        key.
       ids: list file of keys, one per line, with or without extension; selects and orders the result.
 
     Raises:
@@ -313,17 +324,22 @@ def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict
     """
     pictures: dict[str, Path] = {}
     passed: Counter[str] = Counter()
+    with_extension = suffix.lower().endswith(PICTURES)
     for directory, names in walk(folder(path)):
         for name in names:
             stem, extension = os.path.splitext(name)
             if extension.lower() not in PICTURES:
                 passed[extension.lower()] += 1
                 continue
-            if not stem.endswith(suffix):
+            kept = name if with_extension else stem
+            if not kept.endswith(suffix):
                 continue
-            key = Path(directory, stem[: len(stem) - len(suffix)]).relative_to(path).as_posix()
+            key = Path(directory, kept[: len(kept) - len(suffix)]).relative_to(path).as_posix()
             if key in pictures:
-                raise UserError(f"{Path(directory, name)}: same name as {pictures[key].name}, so ids would repeat")
+                raise UserError(
+                    f"{Path(directory, name)}: same name as {pictures[key].name}, so ids would repeat; rename one of "
+                    f"them or, where labels lie beside pictures, choose by image_suffix={pictures[key].suffix!r}"
+                )
             pictures[key] = Path(directory, name)
     tell_passed_over(path, "pictures" + (f" whose names end in {suffix!r}" if suffix else ""), passed, pictures)
     return dict(sorted(pictures.items())) if ids is None else select(pictures, ids, path)

@@ -148,6 +148,9 @@ def _read_table(file: Path, available: Mapping[str, Path], path: Path) -> tuple[
             f"{file}: the columns {', '.join(heading[column] for column in others)} are read as classes, 1 or 0 each"
         )
     of = (named or [column for column in others if column > at] or others or [1])[0]
+    if len(others) > 1 and not named and not hot:
+        called = f"column {heading[of]!r}" if of < len(heading) else f"column {of + 1}"
+        notice(f"{file}: {called} of {len(probe)} is read as the class; call the one that holds the class 'class'")
     rows: dict[str, str] = {}
     for number, row in table.items():
         where = f"{file}: line {number}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from must.core import labels
+from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers import fields
 from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, read_json, source_name
@@ -80,6 +81,9 @@ class CocoPanoptic(FileSource):
             self._read(entry, files, folder(path), folder(maps), pictures, names)
         if not pictures:
             raise UserError(f"{self._json}: no annotations")
+        if len(files) > len(pictures):
+            missing = len(files) - len(pictures)
+            notice(f"{self._json}: {missing:,} of {len(files):,} images have no annotation and are left out")
         super().__init__(
             source_name(name, root, split),
             pictures,
@@ -141,7 +145,10 @@ def painted(stored: np.ndarray, classes: Mapping[int, int], where: str) -> np.nd
     for id in ids.tolist():
         if id and id not in classes:
             raise UserError(f"{where}: segment {id} has no class")
-    table = np.array([classes[id] if id else labels.IGNORE for id in ids.tolist()], np.uint8)
+    table = np.array([classes[id] if id else labels.IGNORE for id in ids.tolist()], np.int64)
+    if table.min(initial=0) < 0 or table.max(initial=0) > labels.IGNORE:
+        raise UserError(f"{where}: a segment's class id is not in 0..{labels.IGNORE - 1}")
+    table = table.astype(np.uint8)
     return table[inverse].reshape(stored.shape)
 
 

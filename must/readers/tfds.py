@@ -29,6 +29,7 @@ from must.readers.pictures import (
     stored_ids,
     untagged,
 )
+from must.readers.record_format import encode_png
 from must.readers.tfrecords import TfRecordRows
 
 _CROWD_KEYS = ("is_crowd", "is_difficult")
@@ -155,7 +156,12 @@ class Tfds:
 
     def encoded(self, index: int) -> bytes | None:
         """The stored picture; None for videos."""
-        return None if self._video else untagged(self._row(index)[self._image])
+        if self._video:
+            return None
+        data = self._row(index)[self._image]
+        if is_deep(data) and self._bits < 16:  # other readers would see it darker
+            return encode_png(decode_picture(data, self.ids[index], bits=self._bits))
+        return untagged(data)
 
     @functools.cached_property
     def _bits(self) -> int:

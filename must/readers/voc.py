@@ -104,16 +104,19 @@ class Voc(FileSource):
         self._check(annotated)
         self._check_boxes(one_based, relative)
         self._masks = self._find_masks(locate(root, masks, split), pictures)
-        self._table = labels.class_table(dict(enumerate((background, *names))), labels.IGNORE, root)[1]
-        labels.check_masks(
-            sampled(self._masks, read_mask), (background, *names), self._table, str(locate(root, masks, split))
-        )
+        if SEGMENTATION in self._tasks:
+            space = (background, *names)
+            self._table = labels.class_table(dict(enumerate(space)), labels.IGNORE, root)[1]
+            labels.check_masks(sampled(self._masks, read_mask), space, self._table, str(locate(root, masks, split)))
         spaces = {DETECTION: names, SEGMENTATION: (background, *names)}
         super().__init__(
             source_name(name, root, split),
             pictures,
             classes={key: spaces[kind] for kind, key in self._tasks.items()},
-            settings=(self._tasks, self._unknown, ignore_difficult, one_based, relative, drop_empty, bounds),
+            settings=(
+                (self._tasks, self._unknown, ignore_difficult, one_based, relative, drop_empty, bounds),
+                [file is not None for file in self._masks],
+            ),
             label_files=[*self._xml, *(file for file in self._masks if file is not None)],
             orientation=orientation,
         )

@@ -109,9 +109,14 @@ def choose_policies(settings: Settings, *, directory: str, report) -> dict:
         chosen[name] = labeling.fitted(task, name, section, pairs)
     labeling.save(f"{directory}/{labeling.POLICIES}", chosen, tasks)
     policies = {name: policy for name, (policy, _) in chosen.items()}
-    truths, at = _truth(settings, HELD_OUT), settings.onto or labeling.records_directory(top)
-    held_out = Records(labeling.records_directory(top, HELD_OUT), verify=False) if truths else None
-    return acceptance.measure(tasks, policies, encoder, Records(at, tasks=list(tasks), verify=False), truths, held_out)
+    truths, images = _truth(settings, HELD_OUT), _pictures(settings)
+
+    def records(name: str, at: str) -> Records:
+        return Records(at, tasks=list(tasks), images=images.get(name), verify=False)
+
+    pool = records(POOL, settings.onto or labeling.records_directory(top))
+    held_out = records(HELD_OUT, labeling.records_directory(top, HELD_OUT)) if truths else None
+    return acceptance.measure(tasks, policies, encoder, pool, truths, held_out)
 
 
 def shown_labels(settings: Settings) -> show.Labels:
@@ -120,7 +125,15 @@ def shown_labels(settings: Settings) -> show.Labels:
     oracle = {name: build.source(section) for name, section in settings.oracle_truth.items()}
     encoder = build.encoder(settings.image, tasks)
     truth, evaluation = _truth(settings, EVALUATION), partial(label_evaluation, settings)
-    return show.Labels(settings.title, tasks, encoder, truth, oracle, evaluation, settings.onto)
+    return show.Labels(settings.title, tasks, encoder, truth, oracle, evaluation, settings.onto, _pictures(settings))
+
+
+def _pictures(settings: Settings) -> dict[str, Source]:
+    """{name of records that hold no pictures: the images that are labeled}."""
+    if settings.label.copy_images:
+        return {}
+    truth = _truth(settings, EVALUATION)
+    return images_to_label(settings) | ({EVALUATION: build.together(truth)} if truth else {})
 
 
 def tasks_of(settings: Settings) -> dict[str, Task]:

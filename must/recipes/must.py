@@ -81,7 +81,9 @@ def shown_labels(settings: Must) -> show.Labels:
     truth = build.splits(settings, settings.eval_splits[0])
     encoder = build.encoder(settings.image, tasks)
     evaluation = partial(labeling.label_evaluation, settings)
-    return show.Labels(settings.title, tasks, encoder, truth, build.oracle_truth(settings), evaluation)
+    names = () if settings.label.copy_images else (labeling.POOL, labeling.EVALUATION)
+    images = {name: labeling.images_of(settings, name) for name in names}
+    return show.Labels(settings.title, tasks, encoder, truth, build.oracle_truth(settings), evaluation, "", images)
 
 
 def check(members: Members) -> None:

@@ -140,7 +140,7 @@ def fuse(labels: Sequence[Label], overlap: float = 0.55) -> Label:
         if len(close) and close.max() > overlap:
             group = groups[at := int(close.argmax())]
             group.append(i)
-            fused[at] = np.average(boxes[group], 0, scores[group])
+            fused[at] = np.average(boxes[group], 0, np.maximum(scores[group], 1e-9))
         else:
             groups.append([i])
             fused, of = np.concatenate([fused, boxes[i : i + 1]]), np.append(of, classes[i])

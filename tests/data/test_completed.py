@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from must.core import labels as forms
+from must.data.classes import aligned
 from must.data.merge import Overlay, completed
 from must.data.pipeline import Encoder, eval_batches
 from must.tasks.detection import Detection
@@ -89,3 +90,16 @@ def test_through_sources_and_rows():
     (batch,) = eval_batches(data, Encoder({"kind": task}, (8, 8)), batch_size=2)
     rows = batch.labels["kind"]
     assert rows["ids"][0, ::4, 0, 0].tolist() == [2, 1] and rows["known"].tolist() == [[True] * 3, [True, True, False]]
+
+
+@pytest.mark.parametrize("name", ["background", "_background_"])
+def test_a_background_does_not_hide_what_the_annotation_does_not_know(name):
+    """A mask of cats alone says "background" over the emus, which the teacher sees."""
+    masks = [[0, 1, 0, 0]], [[2, 2, 2, 0]]
+    truth, pseudo = (
+        Memory(kind, [{"segmentation": forms.segmentation(np.repeat(mask, 4, 0))}], {"segmentation": names}, ["p/0"])
+        for kind, mask, names in zip(("truth", "pseudo"), masks, ((name, "cat"), (name, "cat", "emu")), strict=True)
+    )
+    truth = aligned(truth, pseudo.classes)
+    label = Overlay(pseudo, [truth]).labels(0)["segmentation"]
+    assert label["ids"][0, :, 0].tolist() == [2, 1, 2, 0] and label["unknown"].tolist() == []

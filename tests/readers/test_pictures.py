@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -88,6 +89,16 @@ def test_a_displayed_picture_is_what_viewers_show(tmp_path, kind, tag):
         assert orientation_of(kept) == 1
         np.testing.assert_array_equal(decode_picture(kept, "a"), image)
         assert kept == data or tag > 1
+
+
+@pytest.mark.parametrize("tag, told", [(3, True), (6, False)])
+def test_a_turn_that_no_size_tells_is_mentioned(tmp_path, tag, told):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "a.jpg").write_bytes(tagged(smooth(), tag, "JPEG"))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        source("image_folder", root=str(tmp_path), split="train", name=f"turned{tag}")[0]
+    assert any("orientation='stored'" in str(one.message) for one in seen) == told
 
 
 def test_a_missing_end_mark_is_no_truncation_but_nothing_to_hand_on(tmp_path):

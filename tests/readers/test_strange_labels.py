@@ -100,10 +100,51 @@ def test_voc_that_counts_from_0(tmp_path):
     assert boxes(section, one_based=True) == [[0, 2, 9, 8]]
 
 
-@pytest.mark.parametrize("value, crowd", [("0", False), ("1", True), ("False", False), ("", False), (None, False)])
+_NO, _YES = ("0", "False", "", None, 0.0, "0.0"), ("1", 1.0)
+
+
+@pytest.mark.parametrize("value, crowd", [*((value, False) for value in _NO), *((value, True) for value in _YES)])
 def test_flags_as_text(tmp_path, value, crowd):
     section = sets.coco(tmp_path, with_boxes([1, 2, 3, 4], iscrowd=value))
     assert source(**section).labels(0)["detection"]["crowd"].tolist() == [crowd]
+
+
+def test_categories_that_are_left_out_may_be_unknown_in_a_picture(tmp_path):
+    section = sets.coco(tmp_path, lambda content: content["images"][0].update(unknown_category_ids=[_unused(content)]))
+    names = [name for name in source(**section).classes["detection"] if name != "never"]
+    assert source(**section).labels(0)["detection"]["unknown"].tolist() == [len(names)]
+    assert source(**section, classes=names).labels(0)["detection"]["unknown"].tolist() == []
+
+
+def _unused(content):
+    content["categories"].append({"id": 99, "name": "never"})
+    return 99
+
+
+def test_boxes_alone_may_have_more_classes_than_a_mask_holds(tmp_path):
+    names = ["cat", *(f"class {i}" for i in range(400))]
+    assert source(**{**sets.voc(tmp_path), "classes": names}).classes["detection"] == tuple(names)
+
+
+def test_maps_may_lie_beside_their_pictures(tmp_path):
+    sets.picture(tmp_path / "all" / "a.jpg")
+    sets.png(tmp_path / "all" / "a.png", np.ones(sets.SIZE, np.uint8))
+    section = {"kind": "mask_png", "root": str(tmp_path), "images": "all", "masks": "all", "classes": ["sky", "sea"]}
+    with pytest.raises(UserError, match="image_suffix='.jpg'"):
+        source(**section)
+    data = source(**section, image_suffix=".jpg")
+    assert [id.partition("/")[2] for id in data.ids] == ["a"]
+    assert (data[0].labels["segmentation"]["ids"] == 1).all()
+
+
+def test_a_label_file_counts_whole_in_the_fingerprint(tmp_path):
+    def change(content, crowd):
+        with_boxes(*[[1, 2, 3, 4]] * 4000, iscrowd=0)(content)
+        content["annotations"][2000]["iscrowd"] = crowd
+
+    one, two = (sets.coco(tmp_path / str(crowd), lambda content, c=crowd: change(content, c)) for crowd in (0, 1))
+    assert (tmp_path / "0" / "labels.json").stat().st_size > 2**18
+    assert source(**one, name="a").fingerprint != source(**two, name="a").fingerprint
 
 
 def test_numbers_and_ids_as_text(tmp_path):

@@ -79,6 +79,13 @@ def test_tables_that_cannot_be_meant(tmp_path, table, says):
         source("image_csv", root=root, table="labels.csv")
 
 
+def test_a_column_that_is_only_guessed_to_be_the_class_is_told(tmp_path):
+    (tmp_path / "table.csv").write_text("image,split,breed\na.jpg,val,pug\nb.jpg,val,collie\n")
+    root = pictures(tmp_path, "a.jpg", "b.jpg")
+    with pytest.warns(Notice, match="column 'split' of 3 is read as the class"):
+        assert source("image_csv", root=root, table="table.csv").classes["classification"] == ("val",)
+
+
 def test_a_class_column_of_0_and_1_is_not_one_hot(tmp_path):
     root = pictures(tmp_path / "all", "a.jpg", "b.jpg", "c.jpg")
     (tmp_path / "all" / "t.csv").write_text("image,label,fold\na,1,0\nb,0,1\nc,0,1\n")

@@ -217,3 +217,12 @@ def test_mistakes_are_one_line(changes, words, tmp_path):
     with pytest.raises(UserError, match=words) as caught:
         run(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_records_without_pictures_take_them_from_the_images(tmp_path):
+    """Policies, acceptance, quality, gallery and files of records that only refer to their images."""
+    run(config_of(label={"shards": 3, "batch_size": 8, "copy_images": False}), tmp_path)
+    assert Records(str(_records(tmp_path)), verify=False).encoded(0) is None
+    files = LabelFiles(tmp_path / "files" / "labels")
+    assert len(files) == COUNTS["pool"] and files[0].image.shape[-1] == 3
+    assert (tmp_path / "quality" / "quality.html").exists()
