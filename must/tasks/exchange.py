@@ -41,7 +41,7 @@ def labeled(source: Source, name: str, task: Any, fields: Sequence[str]) -> Iter
         if label is None:
             continue
         if extra := set(label) - set(fields):
-            raise UserError(f"{id}: these files cannot hold {name}.{min(extra)}")
+            raise UserError(f"{id}: {name}.{min(extra)} cannot be written to these files")
         none = False
         yield index, label
     if none:
