@@ -179,8 +179,9 @@ def tasks(sections: Mapping[str, Any], annotated: Sources) -> dict[str, Task]:
     made = {}
     for name, section in sections.items():
         arguments = without_none(section)
-        if name in annotated:
-            arguments = {**defaults(arguments.get("kind", name), annotated[name], name), **arguments}
+        kind = arguments.get("kind", name)
+        if name in annotated and base.knows(kind) and set(base.class_of(kind).fitted) - set(arguments):
+            arguments = {**defaults(kind, annotated[name], name), **arguments}
         classes = annotated[name].classes.get(name) if name in annotated else None
         if classes and "classes" not in arguments:
             arguments["classes"] = tuple(classes)

@@ -69,8 +69,15 @@ def _found(source: Source, settings: Any, workdir: str) -> list[Reject]:
 
 
 def _known(path: str) -> dict[str, Any]:
+    """The content of the list without what somebody has damaged, which is read again."""
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            content = json.load(file)
     except (FileNotFoundError, ValueError):
         return {}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {key: entry for key, entry in entries if isinstance(entry, dict) and _is_list(entry.get("rejects"))}
+
+
+def _is_list(rejects: Any) -> bool:
+    return isinstance(rejects, list) and all(isinstance(one, list) and len(one) == 2 for one in rejects)

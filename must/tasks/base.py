@@ -40,10 +40,11 @@ class Task:
     whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
     can_be_empty: ClassVar[bool] = False  # its truth may be that nothing is there
+    fitted: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that `defaults` gives; labels are read if one is left out
 
     @classmethod
     def defaults(cls, labels: Iterable[Label]) -> dict[str, Any]:
-        """Hyper-parameters that fit training labels, in record form, for those that a configuration leaves out."""
+        """Those hyper-parameters of `fitted` that suit training labels, in record form."""
         return {}
 
     def head(self) -> Any:

@@ -43,12 +43,20 @@ def write(forms: Sequence[str], directory: str, source: Source, name: str, task:
 def _rows(
     source: Source, name: str, task: Any, least: float
 ) -> Iterator[tuple[str, tuple[int, int], Label, list[str]]]:
-    """Picture, its (height, width), the boxes to be written and the names of their classes."""
+    """Picture, its (height, width), the boxes to be written and the names of their classes; tells what has no place."""
+    count, partly = 0, 0
     for index, label in labeled(source, name, task, BOX_FIELDS):
+        count, partly = count + 1, partly + (np.size(label.get("unknown", ())) > 0)
         chosen = np.asarray(label["scores"]) >= least
         label = {field: np.asarray(label[field])[chosen] for field in ("boxes", "classes", "crowd")}
         names = class_names(label["classes"], task.classes, f"{source.ids[index]}: {name}")
         yield picture_file(source, index), picture_size(source, index), label, names
+    for number, what in ((len(source) - count, "no label"), (partly, "classes that are not annotated")):
+        if number:
+            notice(
+                f"{source.name}: {number:,} of {len(source):,} pictures have {what}, for which YOLO and VOC have no "
+                "place: tools take what is missing as absent (coco.json keeps it)"
+            )
 
 
 def _write_yolo(directory: str, source: Source, name: str, task: Any, least: float) -> None:

@@ -56,6 +56,7 @@ class Depth(Task):
     stride: int = 4
 
     optional: ClassVar[tuple[str, ...]] = ("scores",)
+    fitted: ClassVar[tuple[str, ...]] = ("max_depth",)
 
     def __post_init__(self):
         dense.output_stride("depth", self.head_stride, self.shuffle)

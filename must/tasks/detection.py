@@ -113,6 +113,7 @@ class Detection(Task):
     terms: ClassVar[tuple[str, ...]] = ("score", "class", "box")
     pdf_terms: ClassVar[tuple[str, ...]] = ("pdf_class", "pdf_box")
     can_be_empty: ClassVar[bool] = True
+    fitted: ClassVar[tuple[str, ...]] = ("max_boxes",)
 
     def __post_init__(self):
         for name in ("classes", "strides"):
@@ -129,9 +130,12 @@ class Detection(Task):
 
     @classmethod
     def defaults(cls, labels: Iterable[Label]) -> dict[str, Any]:
-        """As in the base class: room for a quarter more boxes than the fullest image has."""
+        """As in the base class: room for a quarter more boxes than the fullest image has, and for 32 at least.
+
+        Images of a pool may be fuller, and boxes without room are taught as background.
+        """
         most = max((len(label["boxes"]) for label in labels), default=0)
-        return {"max_boxes": max(8, math.ceil(1.25 * most / 8) * 8)}
+        return {"max_boxes": max(32, math.ceil(1.25 * most / 8) * 8)}
 
     def label_spec(self) -> dict[str, ArraySpec]:
         return {

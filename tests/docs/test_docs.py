@@ -38,7 +38,7 @@ def commands():
             f"python -m must.main {flags}"
             for flags in re.findall(r"^\| `(--config=configs/[^`]+)`", text, re.MULTILINE)
         ]:
-            if "--config=my_data.py" not in line:  # made on its page; test_your_data.py runs it
+            if "--config=my_data.py" not in line:  # made on its page, and run by test_your_data
                 found.setdefault(line.split("#")[0].strip(), page)
     return [pytest.param(line, id=line.removeprefix("python -m must.main ")) for line in found]
 

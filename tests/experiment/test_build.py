@@ -110,8 +110,13 @@ def test_what_a_task_leaves_out_comes_from_its_training_labels():
     made = build.tasks({"detection": {"kind": "detection"}, "depth": {"kind": "depth"}}, sources)
     assert made["detection"].max_boxes == 192 and made["depth"].max_depth == 67.0
     told = {"detection": {"kind": "detection", "max_boxes": 5}, "depth": {"kind": "depth", "max_depth": 9.0}}
+    for unread in sources.values():
+        unread.labels = None  # nothing is read of which nothing is needed
+    build.defaults.cache_clear()
     made = build.tasks(told, sources)
     assert made["detection"].max_boxes == 5 and made["depth"].max_depth == 9.0
+    few = {"detection": Memory("c", [boxes(2)], {"detection": ("x",)})}
+    assert build.tasks({"detection": {"kind": "detection"}}, few)["detection"].max_boxes == 32  # a pool may be fuller
 
 
 def test_none_is_the_default_of_a_source(tmp_path):

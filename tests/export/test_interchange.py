@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from must.core.notices import Notice
 from must.core.types import UserError
 from must.data.edited import EditedCoco
 from must.data.geometry import own_frame, transform_map
@@ -391,6 +392,13 @@ def test_pycocotools_paints_the_masks_as_they_were(in_all_forms, form, capsys):
             assert mask.sum() == entry["area"] and (painted[mask] == 255).all()
             painted[mask] = entry["category_id"] - 1
         np.testing.assert_array_equal(painted, transform_map(ids, own_frame(painted.shape), 255))
+
+
+def test_what_yolo_and_voc_have_no_place_for_is_told(tmp_path):
+    with pytest.warns(Notice, match="of 40 pictures have no label.*YOLO and VOC have no place"):
+        export_labels(
+            tmp_path / "a", Labeled([f"pool/{i}" for i in range(40)], seed=3), {"boxes": TASKS["boxes"]}, boxes=("voc",)
+        )
 
 
 def test_other_forms_are_refused_by_name(tmp_path):
