@@ -137,7 +137,7 @@ MISTAKES = [
     (["--config.image.size=(0,0)"], "config.image.size[0]=0"),
     (["--config.image.size=(64,)"], "config.image.size=[64]"),
     (["--stage=gallery"], "label/0, which is not done: run its stage first"),
-    (["--workdirs=a,b"], "--workdirs: compares finished workdirs"),
+    (["--workdirs=a,b"], "--workdirs: only --stage=compare takes"),
     (["--workdir="], "--workdir=DIR is required"),
     (["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: expected a folder"),
     (["--workdir=setup.cfg"], "--workdir="),

@@ -58,8 +58,8 @@ def check_unit(sample: Iterable[np.ndarray], unit: str | float, where: str) -> N
     middle = float(np.median(valid))
     if middle > 500 or valid.max() < 0.1:
         raise UserError(
-            f"{where}: with unit={unit!r} the median depth is {middle:,.4g} m; is another unit meant, such as "
-            f"{'mm' if middle > 500 else 'm'!r}? A number, unit={UNITS[unit]:g}, is taken as it is"
+            f"{where}: with unit={unit!r} the median depth is {middle:,.4g} m; is the unit "
+            f"{'mm' if middle > 500 else 'm'!r}? A number is not questioned: unit={UNITS[unit]:g}"
         )
 
 

@@ -39,8 +39,8 @@ class Concat(Routed):
         repeated = first_repeated(self.ids)
         if repeated is not None:
             raise UserError(
-                f"{name}: id {repeated!r} occurs twice; sources of other pictures need other names (name=...), "
-                "labels of the same pictures belong into one source of kind 'join'"
+                f"{name}: id {repeated!r} occurs twice; give sources of different pictures different names (name=...), "
+                "and combine labels of the same pictures with a source of kind 'join'"
             )
         self.fingerprint = hash_of("concat", *(source.fingerprint for source in self._sources))
         self._starts = list(itertools.accumulate((len(source) for source in self._sources), initial=0))

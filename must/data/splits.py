@@ -26,10 +26,10 @@ def part(ids: Sequence[str], share: float | int, seed: int) -> tuple[list[str], 
     """
     total = len(ids)
     if isinstance(share, bool) or not isinstance(share, (int, float)):
-        raise UserError(f"a part of {share!r}: expected a fraction between 0 and 1, or a number of examples")
+        raise UserError(f"share {share!r}: expected a fraction between 0 and 1, or a number of examples")
     size = share if isinstance(share, int) else int(share * total)
     if not 0 < size < total:
-        raise UserError(f"a part of {share} out of {total} examples leaves one side empty")
+        raise UserError(f"a share of {share} out of {total} examples leaves one side empty")
     by_source: dict[str, list[int]] = {}
     for i, id in enumerate(ids):
         by_source.setdefault(id.partition("/")[0], []).append(i)

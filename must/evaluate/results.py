@@ -370,9 +370,7 @@ def pool(parts: Mapping[str, Mapping[str, Any]], *, by: str = "") -> tuple[list[
                 )
         for seed in results["seeds"]:
             if not by and owners.setdefault(seed, name) != name:
-                raise UserError(
-                    f"{name}: seed {seed} is in {owners[seed]} too, and the configurations differ in nothing"
-                )
+                raise UserError(f"{name}: seed {seed} is in {owners[seed]} too, and the configurations are the same")
         for column, facts in results["columns"].items():
             label, settings = facts["label"], dict(facts["settings"])
             if by:

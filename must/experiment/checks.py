@@ -56,7 +56,7 @@ def _check_taught(settings: SingleStudent, name: str) -> None:
     if seen:
         raise UserError(
             f"config.train_sets.{name}={settings.train_sets[name]!r}: has no labels of {name!r}, only of "
-            f"{', '.join(map(repr, sorted(seen)))}; take another set, or name its labels so (task={name!r})"
+            f"{', '.join(map(repr, sorted(seen)))}; use another set, or rename its labels (task={name!r})"
         )
 
 
@@ -99,7 +99,9 @@ def check_students(settings: Must) -> None:
     sections = set(vars(settings))
     for arm in settings.arms:
         if arm in sections or not arm.isidentifier():
-            raise UserError(f"config.arms.{arm}: an arm has a name of letters, digits and _ that is no section's")
+            raise UserError(
+                f"config.arms.{arm}: the name of an arm has letters, digits and _ only, and is not that of a section"
+            )
     _check_rounds(settings)
     available = sum(map(len, build.pool(settings)))
     for name in build.students(settings):

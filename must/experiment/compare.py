@@ -154,11 +154,13 @@ def read_results(workdir: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             results = json.load(file)
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; run --stage=compare in {workdir} first") from None
+        raise UserError(f"{path}: does not exist; run --stage=compare in {workdir} first") from None
     except ValueError:
         raise UserError(f"{path}: damaged; run --stage=compare in {workdir} again") from None
     if results.get("schema") != SCHEMA:
-        raise UserError(f"{path}: schema {results.get('schema')!r} of another version; compare again with this one")
+        raise UserError(
+            f"{path}: schema {results.get('schema')!r} is from another version; run --stage=compare again with this one"
+        )
     return results
 
 
@@ -181,7 +183,7 @@ def report(members, sections: Callable[..., list], *, directory: str, report) ->
 def compare_workdirs(workdirs: Sequence[str], target: str) -> None:
     """Puts the results of several finished workdirs into one table and page.
 
-    Workdirs whose configurations differ in nothing but their seeds are further seeds of one experiment. Others become
+    Workdirs whose configurations differ only in their seeds are further seeds of one experiment. Others become
     values of a further axis, named after the key in which they differ.
 
     Raises:
@@ -190,10 +192,10 @@ def compare_workdirs(workdirs: Sequence[str], target: str) -> None:
     from must.report.page import write_page
 
     if len(workdirs) < 2:
-        raise UserError("--workdirs=A,B: at least two workdirs to compare")
+        raise UserError("--workdirs=A,B: needs at least two workdirs")
     parts = {os.path.normpath(workdir): read_results(workdir) for workdir in workdirs}
     if len(parts) < len(workdirs):
-        raise UserError("--workdirs: one workdir stands twice")
+        raise UserError("--workdirs: a workdir is listed twice")
     names, axis = _distinguish(list(parts))
     parts = dict(zip(names, parts.values(), strict=True))
     first = next(iter(parts.values()))

@@ -54,7 +54,7 @@ def external_teacher(
         where = converted(where, str, f"teacher {name}: {kind}")
     if kind == "fuse":
         if not isinstance(where, list | tuple) or section:
-            raise UserError(f"teacher {name}: 'fuse' is a list of sections and stands alone")
+            raise UserError(f"teacher {name}: 'fuse' is a list of sections, without other keys")
         parts = [external_teacher(f"{name}-{n}", part, tasks, size) for n, part in enumerate(where, 1)]
         teacher = fuse(name, parts)
     elif kind == "make":

@@ -63,7 +63,7 @@ def facts(workdir: str, name: str) -> dict:
         with open(path, encoding="utf-8") as file:
             return dict(json.load(file))
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; run the stage of {name} first") from None
+        raise UserError(f"{path}: does not exist; run the stage of {name} first") from None
     except (ValueError, TypeError):
         raise UserError(f"{path}: damaged; remove it and run the command again") from None
 

@@ -73,7 +73,7 @@ def load(directory: str) -> Trained:
         with open(path, encoding="utf-8") as file:
             about = json.load(file)
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; {directory} holds no trained network") from None
+        raise UserError(f"{path}: does not exist; {directory} holds no trained network") from None
     except ValueError:
         raise UserError(f"{path}: damaged; remove the directory and train again") from None
     tasks = {name: base.build(**_tuples(section)) for name, section in about["tasks"].items()}
@@ -114,7 +114,7 @@ def as_teacher(directory: str, name: str, *, tasks: tuple[str, ...] = (), hflip_
     trained = load(directory)
     for task in tasks:
         if task not in trained.tasks:
-            raise UserError(f"{directory}: the network answers {', '.join(trained.tasks)}, not {task}")
+            raise UserError(f"{directory}: the network predicts {', '.join(trained.tasks)}, not {task}")
     labeled = {task: trained.tasks[task] for task in tasks or trained.tasks}
     return teachers.from_model(
         name,

@@ -77,13 +77,15 @@ def describe_data(members, images: Callable[[Any], Source], purpose: str) -> Non
     for name, splits in settings.sets.items():
         counts = {split: len(build.source(section)) for split, section in splits.items()}
         print(f"  {name:16} " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
+    for name, section in getattr(settings, "pool", {}).items():
+        print(f"  {name:16} pool {len(build.source(section)):,}")
     every = images(settings)
     print(f"  {purpose:16} {len(every):,} images")
     tasks = build.tasks_of(settings)
     for name, task in tasks.items():
         classes = tuple(getattr(task, "classes", ()))
         shown = f"{len(classes)} classes: {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}"
-        print(f"  {name:16} " + (shown if classes else "no classes") + f"; truth of {settings.train_sets[name]}")
+        print(f"  {name:16} " + (shown if classes else "no classes") + f"; annotated in {settings.train_sets[name]}")
         fitted = build.defaults(settings.tasks[name].get("kind", name), build.split(settings, name, "train"), name)
         if fitted := {key: value for key, value in fitted.items() if key not in settings.tasks[name]}:
             print(f"  {'':16} from the data: " + ", ".join(f"{key} {value}" for key, value in fitted.items()))
@@ -120,7 +122,7 @@ def describe_runs(
     axes = {axis: len({m.axes[axis] for m in members}) for axis in members[0].axes}
     of = "".join(f" for each of {count} {axis}s, here the last" for axis, count in axes.items())
     rate = _matmul_rate()
-    print(f"\nruns{of} (hours at {rate / 1e12:.2f} TFLOP/s, a plain matrix product here)")
+    print(f"\nruns{of} (hours: a lower bound, at the {rate / 1e12:.2f} TFLOP/s of a matrix product here)")
     width = max(28, *(len(name) + 1 + len(names[0] if len(names) == 1 else "all tasks") for name, _, names in runs))
     known: dict[str, tuple[int, int, float]] = {}
     total = 0.0

@@ -117,7 +117,7 @@ def run(
     check_stage(recipe, stage)
     if workdirs:
         if stage != "compare":
-            raise UserError(f"--workdirs: compares finished workdirs, --stage=compare; not --stage={stage}")
+            raise UserError(f"--workdirs: only --stage=compare takes finished workdirs, not --stage={stage}")
         compare_workdirs(workdirs, workdir)
         print_results(workdir)
         return
@@ -189,15 +189,15 @@ def _claim(recipe: Recipe, workdir: str, config: Mapping[str, Any]) -> None:
             with open(path, encoding="utf-8") as file:
                 known = json.load(file)
         except ValueError:
-            raise UserError(f"{path}: damaged; restore it, or take another --workdir") from None
+            raise UserError(f"{path}: damaged; restore it, or use another --workdir") from None
         if known.get("recipe") != recipe.name:
-            raise UserError(f"{workdir}: belongs to the recipe {known.get('recipe')!r}; take another --workdir")
+            raise UserError(f"{workdir}: belongs to the recipe {known.get('recipe')!r}; use another --workdir")
         fixed = [
             {key: value for key, value in _first(recipe, one).items() if key not in recipe.changeable}
             for one in (known, config)
         ]
         if difference := first_difference(*fixed, "config"):
-            raise UserError(f"{workdir}: belongs to another configuration: {difference}; take another --workdir")
+            raise UserError(f"{workdir}: belongs to another configuration: {difference}; use another --workdir")
         files.write_json(path, here)
         return
     manifest = {

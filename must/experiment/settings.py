@@ -506,7 +506,7 @@ class Files:
 
     def __post_init__(self):
         if wrong := set(self.boxes) - {"yolo", "voc"}:
-            raise ValueError(f"boxes={self.boxes}: {min(wrong)!r} is none of 'yolo', 'voc'")
+            raise ValueError(f"boxes={self.boxes}: {min(wrong)!r} is not one of 'yolo', 'voc'")
 
 
 @dataclass(frozen=True)

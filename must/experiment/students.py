@@ -114,9 +114,11 @@ def given_weights(
         known = {*ids, *records.ids}
         for name, by_id in read_weights(run.weights_file).items():
             if name not in factors:
-                raise UserError(f"{run.weights_file}: has weights for {name}, trained are {', '.join(factors)}")
+                raise UserError(
+                    f"{run.weights_file}: has weights for {name}, but the trained tasks are {', '.join(factors)}"
+                )
             if foreign := next((id for id in by_id if id not in known), None):
-                raise UserError(f"{run.weights_file}: {foreign!r}, which has a weight for {name}, is no example")
+                raise UserError(f"{run.weights_file}: {foreign!r}, which has a weight for {name}, is not an example")
             factors[name]["file"] = np.array([by_id.get(id, 1.0) for id in ids], np.float32)
     if run.truth_weight != 1 and run.pseudo_labels:
         for name in factors:

@@ -59,7 +59,7 @@ class Exported(NamedTuple):
                 raise UserError(f"inputs: {view!r} is {array.dtype} {list(array.shape)}, the network reads {expected}")
             rows.add(len(array))
         if len(rows) > 1:
-            raise UserError(f"inputs: views of {sorted(rows)} rows, want equally many of each")
+            raise UserError(f"inputs: views have {sorted(rows)} rows, but all need the same number")
         return jax.device_get(self.apply(self.weights, {view: inputs[view] for view in self.about["inputs"]}))
 
 
@@ -78,9 +78,9 @@ def load_exported(directory: str) -> Exported:
     except ValueError:
         raise UserError(f"{path}: damaged, it is not JSON") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise UserError(f"{path}: not of an exported network: its 'format' is not {FORMAT!r}")
+        raise UserError(f"{path}: not from an exported network: its 'format' is not {FORMAT!r}")
     if about.get("version") != VERSION:
-        raise UserError(f"{path}: version {about.get('version')} of the format, this code reads {VERSION}")
+        raise UserError(f"{path}: version {about.get('version')} of the format, but this code reads {VERSION}")
     for key in _KEYS:
         if not isinstance(about.get(key), dict):
             raise UserError(f"{path}: damaged, it has no {key!r}")

@@ -64,7 +64,9 @@ def export_labels(
     directory = os.path.abspath(os.fspath(directory))
     empty = not os.path.exists(directory) or (os.path.isdir(directory) and not os.listdir(directory))
     if not empty and not _as_written(directory):
-        raise UserError(f"{directory}: holds files that are not as an export wrote them; export into a new folder")
+        raise UserError(
+            f"{directory}: holds files that an export did not write, or that were edited; export into a new folder"
+        )
     for name, task in tasks.items():
         if name == IMAGES or not isinstance(task, Exports):
             raise UserError(f"task {name!r} ({type(task).__name__}): there are no files for its labels, leave it out")

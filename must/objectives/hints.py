@@ -28,7 +28,7 @@ def hints(
       view: which input the teachers see; the student's by default.
       dropping: probability that an example drops a droppable hint's teacher, except the one with the highest loss
         (UNIC, Sariyildiz et al. 2024).
-      shuffled: every row gets the teachers' predictions for another one; a control that has to lose.
+      shuffled: every row gets the teachers' predictions for another one; a control that should lose.
     """
 
     def terms(state, forward: Forward):

@@ -57,7 +57,7 @@ def joint(
       ema_decay: answers come from averaged weights of backbones and teachers, which costs a second application of every
         backbone, without gradient; 0: from the current ones.
       initial: parameters that the average starts from; needed with `ema_decay`.
-      shuffled: every row is given the answer to another one of its group; a control that has to lose.
+      shuffled: every row is given the answer to another one of its group; a control that should lose.
 
     Raises:
       ValueError: an unknown `teacher_gradient`, or an average without a start.

@@ -74,7 +74,7 @@ def mean_teacher(
       tasks: by name.
       settings: how it teaches.
       initial: variables that the average starts from; batch statistics are averaged beside parameters.
-      shuffled: every row gets the predictions for another one; a control that has to lose.
+      shuffled: every row gets the predictions for another one; a control that should lose.
 
     Raises:
       ValueError: `initial` is missing, or settings out of range.

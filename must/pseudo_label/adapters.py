@@ -207,7 +207,7 @@ def _input_form(
         raise UserError(f"{path}: takes {taken}, not one float {layout} of three channels")
     fixed = axes["H"], axes["W"]
     if size is None and None in fixed:
-        raise UserError(f"{path}: fixes no input size {fixed}: give size")
+        raise UserError(f"{path}: does not fix its input size {fixed}: set size")
     size = rounded_up(size, multiple) if size else fixed
     if any(want not in (None, got) for want, got in zip(fixed, size, strict=True)):
         raise UserError(f"{path}: takes images of {fixed[0]} x {fixed[1]} pixels, not {size[0]} x {size[1]}")

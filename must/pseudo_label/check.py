@@ -90,7 +90,7 @@ def inside(label: Label, size: tuple[int, int], bounds: str) -> tuple[Label, int
 
 
 def not_finite(label: Mapping[str, np.ndarray], rows: Sequence[int]) -> dict[int, str]:
-    """{row: "<field> is not finite"} of those `rows` of a batch for which a teacher says NaN or infinity."""
+    """{row: "<field> is not finite"} of those `rows` of a batch for which a teacher predicts NaN or infinity."""
     found: dict[int, str] = {}
     for name, field in label.items():
         if field.ndim and field.dtype.kind == "f" and len(field) > max(rows):

@@ -105,7 +105,7 @@ def _record(source: Source, index: int, specs: Mapping[str, Any], quality: int |
     id, known = source.ids[index], labels_of(source, index)
     for task, spec in specs.items():
         if task not in known:
-            raise UserError(f"{id}: has no label of {task}; write the clips without labels on their own")
+            raise UserError(f"{id}: has no label of {task}; write clips without labels separately")
         for field, its_spec in spec.items():
             if problem := mismatch(known[task][field], its_spec):
                 raise UserError(f"{id}: {task}.{field} {problem}")

@@ -149,7 +149,8 @@ class Labeller:
     def _dispatch(self, ids: list[str], pictures: list[_Picture]) -> list[Mapping[str, Label]]:
         """The predictions of every teacher, not yet waited for; nothing where there is no picture.
 
-        A picture of which a teacher says NaN before it has an answer is rejected, and the others are asked of again.
+        A picture for which a teacher predicts NaN before it has an answer is rejected, and the others are predicted
+        again.
         """
         example = next((picture.views for picture in pictures if not picture.reason), None)
         if example is None:
@@ -175,7 +176,7 @@ class Labeller:
     def _fetch(
         self, predicted: list[Mapping[str, Label]], ids: list[str], pictures: list[_Picture]
     ) -> list[dict[str, Label]]:
-        """The labels on the host, checked; pictures of which a teacher says NaN are rejected."""
+        """The labels on the host, checked; pictures for which a teacher predicts NaN are rejected."""
         fetched = []
         for teacher, labels in zip(self._teachers, predicted, strict=False):
             fetched.append({})

@@ -219,7 +219,7 @@ def estimate(
 
 
 def describe(estimate: Estimate, plan: Plan, *, directory: str | os.PathLike | None = None) -> str:
-    """A table for people: speed, time, bytes of every field, shards, and what stands against starting.
+    """A table for people: speed, time, bytes of every field, shards, and what prevents starting.
 
     Args:
       estimate: of the pass.

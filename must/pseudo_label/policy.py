@@ -50,7 +50,7 @@ def fit(
       UserError: another calibration, or as `choose`.
     """
     if calibration not in ("isotonic", "temperature", "none"):
-        raise UserError(f"calibration {calibration!r} is none of isotonic, temperature, none")
+        raise UserError(f"calibration {calibration!r} is not one of isotonic, temperature, none")
     temperature, curve = 1.0, np.array([0.0, 1.0], np.float32)
     pairs = iter(pairs)
     first = list(itertools.islice(pairs, 1))
@@ -320,7 +320,7 @@ def _curve(at: str, values: Any, knots: int) -> list[float]:
         raise UserError(f"{at}: not a list of {max(2, knots)} numbers")
     numbers = [_number(at, value) for value in values]
     if any(after < before for before, after in itertools.pairwise(numbers)):
-        raise UserError(f"{at}: falls")
+        raise UserError(f"{at}: must not decrease")
     return numbers
 
 

@@ -195,7 +195,7 @@ class _Neighbors:
                 raise UserError(f"weights: {name} of validation example {_first_bad(values)} is not finite")
         self.count = max(1, round(count**0.5)) if neighbors is None else neighbors
         if not 1 <= self.count <= count:
-            raise UserError(f"weights: {neighbors} neighbors of {count} validation examples")
+            raise UserError(f"weights: {neighbors} neighbors, but there are {count} validation examples")
         self._mean, spread = points.mean(0), points.std(0)
         self._scale = 1.0 / np.where(spread > 0, spread, 1.0)
         self._points = (points - self._mean) * self._scale

@@ -88,8 +88,8 @@ def label_images(
       keep_aspect: pad the images to the teachers' input size instead of stretching them.
       provenance: further facts that the labels depend on, for provenance.json.
       worker: (index, count); starts with the shards index, index + count, ..., then takes what others left.
-      max_rejects: fraction of the images that may be left out, since they cannot be read or a teacher says NaN of
-        them, rounded down: not one of fewer than 1,000 by default.
+      max_rejects: fraction of the images that may be left out, since they cannot be read or a teacher predicts NaN
+        for them, rounded down: not one of fewer than 1,000 by default.
       progress: called with (done, total) images, as far as this worker knows.
 
     Raises:
@@ -279,7 +279,8 @@ def add_labels(
     """Labels the images of finished records with further teachers; the new labels appear in `Records` when all are
     there.
 
-    It is resumed, shared by workers and killed as `label_images` is; a call on a finished addition returns at once.
+    It resumes, shares work and survives being killed as `label_images` does; a call on a finished
+    addition returns at once.
 
     Args:
       directory: of the records, complete.

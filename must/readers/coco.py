@@ -195,7 +195,8 @@ class CocoJson(FileSource):
         self._unknown_of = []
         for file, listed in zip(self._file_names, self._listed_unknown, strict=True):
             if set(listed) - known:
-                raise UserError(f"{self._json}: image {file!r}: unknown_category_ids {listed!r} not all in categories")
+                named = f"unknown_category_ids {listed!r}"
+                raise UserError(f"{self._json}: image {file!r}: {named} are not all in categories")
             mine = {self._number[category] for category in listed if category in self._number}
             self._unknown_of.append(tuple(sorted({*self._unknown, *mine})))
 
@@ -320,7 +321,9 @@ def checked_shape(shape: Any, where: str) -> dict[str, Any] | list[np.ndarray] |
     polygons = [one for one in polygons if one.size >= 6]
     for one in polygons:
         if one.size % 2 or not (np.abs(one) < _FARTHEST).all():
-            raise UserError(f"{where}: segmentation: {one.size} numbers of a polygon are no points of a picture")
+            raise UserError(
+                f"{where}: segmentation: the {one.size} numbers of a polygon are not x, y pairs within a picture"
+            )
     if polygons and fields.is_fraction(np.concatenate(polygons)):
         raise UserError(f"{where}: segmentation in fractions of the picture; multiply it by width and height")
     return polygons or None

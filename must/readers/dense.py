@@ -98,7 +98,7 @@ class _Paired(FileSource):
 class MaskPng(_Paired):
     """Segmentation: PNG masks, gray or palette, with one class id per pixel; SBD masks if mask_suffix is ".mat".
 
-    Args (the others are those of `_Paired`):
+    Args (the others are those of `must.readers.dense._Paired`):
       masks: folder of the masks below root.
       classes: names, {stored id: name} or a file of either (`read_classes`). Stored ids need not be contiguous: classes
         are numbered in ascending order of their stored ids, skipping the ignored one.
@@ -151,7 +151,7 @@ class MaskPng(_Paired):
 class DepthPng(_Paired):
     """Metric depth along the optical axis: 16-bit PNG.
 
-    Args (the others are those of `_Paired`):
+    Args (the others are those of `must.readers.dense._Paired`):
       depths: folder of the depth maps below root.
       unit: "mm", "cm", "m", or the number of meters per stored unit.
       invalid: stored values that mean "no measurement"; 0 always does.
@@ -219,7 +219,7 @@ class NormalsPng(_Paired):
     Axes are the camera's, x right, y down, z forward, so visible surfaces have z < 0. Vectors far from unit length,
     such as gray or (0, 0, 0), are invalid; the others are normalized.
 
-    Args (the others are those of `_Paired`):
+    Args (the others are those of `must.readers.dense._Paired`):
       normals: folder of the normal maps below root.
       negate: axes with the opposite sign in the files, such as "yz" for y up and z toward the camera.
       normals_suffix: end of map names.

@@ -87,7 +87,7 @@ def _class_ids(categories: Sequence[Any], names: Sequence[str], path: Path) -> d
             raise UserError(f"{path}: category {name!r} is not one of the {len(number)} classes")
         id = fields.key(_get(entry, "id"), f"{path}: category {name!r}: id")
         if id in out:
-            raise UserError(f"{path}: category {name!r}: id {id!r} is duplicate")
+            raise UserError(f"{path}: category {name!r}: duplicate id {id!r}")
         out[id] = number[name]
     return out
 

@@ -63,7 +63,7 @@ class FileSource:
         orientation: str = DISPLAYED,
     ):
         if not name or "/" in name:
-            raise UserError(f"source name {name!r}: must be non-empty, without '/'")
+            raise UserError(f"source name {name!r}: must not be empty or contain '/'")
         if orientation not in (DISPLAYED, STORED):
             raise UserError(f"{name}: orientation={orientation!r} is neither {DISPLAYED!r} nor {STORED!r}")
         self.name = name
@@ -307,7 +307,7 @@ def walk(path: Path) -> Iterator[tuple[str, list[str]]]:
             (links if entry.is_symlink() else waiting).append(entry.path)
         yield directory, [entry.name for entry in entries if entry not in inner]
     if passed:
-        notice(f"{path}: links to folders that are read already are passed over: {passed}")
+        notice(f"{path}: links to folders that have already been read are skipped: {passed}")
 
 
 def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict[str, Path]:
@@ -351,7 +351,7 @@ def tell_passed_over(path: Path, wanted: str, passed: Mapping[str, int], found: 
     if not found:
         raise UserError(f"{path}: no {wanted}" + (f", only {others}" if others else ""))
     if others:
-        notice(f"{path}: files that are no {wanted} are passed over: {others}")
+        notice(f"{path}: files that are not {wanted} are skipped: {others}")
 
 
 def key_in(pictures: Mapping[str, Any], name: str, where: Path) -> str | None:

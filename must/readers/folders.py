@@ -78,7 +78,7 @@ class ImageCsv(FileSource):
     """Classification: a folder of pictures and a table with one row for each: its name and its class.
 
     A first row that names no picture is a heading. The class is in the column that is called "class", "label" or
-    "category", else in the one after the picture's; or several columns of 0 and 1 are called after the classes.
+    "category", else in the one after the picture's; or several columns of 0 and 1 are named after the classes.
 
     Args:
       root: dataset root.
@@ -164,8 +164,8 @@ def _read_table(file: Path, available: Mapping[str, Path], path: Path) -> tuple[
         ones = [heading[column] for column in others if float(row[column])] if hot else [row[of]]
         if len(ones) != 1:
             raise UserError(
-                f"{where}: {len(ones)} of the {len(others)} columns with 0 and 1 are 1, expected one class for each "
-                "picture; if they are no classes, call the column that holds the class 'class'"
+                f"{where}: {len(ones)} of the {len(others)} columns with 0 and 1 are 1, but a picture has one class; "
+                "if these columns are not classes, rename the one that holds the class to 'class'"
             )
         rows[key] = class_name(ones[0])
     if not rows:

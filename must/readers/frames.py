@@ -93,7 +93,7 @@ class ClipSource:
 
     def __init__(self, name: str, class_ids: dict[str, int | None], classes: Sequence[str], task: str):
         if not name or "/" in name:
-            raise UserError(f"source name {name!r}: must be non-empty, without '/'")
+            raise UserError(f"source name {name!r}: must not be empty or contain '/'")
         self.name, self._task = name, task
         self.ids = [f"{name}/{readable(key)}" for key in class_ids]
         self.classes = {task: tuple(classes)} if classes else {}
@@ -211,8 +211,8 @@ def checked_classes(
     names = tuple(read_classes(classes, root).values())
     if first is None and min(labeled.values()) == 1:
         raise UserError(
-            f"{file}: no class index 0 and the smallest is 1: do they count from 1? first_class=1 says so, "
-            "first_class=0 that they count from 0"
+            f"{file}: no class index is 0 and the smallest is 1; set first_class=1 if they count from 1, "
+            "first_class=0 if they count from 0"
         )
     for clip, class_id in labeled.items():
         class_ids[clip] = class_id - (first or 0)

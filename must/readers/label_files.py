@@ -73,7 +73,7 @@ class LabelFiles:
         self._root = Path(directory)
         about = _object(self._root / ABOUT, ("source", "tasks"))
         if not isinstance(about["tasks"], list | dict):
-            raise UserError(f"{self._root / ABOUT}: 'tasks' is no list")
+            raise UserError(f"{self._root / ABOUT}: 'tasks' is not a list")
         for task in tasks or ():
             if task not in about["tasks"]:
                 raise UserError(f"{directory}: has no labels of {task!r}, only of {', '.join(about['tasks'])}")
@@ -101,7 +101,7 @@ class LabelFiles:
         elif id in self._places:
             image = self._images[self._places[id]].image
         else:
-            raise UserError(f"{self._root / IMAGES}: no picture of {id}, and neither has images=")
+            raise UserError(f"{self._root / IMAGES}: no picture of {id}, and images= has none either")
         return Example(id, image, self.labels(index))
 
     def encoded(self, index: int) -> bytes | None:

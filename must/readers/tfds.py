@@ -240,7 +240,9 @@ class _Boxes:
     def read(self, value: Any, size: tuple[int, int], where: str) -> Label:
         fractions = np.asarray(value[self._box], np.float64).reshape(-1, 4)
         if (fractions > 2).any():
-            raise UserError(f"{where}: boxes {fractions[0].tolist()}, ... are no fractions of the picture, as in TFDS")
+            raise UserError(
+                f"{where}: boxes {fractions[0].tolist()}, ... are not fractions of the picture, as TFDS has them"
+            )
         boxes = fractions[:, [1, 0, 3, 2]] * (size[::-1] * 2)
         classes = np.asarray(value[self._label], np.int64)
         if len(classes) and classes.max() >= len(self.classes):

@@ -118,7 +118,7 @@ def _completed(declared: Mapping[str, str] | Changes, classes: tuple[str, ...], 
     found: dict[str, str] = {}
     for name, partner in pairs + [(b, a) for a, b in pairs if b != NO_CLASS]:
         for wrong in {name, partner} - {*classes, NO_CLASS} | {name} - {*classes}:
-            raise UserError(f"action: {field} names {wrong!r}, which is none of the {len(classes)} classes")
+            raise UserError(f"action: {field} names {wrong!r}, which is not one of the {len(classes)} classes")
         if found.setdefault(name, partner) != partner:
             both = f"{found[name]!r} and {partner!r}"
             raise UserError(f"action: {field} makes {name!r} both {both}; done twice it must change nothing")

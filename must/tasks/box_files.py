@@ -36,7 +36,7 @@ def write(forms: Sequence[str], directory: str, source: Source, name: str, task:
     """
     for form in forms:
         if form not in _WRITERS:
-            raise UserError(f"boxes={list(forms)}: {form!r} is none of {', '.join(_WRITERS)}")
+            raise UserError(f"boxes={list(forms)}: {form!r} is not one of {', '.join(_WRITERS)}")
         _WRITERS[form](directory, source, name, task, min_score)
 
 

@@ -30,14 +30,16 @@ _BAND = 1 << 18  # numbers of a band, 1 MiB, which stay in the cache between the
 def output_stride(task: str, head_stride: int, shuffle: int) -> int:
     """Pixels of the frame per cell of the output; UserError when that is no whole number."""
     if head_stride < 1 or shuffle < 1 or head_stride % shuffle:
-        raise UserError(f"{task}: head_stride {head_stride} is no multiple of shuffle {shuffle}")
+        raise UserError(f"{task}: head_stride {head_stride} is not a multiple of shuffle {shuffle}")
     return head_stride // shuffle
 
 
 def check_size(task: str, size: tuple[int, int], stride: int) -> None:
     """UserError unless the frame is a whole number of cells: predictions and mirrored outputs would be displaced."""
     if size[0] % stride or size[1] % stride:
-        raise UserError(f"{task}: a frame of {size[0]} x {size[1]} pixels is no multiple of the output stride {stride}")
+        raise UserError(
+            f"{task}: a frame of {size[0]} x {size[1]} pixels is not a multiple of the output stride {stride}"
+        )
 
 
 def sample(maps: Array, stride: int) -> Array:

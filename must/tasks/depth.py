@@ -66,7 +66,9 @@ class Depth(Task):
         if self.loss_kind not in ("silog", "log_l1"):
             raise UserError(f"depth: loss_kind {self.loss_kind!r} is neither 'silog' nor 'log_l1'")
         if not 0 < self.min_depth < self.max_depth:
-            raise UserError(f"depth: min_depth {self.min_depth} and max_depth {self.max_depth} span no range")
+            raise UserError(
+                f"depth: min_depth {self.min_depth} and max_depth {self.max_depth}: expected 0 < min_depth < max_depth"
+            )
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -382,6 +384,6 @@ def _in_millimeters(label: Label, where: str) -> Label:
     depth = np.where(codes > 0, np.maximum(np.round(1000 * (codes * scale + offset)), 1), 0)
     if depth.max(initial=0) > _MOST_MM:
         raise UserError(
-            f"{where}: a depth of {depth.max() / 1000:.6g} m, 16 bits hold {_MOST_MM / 1000} m in millimeters"
+            f"{where}: a depth of {depth.max() / 1000:.6g} m; 16 bits hold at most {_MOST_MM / 1000} m in millimeters"
         )
     return {**label, "depth": depth.astype(np.uint16), "scale": np.float32(1e-3), "offset": np.float32(0)}

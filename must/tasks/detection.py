@@ -118,7 +118,7 @@ class Detection(Task):
     def __post_init__(self):
         super().__post_init__()
         if not self.strides or list(self.strides) != sorted(set(self.strides)):
-            raise UserError(f"detection: strides {self.strides} are not rising")
+            raise UserError(f"detection: strides {self.strides} are not increasing")
 
     def head(self) -> nn.Module:
         from must.models.heads import DetectionHead
@@ -322,7 +322,7 @@ class Detection(Task):
         return {**stacked, "scores": uncertain(stacked["scores"])}
 
     def hflip_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """As in the base class; exact also where the width is no multiple of the stride and the grid overhangs."""
+        """As in the base class; exact also where the width is not a multiple of the stride and the grid overhangs."""
         points, distances = outputs["points"], outputs["distances"]
         x, stride = points[..., 0], points[..., 2]
         extent = jnp.zeros_like(x)  # width of the point's level, which may overhang the image

@@ -41,7 +41,7 @@ def labeled(source: Source, name: str, task: Any, fields: Sequence[str]) -> Iter
         if label is None:
             continue
         if extra := set(label) - set(fields):
-            raise UserError(f"{id}: {name}.{min(extra)} has no place in these files")
+            raise UserError(f"{id}: {name}.{min(extra)} cannot be written to these files")
         none = False
         yield index, label
     if none:
@@ -52,7 +52,7 @@ def class_names(ids: Any, names: Sequence[str], where: str) -> list[str]:
     """The names of class ids; UserError for an id outside the label space, whose message starts with `where`."""
     numbers = np.asarray(ids).reshape(-1).tolist()
     if wrong := [number for number in numbers if not 0 <= number < len(names)]:
-        raise UserError(f"{where}: class id {wrong[0]} with {len(names)} classes")
+        raise UserError(f"{where}: class id {wrong[0]} is outside the {len(names)} classes")
     return [names[number] for number in numbers]
 
 

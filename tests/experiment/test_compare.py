@@ -109,9 +109,9 @@ def test_what_does_not_fit_together_is_one_line(tmp_path):
         compare_workdirs([first, further], str(tmp_path / "x"))
     with pytest.raises(UserError, match="at least two workdirs"):
         compare_workdirs([first], str(tmp_path / "x"))
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="listed twice"):
         compare_workdirs([first, first + "/"], str(tmp_path / "x"))
-    with pytest.raises(UserError, match=r"results.json: not there; run --stage=compare"):
+    with pytest.raises(UserError, match=r"results.json: does not exist; run --stage=compare"):
         compare_workdirs([first, str(tmp_path / "nowhere")], str(tmp_path / "x"))
     old = tmp_path / "old"
     old.mkdir()

@@ -303,7 +303,7 @@ def test_an_export_appears_whole_and_never_replaces_edited_files(tmp_path):
     written = tmp_path / "out" / "boxes" / "coco.json"
     first = written.read_bytes()
     written.write_bytes(first + b"\n")
-    with pytest.raises(UserError, match="not as an export wrote them"):
+    with pytest.raises(UserError, match="that an export did not write"):
         export_labels(tmp_path / "out", source, {"boxes": TASKS["boxes"]})
     assert written.read_bytes() == first + b"\n"
 
@@ -403,7 +403,7 @@ def test_what_yolo_and_voc_have_no_place_for_is_told(tmp_path):
 
 def test_other_forms_are_refused_by_name(tmp_path):
     source = Labeled(["pool/a"], seed=3, missing=False)
-    with pytest.raises(UserError, match="'kitti' is none of yolo, voc"):
+    with pytest.raises(UserError, match="'kitti' is not one of yolo, voc"):
         export_labels(tmp_path / "a", source, {"boxes": TASKS["boxes"]}, boxes="kitti")
     with pytest.raises(UserError, match="masks='paint': expected one of polygons, rle"):
         export_labels(tmp_path / "b", source, {"masks": TASKS["masks"]}, masks="paint")

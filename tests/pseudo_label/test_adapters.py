@@ -197,7 +197,7 @@ def test_what_is_wrong_in_a_later_run_of_a_fixed_batch_is_found_in_its_row(tmp_p
     ("form", "given", "message"),
     [
         (None, {}, "m.onnx: cannot be read as ONNX: "),
-        ({"shape": ("n", 3, "h", 40)}, {}, r"m.onnx: fixes no input size \(None, 40\): give size"),
+        ({"shape": ("n", 3, "h", 40)}, {}, r"m.onnx: does not fix its input size \(None, 40\): set size"),
         ({}, {"size": (32, 48)}, "m.onnx: takes images of 32 x 40 pixels, not 32 x 48"),
         ({}, {"layout": "CHWN"}, "m.onnx: layout 'CHWN' is neither"),
         (

@@ -197,7 +197,7 @@ def test_a_teacher_sees_pictures_alone():
 def test_a_size_is_rounded_up_to_the_multiple_and_refused_where_a_task_cannot_have_it():
     make_teacher = functools.partial(from_function, "mine", says(UNIFORM), size=(33, 64), fingerprint="1")
     assert make_teacher(CLASSIFICATION, multiple=32).size == (64, 64)
-    with pytest.raises(UserError, match="depth: a frame of 33 x 64 pixels is no multiple of the output stride 4"):
+    with pytest.raises(UserError, match="depth: a frame of 33 x 64 pixels is not a multiple of the output stride 4"):
         make_teacher({"depth": Depth()})
 
 

@@ -180,7 +180,7 @@ def test_a_configuration_lists_the_teachers():
         ({"fuse": [{**part, "seed": 1}]}, "two teachers or more"),
         ({"fuse": [part], "make": "x:y"}, "one of 'make'"),
         ({"fuse": "x:y"}, "'fuse' is a list of sections"),
-        ({"fuse": [part], "seed": 1}, "'fuse' is a list of sections and stands alone"),
+        ({"fuse": [part], "seed": 1}, "'fuse' is a list of sections, without other keys"),
     ):
         with pytest.raises(UserError, match=message):
             external_teacher("depth", section, tasks, SIZE)

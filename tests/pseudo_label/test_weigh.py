@@ -121,7 +121,7 @@ def test_held_out_sets_that_cannot_serve(change, says):
 
 def test_more_neighbors_than_examples():
     held = weigh.HeldOut(np.zeros((3, 2)), np.ones(3), np.ones(3))
-    with pytest.raises(UserError, match="4 neighbors of 3"):
+    with pytest.raises(UserError, match="4 neighbors, but there are 3"):
         weigh.ratio_of_means(held, neighbors=4)
 
 

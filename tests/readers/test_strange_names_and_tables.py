@@ -184,7 +184,7 @@ def test_each_picture_once_whatever_links_lead_to_it(tmp_path):
     (tmp_path / "all" / "sub" / "up").symlink_to("..")
     (tmp_path / "all" / "alias").symlink_to("sub")
     (tmp_path / "all" / "one.jpg").symlink_to("sub/a.jpg")  # links to files are pictures of their own
-    with pytest.warns(Notice, match="links to folders that are read already are passed over: 3"):
+    with pytest.warns(Notice, match="links to folders that have already been read are skipped: 3"):
         data = source("photos", root=root, name="p")
     assert data.ids == ["p/one", "p/sub/a", "p/sub/b"]
     pictures(tmp_path / "elsewhere", "c.jpg")
@@ -196,7 +196,7 @@ def test_files_that_are_passed_over_are_counted_by_extension(tmp_path):
     root = pictures(tmp_path / "all", "a.jpg")
     for name in ("b.HEIC", "c.heic", "d.gif", "readme"):
         (tmp_path / "all" / name).write_bytes(b"")
-    with pytest.warns(Notice, match=r"passed over: 1 without extension, 1 .gif, 2 .heic"):
+    with pytest.warns(Notice, match=r"skipped: 1 without extension, 1 .gif, 2 .heic"):
         source("photos", root=root)
     (tmp_path / "all" / "a.jpg").unlink()
     with pytest.raises(UserError, match=r"all: no pictures, only 1 without extension, 1 .gif, 2 .heic"):

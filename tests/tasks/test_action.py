@@ -84,7 +84,7 @@ def test_flip_testing_permutes_logits():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"mirrored": {"pan_left": "pan_rihgt"}}, "mirrored names 'pan_rihgt', which is none of the 5"),
+        ({"mirrored": {"pan_left": "pan_rihgt"}}, "mirrored names 'pan_rihgt', which is not one of the 5"),
         ({"reversed": {"": "roll"}}, "reversed names ''"),
         ({"reversed": {"": ""}}, "reversed names ''"),
         ({"mirrored": {"pan_left": "pan_right", "pan_right": "stand"}}, "done twice"),
