@@ -327,7 +327,7 @@ def test_policies(name):
         ("segmentation", {"classes": tuple(map(str, range(256)))}, "uint8"),
         ("depth", {"depth_kind": "metrical"}, "metrical"),
         ("depth", {"loss_kind": "l2"}, "l2"),
-        ("depth", {"min_depth": 2.0, "max_depth": 1.0}, "range"),
+        ("depth", {"min_depth": 2.0, "max_depth": 1.0}, "min_depth < max_depth"),
         ("normals", {"head_stride": 4, "shuffle": 3}, "shuffle 3"),
         ("normals", {"loss_kind": "l2"}, "l2"),
         ("normals", {"strid": 4}, "strid"),
