@@ -207,7 +207,10 @@ def defaults(kind: str, annotated: Source, name: str) -> dict[str, Any]:
                 if label := labels_of(annotated, int(index)).get(name):
                     yield label
 
-    return base.class_of(kind).defaults(labels())
+    try:
+        return base.class_of(kind).defaults(labels())
+    except (KeyError, TypeError, ValueError):  # labels of another kind of task, refused by `checks`
+        return {}
 
 
 def tasks_of(settings: SingleStudent, run: Run | None = None) -> dict[str, Task]:

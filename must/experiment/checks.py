@@ -46,18 +46,21 @@ def check_sets(settings: SingleStudent, images: Source, oracle_pool: list[Source
 
 def _check_taught(settings: SingleStudent, name: str) -> None:
     """The set that teaches a task has labels of it, as a look at some of its examples tells."""
-    source, seen = build.split(settings, name, "train"), set()
+    source, seen = build.split(settings, name, "train"), {}
     for index in np.linspace(0, len(source) - 1, min(32, len(source))).round().astype(int):
         with contextlib.suppress(UserError):  # told by name when all examples are read
-            labels = labels_of(source, int(index))
-            if name in labels:
-                return
-            seen |= set(labels)
-    if seen:
+            seen |= labels_of(source, int(index))
+        if name in seen:
+            break
+    if seen and name not in seen:
         raise UserError(
             f"config.train_sets.{name}={settings.train_sets[name]!r}: has no labels of {name!r}, only of "
             f"{', '.join(map(repr, sorted(seen)))}; use another set, or rename its labels (task={name!r})"
         )
+    own = set(build.tasks_of(settings)[name].label_spec()) - {"scores", "unknown"}
+    if name in seen and not own & set(seen[name]):
+        fields = ", ".join(sorted(seen[name]))
+        raise UserError(f"config.tasks.{name}: {source.name} has labels of another kind of task, with {fields}")
 
 
 def _check_oracle(settings: Must, name: str, truth: Source, ids: set[str]) -> None:

@@ -173,7 +173,7 @@ def test_json_that_is_none(tmp_path):
         ([], "three points"),
         (None, "no segmentation"),
         ("1 2 3 4 5 6", "neither RLE nor"),
-        ([[1, 2, 3, 4, 1e12, 6]], "no points"),
+        ([[1, 2, 3, 4, 1e12, 6]], "not x, y pairs"),
         ([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]], "fractions"),
         ({"size": [12, 16], "counts": [2**63 - 1, 2**63 - 1, 194]}, "RLE"),
         ({"size": [12, 16], "counts": [191.5, 0.5]}, "RLE"),

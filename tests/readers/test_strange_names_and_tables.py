@@ -64,7 +64,7 @@ def test_a_table_however_it_is_written(tmp_path, table, encoding):
     "table, says",
     [
         ("gone.jpg,cat\na.jpg,dog\n", "line 1: gone.jpg is not in"),
-        ("image,cat,dog\na.jpg,1,1\n", "line 2: 2 of the 2 columns .* call the column that holds the class 'class'"),
+        ("image,cat,dog\na.jpg,1,1\n", "line 2: 2 of the 2 columns .* rename the one that holds the class to 'class'"),
         ("image,cat,dog\na.jpg,0,0\n", "line 2: 0 of the 2 columns"),
         ("image,class\n", "names no pictures"),
         ("a.jpg,cat\na.jpg,dog\n", "line 2: a.jpg is listed twice"),

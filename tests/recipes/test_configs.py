@@ -109,8 +109,8 @@ def test_the_published_setting_is_planned_from_declared_features():
     "changes, message",
     [
         ({"arms": {"few": {"pool_image": 3}}}, "arms.few.pool_image: unknown key; did you mean pool_images"),
-        ({"arms": {"teacher": {}}}, "arms.teacher: an arm has a name"),
-        ({"arms": {"a/b": {}}}, "arms.a/b: an arm has a name"),
+        ({"arms": {"teacher": {}}}, "arms.teacher: the name of an arm"),
+        ({"arms": {"a/b": {}}}, "arms.a/b: the name of an arm"),
         ({"arms": {"many": {"pool_images": 1025}}}, "the pool has 1024 images"),
         ({"baselines": ["supervized"]}, r"baselines\[0\]='supervized': did you mean 'supervised'"),
         ({"arms": {"mixed": {"cutmix": {"prob": 1}}}}, "mixed.cutmix.prob: unknown key"),
