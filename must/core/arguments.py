@@ -40,7 +40,9 @@ def converted(value: Any, hint: Any, path: str) -> Any:
             raise UserError(f"{path}: expected a section, got {value!r}")
         if inner[0] is str and (wrong := [key for key in value if not isinstance(key, str)]):
             raise UserError(f"{path}: the key {wrong[0]!r} is no text")
-        return {key: converted(item, inner[1], f"{path}.{key}") for key, item in value.items() if item is not None}
+        made = {key: converted(item, inner[1], f"{path}.{key}") for key, item in value.items() if item is not None}
+        # A mapping of placeholders, all of them None, says no more than if it were not there.
+        return {key: item for key, item in made.items() if not (item == {} and value[key] != {})}
     if isinstance(origin, type) and issubclass(origin, Iterable):
         return _items(value, inner, path, fixed=origin is tuple and inner[-1] is not Ellipsis)
     return scalar(value, hint, path) if hint in _NAMES else value
