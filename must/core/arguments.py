@@ -75,7 +75,7 @@ def scalar(value: Any, hint: type, path: str) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise UserError(f"{path}={value!r}: expected {_NAMES[hint]}")
     try:
-        if hint is float and not math.isfinite(value):
+        if hint is float and not math.isfinite(value):  # type: ignore[arg-type]
             raise OverflowError
         return hint(value)
     except OverflowError:
@@ -116,6 +116,6 @@ def _any_of(value: Any, hints: tuple, path: str) -> Any:
 @functools.cache
 def _hints(function: Callable) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+        return typing.get_type_hints(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
     except (NameError, TypeError):  # names that exist for the type checker alone
         return {}

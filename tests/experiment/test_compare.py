@@ -116,7 +116,7 @@ def test_what_does_not_fit_together_is_one_line(tmp_path):
     old = tmp_path / "old"
     old.mkdir()
     (old / "results.json").write_text("{}")
-    with pytest.raises(UserError, match="schema None of another version"):
+    with pytest.raises(UserError, match="schema None is from another version"):
         compare_workdirs([first, str(old)], str(tmp_path / "x"))
     (old / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"old/results.json: damaged"):

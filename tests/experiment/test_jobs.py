@@ -74,7 +74,7 @@ def test_failures(tmp_path, run, error, message, workers):
 def test_facts_that_are_missing_or_damaged_are_named(tmp_path):
     with pytest.raises(UserError, match="y needs x, which is not done"):
         run_jobs(str(tmp_path), [Job("y", "s", note, ("y",), ("x",))])
-    with pytest.raises(UserError, match=r"x/done.json: not there"):
+    with pytest.raises(UserError, match=r"x/done.json: does not exist"):
         facts(str(tmp_path), "x")
     path = Path(tmp_path / "x" / "done.json")
     path.parent.mkdir()
