@@ -40,7 +40,6 @@ def test_the_configuration_is_short():
     assert sum(bool(line.strip()) for line in CONFIGURATION.splitlines()) <= 40
 
 
-@pytest.mark.skipif(os.environ.get("TUTORIAL") != "1", reason="takes minutes; TUTORIAL=1 runs it")
 def test_from_folders_to_predictions(folder):
     small = ["teacher.steps=3", "student.steps=3", "model.backbone.stages=2", "model.neck.strides=(4,8)"]
     small += ["tasks.detection.strides=(8,)", "image.size=(32,32)", "workers=1"]  # nearly all of the time is compiling
