@@ -67,15 +67,15 @@ def check(members: Members) -> None:
     """Everything about a configuration that can be wrong and shows without training."""
     settings = members[0].settings
     one = Seed(settings, members[0].seed)
+    for name, task in one.tasks.items():
+        if not checks.labels_images(task):
+            raise UserError(f"config.tasks.{name}: joint experts predict classes, not {type(task).__name__.lower()}")
     checks.check_sets(settings, stage.all_examples(settings))
     for split in settings.eval_splits:
         for name in one.names:  # the weights that are best on one would be scored on the same examples
             if split != "validation":
                 ends = {f"{name} {part}": one.split(name, part) for part in ("validation", split)}
                 check_disjoint(ends)
-    for name, task in one.tasks.items():
-        if not checks.labels_images(task):
-            raise UserError(f"config.tasks.{name}: joint experts predict classes, not {type(task).__name__.lower()}")
     for source in one.pool():
         for name in set(labels_of(source, 0)) & set(one.names):
             raise UserError(
