@@ -11,7 +11,7 @@ from must.data.disjoint import check_disjoint
 from must.data.merge import Concat
 from must.experiment import build
 from must.experiment.settings import Must, Run, SingleStudent, Student
-from must.experiment.training import mean_teacher
+from must.experiment.training import loss_scales, mean_teacher
 from must.tasks.base import LabelsImages, Task
 
 
@@ -115,14 +115,25 @@ def check_students(settings: Must) -> None:
         build.policies(settings, run)
         if run.pool_images > available:
             raise UserError(f"{path}.pool_images={run.pool_images}: the pool has {available} images")
-    for name in ("teacher", *settings.baselines):
-        check_run(settings, getattr(settings, name), f"config.{name}")
+    check_teachers(settings)
     for name in settings.baselines:
+        check_run(settings, getattr(settings, name), f"config.{name}")
         seen = [run.steps * run.batch_size for run in (getattr(settings, name), settings.student)]
         if seen[0] != seen[1]:
             raise UserError(
                 f"config.{name}: sees {seen[0]:,} images, the student {seen[1]:,}; give both the same steps"
             )
+
+
+def check_teachers(settings: SingleStudent) -> None:
+    """Refuses teachers that cannot train.
+
+    Raises:
+      UserError: naming the key.
+    """
+    check_run(settings, settings.teacher, "config.teacher")
+    for task in settings.teachers:
+        check_run(settings, build.teacher(settings, task), f"config.teachers.{task}")
 
 
 def check_run(settings: SingleStudent, run: Run, path: str) -> None:
@@ -146,6 +157,11 @@ def check_run(settings: SingleStudent, run: Run, path: str) -> None:
     for name in run.loss_scales:
         if name not in settings.tasks:
             raise UserError(f"{path}.loss_scales.{name}: no such task; tasks: {', '.join(settings.tasks)}")
+    if isinstance(settings, SingleStudent):
+        try:
+            loss_scales(settings, run)
+        except UserError as error:
+            raise UserError(f"{path}.{error}") from None
     if isinstance(run, Student) and run.mean_teacher.kind != "none":
         if settings.image.video:
             raise UserError(f"{path}.mean_teacher: works on pictures, not on videos")
