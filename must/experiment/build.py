@@ -15,7 +15,7 @@ from must.data.classes import aligned
 from must.data.clips import ClipEncoder, Window
 from must.data.combine import Cached, labels_of
 from must.data.merge import Concat, Overlay
-from must.data.mix import CLEAN, CutMix, Cutout
+from must.data.mix import CLEAN, CutMix, Cutout, shuffled_labels
 from must.data.pipeline import Change, Encoder
 from must.experiment.sections import changed, make, merged, without_none
 from must.experiment.settings import (
@@ -264,12 +264,12 @@ def encoder(
 
 
 def row_changes(run: Run, tasks: Tasks) -> list[Change]:
-    """What is done to whole training rows: CutMix and cutout.
+    """What is done to whole training rows: labels of others, CutMix and cutout.
 
     Raises:
       UserError: a task whose labels cannot be cut.
     """
-    made: list[Change] = []
+    made: list[Change] = [shuffled_labels] if isinstance(run, Student) and run.shuffled_labels else []
     for key, section, kind in (("cutmix", run.cutmix, CutMix), ("cutout", run.cutout, Cutout)):
         if not section.probability:
             continue

@@ -366,6 +366,7 @@ class Student(Run):
       mean_teacher: the student's average as a teacher.
       small_loss: pseudo labels with large losses are left out.
       oracle_labels: learn the true labels of the pool in place of pseudo labels; for experiments.
+      shuffled_labels: every picture has the labels of another one of its batch; a control that should learn nothing.
     """
 
     pseudo_labels: bool = True
@@ -381,9 +382,12 @@ class Student(Run):
     mean_teacher: MeanTeacher = MeanTeacher()
     small_loss: SmallLoss = SmallLoss()
     oracle_labels: bool = False
+    shuffled_labels: bool = False
 
     def __post_init__(self):
         super().__post_init__()
+        if self.shuffled_labels and self.batch_size < 2:
+            raise ValueError("shuffled_labels: needs a batch_size of at least 2")
         _at_least(0, repeat_labeled=self.repeat_labeled, truth_weight=self.truth_weight, pool_images=self.pool_images)
         if self.weights.kind != "none" and self.slam.enabled:
             raise ValueError("slam.enabled: weights and slam are two corrections of the same labels; choose one")
