@@ -10,7 +10,7 @@ from must.data.combine import labels_of
 from must.data.disjoint import check_disjoint
 from must.data.merge import Concat
 from must.experiment import build
-from must.experiment.settings import Must, Run, SingleStudent, Student
+from must.experiment.settings import Must, Run, SingleStudent, Student, Supervised
 from must.experiment.training import loss_scales, mean_teacher
 from must.tasks.base import LabelsImages, Task
 
@@ -157,7 +157,7 @@ def check_run(settings: SingleStudent, run: Run, path: str) -> None:
     for name in run.loss_scales:
         if name not in settings.tasks:
             raise UserError(f"{path}.loss_scales.{name}: no such task; tasks: {', '.join(settings.tasks)}")
-    if isinstance(settings, SingleStudent):
+    if isinstance(settings, Supervised):
         try:
             loss_scales(settings, run)
         except UserError as error:

@@ -550,8 +550,8 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class SingleStudent(Experiment):
-    """Recipes in which one student learns from single-task teachers: data, networks, teachers, students.
+class Supervised(Experiment):
+    """Recipes whose tasks are taught and evaluated by annotated sets: data and network.
 
     Attributes:
       sets: {set: {split: {"kind", arguments}}}, annotated data.
@@ -559,12 +559,6 @@ class SingleStudent(Experiment):
       eval_splits: splits that are scored; the first one is the headline.
       declared: {"sets" | "pool" | "oracle_truth": {name: features}}, stand-ins for planning with absent data.
       model: the network.
-      teacher: how teachers train.
-      teachers: {task: changes to `teacher`}, what one teacher does otherwise, its network included.
-      student: how the student trains.
-      policies: {task: which of its pseudo labels count}.
-      external_teachers: {task: {"make": "package.module:function", ...}, {"run": directory} or {"fuse": [of these,
-        ...]}}, in place of training.
     """
 
     sets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -572,11 +566,6 @@ class SingleStudent(Experiment):
     eval_splits: tuple[str, ...] = ("test",)
     declared: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     model: Network = Network()
-    teacher: Run = Run()
-    teachers: Mapping[str, Mapping[str, Any]] = each_changes("teacher", names="tasks")
-    student: Student = Student()
-    policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
-    external_teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self):
         super().__post_init__()
@@ -592,10 +581,37 @@ class SingleStudent(Experiment):
             for split in ("train", "validation", *self.eval_splits):
                 if split not in self.sets[self.train_sets[task]]:
                     raise ValueError(f"sets.{self.train_sets[task]}: no split {split!r}")
-        for section in ("policies", "train_sets", "teachers", "external_teachers"):
+        self._check_names("train_sets")
+
+    def _check_names(self, *sections: str) -> None:
+        for section in sections:
             for task in getattr(self, section):
                 if task not in self.tasks:
                     raise ValueError(f"{section}.{task}: no such task; tasks: {', '.join(self.tasks)}")
+
+
+@dataclass(frozen=True)
+class SingleStudent(Supervised):
+    """Recipes in which one student learns from single-task teachers: teachers, students, label policies.
+
+    Attributes:
+      teacher: how teachers train.
+      teachers: {task: changes to `teacher`}, what one teacher does otherwise, its network included.
+      student: how the student trains.
+      policies: {task: which of its pseudo labels count}.
+      external_teachers: {task: {"make": "package.module:function", ...}, {"run": directory} or {"fuse": [of these,
+        ...]}}, in place of training.
+    """
+
+    teacher: Run = Run()
+    teachers: Mapping[str, Mapping[str, Any]] = each_changes("teacher", names="tasks")
+    student: Student = Student()
+    policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
+    external_teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_names("policies", "teachers", "external_teachers")
 
 
 @dataclass(frozen=True)
