@@ -9,7 +9,7 @@ from must.core.types import Source, UserError
 from must.data.combine import labels_of
 from must.data.disjoint import check_disjoint
 from must.data.merge import Concat
-from must.experiment import build
+from must.experiment import build, initial, sections
 from must.experiment.settings import Must, Run, SingleStudent, Student
 from must.experiment.training import mean_teacher
 from must.tasks.base import LabelsImages, Task
@@ -116,7 +116,7 @@ def check_students(settings: Must) -> None:
         if run.pool_images > available:
             raise UserError(f"{path}.pool_images={run.pool_images}: the pool has {available} images")
     for name in ("teacher", *settings.baselines):
-        check_run(settings, getattr(settings, name), f"config.{name}")
+        check_run(settings, getattr(settings, name), f"config.{name}", apart=name in ("teacher", "scratch"))
     for name in settings.baselines:
         seen = [run.steps * run.batch_size for run in (getattr(settings, name), settings.student)]
         if seen[0] != seen[1]:
@@ -125,8 +125,14 @@ def check_students(settings: Must) -> None:
             )
 
 
-def check_run(settings: SingleStudent, run: Run, path: str) -> None:
-    """A run's tasks, network, views, rows and mean teacher can be made.
+def check_run(settings: SingleStudent, run: Run, path: str, *, apart: bool = False) -> None:
+    """A run's tasks, network with its weights, views, rows and mean teacher can be made.
+
+    Args:
+      settings: of the recipe.
+      run: to check.
+      path: of the run.
+      apart: every task has a network of its own.
 
     Raises:
       UserError: beginning with the path.
@@ -134,8 +140,10 @@ def check_run(settings: SingleStudent, run: Run, path: str) -> None:
     build.tasks_of(settings)  # a mistake in a set or task is not the run's
     try:
         tasks = build.tasks_of(settings, run)
-        build.network(settings.model, tasks, run.model)
-        build.encoder(settings.image, tasks, run)
+        network = sections.changed(settings.model, run.model, "config.model")
+        for names in [(name,) for name in tasks] if apart else [tuple(tasks)]:
+            model = build.network(network, {name: tasks[name] for name in names})
+            initial.check(model, network, build.encoder(settings.image, tasks, run).blank_inputs()["image"], run.init)
         build.row_changes(run, tasks)
         build.balance(run)
     except UserError as error:

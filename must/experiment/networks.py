@@ -22,7 +22,7 @@ from must.tasks import base
 from must.tasks.base import Task
 from must.train.checkpoint import Checkpoints, fingerprint
 
-_ABOUT = "network.json"
+ABOUT = "network.json"
 
 
 class Trained(NamedTuple):
@@ -30,6 +30,7 @@ class Trained(NamedTuple):
 
     Attributes:
       model: init and apply.
+      network: its settings.
       variables: selected weights.
       tasks: {task: Task} that it answers.
       image: the frame that it sees.
@@ -38,6 +39,7 @@ class Trained(NamedTuple):
     """
 
     model: Model
+    network: Network
     variables: PyTree
     tasks: dict[str, Task]
     image: Image
@@ -59,7 +61,7 @@ def describe(
         "image": sections.plain(image),
         "frames": dict(frames or {}),
     }
-    files.write_json(os.path.join(directory, _ABOUT), about)
+    files.write_json(os.path.join(directory, ABOUT), about)
 
 
 def load(directory: str) -> Trained:
@@ -68,7 +70,7 @@ def load(directory: str) -> Trained:
     Raises:
       UserError: no network, or a damaged one.
     """
-    path = os.path.join(directory, _ABOUT)
+    path = os.path.join(directory, ABOUT)
     try:
         with open(path, encoding="utf-8") as file:
             about = json.load(file)
@@ -78,10 +80,11 @@ def load(directory: str) -> Trained:
         raise UserError(f"{path}: damaged; remove the directory and train again") from None
     tasks = {name: base.build(**_tuples(section)) for name, section in about["tasks"].items()}
     image = sections.parse(Image, about["image"], f"{path}: image")
-    model = build.network(sections.parse(Network, about["network"], f"{path}: network"), tasks)
+    network = sections.parse(Network, about["network"], f"{path}: network")
+    model = build.network(network, tasks)
     blank = build.encoder(image, tasks, frames=about["frames"] or None).blank_inputs()
     variables, facts = load_weights(directory, model, blank[next(iter(blank))])
-    return Trained(model, variables, tasks, image, about["frames"], facts)
+    return Trained(model, network, variables, tasks, image, about["frames"], facts)
 
 
 def load_weights(directory: str, model: Model, inputs: PyTree) -> tuple[PyTree, dict]:

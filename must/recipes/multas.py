@@ -108,7 +108,7 @@ def check(members: Members) -> None:
     for task in settings.tasks:
         if not any(task in arm.tasks for arm in arms.values()):
             raise UserError(f"config.tasks.{task}: no arm of the grid learns it; leave it out")
-    checks.check_run(settings, settings.teacher, "config.teacher")
+    checks.check_run(settings, settings.teacher, "config.teacher", apart=True)
     for name, arm in arms.items():
         run = run_of(settings, arm)
         checks.check_run(settings, run, f"config.grid ({name}): student")
