@@ -22,7 +22,7 @@ from must.tasks import base
 from must.tasks.base import Task
 from must.train.checkpoint import Checkpoints, fingerprint
 
-_ABOUT = "network.json"
+ABOUT = "network.json"
 
 
 class Trained(NamedTuple):
@@ -30,6 +30,7 @@ class Trained(NamedTuple):
 
     Attributes:
       model: init and apply.
+      network: its settings.
       variables: selected weights.
       tasks: {task: Task} that it answers.
       image: the frame that it sees.
@@ -38,6 +39,7 @@ class Trained(NamedTuple):
     """
 
     model: Model
+    network: Network
     variables: PyTree
     tasks: dict[str, Task]
     image: Image
@@ -65,7 +67,7 @@ def describe(
         "frames": dict(frames or {}),
         "run": None if run is None else sections.plain(run),
     }
-    files.write_json(os.path.join(directory, _ABOUT), about)
+    files.write_json(os.path.join(directory, ABOUT), about)
 
 
 def load(directory: str) -> Trained:
@@ -77,10 +79,11 @@ def load(directory: str) -> Trained:
     path, about = _about(directory)
     tasks = {name: base.build(**_tuples(section)) for name, section in about["tasks"].items()}
     image = sections.parse(Image, about["image"], f"{path}: image")
-    model = build.network(sections.parse(Network, about["network"], f"{path}: network"), tasks)
+    network = sections.parse(Network, about["network"], f"{path}: network")
+    model = build.network(network, tasks)
     blank = build.encoder(image, tasks, frames=about["frames"] or None).blank_inputs()
     variables, facts = load_weights(directory, model, blank[next(iter(blank))])
-    return Trained(model, variables, tasks, image, about["frames"], facts)
+    return Trained(model, network, variables, tasks, image, about["frames"], facts)
 
 
 def trained_with(directory: str) -> tuple[int, float] | None:
@@ -95,7 +98,7 @@ def trained_with(directory: str) -> tuple[int, float] | None:
 
 def _about(directory: str) -> tuple[str, dict[str, Any]]:
     """Path and content of the file that describes a network."""
-    path = os.path.join(directory, _ABOUT)
+    path = os.path.join(directory, ABOUT)
     try:
         with open(path, encoding="utf-8") as file:
             return path, json.load(file)

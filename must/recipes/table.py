@@ -9,9 +9,9 @@ from must.core import memory
 from must.core.types import UserError
 from must.experiment import build, plan, sections
 from must.experiment.run import Recipe, members
-from must.recipes import jedi, label, multas, must, weighted_distillation
+from must.recipes import jedi, label, multas, must, transfer, weighted_distillation
 
-RECIPES = {one.RECIPE.name: one.RECIPE for one in (must, multas, jedi, weighted_distillation, label)}
+RECIPES = {one.RECIPE.name: one.RECIPE for one in (must, multas, jedi, weighted_distillation, label, transfer)}
 
 
 def recipe_of(config: Mapping[str, Any]) -> Recipe:

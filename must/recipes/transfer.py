@@ -91,7 +91,7 @@ def check(members: Members) -> None:
     checks.check_sets(settings, suite.images(settings))
     for protocol in settings.protocols:
         if protocol != KNN:
-            checks.check_run(settings, getattr(settings, protocol), f"config.{protocol}", apart=True)
+            checks.check_run(settings, getattr(settings, protocol), f"config.{protocol}", apart=settings.tasks)
             if getattr(settings, protocol).init.weights:
                 raise UserError(f"config.{protocol}.init: weights to start from stand in config.starts")
     for member in members:
