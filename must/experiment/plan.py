@@ -223,8 +223,7 @@ def _plain_network(settings: SingleStudent, run: Run, names: Sequence[str]) -> N
     model = build.network(settings.model, tasks, run.model)
     inputs = build.encoder(settings.image, tasks).blank_inputs()
     policies = {name: Policy() for name in tasks}
-    plain = sections.changed(settings.teacher, {"loss_scale_rule": "fixed"}, "config.teacher")
-    return lambda key: model.init(key, inputs["image"]), inputs, objective(settings, plain, model, tasks, policies)
+    return lambda key: model.init(key, inputs["image"]), inputs, objective(settings, Run(), model, tasks, policies)
 
 
 def _cost(settings, run: Run, names: Sequence[str], network) -> tuple[int, int, float]:

@@ -73,7 +73,7 @@ def _job(protocol: str, start: str, task: str) -> str:
 
 
 def _share(member: Member) -> float:
-    return float(member.axes.get("labels", member.settings.labels[0]))
+    return float(member.axes.get("share", member.settings.labels[0]))
 
 
 def _pretrained(member: Member) -> str:
@@ -111,7 +111,7 @@ def comparison(members: Members) -> Comparison:
                 words = about.description or WORDS[protocol]
                 column = Column(_name(protocol, start, share), axes, start, words, about.control)
                 answers = {task: Answer(_job(protocol, start, task)) for task in settings.tasks if task in tasks}
-                of = {"labels": share} if len(shares) > 1 else {}
+                of = {"share": share} if len(shares) > 1 else {}
                 columns.append(Answers(column, answers, of, timed=False))
                 if start != settings.subject:
                     name = f"{settings.subject} vs {start}, {WORDS[protocol]}, {share:.0%} of the labels"
@@ -187,5 +187,5 @@ RECIPE = Recipe(
     jobs,
     check,
     dry_run,
-    axes=lambda config: {"labels": ("labels-", tuple(config["labels"]))} if len(config.get("labels") or ()) > 1 else {},
+    axes=lambda config: {"share": ("labels-", tuple(config["labels"]))} if len(config.get("labels") or ()) > 1 else {},
 )
