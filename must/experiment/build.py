@@ -291,6 +291,11 @@ def fixed_policy(section: LabelPolicy) -> Policy:
     return Policy(section.positive, section.negative)
 
 
+def teacher(settings: SingleStudent, task: str) -> Run:
+    """How the teacher of a task trains."""
+    return changed(settings.teacher, settings.teachers.get(task, {}), f"config.teachers.{task}")
+
+
 def student(settings: Must, name: str) -> Student:
     """The settings of the student or of an arm, which changes some of them."""
     return changed(settings.student, settings.arms.get(name, {}), f"config.arms.{name}")

@@ -377,7 +377,7 @@ def train_expert(settings: JointSettings, seed: int, name: str, *, directory: st
         variables=start(model, expert_network(settings, name), encoder, seed, expert_init(settings, name)),
         changes=build.row_changes(run, learned),
     )
-    _describe(directory, settings, name)
+    _describe(directory, settings, name, run)
     facts = train(directory, training, seed=seed, report=report)
     rows = functools.partial(_rows_of_student, one, directory, name)
     return facts | {split: measure.keep_rows(directory, split, task, rows(split)) for split in settings.eval_splits}
@@ -394,18 +394,16 @@ def train_joint(settings: JointSettings, seed: int, arm: str, *, directory: str,
     random = jax.random.fold_in(jax.random.key(seed), 3) if run.random_teachers else None
     variables = from_experts(trained, random)
     for name in one.names:
-        _describe(os.path.join(directory, "students", name), settings, name)
+        _describe(os.path.join(directory, "students", name), settings, name, run)
     make = _head_training if run.frozen else _full_training
     facts = train(directory, make(one, run, variables)._replace(stop=stop), seed=seed, report=report)
     return facts | _score_joint(one, directory)
 
 
-def _describe(directory: str, settings: JointSettings, name: str) -> None:
+def _describe(directory: str, settings: JointSettings, name: str, run: Run) -> None:
     if devices.is_writer():
-        task = {name: build.tasks_of(settings)[name]}
-        networks.describe(
-            directory, expert_network(settings, name), task, settings.image, expert_frames(settings, name)
-        )
+        task, frames = {name: build.tasks_of(settings)[name]}, expert_frames(settings, name)
+        networks.describe(directory, expert_network(settings, name), task, settings.image, frames, run)
 
 
 def load_joint(settings: JointSettings, directory: str) -> PyTree:

@@ -234,7 +234,8 @@ class Run:
       watch_gradients: log norms and cosines of the tasks' gradients.
       normalize: "items" divides a loss by the number of labeled items, "batch" by the batch size.
       loss_scales: {task: factor of its loss}; 1 for a task that is not named.
-      loss_scale_rule: "fixed", or "learning_rate": MuST's lambda_t = (b_s lr_t) / (b_t lr_s) in place of `loss_scales`.
+      loss_scale_rule: "fixed", or "learning_rate": MuST's lambda_t = (b_s lr_t) / (b_t lr_s), from the batch size and
+        learning rate of teacher t; `loss_scales` holds where an external teacher does not tell them.
       batches: "mixed", or "per_task": every step takes one batch of the images annotated for each task.
       teacher_dropping: probability that an example drops a teacher whose hints are droppable.
       model: changes to the network of the configuration.
@@ -579,6 +580,7 @@ class SingleStudent(Experiment):
       declared: {"sets" | "pool" | "oracle_truth": {name: features}}, stand-ins for planning with absent data.
       model: the network.
       teacher: how teachers train.
+      teachers: {task: changes to `teacher`}, what one teacher does otherwise, its network included.
       student: how the student trains.
       policies: {task: which of its pseudo labels count}.
       external_teachers: {task: {"make": "package.module:function", ...}, {"run": directory} or {"fuse": [of these,
@@ -591,6 +593,7 @@ class SingleStudent(Experiment):
     declared: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     model: Network = Network()
     teacher: Run = Run()
+    teachers: Mapping[str, Mapping[str, Any]] = each_changes("teacher", names="tasks")
     student: Student = Student()
     policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
     external_teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -609,7 +612,7 @@ class SingleStudent(Experiment):
             for split in ("train", "validation", *self.eval_splits):
                 if split not in self.sets[self.train_sets[task]]:
                     raise ValueError(f"sets.{self.train_sets[task]}: no split {split!r}")
-        for section in ("policies", "train_sets", "external_teachers"):
+        for section in ("policies", "train_sets", "teachers", "external_teachers"):
             for task in getattr(self, section):
                 if task not in self.tasks:
                     raise ValueError(f"{section}.{task}: no such task; tasks: {', '.join(self.tasks)}")

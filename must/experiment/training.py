@@ -24,6 +24,7 @@ from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, T
 from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
 from must.experiment import build, initial, measure, networks, sections
+from must.experiment.external import trained_with
 from must.experiment.selection import Selection, Validation, local
 from must.experiment.settings import Init, Network, Run, SingleStudent, Student
 from must.objectives import mean_teacher as mean_teachers
@@ -375,7 +376,7 @@ def train_tasks(
         changes=build.row_changes(run, learned),
     )
     if devices.is_writer():
-        networks.describe(directory, network, evaluated, settings.image)
+        networks.describe(directory, network, evaluated, settings.image, run=run)
     facts = train(directory, training, seed=seed, report=report)
     variables, _ = networks.load_weights(directory, model, plain.blank_inputs()["image"])
     return facts | measure.score(directory, variables, model, evaluated, plain, settings)
@@ -406,7 +407,7 @@ def objective(
         parts.append(hints(online.models, online.hints, **options))
     if average is not None:
         parts.append(mean_teachers.mean_teacher(model, tasks, average, initial=variables, shuffled=online.shuffled))
-    scales = _loss_scales(settings, run)
+    scales = loss_scales(settings, run)
     return objectives.objective(model, parts, scales=scales, normalize=run.normalize)
 
 
@@ -425,9 +426,20 @@ def _with_steps(run: Run, source: Batches) -> Run:
     return sections.changed(run, {"steps": run.epochs * epoch_steps(counts, run.batch_size)}, "config")
 
 
-def _loss_scales(settings: SingleStudent, run: Run) -> dict[str, float]:
-    """Factor of each task's loss: from the settings, or MuST's rule from batch sizes and learning rates."""
+def loss_scales(settings: SingleStudent, run: Run) -> dict[str, float]:
+    """Factor of each task's loss: from the settings, or MuST's rule from batch sizes and learning rates.
+
+    Raises:
+      UserError: an external teacher without batch size and learning rate, whose factor is not set either.
+    """
     if run.loss_scale_rule == "fixed":
         return {name: run.loss_scales.get(name, 1.0) for name in settings.tasks}
-    rates = [(one.batch_size, one.optimizer.learning_rate) for one in (run, settings.teacher)]
-    return learning_rate_rule(rates[0], dict.fromkeys(settings.tasks, rates[1]))
+    rates = {name: trained_with(settings, name) for name in settings.tasks}
+    for name in settings.tasks:
+        if rates[name] is None and name not in run.loss_scales:
+            raise UserError(
+                f"loss_scales.{name}: required by loss_scale_rule='learning_rate', since the external teacher of "
+                f"{name} does not tell its batch size and learning rate"
+            )
+    known = {name: rate for name, rate in rates.items() if rate is not None}
+    return dict(run.loss_scales) | learning_rate_rule((run.batch_size, run.optimizer.learning_rate), known)
