@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -118,8 +118,8 @@ def check_students(settings: Must) -> None:
             raise UserError(f"{path}.pool_images={run.pool_images}: the pool has {available} images")
     check_teachers(settings)
     for name in settings.baselines:
-        own = settings.tasks if name == "scratch" else ()
-        check_run(settings, getattr(settings, name), f"config.{name}", apart=own)
+        for names in [(task,) for task in settings.tasks] if name == "scratch" else [()]:
+            check_run(settings, getattr(settings, name), f"config.{name}", names)
         seen = [run.steps * run.batch_size for run in (getattr(settings, name), settings.student)]
         if seen[0] != seen[1]:
             raise UserError(
@@ -133,19 +133,19 @@ def check_teachers(settings: SingleStudent) -> None:
     Raises:
       UserError: naming the key.
     """
-    check_run(settings, settings.teacher, "config.teacher", apart=settings.tasks)
-    for task in settings.teachers:
-        check_run(settings, build.teacher(settings, task), f"config.teachers.{task}", apart=(task,))
+    for task in settings.tasks:
+        path = f"config.teachers.{task}" if task in settings.teachers else "config.teacher"
+        check_run(settings, build.teacher(settings, task), path, (task,))
 
 
-def check_run(settings: Supervised, run: Run, path: str, *, apart: Iterable[str] = ()) -> None:
+def check_run(settings: Supervised, run: Run, path: str, names: Sequence[str] = ()) -> None:
     """A run's tasks, network with its weights, views, rows and mean teacher can be made.
 
     Args:
       settings: of the recipe.
       run: to check.
       path: of the run.
-      apart: tasks with a network of their own; none: all tasks share one.
+      names: tasks of the network; all by default.
 
     Raises:
       UserError: beginning with the path.
@@ -154,9 +154,8 @@ def check_run(settings: Supervised, run: Run, path: str, *, apart: Iterable[str]
     try:
         tasks = build.tasks_of(settings, run)
         network = sections.changed(settings.model, run.model, "config.model")
-        for names in [(name,) for name in apart] or [tuple(tasks)]:
-            model = build.network(network, {name: tasks[name] for name in names})
-            initial.check(model, network, build.encoder(settings.image, tasks, run).blank_inputs()["image"], run.init)
+        model = build.network(network, {name: tasks[name] for name in names or tasks})
+        initial.check(model, network, build.encoder(settings.image, tasks, run).blank_inputs()["image"], run.init)
         build.row_changes(run, tasks)
         build.balance(run)
     except UserError as error:

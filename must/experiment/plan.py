@@ -15,7 +15,7 @@ from must.core.types import Batch, Objective, Policy, Source, Teacher, UserError
 from must.data.classes import as_table
 from must.data.geometry import whole_image
 from must.data.pipeline import epoch_steps
-from must.experiment import build, sections
+from must.experiment import build
 from must.experiment.external import external_teachers
 from must.experiment.labeling import EVALUATION, POOL, label_pass
 from must.experiment.settings import Must, Run, SingleStudent

@@ -91,7 +91,8 @@ def check(members: Members) -> None:
     checks.check_sets(settings, suite.images(settings))
     for protocol in settings.protocols:
         if protocol != KNN:
-            checks.check_run(settings, getattr(settings, protocol), f"config.{protocol}", apart=settings.tasks)
+            for task in settings.tasks:
+                checks.check_run(settings, getattr(settings, protocol), f"config.{protocol}", (task,))
             if getattr(settings, protocol).init.weights:
                 raise UserError(f"config.{protocol}.init: weights to start from stand in config.starts")
     for member in members:
