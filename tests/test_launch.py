@@ -72,6 +72,8 @@ def tpu(tmp_path):
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # A suite in the background ignores Ctrl-C, which its children inherit and a shell cannot undo.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         if interrupt_at is not None:
             wait_for(lambda: interrupt_at in calls.read_text())

@@ -231,7 +231,7 @@ def network(settings: Network, tasks: Tasks, changes: Mapping[str, Any] | None =
 def _network(settings: Network, tasks: tuple[tuple[str, Task], ...]) -> Model:
     backbone = make(BACKBONES, settings.backbone, "config.model.backbone")
     neck = make(NECKS, settings.neck, "config.model.neck")
-    return multi_head.multi_head(backbone, neck, {name: task.head() for name, task in tasks})
+    return multi_head.multi_head(backbone, neck, {name: task.head() for name, task in tasks}, settings.stats())
 
 
 def encoder(
@@ -289,6 +289,11 @@ def balance(run: Run) -> Balance:
 def fixed_policy(section: LabelPolicy) -> Policy:
     """The label policy whose thresholds stand in the configuration."""
     return Policy(section.positive, section.negative)
+
+
+def teacher(settings: SingleStudent, task: str) -> Run:
+    """How the teacher of a task trains."""
+    return changed(settings.teacher, settings.teachers.get(task, {}), f"config.teachers.{task}")
 
 
 def student(settings: Must, name: str) -> Student:

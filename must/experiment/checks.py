@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,9 +10,9 @@ from must.core.types import Source, UserError
 from must.data.combine import labels_of
 from must.data.disjoint import check_disjoint
 from must.data.merge import Concat
-from must.experiment import build
+from must.experiment import build, initial, sections
 from must.experiment.settings import Must, Run, SingleStudent, Student
-from must.experiment.training import mean_teacher
+from must.experiment.training import loss_scales, mean_teacher
 from must.tasks.base import LabelsImages, Task
 
 
@@ -115,9 +116,10 @@ def check_students(settings: Must) -> None:
         build.policies(settings, run)
         if run.pool_images > available:
             raise UserError(f"{path}.pool_images={run.pool_images}: the pool has {available} images")
-    for name in ("teacher", *settings.baselines):
-        check_run(settings, getattr(settings, name), f"config.{name}")
+    check_teachers(settings)
     for name in settings.baselines:
+        for names in [(task,) for task in settings.tasks] if name == "scratch" else [()]:
+            check_run(settings, getattr(settings, name), f"config.{name}", names)
         seen = [run.steps * run.batch_size for run in (getattr(settings, name), settings.student)]
         if seen[0] != seen[1]:
             raise UserError(
@@ -125,8 +127,25 @@ def check_students(settings: Must) -> None:
             )
 
 
-def check_run(settings: SingleStudent, run: Run, path: str) -> None:
-    """A run's tasks, network, views, rows and mean teacher can be made.
+def check_teachers(settings: SingleStudent) -> None:
+    """Refuses teachers that cannot train.
+
+    Raises:
+      UserError: naming the key.
+    """
+    for task in settings.tasks:
+        path = f"config.teachers.{task}" if task in settings.teachers else "config.teacher"
+        check_run(settings, build.teacher(settings, task), path, (task,))
+
+
+def check_run(settings: SingleStudent, run: Run, path: str, names: Sequence[str] = ()) -> None:
+    """A run's tasks, network with its weights, views, rows and mean teacher can be made.
+
+    Args:
+      settings: of the recipe.
+      run: to check.
+      path: of the run.
+      names: tasks of the network; all by default.
 
     Raises:
       UserError: beginning with the path.
@@ -134,8 +153,9 @@ def check_run(settings: SingleStudent, run: Run, path: str) -> None:
     build.tasks_of(settings)  # a mistake in a set or task is not the run's
     try:
         tasks = build.tasks_of(settings, run)
-        build.network(settings.model, tasks, run.model)
-        build.encoder(settings.image, tasks, run)
+        network = sections.changed(settings.model, run.model, "config.model")
+        model = build.network(network, {name: tasks[name] for name in names or tasks})
+        initial.check(model, network, build.encoder(settings.image, tasks, run).blank_inputs()["image"], run.init)
         build.row_changes(run, tasks)
         build.balance(run)
     except UserError as error:
@@ -146,6 +166,11 @@ def check_run(settings: SingleStudent, run: Run, path: str) -> None:
     for name in run.loss_scales:
         if name not in settings.tasks:
             raise UserError(f"{path}.loss_scales.{name}: no such task; tasks: {', '.join(settings.tasks)}")
+    if isinstance(settings, SingleStudent):
+        try:
+            loss_scales(settings, run)
+        except UserError as error:
+            raise UserError(f"{path}.{error}") from None
     if isinstance(run, Student) and run.mean_teacher.kind != "none":
         if settings.image.video:
             raise UserError(f"{path}.mean_teacher: works on pictures, not on videos")

@@ -99,7 +99,9 @@ def hints_of(
 def check(settings: Any, run: Student, arm: Arm) -> None:
     """Refuses hints that the networks or the tasks of an arm cannot have, from shapes alone."""
     tasks = build.tasks_of(settings)
-    models = {name: build.network(settings.model, {name: tasks[name]}, settings.teacher.model) for name in arm.tasks}
+    models = {}
+    for name in arm.tasks:
+        models[name] = build.network(settings.model, {name: tasks[name]}, build.teacher(settings, name).model)
     for name in arm.tasks:
         for kind, verb in (("pdf", "disagreement"), ("defeat", "foreground")):
             if kind in arm.labels and getattr(type(tasks[name]), verb) is getattr(Task, verb):

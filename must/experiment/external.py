@@ -9,7 +9,7 @@ from must.core.arguments import converted
 from must.core.types import Teacher, UserError
 from must.data.classes import ClassMap, renumbered
 from must.data.combine import hash_of
-from must.experiment import networks
+from must.experiment import build, networks
 from must.experiment.sections import without_none
 from must.experiment.settings import SingleStudent
 from must.pseudo_label.fusion import fuse
@@ -22,6 +22,15 @@ def external_teachers(settings: SingleStudent, tasks: Mapping[str, Task]) -> dic
         name: external_teacher(name, section, {name: tasks[name]}, settings.image.size)
         for name, section in settings.external_teachers.items()
     }
+
+
+def trained_with(settings: SingleStudent, task: str) -> tuple[int, float] | None:
+    """(batch size, peak learning rate) of a task's teacher; None if an external one does not tell them."""
+    if task not in settings.external_teachers:
+        run = build.teacher(settings, task)
+        return run.batch_size, run.optimizer.learning_rate
+    directory = without_none(settings.external_teachers[task]).get("run")
+    return networks.trained_with(directory) if isinstance(directory, str) else None
 
 
 def external_teacher(

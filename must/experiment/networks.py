@@ -1,7 +1,7 @@
 """Trained networks on disk: a directory describes the network that its weights belong to.
 
 weights/       the selected variables with their validation scores
-network.json   backbone, neck, tasks with their classes, and the frame
+network.json   backbone, neck, tasks with their classes, the frame, and how it trained
 """
 
 import json
@@ -16,13 +16,13 @@ from must.core.types import Model, PyTree, Teacher, UserError
 from must.data.clips import ClipEncoder
 from must.data.pipeline import Encoder
 from must.experiment import build, sections
-from must.experiment.settings import Image, Network
+from must.experiment.settings import Image, Network, Run
 from must.pseudo_label import teacher as teachers
 from must.tasks import base
 from must.tasks.base import Task
 from must.train.checkpoint import Checkpoints, fingerprint
 
-_ABOUT = "network.json"
+ABOUT = "network.json"
 
 
 class Trained(NamedTuple):
@@ -30,6 +30,7 @@ class Trained(NamedTuple):
 
     Attributes:
       model: init and apply.
+      network: its settings.
       variables: selected weights.
       tasks: {task: Task} that it answers.
       image: the frame that it sees.
@@ -38,6 +39,7 @@ class Trained(NamedTuple):
     """
 
     model: Model
+    network: Network
     variables: PyTree
     tasks: dict[str, Task]
     image: Image
@@ -50,16 +52,22 @@ class Trained(NamedTuple):
 
 
 def describe(
-    directory: str, network: Network, tasks: Mapping[str, Task], image: Image, frames: Mapping[str, int] | None = None
+    directory: str,
+    network: Network,
+    tasks: Mapping[str, Task],
+    image: Image,
+    frames: Mapping[str, int] | None = None,
+    run: Run | None = None,
 ) -> None:
-    """Writes which network the weights in a directory belong to."""
+    """Writes which network the weights in a directory belong to, and how it trains."""
     about = {
         "network": sections.plain(network),
         "tasks": {name: base.describe(task) for name, task in tasks.items()},
         "image": sections.plain(image),
         "frames": dict(frames or {}),
+        "run": None if run is None else sections.plain(run),
     }
-    files.write_json(os.path.join(directory, _ABOUT), about)
+    files.write_json(os.path.join(directory, ABOUT), about)
 
 
 def load(directory: str) -> Trained:
@@ -68,20 +76,36 @@ def load(directory: str) -> Trained:
     Raises:
       UserError: no network, or a damaged one.
     """
-    path = os.path.join(directory, _ABOUT)
+    path, about = _about(directory)
+    tasks = {name: base.build(**_tuples(section)) for name, section in about["tasks"].items()}
+    image = sections.parse(Image, about["image"], f"{path}: image")
+    network = sections.parse(Network, about["network"], f"{path}: network")
+    model = build.network(network, tasks)
+    blank = build.encoder(image, tasks, frames=about["frames"] or None).blank_inputs()
+    variables, facts = load_weights(directory, model, blank[next(iter(blank))])
+    return Trained(model, network, variables, tasks, image, about["frames"], facts)
+
+
+def trained_with(directory: str) -> tuple[int, float] | None:
+    """(batch size, peak learning rate) with which the network in a directory trained; None if it does not say.
+
+    Raises:
+      UserError: no network, or a damaged one.
+    """
+    run = _about(directory)[1].get("run")
+    return (run["batch_size"], run["optimizer"]["learning_rate"]) if run else None
+
+
+def _about(directory: str) -> tuple[str, dict[str, Any]]:
+    """Path and content of the file that describes a network."""
+    path = os.path.join(directory, ABOUT)
     try:
         with open(path, encoding="utf-8") as file:
-            about = json.load(file)
+            return path, json.load(file)
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist; {directory} holds no trained network") from None
     except ValueError:
         raise UserError(f"{path}: damaged; remove the directory and train again") from None
-    tasks = {name: base.build(**_tuples(section)) for name, section in about["tasks"].items()}
-    image = sections.parse(Image, about["image"], f"{path}: image")
-    model = build.network(sections.parse(Network, about["network"], f"{path}: network"), tasks)
-    blank = build.encoder(image, tasks, frames=about["frames"] or None).blank_inputs()
-    variables, facts = load_weights(directory, model, blank[next(iter(blank))])
-    return Trained(model, variables, tasks, image, about["frames"], facts)
 
 
 def load_weights(directory: str, model: Model, inputs: PyTree) -> tuple[PyTree, dict]:

@@ -194,7 +194,7 @@ def fresh_teachers(settings: Must) -> list[Teacher]:
         if name in external:
             continue
         mine = {name: tasks[name]}
-        model = build.network(settings.model, mine, settings.teacher.model)
+        model = build.network(settings.model, mine, build.teacher(settings, name).model)
         variables = jax.jit(model.init)(jax.random.key(0), inputs)
         options = {"size": settings.image.size, "fingerprint": "untrained", "hflip_tta": settings.label.hflip_tta}
         made.append(from_model(name, model, variables, mine, **options))

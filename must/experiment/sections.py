@@ -341,12 +341,19 @@ def _complete_changes(cls: type, section: dict[str, Any], whole: Mapping[str, An
     for field in dataclasses.fields(cls):  # changes of changes: arms change a section that is complete by now
         if "each_changes" in field.metadata:
             base = section.get(field.metadata["each_changes"]) or {}
-            section[field.name] = {name: _unset(base, item) for name, item in (section.get(field.name) or {}).items()}
+            named = {key: {} for key in whole.get(field.metadata["names"]) or {}} | (section.get(field.name) or {})
+            section[field.name] = {name: _unset(base, item) for name, item in named.items()}
 
 
-def each_changes(to: str) -> Any:
-    """A dataclass field {name: changes to another section of the configuration}."""
-    return dataclasses.field(default_factory=dict, metadata={"each_changes": to})
+def each_changes(to: str, names: str = "") -> Any:
+    """A dataclass field {name: changes to another section of the configuration}.
+
+    Args:
+      to: key of the section that is changed.
+      names: key of a mapping with all the names, each of which the command line can change; "" where the configuration
+        chooses the names.
+    """
+    return dataclasses.field(default_factory=dict, metadata={"each_changes": to, "names": names})
 
 
 def _unset(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,10 +98,17 @@ class Network:
     Attributes:
       backbone: kind and arguments of the backbone.
       neck: kind and arguments of the neck; with "none" the heads read the levels of the backbone.
+      pixel_stats: mean and deviation that images are normalized with, "imagenet" or "half" (.5, of SigLIP and AugReg);
+        "" takes those of the backbone's family, "imagenet" where it has none.
     """
 
     backbone: Part = part(BACKBONES, "resnet")
     neck: Part = part(NECKS, "none")
+    pixel_stats: Literal["", "imagenet", "half"] = ""
+
+    def stats(self) -> str:
+        """The key of `must.models.multi_head.PIXEL_STATS` that applies."""
+        return self.pixel_stats or "imagenet"
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,21 @@ class Optimizer:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must be positive")
         _at_least(0, warmup=self.warmup, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+
+
+@dataclass(frozen=True)
+class Init:
+    """Weights that a network starts from; see the guide "Pretrained weights".
+
+    Attributes:
+      weights: a .safetensors file, an Orbax checkpoint, a workdir, whose student it takes, or the directory of a
+        network in a workdir, such as runs/a/teachers/depth; "" starts from random numbers.
+      partial: beginnings of names that may be missing on either side or differ in shape, such as "backbone/stage4" or
+        "heads_depth"; those of the network stay random.
+    """
+
+    weights: str = ""
+    partial: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,6 +217,7 @@ class Run:
       epochs: over the largest set, in place of `steps`; 0: `steps` counts.
       batch_size: over all devices and processes.
       optimizer: optimizer and schedule.
+      init: weights that the network starts from.
       ema_decay: of the averaged parameters and batch statistics, which are evaluated and used; 0 averages nothing.
       select: "best" keeps the weights with the best validation score, "last" the final ones.
       evaluate_every: steps between validations; 0 validates at the end only.
@@ -211,7 +234,8 @@ class Run:
       watch_gradients: log norms and cosines of the tasks' gradients.
       normalize: "items" divides a loss by the number of labeled items, "batch" by the batch size.
       loss_scales: {task: factor of its loss}; 1 for a task that is not named.
-      loss_scale_rule: "fixed", or "learning_rate": MuST's lambda_t = (b_s lr_t) / (b_t lr_s) in place of `loss_scales`.
+      loss_scale_rule: "fixed", or "learning_rate": MuST's lambda_t = (b_s lr_t) / (b_t lr_s), from the batch size and
+        learning rate of teacher t; `loss_scales` holds where an external teacher does not tell them.
       batches: "mixed", or "per_task": every step takes one batch of the images annotated for each task.
       teacher_dropping: probability that an example drops a teacher whose hints are droppable.
       model: changes to the network of the configuration.
@@ -222,6 +246,7 @@ class Run:
     epochs: int = 0
     batch_size: int = 16
     optimizer: Optimizer = Optimizer()
+    init: Init = Init()
     ema_decay: float = 0.0
     select: Literal["best", "last"] = "last"
     evaluate_every: int = 0
@@ -555,6 +580,7 @@ class SingleStudent(Experiment):
       declared: {"sets" | "pool" | "oracle_truth": {name: features}}, stand-ins for planning with absent data.
       model: the network.
       teacher: how teachers train.
+      teachers: {task: changes to `teacher`}, what one teacher does otherwise, its network included.
       student: how the student trains.
       policies: {task: which of its pseudo labels count}.
       external_teachers: {task: {"make": "package.module:function", ...}, {"run": directory} or {"fuse": [of these,
@@ -567,6 +593,7 @@ class SingleStudent(Experiment):
     declared: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     model: Network = Network()
     teacher: Run = Run()
+    teachers: Mapping[str, Mapping[str, Any]] = each_changes("teacher", names="tasks")
     student: Student = Student()
     policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
     external_teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -585,7 +612,7 @@ class SingleStudent(Experiment):
             for split in ("train", "validation", *self.eval_splits):
                 if split not in self.sets[self.train_sets[task]]:
                     raise ValueError(f"sets.{self.train_sets[task]}: no split {split!r}")
-        for section in ("policies", "train_sets", "external_teachers"):
+        for section in ("policies", "train_sets", "teachers", "external_teachers"):
             for task in getattr(self, section):
                 if task not in self.tasks:
                     raise ValueError(f"{section}.{task}: no such task; tasks: {', '.join(self.tasks)}")

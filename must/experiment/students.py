@@ -18,9 +18,9 @@ from must.experiment.training import NO_WEIGHTING, Weighting, train_tasks
 from must.objectives.labels import PSEUDO
 
 
-def train_single(settings: Must, seed: int, task: str, section: str, *, directory: str, report) -> dict:
-    """The job of a teacher or a scratch baseline: one task on its annotated set, by a section of the settings."""
-    source, run = build.split(settings, task, "train"), getattr(settings, section)
+def train_single(settings: Must, seed: int, task: str, run: Run, *, directory: str, report) -> dict:
+    """The job of a teacher or a scratch baseline: one task on its annotated set."""
+    source = build.split(settings, task, "train")
     return train_tasks(settings, seed, (task,), run, source, {task: Policy()}, directory=directory, report=report)
 
 
@@ -140,8 +140,9 @@ def _pseudo(settings: Must, run: Student, ids: Sequence[str]) -> dict[str, dict[
 def runs_of(settings: Must) -> list[tuple[str, Run, tuple[str, ...]]]:
     """The kinds of training runs of a seed: (name, how it trains, tasks of its network)."""
     every = tuple(settings.tasks)
-    runs = [("teacher", settings.teacher, (name,)) for name in every if name not in settings.external_teachers]
+    trained = [name for name in every if name not in settings.external_teachers]
+    runs = [("teacher", build.teacher(settings, name), (name,)) for name in trained]
     runs += [(arm, build.student(settings, arm), every) for arm in build.students(settings)]
     runs += [("supervised", settings.supervised, every)] if "supervised" in settings.baselines else []
-    own = "scratch" in settings.baselines and settings.scratch != settings.teacher
-    return runs + ([("scratch", settings.scratch, (name,)) for name in every] if own else [])
+    own = [name for name in every if settings.scratch != build.teacher(settings, name)]
+    return runs + ([("scratch", settings.scratch, (name,)) for name in own] if "scratch" in settings.baselines else [])

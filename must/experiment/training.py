@@ -23,9 +23,10 @@ from must.core import devices, files
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
-from must.experiment import build, measure, networks, sections
+from must.experiment import build, initial, measure, networks, sections
+from must.experiment.external import trained_with
 from must.experiment.selection import Selection, Validation, local
-from must.experiment.settings import Run, SingleStudent, Student
+from must.experiment.settings import Init, Network, Run, SingleStudent, Student
 from must.objectives import mean_teacher as mean_teachers
 from must.objectives import objective as objectives
 from must.objectives.distill import Hint
@@ -82,7 +83,7 @@ class Training(NamedTuple):
       source: of training examples; or {group: source}, and every step takes a batch of each.
       encoder: of training rows.
       validation: which of its weights are kept.
-      variables: to start from; freshly initialized by default.
+      variables: to start from, see `start`.
       frozen: variables of the teachers inside the objective.
       weighting: of the examples.
       changes: of training rows.
@@ -97,7 +98,7 @@ class Training(NamedTuple):
     source: Batches
     encoder: Encoder
     validation: Validation
-    variables: PyTree | None = None
+    variables: PyTree
     frozen: PyTree = None
     weighting: Weighting = NO_WEIGHTING
     changes: Sequence[Change] = ()
@@ -123,8 +124,6 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     run, key = training.run, jax.random.key(seed)
     tx = optimizer(steps=run.steps, **vars(run.optimizer))
     variables = training.variables
-    if variables is None:
-        variables = fresh(training.model, training.encoder, seed)
     state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))
     checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
@@ -222,9 +221,10 @@ def _means(weights: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
     }
 
 
-def fresh(model: Model, encoder: Encoder, seed: int) -> PyTree:
+def start(model: Model, network: Network, encoder: Encoder, seed: int, init: Init) -> PyTree:
     """The variables that a run of this seed starts from."""
-    return model.init(jax.random.fold_in(jax.random.key(seed), 1), encoder.blank_inputs()["image"])
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return initial.start(model, network, encoder.blank_inputs()["image"], key, init)
 
 
 def _batches(training: Training, seed: int):
@@ -359,9 +359,7 @@ def train_tasks(
     network = sections.changed(settings.model, run.model, "config.model")
     model = build.network(network, evaluated)
     encoder = build.encoder(settings.image, learned, run)
-    variables = None
-    if isinstance(run, Student) and run.mean_teacher.kind != "none":
-        variables = fresh(model, encoder, seed)  # the average starts where the run starts
+    variables = start(model, network, encoder, seed, run.init)
     plain = build.encoder(settings.image, build.tasks_of(settings))
     training = Training(
         run=_with_steps(run, source),
@@ -378,7 +376,7 @@ def train_tasks(
         changes=build.row_changes(run, learned),
     )
     if devices.is_writer():
-        networks.describe(directory, network, evaluated, settings.image)
+        networks.describe(directory, network, evaluated, settings.image, run=run)
     facts = train(directory, training, seed=seed, report=report)
     variables, _ = networks.load_weights(directory, model, plain.blank_inputs()["image"])
     return facts | measure.score(directory, variables, model, evaluated, plain, settings)
@@ -409,7 +407,7 @@ def objective(
         parts.append(hints(online.models, online.hints, **options))
     if average is not None:
         parts.append(mean_teachers.mean_teacher(model, tasks, average, initial=variables, shuffled=online.shuffled))
-    scales = _loss_scales(settings, run)
+    scales = loss_scales(settings, run)
     return objectives.objective(model, parts, scales=scales, normalize=run.normalize)
 
 
@@ -428,9 +426,20 @@ def _with_steps(run: Run, source: Batches) -> Run:
     return sections.changed(run, {"steps": run.epochs * epoch_steps(counts, run.batch_size)}, "config")
 
 
-def _loss_scales(settings: SingleStudent, run: Run) -> dict[str, float]:
-    """Factor of each task's loss: from the settings, or MuST's rule from batch sizes and learning rates."""
+def loss_scales(settings: SingleStudent, run: Run) -> dict[str, float]:
+    """Factor of each task's loss: from the settings, or MuST's rule from batch sizes and learning rates.
+
+    Raises:
+      UserError: an external teacher without batch size and learning rate, whose factor is not set either.
+    """
     if run.loss_scale_rule == "fixed":
         return {name: run.loss_scales.get(name, 1.0) for name in settings.tasks}
-    rates = [(one.batch_size, one.optimizer.learning_rate) for one in (run, settings.teacher)]
-    return learning_rate_rule(rates[0], dict.fromkeys(settings.tasks, rates[1]))
+    rates = {name: trained_with(settings, name) for name in settings.tasks}
+    for name in settings.tasks:
+        if rates[name] is None and name not in run.loss_scales:
+            raise UserError(
+                f"loss_scales.{name}: required by loss_scale_rule='learning_rate', since the external teacher of "
+                f"{name} does not tell its batch size and learning rate"
+            )
+    known = {name: rate for name, rate in rates.items() if rate is not None}
+    return dict(run.loss_scales) | learning_rate_rule((run.batch_size, run.optimizer.learning_rate), known)

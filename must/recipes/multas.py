@@ -108,7 +108,7 @@ def check(members: Members) -> None:
     for task in settings.tasks:
         if not any(task in arm.tasks for arm in arms.values()):
             raise UserError(f"config.tasks.{task}: no arm of the grid learns it; leave it out")
-    checks.check_run(settings, settings.teacher, "config.teacher")
+    checks.check_teachers(settings)
     for name, arm in arms.items():
         run = run_of(settings, arm)
         checks.check_run(settings, run, f"config.grid ({name}): student")
@@ -147,9 +147,8 @@ def train_teacher(settings: Settings, seed: int, split: str, task: str, *, direc
     top = labeling.seed_directory(directory, os.path.join("teachers", f"{split}-{task}"))
     ids = grid.read_lists(top, split, tuple(settings.tasks)).annotated[task]
     source = Annotated(Listed(grid.everything(settings), ids=ids), {task: ids})
-    facts = train_tasks(
-        settings, seed, (task,), settings.teacher, source, {task: Policy()}, directory=directory, report=report
-    )
+    run = build.teacher(settings, task)
+    facts = train_tasks(settings, seed, (task,), run, source, {task: Policy()}, directory=directory, report=report)
     labeling.save_live(directory, settings, networks.as_teacher(directory, task), task)
     return facts | {"images": len(ids)}
 
@@ -229,7 +228,7 @@ def dry_run(members: Members) -> None:
     settings = members[0].settings
     arms = arms_of(settings)
     plan.describe_data(members, grid.everything, "to learn from")
-    runs = [("teacher", settings.teacher, (task,)) for _, task in teachers_of(arms)]
+    runs = [("teacher", build.teacher(settings, task), (task,)) for _, task in teachers_of(arms)]
     runs += [(name, run_of(settings, arm), arm.tasks) for name, arm in arms.items()]
     plan.describe_runs(members, runs)
     print("  teachers answer in the step: add one forward pass each")

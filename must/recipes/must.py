@@ -42,7 +42,7 @@ def work_jobs(members: Members, workers: int) -> list[Job]:
     for member in members:  # the longest part, so it comes last
         for task, where in _scratch(member.settings).items():
             if (name := member.prefix + where) not in {job.name for job in work}:
-                arguments = (member.settings, member.seed, task, "scratch")
+                arguments = (member.settings, member.seed, task, member.settings.scratch)
                 work.append(Job(name, "baselines", students.train_single, arguments))
     return work
 
@@ -55,7 +55,9 @@ def _member_jobs(member: Member, workers: int) -> list[Job]:
         if task in settings.external_teachers:
             work.append(Job(name, "teachers", students.measure_external, (settings, seed, task)))
         else:
-            work.append(Job(name, "teachers", students.train_single, (settings, seed, task, "teacher")))
+            work.append(
+                Job(name, "teachers", students.train_single, (settings, seed, task, build.teacher(settings, task)))
+            )
     teachers = tuple(job.name for job in work)
     for by in _labelers(settings):
         needs, stage = ((f"{at}{student_job(by)}",), "student") if by else (teachers, "label")
@@ -130,9 +132,11 @@ def _column(name: str, jobs: Mapping[str, str]) -> Answers:
 
 def notes(members: Members, workdir: str) -> list[str]:
     """What a reader of the comparison has to know about its columns."""
-    settings = members[0].settings
-    same = "scratch" in settings.baselines and settings.scratch == settings.teacher
-    return ["The column scratch shows the teachers' own runs, which have as many steps as the student."] if same else []
+    same = [task for task, job in _scratch(members[0].settings).items() if job.startswith("teachers/")]
+    if not same:
+        return []
+    of = "" if len(same) == len(members[0].settings.tasks) else f" of {', '.join(same)}"
+    return [f"The column scratch shows the teachers' own runs{of}, which have as many steps as the student."]
 
 
 def sections(members: Members, workdir: str) -> list[Section]:
@@ -169,9 +173,8 @@ def _scratch(settings: Must) -> dict[str, str]:
     """{task: job} of the single-task baseline; with the teachers' own settings it is the teachers' own runs."""
     if "scratch" not in settings.baselines:
         return {}
-    if settings.scratch == settings.teacher:
-        return {task: f"teachers/{task}" for task in settings.tasks}
-    return {task: f"baselines/scratch-{task}" for task in settings.tasks}
+    same = {task: settings.scratch == build.teacher(settings, task) for task in settings.tasks}
+    return {task: f"teachers/{task}" if same[task] else f"baselines/scratch-{task}" for task in settings.tasks}
 
 
 def dry_run(members: Members) -> None:

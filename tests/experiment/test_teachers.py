@@ -1,0 +1,83 @@
+"""Teachers with settings of their own, and MuST's loss scales, which read them."""
+
+import json
+
+import pytest
+
+from must.core.types import UserError
+from must.experiment import build, training
+from must.recipes import must as recipe
+from tests.support.configs import check, config_of, load, run, settings_of
+
+TINY = "tests/support/tiny_config.py"
+OWN = {"batch_size": 4, "steps": 6, "optimizer": {"learning_rate": 0.05}, "model": {"backbone": {"width": 4}}}
+
+
+def _settings(**changes):
+    return settings_of(config_of(TINY, teachers={"depth": OWN}, **changes))
+
+
+def test_a_teacher_trains_with_its_own_settings_and_keeps_them_with_its_weights(tmp_path):
+    config = config_of(TINY, teachers={"depth": OWN}, workers=1)
+    run(config, tmp_path, stage="teachers")
+    widths, runs = {}, {}
+    for task in ("classification", "depth"):
+        about = json.loads((tmp_path / "teachers" / task / "network.json").read_text())
+        widths[task] = about["network"]["backbone"]["width"]
+        runs[task] = (about["run"]["batch_size"], about["run"]["steps"], about["run"]["optimizer"]["learning_rate"])
+    assert widths == {"classification": 8, "depth": 4}
+    assert runs == {"classification": (8, 12, 0.01), "depth": (4, 6, 0.05)}
+    # Another run reads them where it takes the network from.
+    taken = {"depth": {"run": str(tmp_path / "teachers" / "depth")}}
+    settings = settings_of(config_of(TINY, external_teachers=taken, student__loss_scale_rule="learning_rate"))
+    scales = training.loss_scales(settings, settings.student)
+    assert scales == {"classification": pytest.approx(1.0), "depth": pytest.approx(10.0)}
+
+
+def test_every_task_keeps_the_learning_rate_of_its_teacher():
+    settings = _settings(student__loss_scale_rule="learning_rate", student__batch_size=12)
+    student, scales = settings.student, training.loss_scales(settings, settings.student)
+    for task in settings.tasks:
+        teacher = build.teacher(settings, task)
+        per_image = teacher.optimizer.learning_rate / teacher.batch_size
+        assert scales[task] * student.optimizer.learning_rate / student.batch_size == pytest.approx(per_image)
+    assert scales["depth"] != pytest.approx(scales["classification"])
+
+
+def test_an_external_teacher_has_a_factor_of_its_own():
+    external = {"depth": {"make": "tests.support.given_teachers:one"}}
+    changes = {"external_teachers": external, "student__loss_scale_rule": "learning_rate"}
+    with pytest.raises(UserError, match="config.student.loss_scales.depth: required by loss_scale_rule"):
+        check(config_of(TINY, **changes))
+    settings = settings_of(config_of(TINY, **changes, student__loss_scales={"depth": 3.0}))
+    assert training.loss_scales(settings, settings.student) == {"classification": pytest.approx(1.0), "depth": 3.0}
+
+
+def test_a_teacher_as_long_as_the_student_is_its_own_baseline():
+    settings = _settings(baselines=("scratch",))
+    assert recipe._scratch(settings) == {
+        "classification": "teachers/classification",
+        "depth": "baselines/scratch-depth",
+    }
+
+
+@pytest.mark.parametrize(
+    "teachers, message",
+    [
+        ({"dept": {}}, "config.teachers.dept: no such task"),
+        ({"depth": {"bach_size": 4}}, "config.teachers.depth.bach_size: unknown key; did you mean batch_size"),
+        ({"depth": {"steps": 0}}, "config.teachers.depth.steps=0: must be at least 1"),
+        ({"depth": {"model": {"backbone": {"depth": 7}}}}, "config.teachers.depth: .*depth 7"),
+    ],
+)
+def test_mistakes_name_the_teacher(teachers, message):
+    with pytest.raises(UserError, match=message):
+        check(config_of(TINY, teachers=teachers))
+
+
+def test_every_key_of_every_teacher_can_be_set_from_the_command_line():
+    tree = load("configs/quickstart.py").get_config("sanity")
+    tree.teachers.depth.optimizer.learning_rate = 0.5
+    settings = settings_of(tree.to_dict())
+    assert build.teacher(settings, "depth").optimizer.learning_rate == 0.5
+    assert build.teacher(settings, "normals") == settings.teacher
