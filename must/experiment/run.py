@@ -188,8 +188,8 @@ def _claim(recipe: Recipe, workdir: str, config: Mapping[str, Any]) -> None:
     if os.path.exists(path):
         try:
             with open(path, encoding="utf-8") as file:
-                known = json.load(file)
-        except ValueError:
+                known = dict(json.load(file))
+        except (ValueError, TypeError):
             raise UserError(f"{path}: damaged; restore it, or use another --workdir") from None
         if known.get("recipe") != recipe.name:
             raise UserError(f"{workdir}: belongs to the recipe {known.get('recipe')!r}; use another --workdir")
