@@ -78,7 +78,7 @@ def trained(directory, setting, seed, source, policy, start=""):
     quiet = lambda *args: None  # noqa: E731
     run = setting.teacher
     if start:  # the layer that tells classes has one output more
-        init = Init(start, (f"heads_{TASK}/class",))
+        init = Init(start, (f"heads_{TASK}/head/class/",))
         run = changed(run, {"init": vars(init), "optimizer": {"learning_rate": LEARNING_RATE}}, "config")
     train_tasks(setting, seed, (TASK,), run, source, {TASK: policy}, directory=directory, report=quiet)
     rows = measure.load_rows(os.path.join(directory, "rows-test.npz"))[TASK]
