@@ -10,18 +10,20 @@ from typing import Any, Literal
 
 from must.data.augment import Photometric, RandAugment
 from must.experiment.sections import Part, by_task, changes, each_changes, part
-from must.models import fpn, resnet, temporal_shift
+from must.models import convnext, fpn, resnet, temporal_shift, vit
 from must.models import temporal_shift as r2plus1d
 from must.models import temporal_shift as video_transformer
 from must.objectives import aggregate, balance
 
 BACKBONES = {
     "resnet": resnet.ResNet,
+    "vit": vit.ViT,
+    "convnext": convnext.ConvNeXt,
     "temporal_shift": temporal_shift.TemporalShiftResNet,
     "r2plus1d": r2plus1d.R2Plus1D,
     "video_transformer": video_transformer.VideoTransformer,
 }
-NECKS = {"none": None, "fpn": fpn.FPN, "pafpn": fpn.PAFPN}
+NECKS = {"none": None, "fpn": fpn.FPN, "pafpn": fpn.PAFPN, "simple": fpn.SimplePyramid}
 VIEWS = {"none": None, "photometric": Photometric, "rand_augment": RandAugment}
 BALANCES = {
     "fixed": balance.fixed,
@@ -108,7 +110,8 @@ class Network:
 
     def stats(self) -> str:
         """The key of `must.models.multi_head.PIXEL_STATS` that applies."""
-        return self.pixel_stats or "imagenet"
+        family = dict(self.backbone.arguments).get("family", "") if self.backbone.kind == "vit" else ""
+        return self.pixel_stats or ("half" if family == "siglip" else "imagenet")
 
 
 @dataclass(frozen=True)
