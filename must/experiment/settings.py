@@ -4,6 +4,7 @@
 against the data is in `must.experiment.checks`. The attribute texts are the reference in the documentation.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -126,6 +127,10 @@ class Optimizer:
       weight_decay: on parameters with more than one dimension.
       momentum: of sgd.
       clip_norm: bound on the global gradient norm; 0 sets none.
+      layer_decay: factor of the learning rate from each layer of the backbone to the one before, such as 0.75 for a
+        pretrained transformer; 1 sets equal rates.
+      factors: (pattern, factor) pairs, such as (("backbone/stage[12]", 0.1), ("neck", 2.0)): the learning rate of
+        parameters whose names begin with a match is multiplied by the factor.
     """
 
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
@@ -135,10 +140,20 @@ class Optimizer:
     weight_decay: float = 0.0
     momentum: float = 0.9
     clip_norm: float = 0.0
+    layer_decay: float = 1.0
+    factors: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must be positive")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: must be above 0 and at most 1")
+        for pattern, factor in self.factors:
+            _at_least(0, **{f"factors {pattern!r}": factor})
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"factors: {pattern!r} is no regular expression: {error}") from None
         _at_least(0, warmup=self.warmup, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
 
 

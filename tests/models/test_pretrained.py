@@ -217,7 +217,7 @@ HF = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "imag
         ("DINOv3ViT", {"intermediate_size": 64, "num_register_tokens": 4}, {"family": "dinov3", "registers": 4}),
         (
             "DINOv3ViT",
-            {"intermediate_size": 48, "num_register_tokens": 4, "use_gated_mlp": True},
+            {"intermediate_size": 48, "num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"},
             {"family": "dinov3", "registers": 4, "swiglu": True},
         ),
         ("SiglipVision", {"intermediate_size": 64}, {"family": "siglip", "grid": 4, "resize": "bicubic"}),
