@@ -193,7 +193,7 @@ def videos_in(path: str) -> Found:
 
 
 def _files(path: str) -> tuple[Path, dict[str, Path], dict[str, Path]]:
-    """(folder, its pictures, its videos by key): a key is the relative path, of pictures without extension if it can."""
+    """(folder, its pictures, its videos by key): keys are relative paths, of pictures without extension if it can."""
     top = Path(os.path.abspath(path))
     root = top.parent if top.is_file() else top
     names = [top] if top.is_file() else sorted(Path(folder, name) for folder, below in walk(top) for name in below)
