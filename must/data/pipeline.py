@@ -206,6 +206,8 @@ def eval_batches(
 
     With several processes, each reads every count-th batch.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: must be at least 1")
     index, count = process
     for start in range(index * batch_size, len(source), count * batch_size):
         stop = min(start + batch_size, len(source))

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from must.core.types import Source, UserError
 from must.data.combine import labels_of
 from must.data.disjoint import check_disjoint
 from must.data.merge import Concat
-from must.experiment import build
+from must.experiment import build, initial, sections
 from must.experiment.settings import Must, Run, SingleStudent, Student
 from must.experiment.training import loss_scales, mean_teacher
 from must.tasks.base import LabelsImages, Task
@@ -117,7 +118,8 @@ def check_students(settings: Must) -> None:
             raise UserError(f"{path}.pool_images={run.pool_images}: the pool has {available} images")
     check_teachers(settings)
     for name in settings.baselines:
-        check_run(settings, getattr(settings, name), f"config.{name}")
+        for names in [(task,) for task in settings.tasks] if name == "scratch" else [()]:
+            check_run(settings, getattr(settings, name), f"config.{name}", names)
         seen = [run.steps * run.batch_size for run in (getattr(settings, name), settings.student)]
         if seen[0] != seen[1]:
             raise UserError(
@@ -131,13 +133,19 @@ def check_teachers(settings: SingleStudent) -> None:
     Raises:
       UserError: naming the key.
     """
-    check_run(settings, settings.teacher, "config.teacher")
-    for task in settings.teachers:
-        check_run(settings, build.teacher(settings, task), f"config.teachers.{task}")
+    for task in settings.tasks:
+        path = f"config.teachers.{task}" if task in settings.teachers else "config.teacher"
+        check_run(settings, build.teacher(settings, task), path, (task,))
 
 
-def check_run(settings: SingleStudent, run: Run, path: str) -> None:
-    """A run's tasks, network, views, rows and mean teacher can be made.
+def check_run(settings: SingleStudent, run: Run, path: str, names: Sequence[str] = ()) -> None:
+    """A run's tasks, network with its weights, views, rows and mean teacher can be made.
+
+    Args:
+      settings: of the recipe.
+      run: to check.
+      path: of the run.
+      names: tasks of the network; all by default.
 
     Raises:
       UserError: beginning with the path.
@@ -145,8 +153,9 @@ def check_run(settings: SingleStudent, run: Run, path: str) -> None:
     build.tasks_of(settings)  # a mistake in a set or task is not the run's
     try:
         tasks = build.tasks_of(settings, run)
-        build.network(settings.model, tasks, run.model)
-        build.encoder(settings.image, tasks, run)
+        network = sections.changed(settings.model, run.model, "config.model")
+        model = build.network(network, {name: tasks[name] for name in names or tasks})
+        initial.check(model, network, build.encoder(settings.image, tasks, run).blank_inputs()["image"], run.init)
         build.row_changes(run, tasks)
         build.balance(run)
     except UserError as error:

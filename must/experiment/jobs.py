@@ -226,6 +226,8 @@ class _SideBySide:
             kind, name, content = self._messages.get()
             if kind == "error":
                 self._errors[name] = content
+            elif kind == "notice":
+                notices.notice(content)
             else:
                 self._display.update(name, *content)
 
@@ -239,7 +241,7 @@ def _failure(name: str, code: int, error: tuple[str, str] | None) -> Exception:
 
 def _child(workdir: str, job: Job, cores: list[int], pictures: int, messages) -> None:
     _die_with_parent()
-    notices.silence()
+    notices.forward(lambda text: messages.put(("notice", job.name, text)))
     memory.restrict(pictures)
     devices.start_pinned(cores)
     last = [0.0]

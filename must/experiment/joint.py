@@ -23,12 +23,12 @@ from must.data.embedded import EmbeddedEncoder, embed
 from must.data.merge import Concat
 from must.data.pipeline import Encoder, eval_batches
 from must.data.splits import Listed
-from must.experiment import build, jobs, measure, networks, sections
+from must.experiment import build, initial, jobs, measure, networks, sections
 from must.experiment.labeling import seed_directory
 from must.experiment.sections import changes, each_changes
 from must.experiment.selection import Validation
-from must.experiment.settings import Experiment, Network, Run
-from must.experiment.training import Training, train
+from must.experiment.settings import Experiment, Init, Network, Run
+from must.experiment.training import Training, start, train
 from must.models import experts as joint_experts
 from must.models.experts import TEACHER, Expert, Experts, expert_variables, experts, from_experts
 from must.models.multi_head import over_clips
@@ -47,10 +47,12 @@ class ExpertSettings:
     Attributes:
       frames: of a clip; 0 for still images.
       model: changes to the network of the configuration.
+      init: weights that it starts from, in place of those of `expert.init`.
     """
 
     frames: int = 0
     model: Mapping[str, Any] = changes("model")
+    init: Init = field(default_factory=Init)
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,24 @@ def expert_network(settings: JointSettings, name: str) -> Network:
     return sections.changed(settings.model, settings.experts[name].model, f"config.experts.{name}.model")
 
 
+def expert_init(settings: JointSettings, name: str) -> Init:
+    """The weights that one expert starts from."""
+    own = settings.experts[name].init
+    return own if own.weights else settings.expert.init
+
+
+def check_weights(settings: JointSettings) -> None:
+    """Refuses weights that an expert cannot start from, and those of a joint stage, which starts from its experts."""
+    for name in settings.experts:
+        inputs = expert_encoder(settings, name).blank_inputs()["image"]
+        network, init = expert_network(settings, name), expert_init(settings, name)
+        initial.check(expert_model(settings, name), network, inputs, init)
+    for arm in (ARM, *settings.arms):
+        if run_of(settings, arm).init.weights:
+            where = "joint" if arm == ARM else f"arms.{arm}"
+            raise UserError(f"config.{where}.init: the joint stage starts from its experts; set config.expert.init")
+
+
 def expert_model(settings: JointSettings, name: str) -> Model:
     """The network of one expert with its head."""
     return build.network(expert_network(settings, name), {name: build.tasks_of(settings)[name]})
@@ -342,7 +362,7 @@ def train_expert(settings: JointSettings, seed: int, name: str, *, directory: st
     one = seed_of(settings, seed, seed_directory(directory, f"experts/{name}"))
     run, task = settings.expert, {name: one.tasks[name]}
     learned = {name: build.tasks_of(settings, run)[name]}
-    model = expert_model(settings, name)
+    model, encoder = expert_model(settings, name), expert_encoder(settings, name, run)
     training = Training(
         run=run,
         model=model,
@@ -352,8 +372,9 @@ def train_expert(settings: JointSettings, seed: int, name: str, *, directory: st
         ),
         balance=build.balance(run),
         source=one.split(name, "train"),
-        encoder=expert_encoder(settings, name, run),
+        encoder=encoder,
         validation=Validation(expert_encoder(settings, name), one.splits("validation", (name,))),
+        variables=start(model, expert_network(settings, name), encoder, seed, expert_init(settings, name)),
         changes=build.row_changes(run, learned),
     )
     _describe(directory, settings, name, run)

@@ -32,6 +32,7 @@ class Trained(NamedTuple):
 
     Attributes:
       model: init and apply.
+      network: its settings.
       variables: selected weights.
       tasks: {task: Task} that it answers.
       image: the frame that it sees.
@@ -40,6 +41,7 @@ class Trained(NamedTuple):
     """
 
     model: Model
+    network: Network
     variables: PyTree
     tasks: dict[str, Task]
     image: Image
@@ -79,10 +81,11 @@ def load(directory: str) -> Trained:
     path, about = _about(directory)
     tasks = {name: base.build(**tuples(section)) for name, section in about["tasks"].items()}
     image = sections.parse(Image, about["image"], f"{path}: image")
-    model = build.network(sections.parse(Network, about["network"], f"{path}: network"), tasks)
+    network = sections.parse(Network, about["network"], f"{path}: network")
+    model = build.network(network, tasks)
     blank = build.encoder(image, tasks, frames=about["frames"] or None).blank_inputs()
     variables, facts = load_weights(directory, model, blank[next(iter(blank))])
-    return Trained(model, variables, tasks, image, about["frames"], facts)
+    return Trained(model, network, variables, tasks, image, about["frames"], facts)
 
 
 def trained_with(directory: str) -> tuple[int, float] | None:

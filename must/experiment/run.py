@@ -15,7 +15,7 @@ import jax
 
 from must.core import devices, files
 from must.core.types import UserError
-from must.experiment import acceptance, build, sections
+from must.experiment import acceptance, build, initial, sections
 from must.experiment.compare import compare_workdirs, print_results
 from must.experiment.jobs import Job, is_done, run_jobs
 from must.experiment.reading import FILE, without_broken
@@ -135,6 +135,7 @@ def run(
             if not held.enter_context(files.lock(os.path.join(workdir, "lock"))):
                 raise UserError(f"{workdir}: another run is using this workdir")
             _claim(recipe, workdir, config)
+            initial.claim(workdir, [one.settings for one in mine])
         jobs = _jobs(recipe, mine, workers, stage)
         if stage == "check" or not all(is_done(workdir, job.name) for job in jobs):
             mine = [one._replace(settings=without_broken(one.settings, workdir)) for one in mine]
@@ -215,10 +216,10 @@ def read_config(workdir: str) -> dict[str, Any]:
     path = os.path.join(workdir, "config.json")
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            return dict(json.load(file))
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist; {workdir} is no workdir of a run") from None
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"{path}: damaged; restore it, or use another --workdir") from None
 
 

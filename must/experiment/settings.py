@@ -98,10 +98,17 @@ class Network:
     Attributes:
       backbone: kind and arguments of the backbone.
       neck: kind and arguments of the neck; with "none" the heads read the levels of the backbone.
+      pixel_stats: mean and deviation that images are normalized with, "imagenet" or "half" (.5, of SigLIP and AugReg);
+        "" takes those of the backbone's family, "imagenet" where it has none.
     """
 
     backbone: Part = part(BACKBONES, "resnet")
     neck: Part = part(NECKS, "none")
+    pixel_stats: Literal["", "imagenet", "half"] = ""
+
+    def stats(self) -> str:
+        """The key of `must.models.multi_head.PIXEL_STATS` that applies."""
+        return self.pixel_stats or "imagenet"
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,21 @@ class Optimizer:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must be positive")
         _at_least(0, warmup=self.warmup, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+
+
+@dataclass(frozen=True)
+class Init:
+    """Weights that a network starts from; see the guide "Pretrained weights".
+
+    Attributes:
+      weights: a .safetensors file, an Orbax checkpoint, a workdir, whose student it takes, or the directory of a
+        network in a workdir, such as runs/a/teachers/depth; "" starts from random numbers.
+      partial: beginnings of names that may be missing on either side or differ in shape, such as "backbone/stage4" or
+        "heads_depth"; those of the network stay random.
+    """
+
+    weights: str = ""
+    partial: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,6 +217,7 @@ class Run:
       epochs: over the largest set, in place of `steps`; 0: `steps` counts.
       batch_size: over all devices and processes.
       optimizer: optimizer and schedule.
+      init: weights that the network starts from.
       ema_decay: of the averaged parameters and batch statistics, which are evaluated and used; 0 averages nothing.
       select: "best" keeps the weights with the best validation score, "last" the final ones.
       evaluate_every: steps between validations; 0 validates at the end only.
@@ -223,6 +246,7 @@ class Run:
     epochs: int = 0
     batch_size: int = 16
     optimizer: Optimizer = Optimizer()
+    init: Init = Init()
     ema_decay: float = 0.0
     select: Literal["best", "last"] = "last"
     evaluate_every: int = 0

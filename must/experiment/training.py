@@ -23,10 +23,10 @@ from must.core import devices, files
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
-from must.experiment import build, measure, networks, sections
+from must.experiment import build, initial, measure, networks, sections
 from must.experiment.external import trained_with
 from must.experiment.selection import Selection, Validation, local
-from must.experiment.settings import Run, SingleStudent, Student
+from must.experiment.settings import Init, Network, Run, SingleStudent, Student
 from must.objectives import mean_teacher as mean_teachers
 from must.objectives import objective as objectives
 from must.objectives.distill import Hint
@@ -83,7 +83,7 @@ class Training(NamedTuple):
       source: of training examples; or {group: source}, and every step takes a batch of each.
       encoder: of training rows.
       validation: which of its weights are kept.
-      variables: to start from; freshly initialized by default.
+      variables: to start from, see `start`.
       frozen: variables of the teachers inside the objective.
       weighting: of the examples.
       changes: of training rows.
@@ -98,7 +98,7 @@ class Training(NamedTuple):
     source: Batches
     encoder: Encoder
     validation: Validation
-    variables: PyTree | None = None
+    variables: PyTree
     frozen: PyTree = None
     weighting: Weighting = NO_WEIGHTING
     changes: Sequence[Change] = ()
@@ -124,8 +124,6 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     run, key = training.run, jax.random.key(seed)
     tx = optimizer(steps=run.steps, **vars(run.optimizer))
     variables = training.variables
-    if variables is None:
-        variables = fresh(training.model, training.encoder, seed)
     state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))
     checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
@@ -223,9 +221,10 @@ def _means(weights: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
     }
 
 
-def fresh(model: Model, encoder: Encoder, seed: int) -> PyTree:
+def start(model: Model, network: Network, encoder: Encoder, seed: int, init: Init) -> PyTree:
     """The variables that a run of this seed starts from."""
-    return model.init(jax.random.fold_in(jax.random.key(seed), 1), encoder.blank_inputs()["image"])
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return initial.start(model, network, encoder.blank_inputs()["image"], key, init)
 
 
 def _batches(training: Training, seed: int):
@@ -360,9 +359,7 @@ def train_tasks(
     network = sections.changed(settings.model, run.model, "config.model")
     model = build.network(network, evaluated)
     encoder = build.encoder(settings.image, learned, run)
-    variables = None
-    if isinstance(run, Student) and run.mean_teacher.kind != "none":
-        variables = fresh(model, encoder, seed)  # the average starts where the run starts
+    variables = start(model, network, encoder, seed, run.init)
     plain = build.encoder(settings.image, build.tasks_of(settings))
     training = Training(
         run=_with_steps(run, source),

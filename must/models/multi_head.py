@@ -1,18 +1,24 @@
 """One backbone, one neck, one head per task as a `Model`, which hides flax from the rest of the package."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jax.extend.random import define_prng_impl
 
 from must.core.types import Array, Features, Model, PyTree, UserError
 from must.models.resnet import statistics_of
 
-MEAN = (123.675, 116.28, 103.53)  # ImageNet statistics, RGB, 0..255
-STD = (58.395, 57.12, 57.375)
+# Mean and standard deviation of pixels, RGB, 0..255, with which images are normalized.
+PIXEL_STATS = {
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "half": ((127.5,) * 3, (127.5,) * 3),
+}
+FROZEN = "frozen"  # collection of the parameters that do not learn
 
 
 class MultiHead(nn.Module):
@@ -22,15 +28,18 @@ class MultiHead(nn.Module):
       backbone: (float [B, H, W, 3] or [B, T, H, W, 3], train=) -> `Features`.
       neck: (`Features`, train=) -> `Features`, or None.
       heads: {task: (`Features`, train=, image_size=) -> outputs}.
+      pixel_stats: key of `PIXEL_STATS`.
     """
 
     backbone: nn.Module
     neck: nn.Module | None
     heads: dict[str, nn.Module]
+    pixel_stats: str = "imagenet"
 
     def __call__(self, inputs: Array, *, train: bool) -> tuple[dict[str, Array], Features]:
         """uint8 [B, H, W, 3] or [B, T, H, W, 3] -> outputs of every head, and the features after the neck."""
-        image = (inputs.astype(jnp.float32) - jnp.array(MEAN)) / jnp.array(STD)
+        mean, std = PIXEL_STATS[self.pixel_stats]
+        image = (inputs.astype(jnp.float32) - jnp.array(mean)) / jnp.array(std)
         features = self.backbone(image, train=train)
         if self.neck is not None:
             features = self.neck(features, train=train)
@@ -41,8 +50,13 @@ class MultiHead(nn.Module):
         return outputs, features
 
 
-def multi_head(backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.Module]) -> Model:
+def multi_head(
+    backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.Module], pixel_stats: str = "imagenet"
+) -> Model:
     """Combines the parts into a `must.core.types.Model`.
+
+    Parameters that the backbone says it does not learn (`backbone.learns(name)`) stand in the collection "frozen", not
+    in "params": they have no gradient, no decay and no moments in the optimizer.
 
     `apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False, present=None)` returns (outputs,
     model_state), or (outputs, model_state, `Features` after the neck). `key` seeds dropout; model_state changes only if
@@ -51,26 +65,52 @@ def multi_head(backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.
 
     def module(axis_name: str | None) -> MultiHead:
         parts = (_synchronized(part, axis_name) for part in (backbone, neck))
-        return MultiHead(*parts, {task: _synchronized(head, axis_name) for task, head in heads.items()})
+        return MultiHead(*parts, {task: _synchronized(head, axis_name) for task, head in heads.items()}, pixel_stats)
+
+    learns = getattr(backbone, "learns", lambda name: True)
 
     @jax.jit
     def init(key: Array, inputs: Array) -> PyTree:
         key = jax.random.wrap_key_data(jax.random.key_data(key)[-2:], impl=_HASH)
         try:
-            return module(None).init({"params": key}, inputs[:1], train=False)
+            return _divided(module(None).init({"params": key}, inputs[:1], train=False), learns)
         except (TypeError, ValueError, ZeroDivisionError) as error:  # sizes and strides that no layer can have
             raise UserError(f"the network cannot be made: {error}") from error
 
     def apply(variables, inputs, *, train, key=None, axis_name=None, with_features=False, present=None):
         state = {name: value for name, value in variables.items() if name != "params"}
         rngs = {} if key is None else {"dropout": key}
+        fixed = {name: state.pop(name) for name in (FROZEN,) if name in state}
         mutable = list(state) if train else False
+        variables = {"params": _joined(fixed.get(FROZEN, {}), variables["params"]), **state}
         with statistics_of(present):
             result = module(axis_name).apply(variables, inputs, train=train, rngs=rngs, mutable=mutable)
         (outputs, features), state = result if train else (result, state)
+        state = {**state, **fixed}
         return (outputs, state, features) if with_features else (outputs, state)
 
     return Model(init, apply)
+
+
+def _divided(variables: PyTree, learns: Callable[[str], bool]) -> PyTree:
+    """Variables with the backbone's parameters that do not learn in a collection of their own."""
+    backbone = flatten_dict(variables["params"].get("backbone", {}), sep="/")
+    fixed = {name: leaf for name, leaf in backbone.items() if not learns(name)}
+    if not fixed:
+        return variables
+    rest = {name: leaf for name, leaf in backbone.items() if name not in fixed}
+    params = {name: part for name, part in variables["params"].items() if name != "backbone"}
+    if rest:
+        params["backbone"] = unflatten_dict(rest, sep="/")
+    return {**variables, "params": params, FROZEN: {"backbone": unflatten_dict(fixed, sep="/")}}
+
+
+def _joined(fixed: PyTree, learned: PyTree) -> PyTree:
+    """Two nested mappings as one."""
+    if not fixed:
+        return learned
+    both = {name: _joined(fixed[name], learned[name]) for name in fixed if name in learned}
+    return {**fixed, **learned, **both}
 
 
 def _synchronized(part: nn.Module | None, axis_name: str | None) -> nn.Module | None:

@@ -5,13 +5,15 @@ Padding is explicit and symmetric as in torchvision, so that its released weight
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from must.core.devices import global_row_index
 from must.core.types import Array, Features
 
 BLOCKS = {
@@ -115,6 +117,16 @@ def _group(x: Array) -> tuple[Array, Array]:
     return mean, jnp.maximum(square - mean * mean, 0.0)
 
 
+def drop_path(y: Array, rate: float, key: Array, axis_name: str | None) -> Array:
+    """Stochastic depth (Huang et al. 2016): the residual branch y [B, ...] is 0 for a row with probability `rate`.
+
+    Draws are per row of the global batch, so that they do not depend on the number of devices.
+    """
+    keep = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate))
+    kept = keep(global_row_index(len(y), axis_name)).reshape(-1, *(1,) * (y.ndim - 1))
+    return jnp.where(kept, y / (1 - rate), 0.0).astype(y.dtype)
+
+
 def max_pool(x: Array) -> Array:
     """3x3 max pooling with stride 2 and padding 1: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
 
@@ -133,6 +145,25 @@ def max_pool(x: Array) -> Array:
     return x
 
 
+def depth_rates(last: float, blocks: Sequence[int]) -> list[list[float]]:
+    """Rates of stochastic depth that grow linearly over all blocks, from 0 to `last`, for each stage."""
+    rates = iter(i * last / max(1, sum(blocks) - 1) for i in range(sum(blocks)))
+    return [[next(rates) for _ in range(count)] for count in blocks]
+
+
+def check_options(drop_path: float, frozen: int, most: int, what: str) -> None:
+    """ValueError for a rate of stochastic depth or a number of frozen stages that cannot be."""
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path={drop_path}: must be at least 0 and below 1")
+    if not 0 <= frozen <= most:
+        raise ValueError(f"frozen={frozen}: the backbone has {most} {what}")
+
+
+def frozen_stages(count: int) -> tuple[str, ...]:
+    """First letters of the names of all parameters in the stem and the first `count` stages."""
+    return ("stem", *(f"stage{stage + 1}_" for stage in range(count)))
+
+
 class Block(nn.Module):
     """One residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with the stride in the 3x3.
 
@@ -144,6 +175,7 @@ class Block(nn.Module):
       momentum, axis_name: see `Norm`.
       dtype: of the computation; parameters stay float32.
       reads: [B, H, W, C] -> [B, H, W, C], applied to the input of the residual branch; None for the identity.
+      drop: probability with which a row skips the residual branch in training, see `drop_path`.
     """
 
     width: int
@@ -154,6 +186,7 @@ class Block(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
     reads: Callable[[Array], Array] | None = None
+    drop: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -172,6 +205,8 @@ class Block(nn.Module):
         if x.shape != y.shape:
             x = self._conv(out, 1, self.stride, "conv_skip")(x)
             x = self._norm("norm_skip")(x, train=train)
+        if train and self.drop:
+            y = drop_path(y, self.drop, self.make_rng("dropout"), self.axis_name)
         return nn.relu(x + y)
 
     def _conv(self, channels: int, kernel: int, stride: int, name: str) -> nn.Module:
@@ -203,6 +238,8 @@ class ResNet(nn.Module):
       norm: "batch" or "group".
       stem: "imagenet" or "small".
       stages: number of stages, 1 to 4.
+      drop_path: rate of stochastic depth at the last block; it grows linearly from 0 at the first.
+      frozen: number of first stages, the stem with them, that do not learn and keep their batch statistics.
       momentum: of the running batch statistics.
       axis_name: devices over which batch statistics are averaged in training.
       dtype: of the computation; parameters stay float32.
@@ -216,6 +253,8 @@ class ResNet(nn.Module):
     norm: str = "batch"
     stem: str = "imagenet"
     stages: int = 4
+    drop_path: float = 0.0
+    frozen: int = 0
     momentum: float = 0.9
     axis_name: str | None = None
     dtype: Any = jnp.float32
@@ -223,7 +262,12 @@ class ResNet(nn.Module):
     def __post_init__(self):
         if self.depth not in BLOCKS or self.stem not in ("imagenet", "small") or not 1 <= self.stages <= 4:
             raise ValueError(f"no ResNet of depth {self.depth}, stem {self.stem!r}, {self.stages} stages")
+        check_options(self.drop_path, self.frozen, self.stages, "stages")
         super().__post_init__()
+
+    def learns(self, name: str) -> bool:
+        """Whether a parameter, such as "stage1_block1/conv1/kernel", is not frozen."""
+        return not self.frozen or not name.startswith(frozen_stages(self.frozen))
 
     def __call__(self, x: Array, *, train: bool) -> Features:
         """Normalized float [B, H, W, 3] -> one level per stage; `pooled` is the mean of the last level."""
@@ -233,6 +277,7 @@ class ResNet(nn.Module):
     def of_images(self, x: Array, *, train: bool, reads: Callable[[Array], Array] | None = None) -> Features:
         """`__call__` with `reads` in every block, see `Block`."""
         kernel = 7 if self.stem == "imagenet" else 3
+        stem_train = train and not self.frozen
         x = nn.Conv(
             self.width,
             (kernel, kernel),
@@ -243,12 +288,12 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             name="stem",
         )(x.astype(self.dtype))
-        x = Norm(self.norm, self.axis_name, self.momentum, dtype=self.dtype, name="stem_norm")(x, train=train)
+        x = Norm(self.norm, self.axis_name, self.momentum, dtype=self.dtype, name="stem_norm")(x, train=stem_train)
         x = nn.relu(x)
         stride = 2
         if self.stem == "imagenet":
             x, stride = max_pool(x), 4
-        pyramid = {}
+        pyramid, drops = {}, depth_rates(self.drop_path, BLOCKS[self.depth][: self.stages])
         for stage in range(self.stages):
             for i in range(BLOCKS[self.depth][stage]):
                 x = Block(
@@ -260,7 +305,8 @@ class ResNet(nn.Module):
                     self.axis_name,
                     self.dtype,
                     reads,
+                    drops[stage][i],
                     name=f"stage{stage + 1}_block{i + 1}",
-                )(x, train=train)
+                )(x, train=train and stage >= self.frozen)
             pyramid[stride * 2**stage] = x
         return Features(pyramid, x.astype(jnp.float32).mean((1, 2)))

@@ -6,6 +6,7 @@ same experts with other settings and as many steps: without distillation, with s
 backbones.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from must.experiment.compare import (
 from must.experiment.jobs import Job
 from must.experiment.joint import ARM, OVERLAPS, JointSettings, Seed
 from must.experiment.run import Members, Recipe
+from must.experiment.settings import Init
 from must.models.experts import TEACHER
 from must.report.page import Section, clips_section, confusion_section, curves_section
 
@@ -77,7 +79,8 @@ def check(members: Members) -> None:
             raise UserError(
                 f"config.pool: {source.name} has labels of {name!r}, which the joint stage would learn alone"
             )
-    checks.check_run(settings, settings.expert, "config.expert")
+    checks.check_run(settings, dataclasses.replace(settings.expert, init=Init()), "config.expert")
+    stage.check_weights(settings)
     for arm in (ARM, *settings.arms):
         path = "config.joint" if arm == ARM else f"config.arms.{arm}"
         if arm in ("teacher", "student", "expert") or (arm == ARM and arm in settings.arms):

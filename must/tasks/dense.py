@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Policy, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, NotFinite, Policy, UserError
 from must.data.geometry import nearest as nearest_pixels
 from must.data.geometry import own_frame, restore_map, transform_map
 from must.tasks.label_states import LARGEST, Claims, decide_codes, states
@@ -250,6 +250,14 @@ def resize_valid(maps: np.ndarray, valid: np.ndarray, size: tuple[int, int]) -> 
         out[row], share[row] = resize(maps[row], size), resize(valid[row, ..., None].astype(np.float32), size)
     enough = share >= 0.5
     return np.where(enough, out, 0.0) / np.where(enough, share, np.float32(1)), enough[..., 0]
+
+
+def some_finite(name: str, finite: np.ndarray) -> np.ndarray:
+    """Which pixels are finite, bool [B, ...], as given; NotFinite for the first picture that has none."""
+    found = finite.reshape(len(finite), -1).any(-1)
+    if not found.all():
+        raise NotFinite(f"{name} is not finite anywhere", int(np.argmin(found)))
+    return finite
 
 
 def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:

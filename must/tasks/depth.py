@@ -213,9 +213,13 @@ class Depth(Task):
         return {"scores": codes(jnp.minimum(one, other) / jnp.maximum(one, other))}
 
     def from_external(self, output: Array, size: tuple[int, int]) -> Label:
-        """Depth [B, h, w] in meters at any resolution, enlarged bilinearly; not finite or not above 0 is invalid."""
+        """Depth [B, h, w] in meters at any resolution, enlarged bilinearly; not finite or not above 0 is invalid.
+
+        Raises:
+          NotFinite: a picture without any finite pixel.
+        """
         depth = dense.floats("depth", output, ("B", "h", "w"))
-        valid = np.isfinite(depth) & (depth > 0)
+        valid = dense.some_finite("depth", np.isfinite(depth)) & (depth > 0)
         return {"depth": dense.resize_valid(np.where(valid, depth, 0.0)[..., None], valid, size)[0][..., 0]}
 
     def hflip_outputs(self, outputs: Array) -> Array:

@@ -132,7 +132,7 @@ class Normals(Task):
     def from_external(self, output: Array, size: tuple[int, int]) -> Label:
         """Vectors [B, h, w, 3] of any length and resolution, enlarged bilinearly; zero or not finite is invalid."""
         normals = dense.floats("normals", output, ("B", "h", "w", 3))
-        normals, valid = _unit(normals, np.isfinite(normals).all(-1))
+        normals, valid = _unit(normals, dense.some_finite("normals", np.isfinite(normals).all(-1)))
         return {"normals": _unit(*dense.resize_valid(normals, valid, size))[0]}
 
     def hflip_outputs(self, outputs: Array) -> Array:

@@ -31,8 +31,10 @@ def optimizer(
       clip_norm: bound on the global gradient norm; 0 means none.
 
     Raises:
-      UserError: unknown name.
+      UserError: unknown name, or less than one step.
     """
+    if steps < 1 or warmup < 0:
+        raise UserError(f"optimizer: steps={steps}, warmup={warmup}: expected at least 1 and 0")
     schedule = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else learning_rate, learning_rate, warmup, max(steps, warmup + 1), final_factor * learning_rate
     )
