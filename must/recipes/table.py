@@ -12,9 +12,9 @@ from must.experiment import build, networks, plan, sections
 from must.experiment.run import Recipe, members, read_config
 from must.export.exported import ABOUT as EXPORT
 from must.export.predict import Predictor
-from must.recipes import jedi, label, multas, must, weighted_distillation
+from must.recipes import jedi, label, multas, must, transfer, weighted_distillation
 
-RECIPES = {one.RECIPE.name: one.RECIPE for one in (must, multas, jedi, weighted_distillation, label)}
+RECIPES = {one.RECIPE.name: one.RECIPE for one in (must, multas, jedi, weighted_distillation, label, transfer)}
 
 
 def recipe_of(config: Mapping[str, Any]) -> Recipe:
