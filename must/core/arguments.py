@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -80,6 +81,13 @@ def scalar(value: Any, hint: type, path: str) -> Any:
         return hint(value)
     except OverflowError:
         raise UserError(f"{path}={value!r}: expected {_NAMES[hint]}") from None
+
+
+def path_of(value: Any, what: str) -> str:
+    """A path as text; UserError for what is none, and for an empty one."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise UserError(f"{what}={value!r}: expected the path of a folder")
+    return os.fspath(value)
 
 
 def one_of(path: str, value: Any, choices: Iterable[Any]) -> UserError:

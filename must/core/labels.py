@@ -174,15 +174,20 @@ class CheckedBoxes(NamedTuple):
     kept: np.ndarray
     clipped: int
 
-    def tell(self, where: str) -> None:
-        """Mentions what was clipped and left out."""
-        if self.clipped:
-            notice(
-                f"{where}: {self.clipped:,} of {len(self.kept):,} boxes reach beyond their pictures and are clipped "
-                "(bounds='refuse' refuses them)"
-            )
-        if dropped := int((~self.kept).sum()):
-            notice(f"{where}: {dropped:,} of {len(self.kept):,} boxes have no area in their pictures and are left out")
+    def tell(self, where: str, *, counted: bool = True, way_out: str = " (bounds='refuse' refuses them)") -> None:
+        """Mentions what was clipped and left out; not `counted` where a set is told of when its pictures are read."""
+        for number, what in (
+            (self.clipped, f"reach beyond their pictures and are clipped{way_out}"),
+            (int((~self.kept).sum()), "have no area in their pictures and are left out"),
+        ):
+            if number:
+                notice(f"{where}: {f'{number:,} of {len(self.kept):,}' if counted else 'some'} boxes {what}")
+
+    @classmethod
+    def together(cls, parts: "Sequence[CheckedBoxes]") -> "CheckedBoxes":
+        """The boxes of several images."""
+        boxes, kept = (np.concatenate(field) for field in list(zip(*parts, strict=True))[:2])
+        return cls(boxes, kept, sum(part.clipped for part in parts))
 
 
 def checked_boxes(

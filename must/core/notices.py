@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 
 from must.core.types import one_line
 
@@ -21,20 +22,21 @@ def notice(text: str) -> None:
 
 def plain_lines() -> None:
     """Prints notices on stderr as "must: note: ...", without Python's file and line."""
-    previous = warnings.showwarning
+    forward(lambda text: print(f"must: note: {text}", file=sys.stderr))
+
+
+def forward(send: Callable[[str], object]) -> None:
+    """Hands notices, each text once, to `send` instead of showing them: a job process sends them to its parent."""
+    previous, sent = warnings.showwarning, set()
 
     def show(message, category, *rest, **more):
-        if issubclass(category, Notice):
-            print(f"must: note: {message}", file=sys.stderr)
-        else:
+        if not issubclass(category, Notice):
             previous(message, category, *rest, **more)
+        elif str(message) not in sent:  # Python forgets what it has shown whenever somebody changes a filter
+            sent.add(str(message))
+            send(str(message))
 
     warnings.showwarning = show
-
-
-def silence() -> None:
-    """Drops notices: of a job process, whose parent has read the same sets."""
-    warnings.simplefilter("ignore", Notice)
 
 
 _told: dict = {}

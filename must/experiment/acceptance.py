@@ -1,5 +1,6 @@
 """What a label pass amounts to: which labels count, on which sets, and what looks wrong about them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from must.data.geometry import whole_image
 from must.data.pipeline import Encoder, labels_and_weights
 from must.experiment.jobs import facts, is_done
 from must.pseudo_label.policy import EVERY
+from must.readers.fields import understood
 from must.readers.pictures import picture_size
 from must.tasks.base import Task
 from must.tasks.label_states import Claims
@@ -76,20 +78,27 @@ def measure(
 
 def text(workdir: str, jobs: Sequence[str]) -> str:
     """The table and the warnings of finished policy jobs, and the paths of the pages about their labels."""
-    lines = []
+    lines: list[str] = []
     for job in jobs:
         found = facts(workdir, job) if is_done(workdir, job) else {}
-        for name, sets in found.get("sets", {}).items():
-            width = max(map(len, sets))
-            for set_name, line in sets.items():
-                share = 100 * line["accepted"] / line["images"]
-                accepted = f"{share:5.1f} % of {line['images']:,} images have an accepted label"
-                lines.append(f"  {name:16} {set_name:{width}}  {accepted}, confidence {line['confidence']:.2f}")
-        lines += [f"  note: {line}" for line in found.get("warnings", [])]
-        for page in (job.replace("policy", stage) for stage in ("quality", "gallery")):
-            if is_done(workdir, page):
-                lines.append(f"  page: {facts(workdir, page)['page']}")
+        with understood(os.path.join(workdir, job, "done.json")):
+            lines += _lines(workdir, job, found)
     return "\n".join(["labels", *lines]) if lines else ""
+
+
+def _lines(workdir: str, job: str, found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, sets in found.get("sets", {}).items():
+        width = max(map(len, sets))
+        for set_name, line in sets.items():
+            share = 100 * line["accepted"] / line["images"]
+            accepted = f"{share:5.1f} % of {line['images']:,} images have an accepted label"
+            lines.append(f"  {name:16} {set_name:{width}}  {accepted}, confidence {line['confidence']:.2f}")
+    lines += [f"  note: {line}" for line in found.get("warnings", [])]
+    for page in (job.replace("policy", stage) for stage in ("quality", "gallery")):
+        if is_done(workdir, page):
+            lines.append(f"  page: {facts(workdir, page)['page']}")
+    return lines
 
 
 def _look(

@@ -68,6 +68,20 @@ def facts(workdir: str, name: str) -> dict:
         raise UserError(f"{path}: damaged; remove it and run the command again") from None
 
 
+def owner(workdir: str, directory: str) -> str:
+    """The finished job that wrote a directory below the workdir: of that name, or of the nearest one above.
+
+    Raises:
+      UserError: there is none.
+    """
+    name = directory
+    while name and not is_done(workdir, name):
+        name = os.path.dirname(name)
+    if not name:
+        raise UserError(f"{os.path.join(workdir, directory)}: no finished job; run its stage first")
+    return name
+
+
 def run_jobs(workdir: str, jobs: Sequence[Job], *, workers: int = 1) -> None:
     """Runs what is not done yet; a job starts when all that it needs is done.
 
@@ -212,6 +226,8 @@ class _SideBySide:
             kind, name, content = self._messages.get()
             if kind == "error":
                 self._errors[name] = content
+            elif kind == "notice":
+                notices.notice(content)
             else:
                 self._display.update(name, *content)
 
@@ -225,7 +241,7 @@ def _failure(name: str, code: int, error: tuple[str, str] | None) -> Exception:
 
 def _child(workdir: str, job: Job, cores: list[int], pictures: int, messages) -> None:
     _die_with_parent()
-    notices.silence()
+    notices.forward(lambda text: messages.put(("notice", job.name, text)))
     memory.restrict(pictures)
     devices.start_pinned(cores)
     last = [0.0]

@@ -8,6 +8,7 @@ import numpy as np
 
 from must.core.types import Array, Label, Teacher, UserError
 from must.pseudo_label.teacher import in_frame
+from must.readers.fields import shown
 from must.tasks.base import Task
 
 
@@ -24,8 +25,10 @@ def fuse(name: str, teachers: Sequence[Teacher]) -> Teacher:
     Raises:
       UserError: fewer than two, teachers of one task with different classes, or a task that cannot be fused.
     """
-    if len(teachers) < 2:
-        raise UserError(f"teacher {name}: fusion takes two teachers or more, not {len(teachers)}")
+    known = isinstance(teachers, list | tuple) and all(isinstance(one, Teacher) for one in teachers)
+    if not known or len(teachers) < 2:
+        said = len(teachers) if known else shown(teachers)
+        raise UserError(f"teacher {name}: fusion takes two teachers or more, not {said}")
     tasks: dict[str, Task] = {}
     for teacher in teachers:
         for key, task in teacher.tasks.items():

@@ -89,9 +89,11 @@ def identity(
     """All that the bytes of the records depend on, ready for JSON; a directory belongs to one identity.
 
     Raises:
-      UserError: a task that two teachers label or that records cannot hold, or settings that JSON cannot.
+      UserError: no teachers, a task that two teachers label or that records cannot hold, or settings that JSON cannot.
     """
     tasks: dict[str, Any] = {}
+    if not teachers:
+        raise UserError(f"records {plan.name}: no teachers, so there would be no labels")
     for teacher in teachers:
         if not isinstance(teacher, Teacher):
             raise UserError(f"teachers: {teacher!r} is no Teacher, such as must.from_function makes")

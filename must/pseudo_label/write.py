@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from must.core import files
+from must.core.arguments import path_of
 from must.core.types import Source, Teacher, UserError
 from must.data.rejects import Reject, bound, refuse_beyond
 from must.pseudo_label.infer import Labeller
@@ -96,7 +97,7 @@ def label_images(
       UserError: the directory belongs to other teachers, another source or another plan; too many images cannot be
         read or labeled (rejects.jsonl lists them); or a teacher's labels cannot be right.
     """
-    directory = os.path.abspath(os.fspath(directory))
+    directory = os.path.abspath(path_of(directory, "directory"))
     plan = make_plan(name, split, source, shards=shards, batch_size=batch_size)
     looks = {"copy_images": copy_images, "keep_aspect": keep_aspect}
     expected = identity(plan, source, teachers, provenance or {}, **looks)
@@ -152,7 +153,10 @@ class _Job:
         """Makes the directory ours, or joins those whose it is; False when it is complete."""
         if not self.complete():
             with contextlib.suppress(FileNotFoundError):  # another worker has just finished
-                os.makedirs(self.work, exist_ok=True)
+                try:
+                    os.makedirs(self.work, exist_ok=True)
+                except (FileExistsError, NotADirectoryError, PermissionError) as error:
+                    raise UserError(f"{self._directory}: cannot hold records: {error.strerror}") from None
                 write_json(os.path.join(self.work, _CLAIM), expected, self.work, keep=True)
                 if there := read_claim(self._directory):
                     self._compare(there, expected)
@@ -295,7 +299,7 @@ def add_labels(
     Raises:
       UserError: a task that the records have already or that an unfinished addition is about; else as `label_images`.
     """
-    directory = os.path.abspath(os.fspath(directory))
+    directory = os.path.abspath(path_of(directory, "directory"))
     tasks = [task for teacher in teachers for task in teacher.tasks]
     name = name or re.sub(r"\W", "_", "_".join(tasks)).lower()
     for where, there in _labeled(directory, name):

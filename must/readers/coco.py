@@ -1,6 +1,5 @@
 """COCO json: boxes, and instance masks (polygons or RLE) painted into a class map."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from must.core import labels
 from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers import fields
-from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, read_json, select, source_name
+from must.readers.coco_head import Head, keys_of, read_head, size_of, values
+from must.readers.files import FileSource, folder, locate, read_classes, select, source_name
 from must.readers.names import existing
 from must.readers.pictures import DISPLAYED
 
 DETECTION, SEGMENTATION = "detection", "segmentation"
-SIDES = ("height", "width")
 _FARTHEST = 1e6  # pixels; polygons are drawn point by point, so a point far outside would take all memory
 
 
@@ -72,13 +71,13 @@ class CocoJson(FileSource):
     ):
         self._json = locate(root, annotations, split)
         self._tasks = task_keys(tasks)
-        content = read_json(self._json)
-        pictures = self._read_images(content, locate(root, images, split), locate(root, ids, split) if ids else None)
+        head = read_head(self._json)
+        pictures = self._read_images(head, locate(root, images, split), locate(root, ids, split) if ids else None)
         names = None if classes is None else tuple(read_classes(classes, root).values())
         self._background, self._relative = background, bool(relative)
         self._rules = {"bounds": bounds, "empty": "drop" if drop_empty else "refuse"}
-        self._read_categories(content, names, annotated)
-        self._read_annotations(content, pictures)
+        self._read_categories(head, names, annotated)
+        self._read_annotations(head, len(pictures))
         if DETECTION in self._tasks:
             self._place_boxes(corners, relative)
         spaces = {DETECTION: self._names, SEGMENTATION: (background, *self._names) if background else self._names}
@@ -106,10 +105,8 @@ class CocoJson(FileSource):
             checked = labels.checked_boxes(
                 boxes, size, lambda i: f"{where}, annotation {self._annotation_ids[rows[i]]}", **self._rules
             )
-            if checked.clipped and np.isnan(declared).any():
-                notice(
-                    f"{self._json}: boxes that reach beyond their pictures are clipped (bounds='refuse' refuses them)"
-                )
+            if np.isnan(declared).any():
+                checked.tell(str(self._json), counted=False)
             mine = rows[checked.kept]
             label = labels.detection(checked.boxes, self._classes[mine], self._crowd[mine], self._unknown_of[index])
             out[self._tasks[DETECTION]] = {**label, "scores": self._scores[mine]}
@@ -120,58 +117,36 @@ class CocoJson(FileSource):
             out[self._tasks[SEGMENTATION]] = labels.segmentation(self._paint(rows, size, bool(unknown)), unknown)
         return out
 
-    def _read_images(self, content: Any, path: Path, ids: Path | None) -> dict[str, Path]:
+    def _read_images(self, head: Head, path: Path, ids: Path | None) -> dict[str, Path]:
         """Returns pictures by key; sets the images' ids, file names and sizes ([N, 2], NaN where missing)."""
         folder(path)
-        for part in ("images", "annotations", "categories"):
-            if not isinstance(content, dict) or not isinstance(content.get(part), list):
-                raise UserError(f"{self._json}: not a COCO json: {part!r} is not a list")
+        files = [existing(path, file) or file for file, _ in head.images.values()]
         entries = {}
-        for image in content["images"]:
-            self._require(image, ("id", "file_name"), "image")
-            at = f"{self._json}: image {fields.shown(image['id'])}:"
-            file, id = fields.text(image["file_name"], f"{at} file_name"), fields.key(image["id"], f"{at} id")
-            file = existing(path, file) or file
-            size = [fields.number(image[side], f"{at} {side}") if image.get(side) else np.nan for side in SIDES]
-            stem = os.path.splitext(file)[0]
-            if stem in entries:
+        for key, file, (id, (_, image)) in zip(keys_of(files), files, head.images.items(), strict=True):
+            if key in entries:
                 raise UserError(f"{self._json}: image {file!r} is listed twice, so ids would repeat")
+            at = f"{self._json}: image {fields.shown(id)}"
             listed = image.get("unknown_category_ids", ())
             if not isinstance(listed, list | tuple):
-                raise UserError(f"{at} unknown_category_ids {fields.shown(listed)} is not a list")
-            listed = [fields.key(category, f"{at} unknown_category_ids") for category in listed]
-            entries[stem] = (id, file, size, listed)
+                raise UserError(f"{at}: unknown_category_ids {fields.shown(listed)} is not a list")
+            listed = [fields.key(category, f"{at}: unknown_category_ids") for category in listed]
+            entries[key] = (id, file, size_of(image, at), listed)
         if not entries:
             raise UserError(f"{self._json}: no images")
-        self._all_image_ids = {id for id, *_ in entries.values()}
-        if len(self._all_image_ids) < len(entries):
-            repeated = first_repeated(id for id, *_ in entries.values())
-            raise UserError(f"{self._json}: duplicate image id {repeated!r}")
         entries = select(entries, ids, self._json) if ids else entries
         self._image_ids, self._file_names, sizes, self._listed_unknown = map(list, zip(*entries.values(), strict=True))
         self._sizes = np.array(sizes, np.float64)
-        pictures = {stem: path / file for stem, (_, file, *_) in entries.items()}
+        pictures = {key: path / file for key, (_, file, *_) in entries.items()}
         for file in pictures.values():
             if not file.is_file():
                 raise UserError(f"{self._json}: image {file} does not exist")
         return pictures
 
-    def _read_categories(self, content: Any, names: tuple[str, ...] | None, annotated: Sequence[str] | None) -> None:
+    def _read_categories(self, head: Head, names: tuple[str, ...] | None, annotated: Sequence[str] | None) -> None:
         """Sets the label space, the map from category ids to class ids, and the ids of unannotated classes."""
-        categories: dict[Any, str] = {}
-        for category in content["categories"]:
-            self._require(category, ("id", "name"), "category")
-            at = f"{self._json}: category {fields.shown(category['id'])}:"
-            id = fields.key(category["id"], f"{at} id")
-            if id in categories:
-                raise UserError(f"{self._json}: duplicate category id {id!r}")
-            categories[id] = fields.text(category["name"], f"{at} name")
-        repeated = first_repeated(categories.values())
-        if repeated is not None:
-            raise UserError(f"{self._json}: duplicate category {repeated!r}")
-        categories = dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+        categories = head.categories
         known = set(categories)
-        used = {_hashable(one.get("category_id")) for one in content["annotations"] if isinstance(one, dict)}
+        used = {_hashable(one.get("category_id")) for one in head.annotations if isinstance(one, dict)}
         unused = [name for id, name in categories.items() if id not in used and str(id) not in used]
         if names is not None:  # categories that no annotation uses may be left out
             categories = {id: name for id, name in categories.items() if name in names or name not in unused}
@@ -200,17 +175,17 @@ class CocoJson(FileSource):
             mine = {self._number[category] for category in listed if category in self._number}
             self._unknown_of.append(tuple(sorted({*self._unknown, *mine})))
 
-    def _read_annotations(self, content: Any, pictures: Mapping[str, Path]) -> None:
+    def _read_annotations(self, head: Head, count: int) -> None:
         """Sets flat arrays over the annotations; image i owns `_rows[_starts[i]:_starts[i + 1]]`."""
         position = {image_id: i for i, image_id in enumerate(self._image_ids)}
         boxed, painted = DETECTION in self._tasks, SEGMENTATION in self._tasks
         required = ("id", "image_id", "category_id") + (("bbox",) if boxed else ())
         owners, boxes, areas, classes, scores, crowd, numbers, shapes = [], [], [], [], [], [], [], []
-        for annotation in content["annotations"]:
-            self._require(annotation, required, "annotation")
+        for annotation in head.annotations:
+            values(annotation, required, f"{self._json}: annotation")
             where = f"{self._json}: annotation {fields.shown(annotation['id'])}"
             image_id, category = (fields.key(annotation[k], f"{where}: {k}") for k in ("image_id", "category_id"))
-            if image_id not in self._all_image_ids:
+            if image_id not in head.images:
                 raise UserError(f"{where}: image id {fields.shown(image_id)} is not in images")
             if category not in self._number:
                 raise UserError(f"{where}: category id {fields.shown(category)} is not in categories")
@@ -234,7 +209,7 @@ class CocoJson(FileSource):
         self._crowd, self._annotation_ids, self._shapes = np.array(crowd, bool), numbers, shapes
         self._scores = labels.half(np.array(scores))
         self._rows = np.argsort(self._owners, kind="stable")
-        self._starts = np.searchsorted(self._owners[self._rows], np.arange(len(pictures) + 1))
+        self._starts = np.searchsorted(self._owners[self._rows], np.arange(count + 1))
 
     def _place_boxes(self, corners: bool | None, relative: bool | None) -> None:
         """Turns the boxes into corners and checks them where the json gives their images' sizes."""
@@ -251,13 +226,6 @@ class CocoJson(FileSource):
             **self._rules,
         )
         checked.tell(str(self._json))
-
-    def _require(self, entry: Any, keys: Sequence[str], what: str) -> None:
-        """Raises UserError if the entry lacks one of the keys."""
-        for key in keys:
-            if not isinstance(entry, dict) or key not in entry:
-                entry_id = f" {entry['id']}" if isinstance(entry, dict) and "id" in entry else ""
-                raise UserError(f"{self._json}: {what}{entry_id} has no {key!r}")
 
     def _paint(self, rows: np.ndarray, size: tuple[int, int], partly: bool) -> np.ndarray:
         """Class map, uint8 [H, W], of the instances `rows`; `partly` if there may be objects of unknown classes."""

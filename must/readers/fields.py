@@ -67,7 +67,7 @@ def understood(path: Any) -> Iterator[None]:
     """Turns what Python raises on a file of ours that somebody has changed into one line that names the file."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, OSError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, OSError) as error:
         lacks = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:100]
         raise UserError(f"{path}: damaged or changed: {lacks}") from None
 

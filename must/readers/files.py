@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from must.core.arguments import path_of
 from must.core.notices import notice
 from must.core.types import Example, Label, UserError
 from must.readers import fields
@@ -175,7 +176,7 @@ def source_name(name: str, root: str, split: str) -> str:
 
 def locate(root: str, path: str, split: str = "") -> Path:
     """`path` below `root` (or absolute), with "{split}" replaced."""
-    return Path(root).expanduser() / path.replace("{split}", split)
+    return Path(path_of(root, "root")).expanduser() / path.replace("{split}", split)
 
 
 def folder(path: Path) -> Path:

@@ -11,7 +11,8 @@ from must.core import labels
 from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers import fields
-from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, read_json, source_name
+from must.readers.coco_head import keys_of, read_head, values
+from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, source_name
 from must.readers.names import existing
 from must.readers.pictures import DISPLAYED, open_picture, read_bytes
 
@@ -50,17 +51,8 @@ class CocoPanoptic(FileSource):
         orientation: str = DISPLAYED,
     ):
         self._json, self._task = locate(root, annotations, split), task
-        content = read_json(self._json)
-        for part in ("images", "annotations", "categories"):
-            if not isinstance(content, dict) or not isinstance(content.get(part), list):
-                raise UserError(f"{self._json}: not a COCO json: {part!r} is not a list")
-        names = {}
-        for entry in content["categories"]:
-            id, name_ = _fields(entry, ("id", "name"), f"{self._json}: category")
-            names[fields.key(id, f"{self._json}: category: id")] = fields.text(
-                name_, f"{self._json}: category {id}: name"
-            )
-        names = dict(sorted(names.items(), key=lambda item: str(item[0]).zfill(20)))
+        head = read_head(self._json)
+        names = head.categories
         space = tuple(names.values()) if classes is None else tuple(read_classes(classes, root).values())
         if len(space) > labels.IGNORE:
             raise UserError(f"{self._json}: {len(space)} classes, but an 8-bit mask allows at most 255")
@@ -68,16 +60,12 @@ class CocoPanoptic(FileSource):
             raise UserError(f"{self._json}: duplicate category {repeated!r}")
         number = {name_: i for i, name_ in enumerate(space)}
         self._number = {id: number.get(name_) for id, name_ in names.items()}
-        files = {}
-        for entry in content["images"]:
-            id, file = _fields(entry, ("id", "file_name"), f"{self._json}: image")
-            files[fields.key(id, f"{self._json}: image: id")] = fields.text(
-                file, f"{self._json}: image {id}: file_name"
-            )
+        names_of = [file for file, _ in head.images.values()]
+        files = dict(zip(head.images, zip(names_of, keys_of(names_of), strict=True), strict=True))
         path, maps = locate(root, images, split), locate(root, masks or os.path.splitext(annotations)[0], split)
         pictures: dict[str, Path] = {}
         self._maps, self._segments = [], []
-        for entry in content["annotations"]:
+        for entry in head.annotations:
             self._read(entry, files, folder(path), folder(maps), pictures, names)
         if not pictures:
             raise UserError(f"{self._json}: no annotations")
@@ -100,33 +88,33 @@ class CocoPanoptic(FileSource):
         return {self._task: labels.segmentation(painted(stored, self._segments[index], str(file)))}
 
     def _read(
-        self, entry: Any, files: Mapping[Any, str], path: Path, maps: Path, pictures: dict, names: Mapping
+        self, entry: Any, files: Mapping[Any, tuple[str, str]], path: Path, maps: Path, pictures: dict, names: Mapping
     ) -> None:
         """One annotation: a picture, its PNG, and {segment id: class id}."""
-        image, file, segments = _fields(entry, ("image_id", "file_name", "segments_info"), f"{self._json}: annotation")
+        image, file, segments = values(entry, ("image_id", "file_name", "segments_info"), f"{self._json}: annotation")
         where = f"{self._json}: annotation of image {fields.shown(image)}"
         if (image := fields.key(image, f"{where}: image_id")) not in files:
             raise UserError(f"{where}: image_id is not in images")
-        picture = existing(path, files[image])
+        name, key = files[image]
+        picture = existing(path, name)
         file = fields.text(file, f"{where}: file_name")
         map_ = existing(maps, file)
         if picture is None or map_ is None:
-            missing = path / files[image] if picture is None else maps / file
+            missing = path / name if picture is None else maps / file
             raise UserError(f"{self._json}: {missing} does not exist")
         if not isinstance(segments, list):
             raise UserError(f"{where}: segments_info {fields.shown(segments)} is not a list")
         classes = {}
         for segment in segments:
-            id, category = _fields(segment, ("id", "category_id"), f"{where}: segment")
+            id, category = values(segment, ("id", "category_id"), f"{where}: segment")
             category = fields.key(category, f"{where}: segment {id}: category_id")
             if self._number.get(category) is None:
                 named = repr(names[category]) if category in names else category
                 raise UserError(f"{where}: category {named} is not one of the {len(self._number)} classes")
             classes[fields.key(id, f"{where}: segment: id")] = self._number[category]
-        stem = os.path.splitext(files[image])[0]
-        if stem in pictures:
-            raise UserError(f"{self._json}: image {files[image]!r} has two annotations, so ids would repeat")
-        pictures[stem] = path / picture
+        if key in pictures:
+            raise UserError(f"{self._json}: image {name!r} has two annotations, so ids would repeat")
+        pictures[key] = path / picture
         self._maps.append(maps / map_)
         self._segments.append(classes)
 
@@ -150,10 +138,3 @@ def painted(stored: np.ndarray, classes: Mapping[int, int], where: str) -> np.nd
         raise UserError(f"{where}: a segment's class id is not in 0..{labels.IGNORE - 1}")
     table = table.astype(np.uint8)
     return table[inverse].reshape(stored.shape)
-
-
-def _fields(entry: Any, keys: Sequence[str], where: str) -> list[Any]:
-    for key in keys:
-        if not isinstance(entry, dict) or key not in entry:
-            raise UserError(f"{where} {fields.shown(entry)} has no {key!r}")
-    return [entry[key] for key in keys]

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from must.core.arguments import path_of
 from must.core.types import ArraySpec, Example, Label, Source, UserError
 from must.readers.fields import understood
 from must.readers.frames import FrameVideo
@@ -63,7 +64,7 @@ class Records:
           UserError: not a complete directory of records, wrong split, unknown task, damaged file, or an addition to
             different records or of a task that already exists.
         """
-        self._directory = os.fspath(directory)
+        self._directory = path_of(directory, "directory")
         with understood(os.path.join(self._directory, PROVENANCE)):
             self._read_facts(split, tasks, verify)
         self._images = images

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from must.core import labels as forms
-from must.core.notices import notice
 from must.core.types import Example, Label, UserError
 from must.readers.files import read_classes
 from must.readers.frames import FrameVideo
@@ -248,8 +247,7 @@ class _Boxes:
         if len(classes) and classes.max() >= len(self.classes):
             raise UserError(f"{where}: class id {classes.max()} is not below {len(self.classes)}")
         checked = forms.checked_boxes(boxes, size, lambda i: f"{where}, object {i + 1}", empty="drop")
-        if checked.clipped or not checked.kept.all():
-            notice(f"{self._where}: boxes are clipped to their pictures, and left out where nothing remains")
+        checked.tell(self._where, counted=False, way_out="")
         crowd = np.zeros(len(boxes), bool)
         for key in self._crowd:
             crowd |= np.asarray(value[key], bool).reshape(-1)

@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from must.core import labels
-from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers import fields
-from must.readers.coco import DETECTION, SEGMENTATION, SIDES, task_keys
+from must.readers.coco import DETECTION, SEGMENTATION, task_keys
+from must.readers.coco_head import SIDES
 from must.readers.dense import read_mask, sampled
 from must.readers.files import FileSource, find_pictures, folder, locate, read_classes, read_text, select, source_name
 from must.readers.pictures import DISPLAYED, read_bytes
@@ -137,8 +137,8 @@ class Voc(FileSource):
             height, width = annotation.size
             raise UserError(f"{file}: gives {width}x{height} px, but its picture is {size[1]}x{size[0]}")
         checked = self._placed(index, size)
-        if checked.clipped and annotation.size is None:
-            notice(f"{file.parent}: boxes that reach beyond their pictures are clipped (bounds='refuse' refuses them)")
+        if annotation.size is None:
+            checked.tell(str(file.parent), counted=False)
         classes = np.array([self._number[name] for name in annotation.names], np.int64)[checked.kept]
         crowd = np.array(annotation.difficult, bool)[checked.kept] & self._ignore_difficult
         return labels.detection(checked.boxes, classes, crowd, self._unknown)
@@ -169,8 +169,7 @@ class Voc(FileSource):
         sized = [i for i, annotation in enumerate(self._annotations) if annotation.size is not None]
         checked = [self._placed(i, self._annotations[i].size) for i in sized]
         if checked:
-            kept, clipped = np.concatenate([one.kept for one in checked]), sum(one.clipped for one in checked)
-            labels.CheckedBoxes(np.zeros((0, 4)), kept, clipped).tell(str(self._xml[0].parent))
+            labels.CheckedBoxes.together(checked).tell(str(self._xml[0].parent))
 
     def _check(self, annotated: Sequence[str] | None) -> None:
         """Sets the ids of the unannotated classes; UserError for a name outside the label space."""

@@ -84,10 +84,8 @@ class Yolo(FileSource):
         checked = labels.checked_boxes(
             rows[:, 1:] * (size[::-1] * 2), size, lambda i: f"{self._files[index]}: box {i + 1}", **self._rules
         )
-        if checked.clipped or not checked.kept.all():
-            notice(
-                f"{self._files[index].parent}: boxes are clipped to their pictures, or left out where nothing remains"
-            )
+        if len(rows):
+            checked.tell(str(self._files[index].parent), counted=False)
         classes = rows[checked.kept, 0].astype(np.int64)
         return {self._task: labels.detection(checked.boxes, classes, np.zeros(len(classes), bool))}
 

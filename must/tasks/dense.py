@@ -5,16 +5,17 @@ head_stride / shuffle pixels of the frame. The functions on the host are for wha
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Policy, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, NotFinite, Policy, UserError
 from must.data.geometry import nearest as nearest_pixels
 from must.data.geometry import own_frame, restore_map, transform_map
 from must.tasks.label_states import LARGEST, Claims, decide_codes, states
+from must.tasks.tiles import feather, window
 
 SCORES = ArraySpec(
     (None, None),
@@ -107,6 +108,21 @@ def pasted(
         out[name] = np.full_like(other[name], nothing) if label is None else label[name].copy()
         out[name][y0:y1, x0:x1] = nothing if other is None else other[name][y0:y1, x0:x1]
     return out
+
+
+def blended(tiles: Sequence[tuple[np.ndarray, Geometry]]) -> np.ndarray:
+    """The mean of overlapping tiles' maps, which fades in from their borders, float32 [*size, ...].
+
+    Args:
+      tiles: ([h, w, ...], geometry of the picture in the tile's frame), of one scale; together they see all of it.
+    """
+    size = tiles[0][1].source_size
+    total, weights = np.zeros((*size, *tiles[0][0].shape[2:]), np.float32), np.zeros(size, np.float32)
+    for values, geometry in tiles:
+        weight, where = feather(geometry), window(geometry)
+        total[where] += values * weight.reshape(weight.shape + (1,) * (values.ndim - 2))
+        weights[where] += weight
+    return total / weights.reshape(weights.shape + (1,) * (total.ndim - 2))
 
 
 def transform_scores(label: Label, geometry: Geometry) -> np.ndarray:
@@ -234,6 +250,14 @@ def resize_valid(maps: np.ndarray, valid: np.ndarray, size: tuple[int, int]) -> 
         out[row], share[row] = resize(maps[row], size), resize(valid[row, ..., None].astype(np.float32), size)
     enough = share >= 0.5
     return np.where(enough, out, 0.0) / np.where(enough, share, np.float32(1)), enough[..., 0]
+
+
+def some_finite(name: str, finite: np.ndarray) -> np.ndarray:
+    """Which pixels are finite, bool [B, ...], as given; NotFinite for the first picture that has none."""
+    found = finite.reshape(len(finite), -1).any(-1)
+    if not found.all():
+        raise NotFinite(f"{name} is not finite anywhere", int(np.argmin(found)))
+    return finite
 
 
 def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:

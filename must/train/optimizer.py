@@ -41,8 +41,10 @@ def optimizer(
         whole update, weight decay included.
 
     Raises:
-      UserError: unknown name; when it is initialized, a pattern that matches no parameter.
+      UserError: unknown name, or less than one step; when it is initialized, a pattern that matches no parameter.
     """
+    if steps < 1 or warmup < 0:
+        raise UserError(f"optimizer: steps={steps}, warmup={warmup}: expected at least 1 and 0")
     schedule = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else learning_rate, learning_rate, warmup, max(steps, warmup + 1), final_factor * learning_rate
     )

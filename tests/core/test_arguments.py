@@ -130,3 +130,15 @@ def test_a_label_pass_refuses_nonsense(tmp_path):
             label([_teacher()], **{"shards": 1, "batch_size": 2, **options})
     with pytest.raises(UserError, match="'a' is no Teacher"):
         label(["a"])
+
+
+@pytest.mark.parametrize("value", [None, 5, "", b"x", ["a"]])
+def test_what_is_no_path_is_one_line(value):
+    for make in (must.Records, must.Photos, functools.partial(must.MaskPng, classes=("a",), images="i", masks="m")):
+        with pytest.raises(UserError, match="expected the path of a folder"):
+            make(value)
+
+
+def test_an_optimizer_has_steps():
+    with pytest.raises(UserError, match="steps=0"):
+        must.optimizer(steps=0, learning_rate=0.1)

@@ -82,6 +82,8 @@ def test_processes_share_each_global_batch():
     for one, a, b in zip(whole, *parts, strict=True):
         np.testing.assert_array_equal(one.ids, np.concatenate([a.ids, b.ids]))
         np.testing.assert_array_equal(one.inputs["image"], np.concatenate([a.inputs["image"], b.inputs["image"]]))
+    with pytest.raises(UserError, match="batch_size=0"):
+        next(eval_batches(_Source(), ENCODER, batch_size=0))
     with pytest.raises(UserError, match="batch_size 5"):
         train_batches(_Source(), ENCODER, batch_size=5, seed=1, process=(0, 2))
 

@@ -3,10 +3,12 @@
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
+from must.core import notices
 from must.core.types import UserError
 from must.experiment.jobs import Job, facts, run_jobs
 
@@ -21,6 +23,11 @@ def note(what, *, directory, report):
 
 def wrong(*, directory, report):
     raise UserError("the key is wrong")
+
+
+def clips(*, directory, report):
+    notices.notice("my set: boxes are clipped")
+    return {}
 
 
 def broken(*, directory, report):
@@ -81,3 +88,11 @@ def test_facts_that_are_missing_or_damaged_are_named(tmp_path):
     path.write_text(json.dumps({"seconds": 1})[:-3])
     with pytest.raises(UserError, match=r"x/done.json: damaged"):
         facts(str(tmp_path), "x")
+
+
+def test_notices_of_job_processes_reach_the_terminal_once(tmp_path):
+    told = []
+    with warnings.catch_warnings():
+        notices.forward(told.append)
+        run_jobs(str(tmp_path), [Job(name, "s", clips, ()) for name in "ab"], workers=2)
+    assert told == ["my set: boxes are clipped"]

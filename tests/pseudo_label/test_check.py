@@ -175,6 +175,34 @@ def test_whatever_a_teacher_does_is_one_line_that_names_it(tmp_path, predict, me
     assert not list(tmp_path.rglob("*array_record*"))
 
 
+@pytest.mark.parametrize(("name", "axes"), [("depth", ()), ("normals", (3,))])
+def test_a_map_without_a_finite_pixel_rejects_its_picture(tmp_path, name, axes):
+    failing = []
+
+    def predict(images):
+        failing[:] = failing or [images[1].copy()]
+        maps = np.ones((len(images), 4, 6, *axes))
+        maps[[np.array_equal(image, failing[0]) for image in images]] = np.nan
+        maps[0, 0, 0] = np.nan  # one pixel alone is only invalid
+        return {name: maps}
+
+    teacher = from_function("mine", predict, {name: TASKS[name]}, size=SIZE, fingerprint="1")
+    with pytest.raises(UserError, match=f"toy/é 001: teacher mine: {name}.{name} is not finite anywhere"):
+        label_images(tmp_path / "1.0.0", "toy", ToySource(3), [teacher], shards=1, batch_size=4)
+
+
+def test_records_need_a_teacher_and_a_folder(tmp_path):
+    with pytest.raises(UserError, match="records toy: no teachers"):
+        label_images(tmp_path / "1.0.0", "toy", ToySource(3), [])
+    (tmp_path / "file").write_text("")
+    teacher = from_function("mine", says(UNIFORM), CLASSIFICATION, size=(4, 6), fingerprint="1")
+    for path in ("file", "file/1.0.0"):
+        with pytest.raises(UserError, match=f"{path}: cannot hold records: "):
+            label_images(tmp_path / path, "toy", ToySource(3), [teacher])
+    with pytest.raises(UserError, match="directory=5: expected the path of a folder"):
+        label_images(5, "toy", ToySource(3), [teacher])
+
+
 def test_a_teacher_sees_pictures_alone():
     """Rows that fill up or cannot be read repeat one; a batch without any asks no teacher."""
     asked = []

@@ -156,6 +156,8 @@ class _NoFusion(Task):
 
 def test_what_cannot_be_fused_is_one_line():
     one = teacher("x", 1)
+    with pytest.raises(UserError, match="takes two teachers or more, not None"):
+        fuse("both", None)
     with pytest.raises(UserError, match="takes two teachers or more, not 1"):
         fuse("f", [one])
     other = one._replace(name="w", tasks={"classification": Classification(("a", "c", "b"))})

@@ -255,7 +255,7 @@ def test_depth_in_another_unit(tmp_path, unit, depth, other):
         (with_boxes([1, 2, 10**400, 4]), "four numbers"),
         (lambda content: content["images"][0].update(width="wide"), "'wide'"),
         (lambda content: content["images"][0].update(unknown_category_ids=3), "unknown_category_ids"),
-        (lambda content: content["categories"].append({"id": [1], "name": "cat"}), "'cat'"),
+        (lambda content: content["categories"].append({"id": [1], "name": "cat"}), r"category \[1\]"),
     ],
 )
 def test_edited_boxes_follow_the_same_rules(tmp_path, change, part):

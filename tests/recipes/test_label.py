@@ -75,6 +75,16 @@ def test_what_was_accepted_is_told_by_task_set_and_class(workdir):
     assert "own validation" in text and str(workdir / "quality" / "quality.html") in text
 
 
+@pytest.mark.parametrize(
+    "edited", [{"sets": {"depth": {"pool": {}}}}, {"sets": {"depth": 3}}, {"sets": []}, {"warnings": 5}]
+)
+def test_facts_that_somebody_has_edited_are_one_line(tmp_path, edited):
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "done.json").write_text(json.dumps(edited))
+    with pytest.raises(UserError, match=r"policy/done\.json: damaged or changed"):
+        acceptance.text(str(tmp_path), ["policy"])
+
+
 def test_labels_that_teach_nothing_are_named(tmp_path):
     nothing = {"positive": 1.0, "negative": 0.0}
     run(config_of(policies={"classification": {"positive": 0.0, "negative": 0.0}, "detection": nothing}), tmp_path)
