@@ -1,4 +1,4 @@
-"""CutMix and cutout on training rows, with matching labels.
+"""Changes of training rows: CutMix and cutout with matching labels, and labels of other pictures as a control.
 
 A change is (row, rng, another) -> row, see `must.data.pipeline.train_batches`; rows have no leading axis.
 """
@@ -116,6 +116,13 @@ class CutMix:
             bounds.append((max(0, low), min(length, low + cut)))
         (y0, y1), (x0, x1) = bounds
         return y0, x0, y1, x1
+
+
+def shuffled_labels(row: Batch, rng: np.random.Generator, another: Another) -> Batch:
+    """The row's picture with all labels of another row of its batch: what its network learns has nothing to do with
+    what it sees."""
+    other = another(rng)
+    return row._replace(labels=other.labels, weights=other.weights, extras=other.extras)
 
 
 def _check_shares(key: str, **shares: float) -> None:

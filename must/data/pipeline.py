@@ -14,6 +14,8 @@ import numpy as np
 from must.core.types import Batch, Example, Geometry, Source, UserError
 from must.data import geometry as geometries
 
+OTHER = "other"  # input: the second view of `TwoViews`
+
 View = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 # (row, rng, another) -> row; another(rng) is a random other row of the same global batch, before any change
 Change = Callable[[Batch, np.random.Generator, Callable[[np.random.Generator], Batch]], Batch]
@@ -53,6 +55,25 @@ class Encoder(NamedTuple):
         picture = geometries.transform_image(example.image, geometry)
         inputs = {name: picture if view is None else view(picture, rng) for name, view in self.views.items()}
         return Batch(inputs, *labels_and_weights(self.tasks, example, geometry), np.int64(index), {})
+
+
+class TwoViews(NamedTuple):
+    """Encodes an example as two independent draws of one encoder, side by side in a row.
+
+    Attributes:
+      encoder: drawn twice; the second picture is the input `OTHER`.
+    """
+
+    encoder: Encoder
+
+    def blank_inputs(self) -> dict[str, np.ndarray]:
+        """As `Encoder.blank_inputs`."""
+        blank = self.encoder.blank_inputs()["image"]
+        return {"image": blank, OTHER: blank}
+
+    def __call__(self, example: Example, index: int, rng: np.random.Generator) -> Batch:
+        first, second = (self.encoder(example, index, rng) for _ in range(2))
+        return first._replace(inputs={"image": first.inputs["image"], OTHER: second.inputs["image"]})
 
 
 def labels_and_weights(tasks: Mapping[str, Any], example: Example, geometry: Geometry) -> tuple[dict, dict]:

@@ -15,7 +15,7 @@ from must.data.classes import aligned
 from must.data.clips import ClipEncoder, Window
 from must.data.combine import Cached, labels_of
 from must.data.merge import Concat, Overlay
-from must.data.mix import CLEAN, CutMix, Cutout
+from must.data.mix import CLEAN, CutMix, Cutout, shuffled_labels
 from must.data.pipeline import Change, Encoder
 from must.experiment.sections import changed, make, merged, without_none
 from must.experiment.settings import (
@@ -30,6 +30,7 @@ from must.experiment.settings import (
     Run,
     SingleStudent,
     Student,
+    Supervised,
 )
 from must.models import multi_head
 from must.tasks import base
@@ -97,12 +98,12 @@ def _thawed(value: Any) -> Any:
     return value
 
 
-def split(settings: SingleStudent, task: str, name: str) -> Source:
+def split(settings: Supervised, task: str, name: str) -> Source:
     """A split of the set that teaches and evaluates a task, its classes counted as those of its training split."""
     return _split(settings, settings.train_sets[task], name)
 
 
-def _split(settings: SingleStudent, chosen: str, name: str) -> Source:
+def _split(settings: Supervised, chosen: str, name: str) -> Source:
     spaces = {
         task: section["classes"]
         for task, section in settings.tasks.items()
@@ -135,12 +136,12 @@ def _joined(section: Any, first: Any, spaces: Any) -> Source:
     return aligned(part, _thawed(spaces), of="the task")
 
 
-def splits(settings: SingleStudent, name: str, tasks: Iterable[str] | None = None) -> dict[str, Source]:
+def splits(settings: Supervised, name: str, tasks: Iterable[str] | None = None) -> dict[str, Source]:
     """{task: that split of its set}."""
     return {task: split(settings, task, name) for task in tasks or settings.tasks}
 
 
-def annotated_sets(settings: SingleStudent) -> list[Source]:
+def annotated_sets(settings: Supervised) -> list[Source]:
     """The annotated training sets, each once."""
     names = dict.fromkeys(settings.train_sets[task] for task in settings.tasks)
     return [_split(settings, name, "train") for name in names]
@@ -213,7 +214,7 @@ def defaults(kind: str, annotated: Source, name: str) -> dict[str, Any]:
         return {}
 
 
-def tasks_of(settings: SingleStudent, run: Run | None = None) -> dict[str, Task]:
+def tasks_of(settings: Supervised, run: Run | None = None) -> dict[str, Task]:
     """The tasks of a configuration, or as a run learns them, with its changes to their hyper-parameters."""
     changes = run.tasks if run else {}
     for name in changes:
@@ -264,12 +265,12 @@ def encoder(
 
 
 def row_changes(run: Run, tasks: Tasks) -> list[Change]:
-    """What is done to whole training rows: CutMix and cutout.
+    """What is done to whole training rows: labels of others, CutMix and cutout.
 
     Raises:
       UserError: a task whose labels cannot be cut.
     """
-    made: list[Change] = []
+    made: list[Change] = [shuffled_labels] if isinstance(run, Student) and run.shuffled_labels else []
     for key, section, kind in (("cutmix", run.cutmix, CutMix), ("cutout", run.cutout, Cutout)):
         if not section.probability:
             continue

@@ -11,7 +11,7 @@ from must.data.combine import labels_of
 from must.data.disjoint import check_disjoint
 from must.data.merge import Concat
 from must.experiment import build, initial, sections
-from must.experiment.settings import Must, Run, SingleStudent, Student
+from must.experiment.settings import Must, Run, SingleStudent, Student, Supervised
 from must.experiment.training import loss_scales, mean_teacher
 from must.tasks.base import LabelsImages, Task
 
@@ -138,7 +138,7 @@ def check_teachers(settings: SingleStudent) -> None:
         check_run(settings, build.teacher(settings, task), path, (task,))
 
 
-def check_run(settings: SingleStudent, run: Run, path: str, names: Sequence[str] = ()) -> None:
+def check_run(settings: Supervised, run: Run, path: str, names: Sequence[str] = ()) -> None:
     """A run's tasks, network with its weights, views, rows and mean teacher can be made.
 
     Args:
@@ -166,7 +166,7 @@ def check_run(settings: SingleStudent, run: Run, path: str, names: Sequence[str]
     for name in run.loss_scales:
         if name not in settings.tasks:
             raise UserError(f"{path}.loss_scales.{name}: no such task; tasks: {', '.join(settings.tasks)}")
-    if isinstance(settings, SingleStudent):
+    if isinstance(settings, Supervised):
         try:
             loss_scales(settings, run)
         except UserError as error:

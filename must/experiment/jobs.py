@@ -74,6 +74,20 @@ def facts(workdir: str, name: str) -> dict:
         raise UserError(f"{path}: damaged; remove it and run the command again") from None
 
 
+def owner(workdir: str, directory: str) -> str:
+    """The finished job that wrote a directory below the workdir: of that name, or of the nearest one above.
+
+    Raises:
+      UserError: there is none.
+    """
+    name = directory
+    while name and not is_done(workdir, name):
+        name = os.path.dirname(name)
+    if not name:
+        raise UserError(f"{os.path.join(workdir, directory)}: no finished job; run its stage first")
+    return name
+
+
 def run_jobs(workdir: str, jobs: Sequence[Job], *, workers: int = 1) -> None:
     """Runs what is not done yet; a job starts when all that it needs is done.
 

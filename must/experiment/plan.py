@@ -15,7 +15,7 @@ from must.core.types import Batch, Objective, Policy, Source, Teacher, UserError
 from must.data.classes import as_table
 from must.data.geometry import whole_image
 from must.data.pipeline import epoch_steps
-from must.experiment import build, sections
+from must.experiment import build
 from must.experiment.external import external_teachers
 from must.experiment.labeling import EVALUATION, POOL, label_pass
 from must.experiment.settings import Must, Run, SingleStudent
@@ -223,8 +223,7 @@ def _plain_network(settings: SingleStudent, run: Run, names: Sequence[str]) -> N
     model = build.network(settings.model, tasks, run.model)
     inputs = build.encoder(settings.image, tasks).blank_inputs()
     policies = {name: Policy() for name in tasks}
-    plain = sections.changed(settings.teacher, {"loss_scale_rule": "fixed"}, "config.teacher")
-    return lambda key: model.init(key, inputs["image"]), inputs, objective(settings, plain, model, tasks, policies)
+    return lambda key: model.init(key, inputs["image"]), inputs, objective(settings, Run(), model, tasks, policies)
 
 
 def _cost(settings, run: Run, names: Sequence[str], network) -> tuple[int, int, float]:

@@ -390,6 +390,7 @@ class Student(Run):
       mean_teacher: the student's average as a teacher.
       small_loss: pseudo labels with large losses are left out.
       oracle_labels: learn the true labels of the pool in place of pseudo labels; for experiments.
+      shuffled_labels: every picture has the labels of another one of its batch; a control that should learn nothing.
     """
 
     pseudo_labels: bool = True
@@ -405,9 +406,12 @@ class Student(Run):
     mean_teacher: MeanTeacher = MeanTeacher()
     small_loss: SmallLoss = SmallLoss()
     oracle_labels: bool = False
+    shuffled_labels: bool = False
 
     def __post_init__(self):
         super().__post_init__()
+        if self.shuffled_labels and self.batch_size < 2:
+            raise ValueError("shuffled_labels: needs a batch_size of at least 2")
         _at_least(0, repeat_labeled=self.repeat_labeled, truth_weight=self.truth_weight, pool_images=self.pool_images)
         if self.weights.kind != "none" and self.slam.enabled:
             raise ValueError("slam.enabled: weights and slam are two corrections of the same labels; choose one")
@@ -570,8 +574,8 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class SingleStudent(Experiment):
-    """Recipes in which one student learns from single-task teachers: data, networks, teachers, students.
+class Supervised(Experiment):
+    """Recipes whose tasks are taught and evaluated by annotated sets: data and network.
 
     Attributes:
       sets: {set: {split: {"kind", arguments}}}, annotated data.
@@ -579,12 +583,6 @@ class SingleStudent(Experiment):
       eval_splits: splits that are scored; the first one is the headline.
       declared: {"sets" | "pool" | "oracle_truth": {name: features}}, stand-ins for planning with absent data.
       model: the network.
-      teacher: how teachers train.
-      teachers: {task: changes to `teacher`}, what one teacher does otherwise, its network included.
-      student: how the student trains.
-      policies: {task: which of its pseudo labels count}.
-      external_teachers: {task: {"make": "package.module:function", ...}, {"run": directory} or {"fuse": [of these,
-        ...]}}, in place of training.
     """
 
     sets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -592,11 +590,6 @@ class SingleStudent(Experiment):
     eval_splits: tuple[str, ...] = ("test",)
     declared: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     model: Network = Network()
-    teacher: Run = Run()
-    teachers: Mapping[str, Mapping[str, Any]] = each_changes("teacher", names="tasks")
-    student: Student = Student()
-    policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
-    external_teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self):
         super().__post_init__()
@@ -612,10 +605,37 @@ class SingleStudent(Experiment):
             for split in ("train", "validation", *self.eval_splits):
                 if split not in self.sets[self.train_sets[task]]:
                     raise ValueError(f"sets.{self.train_sets[task]}: no split {split!r}")
-        for section in ("policies", "train_sets", "teachers", "external_teachers"):
+        self._check_names("train_sets")
+
+    def _check_names(self, *sections: str) -> None:
+        for section in sections:
             for task in getattr(self, section):
                 if task not in self.tasks:
                     raise ValueError(f"{section}.{task}: no such task; tasks: {', '.join(self.tasks)}")
+
+
+@dataclass(frozen=True)
+class SingleStudent(Supervised):
+    """Recipes in which one student learns from single-task teachers: teachers, students, label policies.
+
+    Attributes:
+      teacher: how teachers train.
+      teachers: {task: changes to `teacher`}, what one teacher does otherwise, its network included.
+      student: how the student trains.
+      policies: {task: which of its pseudo labels count}.
+      external_teachers: {task: {"make": "package.module:function", ...}, {"run": directory} or {"fuse": [of these,
+        ...]}}, in place of training.
+    """
+
+    teacher: Run = Run()
+    teachers: Mapping[str, Mapping[str, Any]] = each_changes("teacher", names="tasks")
+    student: Student = Student()
+    policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
+    external_teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_names("policies", "teachers", "external_teachers")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, tr
 from must.experiment import build, initial, measure, networks, sections
 from must.experiment.external import trained_with
 from must.experiment.selection import Selection, Validation, local
-from must.experiment.settings import Init, Network, Run, SingleStudent, Student
+from must.experiment.settings import Init, Network, Run, SingleStudent, Student, Supervised
 from must.objectives import mean_teacher as mean_teachers
 from must.objectives import objective as objectives
 from must.objectives.distill import Hint
@@ -319,7 +319,7 @@ NO_TEACHERS = Online({}, {}, ())
 
 
 def train_tasks(
-    settings: SingleStudent,
+    settings: Supervised,
     seed: int,
     tasks: Sequence[str],
     run: Run,
@@ -376,7 +376,7 @@ def train_tasks(
 
 
 def objective(
-    settings: SingleStudent,
+    settings: Supervised,
     run: Run,
     model: Model,
     tasks: Mapping[str, Task],
@@ -419,7 +419,7 @@ def _with_steps(run: Run, source: Batches) -> Run:
     return sections.changed(run, {"steps": run.epochs * epoch_steps(counts, run.batch_size)}, "config")
 
 
-def loss_scales(settings: SingleStudent, run: Run) -> dict[str, float]:
+def loss_scales(settings: Supervised, run: Run) -> dict[str, float]:
     """Factor of each task's loss: from the settings, or MuST's rule from batch sizes and learning rates.
 
     Raises:
@@ -427,6 +427,8 @@ def loss_scales(settings: SingleStudent, run: Run) -> dict[str, float]:
     """
     if run.loss_scale_rule == "fixed":
         return {name: run.loss_scales.get(name, 1.0) for name in settings.tasks}
+    if not isinstance(settings, SingleStudent):
+        raise UserError("loss_scale_rule='learning_rate': needs teachers, which this recipe does not have")
     rates = {name: trained_with(settings, name) for name in settings.tasks}
     for name in settings.tasks:
         if rates[name] is None and name not in run.loss_scales:

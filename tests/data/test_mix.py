@@ -7,7 +7,7 @@ import pytest
 
 from must.core.types import Batch, Example, Policy, UserError
 from must.data import geometry
-from must.data.mix import PASTED, CutMix, Cutout
+from must.data.mix import PASTED, CutMix, Cutout, shuffled_labels
 from must.data.pipeline import Encoder, train_batches
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
@@ -299,3 +299,16 @@ def _joined(parts):
     import jax
 
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def test_shuffled_labels_are_those_of_another_picture():
+    encoder = Encoder({"depth": TASKS["depth"]}, (SIDE, SIDE))
+    plain = next(iter(train_batches(_Source(), encoder, batch_size=8, seed=0)))
+    mixed = next(iter(train_batches(_Source(), encoder, batch_size=8, seed=0, changes=[shuffled_labels])))
+    np.testing.assert_array_equal(mixed.inputs["image"], plain.inputs["image"])
+    own = {int(w): row for row, w in enumerate(plain.weights["depth"]) if w}  # weights tell pictures apart
+    moved = [(row, own[int(w)]) for row, w in enumerate(mixed.weights["depth"]) if w]
+    assert moved and all(row != source for row, source in moved)
+    for row, source in moved:
+        for field, values in mixed.labels["depth"].items():
+            np.testing.assert_array_equal(values[row], plain.labels["depth"][field][source])
