@@ -67,9 +67,11 @@ from must.evaluate.statistics import paired_t_interval as paired_t_interval
 from must.export.exported import Exported as Exported
 from must.export.exported import load_exported as load_exported
 from must.export.labels import export_labels as export_labels
+from must.export.predict import Predictor as Predictor
 from must.export.tfrecord import write_tfrecord as write_tfrecord
 from must.export.write import export_model as export_model
 from must.export.write import preprocessing as preprocessing
+from must.export.write import read_alone as read_alone
 from must.models.experts import Expert as Expert
 from must.models.experts import Experts as Experts
 from must.models.experts import expert_variables as expert_variables
@@ -125,6 +127,7 @@ from must.readers.label_files import LabelFiles as LabelFiles
 from must.readers.records import Records as Records
 from must.readers.video import VideoFiles as VideoFiles
 from must.readers.voc import Voc as Voc
+from must.recipes.table import load as load
 from must.report.gallery import write_gallery as write_gallery
 from must.report.quality import write_quality as write_quality
 from must.scenes.moving import MovingScenes as MovingScenes

@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
+from must.core.types import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, mode: str = "w", *, work: str | None = None, **options: Any) -> Iterator[IO]:
@@ -65,6 +67,21 @@ def write_text(path: str | os.PathLike, content: str, *, work: str | None = None
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes a whole JSON file, indented by one space."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The content of a file that this package wrote.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path}: damaged, it is not JSON") from None
 
 
 def write_plain(path: str | os.PathLike, content: bytes) -> None:

@@ -17,6 +17,8 @@ from must.data.clips import ClipEncoder
 from must.data.pipeline import Encoder
 from must.experiment import build, sections
 from must.experiment.settings import Image, Network, Run
+from must.export.exported import tuples
+from must.export.predict import Part, Predictor
 from must.pseudo_label import teacher as teachers
 from must.tasks import base
 from must.tasks.base import Task
@@ -77,7 +79,7 @@ def load(directory: str) -> Trained:
       UserError: no network, or a damaged one.
     """
     path, about = _about(directory)
-    tasks = {name: base.build(**_tuples(section)) for name, section in about["tasks"].items()}
+    tasks = {name: base.build(**tuples(section)) for name, section in about["tasks"].items()}
     image = sections.parse(Image, about["image"], f"{path}: image")
     network = sections.parse(Network, about["network"], f"{path}: network")
     model = build.network(network, tasks)
@@ -101,10 +103,10 @@ def _about(directory: str) -> tuple[str, dict[str, Any]]:
     path = os.path.join(directory, ABOUT)
     try:
         with open(path, encoding="utf-8") as file:
-            return path, json.load(file)
+            return path, dict(json.load(file))
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist; {directory} holds no trained network") from None
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"{path}: damaged; remove the directory and train again") from None
 
 
@@ -135,7 +137,27 @@ def as_teacher(directory: str, name: str, *, tasks: tuple[str, ...] = (), hflip_
     Raises:
       UserError: no network in the directory, or a task that it does not answer.
     """
-    trained = load(directory)
+    return _teacher(load(directory), directory, name, tasks, hflip_tta)
+
+
+def predictor(directories: Mapping[str, str]) -> Predictor:
+    """Trained networks, {name: directory}, as one predictor; of a task that two predict the first.
+
+    Raises:
+      UserError: no network in a directory.
+    """
+    parts: list[Part] = []
+    for name, directory in directories.items():
+        trained = load(directory)
+        mine = tuple(task for task in trained.tasks if not any(task in part.teacher.tasks for part in parts))
+        if mine:
+            parts.append(Part(_teacher(trained, directory, name, mine), trained.encoder()._replace(tasks={})))
+    return Predictor(tuple(parts))
+
+
+def _teacher(
+    trained: Trained, directory: str, name: str, tasks: tuple[str, ...] = (), hflip_tta: bool = False
+) -> Teacher:
     for task in tasks:
         if task not in trained.tasks:
             raise UserError(f"{directory}: the network predicts {', '.join(trained.tasks)}, not {task}")
@@ -149,9 +171,3 @@ def as_teacher(directory: str, name: str, *, tasks: tuple[str, ...] = (), hflip_
         fingerprint=fingerprint(trained.variables),
         hflip_tta=hflip_tta,
     )
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

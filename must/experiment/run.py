@@ -24,6 +24,7 @@ from must.experiment.show import STAGES
 from must.pseudo_label.plan import first_difference
 
 # Keys that change nothing that is trained or labeled: a finished workdir may be asked for them at any time.
+FINISHED = ("export", "predict", "evaluate")  # what a finished workdir is asked for, `must.experiment.finished`
 DISPLAY = ("title", "workers", "max_rejects", "quality", "gallery", "files")
 
 
@@ -58,6 +59,8 @@ class Recipe(NamedTuple):
       plan: (members) -> lines of the dry run about its runs and labels.
       axes: (configuration as a plain mapping) -> {axis: (directory prefix, values)} besides the seed.
       changeable: sections that may differ between runs of one workdir.
+      students: (members) -> {name: directory of its network below the workdir}, what the recipe is for; each task is
+        predicted by one of them. None for a recipe that trains none.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Recipe(NamedTuple):
     plan: Callable[[Members], None]
     axes: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, Sequence[Any]]]] = lambda config: {}
     changeable: tuple[str, ...] = DISPLAY
+    students: Callable[[Members], dict[str, str]] | None = None
 
 
 def members(recipe: Recipe, config: Mapping[str, Any]) -> list[Member]:
@@ -159,7 +163,9 @@ def _asked(config: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
 
 def check_stage(recipe: Recipe, stage: str) -> None:
     """UserError for a stage that the recipe does not have."""
-    if stage not in (known := ("all", "check", *recipe.stages)):
+    if stage in FINISHED and recipe.students is None:
+        raise UserError(f"--stage={stage}: the recipe {recipe.name!r} trains no student")
+    if stage not in (known := ("all", "check", *recipe.stages, *(FINISHED if recipe.students else ()))):
         raise sections.one_of("--stage", stage, known)
 
 
@@ -186,19 +192,8 @@ def _claim(recipe: Recipe, workdir: str, config: Mapping[str, Any]) -> None:
     path = os.path.join(workdir, "config.json")
     here = sections.without_none(config)
     if os.path.exists(path):
-        try:
-            with open(path, encoding="utf-8") as file:
-                known = dict(json.load(file))
-        except (ValueError, TypeError):
-            raise UserError(f"{path}: damaged; restore it, or use another --workdir") from None
-        if known.get("recipe") != recipe.name:
-            raise UserError(f"{workdir}: belongs to the recipe {known.get('recipe')!r}; use another --workdir")
-        fixed = [
-            {key: value for key, value in _first(recipe, one).items() if key not in recipe.changeable}
-            for one in (known, config)
-        ]
-        if difference := first_difference(*fixed, "config"):
-            raise UserError(f"{workdir}: belongs to another configuration: {difference}; use another --workdir")
+        known = read_config(workdir)
+        same_configuration(recipe, workdir, known, config)
         files.write_json(path, here)
         return
     manifest = {
@@ -210,6 +205,34 @@ def _claim(recipe: Recipe, workdir: str, config: Mapping[str, Any]) -> None:
     }
     files.write_json(os.path.join(workdir, "manifest.json"), manifest)
     files.write_json(path, here)
+
+
+def read_config(workdir: str) -> dict[str, Any]:
+    """The configuration of a workdir.
+
+    Raises:
+      UserError: no workdir of a run, or one whose configuration is damaged.
+    """
+    path = os.path.join(workdir, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return dict(json.load(file))
+    except FileNotFoundError:
+        raise UserError(f"{path}: does not exist; {workdir} is no workdir of a run") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: damaged; restore it, or use another --workdir") from None
+
+
+def same_configuration(recipe: Recipe, workdir: str, known: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """UserError unless a configuration is that of the workdir, but for what may change."""
+    if known.get("recipe") != recipe.name:
+        raise UserError(f"{workdir}: belongs to the recipe {known.get('recipe')!r}; use another --workdir")
+    fixed = [
+        {key: value for key, value in _first(recipe, one).items() if key not in recipe.changeable}
+        for one in (known, config)
+    ]
+    if difference := first_difference(*fixed, "config"):
+        raise UserError(f"{workdir}: belongs to another configuration: {difference}; use another --workdir")
 
 
 def _first(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:

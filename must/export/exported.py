@@ -5,6 +5,8 @@ recipe.
     model.stablehlo       the program (weights, inputs) -> {task: label in network form}, serialized by `jax.export`
     export.json           what is needed to use the two: tasks with their classes, inputs and how they are made, hashes
 
+    card.md, card.json    the model card, `must.export.card`
+
 Without this package, on a CPU, a GPU or a TPU and with any batch size:
 
     program = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
@@ -14,7 +16,7 @@ Without this package, on a CPU, a GPU or a TPU and with any batch size:
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +45,31 @@ class Exported(NamedTuple):
     weights: dict[str, Array]
     apply: Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Label]]
 
-    def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Label]:
+    def predict(self, images: Sequence[Any], **options: Any) -> list[dict[str, Label]]:
+        """Per image of any size {task: Label in record form, in the frame of the original}, see `Predictor.predict`.
+
+        This needs all of `must`; `run` does not.
+
+        Raises:
+          UserError: export.json does not say how inputs are made, or an image cannot be read.
+        """
+        from must.core.types import Teacher
+        from must.export.predict import Predictor, part_of
+        from must.tasks import base
+
+        if "size" not in self.about.get("preprocessing", {}) or len(self.about["inputs"]) != 1:
+            raise UserError(f"{ABOUT}: does not say how inputs are made from pictures; use run() on inputs of your own")
+        tasks = {}
+        for name, one in self.about["tasks"].items():
+            classes = {"classes": one["classes"]} if one["classes"] else {}
+            tasks[name] = base.build(one["kind"], **classes, **tuples(one["hyper_parameters"]))
+        (view,) = self.about["inputs"]
+        size = tuple(self.about["preprocessing"]["size"])
+        fingerprint = self.about["files"][WEIGHTS]["sha256"]
+        teacher = Teacher("exported", tasks, lambda inputs: self.apply(self.weights, {view: inputs}), size, fingerprint)
+        return Predictor((part_of(self.about, teacher),)).predict(images, **options)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Label]:
         """{view: uint8 [B, ...]} with any B from 1 -> {task: label in network form}, NumPy, leading axis B.
 
         Raises:
@@ -93,6 +119,13 @@ def load_exported(directory: str) -> Exported:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{os.path.join(directory, PROGRAM)}: jax {jax.__version__} cannot read it: {reason}") from None
     return Exported(about, jax.device_put(safetensors.numpy.load(content[WEIGHTS])), jax.jit(program.call))
+
+
+def tuples(value: Any) -> Any:
+    """What JSON holds, with tuples in place of lists."""
+    if isinstance(value, Mapping):
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def _verified(path: str, predicted: Mapping[str, Any]) -> bytes:

@@ -6,7 +6,10 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Mapping
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +23,8 @@ from must.core.types import Array, Label, Model, PyTree, UserError
 from must.data.clips import ClipEncoder
 from must.data.geometry import FILL
 from must.data.pipeline import Encoder
-from must.export.exported import ABOUT, FORMAT, PROGRAM, VERSION, WEIGHTS, load_exported
+from must.export.card import write_card
+from must.export.exported import ABOUT, FORMAT, PROGRAM, VERSION, WEIGHTS
 from must.tasks.base import Task
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -37,6 +41,8 @@ def export_model(
     settings: Mapping[str, Any],
     view: str | None = "image",
     bound: float = 1e-5,
+    card: Mapping[str, Any] = {},
+    read: Callable[[str, Mapping[str, np.ndarray]], Mapping[str, Label]] | None = None,
 ) -> dict[str, Any]:
     """Writes a network as weights, program and description, reads them again and compares with the network.
 
@@ -53,6 +59,9 @@ def export_model(
       view: which of the inputs the model is given; None hands it all, {view: inputs}.
       bound: largest difference that is accepted, of floats relative to the field's largest (at least to 1), of integers
         and booleans the share of entries that are not the same.
+      card: what the model card tells beside the network, see `must.export.card`.
+      read: (directory, inputs) -> {task: label}, what the files predict; by default in a process of its own that cannot
+        import this package (`read_alone`).
 
     Returns:
       The contents of export.json.
@@ -90,13 +99,47 @@ def export_model(
             files.write_bytes(os.path.join(partial, name), data)
         files.write_json(os.path.join(partial, ABOUT), about)
         with _on_cpu():
-            difference, where = _difference(program, weights, partial, inputs)
+            difference, where = _difference(program, weights, partial, inputs, read or read_alone)
         if not difference <= bound:
             apart = f"differs from the network's by {difference:.3g}, over {bound:g}"
             raise UserError(f"{directory}: the exported {where} {apart}")
         about["verified"] = {"largest_difference": difference, "bound": bound}
         files.write_json(os.path.join(partial, ABOUT), about)
+        write_card(partial, about, card)
     return about
+
+
+def read_alone(directory: str, inputs: Mapping[str, np.ndarray]) -> dict[str, Label]:
+    """What exported files predict, by a process that has jax and safetensors and cannot import this package."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(os.path.join(folder, "inputs.npz"), **inputs)
+        command = [sys.executable, "-c", _READER, directory, folder]
+        done = subprocess.run(
+            command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            raise UserError(f"{directory}: cannot be read without this package: {reason}")
+        labels: dict[str, Label] = {}
+        with np.load(os.path.join(folder, "labels.npz")) as file:
+            for name in file.files:
+                task, _, field = name.rpartition("|")
+                labels.setdefault(task, {})[field] = file[name]
+    return labels
+
+
+_READER = """
+import sys
+sys.modules["must"] = None
+import jax.export, numpy, safetensors.numpy
+directory, folder = sys.argv[1:]
+program = jax.export.deserialize(bytearray(open(directory + "/model.stablehlo", "rb").read()))
+with numpy.load(folder + "/inputs.npz") as file:
+    inputs = {name: file[name] for name in file.files}
+labels = program.call(safetensors.numpy.load_file(directory + "/weights.safetensors"), inputs)
+fields = {task + "|" + field: numpy.asarray(labels[task][field]) for task in labels for field in labels[task]}
+numpy.savez(folder + "/labels.npz", **fields)
+"""
 
 
 def _program(model: Model, variables: PyTree, tasks: Mapping[str, Task], view: str | None):
@@ -115,11 +158,11 @@ def _program(model: Model, variables: PyTree, tasks: Mapping[str, Task], view: s
     return {name: np.array(leaf, order="C") for name, (_, leaf) in zip(names, paths, strict=True)}, program
 
 
-def _difference(program, weights, directory: str, inputs: Mapping[str, np.ndarray]) -> tuple[float, str]:
+def _difference(program, weights, directory: str, inputs: Mapping[str, np.ndarray], read) -> tuple[float, str]:
     """(largest difference between network and files on random inputs, "task.field" where it is)."""
     rng = np.random.default_rng(0)
     rows = {name: rng.integers(0, 256, (_ROWS, *row.shape[1:])).astype(row.dtype) for name, row in inputs.items()}
-    wanted, found = jax.device_get(jax.jit(program)(weights, rows)), load_exported(directory).predict(rows)
+    wanted, found = jax.device_get(jax.jit(program)(weights, rows)), read(directory, rows)
     fields = [(task, field) for task in wanted for field in wanted[task]]
     return max((_apart(wanted[task][field], found[task][field]), f"{task}.{field}") for task, field in fields)
 
@@ -140,8 +183,12 @@ def _about(task: Task, label: Label) -> dict[str, Any]:
         "classes": fields.pop("classes", None),
         "hyper_parameters": fields,
         "metrics": [metric._asdict() for metric in task.metrics],
-        "label": {field: _form(aval) for field, aval in label.items()},
+        "label": {field: _form(aval) | _meaning(task, field) for field, aval in label.items()},
     }
+
+
+def _meaning(task: Task, field: str) -> dict[str, str]:
+    return {"meaning": task.outputs[field]} if field in task.outputs else {}
 
 
 def _form(array: Any) -> dict[str, Any]:

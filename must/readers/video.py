@@ -1,11 +1,12 @@
 """Videos in container files (mp4, webm, avi, ...), decoded on access; needs PyAV, the extra `[video]`."""
 
 import contextlib
+import functools
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,14 @@ import numpy as np
 
 from must.core import labels
 from must.core.notices import notice
-from must.core.types import UserError
-from must.readers.files import folder, locate, read_classes, source_name, tell_passed_over, walk
+from must.core.types import Example, UserError
+from must.readers.files import fingerprint_of, folder, locate, read_classes, source_name, tell_passed_over, walk
 from must.readers.frames import ClipSource, checked_classes, read_clips
-from must.readers.names import class_name
+from must.readers.names import class_name, readable
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
 _TOLERANCE = 0.1  # seconds
+_BLOCK = 8  # frames that are decoded together
 
 
 class FrameTable(NamedTuple):
@@ -54,6 +56,10 @@ class VideoFile:
     def __init__(self, path: Path, table: FrameTable):
         self._path, self._table = path, table
         self.shape = (table.count, *table.size[:: -1 if table.turns % 2 else 1], 3)
+
+    def fingerprint(self) -> str:
+        """Hash that changes with the file."""
+        return fingerprint_of("video", [self._path])
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """Decodes frames by index, int [N] -> uint8 [N, H, W, 3], from the nearest preceding key frame.
@@ -100,6 +106,50 @@ class VideoFile:
                 decoded = ((int(np.searchsorted(times, frame.pts)), frame) for frame in container.decode(stream))
             at, frame = next(((i, frame) for i, frame in decoded if i >= index), (at, None))
             yield frame if at == index and not frame.is_corrupt else None
+
+
+class VideoFrames:
+    """Frames of video files as pictures without labels.
+
+    Args:
+      name: first part of every id, which goes on with the key and the number of the frame.
+      videos: {key: file}.
+      fps: frames per second that are taken; 0 takes all.
+
+    Raises:
+      UserError: PyAV is not installed, or a broken video.
+    """
+
+    def __init__(self, name: str, videos: Mapping[str, Path], *, fps: float = 0.0):
+        self.name, self.classes, self.ids = name, {}, []
+        self._frames: list[tuple[int, np.ndarray, int]] = []  # (video, block of frames, place in it)
+        self._videos = []
+        for number, (key, path) in enumerate(videos.items()):
+            table = read_table(path)
+            self._videos.append(VideoFile(path, table))
+            step = max(1.0, _frame_rate(path) / fps) if fps else 1.0
+            chosen = np.unique(np.arange(0, table.count, step).astype(np.int64))
+            for start in range(0, len(chosen), _BLOCK):
+                block = chosen[start : start + _BLOCK]
+                self._frames += [(number, block, place) for place in range(len(block))]
+            self.ids += [f"{name}/{readable(key)}/{frame:06d}" for frame in chosen]
+        self.fingerprint = fingerprint_of(f"{name} {fps}", list(videos.values()))
+        self._decode = functools.lru_cache(maxsize=4)(self._block)  # neighbors are decoded together
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        number, block, place = self._frames[index]
+        return Example(self.ids[range(len(self))[index]], self._decode(number, tuple(block.tolist()))[place], {})
+
+    def _block(self, number: int, frames: tuple[int, ...]) -> np.ndarray:
+        return self._videos[number][np.array(frames)]
+
+
+def _frame_rate(path: Path) -> float:
+    with _av().open(str(path)) as container:
+        return float(container.streams.video[0].average_rate or 25)
 
 
 class VideoFiles(ClipSource):

@@ -1,4 +1,4 @@
-"""JEDI, joint experts over several data sets (Bicsi et al. 2023): experts -> joint -> compare -> report -> export.
+"""JEDI, joint experts over several data sets (Bicsi et al. 2023): experts -> joint -> compare -> report.
 
 Every set has an expert, trained alone until its validation score stops rising. The experts are the first students of
 the joint stage, in which a teacher per set reads the features of all of them. Arms are further joint stages from the
@@ -33,7 +33,6 @@ from must.experiment.compare import (
     predictor_of,
     read_curves,
 )
-from must.experiment.export import export_students
 from must.experiment.jobs import Job
 from must.experiment.joint import ARM, OVERLAPS, JointSettings, Seed
 from must.experiment.run import Members, Recipe
@@ -41,7 +40,7 @@ from must.experiment.settings import Init
 from must.models.experts import TEACHER
 from must.report.page import Section, clips_section, confusion_section, curves_section
 
-STAGES = ("experts", "joint", "compare", "report", "export")
+STAGES = ("experts", "joint", "compare", "report")
 _ROWS = 16  # examples on which a network is timed
 
 
@@ -59,10 +58,7 @@ def work(members: Members, workers: int) -> list[Job]:
         made.append(Job(first, "joint", stage.train_joint, (*common, ARM), own))
         for arm in settings.arms:  # they make as many steps as the joint stage made
             made.append(Job(f"{at}joint/{arm}", "joint", stage.train_joint, (*common, arm), (*own, first)))
-    first = members[0]
-    students = {name: f"{first.prefix}joint/{ARM}/students/{name}" for name in first.settings.tasks}
-    last = Job("export", "export", export_students, (first, students), (f"{first.prefix}joint/{ARM}",), alone=True)
-    return [*made, *closing_jobs(made, members, comparison(members), page_sections), last]
+    return [*made, *closing_jobs(made, members, comparison(members), page_sections)]
 
 
 def check(members: Members) -> None:
@@ -247,4 +243,10 @@ def dry_run(members: Members) -> None:
     plan.describe_runs(members, runs, stage.planned, functools.partial(stage.batches_of_step, settings))
 
 
-RECIPE = Recipe("jedi", JointSettings, STAGES, work, check, dry_run)
+def finished(members: Members) -> dict[str, str]:
+    """The students of the first seed's joint stage."""
+    at = f"{members[0].prefix}joint/{ARM}/students"
+    return {name: f"{at}/{name}" for name in members[0].settings.tasks}
+
+
+RECIPE = Recipe("jedi", JointSettings, STAGES, work, check, dry_run, students=finished)

@@ -234,4 +234,17 @@ def dry_run(members: Members) -> None:
     print("  teachers answer in the step: add one forward pass each")
 
 
-RECIPE = Recipe("multas", Settings, STAGES, jobs, check, dry_run)
+def finished(members: Members) -> dict[str, str]:
+    """Of every task the first arm that learns it, of those whose pictures the page shows or else of those that are no
+    controls."""
+    arms, found = arms_of(members[0].settings), {}
+    for task in members[0].settings.tasks:
+        able = [name for name, arm in arms.items() if task in arm.tasks]
+        shown = [name for name in members[0].settings.pictures if name in able]
+        name = (shown + [name for name in able if not arms[name].control] + able)[0]
+        if not any(task in arms[one].tasks for one in found):
+            found[name] = f"{members[0].prefix}grid/{name}"
+    return found
+
+
+RECIPE = Recipe("multas", Settings, STAGES, jobs, check, dry_run, students=finished)

@@ -1,5 +1,6 @@
 """All recipes by name, and configurations completed with the keys of theirs."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,8 +8,10 @@ from ml_collections import ConfigDict
 
 from must.core import memory
 from must.core.types import UserError
-from must.experiment import build, plan, sections
-from must.experiment.run import Recipe, members
+from must.experiment import build, networks, plan, sections
+from must.experiment.run import Recipe, members, read_config
+from must.export.exported import ABOUT as EXPORT
+from must.export.predict import Predictor
 from must.recipes import jedi, label, multas, must, transfer, weighted_distillation
 
 RECIPES = {one.RECIPE.name: one.RECIPE for one in (must, multas, jedi, weighted_distillation, label, transfer)}
@@ -36,6 +39,28 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
         return sections.complete(recipe_of(config).settings, config, build.arguments_of)
     except UserError as error:
         raise ValueError(str(error)) from None
+
+
+def load(directory: str | os.PathLike) -> Predictor:
+    """A trained network, or the students of a finished workdir, to predict with: `must.load("runs/x").predict(images)`.
+
+    Args:
+      directory: a workdir, or the directory of one network below it, such as "runs/x/teachers/depth".
+
+    Raises:
+      UserError: neither of the two, or training has not finished.
+    """
+    path = os.path.abspath(os.fspath(directory))
+    if os.path.exists(os.path.join(path, networks.ABOUT)):
+        return networks.predictor({os.path.basename(path): path})
+    if os.path.exists(os.path.join(path, EXPORT)):
+        raise UserError(f"{directory}: is an exported network; use must.load_exported")
+    config = read_config(path)
+    recipe = recipe_of(config)
+    if recipe.students is None:
+        raise UserError(f"{directory}: the recipe {recipe.name!r} trains no student")
+    students = recipe.students(members(recipe, config))
+    return networks.predictor({name: os.path.join(path, at) for name, at in students.items()})
 
 
 def dry_run(recipe: Recipe, config: Mapping[str, Any]) -> None:

@@ -83,6 +83,11 @@ def dry_run(members: Members) -> None:
     plan.describe_labels(members)
 
 
+def finished(members: Members) -> dict[str, str]:
+    """The student of the largest budget's first seed."""
+    return must.finished([max(members, key=lambda member: member.axes["budget"])])
+
+
 RECIPE = Recipe(
     "weighted_distillation",
     Must,
@@ -90,5 +95,6 @@ RECIPE = Recipe(
     jobs,
     check,
     dry_run,
+    students=finished,
     axes=lambda config: {"budget": ("labels-", tuple(config.get("budgets") or ()))},
 )

@@ -5,12 +5,14 @@ Tasks draw labels on pictures (`Task.draw`).
 
 import base64
 import io
+import os
 import re
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from must.core import files
 from must.core.types import Geometry
 
 _PAPER = (24, 24, 28)
@@ -58,6 +60,18 @@ def contact_sheet(
             sheet.paste(picture, (_GAP + x * (width + _GAP), top))
         top += height + _GAP
     return np.asarray(sheet)
+
+
+def stacked(sheets: Sequence[np.ndarray]) -> np.ndarray:
+    """Sheets below each other, the narrower ones filled up."""
+    width = max(sheet.shape[1] for sheet in sheets)
+    page = np.empty((sum(len(sheet) for sheet in sheets), width, 3), np.uint8)
+    page[:] = _PAPER
+    top = 0
+    for sheet in sheets:
+        page[top : top + len(sheet), : sheet.shape[1]] = sheet
+        top += len(sheet)
+    return page
 
 
 def cut(drawn: np.ndarray, frame: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -133,6 +147,14 @@ def _frames(video: np.ndarray, most: int, largest: int) -> list[Image.Image]:
     side = max(video.shape[1:3])
     width = video.shape[2] if side <= largest else max(1, round(video.shape[2] * largest / side))
     return [to_width(video[place], width) for place in places]
+
+
+def write_picture(path: str, picture: np.ndarray, *, quality: int = 90) -> None:
+    """uint8 [H, W, 3] as a JPEG file, with its folders."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "JPEG", quality=quality, subsampling=0)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    files.write_bytes(path, buffer.getvalue())
 
 
 def data_uri(picture: np.ndarray, *, quality: int | None = 88) -> str:

@@ -55,6 +55,7 @@ class Task:
     whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
     can_be_empty: ClassVar[bool] = False  # its truth may be that nothing is there
+    outputs: ClassVar[Mapping[str, str]] = {}  # meaning and unit of the fields of a prediction in network form
     fitted: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that `defaults` gives; labels are read if one is left out
 
     def __post_init__(self):
@@ -209,6 +210,21 @@ class Task:
           labels: of each teacher, in network form, leading axis B; host NumPy.
         """
         raise NotImplementedError(f"{type(self).__name__} has no fuse(); use one teacher")
+
+    def stitch(self, parts: Sequence[tuple[Label, Geometry]], size: tuple[int, int]) -> Label:
+        """Predictions for overlapping parts of one picture as one; host NumPy.
+
+        By default that for the whole picture, for tasks whose labels are of the picture as a whole.
+
+        Args:
+          parts: (label in network form without B, geometry of the picture in the network's frame) of the whole picture
+            first, then of tiles of its own scale (`must.tasks.tiles`).
+          size: (height, width) of the picture, pixels.
+
+        Returns:
+          Label in network form without B, in the frame of `size`.
+        """
+        return self.transform(self.restore(*parts[0]), own_frame(size))
 
     def measure(self, prediction: Label, truth: Label) -> dict[str, Array]:
         """Both in one frame, leading axis B -> rows [B, ...] that `summarize` needs; host NumPy.

@@ -5,9 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from must.core.types import Label, LabelError, NotFinite
+from must.core.types import Geometry, Label, LabelError, NotFinite
+from must.data.geometry import restore_boxes
 from must.tasks import drawing
 
+OUTPUTS = {
+    "boxes": "x0 y0 x1 y1, pixels of the frame, x1 and y1 exclusive, by falling score",
+    "classes": "class ids",
+    "scores": "0..1",
+    "valid": "which places of the list hold a box",
+    "crowd": "always False",
+    "known": "classes that the network can find: all",
+}
 _ROUNDING = 1e-4  # by which a score may exceed 1
 
 
@@ -152,6 +161,75 @@ def fuse(labels: Sequence[Label], overlap: float = 0.55) -> Label:
         "classes": of,
         "unknown": np.flatnonzero(knows == 0),
     }
+
+
+_CUT = 0.03  # of a frame: boxes that come so close to a border at which the picture goes on are cut by it
+_PART = 0.5  # of the area of a cut box that lies in another one of its class, which then is the whole of it
+_ALONG = 0.5  # IoU along the border of two boxes that are the two sides of one object
+
+
+def stitched(parts: Sequence[tuple[Label, Geometry]], overlap: float) -> Label:
+    """Boxes of a picture's parts as those of the picture: every object once.
+
+    By falling score, first those that no tile cuts: a box goes where it overlaps one of its class. A box that its tile
+    cuts goes where it is a part of another one, and becomes one with the cut box on the other side of the border.
+
+    Args:
+      parts: (label in network form, geometry of the picture in the part's frame).
+      overlap: IoU of two boxes that are one; of different parts half is enough.
+
+    Returns:
+      boxes [n, 4], pixels of the picture, scores, classes [n], unknown.
+    """
+    found: dict[str, list] = {"boxes": [], "scores": [], "classes": [], "cut": [], "part": []}
+    for number, (label, geometry) in enumerate(parts):
+        valid = np.asarray(label["valid"])
+        boxes = np.asarray(label["boxes"], np.float64)[valid]
+        (height, width), (oy, ox) = geometry.size, geometry.offset
+        ends = oy + geometry.source_size[0] * geometry.scale[0], ox + geometry.source_size[1] * geometry.scale[1]
+        open_ = np.array([ox < 0, oy < 0, ends[1] > width + 0.5, ends[0] > height + 0.5])
+        near = np.stack([boxes[:, 0], boxes[:, 1], width - boxes[:, 2], height - boxes[:, 3]], -1)
+        near = near < _CUT * np.array([width, height] * 2)
+        found["boxes"].append(restore_boxes(boxes, geometry).astype(np.float64))
+        found["cut"].append(near & open_)
+        found["part"].append(np.full(len(boxes), number))
+        for name in ("scores", "classes"):
+            found[name].append(np.asarray(label[name])[valid])
+    boxes, scores, classes, cut, part = (np.concatenate(found[name]) for name in found)
+    kept: list[int] = []
+    for i in np.lexsort((-scores, cut.any(-1))).tolist():
+        same = np.array([j for j in kept if classes[j] == classes[i]], np.int64)
+        close = _iou(boxes[i], boxes[same]) > np.where(part[same] == part[i], overlap, min(overlap, 0.5))
+        if close.any():
+            continue
+        if cut[i].any():
+            other = boxes[same]
+            shared = np.maximum(np.minimum(boxes[i, 2:], other[:, 2:]) - np.maximum(boxes[i, :2], other[:, :2]), 0)
+            area = np.prod(boxes[i, 2:] - boxes[i, :2])
+            if (shared.prod(-1) > _PART * area).any():
+                continue
+            sides = [j for j in same.tolist() if _two_sides(boxes[i], cut[i], boxes[j], cut[j])]
+            if sides:
+                j = sides[0]
+                boxes[j] = [*np.minimum(boxes[i, :2], boxes[j, :2]), *np.maximum(boxes[i, 2:], boxes[j, 2:])]
+                cut[j] = cut[j] & cut[i]
+                continue
+        kept.append(i)
+    chosen = np.array(kept, np.int64)
+    chosen = {"boxes": boxes[chosen].astype(np.float32), "scores": scores[chosen], "classes": classes[chosen]}
+    return {**chosen, "unknown": np.zeros(0, np.int64)}
+
+
+def _two_sides(a: np.ndarray, cut_a: np.ndarray, b: np.ndarray, cut_b: np.ndarray) -> bool:
+    """Whether two boxes that are cut on opposite sides meet there, and are about the same along the border."""
+    for axis in (0, 1):
+        facing = (cut_a[axis + 2] and cut_b[axis]) or (cut_a[axis] and cut_b[axis + 2])
+        meet = min(a[axis + 2], b[axis + 2]) >= max(a[axis], b[axis])
+        low, high = 1 - axis, 3 - axis
+        shared = min(a[high], b[high]) - max(a[low], b[low])
+        if facing and meet and shared > _ALONG * (max(a[high], b[high]) - min(a[low], b[low])):
+            return True
+    return False
 
 
 def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -61,6 +61,7 @@ class Classification(Task):
         Metric("top5", "%", True),
         Metric("nll", "nat", False),
     )
+    outputs: ClassVar[Mapping[str, str]] = {"probs": "probability of each class, 0..1"}
     terms: ClassVar[tuple[str, ...]] = ("class",)
     optional: ClassVar[tuple[str, ...]] = ("known",)
     whole: ClassVar[bool] = True

@@ -5,7 +5,7 @@ head_stride / shuffle pixels of the frame. The functions on the host are for wha
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, NotFi
 from must.data.geometry import nearest as nearest_pixels
 from must.data.geometry import own_frame, restore_map, transform_map
 from must.tasks.label_states import LARGEST, Claims, decide_codes, states
+from must.tasks.tiles import feather, window
 
 SCORES = ArraySpec(
     (None, None),
@@ -107,6 +108,21 @@ def pasted(
         out[name] = np.full_like(other[name], nothing) if label is None else label[name].copy()
         out[name][y0:y1, x0:x1] = nothing if other is None else other[name][y0:y1, x0:x1]
     return out
+
+
+def blended(tiles: Sequence[tuple[np.ndarray, Geometry]]) -> np.ndarray:
+    """The mean of overlapping tiles' maps, which fades in from their borders, float32 [*size, ...].
+
+    Args:
+      tiles: ([h, w, ...], geometry of the picture in the tile's frame), of one scale; together they see all of it.
+    """
+    size = tiles[0][1].source_size
+    total, weights = np.zeros((*size, *tiles[0][0].shape[2:]), np.float32), np.zeros(size, np.float32)
+    for values, geometry in tiles:
+        weight, where = feather(geometry), window(geometry)
+        total[where] += values * weight.reshape(weight.shape + (1,) * (values.ndim - 2))
+        weights[where] += weight
+    return total / weights.reshape(weights.shape + (1,) * (total.ndim - 2))
 
 
 def transform_scores(label: Label, geometry: Geometry) -> np.ndarray:

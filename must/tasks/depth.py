@@ -77,6 +77,11 @@ class Depth(Task):
         return tuple(Metric(prefix + name, unit, higher) for name, unit, higher in _METRICS)
 
     @property
+    def outputs(self) -> dict[str, str]:
+        unit = "meters" if self.depth_kind == "metric" else "no unit: inverse depth is right up to scale and shift"
+        return {"depth": f"depth of each pixel of the frame, {unit}"}
+
+    @property
     def terms(self) -> tuple[str, ...]:
         return ("depth", "gradient") if self.gradient else ("depth",)
 
@@ -230,6 +235,12 @@ class Depth(Task):
             middle = np.nan_to_num(np.nanmedian(np.where(valid, depth, np.nan), 0))
         ratio = np.where(valid, np.minimum(depth, middle) / np.maximum(np.maximum(depth, middle), 1e-9), 0).mean(0)
         return {"depth": np.where(enough, middle, 0).astype(np.float32), "scores": codes(np.where(enough, ratio, 0))}
+
+    def stitch(self, parts: Sequence[tuple[Label, Geometry]], size: tuple[int, int]) -> Label:
+        """As in the base class; the mean of the tiles. Relative depths of two tiles have no common scale: the whole."""
+        if self.depth_kind != "metric":
+            return super().stitch(parts, size)
+        return {"depth": dense.blended([(label["depth"] * geometry.zoom, geometry) for label, geometry in parts[1:]])}
 
     def original(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class, at the original's size and not rounded to codes."""

@@ -110,6 +110,7 @@ class Detection(Task):
         Metric("AP75", "", True),
         Metric("AR100", "", True),
     )
+    outputs: ClassVar[Mapping[str, str]] = box_lists.OUTPUTS
     terms: ClassVar[tuple[str, ...]] = ("score", "class", "box")
     pdf_terms: ClassVar[tuple[str, ...]] = ("pdf_class", "pdf_box")
     can_be_empty: ClassVar[bool] = True
@@ -348,6 +349,11 @@ class Detection(Task):
             for i in range(len(labels[0]["valid"]))
         ]
         return self._stacked([box_lists.best(row, None, self.score_floor, self.max_detections) for row in rows])
+
+    def stitch(self, parts: Sequence[tuple[Label, Geometry]], size: tuple[int, int]) -> Label:
+        """As in the base class; suppression over the boxes of all parts, see `must.tasks.box_lists.stitched`."""
+        found = box_lists.best(box_lists.stitched(parts, self.nms_iou), size, self.score_floor, self.max_detections)
+        return {name: value[0] for name, value in self._stacked([found]).items()}
 
     def measure(self, prediction: Label, truth: Label) -> dict[str, np.ndarray]:
         """Which predictions hit a true box at the ten IoU thresholds, of each class the 100 surest of an image (COCO);

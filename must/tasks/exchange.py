@@ -57,7 +57,9 @@ def class_names(ids: Any, names: Sequence[str], where: str) -> list[str]:
 
 
 def picture_file(source: Source, index: int) -> str:
-    """The picture's path below the folder of pictures."""
+    """The picture's path below the folder of pictures; a source of videos names their files (`file`)."""
+    if hasattr(source, "file"):
+        return source.file(index)
     data = encoded_of(source, index)
     return file_of(source.ids[index]) + (_extension(data) or ".png")
 

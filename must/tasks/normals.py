@@ -46,6 +46,7 @@ class Normals(Task):
         Metric("median_angle", "deg", False),
         *(Metric(f"within_{limit}", "%", True) for limit in _WITHIN),
     )
+    outputs: ClassVar[Mapping[str, str]] = {"normals": "unit vectors of each pixel; x right, y down, z forward"}
     terms: ClassVar[tuple[str, ...]] = ("normals",)
     optional: ClassVar[tuple[str, ...]] = ("scores",)
 
@@ -147,6 +148,11 @@ class Normals(Task):
         cosine = np.clip(np.einsum("t...c,...c->t...", vectors, mean), -1, 1)
         angle = np.where(there, np.rad2deg(np.arccos(cosine)), 45.0).mean(0)
         return {"normals": mean, "scores": codes(np.where(valid, np.maximum(0.0, 1.0 - angle / 45.0), 0.0))}
+
+    def stitch(self, parts: Sequence[tuple[Label, Geometry]], size: tuple[int, int]) -> Label:
+        """As in the base class; the mean direction of the tiles."""
+        mean = dense.blended([(label["normals"], geometry) for label, geometry in parts[1:]])
+        return {"normals": _unit(mean, np.ones(mean.shape[:2], bool))[0]}
 
     def original(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class, at the original's size and not rounded to codes."""

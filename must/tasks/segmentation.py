@@ -58,6 +58,10 @@ class Segmentation(Task):
     ignore: int = 255
 
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("mIoU", "", True), Metric("pixel_accuracy", "", True))
+    outputs: ClassVar[Mapping[str, str]] = {
+        "ids": "class ids of each pixel of the frame, most probable first",
+        "probs": "their probabilities * 255",
+    }
     terms: ClassVar[tuple[str, ...]] = ("segmentation",)
     pdf_terms: ClassVar[tuple[str, ...]] = ("pdf_class",)
     optional: ClassVar[tuple[str, ...]] = ("known",)
@@ -266,6 +270,22 @@ class Segmentation(Task):
         known = [np.asarray(label["known"]) for label in labels if "known" in label]
         fused = {name: np.stack(maps) for name, maps in out.items()}
         return fused | ({"known": np.logical_and.reduce(known)} if known else {})
+
+    def stitch(self, parts: Sequence[tuple[Label, Geometry]], size: tuple[int, int]) -> Label:
+        """As in the base class; the mean distribution of the tiles, of which only the listed classes are known."""
+        tiles = parts[1:]
+        ids = np.full((self.top_k, *size), self.ignore, np.uint8)
+        probs = np.zeros(ids.shape, np.float32)
+        for number in np.unique(np.concatenate([np.unique(label["ids"]) for label, _ in tiles])).tolist():
+            if number == self.ignore:
+                continue
+            one = [((label["probs"] / np.float32(255) * (label["ids"] == number)).sum(-1), g) for label, g in tiles]
+            mean, own = dense.blended(one), np.full(size, number, np.uint8)
+            for place in range(self.top_k):  # into the list, those with less move on
+                more = mean > probs[place]
+                mean, probs[place] = np.where(more, probs[place], mean), np.where(more, mean, probs[place])
+                own, ids[place] = np.where(more, ids[place], own), np.where(more, own, ids[place])
+        return {"ids": np.moveaxis(ids, 0, -1), "probs": codes(np.moveaxis(probs, 0, -1))}
 
     def original(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class; every pixel of the original takes the prediction that is nearest."""

@@ -69,6 +69,13 @@ def test_commands_resolve(command):
     from must.recipes.table import recipe_of
 
     flags = dict(part.removeprefix("--").partition("=")[::2] for part in shlex.split(command)[3:])
+    if "config" not in flags:  # asked of a finished workdir
+        from must.experiment.finished import OPTIONS, read_options
+        from must.experiment.sections import parse
+
+        parse(OPTIONS[flags["stage"]], read_options(flags.get("options", "")), "--options")
+        assert flags["workdir"] and set(flags) <= {"workdir", "stage", "images", "output", "options"}
+        return
     path, _, variant = flags.pop("config").partition(":")
     spec = importlib.util.spec_from_file_location("configuration_file", ROOT / path)
     module = importlib.util.module_from_spec(spec)

@@ -1,0 +1,68 @@
+"""From what the command line asks to what is run: a recipe's stages, a dry run, or a request to a finished workdir."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from must.core.types import UserError
+from must.experiment.finished import Request, answer
+from must.experiment.run import FINISHED, check_stage, read_config, run
+from must.recipes.table import dry_run as plan
+from must.recipes.table import recipe_of
+
+__all__ = ["Request", "start"]
+
+NOTHING = Request()
+
+
+def start(
+    config: Any,
+    file: str | None,
+    workdir: str,
+    *,
+    stage: str = "all",
+    workdirs: Sequence[str] = (),
+    request: Request = NOTHING,
+    dry_run: bool = False,
+) -> None:
+    """Runs a command.
+
+    Args:
+      config: what a configuration file's get_config() returned; None, without one, for a finished workdir.
+      file: the configuration file, for messages.
+      workdir: where everything is written.
+      stage: "all" or one stage.
+      workdirs: finished workdirs to compare.
+      request: of a finished workdir.
+      dry_run: tell what running means, write nothing.
+
+    Raises:
+      UserError: anything about the command that cannot be right.
+    """
+    finished = stage in FINISHED
+    if config is None and not finished:
+        raise UserError("--config=configs/X.py is required")
+    if not workdir and (finished or not dry_run):
+        raise UserError("--workdir=DIR is required")
+    for one in (workdir, *workdirs):
+        if "://" in one:
+            raise UserError(f"--workdir={one}: expected a folder; object stores are not supported")
+    if config is not None and not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config() returns {config!r}; it must return a ConfigDict")
+    given = None if config is None else config.to_dict()
+    recipe = recipe_of(read_config(workdir) if given is None else given)
+    check_stage(recipe, stage)
+    if finished:
+        if dry_run:
+            raise UserError(f"--dry_run: not with --stage={stage}, which only reads the workdir")
+        answer(recipe, os.path.abspath(workdir), stage, request, given)
+    elif any(request):
+        raise UserError(f"--images, --output, --options: not for --stage={stage}, only for {', '.join(FINISHED)}")
+    elif dry_run:
+        assert given is not None
+        plan(recipe, given)
+    else:
+        assert given is not None
+        run(recipe, given, os.path.abspath(workdir), stage=stage, workdirs=[os.path.abspath(one) for one in workdirs])
