@@ -127,7 +127,7 @@ def test_what_does_not_fit_together_is_one_line(tmp_path):
         compare_workdirs([first, str(old)], str(tmp_path / "x"))
     other = json.loads((tmp_path / "a" / "results.json").read_text()) | {"recipe": "jedi"}
     (old / "results.json").write_text(json.dumps(other))
-    (old / "config.json").write_text("{}")
+    (old / "config.json").write_text('{"seeds": [0]}')
     with pytest.raises(UserError, match="its recipe is not that of"):
         compare_workdirs([first, str(old)], str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
