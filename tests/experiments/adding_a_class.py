@@ -77,9 +77,8 @@ def trained(directory, setting, seed, source, policy, start=""):
     """{class: AP} of a detector trained on a source, from the weights of another one."""
     quiet = lambda *args: None  # noqa: E731
     run = setting.teacher
-    if start:  # the layer that tells classes has one output more
-        init = Init(start, (f"heads_{TASK}/head/class/",))
-        run = changed(run, {"init": vars(init), "optimizer": {"learning_rate": LEARNING_RATE}}, "config")
+    if start:  # the layer that tells classes grows by one; the filters of the old ones stay
+        run = changed(run, {"init": vars(Init(start)), "optimizer": {"learning_rate": LEARNING_RATE}}, "config")
     train_tasks(setting, seed, (TASK,), run, source, {TASK: policy}, directory=directory, report=quiet)
     rows = measure.load_rows(os.path.join(directory, "rows-test.npz"))[TASK]
     return by_class(directory, build.tasks_of(setting)[TASK], rows)
