@@ -93,7 +93,7 @@ def _lines(workdir: str, job: str, found: Mapping[str, Any]) -> list[str]:
         width = max(map(len, sets))
         for set_name, line in sets.items():
             share = 100 * line["accepted"] / line["images"]
-            accepted = f"{share:5.1f} % of {line['images']:,} images have an accepted label"
+            accepted = f"{share:5.1f}% of {line['images']:,} images have an accepted label"
             lines.append(f"  {name:16} {set_name:{width}}  {accepted}, confidence {line['confidence']:.2f}")
     lines += [f"  note: {line}" for line in found.get("warnings", [])]
     for page in (job.replace("policy", stage) for stage in ("quality", "gallery")):
