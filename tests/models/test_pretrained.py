@@ -5,8 +5,10 @@ import re
 import numpy as np
 import pytest
 
+from must.core.types import UserError
 from must.models import convnext, resnet
 from must.models.convnext import ConvNeXt
+from must.models.pretrained import backbone_of, recognized
 from must.models.resnet import ResNet
 from must.models.vit import ViT
 from tests.support.referees import (
@@ -222,3 +224,21 @@ def test_convnexts_equal_timms_and_torchvisions(layout, tmp_path, monkeypatch):
     variables = of_file(write(state, tmp_path / "convnext.safetensors"), backbone, (64, 64))
     for size in ((64, 64), (32, 96)) if layout == "timm" else ((64, 64),):  # compiled once for all
         agree(features(backbone, variables, pixels(*size)), answers(forward, pixels(*size)))
+
+
+def test_a_file_that_does_not_fit_names_the_backbone_that_it_is_of(tmp_path, shallow):
+    of = {"family": "dinov2", "patch": 14, "registers": 4, "swiglu": False, "grid": 4, "hidden": 128}
+    model = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=56, **TIMM)
+    path = write(model, tmp_path / "vit.safetensors")
+    with pytest.raises(UserError, match="unexpected: backbone/stem/registers") as error:
+        of_file(path, ViT(**TINY, family="dinov2", patch=14, grid=4), (56, 56))
+    assert f"the file is of the backbone { ({'kind': 'vit', **of, 'width': 32, 'depth': 2}) }" in str(error.value)
+    for make, backbone in (
+        (
+            lambda: torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1] * 4),
+            {"kind": "resnet", "depth": 50},
+        ),
+        (lambda: torchvision.models.convnext_tiny(), {"kind": "convnext", "size": "tiny"}),
+    ):
+        found = backbone_of(recognized({k: v.numpy() for k, v in make().state_dict().items()}))
+        assert {key: found[key] for key in backbone} == backbone
