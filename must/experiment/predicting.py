@@ -379,8 +379,9 @@ def clip_sheet(example: Example, parts: Sequence[Part]) -> np.ndarray:
 
 
 def _sheet(title: str, image: np.ndarray, drawn: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """At most four columns; the last row is filled up."""
-    columns = min(4, len(drawn) + 1)
+    """At most four columns, the rows about equally long."""
+    count = len(drawn) + 1
+    columns = -(-count // -(-count // 4))
     pictures, captions = [image, *drawn], [title, *names]
     rows = [
         contact_sheet([pictures[at : at + columns]], captions[at : at + columns], cell=_CELL)

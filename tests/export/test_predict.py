@@ -20,9 +20,8 @@ def still_or_moving(clips):
 
 
 PICTURES = Predictor((Part(EYE, Encoder({}, FRAME)),))
-CLIPS = Predictor(
-    (Part(Teacher("clips", CLASSES, still_or_moving, (8, 8), "clips"), ClipEncoder({}, (8, 8), {"image": 4}, Window())),)
-)
+MOTION = Teacher("clips", CLASSES, still_or_moving, (8, 8), "clips")
+CLIPS = Predictor((Part(MOTION, ClipEncoder({}, (8, 8), {"image": 4}, Window())),))
 
 
 def test_labels_are_in_the_frame_of_each_picture():
@@ -43,9 +42,7 @@ def test_tiles_find_what_is_small_in_a_large_picture():
     (whole,), (tiled,) = PICTURES.predict([picture]), PICTURES.predict([picture], tiles=(5, 5))
     assert len(whole["boxes"]["boxes"]) == 0
     order = np.argsort(tiled["boxes"]["classes"])
-    np.testing.assert_allclose(
-        tiled["boxes"]["boxes"][order], [[100, 100, 116, 116], [10, 200, 26, 216]], atol=2
-    )
+    np.testing.assert_allclose(tiled["boxes"]["boxes"][order], [[100, 100, 116, 116], [10, 200, 26, 216]], atol=2)
 
 
 def test_a_file_is_read_as_viewers_show_it(tmp_path):
@@ -62,7 +59,10 @@ def test_a_file_is_read_as_viewers_show_it(tmp_path):
         PICTURES.predict([tmp_path / "missing.png"])
 
 
-@pytest.mark.parametrize("images", ["a.png", np.zeros((4, 4, 3), np.uint8), [np.zeros((4, 4), np.uint8)], [np.ones((4, 4, 3))]])
+BLACK = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize("images", ["a.png", BLACK, [BLACK[..., 0]], [BLACK.astype(float)]])
 def test_what_is_no_list_of_pictures_is_refused(images):
     with pytest.raises(UserError, match="images"):
         PICTURES.predict(images)

@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from must.core.types import Teacher, UserError
 from must.data.geometry import own_frame, transform_image, whole_image
+from must.data.pipeline import Encoder
+from must.experiment.labeling import POOL, LabelPass, records_directory, run_pass
+from must.experiment.sections import parse
+from must.experiment.settings import Label
+from must.readers.folders import Photos
+from must.readers.records import Records
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection
@@ -37,9 +44,7 @@ def eye(images):
                     boxes.append([x.start, y.start, x.stop, y.stop])
                     classes.append(number)
         rows.append({"boxes": np.array(boxes, np.float32).reshape(-1, 4), "classes": np.array(classes, np.int64)})
-    found = [
-        {**row, "scores": np.linspace(0.9, 0.8, len(row["classes"])), "labels": row["classes"]} for row in rows
-    ]
+    found = [{**row, "scores": np.linspace(0.9, 0.8, len(row["classes"])), "labels": row["classes"]} for row in rows]
     mask = np.where(images[..., 0] > 160, 1, np.where(images[..., 1] > 160, 2, 0)).astype(np.uint8)
     size = tuple(images.shape[1:3])
     slope = np.broadcast_to(np.array([0.6, 0.0, -0.8], np.float32), (*images.shape[:3], 3))
@@ -119,7 +124,8 @@ def test_maps_have_no_seams_and_the_whole_decides_about_the_whole():
     image = np.zeros((*teacher.size, 3), np.uint8)
     image[:, :80, 0] = 255
     image[..., 2] = np.linspace(0, 200, teacher.size[1]).astype(np.uint8)
-    labels = {name: {f: np.asarray(v)[0] for f, v in label.items()} for name, label in teacher.predict(image[None]).items()}
+    found = teacher.predict(image[None])
+    labels = {name: {field: np.asarray(v)[0] for field, v in label.items()} for name, label in found.items()}
     np.testing.assert_array_equal(labels["mask"]["ids"][..., 0], np.where(image[..., 0] > 160, 1, 0))
     np.testing.assert_array_equal(labels["mask"]["ids"][..., 1], np.where(image[..., 0] > 160, 2, 1))
     assert set(np.unique(labels["mask"]["probs"][..., 0])) == {200}
@@ -148,3 +154,28 @@ def test_one_tile_is_the_teacher_and_no_tile_is_refused():
     for grid, overlap in (((0, 1), 0.2), ((2, 2), 1.0)):
         with pytest.raises(UserError, match="expected"):
             tiled(EYE, grid, overlap)
+
+
+def test_a_label_pass_sees_large_pictures_in_tiles(tmp_path):
+    """By the option of the settings; pictures of other sizes than the tiles' frame."""
+    pictures = [
+        scene((240, 200), (0, 100, 100, 125, 125), (1, 20, 160, 50, 190)),
+        scene((112, 112), (1, 50, 50, 60, 62)),
+    ]
+    for number, picture in enumerate(pictures):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "photos" / f"{number}.png")
+    encoder = Encoder(TASKS, FRAME)
+    options = {"shards": 1, "batch_size": 2}
+    one = LabelPass({POOL: Photos(str(tmp_path / "photos"))}, TASKS, encoder, options, tiles=((2, 2), 0.25))
+    run_pass(one, [EYE], str(tmp_path), (0, 1), lambda *progress: None)
+    records = Records(records_directory(str(tmp_path)))
+    found = [records[i].labels for i in range(2)]
+    order = np.argsort(found[0]["boxes"]["classes"])
+    expected = [[100, 100, 125, 125], [20, 160, 50, 190]]
+    np.testing.assert_allclose(found[0]["boxes"]["boxes"][order], expected, atol=6)
+    np.testing.assert_allclose(found[1]["boxes"]["boxes"], [[50, 50, 60, 62]], atol=2)
+    assert found[0]["mask"]["ids"].shape[:2] == (240, 200)
+    assert "tiles-2x2" in str(records.provenance)
+    with pytest.raises(UserError, match="tiles"):
+        parse(Label, {"tiles": (0, 2)})
