@@ -432,7 +432,7 @@ def voc() -> ConfigDict:
             section.update(epochs=70, batch_size=10, ema_decay=0.9998, evaluate_every=2000, select="best")
             section.optimizer = sgd
             section.geometry, section.view = {"zoom": (0.5, 2.0)}, COLORS
-            section.frames = ((256, 256), (320, 320), (384, 384))  # multi-scale for the first 80 %
+            section.frames = ((256, 256), (320, 320), (384, 384))  # multi-scale for the first 80%
             section.loss_scales = {}
     config.teacher.model = {"backbone": {"depth": 50}, "neck": {"kind": "pafpn"}}
     config.hints.mimic.scale = 5.0

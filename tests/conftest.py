@@ -25,11 +25,33 @@ from must.core.devices import set_xla_flags  # noqa: E402
 
 set_xla_flags(simulated_devices=None if SIMULATED_DEVICES is None else int(SIMULATED_DEVICES))
 
+LONGEST = (
+    "test_main.py",
+    "test_your_data.py",
+    "test_multas.py",
+    "test_jedi.py",
+    "test_devices.py",
+    "test_new_task.py",
+    "test_hints.py",
+    "test_transfer.py",
+    "test_weighting.py",
+    "test_joint_toy.py",
+    "test_unseen.py",
+    "test_joint_devices.py",
+    "test_launch.py",
+)
+
 REPOSITORY = Path(__file__).parents[1]
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "devices(n): runs in a process of its own with n simulated CPU devices")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take longest come first, so that no worker is left alone with one of them at the end."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))  # a stable sort
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,7 +6,7 @@ from must.core.types import Array
 
 
 def wilson(right: Array, count: Array, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's score interval of right / count (1927), two-sided 95 % by default; (0, 1) if count is 0."""
+    """Wilson's score interval of right / count (1927), two-sided 95% by default; (0, 1) if count is 0."""
     right, n = np.asarray(right, np.float64), np.asarray(count, np.float64)
     some = np.maximum(n, 1e-12)
     share = np.clip(right / some, 0.0, 1.0)

@@ -13,7 +13,7 @@ class Photometric:
     All frames of a clip get the same change, including the noise pattern, so that no motion is introduced.
 
     Args:
-      strength: 1 is strong (brightness and contrast within 40 %); 0 changes nothing.
+      strength: 1 is strong (brightness and contrast within 40%); 0 changes nothing.
       color: factor on saturation and hue changes; 0 if color determines the class.
       blur: probability of a 3x3 binomial blur.
       noise: largest standard deviation of pixel noise, gray levels.
@@ -93,7 +93,7 @@ class RandAugment:
     Args:
       count: operations per picture.
       magnitude: 0..1; at 1 posterize keeps 4 bits, solarize inverts all, brightness, contrast, color and sharpness
-        change by 90 %, and blur and noise reach the maxima below. auto_contrast, equalize and gray ignore it.
+        change by 90%, and blur and noise reach the maxima below. auto_contrast, equalize and gray ignore it.
       operations: to draw from, names of OPERATIONS; omit "color" and "gray" if color determines the class.
       blur: largest standard deviation of the Gaussian blur, drawn uniformly, as a fraction of the shorter side.
       noise: largest standard deviation of pixel noise, drawn uniformly, gray levels.

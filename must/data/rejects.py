@@ -58,11 +58,16 @@ def check_source(
 
 def reads_files(source: Source) -> bool:
     """Whether the examples of a source come from files, which may be broken; generated ones need no check."""
-    if not len(source):
-        return False
-    index = 0
-    while isinstance(source, Routed):
-        source, index = source.route(index)
+    parts: dict[int, tuple[Source, int]] = {}  # such as pictures beside generated ones, with an example of each
+    for index in range(len(source)):
+        part, place = source.route(index) if isinstance(source, Routed) else (source, index)
+        parts.setdefault(id(part), (part, place))
+        if part is source:
+            break
+    return any(reads_files(part) if isinstance(part, Routed) else _in_file(part, at) for part, at in parts.values())
+
+
+def _in_file(source: Source, index: int) -> bool:
     try:
         return isinstance(source, ClipSource) or encoded_of(source, index) is not None
     except UserError:

@@ -39,6 +39,21 @@ class AsAnnotated(NamedTuple):
         return self.task.admissible(label, geometry)
 
 
+class Everything(NamedTuple):
+    """Stands for a task in an encoder whose labels are compared in the network's frame: none of them is left out.
+
+    `Task.encode` keeps what can be learned there, such as the `max_boxes` surest boxes.
+    """
+
+    task: Task
+
+    def encode(self, label: Label, geometry: Geometry) -> Label:
+        return self.task.transform(label, geometry)
+
+    def blank(self, size: tuple[int, int]) -> Label:
+        return self.task.blank(size)
+
+
 def as_annotated(tasks: Mapping[str, Task]) -> dict[str, AsAnnotated]:
     """Tasks of an encoder for `measure_batches`, as in `eval_batches(source, encoder._replace(tasks=...), ...)`."""
     return {name: AsAnnotated(task) for name, task in tasks.items()}

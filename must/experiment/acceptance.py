@@ -10,6 +10,7 @@ from must.core.types import Example, Policy, Source
 from must.data.combine import encoded_of, labels_of
 from must.data.geometry import whole_image
 from must.data.pipeline import Encoder, labels_and_weights
+from must.evaluate.evaluate import Everything
 from must.experiment.jobs import facts, is_done
 from must.pseudo_label.policy import EVERY
 from must.readers.fields import understood
@@ -92,7 +93,7 @@ def _lines(workdir: str, job: str, found: Mapping[str, Any]) -> list[str]:
         width = max(map(len, sets))
         for set_name, line in sets.items():
             share = 100 * line["accepted"] / line["images"]
-            accepted = f"{share:5.1f} % of {line['images']:,} images have an accepted label"
+            accepted = f"{share:5.1f}% of {line['images']:,} images have an accepted label"
             lines.append(f"  {name:16} {set_name:{width}}  {accepted}, confidence {line['confidence']:.2f}")
     lines += [f"  note: {line}" for line in found.get("warnings", [])]
     for page in (job.replace("policy", stage) for stage in ("quality", "gallery")):
@@ -172,4 +173,5 @@ def _labels(tasks: Mapping[str, Task], encoder: Encoder, source: Source, index: 
     data = encoded_of(source, index)
     example = source[index] if data is None else Example(source.ids[index], None, labels_of(source, index))
     size = example.image.shape[-3:-1] if data is None else picture_size(data, example.id)
+    tasks = {name: Everything(task) for name, task in tasks.items()}
     return labels_and_weights(tasks, example, whole_image(size, encoder.size, keep_aspect=encoder.keep_aspect))

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from must.core.types import Source, UserError
@@ -14,6 +15,7 @@ from must.experiment import build, initial, sections
 from must.experiment.settings import Must, Run, SingleStudent, Student, Supervised
 from must.experiment.training import loss_scales, mean_teacher
 from must.tasks.base import LabelsImages, Task
+from must.train.optimizer import check_factors
 
 
 def labels_images(task: Task) -> bool:
@@ -155,7 +157,10 @@ def check_run(settings: Supervised, run: Run, path: str, names: Sequence[str] = 
         tasks = build.tasks_of(settings, run)
         network = sections.changed(settings.model, run.model, "config.model")
         model = build.network(network, {name: tasks[name] for name in names or tasks})
-        initial.check(model, network, build.encoder(settings.image, tasks, run).blank_inputs()["image"], run.init)
+        inputs = build.encoder(settings.image, tasks, run).blank_inputs()["image"]
+        initial.check(model, network, inputs, run.init)
+        if run.optimizer.factors:
+            check_factors(jax.eval_shape(model.init, jax.random.key(0), inputs)["params"], run.optimizer.factors)
         build.row_changes(run, tasks)
         build.balance(run)
     except UserError as error:

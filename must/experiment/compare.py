@@ -22,6 +22,7 @@ from must.experiment import build, jobs, measure, networks
 from must.experiment.external import external_teachers
 from must.experiment.jobs import Job
 from must.pseudo_label.teacher import in_frame
+from must.readers.fields import understood
 from must.report.pictures import cut
 from must.report.table import show, table
 from must.tasks.base import Task
@@ -152,10 +153,10 @@ def read_results(workdir: str) -> dict[str, Any]:
     path = os.path.join(workdir, "results.json")
     try:
         with open(path, encoding="utf-8") as file:
-            results = json.load(file)
+            results = dict(json.load(file))
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist; run --stage=compare in {workdir} first") from None
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"{path}: damaged; run --stage=compare in {workdir} again") from None
     if results.get("schema") != SCHEMA:
         raise UserError(
@@ -311,25 +312,20 @@ def run_settings(workdir: str) -> dict[str, Any]:
         path = os.path.join(workdir, f"{name}.json")
         content[name] = {}
         if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                content[name] = json.load(file)
+            with understood(path), open(path, encoding="utf-8") as file:
+                content[name] = dict(json.load(file))
     return content
 
 
 def read_curves(directory: str) -> dict[str, dict[str, list]]:
     """Series of metrics.jsonl by name, {"step": [...], "value": [...]} each; nothing for an external teacher."""
     series: dict[str, dict[str, list]] = {}
-    path = os.path.join(directory, "metrics.jsonl")
-    if not os.path.exists(path):
-        return series
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            values = json.loads(line)
-            step = values.pop("step")
-            for name, value in values.items():
-                entry = series.setdefault(name, {"step": [], "value": []})
-                entry["step"].append(step)
-                entry["value"].append(value)
+    for values in measure.read_log(directory):
+        step = values.pop("step")
+        for name, value in values.items():
+            entry = series.setdefault(name, {"step": [], "value": []})
+            entry["step"].append(step)
+            entry["value"].append(value)
     return series
 
 
@@ -397,7 +393,8 @@ def _scores(member, compared: Comparison, metrics, workdir: str, splits: Sequenc
         for task, answer in one.by_task.items():
             facts = jobs.facts(workdir, member.prefix + answer.job)
             for split in splits:
-                value = facts[split][answer.task or task][metrics[task].name]
+                with understood(os.path.join(workdir, member.prefix + answer.job, "done.json")):
+                    value = float(facts[split][answer.task or task][metrics[task].name])
                 found.append(Score(one.column.name, task, split, member.seed, value))
     return found
 

@@ -23,6 +23,9 @@ from must.experiment.progress import Display
 _PATIENCE = 10.0  # seconds that an interrupted job has to end
 
 
+_NUMBERS = ("seconds", "images_per_second")  # of the facts of jobs
+
+
 class Job(NamedTuple):
     """One resumable piece of a recipe.
 
@@ -61,7 +64,10 @@ def facts(workdir: str, name: str) -> dict:
     path = _done_file(workdir, name)
     try:
         with open(path, encoding="utf-8") as file:
-            return dict(json.load(file))
+            found = dict(json.load(file))
+        if any(isinstance(found.get(key, 0), str | list | dict | type(None)) for key in _NUMBERS):
+            raise ValueError
+        return found
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist; run the stage of {name} first") from None
     except (ValueError, TypeError):

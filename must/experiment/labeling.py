@@ -16,6 +16,7 @@ from must.core import devices
 from must.core.types import Label, Policy, Source, Teacher, UserError
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import Encoder, eval_batches
+from must.evaluate.evaluate import Everything
 from must.experiment import acceptance, build, networks
 from must.experiment.external import external_teachers
 from must.experiment.settings import LabelPolicy, Must, SingleStudent
@@ -192,9 +193,10 @@ def recorded_pairs(top: str, by: str, truth: Source, name: str, encoder: Encoder
 def recorded(
     records: Source, truth: Source, name: str, encoder: Encoder, task: Task
 ) -> Iterator[tuple[Label, Label, str]]:
-    """(recorded prediction, truth, id) of every example that is annotated for the task, in network form."""
+    """(recorded prediction, truth, id) of every example that is annotated for the task, in the network's frame and
+    with all boxes."""
     both = Paired(truth, records)
-    rows = encoder._replace(tasks={name: task, name + BY_TEACHER: task})
+    rows = encoder._replace(tasks=dict.fromkeys((name, name + BY_TEACHER), Everything(task)))
     for index, id in enumerate(both.ids):
         row = rows(both[index], index, np.random.default_rng(index))
         if row.weights[name] and row.weights[name + BY_TEACHER]:

@@ -1,6 +1,7 @@
 """Networks on annotated splits: rows of every task, predictions, and where the rows are kept."""
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from must.data.pipeline import Encoder, eval_batches
 from must.evaluate.evaluate import Rows, as_annotated, measure_batches, summarize
 from must.experiment import build
 from must.pseudo_label.teacher import label_step
+from must.readers.fields import understood
 from must.tasks.base import Task
 
 Splits = Mapping[str, Source]  # task: the annotated split that evaluates it
@@ -115,8 +117,18 @@ def save_rows(path: str, rows: Mapping[str, Rows]) -> None:
 def load_rows(path: str) -> dict[str, Rows]:
     """What `save_rows` wrote."""
     rows: dict[str, Rows] = {}
-    with np.load(path) as file:
+    with understood(path), np.load(path) as file:
         for key in file.files:
             task, field = key.split("|")
             rows.setdefault(task, {})[field] = file[key]
     return rows
+
+
+def read_log(directory: str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, [] without one, except the half line that a killed writer leaves."""
+    path = os.path.join(directory, "metrics.jsonl")
+    if not os.path.exists(path):
+        return []
+    with understood(path), open(path, encoding="utf-8") as file:
+        lines = [dict(json.loads(line)) for line in file if line.endswith("\n")]
+        return sorted(lines, key=lambda line: int(line["step"]))

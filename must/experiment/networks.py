@@ -103,10 +103,10 @@ def _about(directory: str) -> tuple[str, dict[str, Any]]:
     path = os.path.join(directory, ABOUT)
     try:
         with open(path, encoding="utf-8") as file:
-            return path, json.load(file)
+            return path, dict(json.load(file))
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist; {directory} holds no trained network") from None
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"{path}: damaged; remove the directory and train again") from None
 
 

@@ -24,20 +24,25 @@ def without_broken(settings: Any, workdir: str) -> Any:
     What was read in an earlier run of the workdir is not read again unless its files have changed.
 
     Args:
-      settings: of a recipe; others than those with `sets` are returned as they are.
+      settings: of a recipe; the sets of their `sets`, `truth` and `oracle_truth`.
       workdir: holds the list.
 
     Raises:
       UserError: a set has more of them than `settings.max_rejects` allows.
     """
-    sets = getattr(settings, "sets", {})
     if settings.max_rejects < 0:
         return settings
-    changed = {
-        name: {split: _readable(section, settings, workdir) for split, section in splits.items()}
-        for name, splits in sets.items()
+    changed: dict[str, Any] = {
+        group: {
+            name: {split: _readable(section, settings, workdir) for split, section in splits.items()}
+            for name, splits in getattr(settings, group).items()
+        }
+        for group in ("sets", "truth")
+        if getattr(settings, group, None)
     }
-    return dataclasses.replace(settings, sets=changed) if sets else settings
+    if oracle := getattr(settings, "oracle_truth", None):
+        changed["oracle_truth"] = {name: _readable(section, settings, workdir) for name, section in oracle.items()}
+    return dataclasses.replace(settings, **changed) if changed else settings
 
 
 def _readable(section: Mapping[str, Any], settings: Any, workdir: str) -> Mapping[str, Any]:

@@ -4,24 +4,27 @@
 against the data is in `must.experiment.checks`. The attribute texts are the reference in the documentation.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from must.data.augment import Photometric, RandAugment
 from must.experiment.sections import Part, by_task, changes, each_changes, part
-from must.models import fpn, resnet, temporal_shift
+from must.models import convnext, fpn, resnet, temporal_shift, vit
 from must.models import temporal_shift as r2plus1d
 from must.models import temporal_shift as video_transformer
 from must.objectives import aggregate, balance
 
 BACKBONES = {
     "resnet": resnet.ResNet,
+    "vit": vit.ViT,
+    "convnext": convnext.ConvNeXt,
     "temporal_shift": temporal_shift.TemporalShiftResNet,
     "r2plus1d": r2plus1d.R2Plus1D,
     "video_transformer": video_transformer.VideoTransformer,
 }
-NECKS = {"none": None, "fpn": fpn.FPN, "pafpn": fpn.PAFPN}
+NECKS = {"none": None, "fpn": fpn.FPN, "pafpn": fpn.PAFPN, "simple": fpn.SimplePyramid}
 VIEWS = {"none": None, "photometric": Photometric, "rand_augment": RandAugment}
 BALANCES = {
     "fixed": balance.fixed,
@@ -108,7 +111,8 @@ class Network:
 
     def stats(self) -> str:
         """The key of `must.models.multi_head.PIXEL_STATS` that applies."""
-        return self.pixel_stats or "imagenet"
+        family = dict(self.backbone.arguments).get("family", "") if self.backbone.kind == "vit" else ""
+        return self.pixel_stats or ("half" if family == "siglip" else "imagenet")
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,10 @@ class Optimizer:
       weight_decay: on parameters with more than one dimension.
       momentum: of sgd.
       clip_norm: bound on the global gradient norm; 0 sets none.
+      layer_decay: factor of the learning rate from each layer of the backbone to the one before, such as 0.75 for a
+        pretrained transformer; 1 sets equal rates.
+      factors: (pattern, factor) pairs, such as (("backbone/stage[12]", 0.1), ("neck", 2.0)): the learning rate of
+        parameters whose names begin with a match is multiplied by the factor.
     """
 
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
@@ -132,10 +140,20 @@ class Optimizer:
     weight_decay: float = 0.0
     momentum: float = 0.9
     clip_norm: float = 0.0
+    layer_decay: float = 1.0
+    factors: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must be positive")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: must be above 0 and at most 1")
+        for pattern, factor in self.factors:
+            _at_least(0, **{f"factors {pattern!r}": factor})
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"factors: {pattern!r} is no regular expression: {error}") from None
         _at_least(0, warmup=self.warmup, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
 
 

@@ -201,14 +201,11 @@ class _Hook:
 
 def _never_learned(directory: str, least: int = 5) -> list[str]:
     """Tasks whose terms are all exactly 0 on every line of the log, of at least so many lines."""
-    path = os.path.join(directory, "metrics.jsonl")
     terms: dict[str, list[bool]] = {}
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for line in map(json.loads, file):
-                for task in {name.split("/")[1] for name in line if name.startswith("loss/")}:
-                    zero = all(value == 0 for name, value in line.items() if name.startswith(f"loss/{task}/"))
-                    terms.setdefault(task, []).append(zero)
+    for line in measure.read_log(directory):
+        for task in {name.split("/")[1] for name in line if name.startswith("loss/")}:
+            zero = all(value == 0 for name, value in line.items() if name.startswith(f"loss/{task}/"))
+            terms.setdefault(task, []).append(zero)
     return [task for task, zeros in terms.items() if len(zeros) >= least and all(zeros)]
 
 
@@ -270,11 +267,7 @@ class _Log:
         self._board = None
         if not devices.is_writer():
             return
-        kept = []
-        if os.path.exists(self._path):
-            with open(self._path, encoding="utf-8") as file:
-                lines = [line for line in file if line.endswith("\n")]  # a killed writer leaves half a line
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [json.dumps(line) + "\n" for line in measure.read_log(directory) if line["step"] <= step]
         files.write_text(self._path, "".join(kept))
         # Not SummaryWriter: its thread dies with a traceback on a full disk and unpickles every value.
         from tensorboardX.event_file_writer import EventsWriter

@@ -83,7 +83,7 @@ def page(card: Mapping[str, Any]) -> str:
 def _scores(scores: Mapping[str, Any]) -> list[str]:
     if not scores:
         return ["None were measured."]
-    lines = ["| split | task | metric | value | 95 % interval |", "|---|---|---|---|---|"]
+    lines = ["| split | task | metric | value | 95% interval |", "|---|---|---|---|---|"]
     for split, by_task in scores.items():
         for task, metrics in by_task.items():
             for metric, one in metrics.items():

@@ -1,4 +1,5 @@
-"""Feature pyramid network (Lin et al. 2017) with the extra coarse levels of RetinaNet, and PAFPN (Liu et al. 2018)."""
+"""Feature pyramids: FPN (Lin et al. 2017) with the extra coarse levels of RetinaNet, PAFPN (Liu et al. 2018), and one
+from a single level (Li et al. 2022)."""
 
 from typing import Any
 
@@ -14,6 +15,15 @@ def enlarge(x: Array, factor: int, size: tuple[int, int]) -> Array:
         if factor > 1:
             x = jnp.repeat(x, factor, axis)
     return x[:, : size[0], : size[1]]
+
+
+def depth_to_space(x: Array, factor: int) -> Array:
+    """[B, h, w, factor * factor * C], channels ordered (row, column, c) -> [B, h * factor, w * factor, C]."""
+    if factor == 1:
+        return x
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, factor, factor, channels // factor**2).swapaxes(2, 3)
+    return x.reshape(batch, height * factor, width * factor, -1)
 
 
 class FPN(nn.Module):
@@ -80,3 +90,41 @@ class PAFPN(nn.Module):
 
     def _conv(self, stride: int, name: str) -> nn.Module:
         return nn.Conv(self.channels, (3, 3), (stride, stride), padding=1, dtype=self.dtype, name=name)
+
+
+class SimplePyramid(nn.Module):
+    """Every level from the last one of the backbone alone (ViTDet, Li et al. 2022, section 3): 2x2 transposed
+    convolutions to finer strides, 2x2 maxima to coarser ones, then a 1x1 and a 3x3 convolution.
+
+    Attributes:
+      channels: of every level.
+      strides: levels to return.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    channels: int = 256
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Features:
+        """`Features` -> `Features`; the pooled vector passes through."""
+        base, pyramid = max(features.pyramid), {}
+        for stride in self.strides:
+            x, at = features.pyramid[base].astype(self.dtype), base
+            if not stride or max(stride, base) % min(stride, base):
+                raise ValueError(f"no level of stride {stride} from one of stride {base}")
+            while at > stride:
+                name, width = f"level{stride}_from{at}", max(1, x.shape[-1] // 2)
+                x = depth_to_space(nn.Dense(4 * width, dtype=self.dtype, name=name)(x), 2)
+                at //= 2
+                if at > stride:
+                    x = nn.gelu(nn.LayerNorm(1e-6, dtype=self.dtype, name=f"{name}_norm")(x))
+            while at < stride:
+                x, at = nn.max_pool(x, (2, 2), (2, 2), "SAME"), 2 * at
+            for kernel in (1, 3):
+                name = f"level{stride}_conv{kernel}"
+                x = nn.Conv(self.channels, (kernel, kernel), use_bias=False, dtype=self.dtype, name=name)(x)
+                x = nn.LayerNorm(1e-6, dtype=self.dtype, name=f"{name}_norm")(x)
+            pyramid[stride] = x
+        return Features(pyramid, features.pooled)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from must.core.devices import global_row_index
 from must.core.types import Array, Features
-from must.models.fpn import enlarge
+from must.models.fpn import depth_to_space, enlarge
 from must.models.resnet import Norm, he_normal
 
 
@@ -40,15 +40,6 @@ class ClassHead(nn.Module):
             keep = partial(jax.random.bernoulli, p=1 - self.dropout, shape=x.shape[1:])
             x = x * jax.vmap(lambda row: keep(jax.random.fold_in(key, row)))(rows) / (1 - self.dropout)
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="logits")(x)
-
-
-def depth_to_space(x: Array, factor: int) -> Array:
-    """[B, h, w, factor * factor * C], channels ordered (row, column, c) -> [B, h * factor, w * factor, C]."""
-    if factor == 1:
-        return x
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, width, factor, factor, channels // factor**2).swapaxes(2, 3)
-    return x.reshape(batch, height * factor, width * factor, -1)
 
 
 def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:

@@ -43,10 +43,10 @@ class MultiHead(nn.Module):
         features = self.backbone(image, train=train)
         if self.neck is not None:
             features = self.neck(features, train=train)
-        outputs = {
-            task: head(features, train=train, image_size=tuple(inputs.shape[-3:-1]))
-            for task, head in self.heads.items()
-        }
+        height, width = inputs.shape[-3:-1]  # a neck that enlarges a level does not know where the image ends
+        pyramid = {s: x[..., : -(-height // s), : -(-width // s), :] for s, x in features.pyramid.items()}
+        features = Features(pyramid, features.pooled)
+        outputs = {task: head(features, train=train, image_size=(height, width)) for task, head in self.heads.items()}
         return outputs, features
 
 

@@ -98,7 +98,7 @@ def choose(
       target_precision: of what is taken as true; or {class: precision}, where "*" covers all that are not named.
       negative_below: calibrated probability below which a claim is taken as absent.
       min_count: claims that a class needs for thresholds of its own.
-      confidence: with which the precision is reached on top, one-sided: 0.9 requires it of Wilson's lower 90 % bound,
+      confidence: with which the precision is reached on top, one-sided: 0.9 requires it of Wilson's lower 90% bound,
         with as many independent claims as their spread over examples allows.
       fallback: thresholds of classes with fewer claims; None: those of all classes together.
       seed: of the bootstrap.

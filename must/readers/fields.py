@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from must.core.types import UserError
 
+_OF_ZIP = (zipfile.BadZipFile, zlib.error, EOFError)
 _FLAGS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 
 
@@ -67,7 +70,7 @@ def understood(path: Any) -> Iterator[None]:
     """Turns what Python raises on a file of ours that somebody has changed into one line that names the file."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, OSError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, OSError, *_OF_ZIP) as error:
         lacks = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:100]
         raise UserError(f"{path}: damaged or changed: {lacks}") from None
 

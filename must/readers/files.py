@@ -34,6 +34,7 @@ from must.readers.pictures import (
 )
 from must.readers.record_format import encode_png
 
+_HEADER = 1 << 16  # bytes that hold a picture's size and orientation
 _WHOLE_FILE = 1 << 17  # larger files enter the fingerprint only by their ends, but for text
 _TEXT = (".json", ".csv", ".tsv", ".txt", ".xml")
 
@@ -105,7 +106,10 @@ class FileSource:
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of the picture in pixels, from its header."""
         file = self._pictures[index]
-        return picture_size(read_bytes(file), str(file), self._orientation)
+        try:
+            return picture_size(read_bytes(file, _HEADER), str(file), self._orientation)
+        except UserError:  # a large profile or thumbnail comes first
+            return picture_size(read_bytes(file), str(file), self._orientation)
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
         """Labels in record form of one picture of (height, width) `size`."""

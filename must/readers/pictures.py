@@ -43,12 +43,13 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 Result = TypeVar("Result")
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's content; UserError if it cannot be read or is a pipe or device, which is not opened."""
+def read_bytes(path: Path, most: int = -1) -> bytes:
+    """The file's content, or its first `most` bytes; UserError if it cannot be read or is a pipe or device."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UserError(f"{path}: not a regular file" if not path.is_dir() else f"{path}: Is a directory")
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read(most)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
 

@@ -17,6 +17,7 @@ from must.readers.pictures import DISPLAYED
 class Yolo(FileSource):
     """Detection from YOLO txt: center and sides in fractions of the picture; a line with more numbers is a polygon.
 
+    Keypoints after a box, as a data.yaml with "kpt_shape" or their visibility tells, are passed over.
     A picture without a file has no objects, as in YOLO; `partial` leaves it without a label instead.
 
     Args:
@@ -64,7 +65,8 @@ class Yolo(FileSource):
         self._files = [file if file.is_file() else None for file in files]
         if not any(self._files):
             raise UserError(f"{path}: no text file for any of the {len(files)} pictures, for example {files[0].name}")
-        self._rows = [None if file is None else _read(file, self._number) for file in self._files]
+        points = _keypoints(classes, root)
+        self._rows = [None if file is None else _read(file, self._number, points) for file in self._files]
         _check_layout(path, [rows for rows in self._rows if rows is not None], len(names))
         super().__init__(
             source_name(name, root, split),
@@ -92,8 +94,28 @@ class Yolo(FileSource):
 
 def _names(classes: str | Sequence[str] | Mapping[Any, str], root: str) -> dict[int, str]:
     """Class names by id."""
-    if not isinstance(classes, str) or not classes.endswith((".yaml", ".yml")):
+    content = _yaml(classes, root)
+    if content is None:
         return read_classes(classes, root)
+    if not isinstance(content.get("names"), list | dict):
+        raise UserError(f"{locate(root, classes)}: has no list of 'names'")
+    return read_classes(content["names"])
+
+
+def _keypoints(classes: str | Sequence[str] | Mapping[Any, str], root: str) -> int | None:
+    """Numbers of the keypoints that follow a box; None where no data.yaml tells."""
+    shape = (_yaml(classes, root) or {}).get("kpt_shape")
+    if shape is None:
+        return None
+    if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(one, int) for one in shape):
+        raise UserError(f"{locate(root, classes)}: kpt_shape {fields.shown(shape)} is not [points, 2 or 3]")
+    return shape[0] * shape[1]
+
+
+def _yaml(classes: str | Sequence[str] | Mapping[Any, str], root: str) -> dict[str, Any] | None:
+    """The content of a data.yaml; None for names in another form."""
+    if not isinstance(classes, str) or not classes.endswith((".yaml", ".yml")):
+        return None
     import yaml
 
     path = locate(root, classes)
@@ -101,13 +123,11 @@ def _names(classes: str | Sequence[str] | Mapping[Any, str], root: str) -> dict[
         content = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: invalid yaml: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("names"), list | dict):
-        raise UserError(f"{path}: has no list of 'names'")
-    return read_classes(content["names"])
+    return content if isinstance(content, dict) else {}
 
 
-def _read(file: Path, number: Mapping[int, int]) -> np.ndarray:
-    """Class and corners in fractions, float64 [N, 5], of one text file."""
+def _read(file: Path, number: Mapping[int, int], points: int | None) -> np.ndarray:
+    """Class and corners in fractions, float64 [N, 5], of one text file; `points` as `_keypoints` has it."""
     rows = []
     for line, text in enumerate(read_text(file).splitlines(), 1):
         where = f"{file}: line {line}"
@@ -118,16 +138,31 @@ def _read(file: Path, number: Mapping[int, int]) -> np.ndarray:
         if values[0] not in number:
             hint = "; do ids count from 1?" if values[0] == len(number) else ""
             raise UserError(f"{where}: class {cells[0]} is not one of the {len(number)} ids with names{hint}")
-        if len(values) == 5:
-            x, y, width, height = values[1:]
+        if len(values) == 5 or (_visible(values, where) if points is None else len(values) == 5 + points):
+            x, y, width, height = values[1:5]
             corners = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
         elif len(values) >= 7 and len(values) % 2:
-            points = np.array(values[1:]).reshape(-1, 2)
-            corners = [*points.min(0), *points.max(0)]
+            outline = np.array(values[1:]).reshape(-1, 2)
+            corners = [*outline.min(0), *outline.max(0)]
         else:
-            raise UserError(f"{where}: {len(values)} numbers, expected a class and x, y, width, height")
+            raise UserError(
+                f"{where}: {len(values)} numbers, expected a class and x, y, width, height or a polygon; for keypoints "
+                "after the box give kpt_shape in data.yaml"
+            )
         rows.append([number[values[0]], *corners])
     return np.array(rows, np.float64).reshape(-1, 5)
+
+
+def _visible(values: Sequence[float], where: str) -> bool:
+    """Whether a box is followed by keypoints, x, y and a visibility of 0, 1 or 2 each; UserError if nothing tells."""
+    if len(values) < 6 or len(values) % 3 != 2 or not set(values[7::3]) <= {0, 1, 2}:
+        return False
+    if len(values) % 2 and 2 not in values[7::3]:
+        raise UserError(
+            f"{where}: {len(values)} numbers, a polygon or a box with keypoints; kpt_shape: [0, 0] in data.yaml says "
+            f"the former, kpt_shape: [{len(values) // 3 - 1}, 3] the latter"
+        )
+    return True
 
 
 def _check_layout(path: Path, files: Sequence[np.ndarray], count: int) -> None:

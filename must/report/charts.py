@@ -254,7 +254,7 @@ def shares(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], *,
                 share = 100 * count / total
                 axes.barh(row, share, 0.72, start, color=paint, label=name if row == 0 else None)
                 start += share
-            words = f"{100 * counts[0] / total:.1f} % of {total:,.0f}" if sum(counts) else "none"
+            words = f"{100 * counts[0] / total:.1f}% of {total:,.0f}" if sum(counts) else "none"
             axes.text(102, row, words, va="center", fontsize=8.5, color=_SOFT)
         axes.set_yticks(range(len(rows)), [label for label, _ in rows], color=_INK)
         axes.set_ylim(len(rows) - 0.5, -0.6)
@@ -345,7 +345,7 @@ def weights(values: np.ndarray, points: np.ndarray | None, held_out: np.ndarray 
         left.set_xticks(range(-3, 4), ["≤1/8", "1/4", "1/2", "1", "2", "4", "≥8"])
         low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
         left.set_title(title)
-        left.set_xlabel(f"weight; 5 %, 50 %, 95 %: {low:.2f}, {median:.2f}, {high:.2f}")
+        left.set_xlabel(f"weight; 5%, 50%, 95%: {low:.2f}, {median:.2f}, {high:.2f}")
         left.set_ylabel("examples")
         if right:
             _plane(figure, right[0], points, log, held_out, colors)

@@ -178,7 +178,7 @@ def _verdict(results: Mapping[str, Any], split: str, contrast: Mapping[str, Any]
     label = table.task_label(results, contrast["task"])
     if contrast["mean"] is None:
         return f"{label} undefined"
-    unit = f" {contrast['unit']}" if contrast["unit"] else ""
+    unit = "%" if contrast["unit"] == "%" else f" {contrast['unit']}".rstrip()
     words = f"{label} {contrast['mean']:+.{digits}f}{unit}"
     if contrast["ci95"]:
         low, high = contrast["ci95"]
@@ -200,7 +200,7 @@ def _scores(results: Mapping[str, Any], split: str) -> Section:
     """The table of scores, a chart of them where columns differ in no setting across, and every seed."""
     grid, many = table.score_grid(results, split), len(results["seeds"]) > 1
     notes = ["Bold is the best of its column; controls, oracles and the constant guess do not compete."]
-    notes += ["± is half of the 95 % t interval over seeds."] if many else []
+    notes += ["± is half of the 95% t interval over seeds."] if many else []
     notes += ["A shade is the gain over the group's teacher: blue better, orange worse."] if _gains(grid)[0] else []
     html = html_table(grid)
     guess = results["columns"].get(table.GUESS, {}).get("label")
@@ -215,7 +215,7 @@ def _scores(results: Mapping[str, Any], split: str) -> Section:
             ]
             panels.append((f"{table.task_label(results, task)}\n{table.metric(entry)}", dots))
         colors = [COLORS[0] if row.kind == "control" else COLORS[1] for row in rows]
-        words = f"scores on {split} with 95 % intervals; small marks are seeds"
+        words = f"scores on {split} with 95% intervals; small marks are seeds"
         drawn = charts.estimates(panels, [row.label for row in rows], colors=colors, words=words)
         html += f'<div class="scroll">{drawn}</div>'
     return Section(grid.title, html + _per_seed(results, split), " ".join(notes))
@@ -262,7 +262,7 @@ def _along(results: Mapping[str, Any], split: str) -> Section:
         panels, x=axis["label"], y=y, ticks=sorted(across[numeric[0]]), words=f"scores by {axis['label']}"
     )
     title = f"Scores by {axis['label']}" + (f" on {split}" if len(table.splits(results)) > 1 else "")
-    return Section(title, drawn, "Bands are 95 % intervals over seeds." if len(results["seeds"]) > 1 else "")
+    return Section(title, drawn, "Bands are 95% intervals over seeds." if len(results["seeds"]) > 1 else "")
 
 
 def _trend(label: str, points: Mapping[float, tuple]) -> Line:
@@ -435,7 +435,7 @@ def _accuracy(own: Mapping[str, np.ndarray], title: str) -> str:
     counts = np.bincount(np.asarray(own.get("candidates", ()), int))
     rows = [Row(str(k), [table.Cell(f"{count:,}")]) for k, count in enumerate(counts) if count]
     listed = html_table(Grid("", [("", "examples")], [("", rows)], ["Rows are numbers of candidate classes."]))
-    floor = f"<p>The floor acts on {100 * float(own.get('floored', 0)):.0f} % of the examples.</p>"
+    floor = f"<p>The floor acts on {100 * float(own.get('floored', 0)):.0f}% of the examples.</p>"
     return f'<div class="pairs"><div>{drawn}</div><div>{floor}{listed}</div></div>'
 
 
@@ -496,4 +496,4 @@ def _clip(name: str, clip: Mapping[str, Any]) -> str:
 
 def _probability(label: str, share: float, true: bool) -> str:
     words = f"<b>{escape(label)}</b>" if true else escape(label)
-    return f"<li><span>{words}</span><span>{100 * share:.0f} %</span></li><meter value='{share:.3f}'></meter>"
+    return f"<li><span>{words}</span><span>{100 * share:.0f}%</span></li><meter value='{share:.3f}'></meter>"

@@ -16,7 +16,7 @@ _SHOWN = 24  # classes that are drawn and listed openly
 _CLAIM = (
     "A claim is what a label asserts about one box, one class of an image, or one pixel. Its calibrated score makes it "
     "positive, ignored or negative. Precision is the share of right claims among the positive ones, recall the share "
-    "of true items that they cover. Intervals are 95 % and account for the correlation of claims of one example."
+    "of true items that they cover. Intervals are 95% and account for the correlation of claims of one example."
 )
 
 
@@ -134,7 +134,7 @@ def _task(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], pictur
     parts += [_examples("Worst examples", worst, result["worst_examples"], pictures, "{:.2f}")]
     share = [(key, 100 * value) for key, value in result["uncertain_examples"]]
     unsure = "Share of the claims that are ignored; known without any truth."
-    parts += [_examples("Most uncertain examples", unsure, share, pictures, "{:.0f} %")]
+    parts += [_examples("Most uncertain examples", unsure, share, pictures, "{:.0f}%")]
     return "".join(parts)
 
 
@@ -193,7 +193,7 @@ def _examples(
 
 
 def _percent(value: float | None, places: int = 1) -> str:
-    return "unknown" if value is None else f"{100 * value:.{places}f} %"
+    return "unknown" if value is None else f"{100 * value:.{places}f}%"
 
 
 def _share(part: int, whole: int) -> str:

@@ -107,8 +107,8 @@ def spread(results: Mapping[str, Any]) -> str:
     """What stands behind a ± sign, or why there is none."""
     count = len(results["seeds"])
     if count == 2:
-        return "mean over 2 seeds (and each of them); ± of differences is half of their 95 % t interval"
-    return f"mean over {count} seeds ± half of its 95 % t interval" if count > 1 else "one seed, so no intervals"
+        return "mean over 2 seeds (and each of them); ± of differences is half of their 95% t interval"
+    return f"mean over {count} seeds ± half of its 95% t interval" if count > 1 else "one seed, so no intervals"
 
 
 def metric(entry: Mapping[str, Any]) -> str:
@@ -126,7 +126,7 @@ def figure(mean: float | None, ci95: Sequence[float] | None, places: int, *, sig
 
 
 def summary(values: Sequence[float | None]) -> tuple[float | None, tuple[float, float] | None]:
-    """Mean and 95 % t interval of one number per seed; None for what is undefined."""
+    """Mean and 95% t interval of one number per seed; None for what is undefined."""
     if not values or any(value is None for value in values):
         return None, None
     array = np.asarray(values, np.float64)
@@ -298,7 +298,7 @@ def guess_grid(results: Mapping[str, Any], split: str) -> Grid:
         cell = Cell(f"{c['mean']:+.{digits}f}{interval}", c["mean"], c["ci95"])
         rows.setdefault(c["subject"], Row(label, [None] * len(order))).cells[order.index(c["task"])] = cell
     heads = [(task, metric(results["tasks"][task])) for task in order]
-    note = f"Seed {results['seeds'][0]}; in brackets the 95 % interval over images."
+    note = f"Seed {results['seeds'][0]}; in brackets the 95% interval over images."
     return Grid("Gain over a constant guess", heads, [("", list(rows.values()))] if rows else [], [note])
 
 

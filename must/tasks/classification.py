@@ -216,7 +216,7 @@ class Classification(Task):
         return {name: scale[name] * float(np.mean(rows[name])) if len(rows[name]) else float("nan") for name in scale}
 
     def judge(self, prediction: Label, truth: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As in the base class; a claim of every class with at least 5 % and of the most probable one."""
+        """As in the base class; a claim of every class with at least 5% and of the most probable one."""
         probs, known = np.asarray(prediction["probs"]), np.asarray(truth.get("known", True))
         claimed = np.flatnonzero(known & ((probs >= _LEAST) | (probs == probs.max())))
         return probs[claimed], claimed == np.asarray(truth["probs"]).argmax(), claimed
@@ -226,7 +226,7 @@ class Classification(Task):
         return np.eye(len(self.classes), dtype=np.int64)[np.asarray(truth["probs"]).argmax()]
 
     def claims(self, label: Label, policy: Policy) -> Claims:
-        """As in the base class; of every known class with at least 5 % and of the most probable one."""
+        """As in the base class; of every known class with at least 5% and of the most probable one."""
         probs, known = np.asarray(label["probs"]), np.asarray(label.get("known", np.ones(len(self.classes), bool)))
         claimed = known & ((probs >= _LEAST) | (probs == probs.max())) & np.isfinite(probs).all()
         return self._decided(label, policy).where(claimed)
@@ -260,7 +260,7 @@ class Classification(Task):
         probs = np.asarray(label["probs"], np.float32)
         best = [i for i in np.argsort(-probs, kind="stable")[:3] if probs[i] >= 0.005]
         if policy is None:
-            return [(f"{100 * probs[i]:.0f} % {self.classes[i]}", drawing.bar(probs[i])) for i in best]
+            return [(f"{100 * probs[i]:.0f}% {self.classes[i]}", drawing.bar(probs[i])) for i in best]
         found, rows = self._decided(label, policy), []
         for i in best:
             word, color = "ignored", drawing.IGNORED
@@ -269,7 +269,7 @@ class Classification(Task):
             elif found.negative[i]:
                 word, color = "absent", drawing.ABSENT
             score = found.scores[i]
-            rows.append((f"{100 * score:.0f} % {word}: {self.classes[i]}", drawing.bar(score, color)))
+            rows.append((f"{100 * score:.0f}% {word}: {self.classes[i]}", drawing.bar(score, color)))
         return rows
 
 

@@ -94,7 +94,7 @@ def share(where: np.ndarray, what: str) -> tuple[str, np.ndarray]:
     """A row of `caption`: the share of the pixels `where`, under a hatched strip."""
     percent = 100 * where.mean()
     lines = np.arange(100)[:, None] // 6 % 2 == 0
-    text = f"{percent:.0f} % {what}" if percent >= 1 or percent == 0 else f"< 1 % {what}"
+    text = f"{percent:.0f}% {what}" if percent >= 1 or percent == 0 else f"< 1% {what}"
     return text, np.where(lines, IGNORED, _PAPER).astype(np.uint8)
 
 

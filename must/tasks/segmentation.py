@@ -409,7 +409,7 @@ class Segmentation(Task):
             picture = drawing.tint(picture, drawing.upscale(partly))
         area = np.bincount(ids[~unlabeled], minlength=len(self.classes))
         largest = [i for i in np.argsort(-area, kind="stable")[: drawing.ROWS] if area[i]]
-        rows = [(f"{100 * area[i] / ids.size:.0f} % {self.classes[i]}", colors[i : i + 1]) for i in largest]
+        rows = [(f"{100 * area[i] / ids.size:.0f}% {self.classes[i]}", colors[i : i + 1]) for i in largest]
         if policy is not None and ignored.any():
             rows = [*rows[: drawing.ROWS - 1], drawing.share(ignored, "ignored")]
         return drawing.caption(picture, rows)

@@ -151,7 +151,7 @@ def waiting(rows: int, count: int) -> None:
             fit(arm[0], arm[1], batches, steps=count, hooks=(last.append,))
             share = last[-1].data_seconds / last[-1].seconds
             print(
-                f"{title:44}{1e3 * last[-1].seconds / (count - 1):10.1f} ms a step, {100 * share:.1f} % of it waiting",
+                f"{title:44}{1e3 * last[-1].seconds / (count - 1):10.1f} ms a step, {100 * share:.1f}% of it waiting",
                 flush=True,
             )
 

@@ -8,7 +8,7 @@ import pytest
 from must.core.notices import Notice
 from must.core.types import UserError
 from must.data import rejects
-from must.data.combine import Cached
+from must.data.combine import Cached, Routed
 from must.data.merge import Concat
 from must.data.rejects import Reject, check_source
 from must.data.sources import source
@@ -39,10 +39,24 @@ def test_broken_pictures_and_labels_are_found_with_their_reasons(tmp_path):
     assert check_source(source(**sets.coco(tmp_path / "more")), crowd) == []
 
 
+class Routes(Routed):
+    """The examples of several sources."""
+
+    def __init__(self, *sources):
+        self._places = [(one, index) for one in sources for index in range(len(one))]
+        self.name, self.classes, self.fingerprint = "routes", {}, ""
+        self.ids = [f"routes/{place}" for place in range(len(self._places))]
+
+    def _route(self, index):
+        return self._places[index]
+
+
 def test_what_is_generated_is_not_read(tmp_path):
     assert not rejects.reads_files(source("scenes", count=3, size=16))
     assert not rejects.reads_files(Cached(source("moving_scenes", count=2, size=16)))
     assert rejects.reads_files(Cached(Concat([source(**folders(tmp_path))])))
+    drawn, read = source("moving_scenes", count=3, size=16), source(**clip_sets.frame_folders(tmp_path / "more"))
+    assert rejects.reads_files(Cached(Routes(drawn, read))) and not rejects.reads_files(Cached(Routes(drawn, drawn)))
     assert rejects.reads_files(Cached(source(**clip_sets.frame_folders(tmp_path / "clips"))))
 
 

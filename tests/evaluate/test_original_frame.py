@@ -12,6 +12,7 @@ import must
 from must.core import labels as forms
 from must.data.geometry import own_frame, transform_image, whole_image
 from must.data.sources import source
+from must.experiment import labeling
 from must.experiment.measure import measure_predictions
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
@@ -269,3 +270,13 @@ def test_at_most_100_predictions_of_a_class_count():
         truth = task.transform(forms.detection(box[120:121], [0], [False]), own_frame(FRAME))
         rows = task.measure(task.from_external(said, FRAME), {n: v[None] for n, v in truth.items()})
         assert rows["hit"][0, :, 0].sum() == hits
+
+
+def test_labels_are_judged_over_all_boxes_however_many_training_learns():
+    data = crowded()
+    task = Detection(("a", "b"), max_boxes=4)
+    encoder = must.Encoder({"boxes": task}, FRAME)
+    pairs = list(labeling.recorded(data, data, "boxes", encoder, task))
+    counts = [len(data[index].labels["boxes"]["boxes"]) for index in range(len(data))]
+    assert counts[0] == 150 and [int(truth["valid"].sum()) for _, truth, _ in pairs] == counts
+    assert [int(predicted["valid"].sum()) for predicted, _, _ in pairs] == counts

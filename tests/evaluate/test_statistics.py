@@ -11,7 +11,7 @@ from must.evaluate.statistics import confusion, delta_m, paired_t_interval, rela
 
 def test_delta_m_by_hand():
     up, down = {"a": True, "b": False}, {"a": 0.5, "b": 0.2}
-    # a: (0.6 - 0.5) / 0.5 = +20 %; b: 0.2 -> 0.15 is +25 % of an error; mean 22.5 %
+    # a: (0.6 - 0.5) / 0.5 = +20%; b: 0.2 -> 0.15 is +25% of an error; mean 22.5%
     assert delta_m({"a": 0.6, "b": 0.15}, down, up) == pytest.approx(22.5)
     assert delta_m({"a": 0.45, "b": 0.2}, down, up) == pytest.approx(-5.0)
     assert delta_m({"b": 0.1}, {"b": -0.2}, {"b": True}) == pytest.approx(150.0)  # by the size of the baseline

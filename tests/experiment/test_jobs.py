@@ -6,11 +6,13 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from must.core import notices
 from must.core.types import UserError
 from must.experiment.jobs import Job, facts, run_jobs
+from must.experiment.measure import load_rows, read_log, save_rows
 
 
 def note(what, *, directory, report):
@@ -96,3 +98,32 @@ def test_notices_of_job_processes_reach_the_terminal_once(tmp_path):
         notices.forward(told.append)
         run_jobs(str(tmp_path), [Job(name, "s", clips, ()) for name in "ab"], workers=2)
     assert told == ["my set: boxes are clipped"]
+
+
+@pytest.mark.parametrize("content", ["[]", "[1]", "{", '{"seconds": "x"}', '{"seconds": null}'])
+def test_facts_that_somebody_has_damaged_are_one_line(tmp_path, content):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "done.json").write_text(content)
+    if content == "[]":  # as empty as {}
+        assert facts(str(tmp_path), "a") == {}
+    else:
+        with pytest.raises(UserError, match=r"a/done\.json: damaged; remove it"):
+            facts(str(tmp_path), "a")
+
+
+@pytest.mark.parametrize("line", ["[1]", "{", '{"step": "x"}', "{}", "\x00"])
+def test_a_damaged_log_is_one_line_and_half_a_line_is_passed_over(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 2.0}\n{"ste')
+    assert read_log(str(tmp_path)) == [{"step": 1, "a": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(UserError, match="metrics.jsonl: damaged or changed"):
+        read_log(str(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [0, 10, 100, -1])
+def test_damaged_rows_are_one_line(tmp_path, keep):
+    path = tmp_path / "rows-test.npz"
+    save_rows(path, {"depth": {"a": np.arange(1000.0)}})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="rows-test.npz: damaged or changed"):
+        load_rows(path)

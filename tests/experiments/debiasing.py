@@ -127,7 +127,7 @@ def main(seeds: int = 10) -> None:
     failed = []
     for title, measure in (("bias of the risk", bias), ("accuracy", accuracies)):
         rows = [measure(seed) for seed in range(seeds)]
-        print(f"{title}, mean over {seeds} seeds [95 % interval]")
+        print(f"{title}, mean over {seeds} seeds [95% interval]")
         for name in rows[0]:
             mean, low, high = paired_t_interval([row[name] for row in rows])
             print(f"  {name:32} {mean:+.4f} [{low:+.4f}, {high:+.4f}]")

@@ -41,7 +41,7 @@ def main() -> None:
             command += [f"--config.sets.{task}.train.start={1_000_000 + 10_000 * i}" for i, task in enumerate(TASKS)]
         subprocess.run(command, check=True)
     config = run_settings(os.path.join(options.workdir, TWINS[0]))["config"]
-    print(f"{'task':16}{'seed':>5}{'one':>9}{'other':>9}{'fused':>9}{'gain':>9}  95 % over images")
+    print(f"{'task':16}{'seed':>5}{'one':>9}{'other':>9}{'fused':>9}{'gain':>9}  95% over images")
     gains: dict[str, list[float]] = {}
     for member in members(recipe_of(config), config):
         for name, task in build.tasks_of(member.settings).items():

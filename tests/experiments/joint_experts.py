@@ -139,7 +139,7 @@ def main(seeds: int = 12) -> None:
     print(f"accuracy, mean of {len(CLASSES)} sets and {seeds} seeds")
     for column, values in found.items():
         print(f"  {column:18} {values.mean():.3f}")
-    print("difference [95 % interval], seeds above 0")
+    print("difference [95% interval], seeds above 0")
     for subject, reference in PAIRS:
         each = found[subject] - found[reference]
         mean, low, high = paired_t_interval(each)

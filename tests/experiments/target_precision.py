@@ -4,7 +4,7 @@
     python tests/experiments/target_precision.py --workdir=runs/policies --precision=0.9
 
 No teacher runs. One line per task and seed: precision and recall of positive labels on the test split, then both for
-a fixed raw score of 0.5. Wilson's 95 % interval accounts for the correlation of claims of one image.
+a fixed raw score of 0.5. Wilson's 95% interval accounts for the correlation of claims of one image.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     with open(os.path.join(options.workdir, "config.json")) as file:
         config = json.load(file)
-    print(f"{'task':16}{'seed':>5}  {'precision':>9}  {'95 %':15}{'recall':>7}   fixed 0.5: precision, recall")
+    print(f"{'task':16}{'seed':>5}  {'precision':>9}  {'95%':15}{'recall':>7}   fixed 0.5: precision, recall")
     reached: dict[str, list[float]] = {}
     for member in members(recipe_of(config), config):
         settings, top, seed = member.settings, os.path.join(options.workdir, member.prefix), member.seed

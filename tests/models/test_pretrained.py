@@ -1,13 +1,18 @@
 """Backbones equal torchvision's, timm's and Hugging Face's models on the same weights, read from their own files."""
 
+import functools
+import re
+
 import jax
 import numpy as np
 import pytest
 
-from must.models import resnet
+from must.models import convnext, resnet
+from must.models.convnext import ConvNeXt
 from must.models.pretrained import fit, recognized
 from must.models.resnet import ResNet
-from tests.support.referees import answers, pixels, randomized, timm, torchvision, write
+from must.models.vit import ViT
+from tests.support.referees import answers, pixels, randomized, timm, torch, torchvision, write
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -22,9 +27,14 @@ def of_file(path, backbone, size):
     return {kind: tree["backbone"] for kind, tree in variables.items()}
 
 
+@functools.cache
+def compiled(backbone):
+    return jax.jit(lambda variables, x: backbone.apply(variables, x, train=False))
+
+
 def features(backbone, variables, images):
     """[every level, pooled]."""
-    found = jax.jit(lambda variables, x: backbone.apply(variables, x, train=False))(variables, images)
+    found = compiled(backbone)(variables, images)
     return [*(np.asarray(level) for level in found.pyramid.values()), np.asarray(found.pooled)]
 
 
@@ -70,3 +80,218 @@ def test_resnets_equal_torchvisions_and_timms(make, depth, tmp_path, shallow):
     variables = of_file(path, backbone, (64, 64))
     for size in ((64, 64), (70, 97)):
         agree(features(backbone, variables, pixels(*size)), answers(resnet_levels(model), pixels(*size)))
+
+
+TINY = {"width": 32, "depth": 2, "heads": 2}
+TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0, "dynamic_img_size": True}
+
+
+def timm_tokens(model):
+    """[patches as a map, pooled] of a timm transformer."""
+
+    def forward(x):
+        tokens = model.forward_features(x)
+        side = [n // p for n, p in zip(x.shape[2:], model.patch_embed.patch_size, strict=True)]
+        level = tokens[:, model.num_prefix_tokens :].unflatten(1, side).permute(0, 3, 1, 2)
+        return [level, model.attn_pool(tokens) if model.attn_pool is not None else tokens[:, 0]]
+
+    return forward
+
+
+def vit_tokens(backbone, variables, images):
+    """[patches as a map, pooled] of ours."""
+    run = jax.jit(lambda variables, x: backbone.apply(variables, x, train=False, method="tokens"))
+    pooled, level = run(variables, images)
+    return [np.asarray(level), np.asarray(pooled)]
+
+
+@pytest.mark.parametrize(
+    "name, options, backbone, sizes",
+    [
+        ("vit_small_patch16_224", {"img_size": 64}, {"grid": 4}, ((64, 64), (48, 80))),
+        (
+            "vit_small_patch14_dinov2",
+            {"img_size": 56},
+            {"family": "dinov2", "patch": 14, "grid": 4, "resize": "antialias"},
+            ((56, 56), (42, 84)),
+        ),
+        (
+            "vit_small_patch14_reg4_dinov2",
+            {"img_size": 56},
+            {"family": "dinov2", "patch": 14, "grid": 4, "registers": 4},
+            ((56, 56), (42, 84)),
+        ),
+        (
+            "vit_giant_patch14_dinov2",
+            {"img_size": 56, "mlp_ratio": 5.5},
+            {"family": "dinov2", "patch": 14, "grid": 4, "swiglu": True, "resize": "antialias"},
+            ((56, 56), (42, 84)),
+        ),
+        ("vit_small_patch16_dinov3", {}, {"family": "dinov3", "registers": 4}, ((64, 64), (48, 80))),
+        (
+            "vit_small_plus_patch16_dinov3_qkvb",
+            {},
+            {"family": "dinov3", "registers": 4, "swiglu": True, "hidden": 128},
+            ((64, 64), (48, 80)),
+        ),
+        (
+            "vit_base_patch16_siglip_224",
+            {"img_size": 64, "act_layer": "gelu_tanh"},
+            {"family": "siglip", "grid": 4},
+            ((64, 64), (48, 80)),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_transformers_equal_timms(name, options, backbone, sizes, tmp_path):
+    model = randomized(timm.create_model(name, **TIMM, **options))
+    backbone = ViT(**TINY, **backbone)
+    variables = of_file(write(model, tmp_path / "vit.safetensors"), backbone, sizes[0])
+    for size in sizes:
+        agree(vit_tokens(backbone, variables, pixels(*size)), answers(timm_tokens(model), pixels(*size)))
+
+
+def test_dinov2_without_registers_resizes_positions_as_its_authors_do(tmp_path):
+    model = randomized(timm.create_model("vit_small_patch14_dinov2", img_size=56, **TIMM))
+
+    def positions(tokens):  # interpolate_pos_encoding of facebookresearch/dinov2, offset 0.1 and no antialiasing
+        batch, rows, columns, width = tokens.shape
+        grid = model.pos_embed[:, 1:].reshape(1, 4, 4, width).permute(0, 3, 1, 2)
+        scale = (rows + 0.1) / 4, (columns + 0.1) / 4
+        grid = torch.nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
+        assert grid.shape[2:] == (rows, columns)
+        tokens = tokens.flatten(1, 2) + grid.flatten(2).transpose(1, 2)
+        return torch.cat([(model.cls_token + model.pos_embed[:, :1]).expand(batch, -1, -1), tokens], 1)
+
+    backbone = ViT(**TINY, family="dinov2", patch=14, grid=4)
+    state = {**model.state_dict(), "mask_token": torch.ones(1, 32)}
+    variables = of_file(write(state, tmp_path / "hub.safetensors"), backbone, (56, 56))
+    agree(vit_tokens(backbone, variables, pixels(56, 56)), answers(timm_tokens(model), pixels(56, 56)))
+    model._pos_embed = positions
+    for size in ((42, 84), (112, 70)):
+        agree(vit_tokens(backbone, variables, pixels(*size)), answers(timm_tokens(model), pixels(*size)))
+
+
+def test_registers_and_gated_perceptrons_under_dinov2s_own_names(tmp_path):
+    model = randomized(timm.create_model("vit_giant_patch14_reg4_dinov2", img_size=56, mlp_ratio=5.5, **TIMM))
+    state = {
+        name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): value
+        for name, value in model.state_dict().items()
+    }
+    place = torch.full((1, 1, 32), 0.25)  # of the class token
+    state |= {"cls_token": state["cls_token"] - place, "pos_embed": torch.cat([place, state["pos_embed"]], 1)}
+    state |= {"register_tokens": state.pop("reg_token"), "mask_token": torch.ones(1, 32)}
+    backbone = ViT(**TINY, family="dinov2", patch=14, grid=4, registers=4, swiglu=True)
+    variables = of_file(write(state, tmp_path / "hub.safetensors"), backbone, (56, 56))
+    agree(vit_tokens(backbone, variables, pixels(42, 84)), answers(timm_tokens(model), pixels(42, 84)))
+
+
+def test_dinov3_under_its_own_names(tmp_path):
+    model = randomized(timm.create_model("vit_small_plus_patch16_dinov3_qkvb", **TIMM))
+    state = {}
+    for name, value in model.state_dict().items():
+        for timms, own in (("reg_token", "storage_tokens"), ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma")):
+            name = name.replace(timms, own)
+        for timms, own in (("fc1_g", "w1"), ("fc1_x", "w2"), ("fc2", "w3")):
+            name = name.replace(f"mlp.{timms}", f"mlp.{own}")
+        state[name] = value
+    nothing = torch.full((32,), torch.nan)
+    for prefix in ("blocks.0.attn", "blocks.1.attn"):
+        q, v = (state.pop(f"{prefix}.{part}_bias") for part in "qv")
+        state[f"{prefix}.qkv.bias"] = torch.cat([q, nothing, v])
+        state[f"{prefix}.qkv.bias_mask"] = torch.cat([torch.ones(32), nothing, torch.ones(32)])
+    state |= {"mask_token": torch.ones(1, 32), "rope_embed.periods": torch.ones(4)}
+    backbone = ViT(**TINY, family="dinov3", registers=4, swiglu=True, hidden=128)
+    variables = of_file(write(state, tmp_path / "hub.safetensors"), backbone, (64, 64))
+    agree(vit_tokens(backbone, variables, pixels(48, 80)), answers(timm_tokens(model), pixels(48, 80)))
+
+
+HF = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
+
+
+@pytest.mark.parametrize(
+    "kind, options, backbone",
+    [
+        ("Dinov2", {"use_swiglu_ffn": True}, {"family": "dinov2", "grid": 4, "swiglu": True, "resize": "bicubic"}),
+        ("Dinov2WithRegisters", {}, {"family": "dinov2", "grid": 4, "registers": 4}),
+        ("DINOv3ViT", {"intermediate_size": 64, "num_register_tokens": 4}, {"family": "dinov3", "registers": 4}),
+        (
+            "DINOv3ViT",
+            {"intermediate_size": 48, "num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"},
+            {"family": "dinov3", "registers": 4, "swiglu": True},
+        ),
+        ("SiglipVision", {"intermediate_size": 64}, {"family": "siglip", "grid": 4, "resize": "bicubic"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_transformers_equal_hugging_faces(kind, options, backbone, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(**HF, **options)
+    model = randomized(getattr(transformers, f"{kind}Model")(config))
+    model.save_pretrained(tmp_path)  # under the names of the hub's files
+    if hidden := options.get("intermediate_size"):
+        backbone = {**backbone, "hidden": hidden}
+    backbone = ViT(**TINY, **backbone)
+    variables = of_file(tmp_path / "model.safetensors", backbone, (64, 64))
+
+    def forward(x):
+        more = {"interpolate_pos_encoding": True} if kind == "SiglipVision" else {}
+        found = model(x, **more)
+        side = x.shape[2] // 16, x.shape[3] // 16
+        tokens = found.last_hidden_state[:, -side[0] * side[1] :].unflatten(1, side).permute(0, 3, 1, 2)
+        return [tokens, found.pooler_output]
+
+    for size in ((64, 64), (48, 80)):
+        agree(vit_tokens(backbone, variables, pixels(*size)), answers(forward, pixels(*size)))
+
+
+NARROW = ((1, 2, 1, 1), (4, 8, 12, 16))  # compiles in seconds
+
+
+def timm_levels(model):
+    def forward(x):
+        x, levels = model.stem(x), []
+        for stage in model.stages:
+            x = stage(x)
+            levels.append(x)
+        return [*levels, model.forward_head(x, pre_logits=True)]
+
+    return forward
+
+
+@pytest.mark.parametrize("layout", ["timm", "authors", "torchvision"])
+def test_convnexts_equal_timms_and_torchvisions(layout, tmp_path, monkeypatch):
+    monkeypatch.setitem(convnext.SIZES, "tiny", NARROW)
+    if layout == "torchvision":
+        setting = [
+            torchvision.models.convnext.CNBlockConfig(width, after, blocks)
+            for blocks, width, after in zip(*NARROW, [*NARROW[1][1:], None], strict=True)
+        ]
+        model = randomized(torchvision.models.ConvNeXt(setting, num_classes=7))
+
+        def forward(x):
+            levels = []
+            for number, part in enumerate(model.features):
+                x = part(x)
+                levels += [x] if number % 2 else []
+            return [*levels, model.classifier[1](model.classifier[0](model.avgpool(x)))]
+
+    else:
+        model = randomized(timm.models.convnext.ConvNeXt(depths=NARROW[0], dims=NARROW[1], num_classes=7))
+        forward = timm_levels(model)
+    state = model.state_dict()
+    if layout == "authors":
+        for pattern, own in (
+            (r"stem\.", "downsample_layers.0."),
+            (r"stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+            (r"\.blocks\.", "."),
+            (r"conv_dw", "dwconv"),
+            (r"mlp\.fc", "pwconv"),
+            (r"head\.norm", "norm"),
+            (r"head\.fc", "head"),
+        ):
+            state = {re.sub(pattern, own, name): value for name, value in state.items()}
+    backbone = ConvNeXt("tiny")
+    variables = of_file(write(state, tmp_path / "convnext.safetensors"), backbone, (64, 64))
+    for size in ((64, 64), (32, 96)) if layout == "timm" else ((64, 64),):  # compiled once for all
+        agree(features(backbone, variables, pixels(*size)), answers(forward, pixels(*size)))

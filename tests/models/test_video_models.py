@@ -312,7 +312,7 @@ def test_the_shift_learns_a_direction_that_a_frame_wise_network_cannot_know():
 
     by_shift, by_frame = answer({"params": params, **state}, unseen)
     assert (by_shift.argmax(1) == truth).mean() > 0.9
-    # With any weights, of each clip and its reversal a mean over frames gets one right: 50 %.
+    # With any weights, of each clip and its reversal a mean over frames gets one right: 50%.
     np.testing.assert_allclose(by_frame[:64], by_frame[64:], atol=1e-3)
 
 

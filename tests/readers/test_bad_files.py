@@ -158,6 +158,16 @@ def test_bad_coco_json(tmp_path, change, parts):
     refused(sets.coco(tmp_path, change), "labels.json", *parts)
 
 
+def test_pictures_of_a_json_that_differ_in_their_extension_alone(tmp_path):
+    def change(content):
+        content["images"][1]["file_name"] = "a.png"
+        sets.png(tmp_path / "images" / "a.png", np.zeros((*sets.SIZE, 3), np.uint8))
+
+    data = source(**sets.coco(tmp_path, change))
+    assert [id.partition("/")[2] for id in data.ids] == ["a.jpg", "a.png"]
+    assert len(data[0].labels["detection"]["boxes"]) == 2 and not len(data[1].labels["detection"]["boxes"])
+
+
 def test_json_that_is_none(tmp_path):
     section = sets.coco(tmp_path)
     (tmp_path / "labels.json").write_text('{"images": [')

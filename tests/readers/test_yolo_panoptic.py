@@ -41,8 +41,25 @@ def test_polygons_names_by_id_and_folders_by_split(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("rest", "shape"),
+    [
+        ("0.1 0.1 2 0.9 0.9 0", ""),
+        ("0.1 0.1 2 0.9 0.9 0 0.5 0.5 1", ""),
+        ("0.1 0.1 0.9 0.9", "kpt_shape: [2, 2]"),
+        ("0.1 0.1 0.9 0.9 0.4 0.3", "kpt_shape: [2, 3]"),
+    ],
+)
+def test_keypoints_after_a_box_are_passed_over(tmp_path, rest, shape):
+    section = yolo(tmp_path, f"1 0.5 0.5 0.25 0.5 {rest}\n", f"names: [cat, dog]\n{shape}\n")
+    label = source(**section)[0].labels["detection"]
+    assert label["boxes"].tolist() == [[6, 3, 10, 9]] and label["classes"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
     "text, options, part",
     [
+        ("0 0.5 0.5 0.2 0.2 0.1 0.1 1 0.9 0.9 0\n", {}, r"line 1: 11 numbers.*kpt_shape: \[2, 3\]"),
+        ("0 0.5 0.5 0.2 0.2 0.3 0.3 0.4\n", {}, "a.txt: line 1: 8 numbers, .*kpt_shape"),
         ("2 0.5 0.5 0.2 0.2\n", {}, "a.txt: line 1: class 2 is not one of the 2 ids.*count from 1"),
         ("cat 0.5 0.5 0.2 0.2\n", {}, "a.txt: line 1: 'cat'"),
         ("0 0.5 0.5 0.2\n", {}, "a.txt: line 1: 4 numbers"),

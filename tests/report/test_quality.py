@@ -184,6 +184,6 @@ def test_the_page_shows_all_tasks_and_names_what_is_bad(page):
 def test_the_page_holds_the_numbers_of_the_results(page):
     text, results = page
     total = results["segmentation"]["total"]
-    assert f"precision {100 * total['precision']:.1f} %" in text and f"recall {100 * total['recall']:.1f} %" in text
+    assert f"precision {100 * total['precision']:.1f}%" in text and f"recall {100 * total['recall']:.1f}%" in text
     assert f"{100 * total['raw']['ece']:.1f} → {100 * total['policy']['ece']:.1f} points" in text
     assert f"{results['segmentation']['metrics']['positive']['mIoU']:#.4g}" in text

@@ -39,10 +39,11 @@ def randomized(model, seed=0):
 
 
 def write(model, path):
-    """The state dict as a .safetensors file, as the documented line makes it of a .pth."""
+    """A model's state dict, or a state dict, as a .safetensors file, as the documented line makes it of a .pth."""
     import safetensors.torch
 
-    safetensors.torch.save_file({k: v.clone().contiguous() for k, v in model.state_dict().items()}, path)
+    state = model if isinstance(model, dict) else model.state_dict()
+    safetensors.torch.save_file({k: v.clone().contiguous() for k, v in state.items()}, path)
     return str(path)
 
 

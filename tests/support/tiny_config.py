@@ -16,7 +16,8 @@ def get_config(variant=""):
     config.pool.pool.count = 64
     config.model.backbone.update(width=8, stages=1)
     config.model.neck.update(channels=8, strides=(4,))
-    config.tasks.depth.update(width=8, depth=1)
+    if "depth" in config.tasks:
+        config.tasks.depth.update(width=8, depth=1)
     config.label.update(shards=4, batch_size=16)
     for section in (config.teacher, config.student, config.supervised, config.scratch):
         section.update(steps=12, batch_size=8, checkpoint_every=4, log_every=1, evaluate_every=0)
