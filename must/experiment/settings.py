@@ -496,6 +496,9 @@ class Label:
       copy_images: store the pictures in the records; otherwise records refer to them by id.
       max_rejects: share of the images that may be unreadable.
       hflip_tta: average the teachers' predictions for a picture and its mirror image.
+      tiles: (rows, columns) of overlapping parts, each as large as a teacher's frame, in which it sees a picture beside
+        once as a whole; for large pictures with small objects.
+      overlap: of neighboring tiles, as a share of the frame.
     """
 
     shards: int = 16
@@ -503,9 +506,13 @@ class Label:
     copy_images: bool = True
     max_rejects: float = 0.001
     hflip_tta: bool = False
+    tiles: tuple[int, int] = (1, 1)
+    overlap: float = 0.25
 
     def __post_init__(self):
-        _at_least(1, shards=self.shards, batch_size=self.batch_size)
+        _at_least(1, shards=self.shards, batch_size=self.batch_size, **{"tiles[0]": self.tiles[0]})
+        _at_least(1, **{"tiles[1]": self.tiles[1]})
+        _below_one(overlap=self.overlap)
         _share(max_rejects=self.max_rejects)
 
 
