@@ -4,7 +4,7 @@ Names are those of variables without their collection, such as "backbone/stage1_
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
