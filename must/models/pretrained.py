@@ -4,7 +4,7 @@ Names are those of variables without their collection, such as "backbone/stage1_
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ class Found(NamedTuple):
       whole: the file is of a whole network of this package; otherwise of a backbone.
       pixel_stats: with which it was trained; "" if unknown.
       ambiguous: networks of this layout were trained with several `pixel_stats`.
+      classes: {task: names of its classes} of the heads, where they are known.
     """
 
     layout: str
@@ -34,6 +35,7 @@ class Found(NamedTuple):
     whole: bool = False
     pixel_stats: str = ""
     ambiguous: bool = False
+    classes: Mapping[str, Sequence[str]] = {}
 
 
 def recognized(arrays: Arrays) -> Found:
@@ -83,17 +85,21 @@ def _name(template: str, match: re.Match) -> str:
     return re.sub(r"\{(\d)(\+?)\}", filled, template)
 
 
-def fit(variables: PyTree, found: Found, partial: Iterable[str] = ()) -> tuple[PyTree, list[str]]:
+def fit(
+    variables: PyTree, found: Found, partial: Iterable[str] = (), classes: Mapping[str, Sequence[str]] = {}
+) -> tuple[PyTree, list[str]]:
     """Variables with the arrays of a file in place of those of the same names.
 
     Strict: names of the network that the file lacks, names of the file that the network lacks, and shapes that differ
     are refused, all of them in one error, unless `partial` names them. Not required of the file: LoRA matrices; of a
-    backbone's file, neck and heads. Heads of a whole network that this one lacks are left out.
+    backbone's file, neck and heads. Heads of a whole network that this one lacks are left out. Where the classes of a
+    head are known on both sides, they are joined by name: classes that the file lacks stay as they are.
 
     Args:
       variables: {collection: tree}, freshly initialized.
       found: from `recognized`.
       partial: beginnings of names that may differ; what does not fit stays as it is, or is left out.
+      classes: {task: names of its classes} of the network's heads.
 
     Returns:
       (variables, names that stay as they are).
@@ -106,10 +112,17 @@ def fit(variables: PyTree, found: Found, partial: Iterable[str] = ()) -> tuple[P
     for start in partial:
         if not any(name.startswith(start) for name in (*places, *found.arrays)):
             raise UserError(f"partial: {start!r} begins no name of the network or the file")
-    wrong: dict[str, list[str]] = {"missing": [], "unexpected": [], "of another shape": []}
+    wrong: dict[str, list[str]] = {"missing": [], "unexpected": [], "of another shape": [], "of other classes": []}
     kept, given = [], dict(found.arrays)
     for name, path in places.items():
         array, optional = given.pop(name, None), bool(partial) and name.startswith(partial)
+        if array is not None and (others := _other_classes(name, found.classes, classes)):
+            kept.append(name)
+            if not optional:
+                wrong["of other classes"].append(f"{name} ({others})")
+            continue
+        if array is not None:
+            array = _by_class(name, array, flat[path], found.classes, classes)
         if array is None:
             kept.append(name)
             if not (optional or _not_required(name, found)):
@@ -131,6 +144,38 @@ def fit(variables: PyTree, found: Found, partial: Iterable[str] = ()) -> tuple[P
         what = f"does not fit the network as {found.layout}; {'; '.join(parts)}{fitting}"
         raise UserError(f"{what}; set these, or name what may differ in init.partial=('beginning of a name', ...)")
     return unflatten_dict(flat), kept
+
+
+def _by_class(name: str, array: np.ndarray, own: Any, theirs: Mapping, ours: Mapping) -> np.ndarray:
+    """A head's array [..., k * C] of the file with its classes in the places that they have in the network."""
+    old, new = _both_classes(name, theirs, ours)
+    if not old or not new or old == new:
+        return array
+    if array.shape == own.shape or array.ndim != len(own.shape) or array.shape[:-1] != own.shape[:-1]:
+        return array
+    times = array.shape[-1] // len(old)
+    if times * len(old) != array.shape[-1] or times * len(new) != own.shape[-1]:
+        return array
+    if isinstance(own, jax.ShapeDtypeStruct):
+        return np.zeros(own.shape, array.dtype)
+    grown = np.array(own).reshape(*own.shape[:-1], times, len(new))
+    known = [(old.index(one), new.index(one)) for one in new if one in old]
+    for before, after in known:
+        grown[..., after] = array.reshape(*array.shape[:-1], times, len(old))[..., before]
+    return grown.reshape(own.shape)
+
+
+def _other_classes(name: str, theirs: Mapping, ours: Mapping) -> str:
+    """How the classes of a head differ when they are as many: nothing tells which of its arrays depend on them."""
+    old, new = _both_classes(name, theirs, ours)
+    differ = [f"{a!r} is {b!r} in the network" for a, b in zip(old, new, strict=False) if a != b]
+    return differ[0] if differ and len(old) == len(new) else ""
+
+
+def _both_classes(name: str, theirs: Mapping, ours: Mapping) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    head = name.partition("/")[0]
+    task = head.removeprefix("heads_") if head.startswith("heads_") else ""
+    return tuple(theirs.get(task, ())), tuple(ours.get(task, ()))
 
 
 def backbone_of(found: Found) -> dict[str, Any]:
