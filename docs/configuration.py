@@ -24,6 +24,7 @@ of another section and override them for one student, arm or network. [Your data
 
 def page() -> str:
     """The reference as Markdown."""
+    from must.experiment.finished import OPTIONS
     from must.recipes.table import RECIPES
 
     recipes, sections = {}, {}
@@ -40,6 +41,9 @@ def page() -> str:
         if section not in recipes:
             lines += [f"### {section.__name__}", *_section(section, sections)]
     parts = {id(kinds): (key, kinds) for cls in (*recipes, *sections) for key, kinds in _parts(cls)}
+    lines += ["## Options of requests to a finished workdir", ""]
+    for stage, options in OPTIONS.items():
+        lines += [f"### `--stage={stage}`", *_section(options, sections)]
     lines += ["## Kinds of parts", ""]
     for key, kinds in parts.values():
         lines += [f"### {key}", "", "| kind | arguments |", "|---|---|"]

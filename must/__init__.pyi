@@ -72,6 +72,7 @@ from must.export.tfrecord import write_tfrecord as write_tfrecord
 from must.export.write import export_model as export_model
 from must.export.write import preprocessing as preprocessing
 from must.export.write import read_alone as read_alone
+from must.models.convnext import ConvNeXt as ConvNeXt
 from must.models.experts import Expert as Expert
 from must.models.experts import Experts as Experts
 from must.models.experts import expert_variables as expert_variables
@@ -79,6 +80,7 @@ from must.models.experts import experts as experts
 from must.models.experts import from_experts as from_experts
 from must.models.fpn import FPN as FPN
 from must.models.fpn import PAFPN as PAFPN
+from must.models.fpn import SimplePyramid as SimplePyramid
 from must.models.multi_head import MultiHead as MultiHead
 from must.models.multi_head import multi_head as multi_head
 from must.models.multi_head import over_clips as over_clips
@@ -86,6 +88,7 @@ from must.models.resnet import ResNet as ResNet
 from must.models.temporal_shift import R2Plus1D as R2Plus1D
 from must.models.temporal_shift import TemporalShiftResNet as TemporalShiftResNet
 from must.models.temporal_shift import VideoTransformer as VideoTransformer
+from must.models.vit import ViT as ViT
 from must.objectives.hints import hints as hints
 from must.objectives.joint import joint as joint
 from must.objectives.labels import labels as labels

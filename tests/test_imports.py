@@ -145,6 +145,7 @@ LONG_FILES = {
     "must/experiment/settings.py": "the reference of all keys",
     "must/experiment/joint.py": "settings, networks and jobs of joint experts",
     "must/experiment/compare.py": "the comparison of a run and of several",
+    "must/models/pretrained.py": "the key maps of all families",
     "must/report/page.py": "the one page",
 }
 

@@ -134,7 +134,7 @@ MISTAKES = [
     (["--config.student.steps"], "Missing value for flag --config.student.steps"),
     (["--dryrun"], "dryrun"),
     (["--config.student.weights.kind=ratio"], "config.student.weights.kind='ratio'"),
-    (["--config.student.steps=0"], "config.student.steps=0: must be at least 1"),
+    (["--config.student.steps=-1"], "config.student.steps=-1: must be at least 0"),
     (["--config.teacher.steps=-5", "--dry_run"], "config.teacher.steps=-5: must be at least 1"),
     (["--config.teacher.batch_size=0"], "config.teacher.batch_size=0"),
     (["--config.teacher.log_every=0"], "config.teacher.log_every=0"),

@@ -158,7 +158,7 @@ def check_run(settings: Supervised, run: Run, path: str, names: Sequence[str] = 
         network = sections.changed(settings.model, run.model, "config.model")
         model = build.network(network, {name: tasks[name] for name in names or tasks})
         inputs = build.encoder(settings.image, tasks, run).blank_inputs()["image"]
-        initial.check(model, network, inputs, run.init)
+        initial.check(model, network, inputs, run.init, {name: tasks[name] for name in names or tasks})
         if run.optimizer.factors:
             check_factors(jax.eval_shape(model.init, jax.random.key(0), inputs)["params"], run.optimizer.factors)
         build.row_changes(run, tasks)

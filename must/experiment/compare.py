@@ -234,6 +234,9 @@ def compare_workdirs(workdirs: Sequence[str], target: str) -> None:
 def _distinguish(workdirs: Sequence[str]) -> tuple[list[str], str]:
     """(names of the workdirs, axis that distinguishes them; "" when they differ in their seeds only)."""
     configs = [run_settings(workdir)["config"] for workdir in workdirs]
+    for workdir, config in zip(workdirs, configs, strict=True):
+        if not config:
+            raise UserError(f"{os.path.join(workdir, 'config.json')}: does not exist; it tells what was compared there")
     flat = [
         dict(_leaves({k: v for k, v in config.items() if k not in ("seeds", "title", "workers")})) for config in configs
     ]
@@ -298,6 +301,7 @@ def print_results(workdir: str) -> None:
     """The table on the terminal, and where the page is."""
     path = os.path.join(workdir, "results.txt")
     if os.path.exists(path):
+        read_results(workdir)  # a damaged one is not passed over, although its table is whole
         with open(path, encoding="utf-8") as file:
             show("\n" + file.read())
     page = os.path.join(workdir, "report.html")

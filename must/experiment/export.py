@@ -58,6 +58,7 @@ def export_students(
             tasks=trained.tasks,
             inputs=encoder.blank_inputs(),
             settings=preprocessing(encoder),
+            network=sections.plain(trained.network),
             card={"name": name, "title": settings.title, **_origin(settings, trained.tasks), "scores": scores, **terms},
         )
         found[name] = {

@@ -17,12 +17,15 @@ from must.experiment.settings import Init, Network
 from must.models import pretrained
 from must.models.multi_head import PIXEL_STATS
 from must.models.pretrained import Found
+from must.tasks.base import Task
 
 _PICKLES = (".pth", ".pt", ".bin", ".pkl", ".ckpt", ".tar", ".npz", ".h5")
 _ONE_LINER = "docs/pretrained.md has the line that turns it into safetensors"
 
 
-def start(model: Model, network: Network, inputs: PyTree, key: jax.Array, init: Init) -> PyTree:
+def start(
+    model: Model, network: Network, inputs: PyTree, key: jax.Array, init: Init, tasks: Mapping[str, Task] = {}
+) -> PyTree:
     """Fresh variables, with the weights that a run starts from in their places.
 
     Args:
@@ -31,21 +34,22 @@ def start(model: Model, network: Network, inputs: PyTree, key: jax.Array, init: 
       inputs: of one row.
       key: of what is drawn at random.
       init: where weights come from; none by default.
+      tasks: of the network's heads, whose classes are joined with those of the weights by name.
 
     Raises:
       UserError: weights that cannot be read or do not fit.
     """
     variables = model.init(key, inputs)
-    return _fitted(variables, network, init) if init.weights else variables
+    return _fitted(variables, network, init, tasks) if init.weights else variables
 
 
-def check(model: Model, network: Network, inputs: PyTree, init: Init) -> None:
+def check(model: Model, network: Network, inputs: PyTree, init: Init, tasks: Mapping[str, Task] = {}) -> None:
     """Refuses weights that `start` would refuse, without making the network."""
     if init.weights:
-        _fitted(jax.eval_shape(model.init, jax.random.key(0), inputs), network, init)
+        _fitted(jax.eval_shape(model.init, jax.random.key(0), inputs), network, init, tasks)
 
 
-def _fitted(variables: PyTree, network: Network, init: Init) -> PyTree:
+def _fitted(variables: PyTree, network: Network, init: Init, tasks: Mapping[str, Task]) -> PyTree:
     found = _read(os.path.abspath(init.weights), _stamp(init.weights))
     stats, path = network.stats(), init.weights
     if found.pixel_stats and found.pixel_stats != stats:
@@ -59,7 +63,7 @@ def _fitted(variables: PyTree, network: Network, init: Init) -> PyTree:
             "(AugReg), and no config.json beside the file says which; set model.pixel_stats"
         )
     try:
-        return pretrained.fit(variables, found, init.partial)[0]
+        return pretrained.fit(variables, found, init.partial, _classes(tasks))[0]
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -124,7 +128,12 @@ def _network_directory(path: str) -> str:
 
 def _of_network(directory: str) -> Found:
     trained = networks.load(directory)
-    return _found(_flat(trained.variables), directory, trained.network.stats())
+    found = _found(_flat(trained.variables), directory, trained.network.stats())
+    return found._replace(classes=_classes(trained.tasks))
+
+
+def _classes(tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(task.classes) for name, task in tasks.items() if getattr(task, "classes", ())}
 
 
 def _of_orbax(path: str) -> Found:

@@ -225,7 +225,8 @@ def check_weights(settings: JointSettings) -> None:
     for name in settings.experts:
         inputs = expert_encoder(settings, name).blank_inputs()["image"]
         network, init = expert_network(settings, name), expert_init(settings, name)
-        initial.check(expert_model(settings, name), network, inputs, init)
+        task = {name: build.tasks_of(settings)[name]}
+        initial.check(expert_model(settings, name), network, inputs, init, task)
     for arm in (ARM, *settings.arms):
         if run_of(settings, arm).init.weights:
             where = "joint" if arm == ARM else f"arms.{arm}"

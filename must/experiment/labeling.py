@@ -25,6 +25,7 @@ from must.pseudo_label.policy import read_policies, save_policies
 from must.pseudo_label.write import add_labels, label_images
 from must.readers.records import Records
 from must.tasks.base import Task
+from must.tasks.tiles import tiled
 
 POOL, HELD_OUT, EVALUATION = "pool", "held_out", "measured"
 POLICIES = "policy.json"  # of the configuration; a run with policies of its own has "policy-<run>.json"
@@ -42,6 +43,7 @@ class LabelPass(NamedTuple):
       hflip_tta: average predictions for a picture and its mirror image.
       by: student whose predictions are the labels; "" for the teachers.
       onto: records of an earlier pass that the labels are added to.
+      tiles: ((rows, columns), overlap) in which teachers see a picture.
     """
 
     images: Mapping[str, Source]
@@ -51,6 +53,7 @@ class LabelPass(NamedTuple):
     hflip_tta: bool = False
     by: str = ""
     onto: str = ""
+    tiles: tuple[tuple[int, int], float] = ((1, 1), 0.0)
 
 
 def label(settings: Must, seed: int, index: int, count: int, by: str = "", *, directory: str, report) -> dict:
@@ -88,7 +91,8 @@ def label_pass(settings: Must, by: str = "") -> LabelPass:
     names = (POOL, HELD_OUT) if uses_validation(settings) else (POOL,)
     images, section = {name: images_of(settings, name) for name in names}, settings.label
     options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
-    return LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, by)
+    tiles = (section.tiles, section.overlap)
+    return LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, by, tiles=tiles)
 
 
 def run_pass(one: LabelPass, teachers: Sequence[Teacher], top: str, worker: tuple[int, int], report) -> None:
@@ -97,6 +101,7 @@ def run_pass(one: LabelPass, teachers: Sequence[Teacher], top: str, worker: tupl
         worker = jax.process_index(), jax.process_count()
     options = {"worker": worker, "keep_aspect": one.encoder.keep_aspect, "progress": report, **one.options}
     options["provenance"] = {"mirror": one.hflip_tta}
+    teachers = [tiled(teacher, *one.tiles) for teacher in teachers]
     for name, source in one.images.items():
         label_images(records_directory(top, name, one.by), records_name(name, one.by), source, teachers, **options)
     if one.onto:

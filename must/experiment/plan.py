@@ -23,6 +23,7 @@ from must.experiment.training import objective
 from must.pseudo_label.plan import describe, estimate, make_plan
 from must.pseudo_label.teacher import from_model
 from must.tasks.base import Task
+from must.tasks.tiles import tiled
 from must.train import state as states
 from must.train.optimizer import optimizer
 from must.train.step import train_step
@@ -180,6 +181,7 @@ def label_plan(settings: Any, images: Source, teachers: Sequence[Teacher], worke
     section = settings.label
     plan = make_plan(POOL, "train", images, shards=section.shards, batch_size=section.batch_size)
     aspect = settings.image.keep_aspect
+    teachers = [tiled(teacher, section.tiles, section.overlap) for teacher in teachers]
     measured = estimate(plan, images, teachers, workers=workers, copy_images=section.copy_images, keep_aspect=aspect)
     return describe(measured, plan, directory=os.getcwd())
 

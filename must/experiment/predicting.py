@@ -27,7 +27,7 @@ import numpy as np
 from must.core import files, memory
 from must.core.types import Example, Label, Source, Teacher, UserError
 from must.data.clips import ClipEncoder
-from must.data.combine import hash_of
+from must.data.combine import hash_of, labels_of
 from must.data.geometry import own_frame, transform_image, whole_image
 from must.data.merge import Concat
 from must.experiment import networks, sections
@@ -85,7 +85,7 @@ class Found(NamedTuple):
     Attributes:
       source: the pictures, or the videos for networks of clips.
       rejects: [[id, reason]] of what could not be opened.
-      files: {id: name of the file} of videos.
+      files: {id: name of the file}.
     """
 
     source: Source
@@ -166,7 +166,7 @@ def pictures_in(path: str, fps: float) -> Found:
             rejects.append([f"{root.name}/{key}", str(error)])
     if not sources:
         raise UserError(rejects[0][1] if rejects else f"--images={path}: holds no pictures and no videos")
-    return Found(Concat(sources) if len(sources) > 1 else sources[0], rejects)
+    return Found(Concat(sources) if len(sources) > 1 else sources[0], rejects, _named(root, pictures))
 
 
 def videos_in(path: str) -> Found:
@@ -188,25 +188,27 @@ def videos_in(path: str) -> Found:
         raise UserError(
             rejects[0][1] if rejects else f"--images={path}: holds {what}, which these networks of clips read"
         )
-    named = {id: file.relative_to(root).as_posix() for id, file in zip(whole, videos.values(), strict=False)}
-    return Found(_Labeled(root.name, whole, [{}] * len(whole), named), rejects, named)
+    return Found(_Videos(root.name, whole), rejects, _named(root, videos))
+
+
+def _named(root: Path, found: Mapping[str, Path]) -> dict[str, str]:
+    """{id: what `must.export.labels` calls the file}, with its own extension."""
+    ids = {f"{root.name}/{readable(key)}": file for key, file in found.items()}
+    return {id: file_of(id) + file.suffix for id, file in ids.items()}
 
 
 def _files(path: str) -> tuple[Path, dict[str, Path], dict[str, Path]]:
-    """(folder, its pictures, its videos by key): keys are relative paths, of pictures without extension if it can."""
+    """(folder, its pictures, its videos by key): keys are relative paths, without extension if they can."""
     top = Path(os.path.abspath(path))
     root = top.parent if top.is_file() else top
     names = [top] if top.is_file() else sorted(Path(folder, name) for folder, below in walk(top) for name in below)
-    found: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
-    pictures = [file for file in names if file.suffix.lower() in PICTURES]
-    stems = Counter(file.with_suffix("") for file in pictures)
-    for file in pictures:
-        key = file.with_suffix("") if stems[file.with_suffix("")] == 1 else file
-        found[0][key.relative_to(root).as_posix()] = file
-    for file in names:
-        if file.suffix.lower() in VIDEOS:
-            found[1][file.relative_to(root).as_posix()] = file
-    return root, *found
+    found = []
+    for kinds in (PICTURES, VIDEOS):
+        mine = [file for file in names if file.suffix.lower() in kinds]
+        stems = Counter(file.with_suffix("") for file in mine)
+        keys = [file.with_suffix("") if stems[file.with_suffix("")] == 1 else file for file in mine]
+        found.append({key.relative_to(root).as_posix(): file for key, file in zip(keys, mine, strict=True)})
+    return root, found[0], found[1]
 
 
 def fastest_batch(teachers: Sequence[Teacher], count: int) -> int:
@@ -258,7 +260,7 @@ def _predict_pictures(
         raise UserError(f"{found.source.name}: none of {len(found.source)} pictures can be read; {rejects[0][1]}")
     tasks = predictor.tasks
     records = Records(directory, tasks=list(tasks), images=found.source, verify=False)
-    counts = _write(records, tasks, output, options, report)
+    counts = _write(_Named(records, found.files), tasks, output, options, report)
     shutil.rmtree(work)
     return {**counts, "batch_size": batch_size}, rejects
 
@@ -278,43 +280,59 @@ def _predict_videos(
 ) -> tuple[dict[str, int], list[list[str]]]:
     """The same for clips, whose labels are small: they are kept in memory and written at once."""
     del identity
-    parts = [part.tiled(options.tiles, options.overlap) for part in predictor.parts]
-    rejects, labels, videos = [], [], {}
+    if options.tiles != (1, 1):
+        raise UserError(f"--options.tiles={options.tiles}: clips are predicted whole")
+    rejects: list[list[str]] = []
+    labels: dict[str, dict[str, Label]] = {}
     for index in range(len(found.source)):
         example = found.source[index]
         try:
-            row = [predicted(part, [example], 1)[0] for part in parts]
+            rows = [predicted(part, [example], 1)[0] for part in predictor.parts]
+            labels[example.id] = {name: label for row in rows for name, label in row.items()}
         except UserError as error:
             rejects.append([example.id, str(error)])
-            continue
-        labels.append({name: label for one in row for name, label in one.items()})
-        videos[example.id] = example.image
         report(index + 1, len(found.source))
-    if not videos:
+    if not labels:
         raise UserError(f"{found.source.name}: none of {len(found.source)} videos can be read; {rejects[0][1]}")
-    source = _Labeled(found.source.name, videos, labels, found.files)
-    return _write(source, predictor.tasks, output, options, report, parts), rejects
+    source = _Named(found.source, found.files, labels)
+    return _write(source, predictor.tasks, output, options, report, predictor.parts), rejects
 
 
-class _Labeled:
-    """Videos with predictions, a `Source`; `file` names the file that an example is."""
+class _Videos:
+    """Opened videos without labels, a `Source`."""
 
-    def __init__(self, name: str, videos: Mapping[str, Any], labels: Sequence[dict], named: Mapping[str, str]):
-        self.name, self.ids, self.classes = name, list(videos), {}
-        self._videos, self._labels, self._named = list(videos.values()), labels, named
-        self.fingerprint = hash_of("videos", *(str(video.fingerprint()) for video in self._videos))
+    def __init__(self, name: str, videos: Mapping[str, VideoFile]):
+        self.name, self.ids, self.classes, self._videos = name, list(videos), {}, list(videos.values())
+        self.fingerprint = hash_of("videos", *(video.fingerprint() for video in self._videos))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.ids[index], self._videos[index], self._labels[index])
+        return Example(self.ids[index], self._videos[index], {})
+
+
+class _Named:
+    """A source that knows what its examples' files are called, and may have predictions for some of them alone."""
+
+    def __init__(self, source: Source, named: Mapping[str, str], labels: Mapping[str, dict[str, Label]] | None = None):
+        self._source, self._files, self._labels = source, named, labels
+        self._indices = [i for i, id in enumerate(source.ids) if labels is None or id in labels]
+        self.name, self.classes, self.fingerprint = source.name, source.classes, source.fingerprint
+        self.ids = [source.ids[i] for i in self._indices]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[self._indices[index]]
+        return example if self._labels is None else example._replace(labels=self._labels[example.id])
 
     def labels(self, index: int) -> dict[str, Label]:
-        return self._labels[index]
+        return labels_of(self._source, self._indices[index]) if self._labels is None else self._labels[self.ids[index]]
 
     def file(self, index: int) -> str:
-        return self._named[self.ids[index]]
+        return self._files.get(self.ids[index], file_of(self.ids[index]) + ".png")
 
 
 def _write(
@@ -361,8 +379,9 @@ def clip_sheet(example: Example, parts: Sequence[Part]) -> np.ndarray:
 
 
 def _sheet(title: str, image: np.ndarray, drawn: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """At most four columns; the last row is filled up."""
-    columns = min(4, len(drawn) + 1)
+    """At most four columns, the rows about equally long."""
+    count = len(drawn) + 1
+    columns = -(-count // -(-count // 4))
     pictures, captions = [image, *drawn], [title, *names]
     rows = [
         contact_sheet([pictures[at : at + columns]], captions[at : at + columns], cell=_CELL)

@@ -6,11 +6,11 @@ against the data is in `must.experiment.checks`. The attribute texts are the ref
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from must.data.augment import Photometric, RandAugment
-from must.experiment.sections import Part, by_task, changes, each_changes, part
+from must.experiment.sections import Part, by_task, changed, changes, each_changes, part
 from must.models import convnext, fpn, resnet, temporal_shift, vit
 from must.models import temporal_shift as r2plus1d
 from must.models import temporal_shift as video_transformer
@@ -231,7 +231,8 @@ class Run:
     """How a network trains.
 
     Attributes:
-      steps: optimizer steps.
+      steps: optimizer steps; for students and baselines 0: the student sees as many images as all teachers together, a
+        baseline as many as the student.
       epochs: over the largest set, in place of `steps`; 0: `steps` counts.
       batch_size: over all devices and processes.
       optimizer: optimizer and schedule.
@@ -287,8 +288,11 @@ class Run:
     model: Mapping[str, Any] = changes("model")
     tasks: Mapping[str, Any] = changes("tasks")
 
+    least_steps: ClassVar[int] = 1
+
     def __post_init__(self):
-        _at_least(1, steps=self.steps, batch_size=self.batch_size, log_every=self.log_every)
+        _at_least(self.least_steps, steps=self.steps)
+        _at_least(1, batch_size=self.batch_size, log_every=self.log_every)
         _at_least(1, checkpoint_every=self.checkpoint_every)
         _at_least(0, epochs=self.epochs, evaluate_every=self.evaluate_every, patience=self.patience)
         _below_one(ema_decay=self.ema_decay, teacher_dropping=self.teacher_dropping)
@@ -391,7 +395,16 @@ class SmallLoss:
 
 
 @dataclass(frozen=True)
-class Student(Run):
+class Following(Run):
+    """A run that is as long as others; with 0 steps the student sees as many images as all teachers together, and a
+    baseline as many as the student."""
+
+    steps: int = 0
+    least_steps: ClassVar[int] = 0
+
+
+@dataclass(frozen=True)
+class Student(Following):
     """A run that learns from pseudo labels.
 
     Attributes:
@@ -483,6 +496,9 @@ class Label:
       copy_images: store the pictures in the records; otherwise records refer to them by id.
       max_rejects: share of the images that may be unreadable.
       hflip_tta: average the teachers' predictions for a picture and its mirror image.
+      tiles: (rows, columns) of overlapping parts, each as large as a teacher's frame, in which it sees a picture beside
+        once as a whole; for large pictures with small objects.
+      overlap: of neighboring tiles, as a share of the frame.
     """
 
     shards: int = 16
@@ -490,9 +506,13 @@ class Label:
     copy_images: bool = True
     max_rejects: float = 0.001
     hflip_tta: bool = False
+    tiles: tuple[int, int] = (1, 1)
+    overlap: float = 0.25
 
     def __post_init__(self):
-        _at_least(1, shards=self.shards, batch_size=self.batch_size)
+        _at_least(1, shards=self.shards, batch_size=self.batch_size, **{"tiles[0]": self.tiles[0]})
+        _at_least(1, **{"tiles[1]": self.tiles[1]})
+        _below_one(overlap=self.overlap)
         _share(max_rejects=self.max_rejects)
 
 
@@ -654,6 +674,19 @@ class SingleStudent(Supervised):
     def __post_init__(self):
         super().__post_init__()
         self._check_names("policies", "teachers", "external_teachers")
+        if not (self.student.steps or self.student.epochs):
+            trained = [task for task in self.tasks if task not in self.external_teachers]
+            runs = [changed(self.teacher, self.teachers.get(t, {}), f"config.teachers.{t}") for t in trained]
+            if not runs or any(run.epochs for run in runs):
+                why = "teachers train for epochs" if runs else "no teacher trains here"
+                raise ValueError(f"student.steps=0: {why}, so there is no number of steps to follow; set it")
+            self._follow("student", sum(run.steps * run.batch_size for run in runs))
+
+    def _follow(self, name: str, images: int) -> None:
+        """Gives a section without a length as many steps as see so many images."""
+        run = getattr(self, name)
+        if not (run.steps or run.epochs):
+            object.__setattr__(self, name, replace(run, steps=max(1, round(images / run.batch_size))))
 
 
 @dataclass(frozen=True)
@@ -680,8 +713,13 @@ class Must(SingleStudent):
     arms: Mapping[str, Mapping[str, Any]] = each_changes("student")
     label: Label = Label()
     baselines: tuple[Literal["supervised", "scratch"], ...] = ()
-    supervised: Run = Run()
-    scratch: Run = Run()
+    supervised: Following = Following()
+    scratch: Following = Following()
     quality: Quality = Quality()
     gallery: Gallery = Gallery()
     files: Files = Files()
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("supervised", "scratch"):
+            self._follow(name, self.student.steps * self.student.batch_size)

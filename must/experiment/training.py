@@ -221,7 +221,8 @@ def _means(weights: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
 def start(model: Model, network: Network, encoder: Encoder, seed: int, init: Init) -> PyTree:
     """The variables that a run of this seed starts from."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    return initial.start(model, network, encoder.blank_inputs()["image"], key, init)
+    tasks = getattr(encoder, "tasks", {})
+    return initial.start(model, network, encoder.blank_inputs()["image"], key, init, tasks)
 
 
 def _batches(training: Training, seed: int):

@@ -180,7 +180,7 @@ def check(settings: Transfer) -> None:
                 continue
             model, network, inputs = _network(settings, settings.finetune, task)
             try:
-                initial.check(model, network, inputs, init)
+                initial.check(model, network, inputs, init, {task: build.tasks_of(settings)[task]})
             except UserError as error:
                 raise UserError(f"config.starts.{name}: {error}") from None
     if PROBE in settings.protocols:

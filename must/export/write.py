@@ -25,6 +25,7 @@ from must.data.geometry import FILL
 from must.data.pipeline import Encoder
 from must.export.card import write_card
 from must.export.exported import ABOUT, FORMAT, PROGRAM, VERSION, WEIGHTS
+from must.models.multi_head import FROZEN, parameter_count
 from must.tasks.base import Task
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -41,6 +42,7 @@ def export_model(
     settings: Mapping[str, Any],
     view: str | None = "image",
     bound: float = 1e-5,
+    network: Mapping[str, Any] = {},
     card: Mapping[str, Any] = {},
     read: Callable[[str, Mapping[str, np.ndarray]], Mapping[str, Label]] | None = None,
 ) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def export_model(
       view: which of the inputs the model is given; None hands it all, {view: inputs}.
       bound: largest difference that is accepted, of floats relative to the field's largest (at least to 1), of integers
         and booleans the share of entries that are not the same.
+      network: JSON from which the network can be made again, for export.json's "network".
       card: what the model card tells beside the network, see `must.export.card`.
       read: (directory, inputs) -> {task: label}, what the files predict; by default in a process of its own that cannot
         import this package (`read_alone`).
@@ -87,7 +90,8 @@ def export_model(
         "tasks": {name: _about(task, labels[name]) for name, task in tasks.items()},
         "inputs": {name: _form(row) for name, row in inputs.items()},
         "preprocessing": dict(settings),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "network": dict(network),
+        "parameters": parameter_count({name: variables.get(name, {}) for name in ("params", FROZEN)}),
         "platforms": list(exported.platforms),
         "versions": {"must": _version("must"), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
         "files": {

@@ -95,7 +95,8 @@ def label_evaluation(settings: Settings, top: str, report) -> None:
 def _run_pass(settings: Settings, images: Mapping[str, Source], onto: str, top: str, worker, report) -> None:
     tasks, section = tasks_of(settings), settings.label
     options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
-    one = LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, "", onto)
+    encoder, tiles = build.encoder(settings.image, tasks), (section.tiles, section.overlap)
+    one = LabelPass(images, tasks, encoder, options, section.hflip_tta, "", onto, tiles)
     labeling.run_pass(one, list(teachers_of(settings, tasks).values()), top, worker, report)
 
 

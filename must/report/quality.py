@@ -16,7 +16,8 @@ _SHOWN = 24  # classes that are drawn and listed openly
 _CLAIM = (
     "A claim is what a label asserts about one box, one class of an image, or one pixel. Its calibrated score makes it "
     "positive, ignored or negative. Precision is the share of right claims among the positive ones, recall the share "
-    "of true items that they cover. Intervals are 95% and account for the correlation of claims of one example."
+    "of true items that they cover, both in the frame that networks see; the comparison scores in that of the original "
+    "image. Intervals are 95% and account for the correlation of claims of one example."
 )
 
 

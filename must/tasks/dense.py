@@ -79,8 +79,8 @@ def enlarge(maps: Array, factor: int) -> Array:
     """Bilinear, pixel centers aligned, edges repeated: [B, h, w, C] -> [B, h * factor, w * factor, C]."""
     for axis in (1, 2) if factor > 1 else ():
         length = maps.shape[axis]
-        before = jnp.take(maps, np.maximum(np.arange(length) - 1, 0), axis)
-        after = jnp.take(maps, np.minimum(np.arange(length) + 1, length - 1), axis)
+        before = jnp.take(maps, np.maximum(np.arange(length) - 1, 0), axis=axis)
+        after = jnp.take(maps, np.minimum(np.arange(length) + 1, length - 1), axis=axis)
         phases = []
         for phase in range(factor):
             shift = (phase + 0.5) / factor - 0.5

@@ -1,12 +1,13 @@
 """Several workdirs side by side: further seeds of one experiment, or values of the key in which they differ."""
 
 import json
+import os
 
 import pytest
 
 from must.core.types import Metric, UserError
 from must.evaluate.results import MEAN, Column, Contrast, Score, compare
-from must.experiment.compare import compare_workdirs, read_results, write_results
+from must.experiment.compare import compare_workdirs, print_results, read_results, write_results
 
 METRICS = {"depth": Metric("abs_rel", "", False), "class": Metric("top1", "%", True)}
 
@@ -107,6 +108,9 @@ def test_what_does_not_fit_together_is_one_line(tmp_path):
     further = workdir(tmp_path / "b", (0, 1), rate=2)
     with pytest.raises(UserError, match="its seeds 0, 1 are not those of .*, 0; compare workdirs with equal seeds"):
         compare_workdirs([first, further], str(tmp_path / "x"))
+    os.remove(os.path.join(further, "config.json"))
+    with pytest.raises(UserError, match="config.json: does not exist"):
+        compare_workdirs([first, further], str(tmp_path / "x"))
     with pytest.raises(UserError, match="at least two workdirs"):
         compare_workdirs([first], str(tmp_path / "x"))
     with pytest.raises(UserError, match="listed twice"):
@@ -123,7 +127,17 @@ def test_what_does_not_fit_together_is_one_line(tmp_path):
         compare_workdirs([first, str(old)], str(tmp_path / "x"))
     other = json.loads((tmp_path / "a" / "results.json").read_text()) | {"recipe": "jedi"}
     (old / "results.json").write_text(json.dumps(other))
-    (old / "config.json").write_text("{}")
+    (old / "config.json").write_text('{"seeds": [0]}')
     with pytest.raises(UserError, match="its recipe is not that of"):
         compare_workdirs([first, str(old)], str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
+
+
+def test_a_damaged_comparison_is_not_passed_over(tmp_path, capsys):
+    path = workdir(tmp_path / "a", (0,))
+    print_results(path)
+    assert "student" in capsys.readouterr().out
+    results = tmp_path / "a" / "results.json"
+    results.write_text(results.read_text()[:-20])
+    with pytest.raises(UserError, match="results.json: damaged; run --stage=compare"):
+        print_results(path)

@@ -189,3 +189,24 @@ def test_every_recipe_checks_weights_before_it_runs(tmp_path):
         check(changed(jedi, expert__init__weights=str(tmp_path / "a.pth")))
     with pytest.raises(UserError, match="config.joint.init: the joint stage starts from its experts"):
         check(changed(jedi, joint__init__weights=str(tmp_path / "a.pth")))
+
+
+def test_classes_of_a_head_are_joined_by_name(workdir, other, tmp_path):
+    settings = network()[0]
+    old = names(other[2])
+    tasks = {"kind": Classification(("c", "d", "a", "b"))}
+    model = build.network(settings, tasks)
+    fresh = names(model.init(jax.random.key(0), IMAGES))
+    initial.check(model, settings, IMAGES, Init(workdir), tasks)
+    grown = names(initial.start(model, settings, IMAGES, jax.random.key(0), Init(workdir), tasks))
+    for leaf in ("heads_kind/logits/kernel", "heads_kind/logits/bias"):
+        np.testing.assert_array_equal(grown[leaf][..., [2, 3, 0]], old[leaf])
+        np.testing.assert_array_equal(grown[leaf][..., 1], fresh[leaf][..., 1])
+    np.testing.assert_array_equal(grown["backbone/stem/kernel"], old["backbone/stem/kernel"])
+    turned = {"kind": Classification(("b", "a", "c"))}
+    model = build.network(settings, turned)
+    with pytest.raises(UserError, match="of other classes: heads_kind/logits/bias .'a' is 'b' in the network"):
+        initial.check(model, settings, IMAGES, Init(workdir), turned)
+    kept = initial.start(model, settings, IMAGES, jax.random.key(0), Init(workdir, ("heads_kind",)), turned)
+    fresh = names(model.init(jax.random.key(0), IMAGES))
+    np.testing.assert_array_equal(names(kept)["heads_kind/logits/kernel"], fresh["heads_kind/logits/kernel"])

@@ -81,3 +81,14 @@ def test_every_key_of_every_teacher_can_be_set_from_the_command_line():
     settings = settings_of(tree.to_dict())
     assert build.teacher(settings, "depth").optimizer.learning_rate == 0.5
     assert build.teacher(settings, "normals") == settings.teacher
+
+
+def test_a_student_without_steps_sees_as_many_images_as_all_teachers_and_a_baseline_as_many_as_the_student():
+    lengths = {"student__steps": 0, "student__batch_size": 16, "supervised__steps": 0, "supervised__batch_size": 8}
+    settings = _settings(**lengths, scratch__steps=7)
+    assert settings.student.steps * 16 == 12 * 8 + 6 * 4 + 8  # rounded up from 7.5 steps
+    assert settings.supervised.steps * 8 == settings.student.steps * 16
+    assert settings.scratch.steps == 7
+    external = {task: {"make": "tests.support.given_teachers:one"} for task in ("classification", "depth")}
+    with pytest.raises(UserError, match="config.student.steps=0: no teacher trains here"):
+        _settings(student__steps=0, external_teachers=external)

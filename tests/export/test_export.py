@@ -34,6 +34,7 @@ from must.tasks.depth import Depth
 from must.train.checkpoint import Checkpoints
 from tests.support.clip_sets import Clips
 from tests.support.configs import config_of
+from tests.support.finished import alive
 
 KEY = jax.random.key(0)
 PICTURES = {"classification": Classification(("cat", "dog", "hen")), "depth": Depth(width=4, depth=1)}
@@ -43,13 +44,6 @@ CLIPS = ClipEncoder({}, (16, 16), {"image": 4}, Window())
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def alive(variables):
-    """No variable has the value that it was initialized with, so that one that is lost or swapped shows."""
-    leaves, tree = jax.tree.flatten(variables)
-    rng = np.random.default_rng(1)
-    return jax.tree.unflatten(tree, [np.float32(leaf + 0.2 * rng.standard_normal(leaf.shape)) for leaf in leaves])
 
 
 def network(backbone, tasks, inputs):

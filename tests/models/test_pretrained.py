@@ -1,63 +1,39 @@
 """Backbones equal torchvision's, timm's and Hugging Face's models on the same weights, read from their own files."""
 
-import functools
 import re
 
-import jax
 import numpy as np
 import pytest
 
+from must.core.types import UserError
 from must.models import convnext, resnet
 from must.models.convnext import ConvNeXt
-from must.models.pretrained import fit, recognized
+from must.models.pretrained import backbone_of, recognized
 from must.models.resnet import ResNet
 from must.models.vit import ViT
-from tests.support.referees import answers, pixels, randomized, timm, torch, torchvision, write
-
-safetensors = pytest.importorskip("safetensors.numpy")
-
-
-def of_file(path, backbone, size):
-    """Variables of a backbone from a file."""
-    like = jax.eval_shape(lambda: backbone.init(jax.random.key(0), pixels(*size), train=False))
-    nested = {kind: {"backbone": tree} for kind, tree in like.items()}
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nested)
-    variables, kept = fit(zeros, recognized(safetensors.load_file(path)))
-    assert kept == []
-    return {kind: tree["backbone"] for kind, tree in variables.items()}
-
-
-@functools.cache
-def compiled(backbone):
-    return jax.jit(lambda variables, x: backbone.apply(variables, x, train=False))
-
-
-def features(backbone, variables, images):
-    """[every level, pooled]."""
-    found = compiled(backbone)(variables, images)
-    return [*(np.asarray(level) for level in found.pyramid.values()), np.asarray(found.pooled)]
+from tests.support.referees import (
+    answers,
+    as_authors,
+    features,
+    of_file,
+    pixels,
+    randomized,
+    resnet_levels,
+    timm,
+    timm_levels,
+    timm_tokens,
+    torch,
+    torchvision,
+    torchvision_levels,
+    vit_tokens,
+    write,
+)
 
 
 def agree(ours, theirs):
     assert len(ours) == len(theirs)
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other.transpose(0, 2, 3, 1) if other.ndim == 4 else other, atol=1e-4)
-
-
-def resnet_levels(model):
-    def forward(x):
-        x = (
-            model.maxpool(model.relu(model.bn1(model.conv1(x))))
-            if hasattr(model, "relu")
-            else model.maxpool(model.act1(model.bn1(model.conv1(x))))
-        )
-        levels = []
-        for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
-            x = layer(x)
-            levels.append(x)
-        return [*levels, x.mean((2, 3))]
-
-    return forward
 
 
 @pytest.fixture
@@ -84,25 +60,6 @@ def test_resnets_equal_torchvisions_and_timms(make, depth, tmp_path, shallow):
 
 TINY = {"width": 32, "depth": 2, "heads": 2}
 TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0, "dynamic_img_size": True}
-
-
-def timm_tokens(model):
-    """[patches as a map, pooled] of a timm transformer."""
-
-    def forward(x):
-        tokens = model.forward_features(x)
-        side = [n // p for n, p in zip(x.shape[2:], model.patch_embed.patch_size, strict=True)]
-        level = tokens[:, model.num_prefix_tokens :].unflatten(1, side).permute(0, 3, 1, 2)
-        return [level, model.attn_pool(tokens) if model.attn_pool is not None else tokens[:, 0]]
-
-    return forward
-
-
-def vit_tokens(backbone, variables, images):
-    """[patches as a map, pooled] of ours."""
-    run = jax.jit(lambda variables, x: backbone.apply(variables, x, train=False, method="tokens"))
-    pooled, level = run(variables, images)
-    return [np.asarray(level), np.asarray(pooled)]
 
 
 @pytest.mark.parametrize(
@@ -153,21 +110,11 @@ def test_transformers_equal_timms(name, options, backbone, sizes, tmp_path):
 
 def test_dinov2_without_registers_resizes_positions_as_its_authors_do(tmp_path):
     model = randomized(timm.create_model("vit_small_patch14_dinov2", img_size=56, **TIMM))
-
-    def positions(tokens):  # interpolate_pos_encoding of facebookresearch/dinov2, offset 0.1 and no antialiasing
-        batch, rows, columns, width = tokens.shape
-        grid = model.pos_embed[:, 1:].reshape(1, 4, 4, width).permute(0, 3, 1, 2)
-        scale = (rows + 0.1) / 4, (columns + 0.1) / 4
-        grid = torch.nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
-        assert grid.shape[2:] == (rows, columns)
-        tokens = tokens.flatten(1, 2) + grid.flatten(2).transpose(1, 2)
-        return torch.cat([(model.cls_token + model.pos_embed[:, :1]).expand(batch, -1, -1), tokens], 1)
-
     backbone = ViT(**TINY, family="dinov2", patch=14, grid=4)
     state = {**model.state_dict(), "mask_token": torch.ones(1, 32)}
     variables = of_file(write(state, tmp_path / "hub.safetensors"), backbone, (56, 56))
     agree(vit_tokens(backbone, variables, pixels(56, 56)), answers(timm_tokens(model), pixels(56, 56)))
-    model._pos_embed = positions
+    as_authors(model)
     for size in ((42, 84), (112, 70)):
         agree(vit_tokens(backbone, variables, pixels(*size)), answers(timm_tokens(model), pixels(*size)))
 
@@ -248,17 +195,6 @@ def test_transformers_equal_hugging_faces(kind, options, backbone, tmp_path):
 NARROW = ((1, 2, 1, 1), (4, 8, 12, 16))  # compiles in seconds
 
 
-def timm_levels(model):
-    def forward(x):
-        x, levels = model.stem(x), []
-        for stage in model.stages:
-            x = stage(x)
-            levels.append(x)
-        return [*levels, model.forward_head(x, pre_logits=True)]
-
-    return forward
-
-
 @pytest.mark.parametrize("layout", ["timm", "authors", "torchvision"])
 def test_convnexts_equal_timms_and_torchvisions(layout, tmp_path, monkeypatch):
     monkeypatch.setitem(convnext.SIZES, "tiny", NARROW)
@@ -268,14 +204,7 @@ def test_convnexts_equal_timms_and_torchvisions(layout, tmp_path, monkeypatch):
             for blocks, width, after in zip(*NARROW, [*NARROW[1][1:], None], strict=True)
         ]
         model = randomized(torchvision.models.ConvNeXt(setting, num_classes=7))
-
-        def forward(x):
-            levels = []
-            for number, part in enumerate(model.features):
-                x = part(x)
-                levels += [x] if number % 2 else []
-            return [*levels, model.classifier[1](model.classifier[0](model.avgpool(x)))]
-
+        forward = torchvision_levels(model)
     else:
         model = randomized(timm.models.convnext.ConvNeXt(depths=NARROW[0], dims=NARROW[1], num_classes=7))
         forward = timm_levels(model)
@@ -295,3 +224,21 @@ def test_convnexts_equal_timms_and_torchvisions(layout, tmp_path, monkeypatch):
     variables = of_file(write(state, tmp_path / "convnext.safetensors"), backbone, (64, 64))
     for size in ((64, 64), (32, 96)) if layout == "timm" else ((64, 64),):  # compiled once for all
         agree(features(backbone, variables, pixels(*size)), answers(forward, pixels(*size)))
+
+
+def test_a_file_that_does_not_fit_names_the_backbone_that_it_is_of(tmp_path, shallow):
+    of = {"family": "dinov2", "patch": 14, "registers": 4, "swiglu": False, "grid": 4, "hidden": 128}
+    model = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=56, **TIMM)
+    path = write(model, tmp_path / "vit.safetensors")
+    with pytest.raises(UserError, match="unexpected: backbone/stem/registers") as error:
+        of_file(path, ViT(**TINY, family="dinov2", patch=14, grid=4), (56, 56))
+    assert f"the file is of the backbone { ({'kind': 'vit', **of, 'width': 32, 'depth': 2}) }" in str(error.value)
+    for make, backbone in (
+        (
+            lambda: torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1] * 4),
+            {"kind": "resnet", "depth": 50},
+        ),
+        (lambda: torchvision.models.convnext_tiny(), {"kind": "convnext", "size": "tiny"}),
+    ):
+        found = backbone_of(recognized({k: v.numpy() for k, v in make().state_dict().items()}))
+        assert {key: found[key] for key in backbone} == backbone

@@ -121,8 +121,7 @@ def test_sentences_follow_the_numbers():
         contrast.update(mean=mean, ci95=[mean - 0.5, mean + 0.5], holds=True)
     first, *findings, note = pages.summary(results)
     assert first == (
-        "Student vs teacher: Δm +5.2% [+4.8, +5.8], as expected; better on 2 of 3 tasks; "
-        "on 2 with an interval above 0."
+        "Student vs teacher: Δm +5.2% [+4.8, +5.8], as expected; better on 2 of 3 tasks; on 2 with an interval above 0."
     )
     assert findings[0].startswith("student vs teacher: ahead on") and note == "A note <here>."
 
