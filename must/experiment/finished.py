@@ -123,13 +123,27 @@ def answer(recipe: Recipe, workdir: str, stage: str, request: Request, config: A
     if config is not None:
         same_configuration(recipe, workdir, known, config)
     mine = members(recipe, known)
-    students = {name: name for name in options.networks} or recipe.students(mine)
+    students = {name: name for name in options.networks} or students_of(recipe, mine)
     if stage == "export":
         _export(mine, students, workdir, options)
     elif stage == "predict":
         predict({name: os.path.join(workdir, at) for name, at in students.items()}, workdir, request, options)
     else:
         _evaluate(mine, students, workdir, options)
+
+
+def students_of(recipe: Recipe, mine: Members) -> dict[str, str]:
+    """{name: directory of its network below the workdir}, what a recipe is for.
+
+    Raises:
+      UserError: it trains no student, or networks of which none is it.
+    """
+    if recipe.students is None:
+        raise UserError(f"the recipe {recipe.name!r} trains no student")
+    if not (students := recipe.students(mine)):
+        where = "--options=\"{'networks': ['...']}\", directories below the workdir"
+        raise UserError(f"the recipe {recipe.name!r} has many networks and no student of its own; name some: {where}")
+    return students
 
 
 def read_options(text: str) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from must.core import memory
 from must.core.types import UserError
 from must.experiment import build, networks, plan, sections
+from must.experiment.finished import students_of
 from must.experiment.run import Recipe, members, read_config
 from must.export.exported import ABOUT as EXPORT
 from must.export.predict import Predictor
@@ -57,9 +58,7 @@ def load(directory: str | os.PathLike) -> Predictor:
         raise UserError(f"{directory}: is an exported network; use must.load_exported")
     config = read_config(path)
     recipe = recipe_of(config)
-    if recipe.students is None:
-        raise UserError(f"{directory}: the recipe {recipe.name!r} trains no student")
-    students = recipe.students(members(recipe, config))
+    students = students_of(recipe, members(recipe, config))
     return networks.predictor({name: os.path.join(path, at) for name, at in students.items()})
 
 

@@ -188,5 +188,6 @@ RECIPE = Recipe(
     jobs,
     check,
     dry_run,
+    students=lambda members: {},  # each start has a network per task and protocol: requests name those they mean
     axes=lambda config: {"share": ("labels-", tuple(config["labels"]))} if len(config.get("labels") or ()) > 1 else {},
 )

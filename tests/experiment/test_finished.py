@@ -226,6 +226,13 @@ def test_every_recipe_names_its_students():
         assert all(at.startswith(("joint/jedi/students/", "grid/", "student", "labels-")) for at in found.values())
 
 
+def test_a_recipe_of_many_networks_asks_which(tmp_path):
+    config = config_of("configs/transfer.py", "sanity")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="'transfer' has many networks and no student"):
+        must.load(tmp_path)
+
+
 def test_options_are_json_or_python_or_a_file(tmp_path):
     (tmp_path / "a.json").write_text('{"tiles": [2, 2]}')
     for text in ('{"tiles": [2, 2]}', "{'tiles': [2, 2]}", str(tmp_path / "a.json")):
