@@ -122,6 +122,7 @@ from must.readers.coco import CocoJson as CocoJson
 from must.readers.dense import DepthPng as DepthPng
 from must.readers.dense import MaskPng as MaskPng
 from must.readers.dense import NormalsPng as NormalsPng
+from must.readers.folders import AttributeCsv as AttributeCsv
 from must.readers.folders import ImageCsv as ImageCsv
 from must.readers.folders import ImageFolder as ImageFolder
 from must.readers.folders import Photos as Photos
@@ -140,8 +141,10 @@ from must.tasks.base import Task as Task
 from must.tasks.classification import Classification as Classification
 from must.tasks.depth import Depth as Depth
 from must.tasks.detection import Detection as Detection
+from must.tasks.multi_label import MultiLabel as MultiLabel
 from must.tasks.normals import Normals as Normals
 from must.tasks.segmentation import Segmentation as Segmentation
+from must.tasks.two_stage import TwoStage as TwoStage
 from must.train.checkpoint import Checkpoints as Checkpoints
 from must.train.loop import fit as fit
 from must.train.optimizer import optimizer as optimizer

@@ -75,6 +75,57 @@ def from_distances(points: Array, distances: Array) -> Array:
     return jnp.stack([x - left, y - top, x + right, y + bottom], -1)
 
 
+_LARGEST = 4.135  # log(1000 / 16), of a box's side by its anchor's
+
+
+def encode(boxes: Array, anchors: Array) -> Array:
+    """Deltas [..., 4] from anchors [..., 4] to boxes [..., 4]: shifts of the center in sides of the anchor, logarithms
+    of the ratio of sides (Ren et al. 2015, eq. 2)."""
+    sides, base = (jnp.maximum(one[..., 2:] - one[..., :2], 1e-3) for one in (boxes, anchors))
+    shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
+    return jnp.concatenate([shift / base, jnp.log(sides / base)], -1)
+
+
+def decode(deltas: Array, anchors: Array) -> Array:
+    """The inverse of `encode`; sides grow by a factor of 62 at most."""
+    base = jnp.maximum(anchors[..., 2:] - anchors[..., :2], 1e-3)
+    center = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * base
+    half = base * jnp.exp(jnp.clip(deltas[..., 2:], -_LARGEST, _LARGEST)) / 2
+    return jnp.concatenate([center - half, center + half], -1)
+
+
+def covered(boxes: Array, regions: Array, chosen: Array) -> Array:
+    """The largest share of each box's area that one of the chosen [..., M] regions covers: [..., N, 4], [..., M, 4] ->
+    [..., N]."""
+    share = intersection(boxes, regions) / jnp.maximum(area(boxes), _EPS)[..., :, None]
+    return jnp.where(chosen[..., None, :], share, 0.0).max(-1, initial=0.0)
+
+
+def assign_overlaps(
+    boxes: Array, truth: Array, present: Array, *, least: float, every: bool = False
+) -> tuple[Array, Array, Array]:
+    """Assigns boxes to the true boxes that they overlap most (Ren et al. 2015, section 3.1.2).
+
+    Args:
+      boxes: [..., N, 4], anchors or proposals.
+      truth: [..., M, 4].
+      present: bool [..., M]; other true boxes do not exist.
+      least: IoU of an assignment.
+      every: a true box also gets the boxes that overlap it most of all, however little.
+
+    Returns:
+      Index of the true box, int32 [..., N]; whether one is assigned, bool [..., N]; the largest IoU [..., N].
+    """
+    overlap = jnp.where(present[..., None, :], iou(boxes, truth), 0.0)
+    index, best = overlap.argmax(-1), overlap.max(-1)
+    assigned = best >= least
+    if every:
+        forced = (overlap == overlap.max(-2, keepdims=True)) & (overlap > 1e-3)
+        index = jnp.where(forced.any(-1), jnp.where(forced, overlap, -1.0).argmax(-1), index)
+        assigned |= forced.any(-1)
+    return index.astype(jnp.int32), assigned, best
+
+
 def greedy_keep(overlap: Array, threshold: float) -> Array:
     """Exact greedy suppression: removes an item if an earlier kept item overlaps it by more than the threshold.
 

@@ -11,6 +11,7 @@ from must.core.types import Label, UserError
 IGNORE = 255
 # Only the truth is certain: the largest score of a teacher, as half precision has it, and as a code of 0..255.
 SUREST, LARGEST = 1 - 2**-11, 254
+FAINTEST = 2.0**-14  # smallest score of a teacher where 0 is the truth's: the smallest normal float16
 _IGNORED_NAMES = ("ignore", "void", "unlabel", "unknown", "other", "background", "border")
 UNITS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0}
 
@@ -23,6 +24,14 @@ def classification(class_id: int, unknown: Sequence[int] = ()) -> Label:
         "rest": np.float16(0),
         "unknown": np.asarray(unknown, np.uint16).reshape(-1),
     }
+
+
+def multi_label(scores: np.ndarray, unknown: Sequence[int] = ()) -> Label:
+    """Attributes [C], 1 where present and 0 where absent, and the ids of those of which nothing is known."""
+    unknown = np.asarray(unknown, np.uint16).reshape(-1)
+    scores = half(scores)
+    scores[unknown] = 0
+    return {"scores": scores, "unknown": unknown}
 
 
 def detection(boxes: np.ndarray, classes: np.ndarray, crowd: np.ndarray, unknown: Sequence[int] = ()) -> Label:

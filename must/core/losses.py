@@ -56,6 +56,12 @@ def binary_soft_focal(logits: Array, target: Array, gamma: float = 2.0, alpha: f
     return loss if alpha is None else loss * (alpha * target + (1.0 - alpha) * (1.0 - target))
 
 
+def smooth_l1(difference: Array, bend: float) -> Array:
+    """d^2 / (2 bend) below `bend`, |d| - bend / 2 above (Girshick 2015, eq. 3), elementwise."""
+    size = jnp.abs(difference)
+    return jnp.where(size < bend, 0.5 * difference**2 / bend, size - 0.5 * bend)
+
+
 def masked_mean(values: Array, valid: Array) -> Array:
     """Mean of the valid elements of each example, [B, ...] -> [B]; 0 if there are none."""
     axes = tuple(range(1, values.ndim))

@@ -11,7 +11,7 @@ One line per source class; `#` starts a comment:
 The right side is a target class or one of
 
     ignore   may or may not belong to a target class: pixels become 255, boxes become regions without loss, pictures
-             lose their label.
+             lose their label, of several attributes of a picture this one is left out.
     unknown  belongs to no target class: boxes are dropped and count as background; pixels become 255 and pictures lose
              their label, since segmentation and classification have no background class to assign.
 
@@ -182,8 +182,9 @@ def renumbered(label: Label, class_map: ClassMap) -> Label:
         ids[: len(table)] = table
         out["ids"] = ids[label["ids"]]
     else:
-        out["probs"] = np.zeros((rows, size), label["probs"].dtype)
-        out["probs"][:, table] = label["probs"]
+        (name,) = {"probs", "scores"} & set(label)
+        out[name] = np.zeros((rows, size), label[name].dtype)
+        out[name][:, table] = label[name]
     return out
 
 
@@ -260,9 +261,11 @@ class Remapped:
 
 
 def remap(label: Label, class_map: ClassMap) -> Label | None:
-    """Maps a classification, detection or segmentation label to the target label space; None if its class is lost."""
+    """Maps a label with class ids to the target label space; None if its class is lost."""
     if "boxes" in label:
         return _remap_boxes(label, class_map)
+    if "ids" not in label:
+        return _remap_attributes(label, class_map)
     return _remap_pixels(label, class_map) if np.ndim(label["ids"]) == 3 else _remap_class(label, class_map)
 
 
@@ -282,6 +285,17 @@ def _remap_boxes(label: Label, class_map: ClassMap) -> Label:
         "crowd": (np.asarray(label["crowd"]) | (goal == IGNORE))[keep],
         "unknown": _unknown(label, class_map),
     }
+
+
+def _remap_attributes(label: Label, class_map: ClassMap) -> Label:
+    """The largest score of the attributes with the same target; unknown where one of them is, unless one is sure."""
+    scores = np.zeros(len(class_map.target))
+    absent = set(np.asarray(label.get("unknown", ()), np.int64).tolist())
+    for i, goal in enumerate(class_map.table):
+        if goal >= 0 and i not in absent:
+            scores[goal] = max(scores[goal], float(label["scores"][i]))
+    unknown = _unknown(label, class_map)
+    return forms.multi_label(scores, unknown[scores[unknown] < 1])
 
 
 def _remap_pixels(label: Label, class_map: ClassMap) -> Label:

@@ -195,7 +195,8 @@ def completed(truth: Label, other: Label, classes: Sequence[str] = ()) -> Label:
 
     Of boxes, those of such classes that overlap no true box by an IoU above `SAME_OBJECT`: what is there is known. Of
     pixels, those of such classes where the annotation has no class, or the one called "background", which there means
-    none of the annotated classes. A picture has one class: the annotation's. What remains unknown is unknown to both.
+    none of the annotated classes. A picture has one class: the annotation's. Of attributes, the unknown ones. What
+    remains unknown is unknown to both.
 
     Args:
       truth: the annotation.
@@ -203,9 +204,12 @@ def completed(truth: Label, other: Label, classes: Sequence[str] = ()) -> Label:
       classes: names of the classes of both.
     """
     unknown = np.asarray(truth.get("unknown", ()), np.int64)
-    if not len(unknown) or ("boxes" not in truth and np.ndim(truth["ids"]) != 3):
+    if not len(unknown) or ("boxes" not in truth and "ids" in truth and np.ndim(truth["ids"]) != 3):
         return truth
     remaining = np.intersect1d(unknown, other.get("unknown", ())).astype(np.uint16)
+    if not {"boxes", "ids"} & set(truth):
+        of_other = np.isin(np.arange(len(truth["scores"])), unknown)
+        return {"scores": np.where(of_other, other["scores"], truth["scores"]), "unknown": remaining}
     if "boxes" in truth:
         keep = np.isin(other["classes"], unknown) & (_overlap(other["boxes"], truth["boxes"]) <= SAME_OBJECT)
         both = {name: np.concatenate([truth[name], np.asarray(other[name])[keep]]) for name in _OF_BOXES}

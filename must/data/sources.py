@@ -15,6 +15,7 @@ KINDS = {
     "tfds": "must.readers.tfds:Tfds",
     "image_folder": "must.readers.folders:ImageFolder",
     "image_csv": "must.readers.folders:ImageCsv",
+    "attribute_csv": "must.readers.folders:AttributeCsv",
     "photos": "must.readers.folders:Photos",
     "coco": "must.readers.coco:CocoJson",
     "coco_panoptic": "must.readers.panoptic:CocoPanoptic",

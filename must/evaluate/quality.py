@@ -87,6 +87,10 @@ def _positive(task: Task, predicted: Label, truth: Label, policy: Policy) -> tup
     if {"boxes", "scores", "valid"} <= fields:
         kept = states(policy, np.asarray(predicted["scores"]), np.asarray(predicted["classes"])).positive
         return {**predicted, "valid": np.asarray(predicted["valid"]) & kept}, truth
+    if fields - {"known"} == {"scores"}:
+        scores = np.asarray(predicted["scores"])
+        kept = states(policy, scores, np.arange(len(scores))).positive
+        return predicted, {**truth, "known": np.broadcast_to(truth.get("known", True), kept.shape) & kept}
     if fields == {"ids", "probs", "known"}:
         ids, probs = (np.asarray(predicted[name])[..., 0] for name in ("ids", "probs"))
         kept = states(

@@ -7,13 +7,14 @@
     <task>/coco.json               detection, `must.tasks.exchange`; segmentation, with `masks`
     labels/, Annotations/          detection as YOLO txt or VOC xml, with `boxes`
     <task>/classes.csv             classification, `must.export.labels`
+    <task>/attributes.csv          multi-label, the score of every attribute
     <task>/maps.csv, <field>/...   segmentation, depth, normals, `must.export.labels`
 
 <file> is the example's id, `must.readers.names`. `must.readers.label_files.LabelFiles` reads all of it back, our
-readers of users' files (`CocoJson`, `MaskPng`, `DepthPng`, `NormalsPng`, `ImageCsv`) any one task. What a label rounds
-was rounded when the record was written: boxes are float32, scores and probabilities float16, confidences codes of
-1/255, depths 16-bit codes with scale and offset, normals codes of 1/127. The files keep these numbers; `millimeters`
-alone rounds again.
+readers of users' files (`CocoJson`, `MaskPng`, `DepthPng`, `NormalsPng`, `ImageCsv`, `AttributeCsv`) any one task. What
+a label rounds was rounded when the record was written: boxes are float32, scores and probabilities float16, confidences
+codes of 1/255, depths 16-bit codes with scale and offset, normals codes of 1/127. The files keep these numbers;
+`millimeters` alone rounds again.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Folders of pictures: one folder per class, pictures with a csv of classes, and unlabeled photos."""
+"""Folders of pictures: one folder per class, pictures with a csv of classes or attributes, and unlabeled photos."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 from must.core import labels
 from must.core.notices import notice
 from must.core.types import Label, UserError
+from must.readers.attributes import attributes_of
 from must.readers.files import FileSource, find_pictures, folder, key_in, locate, read_classes, read_rows, source_name
 from must.readers.names import PICTURES, class_name
 from must.readers.pictures import DISPLAYED
@@ -165,7 +166,8 @@ def _read_table(file: Path, available: Mapping[str, Path], path: Path) -> tuple[
         if len(ones) != 1:
             raise UserError(
                 f"{where}: {len(ones)} of the {len(others)} columns with 0 and 1 are 1, but a picture has one class; "
-                "if these columns are not classes, rename the one that holds the class to 'class'"
+                "kind 'attribute_csv' reads several, for the task multi_label; if these columns are not classes, "
+                "rename the one that holds the class to 'class'"
             )
         rows[key] = class_name(ones[0])
     if not rows:
@@ -180,6 +182,80 @@ def _names_picture(cell: str, available: Mapping[str, Path], path: Path) -> bool
 
 def _is_binary(row: Sequence[str], columns: Sequence[int]) -> bool:
     return all(column < len(row) and re.fullmatch(r"[01](\.0*)?", row[column]) for column in columns)
+
+
+class AttributeCsv(FileSource):
+    """Multi-label: a folder of pictures and a table with one row for each: its name, then a column per attribute.
+
+    The first row names the attributes. A cell is 1 (present), 0 (absent), a score between, or empty, "?" or "nan"
+    (unknown); -1 needs `minus`. Columns that a picture's name or a list of `classes` does not take are left out.
+
+    Args:
+      root: dataset root.
+      table: file below root, cells separated by comma, semicolon, tab, "|" or space.
+      images: folder below root that picture paths are relative to; "{split}" is replaced here and in `table`.
+      split: name of the split.
+      classes: attributes, names or a file of names (`read_classes`) in order of their ids; by default the columns.
+        One without a column is unknown in every picture.
+      minus: what -1 says: "absent" (as in CelebA) or "unknown" (as in CheXpert); by default it is refused.
+      task: key of the labels.
+      name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
+
+    Raises:
+      UserError: a table without heading, a cell that is no score, a missing or repeated picture.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        table: str,
+        *,
+        images: str = "",
+        split: str = "",
+        classes: str | Sequence[str] | None = None,
+        minus: str = "",
+        task: str = "multi_label",
+        name: str = "",
+        orientation: str = DISPLAYED,
+    ):
+        path, file = folder(locate(root, images, split)), locate(root, table, split)
+        if minus not in ("", "absent", "unknown"):
+            raise UserError(f"{file}: minus={minus!r}: expected 'absent' or 'unknown'")
+        available = find_pictures(path)
+        (_, heading), *rows = read_rows(file).items()
+        if len(heading) < 2 or any(_names_picture(cell, available, path) for cell in heading):
+            raise UserError(f"{file}: line 1: expected a heading with the names of the attributes")
+        probe = rows[0][1] if rows else heading
+        at = next((column for column, cell in enumerate(probe) if _names_picture(cell, available, path)), 0)
+        columns = {class_name(cell): column for column, cell in enumerate(heading) if column != at}
+        names = tuple(columns) if classes is None else tuple(read_classes(classes, root).values())
+        if len(columns) < len(heading) - 1 or not set(columns) & set(names):
+            raise UserError(f"{file}: line 1: a column occurs twice, or none of the {len(names)} attributes has one")
+        found: dict[str, Label] = {}
+        for number, row in rows:
+            where = f"{file}: line {number}"
+            if len(row) > len(heading) or len(row) <= at:
+                raise UserError(f"{where}: {len(row)} cells under {len(heading)} columns")
+            key = key_in(available, row[at], path)
+            if key is None or key in found:
+                raise UserError(f"{where}: {row[at]} is " + (f"not in {path}" if key is None else "listed twice"))
+            cells = [row[columns[one]] if columns.get(one, len(row)) < len(row) else "" for one in names]
+            found[key] = attributes_of(cells, names, where, minus)
+        if not found:
+            raise UserError(f"{file}: names no pictures")
+        super().__init__(
+            source_name(name, root, split),
+            {key: available[key] for key in found},
+            classes={task: names},
+            settings=(task, minus),
+            label_files=[file],
+            orientation=orientation,
+        )
+        self._task, self._labels = task, list(found.values())
+
+    def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
+        return {self._task: dict(self._labels[index])}
 
 
 class Photos(FileSource):

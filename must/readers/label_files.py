@@ -6,6 +6,7 @@
     <task>/about.json              kind, classes, meaning and rounding of the numbers
     <task>/coco.json               detection: COCO boxes with scores; "must_id" is the record's id
     <task>/classes.csv             classification: file, class, score, rest, unknown, class_2, score_2, ...
+    <task>/attributes.csv          multi-label: file, and the score of every attribute
     <task>/maps.csv                dense tasks: file, and the fields that are not maps
     <task>/<field>/<file>.png      a map at its stored resolution: 8-bit gray, 16-bit gray (depth), RGB (normals)
     <task>/<field>-2/<file>.png    the second value per pixel of a map with several values per pixel, and so on
@@ -24,6 +25,7 @@ import numpy as np
 
 from must.core.labels import half
 from must.core.types import Example, Label, Source, UserError
+from must.readers.attributes import attributes_of
 from must.readers.dense import read_mask
 from must.readers.edited import read_boxes
 from must.readers.fields import understood
@@ -31,12 +33,13 @@ from must.readers.files import fingerprint_of, read_json, read_rows
 from must.readers.names import id_of
 from must.readers.pictures import decode_picture, open_picture, read_bytes, untagged
 
-ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, MAPS = (
+ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, ATTRIBUTES, MAPS = (
     "about.json",
     "examples.csv",
     "images",
     "coco.json",
     "classes.csv",
+    "attributes.csv",
     "maps.csv",
 )
 _NONE = "none"  # in a cell: an empty list
@@ -141,12 +144,18 @@ class LabelFiles:
             table = {}
             for line, row in enumerate(read_table(path / CLASSES, ("file", "class", "score")), 2):
                 table[_id(row)] = _distribution(row, number, f"{path / CLASSES}: line {line}")
+        elif kind == "attributes":
+            rows = enumerate(read_table(path / ATTRIBUTES, ("file", *names)), 2)
+            cells = ((_id(row), [row[name] for name in names], line) for line, row in rows)
+            table = {id: attributes_of(row, names, f"{path / ATTRIBUTES}: line {line}") for id, row, line in cells}
         elif "maps" in about or kind in _FIELDS:
             self._fields[task] = (about["maps"], about["columns"]) if "maps" in about else _FIELDS[kind]
             self._stacked[task] = about.get("stacked", ("ids", "probs"))
             table = {_id(row): row for row in read_table(path / MAPS, ("file",))}
         else:
-            raise UserError(f"{path / ABOUT}: kind {kind!r} is not one of coco, classes, {', '.join(_FIELDS)}")
+            raise UserError(
+                f"{path / ABOUT}: kind {kind!r} is not one of coco, classes, attributes, {', '.join(_FIELDS)}"
+            )
         self._tasks[task] = (kind, table)
 
     def _label(self, task: str, kind: str, row: Mapping[str, Any]) -> Label:

@@ -261,16 +261,8 @@ class Classification(Task):
         best = [i for i in np.argsort(-probs, kind="stable")[:3] if probs[i] >= 0.005]
         if policy is None:
             return [(f"{100 * probs[i]:.0f}% {self.classes[i]}", drawing.bar(probs[i])) for i in best]
-        found, rows = self._decided(label, policy), []
-        for i in best:
-            word, color = "ignored", drawing.IGNORED
-            if found.positive[i]:
-                word, color = "taken", drawing.TAKEN
-            elif found.negative[i]:
-                word, color = "absent", drawing.ABSENT
-            score = found.scores[i]
-            rows.append((f"{100 * score:.0f}% {word}: {self.classes[i]}", drawing.bar(score, color)))
-        return rows
+        found = self._decided(label, policy)
+        return [drawing.claim(self.classes[i], found.scores[i], found.positive[i], found.negative[i]) for i in best]
 
 
 ROUNDING = 1e-3  # by which a sum of probabilities may miss 1

@@ -104,6 +104,12 @@ def bar(fraction: float, color: tuple[int, int, int] = TAKEN) -> np.ndarray:
     return np.where(filled, color, (60, 60, 66)).astype(np.uint8)
 
 
+def claim(name: str, score: float, positive: bool, negative: bool) -> tuple[str, np.ndarray]:
+    """A row of `caption` for a claim, worded and colored by its state."""
+    word, color = ("taken", TAKEN) if positive else ("absent", ABSENT) if negative else ("ignored", IGNORED)
+    return f"{100 * score:.0f}% {word}: {name}", bar(score, color)
+
+
 def caption(picture: np.ndarray, rows: list[tuple[str, np.ndarray]]) -> np.ndarray:
     """Adds up to three lines below a picture, each a colored strip and a text.
 

@@ -18,7 +18,7 @@ from must.core import files
 from must.core.types import Label, Source, UserError
 from must.data.combine import encoded_of, labels_of
 from must.readers.edited import MUST_ID, UNKNOWN
-from must.readers.label_files import ABOUT, CLASSES, COCO, MAPS, folder_of, list_cell
+from must.readers.label_files import ABOUT, ATTRIBUTES, CLASSES, COCO, MAPS, folder_of, list_cell
 from must.readers.names import file_of
 from must.readers.pictures import header, is_portable
 from must.readers.record_format import encode_png
@@ -243,6 +243,31 @@ def write_classes(directory: str, source: Source, name: str, task: Any) -> int:
             table.writerow([picture_file(source, index), *cells[:2], rest, list_cell(label.get("unknown")), *cells[2:]])
             lines += 1
     write_about(directory, {"kind": "classes", "classes": list(task.classes), "examples": lines})
+    return lines
+
+
+def write_attributes(directory: str, source: Source, name: str, task: Any) -> int:
+    """<directory>/attributes.csv: file, and one column of scores per attribute, empty where it is unknown.
+
+    A score is the shortest text that is the same float16 again, of ground truth 1 or 0. `AttributeCsv` reads the table.
+
+    Raises:
+      UserError: no labels of the task, or scores of another number of attributes.
+    """
+    os.makedirs(directory, exist_ok=True)
+    lines = 0
+    with files.replacing(os.path.join(directory, ATTRIBUTES), newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", *task.classes])
+        for index, label in labeled(source, name, task, ("scores", "unknown")):
+            scores, unknown = np.asarray(label["scores"], np.float16), set(np.asarray(label["unknown"]).tolist())
+            if scores.shape != (len(task.classes),):
+                raise UserError(f"{source.ids[index]}: {name}: {scores.size} scores, {len(task.classes)} attributes")
+            cells = (f"{score:g}" if score in (0, 1) else str(score) for score in scores)
+            cells = ["" if i in unknown else cell for i, cell in enumerate(cells)]
+            table.writerow([picture_file(source, index), *cells])
+            lines += 1
+    write_about(directory, {"kind": "attributes", "classes": list(task.classes), "examples": lines})
     return lines
 
 

@@ -10,6 +10,7 @@ from must.core.types import ArraySpec, Example, Teacher
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.tasks.detection import Detection
+from must.tasks.multi_label import MultiLabel
 from must.tasks.normals import Normals
 from must.tasks.segmentation import Segmentation
 
@@ -20,6 +21,7 @@ TASKS = {
     "masks": Segmentation(CLASSES, top_k=3),
     "depth": Depth(),
     "normals": Normals(),
+    "several": MultiLabel(CLASSES),
 }
 SIZE = (23, 31)  # of the pictures; the maps have a pixel per 4 x 4, rounded up
 STORED = (6, 8)
@@ -34,6 +36,10 @@ def random_labels(rng, size=SIZE, stored=STORED):
     normals = rng.normal(size=(*stored, 3)) - (0, 0, 2)
     normals = np.round(127 * normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.int8)
     normals[rng.random(stored) < 0.1] = 0
+    own = rng.spawn(1)[0]
+    unknown = np.flatnonzero(own.random(len(CLASSES)) < 0.3).astype(np.uint16)
+    several = own.choice([0, 1, *own.uniform(0.001, 1, 4)], len(CLASSES)).astype(np.float16)
+    several[unknown] = 0
     probs = np.sort(rng.dirichlet(np.ones(len(CLASSES))))[::-1].astype(np.float16)
     listed = int(rng.integers(1, len(CLASSES) + 1))
     return {
@@ -62,6 +68,7 @@ def random_labels(rng, size=SIZE, stored=STORED):
             "scores": rng.integers(0, 256, stored, np.uint8) if count else np.full((1, 1), 254, np.uint8),
         },
         "normals": {"normals": normals, "scores": rng.integers(0, 256, stored, np.uint8)},
+        "several": {"scores": several, "unknown": unknown},
     }
 
 
@@ -72,7 +79,7 @@ class Labeled:
 
     def __init__(self, ids, seed=0, missing=True):
         self.ids = list(ids)
-        self.classes = dict.fromkeys(("class", "boxes", "masks"), CLASSES)
+        self.classes = dict.fromkeys(("class", "boxes", "masks", "several"), CLASSES)
         rng = np.random.default_rng(seed)
         self.known = [random_labels(rng) for _ in self.ids]
         for label in self.known[1::2] if missing else ():

@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from must import Classification, Depth, Detection, Normals, Policy, Segmentation
+from must import Classification, Depth, Detection, MultiLabel, Normals, Policy, Segmentation
 from must.tasks.label_states import LARGEST
 
 SIZE, CLASSES = (12, 16), ("a", "b", "c", "d", "e")
 TASKS = {
     "classification": Classification(CLASSES),
+    "multi_label": MultiLabel(CLASSES),
     "detection": Detection(CLASSES, max_boxes=9),
     "segmentation": Segmentation(CLASSES, top_k=3, head_stride=1),
     "depth": Depth(head_stride=1, max_depth=5.0),
@@ -26,6 +27,10 @@ def label_of(name, seed):
     if name == "classification":
         probs = rng.dirichlet(np.full(5, 0.7)).astype(np.float32) * known
         return {"probs": probs / probs.sum(), "known": known}
+    if name == "multi_label":
+        scores = rng.random(5).astype(np.float32)
+        scores[:2] = seed % 2, 1  # truth
+        return {"scores": scores * known, "known": known}
     if name == "segmentation":
         ids = np.argsort(rng.random((height, width, 5)), -1)[..., :3].astype(np.uint8)
         probs = -np.sort(-rng.dirichlet(np.full(4, 0.6), (height, width)), -1)[..., :3]
@@ -82,6 +87,13 @@ def test_claims_have_the_states_of_the_target(name):
             np.testing.assert_array_equal(claims.positive, target["positive"][there])
             np.testing.assert_array_equal(ignored, target["ignored"][there])
             np.testing.assert_array_equal(claims.ids, label["classes"][there])
+        elif name == "multi_label":
+            known = label["known"]
+            np.testing.assert_array_equal(~ignored, target["used"][known])
+            np.testing.assert_array_equal(claims.ids, np.flatnonzero(known))
+            certain = np.isin(label["scores"], (0, 1))[known]
+            np.testing.assert_array_equal(claims.positive[certain], label["scores"][known][certain] == 1)
+            assert (~ignored)[certain].all()
         elif name == "classification":
             assert claims.positive.any() == target["used"]
             if target["candidates"].any():
