@@ -28,10 +28,10 @@ def classification(class_id: int, unknown: Sequence[int] = ()) -> Label:
 
 def multi_label(scores: np.ndarray, unknown: Sequence[int] = ()) -> Label:
     """Attributes [C], 1 where present and 0 where absent, and the ids of those of which nothing is known."""
-    unknown = np.asarray(unknown, np.uint16).reshape(-1)
+    ids = np.asarray(unknown, np.uint16).reshape(-1)
     scores = half(scores)
-    scores[unknown] = 0
-    return {"scores": scores, "unknown": unknown}
+    scores[ids] = 0
+    return {"scores": scores, "unknown": ids}
 
 
 def detection(boxes: np.ndarray, classes: np.ndarray, crowd: np.ndarray, unknown: Sequence[int] = ()) -> Label:
