@@ -98,13 +98,12 @@ def test_commands_resolve(command):
 
 
 def _value(config, key, value):
-    """A command line's text in the type of the key's default."""
-    default = config
-    for name in key.split(".")[1:]:
-        default = default[name]
-    if isinstance(default, (tuple, int, float)) and not isinstance(default, bool):
-        return type(default)(eval(value, {}))
-    return value
+    """A command line's text in the type of its key, set or not."""
+    *path, last = key.split(".")[1:]
+    for name in path:
+        config = config[name]
+    kind = config.get_type(last)
+    return kind(eval(value, {})) if kind in (tuple, int, float) else value
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("python"))

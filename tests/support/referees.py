@@ -161,7 +161,8 @@ def as_authors(model):
         side = int((model.pos_embed.shape[1] - 1) ** 0.5)
         grid = model.pos_embed[:, 1:].reshape(1, side, side, width).permute(0, 3, 1, 2)
         scale = (rows + 0.1) / side, (columns + 0.1) / side
-        grid = torch.nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
+        if (rows, columns) != (side, side):
+            grid = torch.nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
         assert grid.shape[2:] == (rows, columns)
         tokens = tokens.flatten(1, 2) + grid.flatten(2).transpose(1, 2)
         return torch.cat([(model.cls_token + model.pos_embed[:, :1]).expand(batch, -1, -1), tokens], 1)
