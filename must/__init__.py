@@ -25,6 +25,7 @@ _HOMES = {
     "must.tasks.classification": "Classification",
     "must.tasks.depth": "Depth",
     "must.tasks.detection": "Detection",
+    "must.tasks.instances": "Instances",
     "must.tasks.multi_label": "MultiLabel",
     "must.tasks.normals": "Normals",
     "must.tasks.segmentation": "Segmentation",

@@ -141,6 +141,7 @@ from must.tasks.base import Task as Task
 from must.tasks.classification import Classification as Classification
 from must.tasks.depth import Depth as Depth
 from must.tasks.detection import Detection as Detection
+from must.tasks.instances import Instances as Instances
 from must.tasks.multi_label import MultiLabel as MultiLabel
 from must.tasks.normals import Normals as Normals
 from must.tasks.segmentation import Segmentation as Segmentation

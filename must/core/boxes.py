@@ -215,7 +215,10 @@ def assign_points(
 
 
 def match(
-    detections: dict[str, np.ndarray], truth: dict[str, np.ndarray], thresholds: np.ndarray
+    detections: dict[str, np.ndarray],
+    truth: dict[str, np.ndarray],
+    thresholds: np.ndarray,
+    shared: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """COCO's matching in one image: by descending score, each detection takes the unmatched true box of largest IoU.
 
@@ -226,14 +229,18 @@ def match(
       detections: boxes [D, 4], classes [D], valid [D], by descending score.
       truth: boxes [M, 4], classes [M], valid [M], crowd [M].
       thresholds: minimum IoU of a match, [T], above 0.
+      shared: areas that both share [D, M], and of each [D] and [M]; by default those of the boxes.
 
     Returns:
       hit and ignored, bool [D, T]; both False for false positives and invalid detections.
     """
     found, true = (np.asarray(label["boxes"], np.float64) for label in (detections, truth))
-    low, high = np.maximum(found[:, None, :2], true[:, :2]), np.minimum(found[:, None, 2:], true[:, 2:])
-    common = np.maximum(high - low, 0).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (found, true)]
+    if shared is None:
+        low, high = np.maximum(found[:, None, :2], true[:, :2]), np.minimum(found[:, None, 2:], true[:, 2:])
+        common = np.maximum(high - low, 0).prod(-1)
+        areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (found, true)]
+    else:
+        common, *areas = (np.asarray(part, np.float64) for part in shared)
     crowd = np.asarray(truth["crowd"])
     whole = np.where(crowd, areas[0][:, None], areas[0][:, None] + areas[1] - common)
     comparable = np.asarray(detections["classes"])[:, None] == np.asarray(truth["classes"])

@@ -45,6 +45,47 @@ def detection(boxes: np.ndarray, classes: np.ndarray, crowd: np.ndarray, unknown
     }
 
 
+def with_masks(label: Label, masks: Iterable[np.ndarray]) -> Label:
+    """Detection in record form with a mask bool [H, W] of each box, as run lengths over columns, beginning with 0s."""
+    return {**label, **_joined([run_lengths(mask) for mask in masks])}
+
+
+def masks_of(label: Label, size: tuple[int, int]) -> np.ndarray:
+    """The masks of a label in record form, bool [N, H, W]; ValueError where one is not of this size."""
+    out = np.zeros((len(label["runs"]), *size), bool)
+    for mask, counts in zip(out, _split(label), strict=True):
+        if counts.sum() != mask.size:
+            raise ValueError(f"a mask of {counts.sum()} pixels in an image of {size[1]} x {size[0]}")
+        mask[:] = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
+    return out
+
+
+def chosen_masks(*parts: tuple[Label, np.ndarray]) -> Label:
+    """The fields of the masks of the chosen boxes, bool [N], of several labels; {} where none has masks."""
+    if not any("runs" in label for label, _ in parts):
+        return {}
+    return _joined([c for label, chosen in parts for c, kept in zip(_split(label), chosen, strict=True) if kept])
+
+
+def run_lengths(mask: np.ndarray) -> np.ndarray:
+    """Run lengths of a bool [H, W] mask as COCO has them: over columns, beginning with zeros."""
+    flat = np.concatenate([[False], mask.ravel(order="F"), [not mask[-1, -1]]])
+    return np.diff(np.flatnonzero(flat[1:] != flat[:-1]), prepend=0)
+
+
+def _split(label: Label) -> list[np.ndarray]:
+    runs = np.asarray(label["runs"], np.int64)
+    counts = np.asarray(label["counts"], np.int64)
+    if runs.sum() != len(counts):
+        raise ValueError(f"{len(counts)} run lengths, {runs.sum()} by the number of each mask")
+    return np.split(counts, np.cumsum(runs)[:-1]) if len(runs) else []
+
+
+def _joined(counts: Sequence[np.ndarray]) -> Label:
+    flat = np.concatenate([*counts, np.zeros(0, np.int64)])
+    return {"counts": flat.astype(np.uint32), "runs": np.array([len(one) for one in counts], np.uint32)}
+
+
 def segmentation(ids: np.ndarray, unknown: Sequence[int] = ()) -> Label:
     """Class ids uint8 [H, W], 255 = ignored, and the ids of the classes unknown to the source."""
     ids = np.ascontiguousarray(ids, np.uint8)[..., None]

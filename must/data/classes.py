@@ -284,6 +284,7 @@ def _remap_boxes(label: Label, class_map: ClassMap) -> Label:
         "scores": label["scores"][keep],
         "crowd": (np.asarray(label["crowd"]) | (goal == IGNORE))[keep],
         "unknown": _unknown(label, class_map),
+        **forms.chosen_masks((label, keep)),
     }
 
 

@@ -213,7 +213,8 @@ def completed(truth: Label, other: Label, classes: Sequence[str] = ()) -> Label:
     if "boxes" in truth:
         keep = np.isin(other["classes"], unknown) & (_overlap(other["boxes"], truth["boxes"]) <= SAME_OBJECT)
         both = {name: np.concatenate([truth[name], np.asarray(other[name])[keep]]) for name in _OF_BOXES}
-        return {**both, "unknown": remaining}
+        masks = forms.chosen_masks((truth, np.ones(len(truth["boxes"]), bool)), (other, keep))
+        return {**both, "unknown": remaining, **masks}
     ids, probs = (_resized(np.asarray(other[name]), truth["ids"].shape[:2]) for name in ("ids", "probs"))
     open_ids = [forms.IGNORE, *(i for i, name in enumerate(classes) if name.lower() in _BACKGROUND)]
     take = np.isin(truth["ids"][..., :1], open_ids) & np.isin(ids[..., :1], unknown)

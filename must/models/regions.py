@@ -39,7 +39,7 @@ def roi_align(pyramid: dict[int, Array], boxes: Array, level: Array, size: int) 
     total = 0.0
     for stride, features in sorted(pyramid.items()):
         rows, columns = (
-            _samples(boxes[..., axis] / stride, boxes[..., axis + 2] / stride, features.shape[2 - axis], size)
+            cell_weights(boxes[..., axis] / stride, boxes[..., axis + 2] / stride, features.shape[2 - axis], size)
             for axis in (1, 0)
         )
         rows = rows * (level == stride)[..., None, None]
@@ -48,8 +48,8 @@ def roi_align(pyramid: dict[int, Array], boxes: Array, level: Array, size: int) 
     return total
 
 
-def _samples(low: Array, high: Array, count: int, size: int) -> Array:
-    """Weights of an axis' `count` pixels in the cells between `low` and `high`, [..., size, count]."""
+def cell_weights(low: Array, high: Array, count: int, size: int) -> Array:
+    """Bilinear weights of an axis' `count` pixels in the cells between `low` and `high`, [..., size, count]."""
     places = (jnp.arange(size * _SAMPLES) + 0.5) / (size * _SAMPLES)
     at = low[..., None] - 0.5 + places * (high - low)[..., None]
     inside = (at >= -1) & (at <= count)
@@ -201,7 +201,7 @@ class MaskedRegions(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> dict[str, Array]:
-        """The outputs of `regions`, found [B, M, 4] and, as logits in these boxes, masks [B, M, 2 cells, 2 cells]."""
+        """Those of `regions`, with found [B, M, 4], masks [B, M, 2 cells, 2 cells], logits, and an empty frame."""
         outputs = self.regions(features, train=train, image_size=image_size)
         boxes = jax.lax.stop_gradient(self.find(outputs))
         pyramid = {stride: features.pyramid[stride] for stride in self.regions.strides}
@@ -211,4 +211,5 @@ class MaskedRegions(nn.Module):
             x = nn.relu(nn.Conv(self.width, (3, 3), padding=1, kernel_init=he_normal, name=f"mask_conv{i + 1}")(x))
         x = nn.relu(nn.ConvTranspose(self.width, (2, 2), (2, 2), kernel_init=he_normal, name="mask_up")(x))
         logits = nn.Dense(1, kernel_init=nn.initializers.normal(0.01), name="mask")(x)[..., 0].astype(jnp.float32)
-        return {**outputs, "found": boxes, "masks": logits.reshape(*boxes.shape[:2], *logits.shape[1:])}
+        frame = jnp.zeros((len(boxes), *image_size, 0), bool)  # holds nothing; its shape is that of the picture
+        return {**outputs, "frame": frame, "found": boxes, "masks": logits.reshape(*boxes.shape[:2], *logits.shape[1:])}

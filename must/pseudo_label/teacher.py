@@ -50,8 +50,7 @@ def label_step(
     labels = {}
     for name, task in tasks.items():
         one, other = outputs[name], task.hflip_outputs(mirrored[name])
-        mean = jax.tree.map(lambda a, b: 0.5 * (a + b), one, other)
-        labels[name] = task.predict(mean) | task.agreement(one, other)
+        labels[name] = task.predict(task.both_views(one, other)) | task.agreement(one, other)
     return labels
 
 

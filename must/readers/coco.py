@@ -15,7 +15,7 @@ from must.readers.files import FileSource, folder, locate, read_classes, select,
 from must.readers.names import existing
 from must.readers.pictures import DISPLAYED
 
-DETECTION, SEGMENTATION = "detection", "segmentation"
+DETECTION, SEGMENTATION, INSTANCES = "detection", "segmentation", "instances"
 _FARTHEST = 1e6  # pixels; polygons are drawn point by point, so a point far outside would take all memory
 
 
@@ -32,7 +32,8 @@ class CocoJson(FileSource):
       annotations: the json file below root.
       split: name of the split.
       ids: optional list file below root: one file name of the json per line, with or without extension.
-      tasks: "detection", "segmentation" or both; or a dict that maps either to the key of its labels.
+      tasks: "detection", "segmentation", "instances" (boxes with masks) or several; or a dict that maps them to the
+        keys of their labels.
       classes: label space, names or a file of names (`read_classes`); must include every category that an annotation
         uses. By default, the json's categories.
       annotated: names of the exhaustively annotated classes; all others are unknown. By default, the json's categories.
@@ -70,7 +71,7 @@ class CocoJson(FileSource):
         orientation: str = DISPLAYED,
     ):
         self._json = locate(root, annotations, split)
-        self._tasks = task_keys(tasks)
+        self._tasks = task_keys(tasks, (DETECTION, SEGMENTATION, INSTANCES))
         head = read_head(self._json)
         pictures = self._read_images(head, locate(root, images, split), locate(root, ids, split) if ids else None)
         names = None if classes is None else tuple(read_classes(classes, root).values())
@@ -78,9 +79,10 @@ class CocoJson(FileSource):
         self._rules = {"bounds": bounds, "empty": "drop" if drop_empty else "refuse"}
         self._read_categories(head, names, annotated)
         self._read_annotations(head, len(pictures))
-        if DETECTION in self._tasks:
+        if {DETECTION, INSTANCES} & set(self._tasks):
             self._place_boxes(corners, relative)
-        spaces = {DETECTION: self._names, SEGMENTATION: (background, *self._names) if background else self._names}
+        spaces = dict.fromkeys((DETECTION, INSTANCES), self._names)
+        spaces |= {SEGMENTATION: (background, *self._names) if background else self._names}
         if SEGMENTATION in self._tasks and len(spaces[SEGMENTATION]) > labels.IGNORE:
             raise UserError(f"{self._json}: {len(spaces[SEGMENTATION])} classes, but an 8-bit mask allows at most 255")
         super().__init__(
@@ -100,7 +102,7 @@ class CocoJson(FileSource):
             )
         rows = self._rows[self._starts[index] : self._starts[index + 1]]
         out = {}
-        if DETECTION in self._tasks:
+        if boxed := {DETECTION, INSTANCES} & set(self._tasks):
             boxes = self._boxes[rows] * (size[::-1] * 2 if self._relative else 1)
             checked = labels.checked_boxes(
                 boxes, size, lambda i: f"{where}, annotation {self._annotation_ids[rows[i]]}", **self._rules
@@ -109,7 +111,12 @@ class CocoJson(FileSource):
                 checked.tell(str(self._json), counted=False)
             mine = rows[checked.kept]
             label = labels.detection(checked.boxes, self._classes[mine], self._crowd[mine], self._unknown_of[index])
-            out[self._tasks[DETECTION]] = {**label, "scores": self._scores[mine]}
+            for kind in boxed:
+                out[self._tasks[kind]] = {**label, "scores": self._scores[mine]}
+            if INSTANCES in boxed:
+                own = out[self._tasks[INSTANCES]]
+                masks = [self._mask(row, size) for row in mine]
+                own |= labels.with_masks({}, [np.zeros(size, bool) if mask is None else mask for mask in masks])
         if SEGMENTATION in self._tasks:
             unknown = self._unknown_of[index]
             if unknown and self._background:  # a pixel outside all instances may show an unknown class
@@ -178,7 +185,7 @@ class CocoJson(FileSource):
     def _read_annotations(self, head: Head, count: int) -> None:
         """Sets flat arrays over the annotations; image i owns `_rows[_starts[i]:_starts[i + 1]]`."""
         position = {image_id: i for i, image_id in enumerate(self._image_ids)}
-        boxed, painted = DETECTION in self._tasks, SEGMENTATION in self._tasks
+        boxed, painted = ({kind, INSTANCES} & set(self._tasks) for kind in (DETECTION, SEGMENTATION))
         required = ("id", "image_id", "category_id") + (("bbox",) if boxed else ())
         owners, boxes, areas, classes, scores, crowd, numbers, shapes = [], [], [], [], [], [], [], []
         for annotation in head.annotations:
@@ -227,13 +234,17 @@ class CocoJson(FileSource):
         )
         checked.tell(str(self._json))
 
+    def _mask(self, row: int, size: tuple[int, int]) -> np.ndarray | None:
+        """bool [H, W] of an annotation; None where it has no shape."""
+        where = f"{self._json}: annotation {self._annotation_ids[row]}"
+        return None if self._shapes[row] is None else decode_mask(self._shapes[row], size, where)
+
     def _paint(self, rows: np.ndarray, size: tuple[int, int], partly: bool) -> np.ndarray:
         """Class map, uint8 [H, W], of the instances `rows`; `partly` if there may be objects of unknown classes."""
         masks = []
         for row in rows:
-            where = f"{self._json}: annotation {self._annotation_ids[row]}"
-            if self._shapes[row] is not None:
-                masks.append((decode_mask(self._shapes[row], size, where), self._classes[row]))
+            if (mask := self._mask(row, size)) is not None:
+                masks.append((mask, self._classes[row]))
         first_class = 1 if self._background else 0
         out = np.full(size, 0 if self._background and not partly else labels.IGNORE, np.uint8)
         for mask, class_id in sorted(masks, key=lambda pair: -int(pair[0].sum())):
@@ -241,16 +252,20 @@ class CocoJson(FileSource):
         return out
 
 
-def task_keys(tasks: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """Normalizes `tasks` to {"detection" or "segmentation": key of its labels}."""
+def task_keys(
+    tasks: Sequence[str] | Mapping[str, str], known: Sequence[str] = (DETECTION, SEGMENTATION)
+) -> dict[str, str]:
+    """Normalizes `tasks` to {one of the `known`: key of its labels}."""
     if not hasattr(tasks, "items"):
         tasks = {task: task for task in ([tasks] if isinstance(tasks, str) else tasks)}
     keys = dict(tasks.items())
     for kind in keys:
-        if kind not in (DETECTION, SEGMENTATION):
-            raise UserError(f"tasks: {kind!r} is neither {DETECTION!r} nor {SEGMENTATION!r}")
+        if kind not in known:
+            raise UserError(f"tasks: {kind!r} is neither {' nor '.join(map(repr, known))}")
     if not keys:
-        raise UserError("tasks: empty, expected 'detection', 'segmentation' or both")
+        raise UserError(f"tasks: empty, expected {' or '.join(map(repr, known))}")
+    if len(set(keys.values())) < len(keys):
+        raise UserError(f"tasks: two of {', '.join(keys)} have the same key")
     return keys
 
 

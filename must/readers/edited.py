@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from must.core.labels import CheckedBoxes, checked_boxes, half
+from must.core.labels import CheckedBoxes, checked_boxes, half, with_masks
 from must.core.types import Label, UserError
 from must.readers import fields
-from must.readers.coco import score_of
+from must.readers.coco import checked_shape, decode_mask, score_of
 from must.readers.coco_head import Head, read_head, size_of
 from must.readers.files import first_repeated
 from must.readers.names import id_of
@@ -30,12 +30,13 @@ class Boxes(NamedTuple):
     size: tuple[float, float]
 
 
-def read_boxes(path: Path, names: Sequence[str]) -> dict[str, Boxes]:
+def read_boxes(path: Path, names: Sequence[str], *, masks: bool = False) -> dict[str, Boxes]:
     """{id: boxes} of all images in a COCO json, in its order.
 
     Args:
       path: the json file.
       names: of the classes, matched to the names of the categories.
+      masks: read the segmentations too.
 
     Raises:
       UserError: see `EditedCoco`.
@@ -66,6 +67,14 @@ def read_boxes(path: Path, names: Sequence[str]) -> dict[str, Boxes]:
     out, checked = {}, []
     for key, (id, entry) in images.items():
         out[id], more = _boxes(rows[key], sizes[key], f"{path}: image {id!r}")
+        if masks:
+            at, (height, width) = f"{path}: image {id!r}", sizes[key]
+            if np.isnan(height):
+                raise UserError(f"{at}: masks need its height and width")
+            shapes = [checked_shape(row.get("segmentation"), at) for row in rows[key]]
+            size = (int(height), int(width))
+            drawn = [np.zeros(size, bool) if one is None else decode_mask(one, size, at) for one in shapes]
+            out[id] = out[id]._replace(label=with_masks(out[id].label, drawn))
         checked.append(more)
         if UNKNOWN in entry:
             out[id].label["unknown"] = _unknown(entry, number, f"{path}: image {id!r}")

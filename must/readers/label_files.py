@@ -138,7 +138,8 @@ class LabelFiles:
             self.classes[task] = names
         if kind == "coco":
             unknown = {"unknown": np.zeros(0, np.uint16)}
-            table = {id: {**unknown, **boxes.label} for id, boxes in read_boxes(path / COCO, names).items()}
+            boxes = read_boxes(path / COCO, names, masks=bool(about.get("masks")))
+            table = {id: {**unknown, **one.label} for id, one in boxes.items()}
         elif kind == "classes":
             number = {name: i for i, name in enumerate(names)}
             table = {}

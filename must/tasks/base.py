@@ -201,6 +201,11 @@ class Task:
         """Outputs on left-right mirrored images, brought back to the frame of the originals; leading axis B."""
         raise NotImplementedError
 
+    def both_views(self, outputs: Any, mirrored: Any) -> Any:
+        """Outputs for a picture and those for its mirror image, brought back, as one: by default their mean, for tasks
+        whose outputs mean the same place by place."""
+        return jax.tree.map(lambda a, b: 0.5 * (a + b), outputs, mirrored)
+
     def fuse(self, labels: Sequence[Label]) -> Label:
         """Predictions of several teachers for the same pictures as one, whose scores fall where they disagree.
 

@@ -23,7 +23,6 @@ from must.tasks.label_states import Claims, decide, states, uncertain
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU of a hit; AP is the mean over them (COCO)
 _MOST = 100  # predictions of a class that count in one image (COCO)
-_PER_BOX = ("boxes", "classes", "scores", "crowd")
 _MIN_VISIBLE = 0.25  # of a cut box's area; with less the object is no longer recognizable, so it is ignored
 
 
@@ -91,15 +90,23 @@ class BoxLabels(Task):
         seen = np.flatnonzero((flat | (boxes[:, 2:] > boxes[:, :2])).all(-1))
         fields |= {"boxes": boxes, "crowd": fields["crowd"] | (visible < _MIN_VISIBLE)}
         seen = seen[np.lexsort((-fields["scores"][seen], fields["crowd"][seen]))]
-        return self._filled({name: fields[name][seen] for name in _PER_BOX}, fields["unknown"])
+        fields |= self._more(label, geometry)
+        return self._filled({n: value[seen] for n, value in fields.items() if n != "unknown"}, fields["unknown"])
+
+    def _more(self, label: Label, geometry: Geometry) -> Label:
+        """Further fields per box of a label in record form, in the network's frame."""
+        return {}
 
     def _filled(self, fields: Label, unknown: np.ndarray, room: int = 0) -> Label:
         """Network form with room for so many boxes, by default `max_boxes` or more where there are more."""
         count = len(fields["boxes"])
         forms = _forms(room or max(self.max_boxes, count), len(self.classes))
         out = {name: np.zeros(*form) for name, form in forms.items()}
-        for name in _PER_BOX:
-            out[name][:count] = fields[name]
+        for name, value in fields.items():
+            if name not in out and name != "unknown":
+                out[name] = np.zeros((len(out["valid"]), *value.shape[1:]), value.dtype)
+            if name != "unknown":
+                out[name][:count] = value
         out["valid"][:count] = True
         out["known"][:] = True
         out["known"][unknown] = False
@@ -115,7 +122,8 @@ class BoxLabels(Task):
             told = f"detection: there are pictures with more than max_boxes={self.max_boxes} boxes"
             notice(f"{told}; training learns so many of each, the surest first")
         keep = keep[np.lexsort((-found["scores"][keep], found["crowd"][keep]))][: self.max_boxes]
-        return self._filled({name: found[name][keep] for name in _PER_BOX}, np.flatnonzero(~found["known"]))
+        fields = {name: value[keep] for name, value in found.items() if name not in ("valid", "known")}
+        return self._filled(fields, np.flatnonzero(~found["known"]))
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
         """As in the base class, see `must.tasks.box_lists`."""
@@ -123,14 +131,18 @@ class BoxLabels(Task):
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class; boxes below the score floor or wholly in the padding are left out."""
-        boxes = geo.restore_boxes(label["boxes"], geometry)
-        keep = np.asarray(label["valid"]) & (np.asarray(label["scores"]) >= self.score_floor)
-        keep &= (boxes[:, 2:] > boxes[:, :2]).all(-1)
-        spec = self.label_spec()
+        boxes, keep = self._stored(label, geometry)
+        spec = BoxLabels.label_spec(self)
         fields = {name: np.asarray(label[name])[keep] for name in ("classes", "scores", "crowd")}
         fields["scores"] = half(fields["scores"])
         fields |= {"boxes": boxes[keep], "unknown": np.flatnonzero(~np.asarray(label["known"]))}
         return {name: fields[name].astype(spec[name].dtype) for name in spec}
+
+    def _stored(self, label: Label, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+        """All boxes in the original's frame, and which of them a record holds."""
+        boxes = geo.restore_boxes(label["boxes"], geometry)
+        keep = np.asarray(label["valid"]) & (np.asarray(label["scores"]) >= self.score_floor)
+        return boxes, keep & (boxes[:, 2:] > boxes[:, :2]).all(-1)
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
         """Boxes [B, M, 4], classes [B, M], known [B, C]; positive and ignored [B, M] by the policy, else absent."""
@@ -209,13 +221,17 @@ class BoxLabels(Task):
                 for one in (found, true)
             )
             found["valid"] &= box_lists.place_in_class(found["classes"], found["valid"]) < _MOST
-            hit, ignored = bx.match(found, true, _THRESHOLDS)
+            hit, ignored = bx.match(found, true, _THRESHOLDS, self._shared(found, true))
             rows["hit"].append(hit)
             rows["miss"].append(found["valid"][:, None] & ~hit & ~ignored)
             counted = true["valid"] & ~true["crowd"]
             rows["positives"].append(np.bincount(true["classes"][counted], minlength=len(self.classes)))
         stacked = {name: np.stack(parts) for name, parts in rows.items()}
         return {"scores": prediction["scores"], "classes": prediction["classes"], **stacked}
+
+    def _shared(self, found: Label, true: Label) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Areas that found and true objects share [D, M], and their own [D] and [M]; None: those of the boxes."""
+        return None
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """COCO's AP, AP50, AP75 and AR100, 0..1, over the classes that have a true box; all 0 where none has."""
@@ -271,7 +287,12 @@ class BoxLabels(Task):
             state = self._decided(label, policy)
             shown, scores = shown & ~state.negative, np.where(scores == 1, 1.0, state.scores)
             ignored = shown & ~state.positive
-        return box_lists.draw(image, {**label, "scores": scores}, self.classes, shown, ignored)
+        masks = self._outlines(label, image.shape[1])
+        return box_lists.draw(image, {**label, "scores": scores}, self.classes, shown, ignored, masks)
+
+    def _outlines(self, label: Label, width: int) -> np.ndarray | None:
+        """Masks whose outlines a picture shows, bool [M, H, W]."""
+        return None
 
     def _listed(self, boxes: Array, classes: Array, scores: Array, size: Array, least: float) -> Label:
         """A prediction from candidates: clipped, suppressed by class, the `max_detections` best by falling score.

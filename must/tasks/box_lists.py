@@ -113,7 +113,7 @@ def best(fields: Label, size: tuple[int, int] | None, floor: float, most: int) -
     chosen = np.flatnonzero((fields["scores"] >= floor) & (seen[:, 2:] > seen[:, :2]).all(-1))
     chosen = chosen[np.argsort(-fields["scores"][chosen], kind="stable")]
     chosen = chosen[place_in_class(fields["classes"][chosen]) < most]
-    return {**fields, **{name: fields[name][chosen] for name in ("boxes", "scores", "classes")}}
+    return {name: value if name == "unknown" else value[chosen] for name, value in fields.items()}
 
 
 def place_in_class(classes: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
@@ -337,7 +337,14 @@ def _unknown(boxes: np.ndarray) -> Label:
 _PAPER, _INK, _DARK = (24, 24, 28), (255, 255, 255), (0, 0, 0)
 
 
-def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+def draw(
+    image: np.ndarray,
+    label: Label,
+    names: Sequence[str],
+    shown: np.ndarray,
+    ignored: np.ndarray,
+    masks: np.ndarray | None = None,
+) -> np.ndarray:
     """The enlarged picture with its boxes, crowds thin and nameless; below, how many of each class.
 
     A name that finds no place of its own beside its box is left out.
@@ -348,6 +355,7 @@ def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarra
       names: of the classes.
       shown: bool [M].
       ignored: bool [M], among the shown ones.
+      masks: bool [M, H, W], whose outlines are drawn too.
     """
     from PIL import Image, ImageDraw
 
@@ -359,6 +367,10 @@ def draw(image: np.ndarray, label: Label, names: Sequence[str], shown: np.ndarra
     inside = np.zeros(enlarged.shape[:2], bool)
     for x0, y0, x1, y1 in corners[ignored]:
         inside[max(0, y0) : y1, max(0, x0) : x1] = True
+    for i in np.flatnonzero(shown) if masks is not None else ():
+        mask = np.pad(masks[i].repeat(round(zoom), 0).repeat(round(zoom), 1), 1)
+        inner = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+        enlarged[mask[1:-1, 1:-1] & ~inner] = colors[classes[i]]
     canvas = Image.fromarray(drawing.tint(enlarged, inside) if inside.any() else enlarged)
     pen = ImageDraw.Draw(canvas)
     order = np.flatnonzero(shown)[::-1]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from must.core import files
+from must.core.labels import run_lengths
 from must.core.types import Label, Source, UserError
 from must.data.combine import encoded_of, labels_of
 from must.readers.edited import MUST_ID, UNKNOWN
@@ -298,15 +299,21 @@ def _box_as_rle(box: tuple[float, ...], size: tuple[int, int]) -> dict[str, Any]
 
 def rle(mask: np.ndarray) -> dict[str, Any]:
     """COCO's uncompressed run lengths of a bool [H, W] mask: columns one after the other, beginning with zeros."""
-    flat = np.concatenate([[False], mask.ravel(order="F"), [not mask[-1, -1]]])
-    ends = np.flatnonzero(flat[1:] != flat[:-1])
-    return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
+    return {"size": list(mask.shape), "counts": run_lengths(mask).tolist()}
 
 
 BOX_FIELDS = ("boxes", "classes", "scores", "crowd", "unknown")
 
 
-def write_coco(directory: str, source: Source, name: str, task: Any, *, min_score: float = 0.0) -> int:
+def write_coco(
+    directory: str,
+    source: Source,
+    name: str,
+    task: Any,
+    *,
+    min_score: float = 0.0,
+    masks: Callable[[Label, tuple[int, int]], np.ndarray] | None = None,
+) -> int:
     """<directory>/coco.json: the boxes of every labeled example, in pixels of the original, with their scores.
 
     bbox is x, y, width, height such that x + width is x1 again in float32; segmentation is the box, as a polygon or, of
@@ -320,6 +327,7 @@ def write_coco(directory: str, source: Source, name: str, task: Any, *, min_scor
       name: key of the labels.
       task: whose classes are the categories.
       min_score: score from which boxes are written; ground truth has score 1.
+      masks: (label with "counts" and "runs", size of its picture) -> bool [N, H, W]; segmentation and area are theirs.
 
     Returns:
       The number of images.
@@ -331,7 +339,7 @@ def write_coco(directory: str, source: Source, name: str, task: Any, *, min_scor
     path, images, boxes = os.path.join(directory, COCO), [], 0
     # Annotations come before it is known how many images there are, and stand behind them in the file.
     with tempfile.TemporaryFile("w+", encoding="utf-8") as annotations:
-        for index, label in labeled(source, name, task, BOX_FIELDS):
+        for index, label in labeled(source, name, task, (*BOX_FIELDS, *(("counts", "runs") if masks else ()))):
             id, (height, width) = source.ids[index], picture_size(source, index)
             class_names([*label["classes"], *label["unknown"]], task.classes, f"{id}: {name}")
             image = coco_image(len(images) + 1, picture_file(source, index), (height, width)) | {MUST_ID: id}
@@ -340,7 +348,8 @@ def write_coco(directory: str, source: Source, name: str, task: Any, *, min_scor
             images.append(json.dumps(image))
             corners = np.asarray(label["boxes"], np.float64).reshape(-1, 4)
             rows = zip(corners, label["classes"], label["scores"], label["crowd"], strict=True)
-            for (x0, y0, x1, y1), class_id, score, crowd in rows:
+            drawn = masks(label, (height, width)) if masks else [None] * len(corners)
+            for ((x0, y0, x1, y1), class_id, score, crowd), mask in zip(rows, drawn, strict=True):
                 if score < min_score:
                     continue
                 annotation = {
@@ -355,6 +364,8 @@ def write_coco(directory: str, source: Source, name: str, task: Any, *, min_scor
                     "iscrowd": int(crowd),
                     "score": float(score),
                 }
+                if mask is not None:
+                    annotation |= {"segmentation": rle(mask), "area": int(mask.sum())}
                 annotations.write((",\n" if boxes else "") + json.dumps(annotation))
                 boxes += 1
         annotations.seek(0)
@@ -365,6 +376,7 @@ def write_coco(directory: str, source: Source, name: str, task: Any, *, min_scor
             file.write("\n]}\n")
     about = {
         "kind": "coco",
+        **({"masks": True} if masks else {}),
         "classes": list(task.classes),
         "images": len(images),
         "boxes": boxes,

@@ -127,7 +127,7 @@ class TwoStage(BoxLabels):
         """The loss on the boxes that the teacher finds, each believed by its score: an IoU with one of score s is its
         class with probability s, else background."""
         found = self.predict(jax.lax.stop_gradient(teacher))
-        target = {name: found[name] for name in ("boxes", "classes", "known")}
+        target = {name: value for name, value in found.items() if name not in ("valid", "crowd", "scores")}
         target |= {"positive": found["valid"], "ignored": found["crowd"], "sure": found["scores"]}
         return {f"soft_{name}": term for name, term in self.loss(outputs, target).items()}
 
@@ -153,6 +153,11 @@ class TwoStage(BoxLabels):
         }
         turned = {name: outputs[name] * jnp.array([-1.0, 1.0, 1.0, 1.0]) for name in ("shifts", "deltas")}
         return {**outputs, **mirrored, **turned}
+
+    def both_views(self, outputs: dict[str, Array], mirrored: dict[str, Array]) -> dict[str, Array]:
+        """The proposals of both: their boxes meet in suppression, and the surer one of two that agree stays."""
+        names = ("proposals", "present", "class", "deltas")
+        return {**outputs, **{name: jnp.concatenate([outputs[name], mirrored[name]], 1) for name in names}}
 
 
 def _delta_scales() -> Array:
