@@ -3,9 +3,10 @@
     python tests/experiments/two_stage.py --workdir=runs/two_stage --steps=500 --seeds="(0,1,2)"
     python tests/experiments/two_stage.py --workdir=runs/tiny --steps=4 --seeds="(0,)" --count=16    # whether it runs
 
-Both read the same pyramid at the same strides and see the same pictures; AP and AP50 are on the test split, the gain of
-AP50 is paired, its interval over the images of each seed and by t over the seeds. It is also the configuration of
-both: `--config=tests/experiments/two_stage.py:two_stage`.
+Both read the same pyramid at the same strides and see the same pictures; AP and AP50 are on the test split; behind
+each seed stand the gain of AP50 and a paired interval of the gain of AP over its images, below all the mean gain of
+AP50 with an interval by t over the seeds. It is also the configuration of both:
+`--config=tests/experiments/two_stage.py:two_stage`.
 """
 
 import argparse
