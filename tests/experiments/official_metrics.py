@@ -120,7 +120,7 @@ def _iou(data, found, count: int):
     """From the masks of the set as they lie on the disk, and the exported ones."""
     hits = np.zeros((count, count))
     for index in range(len(data)):
-        true = np.asarray(Image.open(data._masks[index]))
+        true = np.asarray(Image.open(data._maps[index]))
         ids = found.labels(index)["segmentation"]["ids"][..., 0]
         known = true < count  # 255 is ignored
         np.add.at(hits, (true[known], ids[known]), 1)
