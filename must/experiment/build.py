@@ -17,7 +17,7 @@ from must.data.combine import Cached, labels_of
 from must.data.merge import Concat, Overlay
 from must.data.mix import CLEAN, CutMix, Cutout, shuffled_labels
 from must.data.pipeline import Change, Encoder
-from must.experiment.sections import changed, make, merged, without_none
+from must.experiment.sections import changed, make, merged, plain, without_none
 from must.experiment.settings import (
     BACKBONES,
     BALANCES,
@@ -295,6 +295,11 @@ def fixed_policy(section: LabelPolicy) -> Policy:
 def teacher(settings: SingleStudent, task: str) -> Run:
     """How the teacher of a task trains."""
     return changed(settings.teacher, settings.teachers.get(task, {}), f"config.teachers.{task}")
+
+
+def is_own_baseline(settings: Must, task: str) -> bool:
+    """Whether the teacher of a task trains exactly as its scratch baseline would."""
+    return plain(settings.scratch) == plain(teacher(settings, task))
 
 
 def student(settings: Must, name: str) -> Student:

@@ -144,5 +144,5 @@ def runs_of(settings: Must) -> list[tuple[str, Run, tuple[str, ...]]]:
     runs = [("teacher", build.teacher(settings, name), (name,)) for name in trained]
     runs += [(arm, build.student(settings, arm), every) for arm in build.students(settings)]
     runs += [("supervised", settings.supervised, every)] if "supervised" in settings.baselines else []
-    own = [name for name in every if settings.scratch != build.teacher(settings, name)]
+    own = [name for name in every if not build.is_own_baseline(settings, name)]
     return runs + ([("scratch", settings.scratch, (name,)) for name in own] if "scratch" in settings.baselines else [])

@@ -173,7 +173,7 @@ def _scratch(settings: Must) -> dict[str, str]:
     """{task: job} of the single-task baseline; with the teachers' own settings it is the teachers' own runs."""
     if "scratch" not in settings.baselines:
         return {}
-    same = {task: settings.scratch == build.teacher(settings, task) for task in settings.tasks}
+    same = {task: build.is_own_baseline(settings, task) for task in settings.tasks}
     return {task: f"teachers/{task}" if same[task] else f"baselines/scratch-{task}" for task in settings.tasks}
 
 

@@ -42,14 +42,14 @@ def start(
       UserError: anything about the command that cannot be right.
     """
     finished = stage in FINISHED
-    if config is None and not finished:
+    if file is None and not finished:
         raise UserError("--config=configs/X.py is required")
     if not workdir and (finished or not dry_run):
         raise UserError("--workdir=DIR is required")
     for one in (workdir, *workdirs):
         if "://" in one:
             raise UserError(f"--workdir={one}: expected a folder; object stores are not supported")
-    if config is not None and not isinstance(config, ConfigDict):
+    if file is not None and not isinstance(config, ConfigDict):
         raise UserError(f"{file}: get_config() returns {config!r}; it must return a ConfigDict")
     given = None if config is None else config.to_dict()
     recipe = recipe_of(read_config(workdir) if given is None else given)

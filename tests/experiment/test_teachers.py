@@ -5,7 +5,7 @@ import json
 import pytest
 
 from must.core.types import UserError
-from must.experiment import build, training
+from must.experiment import build, students, training
 from must.recipes import must as recipe
 from tests.support.configs import check, config_of, load, run, settings_of
 
@@ -59,6 +59,7 @@ def test_a_teacher_as_long_as_the_student_is_its_own_baseline():
         "classification": "teachers/classification",
         "depth": "baselines/scratch-depth",
     }
+    assert [name for name, _, tasks in students.runs_of(settings) if tasks == ("depth",)] == ["teacher", "scratch"]
 
 
 @pytest.mark.parametrize(
