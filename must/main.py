@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from must.core.config_file import config_file, one_line
+from must.experiment.config_file import config_file, one_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/X.py[:variant]; --config.a.b=value overrides.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; running again resumes.")
