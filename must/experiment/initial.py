@@ -205,10 +205,11 @@ def claim(workdir: str, settings: Sequence[Any]) -> None:
 
 
 def _weights(section: Any) -> Iterator[str]:
-    """Paths in all keys `init.weights` of a section."""
+    """Paths in all keys `init.weights` of a section, and those that single tasks start from in their place."""
     if isinstance(section, Mapping):
         init = section.get("init")
-        if isinstance(init, Mapping) and init.get("weights"):
-            yield init["weights"]
+        if isinstance(init, Mapping):
+            own = section.get("tasks") or {}  # of a run, changes to hyper-parameters
+            yield from (path for path in (init.get("weights"), *own.values()) if path and isinstance(path, str))
         for value in section.values():
             yield from _weights(value)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from must.core.types import UserError
-from must.experiment import build, networks
+from must.experiment import build, networks, sections
 from must.experiment import transfer as suite
 from must.experiment.transfer import Nearest
 from tests.support.configs import changed, check, config_of, run, settings_of
@@ -121,4 +121,7 @@ def test_a_task_may_start_from_its_own_weights():
         _config(starts__random__tasks={"material": "b"}, starts__random__init={"partial": ("heads_",)})
     )
     assert suite.init_of(settings, "random", "material", "") == suite.Init("b", ("heads_",))
+    # A workdir remembers the content of all of them.
+    both = changed(_config(), starts__random__tasks={"material": "b"}, starts__random__init={"weights": "a"})
+    assert set(suite.initial._weights(sections.plain(settings_of(both)))) == {"a", "b"}
     assert build.tasks_of(settings)["material"].classes == ("matte", "patterned", "metallic")
