@@ -13,6 +13,7 @@ import numpy as np
 
 from must.core.types import Batch, Example, Geometry, Source, UserError
 from must.data import geometry as geometries
+from must.readers.pictures import undecoded
 
 OTHER = "other"  # input: the second view of `TwoViews`
 
@@ -287,7 +288,9 @@ class _Batches(grain.MapDataset):
 
     def _row(self, encoder: Encoder, place: int) -> Batch:
         index = int(self._parent[place])
-        row = encoder(self._source[index], index, np.random.default_rng((self._seed, place)))
+        with undecoded():
+            example = self._source[index]
+        row = encoder(example, index, np.random.default_rng((self._seed, place)))
         extras = {name: {key: table[index] for key, table in fields.items()} for name, fields in self._extras.items()}
         return row._replace(extras={**row.extras, **extras})
 

@@ -260,6 +260,8 @@ def encoder(
     if image.video:
         window = Window(span=image.clip.span, jitter=image.clip.jitter, random=run is not None)
         return ClipEncoder(tasks, image.size, frames or {"image": 8}, window, draw, view, image.keep_aspect, clips)
+    if run is not None and not (run.cutmix.probability or run.cutout.probability):  # which cut at pixels
+        tasks = {name: task.for_loss() for name, task in tasks.items()}
     clean = {CLEAN: None} if isinstance(run, Student) and run.mean_teacher.kind != "none" else {}
     return Encoder(tasks, image.size, draw, {"image": view, **clean}, image.keep_aspect)
 

@@ -105,6 +105,10 @@ class Task:
         this size."""
         return self.transform(label, geometry)
 
+    def for_loss(self) -> Any:
+        """What encodes labels that only the loss reads, an object with `encode` and `blank`; by default the task."""
+        return self
+
     def admissible(self, label: Label, geometry: Geometry) -> Geometry:
         """The drawn geometry of a clip without the mirroring or reversal that this label, in record form, cannot
         follow."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
-from must.data.geometry import restore_map, restore_quantity, transform_map
+from must.data.geometry import EVERY_PIXEL, Cells, restore_map, restore_quantity, transform_map
 from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, codes
@@ -117,18 +117,30 @@ class Depth(Task):
         return {"depth": jax.ShapeDtypeStruct(size, np.float32), "scores": jax.ShapeDtypeStruct(size, np.uint8)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
+        return {"depth": self._depth(label, geometry), "scores": dense.transform_scores(label, geometry)}
+
+    def for_loss(self) -> dense.AtOutputs:
+        return dense.AtOutputs(self)
+
+    def _at_outputs(self, label: Label, geometry: Geometry) -> Label:
+        around = Cells.around_centers(self._output_stride)
+        depth = self._depth(label, geometry, around)[None]
+        (depth,), _ = dense.sample_quantity(depth, self._learnable(depth), around.count)
+        return {"depth": depth, "scores": dense.transform_scores(label, geometry, Cells(self._output_stride))}
+
+    def _depth(self, label: Label, geometry: Geometry, cells: Cells = EVERY_PIXEL) -> np.ndarray:
         code = np.asarray(label["depth"])
         scale, offset = (float(np.asarray(label[name]).reshape(())) for name in ("scale", "offset"))
         if code.ndim != 2:
             raise ValueError(f"depth of shape {code.shape}")
         if not (np.isfinite(scale) and np.isfinite(offset) and scale >= 0):
             raise ValueError(f"depth with scale {scale} and offset {offset}")
-        valid = code[code > 0]
-        if valid.size and not valid.min() * scale + offset > 0:
-            raise ValueError(f"depth of {valid.min() * scale + offset:.3g} m")
-        code = transform_map(code, geometry, 0)
-        depth = np.where(code > 0, (code * scale + offset) / self._zoom(geometry), 0.0).astype(np.float32)
-        return {"depth": depth, "scores": dense.transform_scores(label, geometry)}
+        if not scale + offset > 0:  # the depth of the least valid code
+            valid = code[code > 0]
+            if valid.size and not valid.min() * scale + offset > 0:
+                raise ValueError(f"depth of {valid.min() * scale + offset:.3g} m")
+        code = transform_map(code, geometry, 0, cells)
+        return np.where(code > 0, (code * scale + offset) / self._zoom(geometry), 0.0).astype(np.float32)
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """The depth at 1 / `stride` of the original's size, each value within (largest - least) / 131068 meters."""
@@ -165,11 +177,11 @@ class Depth(Task):
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
         """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is
         ignored."""
-        depth, valid = dense.sample_quantity(label["depth"], self._learnable(label["depth"]), self._output_stride)
-        return {
-            "depth": jnp.where(valid, depth, 1.0),
-            "valid": valid & dense.positive(label, policy, self._output_stride),
-        }
+        stride = dense.label_stride(label, self._output_stride)
+        # The mean of depths in range may be a rounding error outside.
+        learnable = label["depth"] > 0 if dense.AT_OUTPUTS in label else self._learnable(label["depth"])
+        depth, valid = dense.sample_quantity(label["depth"], learnable, stride)
+        return {"depth": jnp.where(valid, depth, 1.0), "valid": valid & dense.positive(label, policy, stride)}
 
     def _in_range(self, depth: Array) -> Array:
         return (depth >= self.min_depth) & (depth <= self.max_depth)  # False for NaN
