@@ -3,9 +3,10 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from must.core.arguments import converted
@@ -264,6 +265,14 @@ def encoder(
         tasks = {name: task.for_loss() for name, task in tasks.items()}
     clean = {CLEAN: None} if isinstance(run, Student) and run.mean_teacher.kind != "none" else {}
     return Encoder(tasks, image.size, draw, {"image": view, **clean}, image.keep_aspect)
+
+
+def view_in_step(image: Image, run: Run) -> Callable[..., Any] | None:
+    """The view of a run that is drawn inside the step; None where the host draws it."""
+    on_device = run.view_on == "device" or (run.view_on == "auto" and jax.default_backend() != "cpu")
+    if not on_device or not run.view_in_step or image.video:
+        return None
+    return make(VIEWS, run.view, "view").in_step
 
 
 def row_changes(run: Run, tasks: Tasks) -> list[Change]:

@@ -247,6 +247,8 @@ class Run:
       frames_until: share of the steps after which every batch has the plain size.
       geometry: random crops and flips.
       view: photometric augmentation.
+      view_on: "host", "device" (inside the step, kind "photometric" alone), or "auto": on accelerators inside the step
+        where that is possible.
       cutmix: rectangles of other pictures.
       cutout: rectangles of the mean color.
       balance: how task losses are weighted.
@@ -276,6 +278,7 @@ class Run:
     frames_until: float = 0.8
     geometry: Geometry = Geometry()
     view: Part = part(VIEWS, "none")
+    view_on: Literal["auto", "host", "device"] = "auto"
     cutmix: CutMix = CutMix()
     cutout: Cutout = Cutout()
     balance: Part = part(BALANCES, "fixed")
@@ -299,8 +302,15 @@ class Run:
         _share(frames_until=self.frames_until)
         if self.patience and (self.select != "best" or not self.evaluate_every):
             raise ValueError(f"patience={self.patience}: needs select='best' and evaluate_every above 0")
+        if self.view_on == "device" and not self.view_in_step:
+            raise ValueError("view_on='device': needs view.kind='photometric', and neither cutmix nor cutout")
         if self.cutmix.probability and self.batch_size < 2:
             raise ValueError("cutmix: needs a batch_size of at least 2")
+
+    @property
+    def view_in_step(self) -> bool:
+        """Whether the view can be drawn inside the step, after all that happens to rows on the host."""
+        return self.view.kind == "photometric" and not (self.cutmix.probability or self.cutout.probability)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
 from must.experiment import build, initial, measure, networks, sections
 from must.experiment.external import trained_with
+from must.experiment.sections import Part
 from must.experiment.selection import Selection, Validation, local
 from must.experiment.settings import Init, Network, Run, SingleStudent, Student, Supervised
 from must.objectives import mean_teacher as mean_teachers
@@ -352,14 +354,16 @@ def train_tasks(
     learned = {name: every[name] for name in tasks}
     network = sections.changed(settings.model, run.model, "config.model")
     model = build.network(network, evaluated)
-    encoder = build.encoder(settings.image, learned, run)
+    view = build.view_in_step(settings.image, run)
+    encoder = build.encoder(settings.image, learned, replace(run, view=Part("none"), view_on="host") if view else run)
     variables = start(model, network, encoder, seed, run.init)
     plain = build.encoder(settings.image, build.tasks_of(settings))
+    minimized = objective(settings, run, model, learned, policies, variables, online)
     training = Training(
         run=_with_steps(run, source),
         model=model,
         tasks=evaluated,
-        objective=objective(settings, run, model, learned, policies, variables, online),
+        objective=objectives.with_view(minimized, view) if view else minimized,
         balance=build.balance(run),
         source=source,
         encoder=encoder,
