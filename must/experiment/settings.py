@@ -251,6 +251,8 @@ class Run:
         where that is possible.
       cutmix: rectangles of other pictures.
       cutout: rectangles of the mean color.
+      workers: processes that read and encode rows; -1: as many as pay, none for small pictures in memory. Batches are
+        the same for any number of them.
       balance: how task losses are weighted.
       watch_gradients: log norms and cosines of the tasks' gradients.
       normalize: "items" divides a loss by the number of labeled items, "batch" by the batch size.
@@ -281,6 +283,7 @@ class Run:
     view_on: Literal["auto", "host", "device"] = "auto"
     cutmix: CutMix = CutMix()
     cutout: Cutout = Cutout()
+    workers: int = -1
     balance: Part = part(BALANCES, "fixed")
     watch_gradients: bool = False
     normalize: Literal["items", "batch"] = "items"
@@ -297,6 +300,7 @@ class Run:
         _at_least(self.least_steps, steps=self.steps)
         _at_least(1, batch_size=self.batch_size, log_every=self.log_every)
         _at_least(1, checkpoint_every=self.checkpoint_every)
+        _at_least(-1, workers=self.workers)
         _at_least(0, epochs=self.epochs, evaluate_every=self.evaluate_every, patience=self.patience)
         _below_one(ema_decay=self.ema_decay, teacher_dropping=self.teacher_dropping)
         _share(frames_until=self.frames_until)

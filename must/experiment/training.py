@@ -23,7 +23,7 @@ import numpy as np
 from must.core import devices, files
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.mix import CLEAN
-from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
+from must.data.pipeline import Change, Encoder, Grouped, Joined, Placed, epoch_steps, train_batches, workers_for
 from must.experiment import build, initial, measure, networks, sections
 from must.experiment.external import trained_with
 from must.experiment.sections import Part
@@ -145,6 +145,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
         step = devices.parallelize(bound, donate=(0,))
         state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
     finally:
+        batches.close()
         log.close()
         checkpoints.close()
     if silent := _never_learned(directory):
@@ -238,14 +239,19 @@ def _batches(training: Training, seed: int):
         "extras": training.weighting.extras,
         "changes": training.changes,
     }
-    if not isinstance(training.source, Mapping):
-        return train_batches(training.source, encoder, seed=seed, **options)
-    return Grouped(
-        {
-            group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
-            for number, (group, part) in enumerate(sorted(training.source.items()))
-        }
-    )
+    parts = training.source if isinstance(training.source, Mapping) else {"": training.source}
+    options["workers"] = run.workers
+    if run.workers < 0:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores //= 2 if jax.default_backend() == "cpu" else 1  # half of them compute
+        first = next(iter(parts.values()))
+        options["workers"] = workers_for(first, encoder, run.batch_size, cores=cores, streams=len(parts))
+    made = {
+        group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
+        for number, (group, part) in enumerate(sorted(parts.items()))
+    }
+    batches = Grouped(made) if isinstance(training.source, Mapping) else made[""]
+    return Placed(batches, place) if (place := devices.placing()) else batches
 
 
 def _saved(state: TrainState, batches: Joined) -> PyTree:
