@@ -62,7 +62,7 @@ def scenes() -> ConfigDict:
         },
         "simclr": {"self_supervised": True, "description": "self-supervised on the same pictures"},
         "shuffled": {
-            "init": {"weights": f"{seed}/student/arms/shuffled", "partial": heads},
+            "init": {"weights": f"{seed}/arms/shuffled", "partial": heads},
             "control": True,
             "description": "a student of shuffled labels",
         },

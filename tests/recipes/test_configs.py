@@ -12,6 +12,7 @@ from must.experiment import joint as stage
 from must.experiment.joint import Seed
 from must.experiment.plan import with_declared
 from must.experiment.students import _pseudo
+from must.experiment.training import loss_scales
 from must.recipes.jedi import RECIPE as JEDI
 from must.recipes.table import dry_run
 from must.scenes.still import CLASSES, Scenes
@@ -91,7 +92,7 @@ def test_folders_find_the_real_sets(data_pack):
 
 def test_the_published_setting_is_planned_from_declared_features():
     config, reasons = with_declared(config_of("configs/must.py", "paper", root="nowhere"))
-    assert set(reasons) == {"imagenet", "objects365", "coco", "nyu", "pool.imagenet"}
+    assert set(reasons) == {"imagenet", "objects365", "coco", "nyu"}
     assert "not prepared" in reasons["nyu"]
     settings = settings_of(config)
     tasks = build.tasks_of(settings)
@@ -101,8 +102,10 @@ def test_the_published_setting_is_planned_from_declared_features():
     for name in tasks:
         row = encoder(build.split(settings, name, "train")[0], 0, None)
         assert row.weights[name] == 1 and row.inputs["image"].shape == (640, 640, 3)
-    (pool,) = build.pool(settings)
-    assert len(pool) == 1_281_167 and not pool[0].labels
+    everything = build.all_images(settings)  # each image once, and none that is validated
+    assert len(everything) == len(set(everything.ids)) == 1_268_355 + 602_520 + 117_104 + 47_108
+    rule = {name: loss_scales(settings, settings.student)[name] for name in counts}
+    assert rule == {"classification": 5.0, "detection": 16.0, "segmentation": 16.0}
 
 
 @pytest.mark.parametrize(
