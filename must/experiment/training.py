@@ -22,8 +22,9 @@ import numpy as np
 
 from must.core import devices, files
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
+from must.data.ahead import Placed, workers_for
 from must.data.mix import CLEAN
-from must.data.pipeline import Change, Encoder, Grouped, Joined, Placed, epoch_steps, train_batches, workers_for
+from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
 from must.experiment import build, initial, measure, networks, sections
 from must.experiment.external import trained_with
 from must.experiment.sections import Part
@@ -242,10 +243,7 @@ def _batches(training: Training, seed: int):
     parts = training.source if isinstance(training.source, Mapping) else {"": training.source}
     options["workers"] = run.workers
     if run.workers < 0:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores //= 2 if jax.default_backend() == "cpu" else 1  # half of them compute
-        first = next(iter(parts.values()))
-        options["workers"] = workers_for(first, encoder, run.batch_size, cores=cores, streams=len(parts))
+        options["workers"] = workers_for(*parts.values(), encoder=encoder, batch_size=run.batch_size)
     made = {
         group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
         for number, (group, part) in enumerate(sorted(parts.items()))

@@ -94,6 +94,9 @@ class AtOutputs(NamedTuple):
         check_size(type(self.task).__name__.lower(), geometry.size, self.task._output_stride)
         return {**self.task._at_outputs(label, geometry), AT_OUTPUTS: np.bool_(True)}
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
     def blank(self, size: tuple[int, int]) -> Label:
         """A label that stands where none is known."""
         return {**self.task.blank(tuple(side // self.task._output_stride for side in size)), AT_OUTPUTS: np.bool_(True)}

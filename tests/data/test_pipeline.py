@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from must.core.types import Example, UserError
-from must.data import geometry, pipeline
+from must.data import ahead, geometry
+from must.data.ahead import Placed, workers_for
 from must.data.augment import Photometric
-from must.data.pipeline import Encoder, Grouped, Placed, epoch_steps, eval_batches, train_batches, workers_for
+from must.data.pipeline import Encoder, Grouped, epoch_steps, eval_batches, train_batches
 from must.scenes.still import CLASSES, Scenes
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
@@ -112,18 +113,19 @@ def test_workers_are_chosen_by_the_work(monkeypatch):
                 pass
             return super().__getitem__(i)
 
-    assert workers_for(_Source(), ENCODER, 8, cores=16) == 0
-    assert [workers_for(Slow(), ENCODER, 8, cores=cores) for cores in (2, 8, 64)] == [0, 6, 16]
-    assert workers_for(Slow(), ENCODER, 8, cores=16, streams=3) == 4
-    monkeypatch.setattr(pipeline, "_shared_memory", lambda: 5 * 8 * 4 * SIDE * SIDE * 4)
-    assert 0 < workers_for(Slow(), ENCODER, 8, cores=64) < 16
+    chosen = functools.partial(workers_for, encoder=ENCODER, batch_size=8)
+    assert chosen(_Source(), cores=16) == 0
+    assert [chosen(Slow(), cores=cores) for cores in (2, 8, 64)] == [0, 6, 16]
+    assert chosen(*[Slow()] * 3, cores=16) == 4
+    monkeypatch.setattr(ahead, "_shared_memory", lambda: 5 * 8 * 4 * SIDE * SIDE * 4)
+    assert 0 < chosen(Slow(), cores=64) < 16
 
 
 def test_arrays_are_sent_ahead_and_the_position_is_that_of_what_was_taken(monkeypatch):
     placed = []
     make = functools.partial(train_batches, _Source(), ENCODER, batch_size=4, seed=3)
     batches = Placed(make(), lambda leaf: placed.append(leaf.shape) or leaf)
-    monkeypatch.setattr(pipeline, "_LARGE", 500)
+    monkeypatch.setattr(ahead, "_LARGE", 500)
     whole = _take(make(), 5)
     _same(whole[:2], _take(batches, 2))
     assert len(placed) >= 3 and batches.get_state() == {"next_index": 2}
