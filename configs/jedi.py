@@ -196,7 +196,8 @@ def paper() -> ConfigDict:
     """UCF-101, HMDB-51, Kinetics-400, Something-Something v2, each with a temporal-shift ResNet-50 on 8 frames.
 
     The abstract of Bicsi et al. does not name their four sets, networks and schedules: the values here are ours, close
-    to common practice on these sets. Experts start from random numbers.
+    to common practice on these sets. Experts start from ImageNet weights, DATA/resnet50.safetensors in torchvision's
+    layout (docs/pretrained.md); --config.expert.init.weights="" starts them from random numbers.
 
     DATA/ucf101 is prepared once by `tfds build ucf101/ucf101_1_256 --file_format=array_record --data_dir=DATA`. The
     other folders, DATA/hmdb51, DATA/kinetics400 and DATA/something_v2, hold classes.txt, splits/{train,validation,
@@ -253,7 +254,8 @@ def paper() -> ConfigDict:
         },
         "pool": {"unlabeled": {"count": 27_157, "frames": 45, "size": (240, 427), "labels": {}}},
     }
-    config.overlaps = "drop"  # three of the sets come from the same sites
+    # Three of the sets come from the same sites, cut, rescaled and compressed again.
+    config.overlaps, config.overlaps_by = "drop", "looks"
     config.experts = {name: {"frames": 8} for name in config.sets}
     config.model.backbone.update(depth=50, width=64, stem="imagenet", stages=4)
     training = {
@@ -275,6 +277,7 @@ def paper() -> ConfigDict:
             section.view = {}
             section.update(training)
     config.expert.steps, config.expert.batch_size = 200_000, 64
+    config.expert.init = {"weights": "{root}/resnet50.safetensors", "partial": ("heads_",)}
     config.joint.steps, config.joint.batch_size, config.joint.optimizer.learning_rate = 100_000, 16, 1e-3
     return config
 

@@ -364,7 +364,15 @@ VOC = (
 
 
 def voc() -> ConfigDict:
-    """PASCAL VOC 2007 + 2012 with the masks of SBD, networks and schedules as in the paper, for accelerators.
+    """PASCAL VOC 2007 + 2012 with the masks of SBD, for accelerators.
+
+    Of the authors' code (github.com/lhoangan/multas, read, not copied): ResNet-50 with PAFPN teaches ResNet-18 with FPN
+    at 320 px, four levels of 256 channels; SGD with momentum .9, learning rate .01, weight decay 5e-4, 500 steps of
+    warm-up from a tenth, a cosine to a tenth; batches of 5 for teachers, 10 for students, 7 per task at a rate of .001
+    for students of both tasks, for 70, 70 and 100 epochs; sides of 256, 320 and 384 px in the first 80 % of the steps;
+    the average of the weights with decay .9998; features weigh 5 in `mimic`. Ours: the anchor-free detector with its
+    losses, in place of anchors, BalancedL1 and mutual guidance; one view of an image per step for teachers, where the
+    code makes two; views and crops; no early end; what selects and measures.
 
     DATA/VOC2007 and DATA/VOC2012 hold the devkit's folders, DATA/SBD has img and cls of benchmark_RELEASE/dataset.
     Splits have 8,274, 4,136 and 2,066 images, as many as the paper's, of which those with masks teach masks; what is
@@ -423,6 +431,7 @@ def voc() -> ConfigDict:
         "name": "sgd",
         "learning_rate": 0.01,
         "warmup": 500,
+        "warmup_factor": 0.1,
         "weight_decay": 5e-4,
         "clip_norm": 0.0,
         "final_factor": 0.1,
@@ -434,6 +443,8 @@ def voc() -> ConfigDict:
             section.geometry, section.view = {"zoom": (0.5, 2.0)}, COLORS
             section.frames = ((256, 256), (320, 320), (384, 384))  # multi-scale for the first 80%
             section.loss_scales = {}
+    config.teacher.batch_size = 5
     config.teacher.model = {"backbone": {"depth": 50}, "neck": {"kind": "pafpn"}}
+    config.together = {"epochs": 100, "batch_size": 7, "optimizer": {"learning_rate": 1e-3}}
     config.hints.mimic.scale = 5.0
     return config

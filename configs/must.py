@@ -101,9 +101,15 @@ def folders() -> ConfigDict:
 
 
 def paper() -> ConfigDict:
-    """The published setting: ResNet-152 with FPN at 640 px, 300 M unlabeled images in the paper, ImageNet here.
+    """Ghiasi et al. 2021 on ImageNet, for a TPU pod.
 
-    Batch 4096 and these schedules are for a TPU pod; depth comes from MiDaS in the paper and from NYU Depth V2 here.
+    Published: soft classes; boxes and pixels of at least .5, as hard labels; depth as it is; every image once, with the
+    truth where there is one and the teachers' labels elsewhere, of equal weight; levels 3 to 7 of a feature pyramid;
+    the rule for the weights of the losses. The sets are those of the paper but for depth, which comes from MiDaS there
+    and from NYU Depth V2 here; its larger pool, of 300 M images, is not public.
+    Recollected, not verified: ResNet-152, 640 px, batches of 256 and 4096, learning rate, weight decay.
+    Ours: steps, warm-up, crops, the average of the weights, the classification teacher's own settings, the last percent
+    of every training split for validation.
     """
     config = folders()
     config.title = "MuST, the published setting"
@@ -149,7 +155,8 @@ def paper() -> ConfigDict:
         "segmentation": "coco",
         "depth": "nyu",
     }
-    config.pool = {"imagenet": {**tfds, "dataset": "imagenet2012", "split": "train", "labels": {}, "name": "pool"}}
+    # What the teachers learn from is what they label for each other: each image once, and no validation image.
+    config.pool = {}
     # What the sets hold, from their papers; --dry_run plans with this where a set is not on disk.
     imagenet = {"size": (400, 350), "labels": {"classification": {"form": "classification", "classes": 1000}}}
     config.declared = {
@@ -171,7 +178,6 @@ def paper() -> ConfigDict:
                 "labels": {"depth": {"form": "depth"}},
             },
         },
-        "pool": {"imagenet": {"count": 1_281_167, **imagenet, "labels": {}}},
     }
     config.model = {
         "backbone": {"kind": "resnet", "depth": 152, "width": 64, "stem": "imagenet", "stages": 4},
@@ -186,6 +192,10 @@ def paper() -> ConfigDict:
         "geometry": {"zoom": (0.5, 2.0)},
     }
     config.teacher = config.supervised = config.scratch = training
+    # One label for an image says less than boxes or pixels: larger batches; 90 epochs.
+    config.teachers = {
+        "classification": {"steps": 28_000, "batch_size": 4096, "optimizer": {"learning_rate": 1.6}},
+    }
     # Images are drawn uniformly, ground truth and pseudo labels weigh the same.
     config.student = {**training, "batch_size": 4096, "normalize": "batch", "loss_scale_rule": "learning_rate"}
     config.policies = {

@@ -42,7 +42,7 @@ _HOMES = {
     "must.readers.folders": "AttributeCsv ImageCsv ImageFolder Photos",
     "must.readers.voc": "Voc",
     "must.data.clips": "ClipEncoder Window",
-    "must.data.disjoint": "check_disjoint overlaps",
+    "must.data.disjoint": "check_disjoint look_alikes overlaps",
     "must.readers.frames": "FrameFolders",
     "must.data.moving_photos": "MovingPhotos",
     "must.scenes.moving": "MovingScenes",

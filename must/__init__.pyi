@@ -38,6 +38,7 @@ from must.data.combine import Repeated as Repeated
 from must.data.combine import Subset as Subset
 from must.data.combine import Weighted as Weighted
 from must.data.disjoint import check_disjoint as check_disjoint
+from must.data.disjoint import look_alikes as look_alikes
 from must.data.disjoint import overlaps as overlaps
 from must.data.edited import EditedCoco as EditedCoco
 from must.data.merge import Join as Join

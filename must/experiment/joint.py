@@ -18,7 +18,7 @@ from must.core import devices
 from must.core.types import Model, Objective, Policy, PyTree, Source, UserError
 from must.data.clips import ClipEncoder
 from must.data.combine import Aliased
-from must.data.disjoint import Overlap, overlaps
+from must.data.disjoint import Overlap, look_alikes, overlaps
 from must.data.embedded import EmbeddedEncoder, embed
 from must.data.merge import Concat
 from must.data.pipeline import Encoder, eval_batches
@@ -109,6 +109,8 @@ class JointSettings(Experiment):
       declared: stand-ins for planning with absent data.
       test_clips: clips of a video whose logits are averaged when it is scored.
       overlaps: what happens to examples that train and also evaluate: "refuse", "drop" or "ignore".
+      overlaps_by: how they are found: "content", equal pictures and frames, or "looks", rescaled and recompressed
+        copies too.
       model: backbone and neck of every expert.
       experts: {set: its network}.
       expert: how experts train.
@@ -126,6 +128,7 @@ class JointSettings(Experiment):
     declared: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     test_clips: int = 1
     overlaps: Literal["refuse", "drop", "ignore"] = "refuse"
+    overlaps_by: Literal["content", "looks"] = "content"
     model: Network = Network()
     experts: Mapping[str, ExpertSettings] = field(default_factory=dict)
     expert: Run = Run()
@@ -344,7 +347,8 @@ def leaks(one: Seed) -> list[Overlap]:
     trains |= {f"pool {source.name}": source for source in one.pool()}
     rank = {**dict.fromkeys(evaluates, 0), **dict.fromkeys(selects, 1), **dict.fromkeys(trains, 2)}
     # Two sets that train may share examples, and so may two that evaluate.
-    return [o for o in overlaps({**evaluates, **selects, **trains}) if rank[o.use] < rank[o.other_use]]
+    search = look_alikes if one.settings.overlaps_by == "looks" else overlaps
+    return [o for o in search({**evaluates, **selects, **trains}) if rank[o.use] < rank[o.other_use]]
 
 
 def _frames(overlap: Overlap) -> str:

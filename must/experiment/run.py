@@ -59,6 +59,7 @@ class Recipe(NamedTuple):
       plan: (members) -> lines of the dry run about its runs and labels.
       axes: (configuration as a plain mapping) -> {axis: (directory prefix, values)} besides the seed.
       changeable: sections that may differ between runs of one workdir.
+      roots: keys of the configuration whose values replace "{key}" in paths.
       students: (members) -> {name: directory of its network below the workdir}, what the recipe is for; each task is
         predicted by one of them. None for a recipe that trains none.
     """
@@ -71,6 +72,7 @@ class Recipe(NamedTuple):
     plan: Callable[[Members], None]
     axes: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, Sequence[Any]]]] = lambda config: {}
     changeable: tuple[str, ...] = DISPLAY
+    roots: tuple[str, ...] = ("root",)
     students: Callable[[Members], dict[str, str]] | None = None
 
 
@@ -84,13 +86,14 @@ def members(recipe: Recipe, config: Mapping[str, Any]) -> list[Member]:
     Raises:
       UserError: a key or value that the settings refuse.
     """
-    seeds, root, axes = _seeds(config), config.get("root") or "", recipe.axes(config)
+    seeds, axes = _seeds(config), recipe.axes(config)
+    roots = {key: config.get(key) or "" for key in recipe.roots}
     result = []
     for *point, seed in itertools.product(*(values for _, values in axes.values()), seeds):
         values = dict(zip(axes, point, strict=True))
         parts = [f"{prefix}{value}/" for (prefix, _), value in zip(axes.values(), point, strict=True)]
         parts += [f"seed-{seed}/"] if len(seeds) > 1 else []
-        filled = build.fill(config, seed=seed, root=root, **values)
+        filled = build.fill(config, seed=seed, **roots, **values)
         result.append(Member("".join(parts), seed, values, sections.parse(recipe.settings, filled)))
     return result
 

@@ -122,7 +122,8 @@ class Optimizer:
     Attributes:
       name: "adamw", "lamb" or "sgd" (Nesterov momentum).
       learning_rate: peak.
-      warmup: steps of the linear rise from 0.
+      warmup: steps of the linear rise to the peak.
+      warmup_factor: first learning rate of the rise over the peak.
       final_factor: last learning rate of the cosine over the peak.
       weight_decay: on parameters with more than one dimension.
       momentum: of sgd.
@@ -136,6 +137,7 @@ class Optimizer:
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     warmup: int = 0
+    warmup_factor: float = 0.0
     final_factor: float = 0.0
     weight_decay: float = 0.0
     momentum: float = 0.9
@@ -154,7 +156,13 @@ class Optimizer:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"factors: {pattern!r} is no regular expression: {error}") from None
-        _at_least(0, warmup=self.warmup, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+        _at_least(
+            0,
+            warmup=self.warmup,
+            warmup_factor=self.warmup_factor,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+        )
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class Transfer(Supervised):
     """What weights are worth on downstream tasks.
 
     Attributes:
+      upstream: replaces "{upstream}" in paths, a workdir with networks to start from.
       starts: {name: weights to start from}.
       subject: the start that is compared with every other one.
       protocols: of "finetune" (everything learns), "probe" (neck and head on a frozen backbone) and "knn" (nearest
@@ -101,6 +102,7 @@ class Transfer(Supervised):
       pool: {name: {"kind", arguments}}, images that self-supervised pretraining reads beside the annotated ones.
     """
 
+    upstream: str = ""
     starts: Mapping[str, Start] = field(default_factory=dict)
     subject: str = ""
     protocols: tuple[Literal["finetune", "probe", "knn"], ...] = (FINETUNE,)

@@ -17,8 +17,8 @@ class Declared:
       name: of the source.
       count: number of examples.
       size: (height, width) of a typical picture, pixels.
-      labels: {task name: {"form": "classification", "detection", "segmentation" or "depth", "classes": number of
-        classes, "names": names of the first classes, if a configuration refers to them}}.
+      labels: {task name: {"form": "classification", "detection", "segmentation", "depth" or "normals", "classes":
+        number of classes, "names": names of the first classes, if a configuration refers to them}}.
       frames: of a typical video; 0 for pictures.
 
     Raises:
@@ -65,4 +65,5 @@ _EXAMPLES = {
     "detection": _boxes,
     "segmentation": lambda height, width: forms.segmentation(np.zeros((height, width), np.uint8)),
     "depth": lambda height, width: forms.depth(np.full((height, width), 2000, np.uint16), 0.001),
+    "normals": lambda height, width: forms.normals(np.broadcast_to([0.0, 0.0, -1.0], (height, width, 3))),
 }

@@ -1,6 +1,7 @@
 """Dense labels with one PNG per picture: class masks, 16-bit depth, surface normals."""
 
 import contextlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ class DepthPng(_Paired):
 
 
 class NormalsPng(_Paired):
-    """Surface normals: 8-bit RGB PNG, n = rgb / 255 * 2 - 1.
+    """Surface normals: 8-bit RGB PNG, n = rgb / 255 * 2 - 1, or vectors in a NumPy file, as DIODE has them.
 
     Axes are the camera's, x right, y down, z forward, so visible surfaces have z < 0. Vectors far from unit length,
     such as gray or (0, 0, 0), are invalid; the others are normalized.
@@ -222,7 +223,7 @@ class NormalsPng(_Paired):
     Args (the others are those of `must.readers.dense._Paired`):
       normals: folder of the normal maps below root.
       negate: axes with the opposite sign in the files, such as "yz" for y up and z toward the camera.
-      normals_suffix: end of map names.
+      normals_suffix: end of map names; ".npy" at its end means NumPy files.
     """
 
     def __init__(
@@ -262,18 +263,32 @@ class NormalsPng(_Paired):
         )
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
-        picture = open_picture(read_bytes(file), str(file))
-        if picture.mode != "RGB":
-            raise UserError(f"{file}: normals need an 8-bit RGB PNG, not mode {picture.mode}")
-        stored = np.asarray(picture)
+        stored = _vectors(file) if file.suffix == ".npy" else _rgb(file)
         labels.same_size(stored, self._map_size(stored, size), str(file))
-        vectors = (stored.astype(np.float32) / 255 * 2 - 1) * self._signs
+        vectors = stored * self._signs
         length = np.linalg.norm(vectors, axis=-1, keepdims=True)
         valid = (length > 0.5) & (length < 1.5)  # (0, 0, 0) decodes to length 1.7
         vectors = np.where(valid, vectors / np.maximum(length, 1e-6), 0)
         if (vectors[..., 2] > 0).sum() > 0.9 * max(valid.sum(), 1):
             raise UserError(f"{file}: nearly all normals point away from the camera (z > 0); does it need negate='z'?")
         return labels.normals(vectors)
+
+
+def _rgb(file: Path) -> np.ndarray:
+    picture = open_picture(read_bytes(file), str(file))
+    if picture.mode != "RGB":
+        raise UserError(f"{file}: normals need an 8-bit RGB PNG, not mode {picture.mode}")
+    return np.asarray(picture).astype(np.float32) / 255 * 2 - 1
+
+
+def _vectors(file: Path) -> np.ndarray:
+    try:
+        stored = np.load(io.BytesIO(read_bytes(file)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{file}: not a NumPy array: {error}") from None
+    if stored.ndim != 3 or stored.shape[-1] != 3 or not np.issubdtype(stored.dtype, np.floating):
+        raise UserError(f"{file}: normals need floats [h, w, 3], not {stored.dtype} {list(stored.shape)}")
+    return np.nan_to_num(stored.astype(np.float32), posinf=0.0, neginf=0.0)
 
 
 def sampled(files: Sequence[Path | None], read: Callable[[Path], np.ndarray], count: int = 8) -> list[np.ndarray]:

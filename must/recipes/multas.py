@@ -48,6 +48,7 @@ class Settings(SingleStudent):
 
     Attributes:
       splits: {name: which images the teachers learn from}.
+      together: changes to `student` where a student learns several tasks.
       hints: {kind of label: its options}, see `must.objectives`.
       grid: blocks {axis: choices}, each the cross product of its axes.
       contrasts: comparisons of arms, see `must.experiment.grid.contrast_of`.
@@ -55,6 +56,7 @@ class Settings(SingleStudent):
     """
 
     splits: Mapping[str, Split] = field(default_factory=dict)
+    together: Mapping[str, Any] = sections.changes("student")
     hints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     grid: tuple[Mapping[str, Any], ...] = ()
     contrasts: tuple[Mapping[str, Any], ...] = ()
@@ -77,7 +79,10 @@ def arms_of(settings: Settings) -> dict[str, Arm]:
 
 def run_of(settings: Settings, arm: Arm) -> Student:
     """How an arm trains."""
-    return sections.changed(settings.student, arm.student, "config.grid.student")
+    run = settings.student
+    if len(arm.tasks) > 1:
+        run = sections.changed(run, settings.together, "config.together")
+    return sections.changed(run, arm.student, "config.grid.student")
 
 
 def teachers_of(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:

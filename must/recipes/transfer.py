@@ -189,5 +189,6 @@ RECIPE = Recipe(
     check,
     dry_run,
     students=lambda members: {},  # each start has a network per task and protocol: requests name those they mean
+    roots=("root", "upstream"),
     axes=lambda config: {"share": ("labels-", tuple(config["labels"]))} if len(config.get("labels") or ()) > 1 else {},
 )

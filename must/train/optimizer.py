@@ -16,6 +16,7 @@ def optimizer(
     learning_rate: float,
     name: str = "adamw",
     warmup: int = 0,
+    warmup_factor: float = 0.0,
     final_factor: float = 0.0,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
@@ -29,7 +30,8 @@ def optimizer(
       steps: length of the run.
       learning_rate: peak.
       name: "adamw", "lamb" or "sgd" (Nesterov momentum).
-      warmup: steps of the linear rise from 0.
+      warmup: steps of the linear rise to the peak.
+      warmup_factor: first learning rate of the rise over the peak.
       final_factor: last learning rate over the peak.
       weight_decay: decoupled for adamw and lamb, added to the gradient for sgd; never on parameters of one dimension
         (norm scales, biases).
@@ -46,7 +48,11 @@ def optimizer(
     if steps < 1 or warmup < 0:
         raise UserError(f"optimizer: steps={steps}, warmup={warmup}: expected at least 1 and 0")
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else learning_rate, learning_rate, warmup, max(steps, warmup + 1), final_factor * learning_rate
+        learning_rate * (warmup_factor if warmup else 1.0),
+        learning_rate,
+        warmup,
+        max(steps, warmup + 1),
+        final_factor * learning_rate,
     )
 
     def decayed(params):

@@ -1,12 +1,16 @@
 """Sets that share an example are refused, by id and by what is in the picture."""
 
+import io
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from must.core.types import UserError
-from must.data.disjoint import check_disjoint
+from must.data.disjoint import _alike, appearance, check_disjoint, look_alikes, overlaps
 from must.readers.folders import ImageCsv, Photos
+from tests.support.clip_sets import Clips
 from tests.support.folder_sets import picture
 from tests.support.memory_source import Memory
 
@@ -69,3 +73,66 @@ def test_a_table_names_the_classes_of_a_folder(tmp_path):
 def test_tables_that_cannot_be_right(tmp_path, text, says):
     with pytest.raises(UserError, match=says):
         ImageCsv(**_table(tmp_path, text), classes=["hat"] if "cap" in text else None)
+
+
+def _copies(image):
+    """Copies of a picture as other people make them."""
+    picture = Image.fromarray(image)
+    small = picture.resize((picture.width * 2 // 3, picture.height // 2), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "jpeg", quality=30)
+    noise = np.random.default_rng(0).normal(0, 6, image.shape)
+    return {
+        "rescaled and recompressed": np.asarray(Image.open(file)),
+        "brighter": np.minimum(image * 1.15, 255).astype(np.uint8),
+        "noisy": np.clip(image + noise, 0, 255).astype(np.uint8),
+    }
+
+
+def _bits(code, other):
+    return (code ^ other).bit_count()
+
+
+def test_copies_look_alike_and_other_pictures_do_not(data_pack):
+    photos = Photos(str(data_pack / "unlabeled_photos"), images="images")
+    images = [photos[i].image for i in range(0, len(photos), 4)]
+    codes = [appearance(image) for image in images]
+    others = [_bits(a, b) for i, a in enumerate(codes) for b in codes[:i]]
+    assert min(others) > 6  # of 63, see `look_alikes`
+    for name in _copies(images[0]):
+        bits = [_bits(code, appearance(_copies(image)[name])) for code, image in zip(codes, images, strict=True)]
+        assert np.mean(np.array(bits) <= 6) >= 0.97, name
+
+
+def _smooth(seed, frames=1):
+    """Pictures [frames, 48, 64, 3] of a few low frequencies, all of them unlike."""
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 255, (frames, 6, 8, 3)).astype(np.uint8)
+    return np.stack([np.asarray(Image.fromarray(one).resize((64, 48), Image.Resampling.BICUBIC)) for one in low])
+
+
+def _clip(frames):
+    return [np.asarray(Image.fromarray(frame).resize((40, 30), Image.Resampling.BILINEAR)) for frame in frames]
+
+
+def test_videos_look_alike_where_half_of_the_shorter_one_is_in_the_other():
+    long, title, black = _smooth(1, 12), _smooth(2), np.zeros((5, 48, 64, 3), np.uint8)
+    train = Clips("a", [np.concatenate([title, _smooth(3, 6)]), np.concatenate([black, title, long])], [0, 0], ("x",))
+    part = np.stack([*_clip(long[4:8]), *_clip(_smooth(4, 2))])  # four of its six frames
+    shares_title = np.concatenate([title, black, _smooth(5, 6)])
+    test = Clips("b", [part, shares_title, np.concatenate([long[:2], _smooth(6, 5)])], [0] * 3, ("x",))
+    sets = {"training": train, "test": test}
+    assert look_alikes(sets) == [("training", "a/1", "test", "b/0", 4)]
+    assert {one.other_id for one in look_alikes(sets, share=0.25)} == {"b/0", "b/2"}
+    assert overlaps({"training": train, "test": Clips("b", [part], [0], ("x",))}) == []  # not one pixel is the same
+    assert look_alikes({"training": train}) == look_alikes({}) == []
+
+
+@pytest.mark.parametrize("bits", range(8))
+def test_codes_are_found_up_to_six_bits_apart(bits):
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(0, 1 << 63, 40).astype(np.uint64)
+    flips = np.array([sum(1 << int(b) for b in rng.choice(63, bits, replace=False)) for _ in codes], np.uint64)
+    first, second = _alike(np.concatenate([codes, codes ^ flips]), np.repeat([0, 1], 40))
+    expected = list(zip(range(40), range(40, 80), strict=True)) if bits <= 6 else []
+    assert list(zip(first.tolist(), second.tolist(), strict=True)) == expected

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from must.core.types import UserError
 from must.data.sources import source
 from must.readers.coco import decode_mask
 from must.readers.pictures import decode_picture
@@ -100,6 +101,26 @@ def test_normals_are_unit_vectors_and_black_is_invalid(tmp_path):
     np.testing.assert_allclose(label[1:] / 127.0, np.broadcast_to([0.6, 0, -0.8], (11, 16, 3)), atol=2 / 127)
     negated = source(**sets.normals_png(tmp_path, (0.6, 0.0, 0.8)), negate="z")[0].labels["normals"]["normals"]
     np.testing.assert_array_equal(negated[1:, :, 2], label[1:, :, 2])
+
+
+def test_normals_of_numpy_files(tmp_path):
+    section = sets.normals_png(tmp_path)
+    expected = source(**section)[0].labels["normals"]["normals"]
+    vectors = np.broadcast_to(np.array([0.6, 0, -0.8], np.float32), (12, 16, 3)).copy()
+    vectors[0] = [[np.nan] * 3] * 8 + [[0.0] * 3] * 8
+    np.save(tmp_path / "normals" / "a_normal.npy", vectors)
+    section |= {"normals_suffix": "_normal.npy"}
+    np.testing.assert_allclose(source(**section)[0].labels["normals"]["normals"].astype(int), expected, atol=1)
+    for broken, says in (
+        (vectors[..., 0], r"need floats \[h, w, 3\], not float32 \[12, 16\]"),
+        (vectors[1:], "is 16x11"),
+    ):
+        np.save(tmp_path / "normals" / "a_normal.npy", broken)
+        with pytest.raises(UserError, match=says):
+            source(**section)[0]
+    (tmp_path / "normals" / "a_normal.npy").write_bytes(b"no array")
+    with pytest.raises(UserError, match=r"a_normal.npy: not a NumPy array"):
+        source(**section)[0]
 
 
 def test_partial_leaves_the_label_out(tmp_path):

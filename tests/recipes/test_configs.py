@@ -12,6 +12,7 @@ from must.experiment import joint as stage
 from must.experiment.joint import Seed
 from must.experiment.plan import with_declared
 from must.experiment.students import _pseudo
+from must.experiment.training import loss_scales
 from must.recipes.jedi import RECIPE as JEDI
 from must.recipes.table import dry_run
 from must.scenes.still import CLASSES, Scenes
@@ -25,12 +26,15 @@ VARIANTS = {
     "weighted_distillation": ("scenes", "sanity", "folders", "cifar100"),
     "jedi": ("scenes", "sanity", "folders", "images", "paper"),
     "label": ("", "later", "photos"),
+    "transfer": ("upstream", "scenes", "real", "paper", "sanity"),
 }
 
 
 @pytest.mark.parametrize(("name", "variant"), [(name, one) for name, many in VARIANTS.items() for one in many])
 def test_every_variant_is_parsed_with_every_key(name, variant):
     config = config_of(f"configs/{name}.py", variant, root="somewhere")
+    if "upstream" in config:
+        config["upstream"] = "elsewhere"
     settings = settings_of(config)
     assert settings.title and settings.recipe == config["recipe"]
 
@@ -91,7 +95,7 @@ def test_folders_find_the_real_sets(data_pack):
 
 def test_the_published_setting_is_planned_from_declared_features():
     config, reasons = with_declared(config_of("configs/must.py", "paper", root="nowhere"))
-    assert set(reasons) == {"imagenet", "objects365", "coco", "nyu", "pool.imagenet"}
+    assert set(reasons) == {"imagenet", "objects365", "coco", "nyu"}
     assert "not prepared" in reasons["nyu"]
     settings = settings_of(config)
     tasks = build.tasks_of(settings)
@@ -101,8 +105,31 @@ def test_the_published_setting_is_planned_from_declared_features():
     for name in tasks:
         row = encoder(build.split(settings, name, "train")[0], 0, None)
         assert row.weights[name] == 1 and row.inputs["image"].shape == (640, 640, 3)
-    (pool,) = build.pool(settings)
-    assert len(pool) == 1_281_167 and not pool[0].labels
+    everything = build.all_images(settings)  # each image once, and none that is validated
+    assert len(everything) == len(set(everything.ids)) == 1_268_355 + 602_520 + 117_104 + 47_108
+    rule = {name: loss_scales(settings, settings.student)[name] for name in counts}
+    assert rule == {"classification": 5.0, "detection": 16.0, "segmentation": 16.0}
+
+
+def test_transfer_finds_the_real_sets(data_pack):
+    settings = settings_of(config_of("configs/transfer.py", "real", root=str(data_pack), upstream="nowhere"))
+    counts = {"cifar10": 1000, "clothing": 900, "cells": 205, "streets": 367, "depth": 64, "normals": 64}
+    assert {name: len(build.split(settings, name, "train")) for name in settings.tasks} == counts
+    encoder = build.encoder(settings.image, build.tasks_of(settings))
+    for name in settings.tasks:
+        assert encoder(build.split(settings, name, "test")[0], 0, None).weights[name] == 1
+    assert settings.starts["must"].init.weights == "nowhere/seed-0/student"
+
+
+def test_published_downstream_tasks_are_planned(capsys):
+    config, reasons = with_declared(config_of("configs/transfer.py", "paper", root="nowhere", upstream="student"))
+    assert set(reasons) == {"cifar100", "pascal_boxes", "pascal_masks", "ade20k", "depth", "normals"}
+    settings = settings_of(config)
+    assert {name: len(build.split(settings, name, "test")) for name in ("depth", "normals")} == {
+        "depth": 654,
+        "normals": 771,
+    }
+    assert settings.starts["single"].tasks["ade20k"] == "student/teachers/segmentation"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The MulTaS recipe: arms as data, what each of them may see, and its command from splits to page."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -282,6 +283,21 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_page(tmp_path):
     assert facts["images"] == 32 and facts["selected_step"] == 6
     ids = (whole / "splits" / "exclusive" / "detection.txt").read_text().split()
     assert len(ids) == 16
+
+
+def test_students_of_both_tasks_train_as_published():
+    settings = settings_of(config_of("configs/multas.py", "voc", root="somewhere"))
+    arms = multas.arms_of(settings)
+
+    def run(name):
+        one = multas.run_of(settings, arms[name])
+        return one.batch_size, one.optimizer.learning_rate, one.epochs, one.optimizer.warmup_factor
+
+    assert run("detection-quarter-seen-soft") == run("segmentation-exclusive-seen-own") == (10, 0.01, 70, 0.1)
+    assert run("multi-exclusive-all-own") == (7, 0.001, 100, 0.1)
+    assert settings.teacher.batch_size == 5
+    changed = dataclasses.replace(settings, together={})
+    assert multas.run_of(changed, arms["multi-exclusive-all-own"]).batch_size == 10
 
 
 def test_the_scenes_and_the_published_setting_are_ready():

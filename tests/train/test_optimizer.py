@@ -86,3 +86,18 @@ def test_a_pattern_that_matches_nothing_is_refused():
     tx = optimizer(steps=4, learning_rate=0.1, factors=(("bakbone", 0.1),))
     with pytest.raises(UserError, match="optimizer.factors: 'bakbone' matches no parameter; these are backbone/"):
         tx.init(params(ViT(**VIT)))
+
+
+def test_the_rise_begins_at_its_factor_of_the_peak():
+    def first(**settings):
+        update = optimizer(steps=10, learning_rate=0.5, name="sgd", momentum=0.0, **settings)
+        params = {"w": jnp.ones(2)}
+        state, sizes = update.init(params), []
+        for _ in range(6):
+            updates, state = update.update({"w": jnp.ones(2)}, state, params)
+            sizes.append(-float(updates["w"][0]))
+        return sizes
+
+    np.testing.assert_allclose(first(warmup=5, warmup_factor=0.1), np.linspace(0.05, 0.5, 6), rtol=1e-6)
+    np.testing.assert_allclose(first(warmup=5)[0], 0.0)
+    assert first(warmup_factor=0.1)[0] == 0.5  # without a rise
