@@ -233,7 +233,9 @@ def network(settings: Network, tasks: Tasks, changes: Mapping[str, Any] | None =
 def _network(settings: Network, tasks: tuple[tuple[str, Task], ...]) -> Model:
     backbone = make(BACKBONES, settings.backbone, "config.model.backbone")
     neck = make(NECKS, settings.neck, "config.model.neck")
-    return multi_head.multi_head(backbone, neck, {name: task.head() for name, task in tasks}, settings.stats())
+    heads = {name: task.head() for name, task in tasks}
+    options = {"precision": settings.precision, "remat": settings.remat}
+    return multi_head.multi_head(backbone, neck, heads, settings.stats(), **options)
 
 
 def encoder(

@@ -131,9 +131,8 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))
     checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
     state = _resume(checkpoints, devices.replicate(state), batches)
-    bound = functools.partial(
-        train_step, objective=training.objective, balance=training.balance, tx=tx, ema_decay=run.ema_decay
-    )
+    options = {"balance": training.balance, "tx": tx, "ema_decay": run.ema_decay, "accumulate": run.accumulate}
+    bound = functools.partial(train_step, objective=training.objective, **options)
     log = _Log(directory, int(state.step))
     if batches.weights and not int(state.step):
         log.write(0, _means(batches.weights))
@@ -241,9 +240,8 @@ def _batches(training: Training, seed: int):
         "changes": training.changes,
     }
     parts = training.source if isinstance(training.source, Mapping) else {"": training.source}
-    options["workers"] = run.workers
-    if run.workers < 0:
-        options["workers"] = workers_for(*parts.values(), encoder=encoder, batch_size=run.batch_size)
+    chosen = run.workers < 0 and workers_for(*parts.values(), encoder=encoder, batch_size=run.batch_size)
+    options["workers"] = chosen if run.workers < 0 else run.workers
     made = {
         group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
         for number, (group, part) in enumerate(sorted(parts.items()))
@@ -362,12 +360,12 @@ def train_tasks(
     encoder = build.encoder(settings.image, learned, replace(run, view=Part("none"), view_on="host") if view else run)
     variables = start(model, network, encoder, seed, run.init)
     plain = build.encoder(settings.image, build.tasks_of(settings))
-    minimized = objective(settings, run, model, learned, policies, variables, online)
+    made = objective(settings, run, model, learned, policies, variables, online)
     training = Training(
         run=_with_steps(run, source),
         model=model,
         tasks=evaluated,
-        objective=objectives.with_view(minimized, view) if view else minimized,
+        objective=objectives.with_view(made, view) if view else made,
         balance=build.balance(run),
         source=source,
         encoder=encoder,
@@ -402,6 +400,8 @@ def objective(
             options["corrections"] = dict.fromkeys(corrected, functools.partial(slam, normalize=run.slam.normalize))
         if run.mean_teacher.kind != "none" and variables is not None:
             average = mean_teacher(settings, run)
+    if run.accumulate > 1 and (online.hints or options.get("small_loss")):
+        raise UserError("accumulate: not with teachers in the step or small_loss, which need whole batches")
     parts = [labels(tasks, policies, **options)]
     if online.hints:
         view = CLEAN if average else ""

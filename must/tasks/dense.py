@@ -84,7 +84,7 @@ class AtOutputs(NamedTuple):
     `target` makes the same of it, to the bit, as of the label at the frame's resolution, from 1 / stride^2 of the work.
 
     Attributes:
-      task: with `_output_stride` and `_at_outputs(label, geometry)`.
+      task: with `_output_stride` and `at_outputs(label, geometry)`.
     """
 
     task: Any
@@ -92,7 +92,7 @@ class AtOutputs(NamedTuple):
     def encode(self, label: Label, geometry: Geometry) -> Label:
         """Network form with maps [h / stride, w / stride, ...], and the field "at_outputs", which tells it."""
         check_size(type(self.task).__name__.lower(), geometry.size, self.task._output_stride)
-        return {**self.task._at_outputs(label, geometry), AT_OUTPUTS: np.bool_(True)}
+        return {**self.task.at_outputs(label, geometry), AT_OUTPUTS: np.bool_(True)}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)

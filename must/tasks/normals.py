@@ -80,10 +80,7 @@ class Normals(Task):
         normals = np.ascontiguousarray(np.moveaxis(self._vectors(label, geometry)[0], 0, -1))
         return {"normals": normals, "scores": dense.transform_scores(label, geometry)}
 
-    def for_loss(self) -> dense.AtOutputs:
-        return dense.AtOutputs(self)
-
-    def _at_outputs(self, label: Label, geometry: Geometry) -> Label:
+    def at_outputs(self, label: Label, geometry: Geometry) -> Label:
         around = Cells.around_centers(self._output_stride)
         normals, valid = self._vectors(label, geometry, around)
         normals, _ = dense.sample_quantity(normals, valid[None], around.count)

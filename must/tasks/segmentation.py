@@ -120,10 +120,7 @@ class Segmentation(Task):
             out[name] = moved
         return out
 
-    def for_loss(self) -> dense.AtOutputs:
-        return dense.AtOutputs(self)
-
-    def _at_outputs(self, label: Label, geometry: Geometry) -> Label:
+    def at_outputs(self, label: Label, geometry: Geometry) -> Label:
         return self.transform(label, geometry, Cells(self._output_stride))
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
