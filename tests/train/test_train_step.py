@@ -208,7 +208,7 @@ def test_a_run_compiles_one_step_and_gives_its_state_away(caplog):
     def refresh(progress):
         batches.weights = {"depth": {"estimated": table * progress.step, "confidence": table}}
 
-    bound = functools.partial(train_step, objective=OBJECTIVE, balance=FIXED, tx=TX)
+    bound = functools.partial(train_step, objective=OBJECTIVE, balance=FIXED, tx=TX, ema_decay=0.9)
     first = devices.replicate(_fresh(OBJECTIVE, TX))
     with jax.log_compiles(), caplog.at_level("WARNING"):
         fit(first, devices.parallelize(bound, donate=(0,)), batches, steps=4, hooks=(refresh,))
