@@ -26,7 +26,7 @@ VARIANTS = {
     "weighted_distillation": ("scenes", "sanity", "folders", "cifar100"),
     "jedi": ("scenes", "sanity", "folders", "images", "paper"),
     "label": ("", "later", "photos"),
-    "transfer": ("upstream", "scenes", "real", "paper", "sanity"),
+    "transfer": ("upstream", "scenes", "real", "paper", "sanity", "checkpoint", "improved", "checkpoints"),
 }
 
 
