@@ -23,7 +23,7 @@ from must.recipes.table import complete
 SEEDS = (0, 1, 2)
 MATERIALS = ("matte", "patterned", "metallic")
 SHAPES = ("sphere", "box", "cylinder", "cone")
-PUBLISHED = ("random", "must", "single", "multi")
+PUBLISHED = ("random", "must", "single", "by_classification", "by_detection", "by_segmentation", "multi")
 
 
 def get_config(variant: str = "scenes") -> ConfigDict:
@@ -131,7 +131,14 @@ def starts(teachers: dict, seed: str = "{upstream}/seed-{seed}") -> dict:
         "single": {
             "init": {"partial": heads},
             "tasks": {task: f"{seed}/teachers/{teacher}" for task, teacher in teachers.items()},
-            "description": "the teacher of the task",
+            "description": "for every task its own teacher",
+        },
+        **{
+            f"by_{teacher}": {
+                "init": {"weights": f"{seed}/teachers/{teacher}", "partial": heads},
+                "description": f"the teacher of {teacher} for every task",
+            }
+            for teacher in ("classification", "detection", "segmentation")
         },
         "multi": {
             "init": {"weights": f"{seed}/baselines/supervised", "partial": heads},
@@ -308,8 +315,7 @@ def sanity() -> ConfigDict:
             section = section.source.source if section.kind == "remapped" else section
             section.count = 32
     config.pool.pool.count = 32
-    for name in ("must", "single", "multi", "shuffled"):
-        del config.starts[name]
+    config.starts = {name: config.starts[name] for name in ("random", "simclr")}
     config.subject = "simclr"
     config.model.backbone.update(width=8, stages=1)
     config.model.neck.update(channels=8, strides=(4,))
