@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from must.core import devices, files
+from must.core.notices import notice
 from must.core.types import Balance, Batch, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
@@ -41,6 +42,8 @@ from must.train.checkpoint import Checkpoints
 from must.train.loop import Progress, fit
 from must.train.optimizer import optimizer
 from must.train.step import train_step
+
+_KEPT = 2  # checkpoints of a run: where the newest is damaged, the one before goes on
 
 Report = Callable[..., None]
 Batches = Source | Mapping[str, Source]
@@ -127,7 +130,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     variables = training.variables
     state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))
-    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
+    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"), keep=_KEPT)
     state = _resume(checkpoints, devices.replicate(state), batches)
     bound = functools.partial(
         train_step, objective=training.objective, balance=training.balance, tx=tx, ema_decay=run.ema_decay
@@ -311,9 +314,22 @@ def _saved(state: TrainState, batches: Joined) -> PyTree:
 
 
 def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> TrainState:
+    """The newest checkpoint that is whole; damaged ones after it make room for those that follow."""
     if checkpoints.latest() is None:
         return state
-    saved, position, _ = checkpoints.restore(_saved(state, batches))
+    like, damaged = _saved(state, batches), {}
+    for step in checkpoints.steps():
+        try:
+            saved, position, _ = checkpoints.restore(like, step)
+            break
+        except UserError as error:
+            damaged[step] = error
+    else:
+        first = next(iter(damaged.values()))
+        raise UserError(f"{first}; nor is an older one whole: remove {checkpoints.directory} to start again")
+    for at, error in damaged.items():
+        notice(f"{error}; goes on from step {step}")
+        checkpoints.delete(at)
     batches.set_state(position["grain"])
     batches.weights = jax.tree.map(np.asarray, saved["weights"])
     return saved["train"]
