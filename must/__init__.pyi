@@ -103,8 +103,14 @@ from must.objectives.slam import mix_binary as mix_binary
 from must.objectives.slam import mixed_cross_entropy as mixed_cross_entropy
 from must.objectives.slam import slam as slam
 from must.objectives.slam import top_candidates as top_candidates
-from must.pseudo_label.adapters import from_onnx as from_onnx
-from must.pseudo_label.adapters import from_torch as from_torch
+from must.pseudo_label.adapters.hugging_face import hf_depth as hf_depth
+from must.pseudo_label.adapters.hugging_face import hf_detector as hf_detector
+from must.pseudo_label.adapters.hugging_face import hf_segmenter as hf_segmenter
+from must.pseudo_label.adapters.modules import from_onnx as from_onnx
+from must.pseudo_label.adapters.modules import from_torch as from_torch
+from must.pseudo_label.adapters.vision import torchvision_detector as torchvision_detector
+from must.pseudo_label.adapters.vision import torchvision_segmenter as torchvision_segmenter
+from must.pseudo_label.adapters.vision import ultralytics_detector as ultralytics_detector
 from must.pseudo_label.clips import write_clips as write_clips
 from must.pseudo_label.fusion import fuse as fuse
 from must.pseudo_label.plan import Estimate as Estimate
@@ -141,6 +147,7 @@ from must.tasks.action import Action as Action
 from must.tasks.base import Task as Task
 from must.tasks.classification import Classification as Classification
 from must.tasks.depth import Depth as Depth
+from must.tasks.depth import InverseDepth as InverseDepth
 from must.tasks.detection import Detection as Detection
 from must.tasks.instances import Instances as Instances
 from must.tasks.multi_label import MultiLabel as MultiLabel

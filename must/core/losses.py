@@ -77,31 +77,10 @@ def _center(x: Array, valid: Array) -> tuple[Array, Array, Array, Array]:
     return centered, mean, variance, variance > _RELATIVE_EPS * masked_mean(x**2, valid)
 
 
-def align(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array, Array]:
-    """Least-squares scale and shift per image: (s, t) that minimize the sum over valid pixels of (s p + t - y)^2.
+def robust_residual(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array]:
+    """Difference of prediction and target, each less its median and over its mean absolute deviation from it.
 
-    The closed form of the 2x2 normal equations, on centered values (MiDaS, Ranftl et al. 2020, eq. 4).
-
-    Args:
-      prediction: p [B, ...].
-      target: y [B, ...].
-      valid: bool [B, ...].
-
-    Returns:
-      s [B], t [B], and whether the system is solvable, bool [B]; otherwise (p constant, or nothing valid) s is 0 and t
-      the mean of y.
-    """
-    p, p_mean, variance, solvable = _center(prediction, valid)
-    y, y_mean, _, _ = _center(target, valid)
-    scale = jnp.where(solvable, masked_mean(p * y, valid) / jnp.where(solvable, variance, 1.0), 0.0)
-    return scale, y_mean - scale * p_mean, solvable
-
-
-def aligned_residual(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array]:
-    """Residual of a prediction after alignment to the target, in standard deviations of the target.
-
-    Uses the absolute value of the least-squares scale of `align`, since a negative scale would reward an inverted
-    prediction as much as a correct one.
+    Invariant to positive scale and to shift of both (MiDaS, Ranftl et al. 2020, eq. 5 and 6).
 
     Args:
       prediction: [B, ...].
@@ -111,27 +90,39 @@ def aligned_residual(prediction: Array, target: Array, valid: Array) -> tuple[Ar
     Returns:
       The residual [B, ...], 0 at invalid pixels, and its validity, bool [B]: prediction and target are not constant.
     """
-    p, _, p_variance, p_varies = _center(prediction, valid)
-    y, _, y_variance, y_varies = _center(target, valid)
+    (p, p_scale, p_varies), (y, y_scale, y_varies) = (_deviations(x, valid) for x in (prediction, target))
     usable = p_varies & y_varies
-    y = y / _expand(jnp.sqrt(jnp.where(usable, y_variance, 1.0)), y)
-    scale = jnp.abs(masked_mean(p * y, valid)) / jnp.where(usable, p_variance, 1.0)
-    return jnp.where(_expand(usable, y), _expand(scale, p) * p - y, 0.0), usable
+    p_scale, y_scale = (_expand(jnp.where(usable, scale, 1.0), p) for scale in (p_scale, y_scale))
+    return jnp.where(_expand(usable, p) & valid, p / p_scale - y / y_scale, 0.0), usable
 
 
-def scale_shift_invariant(prediction: Array, target: Array, valid: Array) -> tuple[Array, Array]:
-    """Mean absolute `aligned_residual` per image, invariant to positive scale and shift of prediction and target.
+def _deviations(x: Array, valid: Array) -> tuple[Array, Array, Array]:
+    """x minus its median over valid elements (0 elsewhere), its mean absolute deviation, and whether x varies."""
+    x = jnp.where(valid, x.astype(jnp.float32), 0.0)
+    axes = tuple(range(1, x.ndim))
+    ordered = jnp.sort(jnp.where(valid, x, jnp.inf).reshape(len(x), -1), -1)
+    middle = jnp.maximum(jnp.sum(valid, axes) - 1, 0) // 2  # of an even number the lower one, as in torch
+    median = jnp.where(jnp.any(valid, axes), jnp.take_along_axis(ordered, middle[:, None], -1)[:, 0], 0.0)
+    apart = jnp.where(valid, x - _expand(median, x), 0.0)
+    scale = masked_mean(jnp.abs(apart), valid)
+    return apart, scale, scale > jnp.sqrt(_RELATIVE_EPS * masked_mean(x**2, valid))
+
+
+def trimmed_mae(residual: Array, valid: Array, trim: float = 0.2) -> Array:
+    """Half the sum of all but the largest absolute residuals over the number of all (MiDaS, Ranftl et al. 2020, eq. 7).
 
     Args:
-      prediction: [B, ...], inverse depth.
-      target: [B, ...].
+      residual: [B, ...].
       valid: bool [B, ...].
+      trim: share of the valid elements, those with the largest residuals, that count for nothing.
 
     Returns:
-      Loss [B], 0 if the alignment is degenerate, and whether it is not, bool [B].
+      [B]; 0 if nothing is valid.
     """
-    residual, usable = aligned_residual(prediction, target, valid)
-    return masked_mean(jnp.abs(residual), valid), usable
+    sizes = jnp.sort(jnp.where(valid, jnp.abs(residual), jnp.inf).reshape(len(residual), -1), -1)
+    count = jnp.sum(valid, tuple(range(1, valid.ndim)))[:, None]
+    kept = jnp.arange(sizes.shape[-1]) < jnp.round((1.0 - trim) * count)
+    return jnp.sum(jnp.where(kept, sizes, 0.0), -1) / (2.0 * jnp.maximum(count[:, 0], 1))
 
 
 def silog(log_prediction: Array, log_target: Array, valid: Array, focus: float = 0.5, eps: float = 1e-6) -> Array:

@@ -295,14 +295,14 @@ class Teacher(NamedTuple):
       name: for provenance and messages.
       tasks: {task name: Task} that it predicts.
       predict: uint8 [B, H, W, 3] of `size` -> {task name: Label in network form, leading axis B}.
-      size: (height, width) of its input, pixels.
+      size: (height, width) of its input, pixels; None for one that takes pictures of any size as they are.
       fingerprint: hash of its weights or code.
     """
 
     name: str
     tasks: dict[str, Any]
     predict: Callable[[Array], dict[str, Label]]
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     fingerprint: str
 
 

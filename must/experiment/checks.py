@@ -165,9 +165,9 @@ def check_run(settings: Supervised, run: Run, path: str, names: Sequence[str] = 
         build.balance(run)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    for frame in run.frames:
+    for frame in (settings.image.size, *run.frames):
         for task in tasks.values():
-            task.network_spec(tuple(frame))
+            task.check_frame(tuple(frame))
     for name in run.loss_scales:
         if name not in settings.tasks:
             raise UserError(f"{path}.loss_scales.{name}: no such task; tasks: {', '.join(settings.tasks)}")

@@ -1,6 +1,7 @@
 """Teachers that a configuration names instead of training them: made by any function, or trained by another run."""
 
 import importlib
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +39,8 @@ def external_teacher(
 ) -> Teacher:
     """One teacher from its section.
 
-    {"make": "package.module:function", ...} calls function(name, tasks, size=(height, width), ...) -> Teacher;
+    {"make": "package.module:function", ...} calls function(name, tasks, size=(height, width), ...) -> Teacher,
+    without size where it has none, such as must:hf_detector;
     {"run": directory} takes the network that another run trained there, such as "runs/quickstart/teachers/depth";
     {"fuse": [section, section, ...]} asks several and fuses their predictions (`must.fuse`).
 
@@ -110,6 +112,8 @@ def _made(name: str, path: str, tasks: Mapping[str, Task], size: tuple[int, int]
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"teacher {name}: {path!r}: {error}") from None
     try:
-        return make(name, tasks, size=size, **arguments)
+        known = inspect.signature(make).parameters.values()
+        sized = any(one.name == "size" or one.kind is one.VAR_KEYWORD for one in known)
+        return make(name, tasks, **({"size": size} if sized else {}), **arguments)
     except (TypeError, OSError, ImportError) as error:
         raise UserError(f"teacher {name}: {path}: {error}") from None

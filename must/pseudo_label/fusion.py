@@ -41,8 +41,8 @@ def fuse(name: str, teachers: Sequence[Teacher]) -> Teacher:
     for key in shared:
         if type(tasks[key]).fuse is Task.fuse:
             raise UserError(f"teacher {name}: {type(tasks[key]).__name__} {key!r} has no fuse(); use one teacher")
-    size = tuple(teachers[0].size)
-    asked = [in_frame(teacher, size) for teacher in teachers]
+    size = next((tuple(teacher.size) for teacher in teachers if teacher.size), None)
+    asked = [in_frame(teacher, size) if size else teacher for teacher in teachers]
 
     def predict(images: Array) -> dict[str, Label]:
         said = jax.device_get([teacher.predict(images) for teacher in asked])
@@ -52,5 +52,5 @@ def fuse(name: str, teachers: Sequence[Teacher]) -> Teacher:
             labels[key] = task.fuse(own) if len(own) > 1 else own[0]
         return labels
 
-    facts = [(teacher.name, teacher.fingerprint, tuple(teacher.size)) for teacher in teachers]
+    facts = [(teacher.name, teacher.fingerprint, teacher.size and tuple(teacher.size)) for teacher in teachers]
     return Teacher(name, tasks, predict, size, hashlib.sha256(repr(facts).encode()).hexdigest())

@@ -22,6 +22,7 @@ from must.pseudo_label.check import check_batch, check_record, check_said, not_f
 from must.readers.record_format import encode_png, encode_record, is_plain
 
 Key = TypeVar("Key")
+_LONGEST = 2048  # side of a picture that a teacher of any size sees, pixels; a few batches of them are held at a time
 _AHEAD = 2  # batches that are decoded before the device needs them
 _SMALL = 128 * 128  # pixels; on smaller images two threads take each other the interpreter: 2.4 ms each instead of 1.5
 
@@ -46,14 +47,28 @@ class _Picture(NamedTuple):
     Attributes:
       shape: (height, width) of the original, pixels.
       data: encoded, as the record stores it, or None.
-      views: {(h, w): uint8 [h, w, 3]}, the image in the input size of every teacher.
+      views: {(h, w) or None: uint8 [h, w, 3]}, the image in the input size of every teacher, None: in its own.
       reason: why it cannot be read, "" when it can.
     """
 
     shape: tuple[int, int] = (0, 0)
     data: bytes | None = None
-    views: dict[tuple[int, int], np.ndarray] = {}
+    views: dict[tuple[int, int] | None, np.ndarray] = {}
     reason: str = ""
+
+
+class _Part(NamedTuple):
+    """Rows of a batch that a teacher sees together, and its labels of them.
+
+    Attributes:
+      rows: of the batch.
+      size: (height, width) of the input, pixels.
+      labels: {task: Label in network form, leading axis len(rows)}.
+    """
+
+    rows: Sequence[int]
+    size: tuple[int, int]
+    labels: Mapping[str, Label]
 
 
 class Labeller:
@@ -83,7 +98,7 @@ class Labeller:
     ):
         self._source, self._teachers, self._batch_size = source, teachers, batch_size
         self.specs = {key: task.label_spec() for teacher in teachers for key, task in teacher.tasks.items()}
-        self._sizes = {tuple(teacher.size) for teacher in teachers}
+        self._sizes = {teacher.size and tuple(teacher.size) for teacher in teachers}
         self._copy_images, self._keep_aspect = copy_images, keep_aspect
         self._threads = threads or min(16, os.cpu_count() or 1)
         self._pool, self._single = ThreadPoolExecutor(self._threads), ThreadPoolExecutor(1)
@@ -141,69 +156,90 @@ class Labeller:
         self._small = shape[0] * shape[1] < _SMALL
         if self._copy_images and not (stored and is_plain(stored, shape)):
             stored = encode_png(image)
-        return _Picture(shape, stored, {size: transform_image(image, self._place(shape, size)) for size in self._sizes})
+        views = {size: transform_image(image, self._place(shape, size)) for size in self._sizes}
+        return _Picture(shape, stored, views)
 
-    def _place(self, shape: tuple[int, int], size: tuple[int, int]) -> Geometry:
-        return whole_image(shape, size, keep_aspect=self._keep_aspect)
+    def _place(self, shape: tuple[int, int], size: tuple[int, int] | None) -> Geometry:
+        if size is not None:
+            return whole_image(shape, size, keep_aspect=self._keep_aspect)
+        smaller = min(1.0, _LONGEST / max(shape))
+        return whole_image(shape, tuple(max(1, round(side * smaller)) for side in shape), keep_aspect=False)
 
-    def _dispatch(self, ids: list[str], pictures: list[_Picture]) -> list[Mapping[str, Label]]:
+    def _dispatch(self, ids: list[str], pictures: list[_Picture]) -> list[list[_Part]]:
         """The predictions of every teacher, not yet waited for; nothing where there is no picture.
 
         A picture for which a teacher predicts NaN before it has an answer is rejected, and the others are predicted
         again.
         """
-        example = next((picture.views for picture in pictures if not picture.reason), None)
-        if example is None:
-            return []
-        inputs = {size: np.empty((self._batch_size, *size, 3), np.uint8) for size in self._sizes}
-        for size, rows in inputs.items():
-            for row in range(self._batch_size):
-                views = pictures[row].views if row < len(pictures) else {}
-                # A repeated picture costs what a black one does, and cannot be one that only fails a teacher.
-                rows[row] = views.get(size, example[size])
-        predicted = []
-        for teacher in self._teachers:
-            with _blame(teacher, ids):
-                try:
-                    predicted.append(_asked(teacher, inputs[tuple(teacher.size)]))
-                except NotFinite as error:
-                    if error.row not in _good(pictures):
-                        raise
-                    pictures[error.row] = _Picture(reason=f"teacher {teacher.name}: {error}")
-                    return self._dispatch(ids, pictures)
+        inputs = {size: self._inputs(size, pictures) for size in self._sizes} if _good(pictures) else {}
+        predicted: list[list[_Part]] = []
+        for teacher in self._teachers if inputs else ():
+            predicted.append([])
+            for rows, images in inputs[teacher.size and tuple(teacher.size)]:
+                with _blame(teacher, [ids[row] for row in rows if row < len(ids)]):
+                    try:
+                        predicted[-1].append(_Part(rows, images.shape[1:3], _asked(teacher, images)))
+                    except NotFinite as error:
+                        row = None if error.row is None else rows[error.row]
+                        if row not in _good(pictures):
+                            raise
+                        pictures[row] = _Picture(reason=f"teacher {teacher.name}: {error}")
+                        return self._dispatch(ids, pictures)
         return predicted
 
-    def _fetch(
-        self, predicted: list[Mapping[str, Label]], ids: list[str], pictures: list[_Picture]
-    ) -> list[dict[str, Label]]:
+    def _inputs(self, size: tuple[int, int] | None, pictures: list[_Picture]) -> list[tuple[Sequence[int], np.ndarray]]:
+        """What the teachers of a size see together, (rows of the batch, uint8 [n, h, w, 3]): the whole batch, or with
+        None the pictures of each size."""
+        good = _good(pictures)
+        if size is None:
+            shapes = dict.fromkeys(pictures[row].views[None].shape for row in good)
+            groups = [[row for row in good if pictures[row].views[None].shape == shape] for shape in shapes]
+            return [(rows, np.stack([pictures[row].views[None] for row in rows])) for rows in groups]
+        images = np.empty((self._batch_size, *size, 3), np.uint8)
+        for row in range(self._batch_size):
+            # A repeated picture costs what a black one does, and cannot be one that only fails a teacher.
+            images[row] = pictures[row if row in good else good[0]].views[size]
+        return [(range(self._batch_size), images)]
+
+    def _fetch(self, predicted: list[list[_Part]], ids: list[str], pictures: list[_Picture]) -> list[list[_Part]]:
         """The labels on the host, checked; pictures for which a teacher predicts NaN are rejected."""
-        fetched = []
-        for teacher, labels in zip(self._teachers, predicted, strict=False):
-            fetched.append({})
-            for key, task in teacher.tasks.items():
-                with _blame(teacher, ids):  # an error on the device surfaces when its results are read
-                    label = {name: np.asarray(field) for name, field in labels[key].items()}
-                    while problem := check_batch(label, task, tuple(teacher.size), self._batch_size, _good(pictures)):
-                        row, what = problem
-                        wrong = not_finite(label, _good(pictures))
-                        if row not in wrong:
-                            raise LabelError(f"{key}.{what}", row)
-                        for row, what in wrong.items():
-                            pictures[row] = _Picture(reason=f"teacher {teacher.name}: {key}.{what}")
-                fetched[-1][key] = of_teacher(label)
+        fetched: list[list[_Part]] = []
+        for teacher, parts in zip(self._teachers, predicted, strict=False):
+            fetched.append([])
+            for part in parts:
+                with _blame(teacher, [ids[row] for row in part.rows if row < len(ids)]):
+                    fetched[-1].append(part._replace(labels=self._checked(teacher, part, pictures)))
         return fetched
 
-    def _encoder(
-        self, ids: list[str], pictures: list[_Picture], fetched: list[dict[str, Label]]
-    ) -> Callable[[int], Row]:
+    def _checked(self, teacher: Teacher, part: _Part, pictures: list[_Picture]) -> dict[str, Label]:
+        """The labels of a part on the host, where errors on the device surface; rejects pictures as `_fetch`."""
+
+        def good() -> list[int]:
+            return [at for at, row in enumerate(part.rows) if row < len(pictures) and not pictures[row].reason]
+
+        checked = {}
+        for key, task in teacher.tasks.items():
+            label = {name: np.asarray(field) for name, field in part.labels[key].items()}
+            while problem := check_batch(label, task, part.size, len(part.rows), good()):
+                at, what = problem
+                wrong = not_finite(label, good())
+                if at not in wrong:
+                    raise LabelError(f"{key}.{what}", at)
+                for at, what in wrong.items():
+                    pictures[part.rows[at]] = _Picture(reason=f"teacher {teacher.name}: {key}.{what}")
+            checked[key] = of_teacher(label)
+        return checked
+
+    def _encoder(self, ids: list[str], pictures: list[_Picture], fetched: list[list[_Part]]) -> Callable[[int], Row]:
         def encode(row: int) -> Row:
             picture, labels = pictures[row], {}
             if picture.reason:
                 return Row(ids[row], None, picture.reason)
-            for teacher, predicted in zip(self._teachers, fetched, strict=False):
-                geometry = self._place(picture.shape, tuple(teacher.size))
+            for teacher, parts in zip(self._teachers, fetched, strict=False):
+                geometry = self._place(picture.shape, teacher.size and tuple(teacher.size))
+                part = next(part for part in parts if row in part.rows)
                 for key, task in teacher.tasks.items():
-                    label = {name: field[row] for name, field in predicted[key].items()}
+                    label = {name: field[part.rows.index(row)] for name, field in part.labels[key].items()}
                     try:
                         labels[key] = task.restore(label, geometry)
                     except (ValueError, KeyError, IndexError, TypeError) as error:

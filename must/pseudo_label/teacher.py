@@ -1,6 +1,6 @@
 """Making a `Teacher`: anything that turns images into labels.
 
-Networks of other frameworks: `must.pseudo_label.adapters`.
+Networks of other frameworks and libraries: `must.pseudo_label.adapters`.
 """
 
 import functools
@@ -86,7 +86,7 @@ def from_function(
     predict: Callable[[Array], Mapping[str, Any]],
     tasks: Mapping[str, Task],
     *,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     fingerprint: str,
     multiple: int = 1,
     bounds: str = "clip",
@@ -97,7 +97,8 @@ def from_function(
       name: for provenance and messages.
       predict: uint8 [B, H, W, 3] -> {task: what `Task.from_external` of that task takes, or its Label in network form}.
       tasks: that it labels.
-      size: (height, width) of its input, pixels.
+      size: (height, width) of its input, pixels; None where it takes pictures of any size as they are, those of one
+        batch of equal size, and predicts in their frame.
       fingerprint: of its weights and code; records made with another one are refused.
       multiple: what height and width must be multiples of; `size` is rounded up.
       bounds: what becomes of boxes that leave the input by more than a pixel, "clip" or "refuse".
@@ -111,26 +112,30 @@ def from_function(
         raise UserError(f"teacher {name}: predict is {predict!r}, not a function")
     if not tasks:
         raise UserError(f"teacher {name}: labels no task")
-    size = converted(size, tuple[int, int], f"teacher {name}: size")
-    if min(size) < 1:
-        raise UserError(f"teacher {name}: size={size}: must be at least 1")
-    size = rounded_up(size, multiple)
+    if size is not None:
+        size = converted(size, tuple[int, int], f"teacher {name}: size")
+        if min(size) < 1:
+            raise UserError(f"teacher {name}: size={size}: must be at least 1")
+        size = rounded_up(size, multiple)
     for key, task in tasks.items():
         if not hasattr(task, "network_spec"):
             raise UserError(f"teacher {name}: tasks: {key!r} is {task!r}, not a task such as must.Depth()")
-        task.network_spec(size)
+        if size is not None:
+            task.check_frame(size)
+    input_ = f"its input of {size[1]} x {size[0]} pixels" if size else "their pictures"
 
     def labels(images: Array) -> dict[str, Label]:
-        found = labels_from_external(tasks, predict(images), size)
+        frame = size or images.shape[1:3]
+        found = labels_from_external(tasks, predict(images), frame)
         for key in found:
             try:
-                found[key], beyond = inside(found[key], size, bounds)
+                found[key], beyond = inside(found[key], frame, bounds)
             except LabelError as error:
                 raise LabelError(f"{key}.{error}", error.row) from None
             if beyond:
                 notice(
-                    f"teacher {name}: boxes of {key} reach beyond its input of {size[1]} x {size[0]} pixels, first "
-                    f"{beyond} in a batch, and are clipped (bounds='refuse' refuses them)"
+                    f"teacher {name}: boxes of {key} reach beyond {input_}, first {beyond} in a batch, and are "
+                    "clipped (bounds='refuse' refuses them)"
                 )
         return found
 
@@ -146,6 +151,8 @@ def in_frame(teacher: Teacher, size: tuple[int, int], *, keep_aspect: bool = Tru
       size: (height, width) of the pictures and of the labels in network form, pixels.
       keep_aspect: pad the pictures instead of stretching them.
     """
+    if teacher.size is None:
+        return teacher._replace(size=tuple(size))
     if tuple(teacher.size) == tuple(size):
         return teacher
     there, here = whole_image(size, teacher.size, keep_aspect=keep_aspect), whole_image(size, size)

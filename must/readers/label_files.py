@@ -17,7 +17,7 @@ the label lacks the field, "none" an empty list.
 
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ _FIELDS = {
     "depth": (("depth", "scores"), ("scale", "offset")),
     "normals": (("normals", "scores"), ()),
 }
-_NUMBERS = {"scale": np.float32, "offset": np.float32}
+_NUMBERS = {"inverse": lambda text: np.bool_(float(text))}  # others are float32
 
 
 class LabelFiles:
@@ -259,7 +259,7 @@ def _distribution(row: Mapping[str, str], number: Mapping[str, int], where: str)
     return label
 
 
-def _number(text: str, dtype: type, where: str) -> Any:
+def _number(text: str, dtype: Callable[[str], Any], where: str) -> Any:
     try:
         if np.isfinite(value := dtype(text)):
             return value

@@ -198,8 +198,8 @@ def dry_run(members: Members) -> None:
     print(f"{settings.title}: labels in a frame of {settings.image.size}")
     print("\nteachers")
     for name, teacher in teachers.items():
-        size = f"{teacher.size[0]} x {teacher.size[1]}"
-        print(f"  {name:16} {', '.join(teacher.tasks)}; input {size}, {teacher.fingerprint[:12]}")
+        size = f"input {teacher.size[0]} x {teacher.size[1]}" if teacher.size else "pictures as they are"
+        print(f"  {name:16} {', '.join(teacher.tasks)}; {size}, {teacher.fingerprint[:12]}")
     print("\nimages")
     for name, source in images_to_label(settings).items():
         print(f"  {name:16} {len(source):,}")

@@ -91,6 +91,9 @@ class Task:
         """The fields of one example's label in network form, without B; `size` is (height, width) in pixels."""
         raise NotImplementedError
 
+    def check_frame(self, size: tuple[int, int]) -> None:
+        """UserError where this task's own network cannot have a frame of (height, width) pixels."""
+
     def transform(self, label: Label, geometry: Geometry) -> Label:
         """Record form -> network form under one drawn geometry; host NumPy.
 

@@ -3,21 +3,32 @@
 import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from must.core import losses
-from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
+from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, Source, UserError
 from must.data.geometry import restore_map, restore_quantity, transform_map
-from must.tasks import dense, drawing, exchange
+from must.tasks import dense, depth_files, drawing
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, codes
 
 _CLOSE = 1.25  # factor within which a depth is right (delta1)
 _LEVELS = 65534  # steps between the least and the largest depth of a stored map; code 0 is "invalid"
+_WIDEST = 1300  # largest over least relative depth: half a step of inverse depth is 1 % of the farthest's at 1311
+
+
+class InverseDepth(NamedTuple):
+    """Inverse depth of another project's network, right up to a scale > 0 and a shift per image: near is large.
+
+    Attributes:
+      values: floats [B, h, w]; not finite is invalid.
+    """
+
+    values: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +38,14 @@ class Depth(Task):
     metric: the network predicts the logarithm of the depth in meters. Under a zoom by s, depth is divided by s (a
       longer focal length), so that one network sees one camera.
     relative: the network predicts inverse depth up to an unknown scale > 0 and shift per image. Predictions fix these
-      so that each image's nearest pixel is at `min_depth` and its farthest at `max_depth`.
+      so that each image's nearest pixel is at `min_depth` and its farthest at `max_depth`. Records hold the inverse
+      depth and say so; labels in meters teach a relative network as well, inverse ones a metric network never.
 
     Attributes:
       depth_kind: "metric" or "relative".
       loss_kind: of a metric network, "silog" or "log_l1".
       focus: lambda of silog.
+      trim: of a relative network, the share of an image's pixels, those farthest off, that its loss leaves out.
       gradient: adds the term "gradient", which matches edges over four scales.
       min_depth: least depth that is predicted and measured, meters.
       max_depth: largest, meters.
@@ -46,6 +59,7 @@ class Depth(Task):
     depth_kind: str = "metric"
     loss_kind: str = "silog"
     focus: float = 0.5
+    trim: float = 0.2
     gradient: bool = False
     min_depth: float = 0.1
     max_depth: float = 10.0
@@ -68,6 +82,13 @@ class Depth(Task):
         if not 0 < self.min_depth < self.max_depth:
             raise UserError(
                 f"depth: min_depth {self.min_depth} and max_depth {self.max_depth}: expected 0 < min_depth < max_depth"
+            )
+        if not 0 <= self.trim < 1:
+            raise UserError(f"depth: trim {self.trim}: expected a share from 0 to below 1")
+        if self.depth_kind == "relative" and self.max_depth / self.min_depth > _WIDEST:
+            raise UserError(
+                f"depth: min_depth {self.min_depth} and max_depth {self.max_depth}: 16 bits hold relative depth to 1 % "
+                f"up to a ratio of {_WIDEST}"
             )
 
     @property
@@ -99,25 +120,34 @@ class Depth(Task):
         """As in the base class: a depth a tenth beyond the farthest, with two digits."""
         farthest = 0.0
         for label in labels:
+            if label.get("inverse", False):
+                continue
             code = int(np.max(label["depth"], initial=0))
             scale, offset = (float(np.asarray(label[name]).reshape(())) for name in ("scale", "offset"))
             farthest = max(farthest, code * scale + offset if code else 0.0)
         return {"max_depth": float(f"{1.1 * farthest:.2g}")} if 0.1 < farthest < np.inf else {}
 
     def label_spec(self) -> dict[str, ArraySpec]:
-        return {
-            "depth": ArraySpec((None, None), "uint16", "png", "meters = code * scale + offset; code 0 = invalid"),
-            "scale": ArraySpec((), "float32", doc="meters per code"),
-            "offset": ArraySpec((), "float32", doc="meters"),
+        metric = self.depth_kind == "metric"
+        what = "meters" if metric else "inverse depth, right up to scale and shift,"
+        spec = {
+            "depth": ArraySpec((None, None), "uint16", "png", f"{what} = code * scale + offset; code 0 = invalid"),
+            "scale": ArraySpec((), "float32", doc="meters per code" if metric else "per code"),
+            "offset": ArraySpec((), "float32", doc="meters" if metric else "of code 0"),
             "scores": dense.SCORES,
         }
+        return spec if metric else {**spec, "inverse": ArraySpec((), "bool", doc="inverse depth; else meters")}
+
+    def check_frame(self, size: tuple[int, int]) -> None:
+        dense.check_size("depth", size, self._output_stride)
 
     def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-        dense.check_size("depth", size, self._output_stride)
         return {"depth": jax.ShapeDtypeStruct(size, np.float32), "scores": jax.ShapeDtypeStruct(size, np.uint8)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
-        code = np.asarray(label["depth"])
+        code, inverse = np.asarray(label["depth"]), bool(label.get("inverse", False))
+        if inverse and self.depth_kind == "metric":
+            raise ValueError("inverse depth without scale, which a metric task cannot use: depth_kind='relative' can")
         scale, offset = (float(np.asarray(label[name]).reshape(())) for name in ("scale", "offset"))
         if code.ndim != 2:
             raise ValueError(f"depth of shape {code.shape}")
@@ -125,29 +155,38 @@ class Depth(Task):
             raise ValueError(f"depth with scale {scale} and offset {offset}")
         valid = code[code > 0]
         if valid.size and not valid.min() * scale + offset > 0:
-            raise ValueError(f"depth of {valid.min() * scale + offset:.3g} m")
+            unit = "inverse" if inverse else "m"
+            raise ValueError(f"depth of {valid.min() * scale + offset:.3g} {unit}")
         code = transform_map(code, geometry, 0)
         depth = np.where(code > 0, (code * scale + offset) / self._zoom(geometry), 0.0).astype(np.float32)
+        if inverse:
+            depth = _reciprocal(depth, code > 0)
         return {"depth": depth, "scores": dense.transform_scores(label, geometry)}
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
-        """The depth at 1 / `stride` of the original's size, each value within (largest - least) / 131068 meters."""
+        """The depth at 1 / `stride` of the original's size, each value within (largest - least) / 131068 meters.
+
+        Relative: the inverse depth likewise; where the farthest is within 1300 times the nearest, to 1 % of its value.
+        """
         shape = dense.stored_shape(geometry, self.stride)
         depth, valid = self._restored(label, geometry, shape)
         low, high = (depth[valid].min(), depth[valid].max()) if valid.any() else (0.0, 0.0)
         scale = (high - low) / _LEVELS
         code = np.round((np.where(valid, depth, low) - low) / scale) if scale > 0 else np.zeros(depth.shape)
-        return {
+        record = {
             "depth": np.where(valid, code + 1, 0).astype(np.uint16),
             "scale": np.float32(scale),
             "offset": np.float32(low - scale),
             "scores": dense.restore_scores(label, geometry, shape),
         }
+        return record if self.depth_kind == "metric" else {**record, "inverse": np.bool_(True)}
 
     def _restored(self, label: Label, geometry: Geometry, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Meters float64 [*shape] over the whole original, and where they are valid."""
+        """Meters, or inverse depth, float64 [*shape] over the whole original, and where they are valid."""
         depth = np.asarray(label["depth"], np.float64)
         valid = np.isfinite(depth) & (depth > 0)
+        if self.depth_kind == "relative":
+            depth = _reciprocal(depth, valid)
         depth, valid = restore_quantity(np.where(valid, depth, 0.0), valid, geometry, shape)
         return depth * self._zoom(geometry), valid
 
@@ -178,7 +217,8 @@ class Depth(Task):
         """Term "depth", one item per image with valid pixels; and "gradient" of the same residuals.
 
         metric: SiLog (Eigen et al. 2014, eq. 4) or the mean absolute difference of the logarithms.
-        relative: scale- and shift-invariant L1 in inverse depth; images where it is degenerate count for nothing.
+        relative: scale- and shift-invariant, trimmed, in inverse depth (MiDaS, Ranftl et al. 2020, eq. 5 to 7); images
+          where it is degenerate count for nothing.
         """
         valid = target["valid"]
         predicted = outputs[..., 0].astype(jnp.float32)
@@ -186,8 +226,10 @@ class Depth(Task):
             log_depth = jnp.log(target["depth"])
             residual, usable = jnp.where(valid, predicted - log_depth, 0.0), valid.any((1, 2))
         else:
-            residual, usable = losses.aligned_residual(predicted, 1.0 / target["depth"], valid)
-        if self.depth_kind == "metric" and self.loss_kind == "silog":
+            residual, usable = losses.robust_residual(predicted, 1.0 / target["depth"], valid)
+        if self.depth_kind == "relative":
+            value = losses.trimmed_mae(residual, valid, self.trim)
+        elif self.loss_kind == "silog":
             value = losses.silog(predicted, log_depth, valid, self.focus)
         else:
             value = losses.masked_mean(jnp.abs(residual), valid)
@@ -203,24 +245,46 @@ class Depth(Task):
         if self.depth_kind == "metric":
             return {"depth": jnp.clip(jnp.exp(value), self.min_depth, self.max_depth)}
         low, high = value.min((1, 2), keepdims=True), value.max((1, 2), keepdims=True)
-        near = (value - low) / jnp.maximum(high - low, 1e-6)
-        far_inverse = 1.0 / self.max_depth
-        return {"depth": 1.0 / (far_inverse + near * (1.0 / self.min_depth - far_inverse))}
+        return {"depth": self._from_nearness((value - low) / jnp.maximum(high - low, 1e-6))}
+
+    def _from_nearness(self, near: Array) -> Array:
+        """Depth of inverse depths 0..1, of which 1 is nearest."""
+        far = 1.0 / self.max_depth
+        return 1.0 / (far + near * (1.0 / self.min_depth - far))
 
     def agreement(self, outputs: Array, others: Array) -> Label:
         """The smaller of two depths over the larger."""
         one, other = (self.predict(output)["depth"] for output in (outputs, others))
         return {"scores": codes(jnp.minimum(one, other) / jnp.maximum(one, other))}
 
-    def from_external(self, output: Array, size: tuple[int, int]) -> Label:
+    def from_external(self, output: Array | InverseDepth, size: tuple[int, int]) -> Label:
         """Depth [B, h, w] in meters at any resolution, enlarged bilinearly; not finite or not above 0 is invalid.
+
+        Of a relative task also `InverseDepth`, which becomes depth as in `predict`.
 
         Raises:
           NotFinite: a picture without any finite pixel.
+          LabelError: inverse depth for a metric task.
         """
+        if isinstance(output, InverseDepth):
+            return self._from_inverse(output.values, size)
         depth = dense.floats("depth", output, ("B", "h", "w"))
         valid = dense.some_finite("depth", np.isfinite(depth)) & (depth > 0)
         return {"depth": dense.resize_valid(np.where(valid, depth, 0.0)[..., None], valid, size)[0][..., 0]}
+
+    def _from_inverse(self, values: Array, size: tuple[int, int]) -> Label:
+        if self.depth_kind == "metric":
+            raise LabelError("depth is inverse and without scale, the task is metric: it takes depth_kind='relative'")
+        values = dense.floats("depth", values, ("B", "h", "w"))
+        valid = dense.some_finite("depth", np.isfinite(values))
+        values, valid = dense.resize_valid(np.where(valid, values, 0.0)[..., None], valid, size)
+        values = values[..., 0]
+        low, high = (
+            function(values, (1, 2), where=valid, initial=start, keepdims=True)
+            for function, start in ((np.min, np.inf), (np.max, -np.inf))
+        )
+        near = (values - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+        return {"depth": np.where(valid, self._from_nearness(near), 0.0).astype(np.float32)}
 
     def hflip_outputs(self, outputs: Array) -> Array:
         return outputs[:, :, ::-1]
@@ -247,6 +311,8 @@ class Depth(Task):
         if dense.unmoved(geometry):
             return label
         depth, valid = self._restored(label, geometry, geometry.source_size)
+        if self.depth_kind == "relative":
+            depth = _reciprocal(depth, valid)
         out = {"depth": np.where(valid, depth, 0).astype(np.float32)}
         if "scores" in label:
             out["scores"] = restore_map(np.asarray(label["scores"]), geometry, geometry.source_size)
@@ -325,22 +391,8 @@ class Depth(Task):
         return self._in_range(depth) if self.depth_kind == "metric" else (depth > 0) & (depth < np.inf)
 
     def write_labels(self, directory: str, source: Source, name: str, options: Mapping[str, Any]) -> int:
-        """depth/*.png: 16 bits, and in maps.csv the meaning of a code; 0 is no depth.
-
-        By default the stored codes: meters = code * scale + offset, two numbers per image, nothing is rounded. Most
-        tools read one unit for all files: the option `millimeters` writes these, rounded by up to 0.5 mm (below 1 mm:
-        to 1 mm), and refuses relative depth and depths above 65.534 m.
-        """
-        millimeters = bool(options.get("millimeters"))
-        if millimeters and self.depth_kind != "metric":
-            raise UserError(f"task {name!r}: {self.depth_kind} depth has no millimeters")
-        unit = "meters = code * scale + offset of maps.csv; code 0 = no depth"
-        about = {"kind": "depth", "unit": unit, "depth_kind": self.depth_kind}
-        if millimeters:
-            about["unit"] = "millimeters, rounded by up to 0.5 mm; 0 = no depth"
-        prepare = {"prepare": _in_millimeters} if millimeters else {}
-        maps, columns = ("depth", "scores"), ("scale", "offset")
-        return exchange.write_maps(directory, source, name, self, maps, columns, about=about, **prepare)
+        """As 16-bit PNGs, see `must.tasks.depth_files`."""
+        return depth_files.write(directory, source, name, self, bool(options.get("millimeters")))
 
     def constant_guess(self, labels: Sequence[Label]) -> Label:
         """The median depth at every pixel."""
@@ -391,14 +443,6 @@ _METRICS = (
 )
 
 
-_MOST_MM = 65534  # 65535 is "no measurement" in many sets
-
-
-def _in_millimeters(label: Label, where: str) -> Label:
-    codes, scale, offset = (np.asarray(label[field], np.float64) for field in ("depth", "scale", "offset"))
-    depth = np.where(codes > 0, np.maximum(np.round(1000 * (codes * scale + offset)), 1), 0)
-    if depth.max(initial=0) > _MOST_MM:
-        raise UserError(
-            f"{where}: a depth of {depth.max() / 1000:.6g} m; 16 bits hold at most {_MOST_MM / 1000} m in millimeters"
-        )
-    return {**label, "depth": depth.astype(np.uint16), "scale": np.float32(1e-3), "offset": np.float32(0)}
+def _reciprocal(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """1 / values, 0 elsewhere."""
+    return np.divide(1.0, values, out=np.zeros_like(values), where=where)

@@ -69,8 +69,10 @@ class Normals(Task):
         doc = "normal * 127, x right, y down, z forward; 0, 0, 0 = invalid"
         return {"normals": ArraySpec((None, None, 3), "int8", "png", doc), "scores": dense.SCORES}
 
-    def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+    def check_frame(self, size: tuple[int, int]) -> None:
         dense.check_size("normals", size, self._output_stride)
+
+    def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         return {"normals": jax.ShapeDtypeStruct((*size, 3), np.float32), "scores": jax.ShapeDtypeStruct(size, np.uint8)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:

@@ -90,8 +90,10 @@ class Segmentation(Task):
             "unknown": ArraySpec((None,), "uint16", doc="ids of the classes that this source does not know"),
         }
 
-    def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+    def check_frame(self, size: tuple[int, int]) -> None:
         dense.check_size("segmentation", size, self._output_stride)
+
+    def network_spec(self, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         spec = jax.ShapeDtypeStruct((*size, self.top_k), np.uint8)
         return {"ids": spec, "probs": spec, "known": jax.ShapeDtypeStruct((len(self.classes),), np.bool_)}
 

@@ -24,12 +24,14 @@ def tiled(teacher: Teacher, grid: tuple[int, int], overlap: float = 0.25) -> Tea
       overlap: least share of a tile that its neighbor sees too.
 
     Raises:
-      UserError: no such grid or overlap.
+      UserError: no such grid or overlap, or a teacher of pictures as they are.
     """
     if len(grid) != 2 or min(grid) < 1 or not 0 <= overlap < 1:
         raise UserError(f"tiles={grid}, overlap={overlap}: expected (rows, columns) and a share below 1")
     if tuple(grid) == (1, 1):
         return teacher
+    if teacher.size is None:
+        raise UserError(f"tiles={tuple(grid)}: teacher {teacher.name} sees pictures whole, in their own size")
     frame = tuple(teacher.size)
     step = [max(_MULTIPLE, math.floor(side * (1 - overlap) / _MULTIPLE) * _MULTIPLE) for side in frame]
     size = tuple(side + (count - 1) * by for side, count, by in zip(frame, grid, step, strict=True))

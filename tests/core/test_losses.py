@@ -64,25 +64,45 @@ def test_soft_focal_by_hand_and_saturated():
         losses.binary_soft_focal(logit, t, 0.5)
 
 
-def test_alignment_is_least_squares():
+def _ssi(p, y, valid, trim=0.2):
+    residual, usable = losses.robust_residual(p, y, valid)
+    return losses.trimmed_mae(residual, valid, trim), usable
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.2, 0.5])
+def test_the_robust_trimmed_loss_by_its_formulas(trim):
+    """MiDaS, eq. 5 to 7, one picture at a time; torch's median is the lower one of an even number."""
     p, y, valid = _random(4, 5, 6), _random(4, 5, 6), RNG.random((4, 5, 6)) < 0.7
-    scale, shift, solvable = losses.align(p, y, valid)
-    assert solvable.all()
+    value, usable = _ssi(p, y, valid, trim)
+    assert usable.all() and len({count % 2 for count in valid.sum((1, 2))}) == 2
     for i in range(4):
-        design = np.stack([np.asarray(p[i])[valid[i]], np.ones(valid[i].sum())], -1)
-        want = np.linalg.lstsq(design, np.asarray(y[i])[valid[i]], rcond=None)[0]
-        np.testing.assert_allclose([scale[i], shift[i]], want, rtol=1e-4, atol=1e-6)
+        aligned = []
+        for x in (np.asarray(p[i])[valid[i]], np.asarray(y[i])[valid[i]]):
+            apart = x - np.sort(x)[(len(x) - 1) // 2]
+            aligned.append(apart / np.mean(np.abs(apart)))
+        count = len(aligned[0])
+        want = np.sort(np.abs(aligned[0] - aligned[1]))[: round((1 - trim) * count)].sum() / (2 * count)
+        assert value[i] == pytest.approx(want, rel=1e-5)
+
+
+def test_what_is_trimmed_away_counts_for_nothing():
+    y = jnp.linspace(0, 1, 100)[None]
+    valid, wrong = np.ones((1, 100), bool), y.at[0, 95:].set(1e6)  # of a teacher that takes a lamp for the nearest
+    value, slope = jax.value_and_grad(lambda p: _ssi(p, wrong, valid)[0][0])(y)
+    assert value > 0.1 and np.isfinite(slope).all()  # the deviation of the target is that of its outliers
+    residual = jnp.zeros((1, 100)).at[0, 85:].set(1e6)
+    assert losses.trimmed_mae(residual, valid)[0] == 0.0 < losses.trimmed_mae(residual, valid, 0.1)[0]
 
 
 def test_scale_shift_invariance():
     p, y, valid = _random(3, 8, 8), _random(3, 8, 8), RNG.random((3, 8, 8)) < 0.7
     y = y + 2 * p  # correlated, as a half-trained network's
-    value, usable = losses.scale_shift_invariant(p, y, valid)
+    value, usable = _ssi(p, y, valid)
     assert usable.all() and (value > 0.05).all()
     for a, b in ((1000.0, 0.0), (0.01, 0.0), (1.0, 50.0), (3.0, -7.0)):
-        np.testing.assert_allclose(losses.scale_shift_invariant(a * p + b, y, valid)[0], value, rtol=1e-3)
-        np.testing.assert_allclose(losses.scale_shift_invariant(p, a * y + b, valid)[0], value, rtol=1e-3)
-    np.testing.assert_allclose(losses.scale_shift_invariant(5 * y + 3, y, valid)[0], 0.0, atol=1e-5)
+        np.testing.assert_allclose(_ssi(a * p + b, y, valid)[0], value, rtol=1e-3)
+        np.testing.assert_allclose(_ssi(p, a * y + b, valid)[0], value, rtol=1e-3)
+    np.testing.assert_allclose(_ssi(5 * y + 3, y, valid)[0], 0.0, atol=1e-5)
 
 
 def test_an_inverted_prediction_is_the_worst_and_descends_to_the_right_one():
@@ -91,7 +111,7 @@ def test_an_inverted_prediction_is_the_worst_and_descends_to_the_right_one():
 
     def loss(correlation):
         p = correlation * y + jnp.sqrt(1 - correlation**2) * other
-        return losses.scale_shift_invariant(p, y, valid)[0][0]
+        return _ssi(p, y, valid)[0][0]
 
     values = [float(loss(c)) for c in (-0.99, -0.6, -0.3, 0.3, 0.6, 0.99)]
     assert values == sorted(values, reverse=True)
@@ -105,10 +125,10 @@ def test_degenerate_alignment_is_skipped_by_relative_size():
     p[0] = 7.0  # constant
     p[1] = 1e4 + 1e-3 * p[1]  # varies by less than float32 resolves at its size
     p[2] = 1e-9 * p[2]  # tiny, but it varies
-    value, usable = losses.scale_shift_invariant(jnp.asarray(p), y, valid)
+    value, usable = _ssi(jnp.asarray(p), y, valid)
     assert usable.tolist() == [False, False, True, False, False]
     np.testing.assert_allclose(value, 0.0, atol=1e-5)
-    slope = jax.grad(lambda p: losses.scale_shift_invariant(p, y, valid)[0].sum())(jnp.asarray(p))
+    slope = jax.grad(lambda p: _ssi(p, y, valid)[0].sum())(jnp.asarray(p))
     assert np.isfinite(slope).all()
 
 
@@ -157,9 +177,9 @@ def test_masked_pixels_change_neither_values_nor_gradients(garbage):
     p, y, valid = _random(3, 8, 8), _random(3, 8, 8), RNG.random((3, 8, 8)) < 0.6
     valid[2] = False
     formulas = {
-        "ssi": lambda p, y: losses.scale_shift_invariant(p, y, valid)[0].sum(),
+        "ssi": lambda p, y: _ssi(p, y, valid)[0].sum(),
         "silog": lambda p, y: losses.silog(p, y, valid).sum(),
-        "gradient": lambda p, y: losses.gradient_matching(losses.aligned_residual(p, y, valid)[0], valid).sum(),
+        "gradient": lambda p, y: losses.gradient_matching(losses.robust_residual(p, y, valid)[0], valid).sum(),
         "mean": lambda p, y: losses.masked_mean(p, valid).sum(),
     }
     spoilt = [jnp.where(valid, x, garbage) for x in (p, y)]

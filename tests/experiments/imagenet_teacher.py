@@ -51,7 +51,7 @@ def main() -> None:
             return
 
     import must
-    from must.pseudo_label.adapters import from_torch
+    from must.pseudo_label.adapters.modules import from_torch
     from tests.support.referees import timm
 
     info = timm.data.ImageNetInfo()

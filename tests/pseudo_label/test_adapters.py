@@ -15,8 +15,8 @@ pytest.importorskip("onnxruntime")
 
 from must.core.types import LabelError, UserError  # noqa: E402
 from must.data.geometry import transform_image, whole_image  # noqa: E402
-from must.pseudo_label import adapters  # noqa: E402
-from must.pseudo_label.adapters import from_onnx, from_torch  # noqa: E402
+from must.pseudo_label.adapters import modules  # noqa: E402
+from must.pseudo_label.adapters.modules import from_onnx, from_torch  # noqa: E402
 from must.pseudo_label.teacher import from_function  # noqa: E402
 from must.pseudo_label.write import label_images  # noqa: E402
 from must.readers.png_maps import as_uint8  # noqa: E402
@@ -255,7 +255,7 @@ def test_a_module_is_read_in_tensors_of_any_type_or_arrays():
 
 def test_the_recipes_of_the_documentation_run(tmp_path):
     write_classifier(tmp_path / "m.onnx")
-    text = inspect.getdoc(adapters)
+    text = inspect.getdoc(modules)
     blocks = [part for part in text.split("\n\n") if re.match(" +(from|def|[a-z]+ = from_)", part)]
     program = "\n".join(textwrap.dedent(block) for block in blocks)
     for kind in (Segmentation, Detection, Classification):  # each example has the classes of its task

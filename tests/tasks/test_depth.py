@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from must.core.types import Geometry, Policy
-from must.data.geometry import whole_image
-from must.tasks.depth import Depth
+from must.core.types import Geometry, LabelError, Policy, UserError
+from must.data.geometry import own_frame, whole_image
+from must.tasks.depth import Depth, InverseDepth
 
 RNG = np.random.default_rng(0)
-ALL = Policy(0.0, 0.0)
+ALL, OWN = Policy(0.0, 0.0), own_frame((64, 64))
 
 
 def _depth(*shape):
@@ -98,8 +98,57 @@ def test_zoom_divides_metric_depth_and_restoring_multiplies(kind, factor):
     label = task.transform(record, zoomed)
     np.testing.assert_allclose(label["depth"], codes[:8, :8].repeat(2, 0).repeat(2, 1) * 1e-3 / factor, rtol=1e-5)
     back = task.restore(label, zoomed)
-    meters = back["depth"] * back["scale"] + back["offset"]
-    np.testing.assert_allclose(meters[:8, :8], codes[:8, :8] * 1e-3, atol=8.0 / 131068 * 1.05)
+    stored, want = back["depth"] * back["scale"] + back["offset"], codes[:8, :8] * 1e-3
+    assert ("inverse" in back) == (kind == "relative")
+    np.testing.assert_allclose(stored[:8, :8], want if kind == "metric" else 1 / want, atol=8.0 / 131068 * 1.05)
+
+
+def _through_a_record(task, label):
+    """As a reader has it again."""
+    return task.transform(task.restore(label, OWN), OWN)["depth"].astype(np.float64)
+
+
+@pytest.mark.parametrize("ratio", [2, 100, 1300])
+def test_sixteen_bits_hold_relative_depth_to_one_percent(ratio):
+    task = Depth(depth_kind="relative", stride=1, min_depth=0.1, max_depth=0.1 * ratio)
+    values = np.geomspace(1e-4, 1, 64 * 64).reshape(1, 64, 64).astype(np.float32)
+    values[0, 0, 0] = 0  # the sky
+    label = {name: field[0] for name, field in task.from_external(InverseDepth(values * 77 - 5), (64, 64)).items()}
+    apart = np.abs(_through_a_record(task, label) / label["depth"] - 1)
+    assert label["depth"].min() == pytest.approx(0.1) and label["depth"].max() == pytest.approx(0.1 * ratio)
+    assert apart.max() < 0.01 and (ratio < 1300 or apart.max() > 0.004)
+    with pytest.raises(UserError, match="16 bits hold relative depth to 1 %"):
+        Depth(depth_kind="relative", min_depth=0.1, max_depth=0.1 * 1312)
+
+
+def test_inverse_depth_keeps_all_but_scale_and_shift_through_records():
+    task = Depth(depth_kind="relative", stride=1, head_stride=1)
+    values = RNG.normal(size=(2, 64, 64)).astype(np.float32)
+    values[1, 3:9, 5] = np.nan
+    label = task.from_external(InverseDepth(values), (64, 64))
+    stored = np.stack([_through_a_record(task, {"depth": label["depth"][row]}) for row in range(2)])
+    assert ((stored == 0) == np.isnan(values)).all()
+    for row in range(2):
+        known = stored[row] > 0
+        slope, _ = np.polyfit(values[row][known], 1 / stored[row][known], 1)
+        assert slope > 0 and np.corrcoef(values[row][known], 1 / stored[row][known])[0, 1] > 1 - 1e-8
+    outputs = jnp.nan_to_num(jnp.asarray(values))[..., None] * 3 - 1
+    terms = task.loss(outputs, task.target({"depth": stored}, ALL))
+    np.testing.assert_allclose(terms["depth"].value, 0.0, atol=1e-4)
+
+
+def test_labels_in_meters_teach_a_relative_network_and_inverse_ones_no_metric_one():
+    relative, metric = Depth(depth_kind="relative", stride=1), Depth(stride=1)
+    true = _depth(64, 64)
+    truth = metric.restore({"depth": true}, OWN)
+    np.testing.assert_allclose(relative.transform(truth, OWN)["depth"], true, atol=1e-3)
+    inverse = relative.restore({"depth": true}, OWN)
+    with pytest.raises(ValueError, match="inverse depth without scale, which a metric task cannot use: depth_kind"):
+        metric.transform(inverse, OWN)
+    with pytest.raises(LabelError, match="depth is inverse and without scale, the task is metric"):
+        metric.from_external(InverseDepth(1 / true[None]), (64, 64))
+    assert set(metric.label_spec()) == set(truth) and set(relative.label_spec()) == set(inverse)
+    assert "inverse depth" in relative.label_spec()["depth"].doc and "meters" in metric.label_spec()["depth"].doc
 
 
 def test_an_invalid_pixel_stays_invalid_and_a_flat_wall_is_exact():

@@ -342,7 +342,7 @@ def test_wrong_hyper_parameters_are_named(kind, hyper_parameters, words):
 
 def test_a_frame_of_broken_cells_is_refused():
     with pytest.raises(UserError, match="15 x 24"):
-        TASKS["depth"].network_spec((15, 24))
+        TASKS["depth"].check_frame((15, 24))
 
 
 WRONG = {

@@ -15,7 +15,7 @@ Probabilities sum to 1 within 1e-3, which a softmax in bfloat16 misses: take it 
 
 A PyTorch segmenter whose classes are those of the task, `pip install 'must[torch]'`:
 
-    from must.pseudo_label.adapters import from_torch
+    from must import from_torch
 
     segmenter = from_torch(
         "segmenter", module, {"segmentation": Segmentation(classes)}, size=(90, 120), multiple=32,
@@ -35,7 +35,7 @@ torchvision's detectors normalize by themselves (mean 0, std 1), and their class
 
 An ONNX file, run by ONNX Runtime on the CPU, `pip install 'must[onnx]'`; its outputs come by name:
 
-    from must.pseudo_label.adapters import from_onnx
+    from must import from_onnx
 
     classifier = from_onnx(
         "classifier", path, {"classification": Classification(classes)}, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
@@ -99,9 +99,9 @@ def from_torch(
     @torch.no_grad()
     def predict(images: np.ndarray) -> Mapping[str, Any]:
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).movedim(-1, 1).float() / 255
-        return jax.tree.map(_on_host, read(module(((pixels - mean_) / std_).contiguous().to(dtype))))
+        return jax.tree.map(on_host, read(module(((pixels - mean_) / std_).contiguous().to(dtype))))
 
-    fingerprint = _preprocessed(_state_hash(module.state_dict()), mean, std)
+    fingerprint = _preprocessed(state_hash(module.state_dict()), mean, std)
     return from_function(name, predict, tasks, size=size, fingerprint=fingerprint, multiple=multiple, bounds=bounds)
 
 
@@ -156,7 +156,7 @@ def from_onnx(
     return from_function(name, predict, tasks, size=size, fingerprint=fingerprint, bounds=bounds)
 
 
-def _on_host(value: Any) -> Array:
+def on_host(value: Any) -> Array:
     """A tensor as an array; anything else as it is. NumPy has no bfloat16."""
     if not hasattr(value, "detach"):
         return value
@@ -164,7 +164,7 @@ def _on_host(value: Any) -> Array:
     return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
 
 
-def _state_hash(state: Mapping[str, Any]) -> str:
+def state_hash(state: Mapping[str, Any]) -> str:
     """SHA-256 of names, types, shapes and bytes of a `state_dict`."""
     import torch
 
