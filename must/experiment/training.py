@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ import jax
 import numpy as np
 
 from must.core import devices, files
-from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
+from must.core.notices import notice
+from must.core.types import Balance, Batch, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
 from must.experiment import build, initial, measure, networks, sections
@@ -40,6 +42,8 @@ from must.train.checkpoint import Checkpoints
 from must.train.loop import Progress, fit
 from must.train.optimizer import optimizer
 from must.train.step import train_step
+
+_KEPT = 2  # checkpoints of a run: where the newest is damaged, the one before goes on
 
 Report = Callable[..., None]
 Batches = Source | Mapping[str, Source]
@@ -126,7 +130,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     variables = training.variables
     state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))
-    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
+    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"), keep=_KEPT)
     state = _resume(checkpoints, devices.replicate(state), batches)
     bound = functools.partial(
         train_step, objective=training.objective, balance=training.balance, tx=tx, ema_decay=run.ema_decay
@@ -161,20 +165,17 @@ class _Hook:
         self._directory, self._training, self._log, self._selection = directory, training, log, selection
         self._batches, self._checkpoints, self._report = batches, checkpoints, report
         self.start, self.facts, self._validation = start, {}, ""
+        self._skipped = _Skipped(directory, training.source)
 
     def __call__(self, progress: Progress) -> bool:
         run, weighting = self._training.run, self._training.weighting
         at, last = progress.step, progress.step == progress.steps
         logs_now = at % run.log_every == 0
         looks = last or (run.evaluate_every and at % run.evaluate_every == 0)
+        self._skipped.see(progress, wait=bool(logs_now or looks))
         if logs_now or looks:
-            logs = {name: float(value) for name, value in progress.logs.items()}
-            if not math.isfinite(logs["loss"]):  # before these weights are evaluated and kept
-                bad = [name for name, value in logs.items() if not math.isfinite(value)]
-                names = ", ".join(bad)
-                raise UserError(
-                    f"{self._directory}: step {at}: not finite: {names}; lower the learning rate or clip_norm"
-                )
+            logs = {name: float(value) for name, value in progress.logs.items() if name != "skipped"}
+            logs = {name: value for name, value in logs.items() if math.isfinite(value)} | self._skipped.log()
         if looks:
             scores = self._selection.look(progress.state, last)
             self._log.write(at, scores)
@@ -184,7 +185,7 @@ class _Hook:
             last = last or self._selection.exhausted(at)
         if logs_now or last:
             self._log.write(at, logs)
-            self._report(at, progress.steps, f"loss {logs['loss']:.3f}{self._validation}")
+            self._report(at, progress.steps, f"loss {logs.get('loss', math.nan):.3f}{self._validation}")
         if weighting.every and at % weighting.every == 0 and not last:
             self._batches.weights = weighting.factors(local(states.model_variables(progress.state, ema=False)))
             self._log.write(at, _means(self._batches.weights))
@@ -196,7 +197,68 @@ class _Hook:
             images = groups * run.batch_size * (at - self.start - 1)  # the clock starts when the first step is over
             self.facts["images_per_second"] = round(images / progress.seconds, 1)
             self.facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
+            self.facts |= self._skipped.log()
         return last
+
+
+class _Skipped:
+    """Counts steps that changed nothing since they were not finite, and ends a run of which there are too many.
+
+    Args:
+      directory: of the run, where the ids of the last such steps are written.
+      source: of the batches.
+    """
+
+    IN_A_ROW = 10
+
+    def __init__(self, directory: str, source: Batches):
+        self._directory, self._source = directory, source
+        self._unread: deque[tuple[int, jax.Array, Any]] = deque()
+        self._seen, self._all, self._row = 0, 0, []
+
+    def see(self, progress: Progress, *, wait: bool) -> None:
+        """Reads the flags that are there, or waits for all.
+
+        Raises:
+          UserError: ten such steps in a row, or more than half of all when the run ends.
+        """
+        self._unread.append((progress.step, progress.logs["skipped"], _ids(progress.batch)))
+        while self._unread and (wait or self._unread[0][1].is_ready()):
+            step, skipped, ids = self._unread.popleft()
+            self._seen += 1
+            self._all += bool(skipped)
+            self._row = [*self._row, (step, ids)] if skipped else []
+            if len(self._row) == self.IN_A_ROW:
+                self._end(f"steps {self._row[0][0]} to {step}")
+        if progress.step == progress.steps and self._all > self._seen / 2:
+            self._end(f"{self._all} of {self._seen} steps")
+
+    def log(self) -> dict[str, int]:
+        return {"skipped": self._all} if self._all else {}
+
+    def _end(self, which: str) -> None:
+        where = os.path.join(self._directory, "not_finite.json")
+        parts = self._source if isinstance(self._source, Mapping) else {"": self._source}
+        names = {group: part.ids for group, part in parts.items()}
+        named = {
+            str(step): [names[group][int(i)] for group, many in ids.items() for i in np.ravel(many) if i >= 0]
+            for step, ids in self._row
+        }
+        if devices.is_writer():
+            files.write_json(where, named)
+        raise UserError(
+            f"{self._directory}: {which}: loss or gradient not finite; {where} has the ids of the last ones; lower the "
+            "learning rate or clip_norm, in another workdir"
+        )
+
+
+def _ids(batch: Batch | Mapping[str, Batch]) -> dict[str, Any]:
+    """{group: positions of its rows that this process reads}."""
+    parts = batch if isinstance(batch, Mapping) else {"": batch}
+    return {
+        group: [s.data for s in one.ids.addressable_shards] if isinstance(one.ids, jax.Array) else one.ids
+        for group, one in parts.items()
+    }
 
 
 def _never_learned(directory: str, least: int = 5) -> list[str]:
@@ -252,9 +314,22 @@ def _saved(state: TrainState, batches: Joined) -> PyTree:
 
 
 def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> TrainState:
+    """The newest checkpoint that is whole; damaged ones after it make room for those that follow."""
     if checkpoints.latest() is None:
         return state
-    saved, position, _ = checkpoints.restore(_saved(state, batches))
+    like, damaged = _saved(state, batches), {}
+    for step in checkpoints.steps():
+        try:
+            saved, position, _ = checkpoints.restore(like, step)
+            break
+        except UserError as error:
+            damaged[step] = error
+    else:
+        first = next(iter(damaged.values()))
+        raise UserError(f"{first}; nor is an older one whole: remove {checkpoints.directory} to start again")
+    for at, error in damaged.items():
+        notice(f"{error}; goes on from step {step}")
+        checkpoints.delete(at)
     batches.set_state(position["grain"])
     batches.weights = jax.tree.map(np.asarray, saved["weights"])
     return saved["train"]
