@@ -9,26 +9,24 @@ A training directory holds
 """
 
 import functools
-import json
 import math
 import os
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from must.core import devices, files
+from must.core import devices, stopping
 from must.core.notices import notice
-from must.core.types import Balance, Batch, Model, Objective, Policy, PyTree, Source, TrainState, UserError
+from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
 from must.experiment import build, initial, measure, networks, sections
 from must.experiment.external import trained_with
 from must.experiment.selection import Selection, Validation, local
 from must.experiment.settings import Init, Network, Run, SingleStudent, Student, Supervised
+from must.experiment.written import Log, Skipped
 from must.objectives import mean_teacher as mean_teachers
 from must.objectives import objective as objectives
 from must.objectives.distill import Hint
@@ -135,7 +133,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     bound = functools.partial(
         train_step, objective=training.objective, balance=training.balance, tx=tx, ema_decay=run.ema_decay
     )
-    log = _Log(directory, int(state.step))
+    log = Log(directory, int(state.step))
     if batches.weights and not int(state.step):
         log.write(0, _means(batches.weights))
     selection = Selection(directory, training.tasks, training.model, training.validation, run)
@@ -145,7 +143,8 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     try:
         frozen = None if training.frozen is None else devices.replicate(training.frozen)
         step = devices.parallelize(bound, donate=(0,))
-        state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
+        with stopping.listening():
+            state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
     finally:
         log.close()
         checkpoints.close()
@@ -165,7 +164,7 @@ class _Hook:
         self._directory, self._training, self._log, self._selection = directory, training, log, selection
         self._batches, self._checkpoints, self._report = batches, checkpoints, report
         self.start, self.facts, self._validation = start, {}, ""
-        self._skipped = _Skipped(directory, training.source)
+        self._skipped = Skipped(directory, training.source)
 
     def __call__(self, progress: Progress) -> bool:
         run, weighting = self._training.run, self._training.weighting
@@ -189,9 +188,12 @@ class _Hook:
         if weighting.every and at % weighting.every == 0 and not last:
             self._batches.weights = weighting.factors(local(states.model_variables(progress.state, ema=False)))
             self._log.write(at, _means(self._batches.weights))
-        if last or at % run.checkpoint_every == 0:
+        stops = not last and stopping.asked(at)
+        if last or stops or at % run.checkpoint_every == 0:
             position = {"grain": self._batches.get_state()}
             self._checkpoints.save(at, _saved(progress.state, self._batches), position=position)
+        if stops:
+            stopping.stop()
         if last:
             groups = len(self._training.source) if isinstance(self._training.source, Mapping) else 1
             images = groups * run.batch_size * (at - self.start - 1)  # the clock starts when the first step is over
@@ -199,66 +201,6 @@ class _Hook:
             self.facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
             self.facts |= self._skipped.log()
         return last
-
-
-class _Skipped:
-    """Counts steps that changed nothing since they were not finite, and ends a run of which there are too many.
-
-    Args:
-      directory: of the run, where the ids of the last such steps are written.
-      source: of the batches.
-    """
-
-    IN_A_ROW = 10
-
-    def __init__(self, directory: str, source: Batches):
-        self._directory, self._source = directory, source
-        self._unread: deque[tuple[int, jax.Array, Any]] = deque()
-        self._seen, self._all, self._row = 0, 0, []
-
-    def see(self, progress: Progress, *, wait: bool) -> None:
-        """Reads the flags that are there, or waits for all.
-
-        Raises:
-          UserError: ten such steps in a row, or more than half of all when the run ends.
-        """
-        self._unread.append((progress.step, progress.logs["skipped"], _ids(progress.batch)))
-        while self._unread and (wait or self._unread[0][1].is_ready()):
-            step, skipped, ids = self._unread.popleft()
-            self._seen += 1
-            self._all += bool(skipped)
-            self._row = [*self._row, (step, ids)] if skipped else []
-            if len(self._row) == self.IN_A_ROW:
-                self._end(f"steps {self._row[0][0]} to {step}")
-        if progress.step == progress.steps and self._all > self._seen / 2:
-            self._end(f"{self._all} of {self._seen} steps")
-
-    def log(self) -> dict[str, int]:
-        return {"skipped": self._all} if self._all else {}
-
-    def _end(self, which: str) -> None:
-        where = os.path.join(self._directory, "not_finite.json")
-        parts = self._source if isinstance(self._source, Mapping) else {"": self._source}
-        names = {group: part.ids for group, part in parts.items()}
-        named = {
-            str(step): [names[group][int(i)] for group, many in ids.items() for i in np.ravel(many) if i >= 0]
-            for step, ids in self._row
-        }
-        if devices.is_writer():
-            files.write_json(where, named)
-        raise UserError(
-            f"{self._directory}: {which}: loss or gradient not finite; {where} has the ids of the last ones; lower the "
-            "learning rate or clip_norm, in another workdir"
-        )
-
-
-def _ids(batch: Batch | Mapping[str, Batch]) -> dict[str, Any]:
-    """{group: positions of its rows that this process reads}."""
-    parts = batch if isinstance(batch, Mapping) else {"": batch}
-    return {
-        group: [s.data for s in one.ids.addressable_shards] if isinstance(one.ids, jax.Array) else one.ids
-        for group, one in parts.items()
-    }
 
 
 def _never_learned(directory: str, least: int = 5) -> list[str]:
@@ -333,46 +275,6 @@ def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> Tra
     batches.set_state(position["grain"])
     batches.weights = jax.tree.map(np.asarray, saved["weights"])
     return saved["train"]
-
-
-class _Log:
-    """metrics.jsonl and TensorBoard events; lines after the step that a run resumes from are taken back."""
-
-    def __init__(self, directory: str, step: int):
-        self._path = os.path.join(directory, "metrics.jsonl")
-        self._board = None
-        if not devices.is_writer():
-            return
-        kept = [json.dumps(line) + "\n" for line in measure.read_log(directory) if line["step"] <= step]
-        files.write_text(self._path, "".join(kept))
-        # Not SummaryWriter: its thread dies with a traceback on a full disk and unpickles every value.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-
-        self._board = EventsWriter(os.path.join(directory, "events"), f".{os.getpid()}")
-        if step:  # what an interrupted run wrote after the step that it resumes from is purged
-            self._event(step + 1, file_version="brain.Event:2")
-            self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        if self._board is None:
-            return
-        line = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
-        files.append_text(self._path, json.dumps(line) + "\n")
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        tags = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._event(step, summary=Summary(value=tags))
-        self._board.flush()
-
-    def _event(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._board.write_event(Event(wall_time=time.time(), step=step, **content))
-
-    def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
 
 
 class Online(NamedTuple):
