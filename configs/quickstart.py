@@ -10,6 +10,7 @@ Variants, --config=configs/quickstart.py:VARIANT; minutes on two CPU cores:
     weighted   with and without estimated weights of pseudo labels, two seeds; 7 minutes
     balancing  every way to balance tasks, with all labels and with one task's per image, three seeds; half an hour
     policies   calibrated three-state labels against fixed thresholds, five seeds; half an hour
+    scales     teachers of unlike batch sizes: the weights of losses by MuST's rule, equal and chosen, three seeds
     options    strong views, CutMix, mean teacher, small-loss selection, further rounds, three seeds; half an hour
 """
 
@@ -34,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "pool": pool,
         "weighted": weighted,
         "balancing": balancing,
+        "scales": scales,
         "policies": policies,
         "options": options,
     }
@@ -167,6 +169,16 @@ def balancing(config: ConfigDict) -> None:
         methods[kind]["balance"]["seed"] = "{seed}"
     partial = {f"partial_{name}": {**changes, "pseudo_labels": False} for name, changes in methods.items()}
     config.arms = {**methods, "partial": {"pseudo_labels": False}, **partial}
+
+
+def scales(config: ConfigDict) -> None:
+    """MuST's rule for the weights of losses says something only where teachers train unlike one another."""
+    config.seeds, config.baselines = (0, 1, 2), ()
+    sizes = {"classification": 32, "detection": 8, "segmentation": 32, "depth": 8}
+    config.teachers = {task: {"batch_size": size} for task, size in sizes.items()}
+    config.student.update(loss_scale_rule="learning_rate", loss_scales={})
+    fixed = {"loss_scale_rule": "fixed"}
+    config.arms = {"equal": {**fixed, "loss_scales": {}}, "chosen": {**fixed, "loss_scales": SCALES}}
 
 
 def policies(config: ConfigDict) -> None:

@@ -6,7 +6,12 @@
 `upstream` trains, for three seeds, what the others start from: teachers, the student, the supervised network, and a
 student whose labels are shuffled, which should be worth nothing. `scenes` has six tasks in another domain; `real` has
 six on the sets of real pictures in --config.root=DATA; `paper` those of Ghiasi et al. 2021, for accelerators. `sanity`
-runs every stage with a few steps.
+runs every stage with a few steps. Whether a strong checkpoint gets better by MuST:
+
+    python -m must.main --config=configs/transfer.py:checkpoint --stage=teachers --workdir=runs/checkpoint
+    python -m must.main --config=configs/transfer.py:improved --config.root=runs/checkpoint --workdir=runs/improved
+    python -m must.main --config=configs/transfer.py:checkpoints --config.root=runs/checkpoint
+        --config.upstream=runs/improved --workdir=runs/checkpoints
 """
 
 from ml_collections import ConfigDict
@@ -18,12 +23,13 @@ from must.recipes.table import complete
 SEEDS = (0, 1, 2)
 MATERIALS = ("matte", "patterned", "metallic")
 SHAPES = ("sphere", "box", "cylinder", "cone")
-PUBLISHED = ("random", "must", "single", "multi")
+PUBLISHED = ("random", "must", "single", "by_classification", "by_detection", "by_segmentation", "multi")
 
 
 def get_config(variant: str = "scenes") -> ConfigDict:
     """The configuration of a variant."""
     variants = {"upstream": upstream, "scenes": scenes, "real": real, "paper": paper, "sanity": sanity}
+    variants |= {"checkpoint": checkpoint, "improved": improved, "checkpoints": checkpoints}
     if variant not in variants:
         raise ValueError(f"no variant {variant!r} of transfer: {', '.join(variants)}")
     return complete(variants[variant]())
@@ -35,6 +41,41 @@ def upstream() -> ConfigDict:
     config.title, config.seeds = "What transfer starts from", SEEDS
     config.pool.pool.count = 2048
     config.arms = {"shuffled": {"shuffled_labels": True}}
+    return config
+
+
+def checkpoint() -> ConfigDict:
+    """A network of one task, with 85 times as many labels as a teacher of `upstream` has; only its teachers run."""
+    config = upstream()
+    config.title, config.arms, config.pool = "A strong checkpoint", {}, {}
+    scales = (config.student.loss_scales, config.supervised.loss_scales)
+    for section in (config.tasks, config.sets, config.train_sets, config.policies, *scales):
+        for task in set(section) - {"segmentation"}:
+            del section[task]
+    config.sets.segmentation.train.count = 2048
+    config.teacher.steps = 1500
+    return config
+
+
+def improved() -> ConfigDict:
+    """The student of `upstream`, from random numbers and from the checkpoint."""
+    config = upstream()
+    init = {"weights": "{root}/seed-{seed}/teachers/segmentation", "partial": ("heads_",)}
+    config.arms = {"improved": {"init": init}}
+    return config
+
+
+def checkpoints() -> ConfigDict:
+    """What the checkpoint, MuST on top of it, and MuST from random numbers are worth on the tasks of `scenes`."""
+    config, heads = scenes(), ("heads_",)
+    config.title = "Strong checkpoints get better"
+    weights = {
+        "checkpoint": "{root}/seed-{seed}/teachers/segmentation",
+        "improved": "{upstream}/seed-{seed}/arms/improved",
+        "must": "{upstream}/seed-{seed}/student",
+    }
+    config.starts = {name: {"init": {"weights": path, "partial": heads}} for name, path in weights.items()}
+    config.subject = "improved"
     return config
 
 
@@ -90,7 +131,14 @@ def starts(teachers: dict, seed: str = "{upstream}/seed-{seed}") -> dict:
         "single": {
             "init": {"partial": heads},
             "tasks": {task: f"{seed}/teachers/{teacher}" for task, teacher in teachers.items()},
-            "description": "the teacher of the task",
+            "description": "for every task its own teacher",
+        },
+        **{
+            f"by_{teacher}": {
+                "init": {"weights": f"{seed}/teachers/{teacher}", "partial": heads},
+                "description": f"the teacher of {teacher} for every task",
+            }
+            for teacher in ("classification", "detection", "segmentation")
         },
         "multi": {
             "init": {"weights": f"{seed}/baselines/supervised", "partial": heads},
@@ -158,7 +206,8 @@ def real() -> ConfigDict:
         "photos": {"kind": "photos", "root": "{root}/unlabeled_photos", "images": "images", "name": "photos"}
     }
     teachers = {"cells": "detection", "streets": "segmentation", "depth": "depth", "normals": "normals"}
-    config.starts = starts({"cifar10": "classification", "clothing": "classification", **teachers})
+    kinds = starts({"cifar10": "classification", "clothing": "classification", **teachers})
+    config.starts = {name: start for name, start in kinds.items() if not name.startswith("by_")}
     view = {"kind": "photometric", "strength": 0.5, "color": 0.3, "blur": 0.0}
     for run in (config.finetune, config.probe):
         run.geometry, run.view = {"zoom": (0.8, 1.25), "shift": 0.05}, view
@@ -267,8 +316,7 @@ def sanity() -> ConfigDict:
             section = section.source.source if section.kind == "remapped" else section
             section.count = 32
     config.pool.pool.count = 32
-    for name in ("must", "single", "multi", "shuffled"):
-        del config.starts[name]
+    config.starts = {name: config.starts[name] for name in ("random", "simclr")}
     config.subject = "simclr"
     config.model.backbone.update(width=8, stages=1)
     config.model.neck.update(channels=8, strides=(4,))

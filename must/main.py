@@ -4,10 +4,7 @@ The only file that reads flags: it parses, prepares the process and delegates to
 """
 
 import os
-import signal
 import sys
-import threading
-from types import FrameType
 
 # Read by JAX when it is imported, which a configuration file may do: jobs and later runs share compiled programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/must/xla"))
@@ -33,9 +30,10 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 
 
 def main(argv: list[str]) -> None:
     """Runs the recipe that the configuration names; a mistake of the user ends in one line and exit code 2."""
+    from must.core import stopping
     from must.core.types import UserError
 
-    signal.signal(signal.SIGTERM, _terminated)
+    stopping.install()
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}: overrides are --config.key=value")
@@ -54,14 +52,6 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt as stopped:  # Ctrl-C, or the name of a signal
         print(f"must: {stopped or 'interrupted'}; the same command resumes", file=sys.stderr)
         sys.exit(143 if str(stopped) else 130)
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    """Ends like Ctrl-C, so that jobs are put away; a moment later where an exception would be ignored."""
-    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
-        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
-    else:
-        raise KeyboardInterrupt("terminated")
 
 
 def _run() -> None:

@@ -194,15 +194,21 @@ def test_both_forms_of_a_flag(tmp_path):
 
 
 def test_a_terminated_run_says_so_and_leaves_nothing_to_clean_up(tmp_path):
-    command = _command(tmp_path / "run", "--stage=teachers", "--config.workers=2", "--config.teacher.steps=5000")
+    flags = ("--stage=teachers", "--config.workers=2", "--config.teacher.steps=5000")
+    command = _command(tmp_path / "run", *flags, "--config.teacher.checkpoint_every=5000")
     with subprocess.Popen(command, cwd=ROOT, env=_environment(), stderr=subprocess.PIPE, text=True) as process:
         path = tmp_path / "run" / "teachers" / "depth" / "metrics.jsonl"
-        while not path.exists() and process.poll() is None:
+        while not (path.exists() and path.read_text()) and process.poll() is None:
             time.sleep(0.1)
         process.terminate()
         text = process.communicate(timeout=60)[1]
     assert process.returncode == 143 and "terminated; the same command resumes" in text
     assert "Traceback" not in text and "leaked" not in text, text
+    from must.train.checkpoint import Checkpoints
+
+    # Jobs save where they are.
+    at = Checkpoints(str(path.parent / "checkpoints")).latest()
+    assert at == json.loads(path.read_text().splitlines()[-1])["step"] < 5000
 
 
 def test_a_full_disk_is_named_and_the_same_command_goes_on(whole, tmp_path):

@@ -60,8 +60,9 @@ def _check_taught(settings: SingleStudent, name: str) -> None:
             f"config.train_sets.{name}={settings.train_sets[name]!r}: has no labels of {name!r}, only of "
             f"{', '.join(map(repr, sorted(seen)))}; use another set, or rename its labels (task={name!r})"
         )
-    own = set(build.tasks_of(settings)[name].label_spec()) - {"scores", "unknown"}
-    if name in seen and not own & set(seen[name]):
+    shared = {"scores", "unknown"}  # by labels of several kinds; those of multi_label have nothing else
+    own, theirs = set(build.tasks_of(settings)[name].label_spec()) - shared, set(seen.get(name, ())) - shared
+    if name in seen and not (own & theirs if own else not theirs):
         fields = ", ".join(sorted(seen[name]))
         raise UserError(f"config.tasks.{name}: {source.name} has labels of another kind of task, with {fields}")
 

@@ -16,11 +16,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from must.core import devices, files, memory, notices
+from must.core import devices, files, memory, notices, stopping
 from must.core.types import UserError
 from must.experiment.progress import Display
 
-_PATIENCE = 10.0  # seconds that an interrupted job has to end
+_PATIENCE = 20.0  # seconds that an interrupted job has to save and end; platforms mostly grant 30
 
 
 _NUMBERS = ("seconds", "images_per_second")  # of the facts of jobs
@@ -247,6 +247,8 @@ def _failure(name: str, code: int, error: tuple[str, str] | None) -> Exception:
 
 def _child(workdir: str, job: Job, cores: list[int], pictures: int, messages) -> None:
     _die_with_parent()
+    stopping.install()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which puts its jobs away
     notices.forward(lambda text: messages.put(("notice", job.name, text)))
     memory.restrict(pictures)
     devices.start_pinned(cores)
@@ -262,6 +264,8 @@ def _child(workdir: str, job: Job, cores: list[int], pictures: int, messages) ->
     except UserError as error:
         messages.put(("error", job.name, ("user", str(error))))
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(143)
     except Exception:
         messages.put(("error", job.name, ("crash", traceback.format_exc())))
         sys.exit(1)

@@ -120,8 +120,12 @@ def load_weights(directory: str, model: Model, inputs: PyTree) -> tuple[PyTree, 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like)
     weights = Checkpoints(os.path.join(directory, "weights"))
-    variables, _, facts = weights.restore(like)
-    weights.close()
+    try:
+        variables, _, facts = weights.restore(like)
+    except UserError as error:
+        raise UserError(f"{error}; remove {directory} and run again to train it anew") from None
+    finally:
+        weights.close()
     return variables, facts
 
 

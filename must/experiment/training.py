@@ -9,18 +9,17 @@ A training directory holds
 """
 
 import functools
-import json
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from must.core import devices, files
+from must.core import devices, stopping
+from must.core.notices import notice
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.ahead import Placed, workers_for
 from must.data.mix import CLEAN
@@ -30,6 +29,7 @@ from must.experiment.external import trained_with
 from must.experiment.sections import Part
 from must.experiment.selection import Selection, Validation, local
 from must.experiment.settings import Init, Network, Run, SingleStudent, Student, Supervised
+from must.experiment.written import Log, Skipped
 from must.objectives import mean_teacher as mean_teachers
 from must.objectives import objective as objectives
 from must.objectives.distill import Hint
@@ -43,6 +43,8 @@ from must.train.checkpoint import Checkpoints
 from must.train.loop import Progress, fit
 from must.train.optimizer import optimizer
 from must.train.step import train_step
+
+_KEPT = 2  # checkpoints of a run: where the newest is damaged, the one before goes on
 
 Report = Callable[..., None]
 Batches = Source | Mapping[str, Source]
@@ -129,11 +131,11 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     variables = training.variables
     state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))
-    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
+    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"), keep=_KEPT)
     state = _resume(checkpoints, devices.replicate(state), batches)
     options = {"balance": training.balance, "tx": tx, "ema_decay": run.ema_decay, "accumulate": run.accumulate}
     bound = functools.partial(train_step, objective=training.objective, **options)
-    log = _Log(directory, int(state.step))
+    log = Log(directory, int(state.step))
     if batches.weights and not int(state.step):
         log.write(0, _means(batches.weights))
     selection = Selection(directory, training.tasks, training.model, training.validation, run)
@@ -143,7 +145,8 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     try:
         frozen = None if training.frozen is None else devices.replicate(training.frozen)
         step = devices.parallelize(bound, donate=(0,))
-        state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
+        with stopping.listening():
+            state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
     finally:
         batches.close()
         log.close()
@@ -164,20 +167,17 @@ class _Hook:
         self._directory, self._training, self._log, self._selection = directory, training, log, selection
         self._batches, self._checkpoints, self._report = batches, checkpoints, report
         self.start, self.facts, self._validation = start, {}, ""
+        self._skipped = Skipped(directory, training.source)
 
     def __call__(self, progress: Progress) -> bool:
         run, weighting = self._training.run, self._training.weighting
         at, last = progress.step, progress.step == progress.steps
         logs_now = at % run.log_every == 0
         looks = last or (run.evaluate_every and at % run.evaluate_every == 0)
+        self._skipped.see(progress, wait=bool(logs_now or looks))
         if logs_now or looks:
-            logs = {name: float(value) for name, value in progress.logs.items()}
-            if not math.isfinite(logs["loss"]):  # before these weights are evaluated and kept
-                bad = [name for name, value in logs.items() if not math.isfinite(value)]
-                names = ", ".join(bad)
-                raise UserError(
-                    f"{self._directory}: step {at}: not finite: {names}; lower the learning rate or clip_norm"
-                )
+            logs = {name: float(value) for name, value in progress.logs.items() if name != "skipped"}
+            logs = {name: value for name, value in logs.items() if math.isfinite(value)} | self._skipped.log()
         if looks:
             scores = self._selection.look(progress.state, last)
             self._log.write(at, scores)
@@ -187,18 +187,22 @@ class _Hook:
             last = last or self._selection.exhausted(at)
         if logs_now or last:
             self._log.write(at, logs)
-            self._report(at, progress.steps, f"loss {logs['loss']:.3f}{self._validation}")
+            self._report(at, progress.steps, f"loss {logs.get('loss', math.nan):.3f}{self._validation}")
         if weighting.every and at % weighting.every == 0 and not last:
             self._batches.weights = weighting.factors(local(states.model_variables(progress.state, ema=False)))
             self._log.write(at, _means(self._batches.weights))
-        if last or at % run.checkpoint_every == 0:
+        stops = not last and stopping.asked(at)
+        if last or stops or at % run.checkpoint_every == 0:
             position = {"grain": self._batches.get_state()}
             self._checkpoints.save(at, _saved(progress.state, self._batches), position=position)
+        if stops:
+            stopping.stop()
         if last:
             groups = len(self._training.source) if isinstance(self._training.source, Mapping) else 1
             images = groups * run.batch_size * (at - self.start - 1)  # the clock starts when the first step is over
             self.facts["images_per_second"] = round(images / progress.seconds, 1)
             self.facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
+            self.facts |= self._skipped.log()
         return last
 
 
@@ -256,52 +260,25 @@ def _saved(state: TrainState, batches: Joined) -> PyTree:
 
 
 def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> TrainState:
+    """The newest checkpoint that is whole; damaged ones after it make room for those that follow."""
     if checkpoints.latest() is None:
         return state
-    saved, position, _ = checkpoints.restore(_saved(state, batches))
+    like, damaged = _saved(state, batches), {}
+    for step in checkpoints.steps():
+        try:
+            saved, position, _ = checkpoints.restore(like, step)
+            break
+        except UserError as error:
+            damaged[step] = error
+    else:
+        first = next(iter(damaged.values()))
+        raise UserError(f"{first}; nor is an older one whole: remove {checkpoints.directory} to start again")
+    for at, error in damaged.items():
+        notice(f"{error}; goes on from step {step}")
+        checkpoints.delete(at)
     batches.set_state(position["grain"])
     batches.weights = jax.tree.map(np.asarray, saved["weights"])
     return saved["train"]
-
-
-class _Log:
-    """metrics.jsonl and TensorBoard events; lines after the step that a run resumes from are taken back."""
-
-    def __init__(self, directory: str, step: int):
-        self._path = os.path.join(directory, "metrics.jsonl")
-        self._board = None
-        if not devices.is_writer():
-            return
-        kept = [json.dumps(line) + "\n" for line in measure.read_log(directory) if line["step"] <= step]
-        files.write_text(self._path, "".join(kept))
-        # Not SummaryWriter: its thread dies with a traceback on a full disk and unpickles every value.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-
-        self._board = EventsWriter(os.path.join(directory, "events"), f".{os.getpid()}")
-        if step:  # what an interrupted run wrote after the step that it resumes from is purged
-            self._event(step + 1, file_version="brain.Event:2")
-            self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        if self._board is None:
-            return
-        line = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
-        files.append_text(self._path, json.dumps(line) + "\n")
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        tags = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._event(step, summary=Summary(value=tags))
-        self._board.flush()
-
-    def _event(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._board.write_event(Event(wall_time=time.time(), step=step, **content))
-
-    def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
 
 
 class Online(NamedTuple):

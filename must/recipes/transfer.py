@@ -103,26 +103,28 @@ def comparison(members: Members) -> Comparison:
     """Every start under every protocol and share of the labels, and the subject against every other start."""
     settings = members[0].settings
     shares = list(dict.fromkeys(map(_share, members)))
-    columns, contrasts = [], []
+    columns, contrasts, several = [], [], len(shares) > 1
     for protocol in settings.protocols:
         tasks = {task for own, _, task in _cells(settings) if own == protocol}
         for share in shares:
             for start, about in settings.starts.items():
-                axes = {"protocol": protocol, "start": start, "labels": share}
+                axes = {"protocol": protocol, "start": start, **({"labels": share} if several else {})}
                 words = about.description or WORDS[protocol]
                 column = Column(_name(protocol, start, share), axes, start, words, about.control)
                 answers = {task: Answer(_job(protocol, start, task)) for task in settings.tasks if task in tasks}
-                of = {"share": share} if len(shares) > 1 else {}
+                of = {"share": share} if several else {}
                 columns.append(Answers(column, answers, of, timed=False))
                 if start != settings.subject:
-                    name = f"{settings.subject} vs {start}, {WORDS[protocol]}, {share:.0%} of the labels"
+                    name = f"{settings.subject} vs {start}, {WORDS[protocol]}"
+                    name += f", {share:.0%} of the labels" if several else ""
                     pair = (_name(protocol, settings.subject, share), _name(protocol, start, share))
                     contrasts.append(Contrast(name, [pair], ("tasks", DELTA_M), expected="above"))
     axes = [
         Axis("protocol", "protocol", {one: WORDS[one] for one in settings.protocols}),
         Axis("start", "start", {one: one for one in settings.starts}),
-        Axis("labels", "labels", {share: f"{share:.0%} of the labels" for share in shares}, across=True),
     ]
+    if several:
+        axes.append(Axis("labels", "labels", {share: f"{share:.0%} of the labels" for share in shares}, across=True))
     return Comparison(columns, contrasts, axes, costs=lambda members, workdir: {}, notes=notes)
 
 
@@ -134,6 +136,8 @@ def notes(members: Members, workdir: str) -> list[str]:
     """What was chosen on the validation split."""
     settings = members[0].settings
     lines = []
+    if len(settings.labels) == 1:
+        lines.append(f"Every network learns from {settings.labels[0]:.0%} of the labels.")
     if settings.learning_rates:
         chosen: dict[float, int] = {}
         for member in members:
@@ -162,7 +166,7 @@ def page_sections(members: Members, workdir: str) -> list[Section]:
             job = _job(protocol, start, task)
             found = facts(workdir, member.prefix + job)
             where = os.path.join(top, job, found.get("network", ""))
-            curves[job] = read_curves(where)
+            curves[f"{protocol}/{task}/{start}"] = read_curves(where)
             drawn[start] = predictor_of(where)[0]
         grids[task] = picture_grid(settings, tasks, task, drawn)
     return [curves_section(curves), pictures_section(grids)]

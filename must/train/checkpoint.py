@@ -1,9 +1,13 @@
 """Checkpoints of a run: state, data position and facts, saved together by Orbax and checked when they come back.
 
-A flipped bit in a committed Orbax file restores silently, so a hash of every array travels in the facts.
+A flipped bit in a committed Orbax file restores silently, so hashes of the arrays, of the position and of the facts
+themselves travel in the facts.
 """
 
+import gc
 import hashlib
+import json
+import logging
 import os
 from typing import Any
 
@@ -22,6 +26,10 @@ def fingerprint(tree: PyTree) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoints:
@@ -44,6 +52,14 @@ class Checkpoints:
         """Step of the newest committed checkpoint."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps of all committed checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def delete(self, step: int) -> None:
+        """Removes the checkpoint of a step."""
+        self._manager.delete(step)
+
     def save(self, step: int, state: PyTree, *, position: dict | None = None, facts: dict | None = None) -> None:
         """Commits state, data position and facts (both JSON) as `step`; replaces nothing that is already there.
 
@@ -52,7 +68,8 @@ class Checkpoints:
         """
         files.check_space(self.directory, sum(getattr(leaf, "nbytes", 64) for leaf in jax.tree.leaves(state)))
         args = self._ocp.args
-        facts = dict(facts or {}, sha256=fingerprint(state))
+        facts = dict(facts or {}, sha256=fingerprint(state), sha256_position=_digest(position or {}))
+        facts["sha256_facts"] = _digest(facts)
         self._manager.save(
             step,
             args=args.Composite(
@@ -83,12 +100,20 @@ class Checkpoints:
                     state=args.StandardRestore(like), position=args.JsonRestore(), facts=args.JsonRestore()
                 ),
             )
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(f"{self.directory}/{step}: not a checkpoint of this model: {reason}") from None
-        if fingerprint(loaded["state"]) != loaded["facts"]["sha256"]:
+        except Exception as error:  # whatever Orbax and TensorStore make of damaged files
+            reason = _reason(error)
+        else:
+            reason = ""
+        if reason:
+            _forget_tasks()
+            raise UserError(f"{self.directory}/{step}: not a checkpoint of this model: {reason}")
+        facts = self._checked(step, loaded["facts"])
+        if fingerprint(loaded["state"]) != facts["sha256"]:
             raise UserError(f"{self.directory}/{step}: damaged, the arrays do not match their hash")
-        return loaded["state"], loaded["position"], loaded["facts"]
+        position = _digest(loaded["position"])
+        if position != facts.get("sha256_position", position):
+            raise UserError(f"{self.directory}/{step}: damaged, the data position does not match its hash")
+        return loaded["state"], loaded["position"], facts
 
     def facts(self, step: int | None = None) -> dict:
         """The facts of a checkpoint without its arrays.
@@ -100,11 +125,36 @@ class Checkpoints:
         if step is None:
             raise UserError(f"{self.directory}: no checkpoint")
         args = self._ocp.args
-        return self._manager.restore(step, args=args.Composite(facts=args.JsonRestore()))["facts"]
+        try:
+            facts = self._manager.restore(step, args=args.Composite(facts=args.JsonRestore()))["facts"]
+        except Exception as error:
+            raise UserError(f"{self.directory}/{step}: damaged: {_reason(error)}") from None
+        return self._checked(step, facts)
+
+    def _checked(self, step: int, facts: Any) -> dict:
+        """Facts that match their hash, which those of earlier versions lack."""
+        if not isinstance(facts, dict) or "sha256" not in facts:
+            raise UserError(f"{self.directory}/{step}: damaged, it has no hash")
+        others = {name: value for name, value in facts.items() if name != "sha256_facts"}
+        if facts.get("sha256_facts", _digest(others)) != _digest(others):
+            raise UserError(f"{self.directory}/{step}: damaged, the facts do not match their hash")
+        return facts
 
     def close(self) -> None:
         """Waits for writes and lets go of the directory."""
         self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _forget_tasks() -> None:
+    """Lets asyncio forget what else failed in a restore, which it would print as tracebacks later on."""
+    logger = logging.getLogger("asyncio")
+    logger.disabled = True
+    gc.collect()
+    logger.disabled = False
 
 
 def _is_key(leaf: Any) -> bool:

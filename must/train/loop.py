@@ -17,6 +17,7 @@ class Progress(NamedTuple):
       steps: length of the run.
       state: after the step.
       logs: scalars of the step, still on the device.
+      batch: that the step read.
       seconds: since the first step of this call of `fit`, which compiles, was over; validation included.
       data_seconds: of these, when no batch was there and the device had finished its last step: at most so long idle.
     """
@@ -25,6 +26,7 @@ class Progress(NamedTuple):
     steps: int
     state: TrainState
     logs: dict[str, jax.Array]
+    batch: Batch | dict[str, Batch]
     seconds: float
     data_seconds: float
 
@@ -59,7 +61,7 @@ def fit(
         if i == first:
             jax.block_until_ready(logs)
             start, waited = time.perf_counter(), 0.0
-        progress = Progress(i + 1, steps, state, logs, time.perf_counter() - start, waited)
+        progress = Progress(i + 1, steps, state, logs, batch, time.perf_counter() - start, waited)
         if any(hook(progress) for hook in hooks):  # a list: every hook sees every step
             break
     return state

@@ -4,6 +4,7 @@ anywhere."""
 import functools
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from must.core.ema import ema_update
@@ -31,6 +32,9 @@ def train_step(
     Local numerators stand over summed, constant denominators, so that the sum of the devices' gradients is the
     gradient of the global loss; a mean of device means would not be.
 
+    A step whose loss or update is not finite changes nothing but the step count; devices agree on it, since both are
+    sums over all of them.
+
     Args:
       state: replicated.
       batch: this device's rows; only the objective reads them.
@@ -47,8 +51,8 @@ def train_step(
 
     Returns:
       The next state and scalars: "loss" (of the weighted tasks), "gradient_norm" (as the optimizer sees it),
-      "loss/<term>" without factors, and what `balanced_gradient` logs: "weight/<task>", and norms and cosines of the
-      tasks' gradients when the balance reads them.
+      "skipped" (1 if the step changed nothing), "loss/<term>" without factors, and what `balanced_gradient` logs:
+      "weight/<task>", and norms and cosines of the tasks' gradients when the balance reads them.
     """
     key = jax.random.fold_in(state.key, state.step)
 
@@ -85,6 +89,12 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     ema = ema_update(state.ema, {"params": params, "model_state": model_state}, ema_decay, state.step)
     loss = sum(weighed[f"weight/{task}"] * seen.losses[task] for task in seen.losses)
-    logs = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+    good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (params, model_state, opt_state, aux_state, ema),
+        (state.params, state.model_state, state.opt_state, state.aux_state, state.ema),
+    )
+    logs = {"loss": loss, "gradient_norm": optax.tree.norm(grads), "skipped": 1.0 - good}
     logs |= {f"loss/{name}": value for name, value in seen.terms.items()} | weighed
-    return TrainState(state.step + 1, params, model_state, opt_state, aux_state, ema, state.key), logs
+    return TrainState(state.step + 1, *kept, state.key), logs

@@ -9,13 +9,14 @@ import pytest
 import safetensors.numpy
 
 from must.core.types import UserError
-from must.experiment import build, initial, networks
-from must.experiment.sections import parse
+from must.experiment import build, initial, networks, training
+from must.experiment.sections import parse, without_none
 from must.experiment.settings import Image, Init, Network
 from must.tasks.classification import Classification
 from must.tasks.depth import Depth
 from must.train.checkpoint import Checkpoints
-from tests.support.configs import changed, check, load
+from tests.support.configs import changed, check, load, run, settings_of
+from tests.support.tiny_config import get_config
 
 TASKS = {"kind": Classification(("a", "b", "c")), "depth": Depth(width=8, depth=1, head_stride=4)}
 BACKBONE = {"kind": "resnet", "depth": 10, "width": 8, "stages": 2}
@@ -210,3 +211,43 @@ def test_classes_of_a_head_are_joined_by_name(workdir, other, tmp_path):
     kept = initial.start(model, settings, IMAGES, jax.random.key(0), Init(workdir, ("heads_kind",)), turned)
     fresh = names(model.init(jax.random.key(0), IMAGES))
     np.testing.assert_array_equal(names(kept)["heads_kind/logits/kernel"], fresh["heads_kind/logits/kernel"])
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_weights_again(tmp_path, monkeypatch):
+    """Killed between two checkpoints it ends in the same numbers as an unbroken run, whatever the file says by then."""
+    config = without_none(get_config("classification").to_dict())
+    settings = settings_of(config)
+    model = build.network(settings.model, build.tasks_of(settings))
+    fresh = model.init(jax.random.key(7), np.zeros((1, *settings.image.size, 3), np.uint8))
+    flat = {name: np.asarray(array) + 0.125 for name, array in initial._flat(fresh).items()}
+    safetensors.numpy.save_file(flat, tmp_path / "weights.safetensors")
+    config = changed(config, teacher__init={"weights": str(tmp_path / "weights.safetensors")})
+    run(config, tmp_path / "whole", stage="teachers")
+
+    whole = training.fit
+
+    def broken(*arguments, steps, **options):
+        whole(*arguments, steps=6, **options)  # of 12; the last checkpoint is at 4
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched, pytest.raises(Exception, match="killed"):
+        patched.setattr(training, "fit", broken)
+        run(config, tmp_path / "killed", stage="teachers")
+    real, starts = initial.start, []
+
+    def others(*arguments):
+        starts.append(arguments)
+        return jax.tree.map(lambda leaf: 0 * leaf, real(*arguments))
+
+    monkeypatch.setattr(initial, "start", others)
+    run(config, tmp_path / "killed", stage="teachers")
+    one, other = (
+        networks.load_weights(
+            str(tmp_path / at / "teachers" / "classification"), model, np.zeros((1, 64, 64, 3), np.uint8)
+        )
+        for at in ("whole", "killed")
+    )
+    assert len(starts) == 1
+    jax.tree.map(np.testing.assert_array_equal, one[0], other[0])
+    apart = max(abs(np.asarray(a) - flat[name]).max() for name, a in initial._flat(one[0]).items())
+    assert 0 < apart < 0.5, "twelve small steps from the weights"

@@ -20,13 +20,13 @@ from tests.support.configs import check, config_of, settings_of
 
 QUICKSTART = "configs/quickstart.py"
 VARIANTS = {
-    "quickstart": ("", "sanity", "evidence", "pool", "weighted", "balancing", "policies", "options"),
+    "quickstart": ("", "sanity", "evidence", "pool", "weighted", "balancing", "scales", "policies", "options"),
     "must": ("folders", "paper"),
     "multas": ("scenes", "sanity", "camvid", "coco_mini", "voc"),
     "weighted_distillation": ("scenes", "sanity", "folders", "cifar100"),
     "jedi": ("scenes", "sanity", "folders", "images", "paper"),
     "label": ("", "later", "photos"),
-    "transfer": ("upstream", "scenes", "real", "paper", "sanity"),
+    "transfer": ("upstream", "scenes", "real", "paper", "sanity", "checkpoint", "improved", "checkpoints"),
 }
 
 

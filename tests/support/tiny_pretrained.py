@@ -2,11 +2,12 @@
 
 import functools
 import re
+import sys
 
 import pytest
 
 torch = pytest.importorskip("torch")
-from tests.support.referees import randomized  # noqa: E402  (before transformers, which imports torchvision)
+from tests.support.referees import randomized, torchvision  # noqa: E402  (before transformers, which imports torchvision)
 
 transformers = pytest.importorskip("transformers")
 
@@ -261,3 +262,57 @@ def _clip_tokenizer(t):
     letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{one}</w>" for one in "abcdefghijklmnopqrstuvwxyz")]
     words = [*letters, "<|startoftext|>", "<|endoftext|>"]
     return t.CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=12)
+
+
+def torchvision_model(kind, monkeypatch):
+    """A tiny detector of torchvision with five labels; its compiled operators, where they are missing, in Python."""
+    from torchvision.models.detection import faster_rcnn, mask_rcnn
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign, boxes
+
+    if not torchvision.extension._has_ops():
+        monkeypatch.setattr(boxes, "nms", _nms)
+        # torchvision would compile it, which takes minutes.
+        align = sys.modules["torchvision.ops.roi_align"]
+        monkeypatch.setattr(align, "_roi_align", getattr(align._roi_align, "__wrapped__", align._roi_align))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 8, 8), torch.nn.ReLU())
+        body.out_channels = 32
+        sizes, options = AnchorGenerator(((8, 16, 32),), ((0.5, 1.0, 2.0),)), {"min_size": 64, "max_size": 96}
+        if kind == "FCOS":
+            options |= {"anchor_generator": AnchorGenerator(((8,),), ((1.0,),)), "score_thresh": 0.01, "num_classes": 5}
+        elif kind == "RetinaNet":
+            options |= {"anchor_generator": sizes, "score_thresh": 0.001, "num_classes": 5}
+        else:
+            options |= {
+                "rpn_anchor_generator": sizes,
+                "rpn_post_nms_top_n_test": 16,
+                "box_roi_pool": MultiScaleRoIAlign(["0"], 3, 2),
+                "box_head": faster_rcnn.TwoMLPHead(32 * 9, 16),
+                "box_predictor": faster_rcnn.FastRCNNPredictor(16, 5),
+                "box_score_thresh": 0.01,
+            }
+        if kind == "MaskRCNN":
+            options |= {
+                "mask_roi_pool": MultiScaleRoIAlign(["0"], 6, 2),
+                "mask_head": mask_rcnn.MaskRCNNHeads(32, (16,), 1),
+                "mask_predictor": mask_rcnn.MaskRCNNPredictor(16, 16, 5),
+            }
+        model = getattr(torchvision.models.detection, kind)(body, **options)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(("cls_logits.bias", "cls_score.bias")):
+                    parameter.zero_()
+                elif name.endswith(("cls_logits.weight", "cls_score.weight")):
+                    parameter.normal_(0, 1)
+    return model.eval()
+
+
+def _nms(corners, scores, threshold):
+    overlap, gone, kept = torchvision.ops.box_iou(corners, corners), torch.zeros(len(corners), dtype=torch.bool), []
+    for one in scores.argsort(descending=True).tolist():
+        if not gone[one]:
+            kept.append(one)
+            gone |= overlap[one] > threshold
+    return torch.tensor(kept, dtype=torch.long)

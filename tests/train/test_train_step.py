@@ -345,3 +345,26 @@ def test_ema_averages_batch_statistics_and_is_a_copy_without_decay():
         assert averaged["stats"]["count"] == 3  # counters are copied
         if not decay:
             jax.tree.map(np.testing.assert_array_equal, averaged, raw)
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (1, 2), (0, 1, 2, 3)])
+def test_a_step_that_is_not_finite_changes_nothing(bad):
+    """NaN in the loss, infinity in the gradient: the other steps are those of a run without them."""
+    variables = {"params": {"w": jnp.ones(3)}, "stats": {"mean": jnp.zeros(3)}}
+
+    def terms(params, model_state, aux_state, frozen, batch, key, axis_name):
+        value = jnp.sum((params["model"]["w"] * batch) ** 2)
+        return {"a/loss": Ratio(value, jnp.float32(1.0))}, {"stats": {"mean": batch}}, aux_state
+
+    objective = Objective(lambda key: ({}, {}), ("a/loss",), terms, {"a/loss": 1.0}, shared=lambda params: params)
+    step = jax.jit(functools.partial(train_step, objective=objective, balance=FIXED, tx=TX, ema_decay=0.5))
+    state = states.create(jax.random.key(0), variables, objective, FIXED, TX)
+    flags = []
+    for number in range(4):
+        value = ([jnp.nan, 1e30][number % 2]) if number in bad else 0.1
+        before, (state, logs) = state, step(state, jnp.full(3, value))
+        flags.append(float(logs["skipped"]))
+        same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before[1:6], state[1:6])), strict=True)]
+        assert all(same) == (number in bad) and int(state.step) == number + 1
+    assert flags == [float(number in bad) for number in range(4)]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.opt_state, state.ema)))
