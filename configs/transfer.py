@@ -206,7 +206,8 @@ def real() -> ConfigDict:
         "photos": {"kind": "photos", "root": "{root}/unlabeled_photos", "images": "images", "name": "photos"}
     }
     teachers = {"cells": "detection", "streets": "segmentation", "depth": "depth", "normals": "normals"}
-    config.starts = starts({"cifar10": "classification", "clothing": "classification", **teachers})
+    kinds = starts({"cifar10": "classification", "clothing": "classification", **teachers})
+    config.starts = {name: start for name, start in kinds.items() if not name.startswith("by_")}
     view = {"kind": "photometric", "strength": 0.5, "color": 0.3, "blur": 0.0}
     for run in (config.finetune, config.probe):
         run.geometry, run.view = {"zoom": (0.8, 1.25), "shift": 0.05}, view

@@ -186,6 +186,14 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTr
     return _place(tree, _mesh(devices))
 
 
+def placing() -> Callable[[np.ndarray], Array] | None:
+    """What sends an array of a batch to the device ahead of its step; None where steps take arrays from the host, which
+    is on CPU and with several devices, whose rows `parallelize` distributes."""
+    if len(jax.devices()) > 1 or jax.default_backend() == "cpu":
+        return None
+    return functools.partial(jax.device_put, device=jax.devices()[0])
+
+
 def is_writer() -> bool:
     """Whether this process, process 0, writes files; does not initialize devices in a one-process run."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0

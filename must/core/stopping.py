@@ -7,11 +7,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import jax
 
 _REASONS = {signal.SIGTERM: "terminated"}
-_state = {"listening": 0, "reason": ""}
+_state: dict[str, Any] = {"listening": 0, "reason": ""}
 
 
 def install() -> None:

@@ -1,6 +1,7 @@
 """Photometric augmentation; labels stay valid since no pixel moves. For geometry see `must.data.geometry`."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,43 +28,117 @@ class Photometric:
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """uint8 [..., H, W, 3] -> the same shape; the change is the same along the leading axes."""
+        return self._changed(image, self.draw(rng, image.shape[-3:-1]), np)
+
+    def in_step(self, images: Any, keys: Any) -> Any:
+        """The view inside a compiled step: images uint8 [B, H, W, 3], a PRNG key per row [B] -> the same shape.
+
+        Draws have the distributions of `draw`, from another generator; what is drawn changes a picture as on the host,
+        within one gray level.
+        """
+        import jax
+
+        return jax.vmap(lambda image, key: self.apply_in_step(image, self._draw_in_step(key, image.shape[:2])))(
+            images, keys
+        )
+
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> "Drawn":
+        """The change of one picture of (height, width) `size`."""
         gain, contrast, saturation = 1.0 + self.strength * rng.uniform(-0.4, 0.4, 3)
-        saturation = 1.0 + self.color * (saturation - 1.0)
         hue = self.strength * self.color * rng.uniform(-0.1, 0.1)
-        # Saturation and hue are linear in RGB, so one 3x3 matrix does both.
-        matrix = gain * contrast * (_hue_rotation(hue) @ _saturation(saturation))
-        out = image.astype(np.float32) @ matrix.T.astype(np.float32)
-        out += np.float32((1.0 - contrast) * gain * image.mean())
-        if rng.random() < self.blur * self.strength:
-            out = _blur(out)
+        blurred = rng.random() < self.blur * self.strength
+        noise, window = np.float32(0), (0, 0, 0, 0)
         if self.noise:
             sigma = rng.uniform(0.0, self.noise * self.strength)
-            out += rng.standard_normal(out.shape[-3:], np.float32) * np.float32(sigma)
+            noise = rng.standard_normal((*size, 3), np.float32) * np.float32(sigma)
         if rng.random() < self.cutout * self.strength:
-            height, width = image.shape[-3:-1]
-            h, w = rng.integers(1, height // 3 + 1), rng.integers(1, width // 3 + 1)
-            y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-            out[..., y : y + h, x : x + w, :] = 128.0
-        return np.clip(out, 0.0, 255.0).astype(np.uint8)
+            h, w = (rng.integers(1, side // 3 + 1) for side in size)
+            y, x = rng.integers(0, size[0] - h + 1), rng.integers(0, size[1] - w + 1)
+            window = (y, x, y + h, x + w)
+        return self._drawn(np, gain, contrast, saturation, hue, blurred, noise, window)
+
+    def _draw_in_step(self, key: Any, size: tuple[int, int]) -> "Drawn":
+        import jax
+        import jax.numpy as jnp
+
+        pattern, *keys = jax.random.split(key, 3)
+        gain, contrast, saturation, hue, *shares = jax.random.uniform(keys[0], (10,))
+        gain, contrast, saturation = (1.0 + self.strength * (0.8 * one - 0.4) for one in (gain, contrast, saturation))
+        hue = self.strength * self.color * (0.2 * hue - 0.1)
+        sigma = self.noise * self.strength * shares[0]
+        noise = jax.random.normal(pattern, (*size, 3)) * sigma if self.noise else jnp.float32(0)
+        h, w = (1 + jnp.floor(share * (side // 3)) for share, side in zip(shares[1:3], size, strict=True))
+        y, x = (jnp.floor(one * (side - cut + 1)) for one, side, cut in zip(shares[3:5], size, (h, w), strict=True))
+        cut = jax.random.uniform(keys[1], (2,)) < jnp.array([self.cutout, self.blur]) * self.strength
+        window = tuple(jnp.where(cut[0], edge, 0) for edge in (y, x, y + h, x + w))
+        return self._drawn(jnp, gain, contrast, saturation, hue, cut[1], noise, window)
+
+    def _drawn(self, xp: Any, gain, contrast, saturation, hue, blurred, noise, window) -> "Drawn":
+        saturation = 1.0 + self.color * (saturation - 1.0)
+        # Saturation and hue are linear in RGB, so one 3x3 matrix does both.
+        matrix = gain * contrast * xp.matmul(_hue_rotation(hue, xp), _saturation(saturation), **_exact(xp))
+        return Drawn(matrix.T.astype(np.float32), (1.0 - contrast) * gain, blurred, noise, window)
+
+    def apply_in_step(self, image: Any, drawn: "Drawn") -> Any:
+        """A drawn change of one picture [H, W, 3] on the device."""
+        import jax.numpy as jnp
+
+        return self._changed(image, drawn, jnp)
+
+    def _changed(self, image: Any, drawn: "Drawn", xp: Any) -> Any:
+        out = xp.matmul(image.astype(np.float32), drawn.matrix, **_exact(xp))
+        out = out + xp.float32(drawn.gray * image.mean())
+        if self.blur and (xp is not np or drawn.blurred):
+            out = xp.where(drawn.blurred, _blur(out, xp), out)
+        out = out + drawn.noise
+        if self.cutout:
+            (y0, x0, y1, x1), (height, width) = drawn.window, image.shape[-3:-1]
+            rows, columns = np.arange(height)[:, None], np.arange(width)
+            inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
+            out = xp.where(inside[..., None], xp.float32(128.0), out)
+        return xp.clip(out, 0.0, 255.0).astype(np.uint8)
+
+
+class Drawn(NamedTuple):
+    """What `Photometric` does to one picture.
+
+    Attributes:
+      matrix: float32 [3, 3], from the right onto colors.
+      gray: factor of the picture's mean, which is added.
+      blurred: whether it is blurred.
+      noise: float32 [H, W, 3] or [], added.
+      window: (y0, x0, y1, x1), gray pixels; empty where y0 == y1.
+    """
+
+    matrix: Any
+    gray: Any
+    blurred: Any
+    noise: Any
+    window: tuple[Any, Any, Any, Any]
+
+
+def _exact(xp: Any) -> dict[str, str]:
+    """Accelerators round the factors of a product by default."""
+    return {} if xp is np else {"precision": "highest"}
 
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def _saturation(factor: float) -> np.ndarray:
+def _saturation(factor: Any) -> Any:
     return factor * np.eye(3) + (1.0 - factor) * np.outer(np.ones(3), _LUMA)
 
 
-def _hue_rotation(turns: float) -> np.ndarray:
+def _hue_rotation(turns: Any, xp: Any) -> Any:
     """Rotation about the gray axis by a fraction of a full turn (Rodrigues)."""
     angle, axis = 2.0 * np.pi * turns, np.full(3, 3.0**-0.5)
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    return np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * np.outer(axis, axis)
+    return xp.cos(angle) * np.eye(3) + xp.sin(angle) * cross + (1.0 - xp.cos(angle)) * np.outer(axis, axis)
 
 
-def _blur(image: np.ndarray) -> np.ndarray:
+def _blur(image: Any, xp: Any) -> Any:
     for axis in (image.ndim - 3, image.ndim - 2):
-        padded = np.pad(image, [(1, 1) if a == axis else (0, 0) for a in range(image.ndim)], mode="edge")
+        padded = xp.pad(image, [(1, 1) if a == axis else (0, 0) for a in range(image.ndim)], mode="edge")
         before, size = (slice(None),) * axis, image.shape[axis]
         low, mid, high = (padded[(*before, slice(i, i + size))] for i in range(3))
         image = 0.25 * low + 0.5 * mid + 0.25 * high

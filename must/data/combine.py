@@ -15,6 +15,7 @@ import numpy as np
 from must.core import memory
 from must.core.arguments import converted
 from must.core.types import Example, Label, Source, UserError
+from must.readers.pictures import Encoded, is_undecoded, undecoded
 
 
 class Routed:
@@ -170,7 +171,7 @@ class Cached(Routed):
         self._empty()
 
     def _empty(self) -> None:
-        self._cache: dict[int, Example] = {}
+        self._cache: dict[Any, Example] = {}  # by index, JPEGs by (index, whether it stays encoded)
         self._lock = threading.Lock()
         self._share = memory.Share(self._limit)
 
@@ -180,23 +181,35 @@ class Cached(Routed):
 
     def __getitem__(self, index: int) -> Example:
         index = checked_index(index, len(self))
-        example = self._cache.get(index)
+        example = self._cached(index, is_undecoded())
         if example is None:
-            example = self._source[index]
-            if not isinstance(example.image, np.ndarray):
-                if math.prod(example.image.shape) > self._share.free():
+            # Whether a picture is decoded as a whole must not depend on what fits in memory, which changes its pixels.
+            with undecoded():
+                example = self._source[index]
+            key, image = index, example.image
+            if isinstance(image, Encoded):
+                key = (index, is_undecoded())
+                image = image if is_undecoded() else np.asarray(image)
+            elif not isinstance(image, np.ndarray):
+                if math.prod(image.shape) > self._share.free():
                     return example
-                example = example._replace(image=example.image[np.arange(example.image.shape[0])])
+                image = image[np.arange(image.shape[0])]
+            example = example._replace(image=image)
             arrays = _arrays(example)
             with self._lock:
-                if index not in self._cache and self._share.take(sum(array.nbytes for array in arrays)):
+                if key not in self._cache and self._share.take(sum(array.nbytes for array in arrays)):
                     for array in arrays:
-                        array.setflags(write=False)
-                    self._cache[index] = example
+                        if isinstance(array, np.ndarray):
+                            array.setflags(write=False)
+                    self._cache[key] = example
         return example
 
+    def _cached(self, index: int, encoded: bool) -> Example | None:
+        return self._cache.get(index) or self._cache.get((index, encoded))
+
     def labels(self, index: int) -> dict[str, Label]:
-        cached = self._cache.get(checked_index(index, len(self)))
+        index = checked_index(index, len(self))
+        cached = self._cached(index, True) or self._cached(index, False)
         return super().labels(index) if cached is None else dict(cached.labels)
 
     def __getstate__(self) -> dict[str, Any]:

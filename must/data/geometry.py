@@ -4,7 +4,7 @@ Changes of values, such as depth divided by the zoom or normals with a mirrored 
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,12 +63,14 @@ def draw(
     return Geometry(source_size, size, scale, tuple(offset), flipped, magnification, reversed_)
 
 
-def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int, int] = FILL) -> np.ndarray:
+def transform_image(image: Any, geometry: Geometry, fill: tuple[int, int, int] = FILL) -> np.ndarray:
     """The picture in the network's frame, antialiased; uint8 [H, W, 3] -> uint8 [h, w, 3].
 
-    Videos [T, H, W, 3] become [T, h, w, 3]; `geometry.reverse` is up to the caller.
+    Videos [T, H, W, 3] become [T, h, w, 3]; `geometry.reverse` is up to the caller. A picture that is still encoded
+    (`must.readers.pictures.Encoded`) is decoded as small as the frame allows.
     """
     height, width = geometry.size
+    image, decoded = (image, 1.0) if isinstance(image, np.ndarray) else image.at_least(max(geometry.scale))
     if geometry.scale == (1.0, 1.0) and all(o == round(o) for o in geometry.offset):
         return _placed(image, geometry, fill, image.ndim - 3)
     from PIL import Image
@@ -83,31 +85,62 @@ def transform_image(image: np.ndarray, geometry: Geometry, fill: tuple[int, int,
         )
         begin = (low - geometry.offset[axis]) / geometry.scale[axis]
         end = (high - geometry.offset[axis]) / geometry.scale[axis]
-        spans.append((low, high, max(0.0, begin), min(float(geometry.source_size[axis]), end)))
+        begin, end = max(0.0, begin) * decoded, min(float(geometry.source_size[axis]), end) * decoded
+        spans.append((low, high, begin, end))
     (top, bottom, y0, y1), (left, right, x0, x1) = spans
     if (top, bottom, left, right) != (0, height, 0, width):
-        out[:] = fill
+        out.reshape(-1, 3 * width)[:] = np.tile(np.array(fill, np.uint8), width)  # whole rows are fast to copy
     if bottom > top and right > left:
-        target = out[..., ::-1, :] if geometry.flip else out
-        frames = ((image, target),) if image.ndim == 3 else zip(image, target, strict=True)
-        for frame, into in frames:
+        first, last = (width - right, width - left) if geometry.flip else (left, right)
+        for frame, into in ((image, out),) if image.ndim == 3 else zip(image, out, strict=True):
             picture = Image.fromarray(frame).resize((right - left, bottom - top), Image.BILINEAR, box=(x0, y0, x1, y1))
-            into[top:bottom, left:right] = np.asarray(picture)
+            if geometry.flip:  # ten times as fast as reversed columns of an array
+                picture = picture.transpose(Image.FLIP_LEFT_RIGHT)
+            into[top:bottom, first:last] = np.asarray(picture)
     return out
 
 
-def transform_map(array: np.ndarray, geometry: Geometry, fill: Any) -> np.ndarray:
+class Cells(NamedTuple):
+    """Those pixels of a frame that an output of a lower resolution is compared with.
+
+    Attributes:
+      stride: pixels per cell of the output.
+      count: pixels per axis of a cell: the nearest to its center, or the 2 around it.
+    """
+
+    stride: int
+    count: int = 1
+
+    @classmethod
+    def around_centers(cls, stride: int) -> "Cells":
+        """All pixels that are nearest to a center, which with an even stride lies between two per axis."""
+        return cls(stride, 2 - stride % 2)
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019, of values
+    def pixels(self, length: int) -> np.ndarray:
+        """The pixels of an axis, ascending, int64 [length / stride * count]."""
+        centers = (np.arange(length // self.stride) + 0.5) * self.stride
+        if self.count == 1:
+            return nearest(centers, length)
+        return np.stack([centers - 1, centers], -1).reshape(-1).astype(np.int64)
+
+
+EVERY_PIXEL = Cells(1)
+
+
+def transform_map(array: np.ndarray, geometry: Geometry, fill: Any, cells: Cells = EVERY_PIXEL) -> np.ndarray:
     """A label map in the network's frame, nearest neighbor.
 
     Args:
       array: [Hm, Wm, ...]; covers the original uniformly, possibly at a lower resolution.
       geometry: of the original in the frame.
       fill: value outside the original.
+      cells: of the frame's pixels, those that are made.
 
     Returns:
-      [h, w, ...], same type.
+      [h, w, ...], same type; h and w count the pixels that are made.
     """
-    return _placed(array, geometry, fill, 0)
+    return _placed(array, geometry, fill, 0, cells)
 
 
 def restore_map(array: np.ndarray, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
@@ -156,15 +189,16 @@ def nearest(position: np.ndarray, pixels: int, turn: int | np.ndarray | None = N
       pixels: length of the axis.
       turn: 0 for the pixel before a border, 1 for the one after it; alternates by default.
     """
-    if turn is None:
-        turn = np.arange(len(position)) % 2
     index, on_border = np.floor(position), _ties(position)
-    at_border = np.clip(np.round(position) + turn - 1, 0, pixels - 1)
-    return np.where(on_border, at_border, index).astype(np.int64)
+    if on_border.any():
+        turn = np.arange(len(position)) % 2 if turn is None else turn
+        at_border = np.minimum(np.maximum(np.rint(position) + turn - 1, 0), pixels - 1)
+        index = np.where(on_border, at_border, index)
+    return index.astype(np.int64)
 
 
 def _ties(position: np.ndarray) -> np.ndarray:
-    return np.abs(position - np.round(position)) < 1e-6
+    return np.abs(position - np.rint(position)) < 1e-6
 
 
 def transform_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
@@ -199,15 +233,18 @@ def restore_boxes(boxes: np.ndarray, geometry: Geometry) -> np.ndarray:
     return np.clip(out, 0, np.array([geometry.source_size[1], geometry.source_size[0]] * 2)).astype(np.float32)
 
 
-def _placed(array: np.ndarray, geometry: Geometry, fill, axis: int) -> np.ndarray:
+def _placed(array: np.ndarray, geometry: Geometry, fill, axis: int, cells: Cells = EVERY_PIXEL) -> np.ndarray:
     """`transform_map` of an array whose rows and columns are the axes `axis` and `axis + 1`."""
-    rows, top, bottom = _sources(geometry, 0, array.shape[axis])
-    columns, left, right = _sources(geometry, 1, array.shape[axis + 1])
+    rows, top, bottom, height = _sources(geometry, 0, array.shape[axis], cells)
+    columns, left, right, width = _sources(geometry, 1, array.shape[axis + 1], cells)
     before = (slice(None),) * axis
-    inside = array[(*before, rows)][(*before, slice(None), columns)]
-    if inside.shape[axis : axis + 2] == geometry.size:
+    inside = array
+    for which, index in ((axis, rows), (axis + 1, columns)):
+        along = (slice(None),) * which
+        inside = inside[(*along, index)] if isinstance(index, slice) else inside.take(index, which)
+    if inside.shape[axis : axis + 2] == (height, width):
         return inside
-    out = np.empty(array.shape[:axis] + geometry.size + array.shape[axis + 2 :], array.dtype)
+    out = np.empty((*array.shape[:axis], height, width, *array.shape[axis + 2 :]), array.dtype)
     out[:] = fill
     out[(*before, slice(top, bottom), slice(left, right))] = inside
     return out
@@ -224,10 +261,12 @@ def _destinations(geometry: Geometry, axis: int, length: int, pixels: int) -> np
 
 
 @functools.lru_cache(maxsize=4096)  # a run without scale jitter draws few different geometries
-def _sources(geometry: Geometry, axis: int, pixels: int) -> tuple[np.ndarray | slice, int, int]:
-    """Along one axis: the map's pixel at each frame position in [start, stop), the part that the image covers."""
+def _sources(geometry: Geometry, axis: int, pixels: int, cells: Cells) -> tuple[np.ndarray | slice, int, int, int]:
+    """Along one axis: the map's pixel at each made position in [start, stop), the part that the image covers; and how
+    many positions are made."""
     length = geometry.size[axis]
-    centers = np.arange(length) + 0.5
+    centers = (np.arange(length) if cells == EVERY_PIXEL else cells.pixels(length)) + 0.5
+    made = len(centers)
     if axis == 1 and geometry.flip:
         centers = length - centers
     position = (centers - geometry.offset[axis]) / geometry.scale[axis] * pixels / geometry.source_size[axis]
@@ -236,7 +275,8 @@ def _sources(geometry: Geometry, axis: int, pixels: int) -> tuple[np.ndarray | s
     start, stop = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
     index = index[start:stop]
     for step in (1, -1):
-        if len(index) and (np.diff(index) == step).all():  # a slice, so that an unscaled map is not copied
+        runs = len(index) and index[-1] - index[0] == step * (len(index) - 1)
+        if runs and (np.diff(index) == step).all():  # a slice, so that an unscaled map is not copied
             end = int(index[-1]) + step
-            return slice(int(index[0]), end if end >= 0 else None, step), start, stop
-    return index, start, stop
+            return slice(int(index[0]), end if end >= 0 else None, step), start, stop, made
+    return index, start, stop, made

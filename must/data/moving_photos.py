@@ -56,7 +56,7 @@ class MovingPhotos:
         return {}
 
     def __getitem__(self, index: int) -> Example:
-        photo = self._source[index].image
+        photo = np.asarray(self._source[index].image)
         rng = np.random.default_rng((self._seed, index))
         angle, travel = rng.uniform(0, 2 * math.pi), self._travel * math.sqrt(rng.uniform())
         factor = math.exp(rng.uniform(-1, 1) * math.log(self._zoom))

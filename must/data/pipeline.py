@@ -13,6 +13,8 @@ import numpy as np
 
 from must.core.types import Batch, Example, Geometry, Source, UserError
 from must.data import geometry as geometries
+from must.data.ahead import Placed, Rows
+from must.readers.pictures import undecoded
 
 OTHER = "other"  # input: the second view of `TwoViews`
 
@@ -110,11 +112,12 @@ def train_batches(
     seed: int,
     process: tuple[int, int] = (0, 1),
     threads: int = 1,
+    workers: int = 0,
     sizes: Sequence[tuple[int, int]] = (),
     sizes_until: int = 0,
     extras: Mapping[str, Mapping[str, np.ndarray]] = {},
     changes: Sequence[Change] = (),
-) -> grain.DatasetIterator:
+) -> Rows:
     """Endless shuffled batches; `get_state` and `set_state` read and restore the position.
 
     Args:
@@ -123,7 +126,8 @@ def train_batches(
       batch_size: over all processes.
       seed: of order and geometry.
       process: (index, count); the count must divide batch_size.
-      threads: for prefetching.
+      threads: for prefetching, without workers.
+      workers: processes that make batches in turn; the batches are the same for any number of them.
       sizes: multi-scale input: every batch draws one of these frames; `encoder.size` if empty.
       sizes_until: first batch that uses `encoder.size` again.
       extras: {supervision: {name: array [N, ...]}}, for `Batch.extras`, indexed like the source.
@@ -141,8 +145,7 @@ def train_batches(
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     sizes = [tuple(size) for size in sizes]
     batches = _Batches(order, source, encoder, seed, process, batch_size, sizes, sizes_until, extras, tuple(changes))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
-    return iter(batches.to_iter_dataset(options))
+    return Rows(batches, threads, workers)
 
 
 def example_weights(weights: np.ndarray, factors: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -162,7 +165,7 @@ class Joined:
       weights: {supervision: {factor: float32 [N]}}, factors of the batches' weights by name, indexed like the source.
     """
 
-    def __init__(self, batches: "grain.DatasetIterator | Grouped", weights: Mapping[str, Mapping[str, np.ndarray]]):
+    def __init__(self, batches: "Rows | Grouped | Placed", weights: Mapping[str, Mapping[str, np.ndarray]]):
         self._batches, self.weights = batches, dict(weights)
 
     def __iter__(self) -> "Joined":
@@ -185,6 +188,10 @@ class Joined:
     def set_state(self, state: dict) -> None:
         """Restores a position."""
         self._batches.set_state(state)
+
+    def close(self) -> None:
+        """Ends what makes batches ahead."""
+        self._batches.close()
 
 
 class Grouped:
@@ -213,6 +220,11 @@ class Grouped:
         """Restores a position."""
         for name, batches in self._groups.items():
             batches.set_state(state[name])
+
+    def close(self) -> None:
+        """Ends what makes batches ahead."""
+        for batches in self._groups.values():
+            batches.close()
 
 
 def epoch_steps(counts: Mapping[str, int], batch_size: int) -> int:
@@ -287,7 +299,9 @@ class _Batches(grain.MapDataset):
 
     def _row(self, encoder: Encoder, place: int) -> Batch:
         index = int(self._parent[place])
-        row = encoder(self._source[index], index, np.random.default_rng((self._seed, place)))
+        with undecoded():
+            example = self._source[index]
+        row = encoder(example, index, np.random.default_rng((self._seed, place)))
         extras = {name: {key: table[index] for key, table in fields.items()} for name, fields in self._extras.items()}
         return row._replace(extras={**row.extras, **extras})
 

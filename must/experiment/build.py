@@ -3,9 +3,10 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from must.core.arguments import converted
@@ -232,7 +233,9 @@ def network(settings: Network, tasks: Tasks, changes: Mapping[str, Any] | None =
 def _network(settings: Network, tasks: tuple[tuple[str, Task], ...]) -> Model:
     backbone = make(BACKBONES, settings.backbone, "config.model.backbone")
     neck = make(NECKS, settings.neck, "config.model.neck")
-    return multi_head.multi_head(backbone, neck, {name: task.head() for name, task in tasks}, settings.stats())
+    heads = {name: task.head() for name, task in tasks}
+    options = {"precision": settings.precision, "remat": settings.remat}
+    return multi_head.multi_head(backbone, neck, heads, settings.stats(), **options)
 
 
 def encoder(
@@ -260,8 +263,18 @@ def encoder(
     if image.video:
         window = Window(span=image.clip.span, jitter=image.clip.jitter, random=run is not None)
         return ClipEncoder(tasks, image.size, frames or {"image": 8}, window, draw, view, image.keep_aspect, clips)
+    if run is not None and not (run.cutmix.probability or run.cutout.probability):  # which cut at pixels
+        tasks = {name: task.for_loss() for name, task in tasks.items()}
     clean = {CLEAN: None} if isinstance(run, Student) and run.mean_teacher.kind != "none" else {}
     return Encoder(tasks, image.size, draw, {"image": view, **clean}, image.keep_aspect)
+
+
+def view_in_step(image: Image, run: Run) -> Callable[..., Any] | None:
+    """The view of a run that is drawn inside the step; None where the host draws it."""
+    on_device = run.view_on == "device" or (run.view_on == "auto" and jax.default_backend() != "cpu")
+    if not on_device or not run.view_in_step or image.video:
+        return None
+    return make(VIEWS, run.view, "view").in_step
 
 
 def row_changes(run: Run, tasks: Tasks) -> list[Change]:

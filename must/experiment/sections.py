@@ -20,7 +20,8 @@ from must.core.arguments import check_types, converted, one_of, scalar
 from must.core.types import UserError
 
 T = TypeVar("T")
-_NOT_SETTINGS = {"self", "parent", "name", "axis_name", "dtype", "reads", "tasks", "random"}  # supplied by the program
+# Supplied by the program.
+_NOT_SETTINGS = {"self", "parent", "name", "axis_name", "dtype", "remat", "reads", "tasks", "random"}
 
 
 @dataclasses.dataclass(frozen=True)

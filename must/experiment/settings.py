@@ -103,11 +103,16 @@ class Network:
       neck: kind and arguments of the neck; with "none" the heads read the levels of the backbone.
       pixel_stats: mean and deviation that images are normalized with, "imagenet" or "half" (.5, of SigLIP and AugReg);
         "" takes those of the backbone's family, "imagenet" where it has none.
+      precision: of what backbone, neck and heads compute, "float32" or "bfloat16"; parameters, statistics, losses and
+        the optimizer are float32.
+      remat: compute blocks, neck and heads again in the backward pass: less memory, about a third more time.
     """
 
     backbone: Part = part(BACKBONES, "resnet")
     neck: Part = part(NECKS, "none")
     pixel_stats: Literal["", "imagenet", "half"] = ""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
 
     def stats(self) -> str:
         """The key of `must.models.multi_head.PIXEL_STATS` that applies."""
@@ -243,6 +248,8 @@ class Run:
         baseline as many as the student.
       epochs: over the largest set, in place of `steps`; 0: `steps` counts.
       batch_size: over all devices and processes.
+      accumulate: equal parts of a batch that go through the network one after the other, which takes less memory; batch
+        statistics are of each part. It needs balance.kind="fixed".
       optimizer: optimizer and schedule.
       init: weights that the network starts from.
       ema_decay: of the averaged parameters and batch statistics, which are evaluated and used; 0 averages nothing.
@@ -255,8 +262,12 @@ class Run:
       frames_until: share of the steps after which every batch has the plain size.
       geometry: random crops and flips.
       view: photometric augmentation.
+      view_on: "host", "device" (inside the step, kind "photometric" alone), or "auto": on accelerators inside the step
+        where that is possible.
       cutmix: rectangles of other pictures.
       cutout: rectangles of the mean color.
+      workers: processes that read and encode rows; -1: as many as pay, none for small pictures in memory. Batches are
+        the same for any number of them.
       balance: how task losses are weighted.
       watch_gradients: log norms and cosines of the tasks' gradients.
       normalize: "items" divides a loss by the number of labeled items, "batch" by the batch size.
@@ -272,6 +283,7 @@ class Run:
     steps: int = 1000
     epochs: int = 0
     batch_size: int = 16
+    accumulate: int = 1
     optimizer: Optimizer = Optimizer()
     init: Init = Init()
     ema_decay: float = 0.0
@@ -284,8 +296,10 @@ class Run:
     frames_until: float = 0.8
     geometry: Geometry = Geometry()
     view: Part = part(VIEWS, "none")
+    view_on: Literal["auto", "host", "device"] = "auto"
     cutmix: CutMix = CutMix()
     cutout: Cutout = Cutout()
+    workers: int = -1
     balance: Part = part(BALANCES, "fixed")
     watch_gradients: bool = False
     normalize: Literal["items", "batch"] = "items"
@@ -302,13 +316,27 @@ class Run:
         _at_least(self.least_steps, steps=self.steps)
         _at_least(1, batch_size=self.batch_size, log_every=self.log_every)
         _at_least(1, checkpoint_every=self.checkpoint_every)
+        _at_least(-1, workers=self.workers)
+        _at_least(1, accumulate=self.accumulate)
+        if self.accumulate > 1:
+            if self.batch_size % self.accumulate:
+                raise ValueError(f"accumulate={self.accumulate}: does not divide batch_size={self.batch_size}")
+            if self.balance.kind != "fixed" or self.watch_gradients or self.batches != "mixed":
+                raise ValueError("accumulate: needs balance.kind='fixed', batches='mixed' and no watch_gradients")
         _at_least(0, epochs=self.epochs, evaluate_every=self.evaluate_every, patience=self.patience)
         _below_one(ema_decay=self.ema_decay, teacher_dropping=self.teacher_dropping)
         _share(frames_until=self.frames_until)
         if self.patience and (self.select != "best" or not self.evaluate_every):
             raise ValueError(f"patience={self.patience}: needs select='best' and evaluate_every above 0")
+        if self.view_on == "device" and not self.view_in_step:
+            raise ValueError("view_on='device': needs view.kind='photometric', and neither cutmix nor cutout")
         if self.cutmix.probability and self.batch_size < 2:
             raise ValueError("cutmix: needs a batch_size of at least 2")
+
+    @property
+    def view_in_step(self) -> bool:
+        """Whether the view can be drawn inside the step, after all that happens to rows on the host."""
+        return self.view.kind == "photometric" and not (self.cutmix.probability or self.cutout.probability)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -20,10 +21,12 @@ import numpy as np
 from must.core import devices, stopping
 from must.core.notices import notice
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
+from must.data.ahead import Placed, workers_for
 from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
 from must.experiment import build, initial, measure, networks, sections
 from must.experiment.external import trained_with
+from must.experiment.sections import Part
 from must.experiment.selection import Selection, Validation, local
 from must.experiment.settings import Init, Network, Run, SingleStudent, Student, Supervised
 from must.experiment.written import Log, Skipped
@@ -130,9 +133,8 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))
     checkpoints = Checkpoints(os.path.join(directory, "checkpoints"), keep=_KEPT)
     state = _resume(checkpoints, devices.replicate(state), batches)
-    bound = functools.partial(
-        train_step, objective=training.objective, balance=training.balance, tx=tx, ema_decay=run.ema_decay
-    )
+    options = {"balance": training.balance, "tx": tx, "ema_decay": run.ema_decay, "accumulate": run.accumulate}
+    bound = functools.partial(train_step, objective=training.objective, **options)
     log = Log(directory, int(state.step))
     if batches.weights and not int(state.step):
         log.write(0, _means(batches.weights))
@@ -146,6 +148,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
         with stopping.listening():
             state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
     finally:
+        batches.close()
         log.close()
         checkpoints.close()
     if silent := _never_learned(directory):
@@ -240,14 +243,15 @@ def _batches(training: Training, seed: int):
         "extras": training.weighting.extras,
         "changes": training.changes,
     }
-    if not isinstance(training.source, Mapping):
-        return train_batches(training.source, encoder, seed=seed, **options)
-    return Grouped(
-        {
-            group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
-            for number, (group, part) in enumerate(sorted(training.source.items()))
-        }
-    )
+    parts = training.source if isinstance(training.source, Mapping) else {"": training.source}
+    chosen = run.workers < 0 and workers_for(*parts.values(), encoder=encoder, batch_size=run.batch_size)
+    options["workers"] = chosen if run.workers < 0 else run.workers
+    made = {
+        group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
+        for number, (group, part) in enumerate(sorted(parts.items()))
+    }
+    batches = Grouped(made) if isinstance(training.source, Mapping) else made[""]
+    return Placed(batches, place) if (place := devices.placing()) else batches
 
 
 def _saved(state: TrainState, batches: Joined) -> PyTree:
@@ -329,14 +333,16 @@ def train_tasks(
     learned = {name: every[name] for name in tasks}
     network = sections.changed(settings.model, run.model, "config.model")
     model = build.network(network, evaluated)
-    encoder = build.encoder(settings.image, learned, run)
+    view = build.view_in_step(settings.image, run)
+    encoder = build.encoder(settings.image, learned, replace(run, view=Part("none"), view_on="host") if view else run)
     variables = start(model, network, encoder, seed, run.init)
     plain = build.encoder(settings.image, build.tasks_of(settings))
+    made = objective(settings, run, model, learned, policies, variables, online)
     training = Training(
         run=_with_steps(run, source),
         model=model,
         tasks=evaluated,
-        objective=objective(settings, run, model, learned, policies, variables, online),
+        objective=objectives.with_view(made, view) if view else made,
         balance=build.balance(run),
         source=source,
         encoder=encoder,
@@ -371,6 +377,8 @@ def objective(
             options["corrections"] = dict.fromkeys(corrected, functools.partial(slam, normalize=run.slam.normalize))
         if run.mean_teacher.kind != "none" and variables is not None:
             average = mean_teacher(settings, run)
+    if run.accumulate > 1 and (online.hints or options.get("small_loss")):
+        raise UserError("accumulate: not with teachers in the step or small_loss, which need whole batches")
     parts = [labels(tasks, policies, **options)]
     if online.hints:
         view = CLEAN if average else ""

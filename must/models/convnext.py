@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from must.core.types import Array, Features
-from must.models.resnet import check_options, depth_rates, drop_path, frozen_stages
+from must.models.resnet import check_options, depth_rates, drop_path, frozen_stages, recomputed
 
 SIZES = {  # blocks and widths of the stages
     "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),
@@ -119,6 +119,7 @@ class ConvNeXt(nn.Module):
       frozen: number of first stages, the stem with them, that do not learn; all of them: nothing does.
       axis_name: devices that share the batch.
       dtype: of the computation; parameters stay float32.
+      remat: compute blocks again in the backward pass.
 
     Raises:
       ValueError: no such size or number of stages.
@@ -130,6 +131,7 @@ class ConvNeXt(nn.Module):
     frozen: int = 0
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    remat: bool = False
 
     def __post_init__(self):
         if self.size not in SIZES:
@@ -159,7 +161,8 @@ class ConvNeXt(nn.Module):
                 x = self._patches(widths[stage], 2, f"stage{stage + 1}_down")(_whole(x, 2))
             for i in range(blocks[stage]):
                 name = f"stage{stage + 1}_block{i + 1}"
-                x = Block(rates[stage][i], self.axis_name, self.dtype, name=name)(x, train=learns)
+                block = Block(rates[stage][i], self.axis_name, self.dtype, name=name)
+                x = recomputed(self.remat, block, x, train=learns)
             pyramid[4 * 2**stage] = x
         return Features(pyramid, _norm(jnp.float32, "norm")(x.astype(jnp.float32).mean((1, 2))))
 

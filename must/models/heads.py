@@ -24,11 +24,13 @@ class ClassHead(nn.Module):
       classes: C.
       dropout: rate on the pooled features in training, drawn per row of the global batch.
       axis_name: devices that share the batch.
+      dtype: of the computation; parameters stay float32.
     """
 
     classes: int
     dropout: float = 0.0
     axis_name: str | None = None
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> Array:
@@ -39,7 +41,8 @@ class ClassHead(nn.Module):
             rows = global_row_index(len(x), self.axis_name)
             keep = partial(jax.random.bernoulli, p=1 - self.dropout, shape=x.shape[1:])
             x = x * jax.vmap(lambda row: keep(jax.random.fold_in(key, row)))(rows) / (1 - self.dropout)
-        return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="logits")(x)
+        small = nn.initializers.normal(0.01)
+        return nn.Dense(self.classes, kernel_init=small, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:

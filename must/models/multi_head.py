@@ -1,7 +1,8 @@
 """One backbone, one neck, one head per task as a `Model`, which hides flax from the rest of the package."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ from jax import lax
 from jax.extend.random import define_prng_impl
 
 from must.core.types import Array, Features, Model, PyTree, UserError
-from must.models.resnet import statistics_of
+from must.models.resnet import recomputed, statistics_of
 
 # Mean and standard deviation of pixels, RGB, 0..255, with which images are normalized.
 PIXEL_STATS = {
@@ -29,12 +30,14 @@ class MultiHead(nn.Module):
       neck: (`Features`, train=) -> `Features`, or None.
       heads: {task: (`Features`, train=, image_size=) -> outputs}.
       pixel_stats: key of `PIXEL_STATS`.
+      remat: compute neck and heads again in the backward pass.
     """
 
     backbone: nn.Module
     neck: nn.Module | None
     heads: dict[str, nn.Module]
     pixel_stats: str = "imagenet"
+    remat: bool = False
 
     def __call__(self, inputs: Array, *, train: bool) -> tuple[dict[str, Array], Features]:
         """uint8 [B, H, W, 3] or [B, T, H, W, 3] -> outputs of every head, and the features after the neck."""
@@ -42,18 +45,31 @@ class MultiHead(nn.Module):
         image = (inputs.astype(jnp.float32) - jnp.array(mean)) / jnp.array(std)
         features = self.backbone(image, train=train)
         if self.neck is not None:
-            features = self.neck(features, train=train)
+            features = recomputed(self.remat, self.neck, features, train=train)
         height, width = inputs.shape[-3:-1]  # a neck that enlarges a level does not know where the image ends
         pyramid = {s: x[..., : -(-height // s), : -(-width // s), :] for s, x in features.pyramid.items()}
         features = Features(pyramid, features.pooled)
-        outputs = {task: head(features, train=train, image_size=(height, width)) for task, head in self.heads.items()}
-        return outputs, features
+        outputs = {
+            task: recomputed(self.remat, head, features, train=train, image_size=(height, width))
+            for task, head in self.heads.items()
+        }
+        return outputs, jax.tree.map(lambda level: level.astype(jnp.float32), features)
 
 
 def multi_head(
-    backbone: nn.Module, neck: nn.Module | None, heads: dict[str, nn.Module], pixel_stats: str = "imagenet"
+    backbone: nn.Module,
+    neck: nn.Module | None,
+    heads: dict[str, nn.Module],
+    pixel_stats: str = "imagenet",
+    *,
+    precision: str = "float32",
+    remat: bool = False,
 ) -> Model:
     """Combines the parts into a `must.core.types.Model`.
+
+    With the precision "bfloat16" backbone, neck and heads compute in it; parameters, moments of normalization, outputs
+    and features are float32 all the same. `remat` keeps the inputs of blocks, neck and heads for the backward pass and
+    computes the rest again.
 
     Parameters that the backbone says it does not learn (`backbone.learns(name)`) stand in the collection "frozen", not
     in "params": they have no gradient, no decay and no moments in the optimizer.
@@ -64,8 +80,9 @@ def multi_head(
     """
 
     def module(axis_name: str | None) -> MultiHead:
-        parts = (_synchronized(part, axis_name) for part in (backbone, neck))
-        return MultiHead(*parts, {task: _synchronized(head, axis_name) for task, head in heads.items()}, pixel_stats)
+        supplied = {"axis_name": axis_name, "dtype": jnp.dtype(precision), "remat": remat}
+        parts = (_supplied(part, supplied) for part in (backbone, neck))
+        return MultiHead(*parts, {task: _supplied(head, supplied) for task, head in heads.items()}, pixel_stats, remat)
 
     learns = getattr(backbone, "learns", lambda name: True)
 
@@ -113,9 +130,13 @@ def _joined(fixed: PyTree, learned: PyTree) -> PyTree:
     return {**fixed, **learned, **both}
 
 
-def _synchronized(part: nn.Module | None, axis_name: str | None) -> nn.Module | None:
-    """The module with batch statistics synchronized over `axis_name`, if it has any."""
-    return part.clone(axis_name=axis_name) if hasattr(part, "axis_name") else part
+def _supplied(part: nn.Module | None, values: Mapping[str, Any]) -> nn.Module | None:
+    """The module, and those that it holds, with those of its attributes that the program supplies."""
+    if part is None:
+        return None
+    inner = {name: value for name, value in vars(part).items() if isinstance(value, nn.Module) and name != "parent"}
+    own = {name: value for name, value in values.items() if hasattr(part, name)}
+    return part.clone(**own, **{name: _supplied(module, values) for name, module in inner.items()})
 
 
 def parameter_count(params: PyTree) -> int:

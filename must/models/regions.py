@@ -6,6 +6,7 @@ Faster R-CNN (Ren et al. 2015) on a feature pyramid (Lin et al. 2017); ROI align
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -96,6 +97,7 @@ class RegionHead(nn.Module):
       overlap: IoU above which a proposal suppresses a less likely one of its level.
       anchor_scale, ratios: see `anchors_of`.
       scale: see `level_of`.
+      dtype: of the layers; parameters stay float32, and places and weights of what is read there.
     """
 
     classes: int
@@ -109,6 +111,7 @@ class RegionHead(nn.Module):
     anchor_scale: float = 4.0
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     scale: float = 14.0
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> dict[str, Array]:
@@ -135,26 +138,27 @@ class RegionHead(nn.Module):
         level = level_of(proposals, self.strides, self.scale)
         x = roi_align(pyramid, proposals, level, self.cells).reshape(batch, proposals.shape[1], -1)
         for name in ("hidden1", "hidden2"):
-            x = nn.relu(nn.Dense(self.hidden, kernel_init=he_normal, name=name)(x))
-        small = nn.initializers.normal
+            x = nn.relu(nn.Dense(self.hidden, kernel_init=he_normal, dtype=self.dtype, name=name)(x))
+        small, dense = nn.initializers.normal, partial(nn.Dense, dtype=self.dtype)
         return {
             "objectness": objectness,
             "shifts": shifts,
             "anchors": anchors,
             "proposals": proposals,
             "present": present,
-            "class": nn.Dense(self.classes + 1, kernel_init=small(0.01), name="class")(x).astype(jnp.float32),
-            "deltas": nn.Dense(4, kernel_init=small(0.001), name="box")(x).astype(jnp.float32),
+            "class": dense(self.classes + 1, kernel_init=small(0.01), name="class")(x).astype(jnp.float32),
+            "deltas": dense(4, kernel_init=small(0.001), name="box")(x).astype(jnp.float32),
             "size": size,
         }
 
     def _anchors(self, pyramid: dict[int, Array]) -> tuple[Array, Array]:
         """Objectness [B, A] and shifts [B, A, 4] of all anchors, with weights shared by the levels."""
         count, small = len(self.ratios), nn.initializers.normal(0.01)
-        conv = nn.Conv(self.width, (3, 3), padding=1, kernel_init=he_normal, name="rpn")
+        conv = nn.Conv(self.width, (3, 3), padding=1, kernel_init=he_normal, dtype=self.dtype, name="rpn")
+        dense = partial(nn.Dense, kernel_init=small, dtype=self.dtype)
         prior = nn.initializers.constant(-math.log(99.0))
-        predict = nn.Dense(count, kernel_init=small, bias_init=prior, name="rpn_objectness")
-        shift = nn.Dense(4 * count, kernel_init=small, name="rpn_box")
+        predict = dense(count, bias_init=prior, name="rpn_objectness")
+        shift = dense(4 * count, name="rpn_box")
         parts = [(predict(x), shift(x)) for x in (nn.relu(conv(pyramid[stride])) for stride in self.strides)]
         batch = len(parts[0][0])
         objectness = jnp.concatenate([logits.reshape(batch, -1) for logits, _ in parts], 1)
@@ -191,6 +195,7 @@ class MaskedRegions(nn.Module):
       width: channels of the branch.
       depth: 3x3 convolutions of it.
       cells: per side of a region; a mask has twice as many.
+      dtype: see `RegionHead`.
     """
 
     regions: RegionHead
@@ -198,6 +203,7 @@ class MaskedRegions(nn.Module):
     width: int = 256
     depth: int = 4
     cells: int = 14
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> dict[str, Array]:
@@ -207,9 +213,11 @@ class MaskedRegions(nn.Module):
         pyramid = {stride: features.pyramid[stride] for stride in self.regions.strides}
         x = roi_align(pyramid, boxes, level_of(boxes, self.regions.strides, self.regions.scale), self.cells)
         x = x.reshape(-1, *x.shape[2:])
+        options = {"kernel_init": he_normal, "dtype": self.dtype}
         for i in range(self.depth):
-            x = nn.relu(nn.Conv(self.width, (3, 3), padding=1, kernel_init=he_normal, name=f"mask_conv{i + 1}")(x))
-        x = nn.relu(nn.ConvTranspose(self.width, (2, 2), (2, 2), kernel_init=he_normal, name="mask_up")(x))
-        logits = nn.Dense(1, kernel_init=nn.initializers.normal(0.01), name="mask")(x)[..., 0].astype(jnp.float32)
+            x = nn.relu(nn.Conv(self.width, (3, 3), padding=1, name=f"mask_conv{i + 1}", **options)(x))
+        x = nn.relu(nn.ConvTranspose(self.width, (2, 2), (2, 2), name="mask_up", **options)(x))
+        last = nn.Dense(1, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype, name="mask")
+        logits = last(x)[..., 0].astype(jnp.float32)
         frame = jnp.zeros((len(boxes), *image_size, 0), bool)  # holds nothing; its shape is that of the picture
         return {**outputs, "frame": frame, "found": boxes, "masks": logits.reshape(*boxes.shape[:2], *logits.shape[1:])}

@@ -127,6 +127,15 @@ def drop_path(y: Array, rate: float, key: Array, axis_name: str | None) -> Array
     return jnp.where(kept, y / (1 - rate), 0.0).astype(y.dtype)
 
 
+def recomputed(on: bool, module: nn.Module, *inputs: Any, **static: Any) -> Any:
+    """module(*inputs, **static); if `on`, its inner values are computed again in the backward pass, not kept."""
+
+    def call(module: nn.Module, *inputs: Any) -> Any:
+        return module(*inputs, **static)
+
+    return (nn.remat(call) if on else call)(module, *inputs)
+
+
 def max_pool(x: Array) -> Array:
     """3x3 max pooling with stride 2 and padding 1: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
 
@@ -243,6 +252,7 @@ class ResNet(nn.Module):
       momentum: of the running batch statistics.
       axis_name: devices over which batch statistics are averaged in training.
       dtype: of the computation; parameters stay float32.
+      remat: compute blocks again in the backward pass.
 
     Raises:
       ValueError: no such depth, stem or number of stages.
@@ -258,6 +268,7 @@ class ResNet(nn.Module):
     momentum: float = 0.9
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    remat: bool = False
 
     def __post_init__(self):
         if self.depth not in BLOCKS or self.stem not in ("imagenet", "small") or not 1 <= self.stages <= 4:
@@ -296,7 +307,7 @@ class ResNet(nn.Module):
         pyramid, drops = {}, depth_rates(self.drop_path, BLOCKS[self.depth][: self.stages])
         for stage in range(self.stages):
             for i in range(BLOCKS[self.depth][stage]):
-                x = Block(
+                block = Block(
                     self.width * 2**stage,
                     2 if stage > 0 and i == 0 else 1,
                     self.depth >= BOTTLENECK_FROM,
@@ -307,6 +318,7 @@ class ResNet(nn.Module):
                     reads,
                     drops[stage][i],
                     name=f"stage{stage + 1}_block{i + 1}",
-                )(x, train=train and stage >= self.frozen)
+                )
+                x = recomputed(self.remat, block, x, train=train and stage >= self.frozen)
             pyramid[stride * 2**stage] = x
         return Features(pyramid, x.astype(jnp.float32).mean((1, 2)))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core.types import Array, Features
-from must.models.resnet import check_options, depth_rates, drop_path
+from must.models.resnet import check_options, depth_rates, drop_path, recomputed
 
 
 class Size(NamedTuple):
@@ -315,6 +315,7 @@ class ViT(nn.Module):
       lora_scale: factor of these updates, alpha / rank.
       axis_name: devices that share the batch.
       dtype: of the computation; parameters stay float32.
+      remat: compute layers again in the backward pass.
 
     Raises:
       ValueError: an unknown size or family, numbers that do not fit each other.
@@ -337,6 +338,7 @@ class ViT(nn.Module):
     lora_scale: float = 1.0
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    remat: bool = False
 
     def __post_init__(self):
         for name, value, choices in (("size", self.size, SIZES), ("family", self.family, FAMILIES)):
@@ -394,7 +396,7 @@ class ViT(nn.Module):
         turn = rotation(grid, sizes.width // sizes.heads) if family.rotary else None
         rates = depth_rates(self.drop_path, [sizes.depth])[0]
         for i in range(sizes.depth):
-            x = Layer(
+            layer = Layer(
                 sizes.heads,
                 sizes.hidden,
                 self.swiglu,
@@ -405,7 +407,8 @@ class ViT(nn.Module):
                 self.axis_name,
                 self.dtype,
                 name=f"block{i + 1}",
-            )(x, train=train and i >= self.frozen, turn=turn)
+            )
+            x = recomputed(self.remat, layer, x, train=train and i >= self.frozen, turn=turn)
         x = _norm(family, self.dtype, "norm")(x)
         level = x[:, -grid[0] * grid[1] :].reshape(len(x), *grid, -1)
         if family.class_token:

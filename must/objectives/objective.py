@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import random
 
+from must.core.devices import global_row_index
 from must.core.ratio import Ratio, merge, weighted_sum
 from must.core.types import Array, Batch, Features, Model, Objective, PerExample, Policy, PyTree
+from must.data.mix import CLEAN
 
 
 class Answer(NamedTuple):
@@ -142,6 +145,30 @@ def objective(
         return params, {"policies": policies, "step": jnp.int32(0), "parts": tuple(state for _, state in made)}
 
     return Objective(init=init, names=tuple(by_term), terms=terms, scales=by_term, shared=without_heads)
+
+
+def with_view(made: Objective, view: Callable[[Array, Array], Array]) -> Objective:
+    """The same objective of batches whose input "image" is changed inside the step; as it came it is the input "clean".
+
+    Args:
+      made: from `objective`.
+      view: (images [B, H, W, 3], a key per row [B]) -> images. Keys follow the step and the global row index, so that
+        any number of devices draws alike.
+    """
+
+    def terms(params, model_state, aux_state, frozen, batch: Batch | Mapping[str, Batch], key, axis_name):
+        def seen(rows: Batch, key: Array) -> Batch:
+            image = rows.inputs["image"]
+            keys = jax.vmap(lambda row: random.fold_in(key, row))(global_row_index(len(image), axis_name))
+            return rows._replace(inputs={**rows.inputs, CLEAN: image, "image": view(image, keys)})
+
+        own, key = random.split(key)
+        groups = {"": batch} if isinstance(batch, Batch) else dict(sorted(batch.items()))
+        groups = {name: seen(rows, random.fold_in(own, at)) for at, (name, rows) in enumerate(groups.items())}
+        batch = groups[""] if isinstance(batch, Batch) else groups
+        return made.terms(params, model_state, aux_state, frozen, batch, key, axis_name)
+
+    return made._replace(terms=terms)
 
 
 def without_heads(params: PyTree) -> PyTree:

@@ -24,11 +24,11 @@ from must.readers.names import PICTURES, class_name, readable, spellings
 from must.readers.pictures import (
     DISPLAYED,
     STORED,
-    decode_picture,
     is_deep,
     orientation_of,
     picture_size,
     read_bytes,
+    read_picture,
     significant_bits,
     untagged,
 )
@@ -117,7 +117,7 @@ class FileSource:
 
     def _decoded(self, index: int, data: bytes) -> np.ndarray:
         bits = self._bits if is_deep(data) else 16
-        return decode_picture(data, str(self._pictures[index]), orientation=self._orientation, bits=bits)
+        return read_picture(data, str(self._pictures[index]), orientation=self._orientation, bits=bits)
 
     def _checked_labels(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
         """`labels_for`, whose error tells when the picture is turned."""

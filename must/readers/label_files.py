@@ -31,7 +31,7 @@ from must.readers.edited import read_boxes
 from must.readers.fields import understood
 from must.readers.files import fingerprint_of, read_json, read_rows
 from must.readers.names import id_of
-from must.readers.pictures import decode_picture, open_picture, read_bytes, untagged
+from must.readers.pictures import decode_picture, open_picture, read_bytes, read_picture, untagged
 
 ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, ATTRIBUTES, MAPS = (
     "about.json",
@@ -100,7 +100,7 @@ class LabelFiles:
         id = self.ids[index]
         data = self.encoded(index)
         if data is not None:
-            image = decode_picture(data, str(self._root / IMAGES / self._pictures[index]))
+            image = read_picture(data, str(self._root / IMAGES / self._pictures[index]))
         elif id in self._places:
             image = self._images[self._places[id]].image
         else:

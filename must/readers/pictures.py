@@ -6,7 +6,9 @@ decoded.
 """
 
 import contextlib
+import contextvars
 import io
+import math
 import os
 import re
 import stat
@@ -41,6 +43,8 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda stored: np.rot90(stored),
 }
 Result = TypeVar("Result")
+_REDUCED = 5  # eighths of the size; libjpeg-turbo decodes six and seven of them more slowly than eight
+_undecoded: contextvars.ContextVar[bool] = contextvars.ContextVar("undecoded", default=False)
 
 
 def read_bytes(path: Path, most: int = -1) -> bytes:
@@ -52,6 +56,69 @@ def read_bytes(path: Path, most: int = -1) -> bytes:
             return file.read(most)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def undecoded() -> Iterator[None]:
+    """Meanwhile `read_picture` leaves JPEGs `Encoded` in this thread: which size is needed is known later."""
+    token = _undecoded.set(True)
+    try:
+        yield
+    finally:
+        _undecoded.reset(token)
+
+
+class Encoded:
+    """A JPEG that is decoded when its pixels are read.
+
+    Attributes:
+      shape: (height, width, 3), as displayed.
+      nbytes: of the file.
+    """
+
+    def __init__(self, data: bytes, where: str, turn: int, stored: tuple[int, int]):
+        self._data, self._where, self._turn, self._stored = data, where, turn, stored
+        self.shape = (*(stored[::-1] if turn >= 5 else stored), 3)
+        self.nbytes = len(data)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.at_least(1.0)[0].astype(dtype or np.uint8, copy=False)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.asarray(self)[key]
+
+    def at_least(self, scale: float) -> tuple[np.ndarray, float]:
+        """The picture, uint8 [h, w, 3], at the least multiple of 1/8 of its size that is at least `scale`, and that
+        multiple: the inverse DCT of fewer coefficients is a part of the work (`simplejpeg`, libjpeg-turbo).
+
+        Raises:
+          UserError: truncated or corrupt.
+        """
+        import simplejpeg
+
+        eighths = min(8, max(1, math.ceil(8 * scale - 1e-6)))
+        sides = [-(-side * eighths // 8) for side in self._stored]
+        # A last row or column that is not whole would come first in a turned picture.
+        whole = self._turn == 1 or not any(side * eighths % 8 for side in self._stored)
+        if eighths <= _REDUCED and whole:
+            least = {"min_height": sides[0], "min_width": sides[1], "min_factor": 1}
+            with contextlib.suppress(ValueError, KeyError):  # what is wrong shows below
+                array = simplejpeg.decode_jpeg(self._data, "RGB", **least)
+                if list(array.shape[:2]) == sides:
+                    return _turned(array, self._turn), eighths / 8
+        return _decode_whole(self._data, self._where, self._turn), 1.0
+
+
+def is_undecoded() -> bool:
+    """Whether this thread is inside `undecoded`."""
+    return _undecoded.get()
+
+
+def read_picture(data: bytes, where: str, *, orientation: str = STORED, bits: int = 16) -> np.ndarray | Encoded:
+    """`decode_picture`, or an `Encoded` JPEG inside `undecoded`, which fails when it is decoded."""
+    if is_undecoded() and (size := _jpeg_size(data, where)):
+        return Encoded(data, where, _turn(data, orientation), size)
+    return decode_picture(data, where, orientation=orientation, bits=bits)
 
 
 def decode_picture(data: bytes, where: str, *, orientation: str = STORED, bits: int = 16) -> np.ndarray:
@@ -66,10 +133,18 @@ def decode_picture(data: bytes, where: str, *, orientation: str = STORED, bits: 
     Raises:
       UserError: not a picture, truncated, corrupt or larger than `MAX_PIXELS`.
     """
+    return _decode_whole(data, where, _turn(data, orientation), bits)
+
+
+def _decode_whole(data: bytes, where: str, turn: int, bits: int = 16) -> np.ndarray:
     array = _decode_jpeg(data, where)
     if array is None:
         array = _with_pillow(data, where, lambda picture: _rgb(picture, data, where, bits))
-    return np.ascontiguousarray(_TURNS.get(_turn(data, orientation), lambda stored: stored)(array))
+    return _turned(array, turn)
+
+
+def _turned(array: np.ndarray, turn: int) -> np.ndarray:
+    return np.ascontiguousarray(_TURNS[turn](array) if turn in _TURNS else array)
 
 
 def open_picture(data: bytes, where: str, *, limit: int | None = None) -> Any:
@@ -247,6 +322,18 @@ _ALLOWED = f"at most {MAX_PIXELS:,} pixels are decoded, the environment variable
 def _check_size(width: int, height: int, where: str, limit: int | None = None) -> None:
     if width * height > (limit or MAX_PIXELS):
         raise UserError(f"{where}: too large, {width}x{height} px (width x height); {_ALLOWED}")
+
+
+def _jpeg_size(data: bytes, where: str) -> tuple[int, int] | None:
+    """(height, width) as stored of a JPEG that needs no repair and no Pillow; None for all others."""
+    import simplejpeg
+
+    if data.startswith(_JPEG):
+        with contextlib.suppress(ValueError, KeyError):
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(width, height, where)
+            return (height, width) if space in ("YCbCr", "RGB", "Gray") else None
+    return None
 
 
 def _decode_jpeg(data: bytes, where: str) -> np.ndarray | None:

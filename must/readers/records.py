@@ -21,7 +21,7 @@ from must.core.arguments import path_of
 from must.core.types import ArraySpec, Example, Label, Source, UserError
 from must.readers.fields import understood
 from must.readers.frames import FrameVideo
-from must.readers.pictures import decode_picture, untagged
+from must.readers.pictures import read_picture, untagged
 from must.readers.record_format import decode_record
 from must.readers.tfrecords import TfRecordFile
 
@@ -115,7 +115,7 @@ class Records:
         if isinstance(data, list):
             return Example(id, FrameVideo(data, f"{self._directory}: {id}"), labels)
         if data is not None:
-            return Example(id, decode_picture(data, f"{self._directory}: {id}"), labels)
+            return Example(id, read_picture(data, f"{self._directory}: {id}"), labels)
         if id not in self._places:
             raise UserError(f"{self._directory}: record {id} has no picture, and neither does the source of images")
         return Example(id, self._images[self._places[id]].image, labels)

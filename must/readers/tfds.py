@@ -24,6 +24,7 @@ from must.readers.pictures import (
     is_deep,
     open_picture,
     picture_size,
+    read_picture,
     significant_bits,
     stored_ids,
     untagged,
@@ -143,7 +144,7 @@ class Tfds:
             video = self._frames_of(row, index)
             return Example(self.ids[index], video, self._labels_of(row, index, video.shape[1:3]))
         bits = self._bits if is_deep(row[self._image]) else 16
-        image = decode_picture(row[self._image], self.ids[index], bits=bits)
+        image = read_picture(row[self._image], self.ids[index], bits=bits)
         return Example(self.ids[index], image, self._labels_of(row, index, image.shape[:2]))
 
     def labels(self, index: int) -> dict[str, Label]:

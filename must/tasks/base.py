@@ -18,6 +18,7 @@ import numpy as np
 from must.core.arguments import check, check_types
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
 from must.data.geometry import own_frame
+from must.tasks.dense import AtOutputs
 from must.tasks.label_states import Claims
 
 _POSITIVE = (
@@ -107,6 +108,11 @@ class Task:
         """`transform` for training: with the fixed shapes of `network_spec`, and without what cannot be learned at
         this size."""
         return self.transform(label, geometry)
+
+    def for_loss(self) -> Any:
+        """What encodes labels that only the loss reads, an object with `encode` and `blank`: the task, or its
+        `at_outputs(label, geometry)`, see `must.tasks.dense.AtOutputs`."""
+        return AtOutputs(self) if hasattr(self, "at_outputs") else self
 
     def admissible(self, label: Label, geometry: Geometry) -> Geometry:
         """The drawn geometry of a clip without the mirroring or reversal that this label, in record form, cannot

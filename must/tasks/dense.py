@@ -6,14 +6,15 @@ head_stride / shuffle pixels of the frame. The functions on the host are for wha
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, NotFinite, Policy, UserError
+from must.data.geometry import EVERY_PIXEL, Cells, own_frame, restore_map, transform_map
 from must.data.geometry import nearest as nearest_pixels
-from must.data.geometry import own_frame, restore_map, transform_map
 from must.tasks.label_states import LARGEST, Claims, decide_codes, states
 from must.tasks.tiles import feather, window
 
@@ -23,6 +24,7 @@ SCORES = ArraySpec(
     "png",
     "score * 255; 255 = truth, 254 = a teacher without scores; one value may hold for all",
 )
+AT_OUTPUTS = "at_outputs"  # a field of labels whose maps have the resolution of the outputs
 _LEVELS = 8  # codes that a stored score is rounded to a multiple of: a noisy map takes half the bytes
 
 _BAND = 1 << 18  # numbers of a band, 1 MiB, which stay in the cache between their uses
@@ -49,14 +51,13 @@ def sample(maps: Array, stride: int) -> Array:
     With an even stride the center is the corner of four pixels, which take turns as in `must.data.geometry.nearest`.
     """
     for axis in (1, 2):
-        cells = np.arange(maps.shape[axis] // stride)
-        index = nearest_pixels((cells + 0.5) * stride, maps.shape[axis])
+        index = Cells(stride).pixels(maps.shape[axis])
         maps = maps[:, index] if axis == 1 else maps[:, :, index]
     return maps
 
 
 def sample_quantity(maps: Array, valid: Array, stride: int) -> tuple[Array, Array]:
-    """`sample` of a quantity: the mean of the valid pixels around each center.
+    """`sample` of a quantity: the mean of the valid pixels around each center; on the host for arrays of NumPy.
 
     Args:
       maps: [B, h, w, ...].
@@ -66,13 +67,44 @@ def sample_quantity(maps: Array, valid: Array, stride: int) -> tuple[Array, Arra
     Returns:
       [B, h / stride, w / stride, ...], 0 where not valid, and where at least half of the pixels are valid.
     """
+    xp = np if isinstance(maps, np.ndarray) else jnp
     middle = sorted({(stride - 1) // 2, stride // 2})
     cells = [(slice(None), slice(y, None, stride), slice(x, None, stride)) for y in middle for x in middle]
     expanded = (slice(None),) * 3 + (None,) * (maps.ndim - 3)
-    count = sum(valid[cell].astype(jnp.float32) for cell in cells)
-    total = sum(jnp.where(valid[cell][expanded], maps[cell], 0) for cell in cells)
+    maps = xp.where(valid[expanded], maps, maps.dtype.type(0))
+    count = sum(valid[cell].astype(np.float32) for cell in cells)
+    total = sum(maps[cell] for cell in cells)
     enough = (count > 0) & (2 * count >= len(cells))
-    return jnp.where(enough[expanded], total / jnp.maximum(count, 1)[expanded], 0), enough
+    return xp.where(enough[expanded], total / xp.maximum(count, 1)[expanded], maps.dtype.type(0)), enough
+
+
+class AtOutputs(NamedTuple):
+    """How a label is encoded when only the loss reads it: its maps have one value per cell of the output.
+
+    `target` makes the same of it, to the bit, as of the label at the frame's resolution, from 1 / stride^2 of the work.
+
+    Attributes:
+      task: with `_output_stride` and `at_outputs(label, geometry)`.
+    """
+
+    task: Any
+
+    def encode(self, label: Label, geometry: Geometry) -> Label:
+        """Network form with maps [h / stride, w / stride, ...], and the field "at_outputs", which tells it."""
+        check_size(type(self.task).__name__.lower(), geometry.size, self.task._output_stride)
+        return {**self.task.at_outputs(label, geometry), AT_OUTPUTS: np.bool_(True)}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def blank(self, size: tuple[int, int]) -> Label:
+        """A label that stands where none is known."""
+        return {**self.task.blank(tuple(side // self.task._output_stride for side in size)), AT_OUTPUTS: np.bool_(True)}
+
+
+def label_stride(label: Label, stride: int) -> int:
+    """Pixels of a label's maps per cell of the output: its stride, or 1 for a label that `AtOutputs` encoded."""
+    return 1 if AT_OUTPUTS in label else stride
 
 
 def enlarge(maps: Array, factor: int) -> Array:
@@ -125,13 +157,13 @@ def blended(tiles: Sequence[tuple[np.ndarray, Geometry]]) -> np.ndarray:
     return total / weights.reshape(weights.shape + (1,) * (total.ndim - 2))
 
 
-def transform_scores(label: Label, geometry: Geometry) -> np.ndarray:
+def transform_scores(label: Label, geometry: Geometry, cells: Cells = EVERY_PIXEL) -> np.ndarray:
     """The scores of a label in record form in the network's frame, uint8 [h, w]; records of the first
     version count as certain."""
     stored = np.asarray(label.get("scores", np.full((1, 1), 255, np.uint8)))
     if stored.ndim != 2 or not stored.size:
         raise ValueError(f"scores of shape {stored.shape}")
-    return transform_map(stored, geometry, 0)
+    return transform_map(stored, geometry, 0, cells)
 
 
 def restore_scores(label: Label, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, LabelError, Metric, PerExample, Policy, Source, UserError
-from must.data.geometry import restore_map, restore_quantity, transform_map
+from must.data.geometry import EVERY_PIXEL, Cells, restore_map, restore_quantity, transform_map
 from must.tasks import dense, depth_files, drawing
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, codes
@@ -145,23 +145,27 @@ class Depth(Task):
         return {"depth": jax.ShapeDtypeStruct(size, np.float32), "scores": jax.ShapeDtypeStruct(size, np.uint8)}
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
+        return {"depth": self._depth(label, geometry), "scores": dense.transform_scores(label, geometry)}
+
+    def at_outputs(self, label: Label, geometry: Geometry) -> Label:
+        depth = self._depth(label, geometry, around := Cells.around_centers(self._output_stride))[None]
+        depth, _ = dense.sample_quantity(depth, self._learnable(depth), around.count)
+        return {"depth": depth[0], "scores": dense.transform_scores(label, geometry, Cells(self._output_stride))}
+
+    def _depth(self, label: Label, geometry: Geometry, cells: Cells = EVERY_PIXEL) -> np.ndarray:
         code, inverse = np.asarray(label["depth"]), bool(label.get("inverse", False))
         if inverse and self.depth_kind == "metric":
             raise ValueError("inverse depth without scale, which a metric task cannot use: depth_kind='relative' can")
         scale, offset = (float(np.asarray(label[name]).reshape(())) for name in ("scale", "offset"))
         if code.ndim != 2:
             raise ValueError(f"depth of shape {code.shape}")
-        if not (np.isfinite(scale) and np.isfinite(offset) and scale >= 0):
+        if not (0 <= scale < np.inf and np.isfinite(offset)):
             raise ValueError(f"depth with scale {scale} and offset {offset}")
-        valid = code[code > 0]
-        if valid.size and not valid.min() * scale + offset > 0:
-            unit = "inverse" if inverse else "m"
-            raise ValueError(f"depth of {valid.min() * scale + offset:.3g} {unit}")
-        code = transform_map(code, geometry, 0)
+        if not scale + offset > 0 and (code > 0).any() and not (least := code[code > 0].min() * scale + offset) > 0:
+            raise ValueError(f"depth of {least:.3g} {'inverse' if inverse else 'm'}")
+        code = transform_map(code, geometry, 0, cells)
         depth = np.where(code > 0, (code * scale + offset) / self._zoom(geometry), 0.0).astype(np.float32)
-        if inverse:
-            depth = _reciprocal(depth, code > 0)
-        return {"depth": depth, "scores": dense.transform_scores(label, geometry)}
+        return _reciprocal(depth, code > 0) if inverse else depth
 
     def restore(self, label: Label, geometry: Geometry) -> Label:
         """The depth at 1 / `stride` of the original's size, each value within (largest - least) / 131068 meters.
@@ -204,11 +208,11 @@ class Depth(Task):
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
         """At the output's resolution: depth, and valid, where its score is positive, [B, h', w']; all else is
         ignored."""
-        depth, valid = dense.sample_quantity(label["depth"], self._learnable(label["depth"]), self._output_stride)
-        return {
-            "depth": jnp.where(valid, depth, 1.0),
-            "valid": valid & dense.positive(label, policy, self._output_stride),
-        }
+        stride, depth = dense.label_stride(label, self._output_stride), label["depth"]
+        # At outputs: the mean of depths in range, maybe a rounding error outside.
+        valid = depth > 0 if dense.AT_OUTPUTS in label else self._learnable(depth)
+        depth, valid = dense.sample_quantity(depth, valid, stride)
+        return {"depth": jnp.where(valid, depth, 1.0), "valid": valid & dense.positive(label, policy, stride)}
 
     def _in_range(self, depth: Array) -> Array:
         return (depth >= self.min_depth) & (depth <= self.max_depth)  # False for NaN
@@ -377,17 +381,14 @@ class Depth(Task):
         """Means over the images that have valid pixels; NaN without any."""
         measured = np.asarray(rows["images"]) > 0
         values = [np.asarray(rows[name])[measured] for name, _, _ in _METRICS]
-        return {
-            metric.name: float(value.mean()) if measured.any() else float("nan")
-            for metric, value in zip(self.metrics, values, strict=True)
-        }
+        pairs = zip(self.metrics, values, strict=True)
+        return {metric.name: float(value.mean()) if measured.any() else float("nan") for metric, value in pairs}
 
     def claims(self, label: Label, policy: Policy) -> Claims:
         """As in the base class; of every pixel with a depth that can be learned."""
         return dense.decided(label, policy).where(self._learnable(np.asarray(label["depth"])))
 
-    def _learnable(self, depth: Array) -> Array:
-        # In inverse depth the far is near zero and needs no bound.
+    def _learnable(self, depth: Array) -> Array:  # in inverse depth the far is near zero and needs no bound
         return self._in_range(depth) if self.depth_kind == "metric" else (depth > 0) & (depth < np.inf)
 
     def write_labels(self, directory: str, source: Source, name: str, options: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from must.core import losses
 from must.core.types import Array, ArraySpec, Geometry, Label, Metric, PerExample, Policy, Source, UserError
-from must.data.geometry import restore_map, restore_quantity, transform_map
+from must.data.geometry import EVERY_PIXEL, Cells, restore_map, restore_quantity, transform_map
 from must.tasks import dense, drawing, exchange
 from must.tasks.base import Task
 from must.tasks.label_states import Claims, codes
@@ -77,15 +77,31 @@ class Normals(Task):
 
     def transform(self, label: Label, geometry: Geometry) -> Label:
         """As in the base class; vectors shorter than one half (blended over an edge) are invalid."""
+        normals = np.ascontiguousarray(np.moveaxis(self._vectors(label, geometry)[0], 0, -1))
+        return {"normals": normals, "scores": dense.transform_scores(label, geometry)}
+
+    def at_outputs(self, label: Label, geometry: Geometry) -> Label:
+        around = Cells.around_centers(self._output_stride)
+        normals, valid = self._vectors(label, geometry, around)
+        normals, _ = dense.sample_quantity(normals, valid[None], around.count)
+        return {
+            "normals": np.moveaxis(normals, 0, -1),
+            "scores": dense.transform_scores(label, geometry, Cells(self._output_stride)),
+        }
+
+    def _vectors(self, label: Label, geometry: Geometry, cells: Cells = EVERY_PIXEL) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors float32 [3, h, w], an array per axis since this runs for every row; and where there is one."""
         codes = np.asarray(label["normals"])
         if codes.ndim != 3 or codes.shape[-1] != 3:
             raise ValueError(f"normals of shape {codes.shape}")
-        normals = transform_map(codes, geometry, 0).astype(np.float32) / 127.0
-        square = np.einsum("hwc,hwc->hw", normals, normals)[..., None]  # this runs for every row of every batch
+        normals = np.moveaxis(transform_map(codes, geometry, 0, cells), -1, 0).astype(np.float32, order="C") / 127.0
+        square = normals[0] * normals[0] + normals[1] * normals[1] + normals[2] * normals[2]
         _check_length(square)
-        normals *= np.where(square >= 0.5**2, 1.0 / np.sqrt(np.maximum(square, 0.5**2)), np.float32(0))
-        normals = normals * _FLIP if geometry.flip else normals
-        return {"normals": normals, "scores": dense.transform_scores(label, geometry)}
+        valid = square >= 0.5**2
+        normals *= np.where(valid, 1.0 / np.sqrt(np.maximum(square, 0.5**2)), np.float32(0))
+        if geometry.flip:
+            normals[0] *= -1.0
+        return normals, valid
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
         """As in the base class."""
@@ -111,8 +127,9 @@ class Normals(Task):
 
     def target(self, label: Label, policy: Policy) -> dict[str, Array]:
         """At the output's resolution: normals [B, h', w', 3], and valid [B, h', w'], where the score is positive."""
-        normals, valid = _checked(dense.sample_quantity(*_checked(label["normals"]), self._output_stride)[0])
-        return {"normals": losses.unit(normals), "valid": valid & dense.positive(label, policy, self._output_stride)}
+        stride = dense.label_stride(label, self._output_stride)
+        normals, valid = _checked(dense.sample_quantity(*_checked(label["normals"]), stride)[0])
+        return {"normals": losses.unit(normals), "valid": valid & dense.positive(label, policy, stride)}
 
     def loss(self, outputs: Array, target: dict[str, Array]) -> dict[str, PerExample]:
         """Term "normals": 1 - cosine, or the angle in radians, summed over the valid pixels, with their number."""

@@ -23,7 +23,7 @@ from must.core.types import (
     Source,
     UserError,
 )
-from must.data.geometry import restore_map, transform_map
+from must.data.geometry import EVERY_PIXEL, Cells, restore_map, transform_map
 from must.tasks import dense, drawing, exchange, mask_files
 from must.tasks.base import Task
 from must.tasks.classification import among, distribution, known_classes, only_known, spread, unknown_classes
@@ -101,20 +101,27 @@ class Segmentation(Task):
     def _output_stride(self) -> int:
         return self.head_stride // self.shuffle
 
-    def transform(self, label: Label, geometry: Geometry) -> Label:
-        """As in the base class; a label that lists fewer or more classes per pixel than `top_k` is padded or cut."""
+    def transform(self, label: Label, geometry: Geometry, cells: Cells = EVERY_PIXEL) -> Label:
+        """As in the base class, made at `cells`; labels with fewer or more classes per pixel than `top_k` are padded
+        or cut."""
         ids, probs = (np.asarray(label[name]) for name in ("ids", "probs"))
         if ids.shape != probs.shape or ids.ndim not in (2, 3):
             raise ValueError(f"ids of shape {ids.shape} with probs of shape {probs.shape}")
-        wrong = ids[(ids >= len(self.classes)) & (ids != self.ignore)]
-        if wrong.size:
-            raise ValueError(f"class id {wrong.flat[0]} with {len(self.classes)} classes")
+        wrong = (ids >= len(self.classes)) & (ids != self.ignore)
+        if wrong.any():
+            raise ValueError(f"class id {ids[wrong][0]} with {len(self.classes)} classes")
         out = {"known": known_classes(label, len(self.classes))}
         for name, array, fill in (("ids", ids, self.ignore), ("probs", probs, 0)):
-            array = array.reshape(*array.shape[:2], -1)[..., : self.top_k].astype(np.uint8)
-            out[name] = np.full((*geometry.size, self.top_k), fill, np.uint8)
-            out[name][..., : array.shape[-1]] = transform_map(array, geometry, fill)
+            array = array.reshape(*array.shape[:2], -1)[..., : self.top_k].astype(np.uint8, copy=False)
+            moved = transform_map(array, geometry, fill, cells)
+            if moved.shape[-1] < self.top_k:
+                rest = np.full((*moved.shape[:2], self.top_k - moved.shape[-1]), fill, np.uint8)
+                moved = np.concatenate([moved, rest], -1)
+            out[name] = moved
         return out
+
+    def at_outputs(self, label: Label, geometry: Geometry) -> Label:
+        return self.transform(label, geometry, Cells(self._output_stride))
 
     def paste(self, label: Label | None, other: Label | None, window: tuple[int, int, int, int]) -> Label:
         """As in the base class; known are the classes that both sources know, pixels of other classes are ignored."""
@@ -144,8 +151,9 @@ class Segmentation(Task):
           known: bool [B, 1, 1, C].
         """
         count = len(self.classes)
-        ids = dense.sample(label["ids"], self._output_stride).astype(jnp.int32)
-        probs = dense.sample(label["probs"], self._output_stride).astype(jnp.float32) / 255.0
+        stride = dense.label_stride(label, self._output_stride)
+        ids = dense.sample(label["ids"], stride).astype(jnp.int32)
+        probs = dense.sample(label["probs"], stride).astype(jnp.float32) / 255.0
         listed, labeled = jnp.minimum(ids, count - 1), ids[..., 0] != self.ignore
         state = states(policy, probs, listed)
         used = labeled & state.positive[..., 0]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from must.core.ratio import Ratio, all_devices
-from must.core.types import Array, Balance, Objective, PyTree
+from must.core.types import Array, Balance, Objective, PyTree, UserError
 
 
 class Seen(NamedTuple):
@@ -34,14 +34,20 @@ def tasks_of(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.partition("/")[0] for name in names))
 
 
+def denominators(ratios: Mapping[str, Ratio], axis_name: str | None) -> dict[str, Array]:
+    """{term: sum over devices of its denominators}, constants to differentiation."""
+    return {name: all_devices(jax.lax.stop_gradient(ratio.den), axis_name) for name, ratio in ratios.items()}
+
+
 def task_losses(
-    objective: Objective, ratios: Mapping[str, Ratio], axis_name: str | None
+    objective: Objective, ratios: Mapping[str, Ratio], dens: Mapping[str, Array], axis_name: str | None
 ) -> tuple[dict[str, Array], Seen]:
     """L_t = sum over the task's terms of scale * num / max(1, den), with den summed over devices and held constant.
 
     Args:
       objective: whose terms they are.
       ratios: {term: local sums}, those that this batch has.
+      dens: {term: denominator}, of all devices.
       axis_name: device axis.
 
     Returns:
@@ -52,8 +58,7 @@ def task_losses(
     terms = dict.fromkeys(objective.names, jnp.float32(0))
     for name, ratio in ratios.items():
         task, scale = name.partition("/")[0], objective.scales.get(name, 1.0)
-        den = all_devices(jax.lax.stop_gradient(ratio.den), axis_name)
-        term = ratio.num / jnp.maximum(den, 1.0)
+        term = ratio.num / jnp.maximum(dens[name], 1.0)
         local[task] += scale * term
         # Not by the denominator: images without any object have no box to count, and yet teach that there is none; and
         # one that counts the whole batch carries no information about which tasks were present.
@@ -116,6 +121,29 @@ def balanced_gradient(
     grads = jax.tree.map(combine, is_shared, *(each[task] for task in tasks))
     logs = {f"weight/{task}": weights[task] for task in tasks} | _agreement(gram, tasks)
     return grads, (seen, rest, moved), logs
+
+
+def accumulated(of: Callable[[PyTree, Array], PyTree], *, batch: PyTree, parts: int, key: Array) -> PyTree:
+    """The sum of `of(rows, key)` over so many equal parts of a batch [B, ...], one after the other; bool leaves count.
+
+    Raises:
+      UserError: parts that do not divide B.
+    """
+
+    def numbers(rows, number):
+        found = of(rows, jax.random.fold_in(key, number))
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.int32) if leaf.dtype == bool else leaf, found)
+
+    def split(leaf):
+        if len(leaf) % parts:
+            raise UserError(f"accumulate={parts}: does not divide the {len(leaf)} rows of a device")
+        return leaf.reshape(parts, -1, *leaf.shape[1:])
+
+    rows = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(numbers, jax.tree.map(lambda leaf: leaf[0], rows), 0)
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    add = lambda total, part: (jax.tree.map(jnp.add, total, numbers(*part)), None)  # noqa: E731
+    return jax.lax.scan(add, zero, (rows, jnp.arange(parts)))[0]
 
 
 def _per_task(losses: Losses, params: PyTree, tasks: tuple[str, ...], axis_name: str | None):

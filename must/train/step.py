@@ -1,13 +1,17 @@
 """The one train step of every recipe: forward, gradient, update, average. Pure; `must.core.devices` runs it
 anywhere."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from must.core.ema import ema_update
 from must.core.types import Balance, Batch, Objective, PyTree, TrainState
-from must.train.gradients import balanced_gradient, task_losses
+from must.train.gradients import accumulated, balanced_gradient, denominators, task_losses
+
+BATCH_STATS = "batch_stats"  # the collection of running statistics
 
 
 def train_step(
@@ -19,6 +23,7 @@ def train_step(
     balance: Balance,
     tx: optax.GradientTransformation,
     ema_decay: float = 0.0,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on sum_t w_t L_t, L_t = sum over the task's terms of scale * num / max(1, den), over all
@@ -37,6 +42,9 @@ def train_step(
       objective: what is minimized; a task whose terms it does not return, or that counted nothing, is not present.
       balance: weights w_t of the tasks from their losses or gradients.
       tx: optimizer.
+      accumulate: equal parts of a device's rows that go through the network one after the other. Denominators are those
+        of all rows, so that without batch statistics the gradient is that of the batch as a whole; statistics are of
+        each part, and the running ones follow their mean. Only for a balance whose weights do not depend on losses.
       ema_decay: of the averaged parameters and batch statistics, ramped up as min(decay, (1 + step) / (10 + step)); 0
         copies.
       axis_name: device axis of pmap or shard_map.
@@ -48,16 +56,34 @@ def train_step(
     """
     key = jax.random.fold_in(state.key, state.step)
 
-    def losses(params):
-        ratios, model_state, objective_state = objective.terms(
-            params, state.model_state, state.aux_state["objective"], frozen, batch, key, axis_name
-        )
-        local, seen = task_losses(objective, ratios, axis_name)
-        return local, (seen, (model_state, objective_state))
+    def sums(params, rows, key):
+        aux_state = state.aux_state["objective"]
+        return objective.terms(params, state.model_state, aux_state, frozen, rows, key, axis_name)
 
-    grads, (seen, (model_state, objective_state), balance_state), weighed = balanced_gradient(
-        losses, state.params, objective, balance, state.aux_state["balance"], axis_name
-    )
+    def gradient(rows, key, dens=None):
+        def losses(params):
+            ratios, *states = sums(params, rows, key)
+            local, seen = task_losses(objective, ratios, dens or denominators(ratios, axis_name), axis_name)
+            return local, (seen, states)
+
+        return balanced_gradient(losses, state.params, objective, balance, state.aux_state["balance"], axis_name)
+
+    if accumulate == 1:
+        grads, (seen, (model_state, objective_state), balance_state), weighed = gradient(batch, key)
+    else:
+        parts = functools.partial(accumulated, batch=batch, parts=accumulate, key=key)
+        dens = parts(lambda rows, key: denominators(sums(state.params, rows, key)[0], axis_name))
+
+        def part(rows, key):
+            grads, (seen, (model_state, _), _), _ = gradient(rows, key, dens)
+            return grads, seen, {name: model_state[name] for name in state.model_state if name == BATCH_STATS}
+
+        grads, seen, statistics = parts(part)
+        seen = seen._replace(present={task: count > 0 for task, count in seen.present.items()})
+        model_state = state.model_state | jax.tree.map(lambda leaf: leaf / accumulate, statistics)
+        objective_state = sums(state.params, batch, key)[2]  # of which the network is no part
+        weights, balance_state = balance.update(seen.losses, seen.present, None, state.aux_state["balance"])
+        weighed = {f"weight/{task}": weight for task, weight in weights.items()}
     aux_state = {"objective": objective_state, "balance": balance_state}
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

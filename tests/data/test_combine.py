@@ -10,6 +10,7 @@ from must.core.types import UserError
 from must.data.combine import Cached, Subset, encoded_of
 from must.data.merge import Concat, Join, Overlay
 from must.data.sources import source
+from must.readers.pictures import Encoded, undecoded
 from tests.support import folder_sets as sets
 from tests.support.memory_source import Memory
 
@@ -105,6 +106,19 @@ def test_cached_reads_once_within_the_limit():
     for i in range(6):
         _same(again[i], data[i])
     assert again.fingerprint == inner.fingerprint
+
+
+def test_what_a_picture_is_decoded_from_does_not_depend_on_what_is_cached(tmp_path):
+    sets.picture(tmp_path / "a.jpg")
+    photos = source("photos", root=str(tmp_path))
+    for limit in (0.0, 1.0):
+        data = Cached(photos, limit_mib=limit)
+        for _ in range(2):
+            np.testing.assert_array_equal(data[0].image, photos[0].image)
+            assert isinstance(data[0].image, np.ndarray)
+            with undecoded():
+                assert isinstance(data[0].image, Encoded)
+        assert (data[0] is data[0]) == (limit > 0)
 
 
 def test_join_carries_the_labels_of_every_folder(tmp_path):

@@ -1,13 +1,16 @@
 """Geometry moves every label with its pixels; batches depend on seed and index alone, whoever reads them."""
 
 import functools
+import multiprocessing
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from must.core.types import Example, UserError
-from must.data import geometry
+from must.data import ahead, geometry
+from must.data.ahead import Placed, workers_for
 from must.data.augment import Photometric
 from must.data.pipeline import Encoder, Grouped, epoch_steps, eval_batches, train_batches
 from must.scenes.still import CLASSES, Scenes
@@ -74,6 +77,61 @@ def test_same_seed_same_batches_and_position_resumes():
     _same(whole, part + _take(second, 5))
     other = _take(train_batches(_Source(), ENCODER, batch_size=4, seed=4), 9)
     assert any((a.ids != b.ids).any() for a, b in zip(whole, other, strict=True))
+
+
+def test_workers_make_the_same_batches_resume_and_fail_in_one_line():
+    whole = _take(train_batches(_Source(), ENCODER, batch_size=4, seed=3), 6)
+    source = _Broken(int(whole[5].ids[0]))  # an epoch has every example once
+    batches = train_batches(source, ENCODER, batch_size=4, seed=3, workers=2)
+    assert batches.get_state() == {"next_index": 0}
+    _same(whole[:3], _take(batches, 3))
+    batches.close()
+    resumed = train_batches(source, ENCODER, batch_size=4, seed=3, workers=1)
+    resumed.set_state(batches.get_state())
+    _same(whole[3:5], _take(resumed, 2))
+    with pytest.raises(UserError, match="^numbers: example .* cannot be read$"):
+        next(resumed)
+    resumed.close()
+    assert not multiprocessing.active_children()
+
+
+class _Broken(_Source):
+    def __init__(self, broken):
+        self.broken = broken
+
+    def __getitem__(self, i):
+        if i == self.broken:
+            raise UserError(f"numbers: example {i} cannot be read")
+        return super().__getitem__(i)
+
+
+def test_workers_are_chosen_by_the_work(monkeypatch):
+    class Slow(_Source):
+        def __getitem__(self, i):
+            until = time.process_time() + 0.004
+            while time.process_time() < until:
+                pass
+            return super().__getitem__(i)
+
+    chosen = functools.partial(workers_for, encoder=ENCODER, batch_size=8)
+    assert chosen(_Source(), cores=16) == 0
+    assert [chosen(Slow(), cores=cores) for cores in (2, 8, 64)] == [0, 6, 16]
+    assert chosen(*[Slow()] * 3, cores=16) == 4
+    monkeypatch.setattr(ahead, "_shared_memory", lambda: 5 * 8 * 4 * SIDE * SIDE * 4)
+    assert 0 < chosen(Slow(), cores=64) < 16
+
+
+def test_arrays_are_sent_ahead_and_the_position_is_that_of_what_was_taken(monkeypatch):
+    placed = []
+    make = functools.partial(train_batches, _Source(), ENCODER, batch_size=4, seed=3)
+    batches = Placed(make(), lambda leaf: placed.append(leaf.shape) or leaf)
+    monkeypatch.setattr(ahead, "_LARGE", 500)
+    whole = _take(make(), 5)
+    _same(whole[:2], _take(batches, 2))
+    assert len(placed) >= 3 and batches.get_state() == {"next_index": 2}
+    again = Placed(make(), lambda leaf: leaf)
+    again.set_state(batches.get_state())
+    _same(whole[2:], _take(again, 3))
 
 
 def test_processes_share_each_global_batch():

@@ -1,9 +1,14 @@
 """Strong views: what they change, what they may not, and how a configuration names them."""
 
+import jax
 import numpy as np
 import pytest
 
-from must.data.augment import OPERATIONS, RandAugment
+from must.core import devices
+from must.core.types import Batch, Objective
+from must.data.augment import OPERATIONS, Photometric, RandAugment
+from must.data.mix import CLEAN
+from must.objectives.objective import with_view
 
 
 def _image(side=32, seed=0):
@@ -49,3 +54,47 @@ def test_a_view_without_magnitude_changes_next_to_nothing():
     still = ("posterize", "solarize", "brightness", "contrast", "color", "sharpness", "blur", "noise")
     view = RandAugment(8, 0.0, operations=still)
     assert np.abs(view(_image(), np.random.default_rng(0)).astype(int) - _image()).max() <= 1
+
+
+SETTINGS = ({}, {"blur": 1.0, "cutout": 1.0}, {"noise": 0.0, "cutout": 0.5, "color": 0.0})
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+def test_what_is_drawn_changes_a_picture_alike_on_the_host_and_in_the_step(options):
+    view = Photometric(**options)
+    apply = jax.jit(view.apply_in_step)
+    for seed in range(8):
+        host = view(_image(seed=seed), np.random.default_rng(seed)).astype(int)
+        device = apply(_image(seed=seed), view.draw(np.random.default_rng(seed), (32, 32)))
+        assert np.abs(host - np.asarray(device)).max() <= 1
+    images = np.stack([_image()] * 256)
+    drawn = np.asarray(jax.jit(view.in_step)(images, jax.random.split(jax.random.key(0), 256))).astype(float)
+    host = np.stack([view(image, np.random.default_rng(seed)) for seed, image in enumerate(images)]).astype(float)
+    for statistic in (np.mean, np.std):  # of the pictures, over the draws: the same distributions
+        of = [statistic(pictures, (1, 2)) for pictures in (drawn, host)]
+        error = np.hypot(*(one.std(0) for one in of)) / 16
+        assert (np.abs(of[0].mean(0) - of[1].mean(0)) < 4 * error).all()
+        np.testing.assert_allclose(of[0].std(0), of[1].std(0), rtol=0.3)
+
+
+@pytest.mark.devices(4)
+def test_a_view_in_the_step_does_not_depend_on_the_devices():
+    view = Photometric(blur=0.5, cutout=0.5)
+
+    def terms(params, model_state, aux_state, frozen, batch, key, axis_name):
+        return {view: image.astype(np.int32) for view, image in batch.inputs.items()}, model_state, aux_state
+
+    made = with_view(Objective(None, (), terms, {}), view.in_step)
+
+    def step(key, batch, axis_name):
+        return made.terms({}, {}, {}, None, batch, key, axis_name)[0]
+
+    batch = Batch({"image": np.stack([_image(seed=k) for k in range(8)])}, {}, {}, np.arange(8))
+    one, many = (
+        devices.parallelize(step, out_axes=0, devices=some)(jax.random.key(3), batch)
+        for some in (jax.devices()[:1], jax.devices()[:4])
+    )
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(many))
+    np.testing.assert_array_equal(one[CLEAN], batch.inputs["image"])
+    changed = np.asarray(one["image"])
+    assert (changed != batch.inputs["image"]).any() and (changed[0] - changed[1] != one[CLEAN][0] - one[CLEAN][1]).any()

@@ -19,7 +19,7 @@ from must.objectives import balance as balances
 from must.objectives.objective import without_heads
 from must.train import state as states
 from must.train.checkpoint import Checkpoints
-from must.train.gradients import balanced_gradient, task_losses
+from must.train.gradients import balanced_gradient, denominators, task_losses
 from must.train.step import train_step
 
 # Windows of one step, rates that show within four.
@@ -328,7 +328,7 @@ def _gradient(task, shared_only):
     def gradient(params, batch):
         def losses(params):
             ratios, _, _ = _terms(params, {}, {}, None, batch, None, None)
-            local, seen = task_losses(OBJECTIVE, ratios, None)
+            local, seen = task_losses(OBJECTIVE, ratios, denominators(ratios, None), None)
             return local, (seen, None)
 
         grads, (_, _, gram), logs = balanced_gradient(losses, params, OBJECTIVE, _only(task, shared_only), None, None)

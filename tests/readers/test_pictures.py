@@ -12,11 +12,13 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from must.core.notices import Notice
 from must.core.types import UserError
+from must.data import geometry
 from must.data.sources import source
 from must.readers import pictures
 from must.readers.dense import read_mask
 from must.readers.pictures import decode_picture, orientation_of, picture_size, stored_ids, untagged
 from must.readers.record_format import is_plain
+from must.scenes.still import Scenes
 from must.tasks.exchange import picture_bytes
 from tests.support import folder_sets as sets
 
@@ -111,6 +113,38 @@ def test_a_missing_end_mark_is_no_truncation_but_nothing_to_hand_on(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(kept))), photos[0].image)
     with pytest.raises(UserError, match="a: broken picture"):
         decode_picture(whole[:-12], "a")
+
+
+@pytest.mark.parametrize("tag", [1, 3, 6, 7])
+@pytest.mark.parametrize("side", [96, 90])
+def test_a_reduced_picture_is_in_place_and_within_two_gray_levels(tag, side):
+    photo = Scenes(1, size=96)[0].image[:side]
+    data = tagged(photo, tag)
+    with pictures.undecoded():
+        lazy = pictures.read_picture(data, "a", orientation="displayed")
+    whole = decode_picture(data, "a", orientation="displayed")
+    assert isinstance(lazy, pictures.Encoded) and lazy.shape == whole.shape
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        drawn = geometry.draw(rng, whole.shape[:2], (40, 40), zoom=(0.7, 1.4), shift=0.1)
+        one, other = (geometry.transform_image(image, drawn).astype(float) for image in (lazy, whole))
+        assert np.abs(one - other).mean() < 2
+
+        for axis in range(2):  # half a pixel of the frame aside they fit less
+            for shift in (-0.5, 0.5):
+                offset = tuple(at + shift * (axis == k) for k, at in enumerate(drawn.offset))
+                moved = geometry.transform_image(whole, drawn._replace(offset=offset)).astype(float)
+                assert np.abs(one - other).mean() < np.abs(one - moved).mean()
+
+
+def test_a_picture_that_is_decoded_later_is_the_same_and_refused_in_the_same_words():
+    data = encoded(smooth())
+    with pictures.undecoded():
+        lazy, broken = (pictures.read_picture(bytes_, "a") for bytes_ in (data, data[:-12]))
+    np.testing.assert_array_equal(lazy, decode_picture(data, "a"))
+    for scale in (0.3, 1.0):
+        with pytest.raises(UserError, match="a: broken picture"):
+            broken.at_least(scale)
 
 
 def test_tags_that_say_nothing():

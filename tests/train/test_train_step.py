@@ -11,7 +11,9 @@ import pytest
 from must.core import devices
 from must.core.ratio import Ratio
 from must.core.types import Batch, Model, Objective, Policy, UserError
-from must.models.heads import ClassHead
+from must.data.pipeline import Joined
+from must.models.fpn import FPN
+from must.models.heads import ClassHead, DenseHead
 from must.models.multi_head import multi_head
 from must.models.resnet import ResNet
 from must.objectives import aggregate
@@ -166,6 +168,53 @@ def test_devices_that_do_not_divide_the_batch_train_like_one(normalize):
     one = run(1)
     for count in (3, 5, 6):
         _close(one, run(count), 2e-5)
+
+
+def _trained(norm, **options):
+    """After three steps of a network with normalization, and how many programs they took."""
+    heads = {"classification": ClassHead(3), "depth": DenseHead(1, 4, 8, 1, 4, norm="none")}
+    backbone = ResNet(10, width=8, stem="small", stages=2, norm=norm)
+    model = multi_head(backbone, FPN(8, (4,)), heads)
+    policies = {name: Policy(0.0, 0.0) for name in TASKS}
+    made = make_objective(model, [labels(TASKS, policies)], scales=dict.fromkeys(TASKS, 1.0))
+    variables = model.init(jax.random.key(1), np.zeros((1, *SIZE, 3), np.uint8))
+    state = states.create(jax.random.key(0), variables, made, FIXED, TX)
+    step = jax.jit(functools.partial(train_step, objective=made, balance=FIXED, tx=TX, ema_decay=0.9, **options))
+    for seed in range(3):
+        state, logs = step(state, _batch(seed))
+    return jax.device_get((state._replace(key=None), logs)), step._cache_size()
+
+
+def test_parts_of_a_batch_add_up_to_the_batch():
+    whole, programs = _trained("group")
+    assert programs == 1
+    parts, programs = _trained("group", accumulate=4)
+    assert programs == 1
+    _close(whole, parts, 1e-5)
+    (state, _), _ = _trained("batch", accumulate=2)  # running statistics follow the mean of the parts'
+    (apart, _), _ = _trained("batch")
+    means = [one.model_state["batch_stats"]["backbone"]["stem_norm"]["mean"] for one in (state, apart)]
+    np.testing.assert_allclose(*means, rtol=0.05, atol=0.01)
+    with pytest.raises(UserError, match="accumulate=3"):
+        _trained("group", accumulate=3)
+
+
+def test_a_run_compiles_one_step_and_gives_its_state_away(caplog):
+    """Whatever changes on the way, weights of examples that are estimated anew among it; the memory of a state is the
+    next one's."""
+    table = np.linspace(0.5, 1, ROWS, dtype=np.float32)
+    batches = Joined(iter([_batch(seed) for seed in range(4)]), {"depth": {"estimated": table}})
+
+    def refresh(progress):
+        batches.weights = {"depth": {"estimated": table * progress.step, "confidence": table}}
+
+    bound = functools.partial(train_step, objective=OBJECTIVE, balance=FIXED, tx=TX, ema_decay=0.9)
+    first = devices.replicate(_fresh(OBJECTIVE, TX))
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        fit(first, devices.parallelize(bound, donate=(0,)), batches, steps=4, hooks=(refresh,))
+    compiled = [one.getMessage() for one in caplog.records if one.getMessage().startswith("Compiling")]
+    assert sum("train_step" in message for message in compiled) == 1, compiled
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((first.params, first.opt_state, first.ema)))
 
 
 def test_scale_zero_is_the_task_removed(step):
