@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,7 +13,7 @@ import pytest
 
 from must.core import stopping
 from must.train.checkpoint import Checkpoints
-from tests.support.configs import config_of, run
+from tests.support.configs import ROOT, config_of, run
 
 STEPS = 300
 
@@ -40,8 +43,7 @@ def _send_when(path, lines, number):
     return thread
 
 
-@pytest.mark.parametrize("number, says", [(signal.SIGTERM, "terminated"), (signal.SIGINT, "^$")])
-def test_training_saves_at_its_next_step_and_resumes_to_the_bit(tmp_path, handlers, number, says):
+def test_training_saves_at_its_next_step_and_resumes_to_the_bit(tmp_path, handlers):
     config = config_of(
         "tests/support/tiny_config.py",
         "depth",
@@ -51,8 +53,8 @@ def test_training_saves_at_its_next_step_and_resumes_to_the_bit(tmp_path, handle
         teacher__log_every=1,
     )
     log = "teachers/depth/metrics.jsonl"
-    watcher = _send_when(tmp_path / "broken" / log, 20, number)
-    with pytest.raises(KeyboardInterrupt, match=says):
+    watcher = _send_when(tmp_path / "broken" / log, 20, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="^$"):
         run(config, tmp_path / "broken", "teachers")
     watcher.join()
     lines = (tmp_path / "broken" / log).read_text().splitlines()
@@ -66,6 +68,29 @@ def test_training_saves_at_its_next_step_and_resumes_to_the_bit(tmp_path, handle
         for name in ("broken", "whole")
     ]
     assert hashes[0] == hashes[1]
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "must.main", "--config=tests/support/tiny_config.py:depth", "--stage=teachers"]
+    command += [f"--workdir={tmp_path}", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    command += [f"--config.teacher.{key}" for key in ("steps=50000", "checkpoint_every=50000", "log_every=1")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pair = [
+        subprocess.Popen([*command, f"--process_id={i}"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    path, end = tmp_path / "teachers" / "depth" / "metrics.jsonl", time.monotonic() + 120
+    while not (path.exists() and path.read_text().count("\n") > 5) and time.monotonic() < end:
+        time.sleep(0.05)
+    pair[1].terminate()
+    for process in pair:
+        text = process.communicate(timeout=60)[1]
+        assert process.returncode == 143 and "terminated; the same command resumes" in text, text[-2000:]
+    at = Checkpoints(str(path.parent / "checkpoints")).latest()
+    assert 5 < at == json.loads(path.read_text().splitlines()[-1])["step"]
 
 
 def test_a_second_signal_ends_at_once(handlers):
