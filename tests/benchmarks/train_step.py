@@ -75,12 +75,12 @@ def tasks(net: Net) -> dict[str, base.Task]:
     return made | {name: base.build(name, **head) for name in ("depth", "normals")}
 
 
-def model(net: Net, precision: str, *, remat: bool = False):
-    """The network as `must` builds it."""
-    heads = {name: task.head() for name, task in tasks(net).items()}
+def model(net: Net, precision: str, answered: dict[str, base.Task] | None = None):
+    """The network as `must` builds it, with the heads of its own tasks or of others."""
+    heads = {name: task.head() for name, task in (answered or tasks(net)).items()}
     backbone = ResNet(net.depth, width=net.width) if net.depth else ViT(net.vit, grid=net.size // 16)
     neck = FPN(net.channels, STRIDES) if net.depth else None
-    return multi_head(backbone, neck, heads, precision=precision, remat=remat)
+    return multi_head(backbone, neck, heads, precision=precision)
 
 
 def ours(results: measure.Results, name: str, net: Net, precision: str) -> tuple[Callable[[], Any], float]:
