@@ -290,3 +290,29 @@ def test_every_public_name_exists_and_is_documented():
     assert set(must.__all__) <= set(dir(must))
     with pytest.raises(AttributeError, match="no_such_name"):
         must.no_such_name  # noqa: B018
+
+
+# Calls that run what a file says.
+UNSAFE = {"eval", "exec", "compile", "pickle.load", "pickle.loads", "yaml.load", "torch.load", "marshal.loads"}
+
+
+def unsafe_calls(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if ast.unparse(node.func) in UNSAFE:
+                yield ast.unparse(node.func)
+            yield from (
+                "allow_pickle"
+                for word in node.keywords
+                if word.arg == "allow_pickle" and ast.unparse(word.value) != "False"
+            )
+
+
+def test_nothing_that_a_file_says_is_executed():
+    found = {name: [*unsafe_calls(ast.parse(path.read_text()))] for name, path in modules().items()}
+    assert {name: calls for name, calls in found.items() if calls} == {}
+    assert [*unsafe_calls(ast.parse("np.load(f, allow_pickle=True), pickle.loads(b), re.compile(p), eval(s)"))] == [
+        "allow_pickle",
+        "pickle.loads",
+        "eval",
+    ]
