@@ -221,7 +221,8 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_weights_agai
     fresh = model.init(jax.random.key(7), np.zeros((1, *settings.image.size, 3), np.uint8))
     flat = {name: np.asarray(array) + 0.125 for name, array in initial._flat(fresh).items()}
     safetensors.numpy.save_file(flat, tmp_path / "weights.safetensors")
-    config = changed(config, teacher__init={"weights": str(tmp_path / "weights.safetensors")})
+    weights = {"weights": str(tmp_path / "weights.safetensors")}
+    config = changed(config, teacher__init=weights, workers=1)  # in this process, which is patched below
     run(config, tmp_path / "whole", stage="teachers")
 
     whole = training.fit
