@@ -23,12 +23,21 @@ def install() -> None:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Meanwhile a first signal only asks: `asked` has to be called between steps."""
-    _state["listening"] += 1
+    """Meanwhile a first signal only asks: `asked` has to be called between steps.
+
+    In a distributed run JAX takes SIGTERM, see `asked`, and Ctrl-C ends this process at once.
+
+    Raises:
+      KeyboardInterrupt: at the end, if a signal came after the last call of `asked`.
+    """
+    alone = int(jax.process_count() == 1)
+    _state["listening"] += alone
     try:
         yield
     finally:
-        _state["listening"] -= 1
+        _state["listening"] -= alone
+    if _state["reason"]:
+        stop()
 
 
 def asked(step: int) -> bool:

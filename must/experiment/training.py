@@ -124,7 +124,8 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
       for data.
 
     Raises:
-      UserError: the loss is not finite.
+      UserError: too many steps are not finite, see `Skipped`, or nothing is learned.
+      KeyboardInterrupt: a signal asked to stop; the state of the last step is saved.
     """
     run, key = training.run, jax.random.key(seed)
     tx = optimizer(steps=run.steps, **vars(run.optimizer))

@@ -103,5 +103,8 @@ def test_a_second_signal_ends_at_once(handlers):
         with pytest.raises(KeyboardInterrupt, match="terminated"):
             os.kill(os.getpid(), signal.SIGTERM)
     assert not stopping.asked(1)
+    with pytest.raises(KeyboardInterrupt, match="terminated"), stopping.listening():  # in the last step
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not stopping.asked(1)
     with pytest.raises(KeyboardInterrupt):  # nothing trains
         os.kill(os.getpid(), signal.SIGINT)
