@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from must.core.types import Array, Features
-from must.models.resnet import check_options, depth_rates, drop_path, frozen_stages, recomputed
+from must.models.layers import check_options, depth_rates, drop_path, frozen_stages, recomputed
 
 SIZES = {  # blocks and widths of the stages
     "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from must.core.devices import global_row_index
 from must.core.types import Array, Features
 from must.models.fpn import depth_to_space, enlarge
-from must.models.resnet import Norm, he_normal
+from must.models.layers import Norm, he_normal
 
 
 class ClassHead(nn.Module):

@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend.random import define_prng_impl
 
 from must.core.types import Array, Features, Model, PyTree, UserError
-from must.models.resnet import recomputed, statistics_of
+from must.models.layers import recomputed, statistics_of
 
 # Mean and standard deviation of pixels, RGB, 0..255, with which images are normalized.
 PIXEL_STATS = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from must.core import boxes as bx
 from must.core.types import Array, Features
-from must.models.resnet import he_normal
+from must.models.layers import he_normal
 
 _SAMPLES = 2  # per side of a cell, as in He et al. 2017
 DELTA_SCALES = (10.0, 10.0, 5.0, 5.0)  # of the box head's deltas, which are small

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from must.core.types import Array, Features
-from must.models.resnet import BLOCKS, BOTTLENECK_FROM, Norm, ResNet, he_normal
+from must.models.layers import Norm, he_normal
+from must.models.resnet import BLOCKS, BOTTLENECK_FROM, ResNet
 
 
 def shift(x: Array, frames: int, fold: int = 8, causal: bool = False) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core.types import Array, Features
-from must.models.resnet import check_options, depth_rates, drop_path, recomputed
+from must.models.layers import check_options, depth_rates, drop_path, recomputed
 
 
 class Size(NamedTuple):

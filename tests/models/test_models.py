@@ -10,8 +10,9 @@ import pytest
 from must.core.types import Features
 from must.models.fpn import FPN, enlarge
 from must.models.heads import ClassHead, DenseHead, DetectionHead, depth_to_space, sum_levels
+from must.models.layers import Norm, max_pool
 from must.models.multi_head import multi_head, parameter_count
-from must.models.resnet import BLOCKS, Norm, ResNet, max_pool
+from must.models.resnet import BLOCKS, ResNet
 
 KEY = jax.random.key(0, impl="rbg")  # compiles in a quarter of the time
 

@@ -10,8 +10,9 @@ from must.core.types import Features, UserError
 from must.models import convnext
 from must.models.fpn import SimplePyramid
 from must.models.heads import ClassHead, DenseHead, DetectionHead
+from must.models.layers import drop_path
 from must.models.multi_head import multi_head
-from must.models.resnet import ResNet, drop_path
+from must.models.resnet import ResNet
 from must.models.vit import RESIZES, ViT, resized
 
 TINY = {"width": 16, "depth": 2, "heads": 2, "grid": 2}

@@ -14,8 +14,9 @@ import pytest
 from must.core import losses
 from must.core.types import Batch, Features, Policy
 from must.models.fpn import FPN, PAFPN
+from must.models.layers import Norm
 from must.models.multi_head import multi_head
-from must.models.resnet import Norm, ResNet
+from must.models.resnet import ResNet
 from must.objectives import balance, distill
 from must.objectives import hints as online_hints
 from must.objectives.distill import Context
