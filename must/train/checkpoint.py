@@ -103,17 +103,18 @@ class Checkpoints:
         except Exception as error:  # whatever Orbax and TensorStore make of damaged files
             reason = _reason(error)
         else:
-            reason = ""
-        if reason:
-            _forget_tasks()
-            raise UserError(f"{self.directory}/{step}: not a checkpoint of this model: {reason}")
-        facts = self._checked(step, loaded["facts"])
-        if fingerprint(loaded["state"]) != facts["sha256"]:
+            return self._verified(step, loaded["state"], loaded["position"], loaded["facts"])
+        _forget_tasks()
+        raise UserError(f"{self.directory}/{step}: not a checkpoint of this model: {reason}")
+
+    def _verified(self, step: int, state: PyTree, position: dict, facts: Any) -> tuple[PyTree, dict, dict]:
+        facts = self._checked(step, facts)
+        if fingerprint(state) != facts["sha256"]:
             raise UserError(f"{self.directory}/{step}: damaged, the arrays do not match their hash")
-        position = _digest(loaded["position"])
-        if position != facts.get("sha256_position", position):
+        digest = _digest(position)
+        if digest != facts.get("sha256_position", digest):
             raise UserError(f"{self.directory}/{step}: damaged, the data position does not match its hash")
-        return loaded["state"], loaded["position"], facts
+        return state, position, facts
 
     def facts(self, step: int | None = None) -> dict:
         """The facts of a checkpoint without its arrays.

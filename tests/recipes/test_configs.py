@@ -121,7 +121,7 @@ def test_transfer_finds_the_real_sets(data_pack):
     assert settings.starts["must"].init.weights == "nowhere/seed-0/student"
 
 
-def test_published_downstream_tasks_are_planned(capsys):
+def test_published_downstream_tasks_are_planned():
     config, reasons = with_declared(config_of("configs/transfer.py", "paper", root="nowhere", upstream="student"))
     assert set(reasons) == {"cifar100", "pascal_boxes", "pascal_masks", "ade20k", "depth", "normals"}
     settings = settings_of(config)
