@@ -266,7 +266,7 @@ class Run:
         where that is possible.
       cutmix: rectangles of other pictures.
       cutout: rectangles of the mean color.
-      workers: processes that read and encode rows; -1: as many as pay, none for small pictures in memory. Batches are
+      data_workers: processes that read and encode rows; -1: as many as pay, none for small pictures in memory. Batches are
         the same for any number of them.
       balance: how task losses are weighted.
       watch_gradients: log norms and cosines of the tasks' gradients.
@@ -299,7 +299,7 @@ class Run:
     view_on: Literal["auto", "host", "device"] = "auto"
     cutmix: CutMix = CutMix()
     cutout: Cutout = Cutout()
-    workers: int = -1
+    data_workers: int = -1
     balance: Part = part(BALANCES, "fixed")
     watch_gradients: bool = False
     normalize: Literal["items", "batch"] = "items"
@@ -316,7 +316,7 @@ class Run:
         _at_least(self.least_steps, steps=self.steps)
         _at_least(1, batch_size=self.batch_size, log_every=self.log_every)
         _at_least(1, checkpoint_every=self.checkpoint_every)
-        _at_least(-1, workers=self.workers)
+        _at_least(-1, data_workers=self.data_workers)
         _at_least(1, accumulate=self.accumulate)
         if self.accumulate > 1:
             if self.batch_size % self.accumulate:

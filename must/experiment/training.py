@@ -245,8 +245,10 @@ def _batches(training: Training, seed: int):
         "changes": training.changes,
     }
     parts = training.source if isinstance(training.source, Mapping) else {"": training.source}
-    chosen = run.workers < 0 and workers_for(*parts.values(), encoder=encoder, batch_size=run.batch_size)
-    options["workers"] = chosen if run.workers < 0 else run.workers
+    if run.data_workers < 0:
+        options["workers"] = workers_for(*parts.values(), encoder=encoder, batch_size=run.batch_size)
+    else:
+        options["workers"] = run.data_workers
     made = {
         group: train_batches(part, encoder, seed=seed + 7919 * number, **options)
         for number, (group, part) in enumerate(sorted(parts.items()))
