@@ -266,8 +266,8 @@ class Run:
         where that is possible.
       cutmix: rectangles of other pictures.
       cutout: rectangles of the mean color.
-      data_workers: processes that read and encode rows; -1: as many as pay, none for small pictures in memory. Batches are
-        the same for any number of them.
+      data_workers: processes that read and encode rows; -1: as many as pay, none for small pictures in memory. Batches
+        are the same for any number of them.
       balance: how task losses are weighted.
       watch_gradients: log norms and cosines of the tasks' gradients.
       normalize: "items" divides a loss by the number of labeled items, "batch" by the batch size.
