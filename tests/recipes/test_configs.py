@@ -4,7 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from configs.multas import VOC
 from must.core.types import UserError
 from must.data.combine import labels_of
 from must.experiment import build
@@ -16,6 +18,7 @@ from must.experiment.training import loss_scales
 from must.recipes.jedi import RECIPE as JEDI
 from must.recipes.table import dry_run
 from must.scenes.still import CLASSES, Scenes
+from tests.support import folder_sets
 from tests.support.configs import check, config_of, settings_of
 
 QUICKSTART = "configs/quickstart.py"
@@ -119,6 +122,61 @@ def test_transfer_finds_the_real_sets(data_pack):
     for name in settings.tasks:
         assert encoder(build.split(settings, name, "test")[0], 0, None).weights[name] == 1
     assert settings.starts["must"].init.weights == "nowhere/seed-0/student"
+
+
+def published_layouts(root):
+    """Three pictures a split of VOC, ADE20K and DIODE as their authors distribute them."""
+    box = "<object><name>cat</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8</ymax></bndbox></object>"
+    xml = f"<annotation><size><width>16</width><height>12</height></size>{box}</annotation>"
+    for year, lists in (
+        ("2007", "Main/trainval Main/test"),
+        ("2012", "Main/trainval Segmentation/train Segmentation/val"),
+    ):
+        top = root / f"VOC{year}"
+        for number, name in enumerate(lists.split()):
+            ids = [f"{year}_{number}{i}" for i in range(3)]
+            (top / "ImageSets" / name).parent.mkdir(parents=True, exist_ok=True)
+            (top / "ImageSets" / f"{name}.txt").write_text("\n".join(ids))
+            for at, id in enumerate(ids):
+                folder_sets.picture(top / "JPEGImages" / f"{id}.jpg", seed=10 * number + at)
+                (top / "Annotations").mkdir(exist_ok=True)
+                (top / "Annotations" / f"{id}.xml").write_text(xml)
+                (top / "SegmentationClass").mkdir(exist_ok=True)
+                mask = Image.fromarray(np.full((12, 16), 8, np.uint8), "P")
+                mask.putpalette([value for color in range(256) for value in (color, 0, 0)])
+                mask.save(top / "SegmentationClass" / f"{id}.png")
+    for split in ("training", "validation"):
+        for i in range(3):
+            name = f"ADEChallengeData2016/{{}}/{split}/ADE_{split}_{i}.{{}}"
+            folder_sets.picture(root / name.format("images", "jpg"), seed=i)
+            folder_sets.png(root / name.format("annotations", "png"), np.full((12, 16), 1 + i % 2, np.uint8))
+    (root / "ADEChallengeData2016" / "classes.json").write_text('{"1": "wall", "2": "building"}')
+    for split in ("train", "val"):
+        for i in range(3):
+            name = f"diode/{split}/indoors/scene_00019/scan_00183/{split}_{i}"
+            folder_sets.picture(root / f"{name}.png", seed=i)
+            np.save(root / f"{name}_depth.npy", np.ones((12, 16, 1), np.float32))
+            np.save(root / f"{name}_normal.npy", np.broadcast_to(np.float32([0, 0, -1]), (12, 16, 3)))
+
+
+def test_published_downstream_sets_are_read_as_distributed(tmp_path):
+    published_layouts(tmp_path)
+    config, declared = with_declared(config_of("configs/transfer.py", "paper", root=str(tmp_path), upstream="student"))
+    assert set(declared) == {"cifar100", "depth"}  # TFDS prepares these
+    settings = settings_of(config)
+    for task, count in {"pascal_boxes": 6, "pascal_masks": 3, "ade20k": 3, "normals": 3}.items():
+        splits = {name: build.split(settings, task, name) for name in ("train", "validation", "test")}
+        assert [len(source) for source in splits.values()] == [count - 1, 1, 3], task
+        assert not set(splits["train"].ids) & set(splits["validation"].ids)
+        for source in splits.values():
+            label = source[0].labels[task]
+            expected = {
+                "pascal_boxes": lambda label: label["classes"].tolist() == [VOC.index("cat")],
+                "pascal_masks": lambda label: (label["ids"] == 1 + VOC.index("cat")).all(),
+                "ade20k": lambda label: set(np.unique(label["ids"])) <= {0, 1},
+                "normals": lambda label: (label["normals"] == [0, 0, -127]).all(),
+            }
+            assert expected[task](label), (task, label)
 
 
 def test_published_downstream_tasks_are_planned():
