@@ -446,7 +446,7 @@ class Student(Following):
     Attributes:
       pseudo_labels: learn from pseudo labels; False leaves ground truth alone.
       pool_share: share of the images drawn that come from the pool; of each annotated set the student draws as many as
-        its teacher does, in proportion. None draws every image as often as any other, see `repeat_labeled`.
+        its teacher does, in proportion. 0 draws every image as often as any other, see `repeat_labeled`.
       repeat_labeled: how often an annotated image appears for one appearance of an image of the pool.
       truth_weight: weight of ground truth, where a pseudo label has 1.
       pool_images: images of the pool that are used; 0 uses all.
@@ -463,7 +463,7 @@ class Student(Following):
     """
 
     pseudo_labels: bool = True
-    pool_share: float | None = None
+    pool_share: float = 0.0
     repeat_labeled: int = 1
     truth_weight: float = 1.0
     pool_images: int = 0
@@ -483,8 +483,8 @@ class Student(Following):
         if self.shuffled_labels and self.batch_size < 2:
             raise ValueError("shuffled_labels: needs a batch_size of at least 2")
         _at_least(0, repeat_labeled=self.repeat_labeled, truth_weight=self.truth_weight, pool_images=self.pool_images)
-        if self.pool_share is not None:
-            _below_one(pool_share=self.pool_share)
+        _below_one(pool_share=self.pool_share)
+        if self.pool_share:
             if self.repeat_labeled != 1 or self.pool_images or self.epochs:
                 raise ValueError(
                     "pool_share: says how often images are drawn; leave repeat_labeled, pool_images and epochs out"

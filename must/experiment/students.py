@@ -39,7 +39,7 @@ def measure_external(settings: Must, seed: int, task: str, *, directory: str, re
 def train_supervised(settings: Must, seed: int, *, directory: str, report) -> dict:
     """The job of the supervised baseline: all tasks, all annotations, no pseudo labels, the student's steps."""
     tasks, source = tuple(settings.tasks), Concat(build.annotated_sets(settings))
-    if settings.student.pool_share is not None:
+    if settings.student.pool_share:
         source = Repeated(Cached(source), _as_teachers(settings, 0.0))
     policies = {name: Policy() for name in tasks}
     return train_tasks(settings, seed, tasks, settings.supervised, source, policies, directory=directory, report=report)
@@ -91,7 +91,7 @@ def student_source(settings: Must, run: Student, records: Source) -> Source:
     annotated = build.annotated_sets(settings)
     if not run.pseudo_labels:
         return Concat(annotated)
-    if run.pool_share is not None:
+    if run.pool_share:
         times = _as_teachers(settings, run.pool_share)
     else:
         times = {id: run.repeat_labeled for part in annotated for id in part.ids}
