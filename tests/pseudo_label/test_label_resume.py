@@ -1,5 +1,6 @@
 """A label pass survives kills, shares its work, and refuses what does not belong together or cannot be right."""
 
+import functools
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from must.core.notices import Notice
 from must.core.types import UserError
 from must.pseudo_label.plan import make_plan
 from must.pseudo_label.shards import ShardFile
@@ -51,9 +53,10 @@ def kill(processes):
         process.communicate()
 
 
-def wait_for(condition, processes, seconds=60):
+def wait_for(condition, processes, seconds=60, of=None):
     """Until the condition holds or all processes have ended."""
     end = time.monotonic() + seconds
+    condition = condition if of is None else functools.partial(condition, of)
     while not condition() and any(process.poll() is None for process in processes) and time.monotonic() < end:
         time.sleep(0.0005)
 
@@ -104,6 +107,47 @@ def test_workers_in_threads_share_the_shards(tmp_path, reference):
     assert tree(tmp_path / "1.0.0") == reference
     plan = make_plan("toy", "train", ToySource(), shards=6, batch_size=4)
     assert len(calls) == sum(len(plan.batches(shard)) for shard in range(6))  # no shard twice
+
+
+def test_the_shards_of_a_stopped_worker_are_taken_over(tmp_path, reference):
+    directory = tmp_path / "1.0.0"
+    (hung,) = start(directory, 1, seconds=1.0)
+    wait_for(MOMENTS["a shard begun"], [hung], of=directory)
+    hung.send_signal(signal.SIGSTOP)
+    with pytest.warns(Notice, match=r"the worker that holds 0000\d has not gone on for 0.3 seconds .patience."):
+        label_toy(directory, patience=0.3)
+    assert tree(directory) == reference
+    hung.send_signal(signal.SIGCONT)  # who finds everything done leaves it as it is
+    assert hung.communicate(timeout=30) is not None and hung.returncode == 0
+    assert tree(directory) == reference
+
+
+def test_a_worker_that_is_slow_but_goes_on_keeps_its_shards(tmp_path, reference):
+    directory = tmp_path / "1.0.0"
+    calls = []
+    slow = toy_teacher(seconds=0.2)
+    counted = slow._replace(predict=lambda images: (calls.append(0), slow.predict(images))[1])
+    workers = [
+        threading.Thread(target=label_toy, args=(directory,), kwargs={"patience": 1.5, "teacher": counted, "worker": w})
+        for w in ((0, 2), (1, 2))
+    ]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join()
+    plan = make_plan("toy", "train", ToySource(), shards=6, batch_size=4)
+    assert tree(directory) == reference and len(calls) == sum(len(plan.batches(shard)) for shard in range(6))
+
+
+def test_an_edited_or_cut_record_of_a_shard_is_labeled_again(tmp_path, reference):
+    directory = tmp_path / "1.0.0"
+    with pytest.raises(UserError):
+        label_toy(directory, teacher=toy_teacher(edit=_breaks_down()))
+    done = sorted((directory / "unfinished").glob("*.done.json"))
+    done[0].write_text(done[0].read_text().replace("toy/", "toi/", 1))
+    with pytest.warns(Notice, match="done.json: changed or damaged.*its images are labeled again"):
+        label_toy(directory)
+    assert tree(directory) == reference
 
 
 def test_without_locks_two_workers_still_agree(tmp_path, reference, monkeypatch):
