@@ -1,6 +1,5 @@
 """A label pass survives kills, shares its work, and refuses what does not belong together or cannot be right."""
 
-import functools
 import json
 import os
 import random
@@ -53,10 +52,9 @@ def kill(processes):
         process.communicate()
 
 
-def wait_for(condition, processes, seconds=60, of=None):
+def wait_for(condition, processes, seconds=60):
     """Until the condition holds or all processes have ended."""
     end = time.monotonic() + seconds
-    condition = condition if of is None else functools.partial(condition, of)
     while not condition() and any(process.poll() is None for process in processes) and time.monotonic() < end:
         time.sleep(0.0005)
 
@@ -112,7 +110,7 @@ def test_workers_in_threads_share_the_shards(tmp_path, reference):
 def test_the_shards_of_a_stopped_worker_are_taken_over(tmp_path, reference):
     directory = tmp_path / "1.0.0"
     (hung,) = start(directory, 1, seconds=1.0)
-    wait_for(MOMENTS["a shard begun"], [hung], of=directory)
+    wait_for(lambda: any((directory / "unfinished").glob("0*.tmp")), [hung])
     hung.send_signal(signal.SIGSTOP)
     with pytest.warns(Notice, match=r"the worker that holds 0000\d has not gone on for 0.3 seconds .patience."):
         label_toy(directory, patience=0.3)
