@@ -132,8 +132,8 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     variables = training.variables
     state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))
-    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"), keep=_KEPT)
-    state = _resume(checkpoints, devices.replicate(state), batches)
+    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"), keep=_KEPT, ahead=True)
+    state = devices.replicate(_resume(checkpoints, state, batches))
     options = {"balance": training.balance, "tx": tx, "ema_decay": run.ema_decay, "accumulate": run.accumulate}
     bound = functools.partial(train_step, objective=training.objective, **options)
     log = Log(directory, int(state.step))
@@ -173,6 +173,7 @@ class _Hook:
     def __call__(self, progress: Progress) -> bool:
         run, weighting = self._training.run, self._training.weighting
         at, last = progress.step, progress.step == progress.steps
+        self._checkpoints.check()
         logs_now = at % run.log_every == 0
         looks = last or (run.evaluate_every and at % run.evaluate_every == 0)
         self._skipped.see(progress, wait=bool(logs_now or looks))
