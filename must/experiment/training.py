@@ -30,6 +30,7 @@ from must.experiment.run_log import Log, Skipped
 from must.experiment.sections import Part
 from must.experiment.selection import Selection, Validation, local
 from must.experiment.settings import Init, Network, Run, SingleStudent, Student, Supervised
+from must.experiment.speed import Speed
 from must.objectives import mean_teacher as mean_teachers
 from must.objectives import objective as objectives
 from must.objectives.distill import Hint
@@ -93,6 +94,7 @@ class Training(NamedTuple):
       weighting: of the examples.
       changes: of training rows.
       stop: step after which the run ends, under the learning rates of the whole schedule; 0: the last one.
+      precision: of most operations of the model.
     """
 
     run: Run
@@ -108,6 +110,7 @@ class Training(NamedTuple):
     weighting: Weighting = NO_WEIGHTING
     changes: Sequence[Change] = ()
     stop: int = 0
+    precision: str = "float32"
 
 
 def train(directory: str, training: Training, *, seed: int, report: Report = lambda *args: None) -> dict:
@@ -120,8 +123,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
       report: progress.
 
     Returns:
-      Facts: steps made, selected step, validation scores, parameters, images per second, share of time spent waiting
-      for data.
+      Facts: steps made, selected step, validation scores, parameters, and those of `Speed.facts`.
 
     Raises:
       UserError: too many steps are not finite, see `Skipped`, or nothing is learned.
@@ -140,14 +142,16 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     if batches.weights and not int(state.step):
         log.write(0, _means(batches.weights))
     selection = Selection(directory, training.tasks, training.model, training.validation, run)
-    hook = _Hook(directory, training, log, selection, batches, checkpoints, report, int(state.step))
+    options = {"groups": len(training.source) if isinstance(training.source, Mapping) else 1}
+    step = devices.parallelize(bound, donate=(0,))
+    speed = Speed(step, run, int(state.step) + 1, precision=training.precision, **options)
+    hook = _Hook(directory, training, log, selection, batches, checkpoints, speed, report, int(state.step))
     # A run that had ended was killed before it could say so.
     steps = hook.start if selection.exhausted(hook.start) else training.stop or run.steps
     try:
         frozen = None if training.frozen is None else devices.replicate(training.frozen)
-        step = devices.parallelize(bound, donate=(0,))
         with stopping.listening():
-            state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
+            state = fit(state, speed, batches, steps=steps, frozen=frozen, hooks=(hook,))
     finally:
         batches.close()
         log.close()
@@ -164,9 +168,9 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
 class _Hook:
     """What happens between steps: logs, validation, fresh weights of examples, checkpoints."""
 
-    def __init__(self, directory, training: Training, log, selection, batches, checkpoints, report, start: int):
+    def __init__(self, directory, training: Training, log, selection, batches, checkpoints, speed, report, start: int):
         self._directory, self._training, self._log, self._selection = directory, training, log, selection
-        self._batches, self._checkpoints, self._report = batches, checkpoints, report
+        self._batches, self._checkpoints, self._speed, self._report = batches, checkpoints, speed, report
         self.start, self.facts, self._validation = start, {}, ""
         self._skipped = Skipped(directory, training.source)
 
@@ -181,14 +185,16 @@ class _Hook:
             logs = {name: float(value) for name, value in progress.logs.items() if name != "skipped"}
             logs = {name: value for name, value in logs.items() if math.isfinite(value)} | self._skipped.log()
         if looks:
-            scores = self._selection.look(progress.state, last)
+            self.facts = self._speed.facts(progress)
+            with self._speed.spent("validation"):
+                scores = self._selection.look(progress.state, last)
             self._log.write(at, scores)
             headlines = {f"validation/{name}/{task.metrics[0].name}" for name, task in self._training.tasks.items()}
             shown = [f"{name.split('/', 1)[1]} {value:.4g}" for name, value in scores.items() if name in headlines]
             self._validation = f", validation at {at}: {', '.join(shown)}"
             last = last or self._selection.exhausted(at)
         if logs_now or last:
-            self._log.write(at, logs)
+            self._log.write(at, logs | self._speed.line(progress))
             self._report(at, progress.steps, f"loss {logs.get('loss', math.nan):.3f}{self._validation}")
         if weighting.every and at % weighting.every == 0 and not last:
             self._batches.weights = weighting.factors(local(states.model_variables(progress.state, ema=False)))
@@ -196,14 +202,11 @@ class _Hook:
         stops = not last and stopping.asked(at)
         if last or stops or at % run.checkpoint_every == 0:
             position = {"grain": self._batches.get_state()}
-            self._checkpoints.save(at, _saved(progress.state, self._batches), position=position)
+            with self._speed.spent("save"):
+                self._checkpoints.save(at, _saved(progress.state, self._batches), position=position)
         if stops:
             stopping.stop()
         if last:
-            groups = len(self._training.source) if isinstance(self._training.source, Mapping) else 1
-            images = groups * run.batch_size * (at - self.start - 1)  # the clock starts when the first step is over
-            self.facts["images_per_second"] = round(images / progress.seconds, 1)
-            self.facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
             self.facts |= self._skipped.log()
         return last
 
@@ -355,6 +358,7 @@ def train_tasks(
         frozen=online.variables or None,
         weighting=weighting,
         changes=build.row_changes(run, learned),
+        precision=network.precision,
     )
     if devices.is_writer():
         networks.describe(directory, network, evaluated, settings.image, run=run)
