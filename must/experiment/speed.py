@@ -72,9 +72,11 @@ class Speed:
             self._spent[on] += time.perf_counter() - start
 
     def line(self, progress: Progress) -> dict[str, float]:
-        """{"speed/<name>": value} of the steps since the last call: images_per_second; the shares of time that went
-        into waiting for data, saves and validation, the rest is of the steps; teraflops of a device, and mfu, over what
-        it reaches in a plain matrix product. Empty before a second step."""
+        """{"speed/<name>": value} of the steps since the last call; empty before a second step.
+
+        images_per_second; the shares of time that went into waiting for data, saves and validation, the rest is of the
+        steps; gigaflops a second of a device, and mfu, over what it reaches in a plain matrix product.
+        """
         found = self._between(self._last, self._now(progress))
         self._last = self._now(progress)
         return {f"speed/{name}": value for name, value in found.items()}
@@ -82,7 +84,7 @@ class Speed:
     def facts(self, progress: Progress) -> dict[str, float]:
         """The same of the whole run."""
         found = self._between(self._first, self._now(progress))
-        return {name: round(value, 4) for name, value in found.items()}
+        return {name: float(f"{value:.4g}") for name, value in found.items()}
 
     def _now(self, progress: Progress) -> tuple[int, float, dict[str, float]]:
         return progress.step, time.perf_counter() - self._clock, {"data_wait": progress.data_seconds, **self._spent}
@@ -96,7 +98,7 @@ class Speed:
         rate = self._operations * steps / seconds
         mfu = rate / devices.matmul_rate(self._precision)
         images = self._groups * self._run.batch_size * steps / seconds
-        return {"images_per_second": images, **shares, "teraflops": rate / 1e12, "mfu": mfu}
+        return {"images_per_second": images, **shares, "gigaflops": rate / 1e9, "mfu": mfu}
 
 
 def largest_batch(size_of: Callable[[int], float], limit: float, start: int, least: int = 1, most: int = _MOST) -> int:

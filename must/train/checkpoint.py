@@ -125,17 +125,19 @@ class Checkpoints:
         step = self.latest() if step is None else step
         if step is None:
             raise UserError(f"{self.directory}: no checkpoint")
+        raw = jax.tree.map(lambda leaf: np.asarray(jax.random.key_data(leaf)) if _is_key(leaf) else leaf, like)
         try:
             loaded = self._manager.restore(
                 step,
                 args=args.Composite(
-                    state=args.StandardRestore(like), position=args.JsonRestore(), facts=args.JsonRestore()
+                    state=args.StandardRestore(raw), position=args.JsonRestore(), facts=args.JsonRestore()
                 ),
             )
         except Exception as error:  # whatever Orbax and TensorStore make of damaged files
             reason = _reason(error)
         else:
-            return self._verified(step, loaded["state"], loaded["position"], loaded["facts"])
+            state, position, facts = self._verified(step, loaded["state"], loaded["position"], loaded["facts"])
+            return jax.tree.map(_as_key, like, state), position, facts
         _forget_tasks()
         raise UserError(f"{self.directory}/{step}: not a checkpoint of this model: {reason}")
 
@@ -188,14 +190,13 @@ class Checkpoints:
 
 
 def _copied(state: PyTree) -> PyTree:
-    """The state on the host; the memory of its arrays may be given away meanwhile."""
+    """The state on the host, keys as numbers; the memory of its arrays may be given away meanwhile."""
     for leaf in jax.tree.leaves(state):
         if isinstance(leaf, jax.Array):
             leaf.copy_to_host_async()
 
     def copied(leaf: Any) -> Any:
-        if _is_key(leaf):
-            return jax.random.wrap_key_data(copied(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         return np.array(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
 
     return jax.tree.map(copied, state)
@@ -211,6 +212,10 @@ def _forget_tasks() -> None:
     logger.disabled = True
     gc.collect()
     logger.disabled = False
+
+
+def _as_key(like: Any, leaf: Any) -> Any:
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
 
 
 def _is_key(leaf: Any) -> bool:

@@ -3,8 +3,8 @@
     python tests/benchmarks/train_step.py [--quick] [--json FILE] [--names resnet18,...] [--threads 2]
 
 Forward and backward pass of the mean squares of all outputs and an SGD update, on both sides; arms of a network take
-turns. FLOP are those that XLA counts; MFU is over the matrix product that was measured in the same run. --heads compares
-the step of all five heads with those of networks of one head each, in place of torch.
+turns. FLOP are those that XLA counts; MFU is over the matrix product that was measured in the same run. --heads
+compares the step of all heads with those of networks of one head each, in place of torch.
 """
 
 import importlib.util
