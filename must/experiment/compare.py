@@ -133,7 +133,10 @@ def compare(members, compared: Comparison, stages: Sequence[tuple[str, str]], *,
         images_per_second=_by_stage(stages, workdir, "images_per_second", fmean),
         notes=compared.notes(members, workdir) if compared.notes else (),
     )
-    results["shares"] = {key: _by_stage(stages, workdir, key, fmean, digits=4) for key in SHARES}
+    results["shares"] = {
+        key: _by_stage(stages, workdir, "shares", lambda found, key=key: fmean(one[key] for one in found), digits=4)
+        for key in SHARES
+    }
     if compared.intervals_over_images:
         results["contrasts"] += _over_images(members[0], compared, tasks, guesses[0][1], workdir)
     write_results(workdir, results)

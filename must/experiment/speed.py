@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -81,10 +82,11 @@ class Speed:
         self._last = self._now(progress)
         return {f"speed/{name}": value for name, value in found.items()}
 
-    def facts(self, progress: Progress) -> dict[str, float]:
-        """The same of the whole run."""
+    def facts(self, progress: Progress) -> dict[str, Any]:
+        """The same of the whole run: {"images_per_second", "shares": {name: value}}."""
         found = self._between(self._first, self._now(progress))
-        return {name: float(f"{value:.4g}") for name, value in found.items()}
+        rounded = {name: float(f"{value:.4g}") for name, value in found.items()}
+        return {"images_per_second": rounded.pop("images_per_second"), "shares": rounded} if rounded else {}
 
     def _now(self, progress: Progress) -> tuple[int, float, dict[str, float]]:
         return progress.step, time.perf_counter() - self._clock, {"data_wait": progress.data_seconds, **self._spent}
