@@ -43,16 +43,23 @@ def main(argv: list[str]) -> None:
             raise UserError("--processes and --process_id need --coordinator=host:port of process 0")
         _run()
     except UserError as error:
-        print(f"must: {error}", file=sys.stderr)
-        sys.exit(2)
+        _mistake(str(error))
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"must: {error.filename}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        _mistake(f"{error.filename}: {error.strerror or error}")
     except KeyboardInterrupt as stopped:  # Ctrl-C, or the name of a signal
         print(f"must: {stopped or 'interrupted'}; the same command resumes", file=sys.stderr)
         sys.exit(143 if str(stopped) else 130)
+
+
+def _mistake(line: str) -> None:
+    """Ends with a line and exit code 2; at once among several processes, whose end would wait for the others'."""
+    print(f"must: {line}", file=sys.stderr, flush=True)
+    if _COORDINATOR.value is not None:
+        sys.stdout.flush()
+        os._exit(2)
+    sys.exit(2)
 
 
 def _run() -> None:

@@ -129,6 +129,8 @@ MISTAKES = [
     (["--stage=export"], "config.json: does not exist"),
     (["--stage=teachers", "--images=tests"], "--images, --output, --options: not for --stage=teachers"),
     (["--stage=student"], "label"),
+    (["--stage=label", "--part=2/2"], "--part=2/2: expected K/N"),
+    (["--part=0/2"], "--part=0/2: only --stage=label has parts"),
     (["--config.tasks.depth.kind=deepth", "--dry_run"], "deepth"),
     (["--config.recipe=mast"], "mast"),
     (["--config.student.steps=abc"], "--config.student.steps=abc"),

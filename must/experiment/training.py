@@ -156,6 +156,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
         batches.close()
         log.close()
         checkpoints.close()
+    devices.wait_for_all(f"{directory} is trained")  # before another process reads what process 0 wrote
     if silent := _never_learned(directory):
         raise UserError(
             f"{directory}: {', '.join(silent)}: nothing was learned, the loss is 0 at every logged step; its labels "
