@@ -1,4 +1,4 @@
-"""Atomic file writes; no other module opens a path for writing.
+"""Whole files, read and written; no other module opens a path for writing.
 
 Files are written beside their destination under a temporary name, flushed to disk and renamed, so that readers see the
 old or the new content, never a part of it.
@@ -7,6 +7,7 @@ old or the new content, never a part of it.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
+from must.core import memory
 from must.core.types import UserError
 
 
@@ -76,12 +78,50 @@ def read_json(path: str | os.PathLike) -> Any:
       UserError: it is missing or damaged.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError:
+        return json.loads(read_bytes(path))
+    except (ValueError, RecursionError, MemoryError):
         raise UserError(f"{path}: damaged, it is not JSON") from None
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content in JSON types with a hash of itself, for files whose edited digits would silently change results."""
+    content = json.loads(json.dumps({key: value for key, value in content.items() if key != _SEAL}))
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {**content, _SEAL: digest}
+
+
+def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
+    """The content that `sealed` made; that of earlier versions has no hash.
+
+    Raises:
+      UserError: it is missing, damaged or changed.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged, it is no JSON object")
+    if content.get(_SEAL, found := sealed(content)[_SEAL]) != found:
+        raise UserError(f"{path}: changed or damaged, its content does not match its hash")
+    return content
+
+
+def read_bytes(path: str | os.PathLike, most: int = -1) -> bytes:
+    """The file's content, or its first `most` bytes.
+
+    Raises:
+      UserError: it cannot be read, is a pipe or device, or larger than the free memory.
+    """
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path}: " + ("Is a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"))
+        if most < 0 and found.st_size > _LARGE and found.st_size > memory.available():
+            raise MemoryError
+        with open(path, "rb") as file:
+            return file.read(most)
+    except MemoryError:
+        raise UserError(f"{path}: {found.st_size:,} bytes, too large for the memory of this machine") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
 
 
 def write_plain(path: str | os.PathLike, content: bytes) -> None:
@@ -164,7 +204,7 @@ def lock(path: str, *, wait: bool = False) -> Iterator[bool]:
     holds one whose folder is gone.
     """
     try:
-        file = open(path, "w")  # noqa: SIM115 - closed below, where the lock ends
+        file = open(path, "a")  # noqa: SIM115 - closed below, where the lock ends; its time stays
     except FileNotFoundError:
         yield False
         return
@@ -198,6 +238,8 @@ def out_of_space(error: BaseException) -> bool:
     return False
 
 
+_SEAL = "seal"
+_LARGE = 1 << 28  # bytes; below, nobody asks what is free
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of file systems without hard links: FAT, exFAT, many network and FUSE mounts.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)

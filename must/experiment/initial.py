@@ -75,6 +75,7 @@ def _read(path: str, stamp: Any) -> Found:
         return _of_network(directory)
     if os.path.isdir(path):
         return _of_orbax(path)
+    files.read_bytes(path, 1)  # refuses what is no regular file
     if not path.endswith(".safetensors"):
         what = f"pickled and may run code; {_ONE_LINER}" if path.endswith(_PICKLES) else "not a .safetensors file"
         raise UserError(f"{path}: {what}")
@@ -190,8 +191,7 @@ def claim(workdir: str, settings: Sequence[Any]) -> None:
     path = os.path.join(workdir, "init.json")
     known: dict[str, str] = {}
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            known = json.load(file)
+        known = files.read_sealed(path)
     weights = {name for one in settings for name in _weights(sections.plain(one))}
     now = {name: digest(name) for name in sorted(weights)}
     for name, sha in now.items():
@@ -201,7 +201,7 @@ def claim(workdir: str, settings: Sequence[Any]) -> None:
                 "restore it, or use another --workdir"
             )
     if now:
-        files.write_json(path, {**known, **now})
+        files.write_json(path, files.sealed({**known, **now}))
 
 
 def _weights(section: Any) -> Iterator[str]:

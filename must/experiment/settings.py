@@ -448,6 +448,8 @@ class Student(Following):
 
     Attributes:
       pseudo_labels: learn from pseudo labels; False leaves ground truth alone.
+      pool_share: share of the images drawn that come from the pool; of each annotated set the student draws as many as
+        its teacher does, in proportion. 0 draws every image as often as any other, see `repeat_labeled`.
       repeat_labeled: how often an annotated image appears for one appearance of an image of the pool.
       truth_weight: weight of ground truth, where a pseudo label has 1.
       pool_images: images of the pool that are used; 0 uses all.
@@ -464,6 +466,7 @@ class Student(Following):
     """
 
     pseudo_labels: bool = True
+    pool_share: float = 0.0
     repeat_labeled: int = 1
     truth_weight: float = 1.0
     pool_images: int = 0
@@ -483,6 +486,12 @@ class Student(Following):
         if self.shuffled_labels and self.batch_size < 2:
             raise ValueError("shuffled_labels: needs a batch_size of at least 2")
         _at_least(0, repeat_labeled=self.repeat_labeled, truth_weight=self.truth_weight, pool_images=self.pool_images)
+        _below_one(pool_share=self.pool_share)
+        if self.pool_share:
+            if self.repeat_labeled != 1 or self.pool_images or self.epochs:
+                raise ValueError(
+                    "pool_share: says how often images are drawn; leave repeat_labeled, pool_images and epochs out"
+                )
         if self.weights.kind != "none" and self.slam.enabled:
             raise ValueError("slam.enabled: weights and slam are two corrections of the same labels; choose one")
         if self.cutmix.probability and (self.weights.kind != "none" or self.slam.enabled):
@@ -503,6 +512,9 @@ class LabelPolicy:
       min_count: predictions that a class needs for thresholds of its own.
       max_count: predictions that are used.
       confidence: with which the precision is reached, one-sided; 0 uses the estimate alone.
+      sets: on whose pictures its pseudo labels are used; empty: all.
+      familiar: a set is left out where the mean confidence is below this share of that on the task's own validation
+        images; needs scores, and thresholds from them.
     """
 
     positive: float = 0.0
@@ -514,8 +526,11 @@ class LabelPolicy:
     min_count: int = 50
     max_count: int = 2_000_000
     confidence: float = 0.0
+    sets: tuple[str, ...] = ()
+    familiar: float = 0.0
 
     def __post_init__(self):
+        _share(familiar=self.familiar)
         _share(positive=self.positive, negative=self.negative, negative_below=self.negative_below)
         if self.negative > self.positive:
             raise ValueError(f"negative={self.negative}: must not exceed positive={self.positive}")
@@ -534,6 +549,7 @@ class Label:
       batch_size: images of one forward pass.
       copy_images: store the pictures in the records; otherwise records refer to them by id.
       max_rejects: share of the images that may be unreadable.
+      patience: seconds without a batch after which the shards of a worker that is stopped or hangs are taken over.
       hflip_tta: average the teachers' predictions for a picture and its mirror image.
       tiles: (rows, columns) of overlapping parts, each as large as a teacher's frame, in which it sees a picture beside
         once as a whole; for large pictures with small objects.
@@ -544,6 +560,7 @@ class Label:
     batch_size: int = 64
     copy_images: bool = True
     max_rejects: float = 0.001
+    patience: float = 600.0
     hflip_tta: bool = False
     tiles: tuple[int, int] = (1, 1)
     overlap: float = 0.25
@@ -553,6 +570,7 @@ class Label:
         _at_least(1, **{"tiles[1]": self.tiles[1]})
         _below_one(overlap=self.overlap)
         _share(max_rejects=self.max_rejects)
+        _at_least(0, patience=self.patience)
 
 
 @dataclass(frozen=True)
