@@ -1,11 +1,14 @@
 """Many command lines in one process: modules are imported once, then every command runs in a fork of it."""
 
+import atexit
 import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,27 +35,49 @@ def run_each(commands: list[list[str]], cwd: Path = ROOT) -> list[Ended]:
     return [Ended(code, [line for line in text.splitlines() if line.strip()]) for code, text in json.loads(done.stdout)]
 
 
-def _fork(arguments: list[str]) -> tuple[int, str]:
-    from absl import app
-
-    from must import main
-
-    with tempfile.TemporaryFile("w+") as said:
-        if (child := os.fork()) == 0:
-            os.dup2(said.fileno(), 2)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            sys.argv = ["must.main", *arguments]
-            app.run(main.main, sys.argv, flags_parser=main._parse)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        said.seek(0)
-        return code, said.read()
-
-
-if __name__ == "__main__":
+def prepare() -> None:
+    """Imports what commands need, before the forks: nothing that starts a device."""
     for module in (
         "experiment.run",
         "recipes.table",
         *(f"recipes.{name}" for name in ("must", "multas", "jedi", "label")),
     ):
         importlib.import_module(f"must.{module}")
+
+
+def start(arguments: list[str], error: int, before: Callable[[], None] = lambda: None) -> int:
+    """The process id of a fork that runs a command; `before` runs in it first, its errors go to a descriptor."""
+    from absl import app
+
+    from must import main
+
+    if child := os.fork():
+        return child
+    os.dup2(error, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.argv = ["must.main", *arguments]
+    code = 1
+    try:  # nothing of this fork may go on in what called it
+        before()
+        app.run(main.main, sys.argv, flags_parser=main._parse)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        atexit._run_exitfuncs()
+        os._exit(code)
+
+
+def _fork(arguments: list[str]) -> tuple[int, str]:
+    with tempfile.TemporaryFile("w+") as said:
+        child = start(arguments, said.fileno())
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        return code, said.read()
+
+
+if __name__ == "__main__":
+    prepare()
     print(json.dumps([_fork(arguments) for arguments in json.load(open(sys.argv[1], encoding="utf-8"))]))
