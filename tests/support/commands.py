@@ -1,6 +1,5 @@
 """Many command lines in one process: modules are imported once, then every command runs in a fork of it."""
 
-import atexit
 import importlib
 import json
 import os
@@ -66,7 +65,6 @@ def start(arguments: list[str], error: int, before: Callable[[], None] = lambda:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        atexit._run_exitfuncs()
         os._exit(code)
 
 
