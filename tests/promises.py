@@ -281,7 +281,10 @@ def damaged_checkpoints(trial: Trial) -> Found:
     from tests.train.test_checkpoint import _batches, _files, _flipped, _saved, _state, _truncated
 
     whole, older, unhurt, wrong = _saved(trial.top / "checkpoints"), 0, 0, 0
-    files, many = random.Random(1).sample(_files(whole), len(_files(whole))), trial.times(6, 40)
+    holding = [
+        file for file in _files(whole) if {"d", "position", "facts"} & set(file.parts)
+    ]  # others say things twice
+    files, many = random.Random(1).sample(holding, len(holding)), trial.times(6, 40)
     for number in range(many):
         file, damage = files[number // 2 % len(files)], (_flipped, _truncated)[number % 2]
         copy = trial.top / f"damaged-{number}"
@@ -297,7 +300,7 @@ def damaged_checkpoints(trial: Trial) -> Found:
         older, unhurt = older + (first == 1 and noted), unhurt + (first == 2)
         wrong += first not in (1, 2)
     figure = f"{older} of {many} found and the older one taken, {unhurt} without effect, {wrong} wrong"
-    return Found(figure, older + unhurt == many)
+    return Found(figure, older == many)
 
 
 def finite(trial: Trial) -> Found:
@@ -382,7 +385,7 @@ def foreign(trial: Trial) -> Found:
     cases.append(("done.json", ("--stage=label",), lambda path: _edit(path / "teachers" / "depth" / "done.json")))
     cases.append(("network.json", ("--stage=label",), lambda path: _cut(path / "teachers" / "depth" / "network.json")))
     missed, slowest, count = [], 0.0, 0
-    for says, flags, damage in cases:
+    for says, flags, damage in cases[: 6 if trial.quick else None]:
         if says == "config.title":
             continue  # may change
         path = trial.top / f"foreign-{count}"
@@ -435,14 +438,14 @@ def full_disk(trial: Trial) -> Found:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 12, 3 << 12))
 
     told, resumed, missed = 0, 0, []
-    stages = ["teachers", "label"] if trial.quick else ["teachers", "label", "student", "compare", "export"]
+    stages = ["teachers"] if trial.quick else ["teachers", "label", "student", "compare", "export"]
     base = trial.top / "disk"
     for stage in stages:
         done = trial.run(base, f"--stage={stage}", before=limit)
         if done.refused(str(base)):
             told += 1
         else:
-            missed.append(f"{stage}: exit {done.code}, {len(done.lines)} lines")
+            missed.append(f"{stage}: exit {done.code}, {len(done.lines)} lines, {done.lines[-2:]}")
         resumed += trial.run(base, f"--stage={stage}").code == 0
         if stage == "student":
             for more in ("supervised", "scratch"):
@@ -450,7 +453,9 @@ def full_disk(trial: Trial) -> Found:
     figure = f"{told} of {len(stages)} stages told in one line, {resumed} went on" + (
         f"; NOT {missed}" if missed else ""
     )
-    return Found(figure, told == resumed == len(stages), "student, report, export: not tried" if trial.quick else "")
+    return Found(
+        figure, told == resumed == len(stages), "label, student, report, export: not tried" if trial.quick else ""
+    )
 
 
 def hung_worker(trial: Trial) -> Found:
