@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from must.core import devices, files, memory, notices, stopping
+from must.core import devices, files, memory, notices, peers, stopping
 from must.core.types import UserError
 from must.experiment.progress import Display
 
@@ -126,6 +126,7 @@ def _up_to_date(workdir: str, job: Job) -> bool:
 def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
     directory = os.path.join(workdir, job.name)
     start = time.time()
+    peers.at(job.name)
     result: dict = {}
     try:
         os.makedirs(directory, exist_ok=True)

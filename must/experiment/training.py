@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from must.core import devices, stopping
+from must.core import devices, peers, stopping
 from must.core.notices import notice
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.ahead import Placed, workers_for
@@ -185,6 +185,7 @@ class _Hook:
         run, weighting = self._training.run, self._training.weighting
         at, last = progress.step, progress.step == progress.steps
         self._checkpoints.check()
+        peers.at(f"{self._directory}, step {at}")
         logs_now = at % run.log_every == 0
         looks = last or (run.evaluate_every and at % run.evaluate_every == 0)
         self._skipped.see(progress, wait=bool(logs_now or looks))
