@@ -29,7 +29,7 @@ VARIANTS = {
     "weighted_distillation": ("scenes", "sanity", "folders", "cifar100"),
     "jedi": ("scenes", "sanity", "folders", "images", "paper"),
     "label": ("", "later", "photos"),
-    "transfer": ("upstream", "scenes", "real", "paper", "sanity", "checkpoint", "improved", "checkpoints"),
+    "transfer": ("upstream", "scenes", "real", "paper", "sanity", "checkpoint", "improved", "kept", "checkpoints"),
 }
 
 
