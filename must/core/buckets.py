@@ -283,8 +283,9 @@ class Mirror:
         about = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
         try:
             self._create(f"{number + 1:06d}.json", about)
-        except FileExistsError:
-            raise UserError(f"{self.url}: another run is using this workdir; it has just started") from None
+        except FileExistsError:  # of our own request, perhaps, whose answer was lost
+            if self._read(f"{number + 1:06d}.json").get("token") != self._token:
+                raise UserError(f"{self.url}: another run is using this workdir; it has just started") from None
         self.pull(ahead=mine)
         return number + 1
 
