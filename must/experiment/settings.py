@@ -545,6 +545,7 @@ class Label:
       batch_size: images of one forward pass.
       copy_images: store the pictures in the records; otherwise records refer to them by id.
       max_rejects: share of the images that may be unreadable.
+      patience: seconds without a batch after which the shards of a worker that is stopped or hangs are taken over.
       hflip_tta: average the teachers' predictions for a picture and its mirror image.
       tiles: (rows, columns) of overlapping parts, each as large as a teacher's frame, in which it sees a picture beside
         once as a whole; for large pictures with small objects.
@@ -555,6 +556,7 @@ class Label:
     batch_size: int = 64
     copy_images: bool = True
     max_rejects: float = 0.001
+    patience: float = 600.0
     hflip_tta: bool = False
     tiles: tuple[int, int] = (1, 1)
     overlap: float = 0.25
@@ -564,6 +566,7 @@ class Label:
         _at_least(1, **{"tiles[1]": self.tiles[1]})
         _below_one(overlap=self.overlap)
         _share(max_rejects=self.max_rejects)
+        _at_least(0, patience=self.patience)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ A training directory holds
 """
 
 import functools
+import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,6 +39,7 @@ from must.objectives.hints import hints
 from must.objectives.labels import labels, learning_rate_rule
 from must.objectives.mean_teacher import MeanTeacher
 from must.objectives.slam import slam
+from must.pseudo_label.plan import first_difference
 from must.tasks.base import Task
 from must.train import state as states
 from must.train.checkpoint import Checkpoints
@@ -133,14 +136,15 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))
     checkpoints = Checkpoints(os.path.join(directory, "checkpoints"), keep=_KEPT)
-    state = _resume(checkpoints, devices.replicate(state), batches)
+    owner = _owner(training, seed)
+    state = _resume(checkpoints, devices.replicate(state), batches, owner)
     options = {"balance": training.balance, "tx": tx, "ema_decay": run.ema_decay, "accumulate": run.accumulate}
     bound = functools.partial(train_step, objective=training.objective, **options)
     log = Log(directory, int(state.step))
     if batches.weights and not int(state.step):
         log.write(0, _means(batches.weights))
     selection = Selection(directory, training.tasks, training.model, training.validation, run)
-    hook = _Hook(directory, training, log, selection, batches, checkpoints, report, int(state.step))
+    hook = _Hook(directory, training, log, selection, batches, checkpoints, report, int(state.step), owner)
     # A run that had ended was killed before it could say so.
     steps = hook.start if selection.exhausted(hook.start) else training.stop or run.steps
     try:
@@ -164,10 +168,10 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
 class _Hook:
     """What happens between steps: logs, validation, fresh weights of examples, checkpoints."""
 
-    def __init__(self, directory, training: Training, log, selection, batches, checkpoints, report, start: int):
+    def __init__(self, directory, training: Training, log, selection, batches, checkpoints, report, start: int, owner):
         self._directory, self._training, self._log, self._selection = directory, training, log, selection
         self._batches, self._checkpoints, self._report = batches, checkpoints, report
-        self.start, self.facts, self._validation = start, {}, ""
+        self.start, self.facts, self._validation, self._owner = start, {}, "", owner
         self._skipped = Skipped(directory, training.source)
 
     def __call__(self, progress: Progress) -> bool:
@@ -195,7 +199,8 @@ class _Hook:
         stops = not last and stopping.asked(at)
         if last or stops or at % run.checkpoint_every == 0:
             position = {"grain": self._batches.get_state()}
-            self._checkpoints.save(at, _saved(progress.state, self._batches), position=position)
+            saved = _saved(progress.state, self._batches)
+            self._checkpoints.save(at, saved, position=position, facts={"run": self._owner})
         if stops:
             stopping.stop()
         if last:
@@ -262,14 +267,25 @@ def _saved(state: TrainState, batches: Joined) -> PyTree:
     return {"train": state, "weights": batches.weights}
 
 
-def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> TrainState:
-    """The newest checkpoint that is whole; damaged ones after it make room for those that follow."""
+def _owner(training: Training, seed: int) -> dict[str, Any]:
+    """What tells a run from others whose checkpoints have the same shapes."""
+    parts = training.source if isinstance(training.source, Mapping) else {"": training.source}
+    ids = hashlib.sha256("\n".join(id for _, part in sorted(parts.items()) for id in part.ids).encode()).hexdigest()
+    return json.loads(json.dumps({"seed": seed, "ids": ids, "run": sections.plain(training.run)}, default=str))
+
+
+def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined, owner: Mapping[str, Any] = {}) -> TrainState:
+    """The newest checkpoint that is whole; damaged ones after it make room for those that follow.
+
+    Raises:
+      UserError: none is whole, or they are those of another run.
+    """
     if checkpoints.latest() is None:
         return state
     like, damaged = _saved(state, batches), {}
     for step in checkpoints.steps():
         try:
-            saved, position, _ = checkpoints.restore(like, step)
+            saved, position, facts = checkpoints.restore(like, step)
             break
         except UserError as error:
             damaged[step] = error
@@ -279,6 +295,8 @@ def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> Tra
     for at, error in damaged.items():
         notice(f"{error}; goes on from step {step}")
         checkpoints.delete(at)
+    if difference := first_difference(facts.get("run", owner), dict(owner)):
+        raise UserError(f"{checkpoints.directory}: belongs to another run: {difference}; remove it to start again")
     batches.set_state(position["grain"])
     batches.weights = jax.tree.map(np.asarray, saved["weights"])
     return saved["train"]

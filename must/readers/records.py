@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from must.core.arguments import path_of
-from must.core.files import read_bytes, read_json
+from must.core.files import read_bytes, read_sealed
 from must.core.types import ArraySpec, Example, Label, Source, UserError
 from must.readers.fields import understood
 from must.readers.frames import FrameVideo
@@ -165,7 +165,7 @@ def read_provenance(directory: str) -> dict[str, Any]:
     """The content of provenance.json; UserError if the directory has no complete records."""
     if not os.path.exists(os.path.join(directory, COMMITTED)):
         raise UserError(f"{directory}: no complete records here ({COMMITTED} is missing)")
-    return read_json(os.path.join(directory, PROVENANCE))
+    return read_sealed(os.path.join(directory, PROVENANCE))
 
 
 def addition_directory(directory: str, name: str) -> str:

@@ -127,3 +127,14 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path):
         _damage(folder, step)
     with pytest.raises(UserError, match="nor is an older one whole: remove"):
         _resume(Checkpoints(str(folder)), _state(0)["train"], _batches())
+
+
+def test_the_checkpoints_of_another_run_are_refused_by_the_first_key_that_differs(tmp_path):
+    ours, theirs = ({"seed": seed, "ids": "a", "run": {"steps": 9}} for seed in (0, 1))
+    checkpoints = Checkpoints(str(tmp_path / "c"))
+    checkpoints.save(1, _state(1), position=POSITION, facts={"run": ours})
+    with pytest.raises(UserError, match=r"c: belongs to another run: seed is 0 there, 1 here; remove it"):
+        _resume(checkpoints, _state(0)["train"], _batches(), theirs)
+    np.testing.assert_array_equal(
+        _resume(checkpoints, _state(0)["train"], _batches(), ours)["w"], _state(1)["train"]["w"]
+    )
