@@ -248,6 +248,8 @@ class Run:
         baseline as many as the student.
       epochs: over the largest set, in place of `steps`; 0: `steps` counts.
       batch_size: over all devices and processes.
+      memory: GiB of a device that a step may take; 0: what the device reports, as accelerators do. A batch that does
+        not fit is refused before the first step, and the dry run tells the largest power of two that fits.
       accumulate: equal parts of a batch that go through the network one after the other, which takes less memory; batch
         statistics are of each part. It needs balance.kind="fixed".
       optimizer: optimizer and schedule.
@@ -283,6 +285,7 @@ class Run:
     steps: int = 1000
     epochs: int = 0
     batch_size: int = 16
+    memory: float = 0.0
     accumulate: int = 1
     optimizer: Optimizer = Optimizer()
     init: Init = Init()
@@ -323,7 +326,7 @@ class Run:
                 raise ValueError(f"accumulate={self.accumulate}: does not divide batch_size={self.batch_size}")
             if self.balance.kind != "fixed" or self.watch_gradients or self.batches != "mixed":
                 raise ValueError("accumulate: needs balance.kind='fixed', batches='mixed' and no watch_gradients")
-        _at_least(0, epochs=self.epochs, evaluate_every=self.evaluate_every, patience=self.patience)
+        _at_least(0, epochs=self.epochs, evaluate_every=self.evaluate_every, patience=self.patience, memory=self.memory)
         _below_one(ema_decay=self.ema_decay, teacher_dropping=self.teacher_dropping)
         _share(frames_until=self.frames_until)
         if self.patience and (self.select != "best" or not self.evaluate_every):

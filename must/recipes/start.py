@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -27,6 +28,7 @@ def start(
     workdirs: Sequence[str] = (),
     request: Request = NOTHING,
     dry_run: bool = False,
+    part: str = "",
 ) -> None:
     """Runs a command.
 
@@ -38,6 +40,7 @@ def start(
       workdirs: finished workdirs to compare.
       request: of a finished workdir.
       dry_run: tell what running means, write nothing.
+      part: "K/N": part K, from 0, of N of the stage "label".
 
     Raises:
       UserError: anything about the command that cannot be right.
@@ -50,15 +53,23 @@ def start(
     if file is not None and not isinstance(config, ConfigDict):
         raise UserError(f"{file}: get_config() returns {config!r}; it must return a ConfigDict")
     given = None if config is None else config.to_dict()
-    if buckets.is_url(workdir) and not dry_run:
-        with buckets.workdir(workdir) as local:
-            _start(given, local, stage, [buckets.fetched(one) for one in workdirs], request, dry_run)
-        return
-    _start(given, workdir, stage, [buckets.fetched(one) for one in workdirs], request, dry_run)
+    if part and buckets.is_url(workdir):
+        raise UserError(f"--part={part}: several parts at once need a folder that they share, not {workdir}")
+    options: dict[str, Any] = {"stage": stage, "request": request, "dry_run": dry_run, "part": part}
+    options["workdirs"] = [buckets.fetched(one) for one in workdirs]
+    with buckets.workdir(workdir) if buckets.is_url(workdir) and not dry_run else nullcontext(workdir) as local:
+        _start(given, local, **options)
 
 
 def _start(
-    given: dict[str, Any] | None, workdir: str, stage: str, workdirs: Sequence[str], request: Request, dry_run: bool
+    given: dict[str, Any] | None,
+    workdir: str,
+    *,
+    stage: str,
+    workdirs: Sequence[str],
+    request: Request,
+    dry_run: bool,
+    part: str,
 ) -> None:
     finished = stage in FINISHED
     recipe = recipe_of(read_config(workdir) if given is None else given)
@@ -69,9 +80,22 @@ def _start(
         answer(recipe, os.path.abspath(workdir), stage, request, given)
     elif any(request):
         raise UserError(f"--images, --output, --options: not for --stage={stage}, only for {', '.join(FINISHED)}")
+    elif part and (stage != "label" or dry_run):
+        raise UserError(f"--part={part}: only --stage=label has parts")
     elif dry_run:
         assert given is not None
         plan(recipe, given)
     else:
         assert given is not None
-        run(recipe, given, os.path.abspath(workdir), stage=stage, workdirs=[os.path.abspath(one) for one in workdirs])
+        several = [os.path.abspath(one) for one in workdirs]
+        run(recipe, given, os.path.abspath(workdir), stage=stage, workdirs=several, part=_part(part))
+
+
+def _part(text: str) -> tuple[int, int] | None:
+    """(index, count) of "K/N"."""
+    if not text:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--part={text}: expected K/N, K from 0 and below N, such as 0/16")
+    return int(index), int(count)
