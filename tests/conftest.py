@@ -14,11 +14,19 @@ import pytest
 # Before JAX is imported, which reads them once; processes that tests start inherit them.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "must-ci" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Even the smallest are kept: most of a suite's programs are single operations, which take 40 ms to compile, 3 to load.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all of a test's time is compiling, for programs that then run a few times. Without LLVM's optimization that
-# takes half as long; XLA's own passes, and with them what a program computes, stay those of a real run.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
+# Nearly all of a test's time is compiling, for programs that then run a few times. Without LLVM's optimization and with
+# the older emitters of loops that takes a quarter as long; XLA's own passes, and with them what a program computes,
+# stay those of a real run.
+FAST_COMPILATION = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+os.environ["XLA_FLAGS"] = " ".join([*FAST_COMPILATION, os.environ.get("XLA_FLAGS", "")]).strip()
 SIMULATED_DEVICES = os.environ.get("MUST_TEST_DEVICES")
 
 from must.core.devices import set_xla_flags  # noqa: E402

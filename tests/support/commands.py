@@ -1,5 +1,6 @@
 """Many command lines in one process: modules are imported once, then every command runs in a fork of it."""
 
+import gc
 import importlib
 import json
 import os
@@ -42,7 +43,11 @@ def _fork(arguments: list[str]) -> tuple[int, str]:
             os.dup2(said.fileno(), 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.argv = ["must.main", *arguments]
-            app.run(main.main, sys.argv, flags_parser=main._parse)
+            try:
+                app.run(main.main, sys.argv, flags_parser=main._parse)
+            except SystemExit as ended:  # without the interpreter's own end, which touches every page of the fork
+                sys.stderr.flush()
+                os._exit(ended.code or 0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         said.seek(0)
         return code, said.read()
@@ -55,4 +60,5 @@ if __name__ == "__main__":
         *(f"recipes.{name}" for name in ("must", "multas", "jedi", "label")),
     ):
         importlib.import_module(f"must.{module}")
+    gc.freeze()
     print(json.dumps([_fork(arguments) for arguments in json.load(open(sys.argv[1], encoding="utf-8"))]))
