@@ -4,6 +4,7 @@ Tests run on one device, as a user's CPU does: eight simulated ones make every s
 marked `devices(n)` runs again by itself in a process that has n.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -27,6 +28,10 @@ FAST_COMPILATION = (
     "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ["XLA_FLAGS"] = " ".join([*FAST_COMPILATION, os.environ.get("XLA_FLAGS", "")]).strip()
+# Every one of a hundred processes would compile the checkout's modules again where the environment forbids to keep them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+gc.set_threshold(100_000, 50, 100)  # tracing makes millions of objects and little garbage
 SIMULATED_DEVICES = os.environ.get("MUST_TEST_DEVICES")
 
 from must.core.devices import set_xla_flags  # noqa: E402
