@@ -4,6 +4,7 @@ Tests run on one device, as a user's CPU does: eight simulated ones make every s
 marked `devices(n)` runs again by itself in a process that has n.
 """
 
+import functools
 import gc
 import os
 import subprocess
@@ -28,7 +29,7 @@ FAST_COMPILATION = (
     "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ["XLA_FLAGS"] = " ".join([*FAST_COMPILATION, os.environ.get("XLA_FLAGS", "")]).strip()
-# Every one of a hundred processes would compile the checkout's modules again where the environment forbids to keep them.
+# Where the environment forbids to keep bytecode, each of a hundred processes would compile the checkout's modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 gc.set_threshold(100_000, 50, 100)  # tracing makes millions of objects and little garbage
@@ -75,16 +76,28 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
     """Hands a test marked `devices(n)` to a process with n devices; its failure is this test's failure."""
-    marker = pyfuncitem.get_closest_marker("devices")
-    if marker is None or SIMULATED_DEVICES is not None:
+    count = _devices(pyfuncitem)
+    if count is None or SIMULATED_DEVICES is not None:
         return None
-    node = f"{pyfuncitem.path}::{pyfuncitem.nodeid.partition('::')[2]}"
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "--no-header", node]
-    environment = {**os.environ, "MUST_TEST_DEVICES": str(marker.args[0])}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.fail(f"with {marker.args[0]} devices:\n{done.stdout}{done.stderr}", pytrace=False)
+    same = [item for item in pyfuncitem.session.items if item.path == pyfuncitem.path and _devices(item) == count]
+    said = _run_with_devices(count, tuple(f"{item.path}::{item.nodeid.partition('::')[2]}" for item in same))
+    if f"{pyfuncitem.nodeid} PASSED" not in said:
+        pytest.fail(f"with {count} devices:\n{said}", pytrace=False)
     return True
+
+
+def _devices(item) -> int | None:
+    marker = item.get_closest_marker("devices")
+    return None if marker is None else marker.args[0]
+
+
+@functools.cache
+def _run_with_devices(count: int, nodes: tuple[str, ...]) -> str:
+    """Starts one process for all tests of a file that need as many devices: imports take longer than most of them."""
+    command = [sys.executable, "-m", "pytest", "-vv", "-n0", "-p", "no:cacheprovider", "--no-header", *nodes]
+    environment = {**os.environ, "MUST_TEST_DEVICES": str(count)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    return f"{done.stdout}{done.stderr}"
 
 
 @pytest.fixture(scope="session")

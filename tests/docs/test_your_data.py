@@ -14,6 +14,7 @@ from must.core.types import UserError
 from must.experiment import build
 from must.experiment.run import members
 from must.recipes.table import recipe_of
+from tests.support.commands import run_command
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8")
@@ -43,9 +44,9 @@ def test_the_configuration_is_short():
 def test_from_folders_to_predictions(folder):
     small = ["teacher.steps=3", "student.steps=3", "model.backbone.stages=2", "model.neck.strides=(4,8)"]
     small += ["tasks.detection.strides=(8,)", "image.size=(32,32)", "workers=1"]  # nearly all of the time is compiling
-    command = ["-m", "must.main", "--config=my_data.py", "--workdir=runs/mine", *(f"--config.{key}" for key in small)]
-    output = _run(folder, *command)
-    assert "student vs teacher" in output and (folder / "runs" / "mine" / "report.html").exists()
+    ended = run_command(["--config=my_data.py", "--workdir=runs/mine", *(f"--config.{key}" for key in small)], folder)
+    assert ended.code == 0, ended.lines
+    assert "student vs teacher" in ended.out and (folder / "runs" / "mine" / "report.html").exists()
     _run(folder, "-c", PREDICTING)
     assert (folder / "pages" / "index.html").exists()
     assert len(list((folder / "files").rglob("*.png"))) >= 2 * 128 and list((folder / "files").rglob("coco.json"))

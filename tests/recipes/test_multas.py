@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,7 +15,8 @@ from must.experiment.grid import Arm, Lists
 from must.experiment.plan import with_declared
 from must.experiment.settings import Run
 from must.recipes import multas
-from tests.support.configs import ROOT, check, config_of, settings_of
+from tests.support.commands import run_command
+from tests.support.configs import check, config_of, settings_of
 
 TASKS = ("detection", "segmentation")
 SPLITS = ("quarter", "exclusive")
@@ -241,11 +240,9 @@ def test_contrasts_pair_arms_that_differ_in_one_axis():
 
 
 def run(workdir):
-    command = [sys.executable, "-m", "must.main", f"--config={CONFIG}", f"--workdir={workdir}", "--config.workers=1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    ended = run_command([f"--config={CONFIG}", f"--workdir={workdir}", "--config.workers=1"])
+    assert ended.code == 0, ended.lines
+    return ended.out
 
 
 def test_resumed_equals_uninterrupted_to_the_page(tmp_path):
