@@ -29,7 +29,7 @@ FAST_COMPILATION = (
     "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ["XLA_FLAGS"] = " ".join([*FAST_COMPILATION, os.environ.get("XLA_FLAGS", "")]).strip()
-# Where the environment forbids to keep bytecode, each of a hundred processes would compile the checkout's modules again.
+# Where the environment forbids to keep bytecode, each of a hundred processes would compile every module again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 gc.set_threshold(100_000, 50, 100)  # tracing makes millions of objects and little garbage
