@@ -1,4 +1,4 @@
-"""Atomic file writes; no other module opens a path for writing.
+"""Whole files, read and written; no other module opens a path for writing.
 
 Files are written beside their destination under a temporary name, flushed to disk and renamed, so that readers see the
 old or the new content, never a part of it.
@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
+from must.core import memory
 from must.core.types import UserError
 
 
@@ -76,12 +77,29 @@ def read_json(path: str | os.PathLike) -> Any:
       UserError: it is missing or damaged.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError:
+        return json.loads(read_bytes(path))
+    except (ValueError, RecursionError, MemoryError):
         raise UserError(f"{path}: damaged, it is not JSON") from None
+
+
+def read_bytes(path: str | os.PathLike, most: int = -1) -> bytes:
+    """The file's content, or its first `most` bytes.
+
+    Raises:
+      UserError: it cannot be read, is a pipe or device, or larger than the free memory.
+    """
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path}: " + ("Is a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"))
+        if most < 0 and found.st_size > _LARGE and found.st_size > memory.available():
+            raise MemoryError
+        with open(path, "rb") as file:
+            return file.read(most)
+    except MemoryError:
+        raise UserError(f"{path}: {found.st_size:,} bytes, too large for the memory of this machine") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
 
 
 def write_plain(path: str | os.PathLike, content: bytes) -> None:
@@ -198,6 +216,7 @@ def out_of_space(error: BaseException) -> bool:
     return False
 
 
+_LARGE = 1 << 28  # bytes; below, nobody asks what is free
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of file systems without hard links: FAT, exFAT, many network and FUSE mounts.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)

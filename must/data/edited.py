@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from must.core.files import read_bytes
 from must.core.types import Example, Label, Source, UserError
 from must.data.combine import Routed, hash_of, labels_of
 from must.readers.edited import read_boxes
-from must.readers.pictures import read_bytes
 
 
 class EditedCoco(Routed):

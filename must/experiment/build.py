@@ -101,10 +101,10 @@ def _thawed(value: Any) -> Any:
 
 def split(settings: Supervised, task: str, name: str) -> Source:
     """A split of the set that teaches and evaluates a task, its classes counted as those of its training split."""
-    return _split(settings, settings.train_sets[task], name)
+    return set_split(settings, settings.train_sets[task], name)
 
 
-def _split(settings: Supervised, chosen: str, name: str) -> Source:
+def set_split(settings: Supervised, chosen: str, name: str) -> Source:
     spaces = {
         task: section["classes"]
         for task, section in settings.tasks.items()
@@ -145,7 +145,7 @@ def splits(settings: Supervised, name: str, tasks: Iterable[str] | None = None) 
 def annotated_sets(settings: Supervised) -> list[Source]:
     """The annotated training sets, each once."""
     names = dict.fromkeys(settings.train_sets[task] for task in settings.tasks)
-    return [_split(settings, name, "train") for name in names]
+    return [set_split(settings, name, "train") for name in names]
 
 
 def pool(settings: Must) -> list[Source]:

@@ -158,12 +158,11 @@ def read_options(text: str) -> Mapping[str, Any]:
     if not text.lstrip().startswith("{"):
         where = f"--options={text}"
         try:
-            with open(text, encoding="utf-8") as file:
-                content = file.read()
-        except OSError as error:
-            raise UserError(f"{where}: {error.strerror}; expected {{...}} or a JSON file") from None
+            content = files.read_bytes(text).decode()
+        except (UserError, ValueError) as error:
+            raise UserError(f"--options={error}; expected {{...}} or a JSON file") from None
     for read in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             if isinstance(found := read(content), dict):
                 return found
     raise UserError(f"{where}: neither JSON nor a Python literal of a mapping, such as {{'tiles': (2, 2)}}")

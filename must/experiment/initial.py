@@ -75,6 +75,7 @@ def _read(path: str, stamp: Any) -> Found:
         return _of_network(directory)
     if os.path.isdir(path):
         return _of_orbax(path)
+    files.read_bytes(path, 1)  # refuses what is no regular file
     if not path.endswith(".safetensors"):
         what = f"pickled and may run code; {_ONE_LINER}" if path.endswith(_PICKLES) else "not a .safetensors file"
         raise UserError(f"{path}: {what}")

@@ -445,6 +445,8 @@ class Student(Following):
 
     Attributes:
       pseudo_labels: learn from pseudo labels; False leaves ground truth alone.
+      pool_share: share of the images drawn that come from the pool; of each annotated set the student draws as many as
+        its teacher does, in proportion. 0 draws every image as often as any other, see `repeat_labeled`.
       repeat_labeled: how often an annotated image appears for one appearance of an image of the pool.
       truth_weight: weight of ground truth, where a pseudo label has 1.
       pool_images: images of the pool that are used; 0 uses all.
@@ -461,6 +463,7 @@ class Student(Following):
     """
 
     pseudo_labels: bool = True
+    pool_share: float = 0.0
     repeat_labeled: int = 1
     truth_weight: float = 1.0
     pool_images: int = 0
@@ -480,6 +483,12 @@ class Student(Following):
         if self.shuffled_labels and self.batch_size < 2:
             raise ValueError("shuffled_labels: needs a batch_size of at least 2")
         _at_least(0, repeat_labeled=self.repeat_labeled, truth_weight=self.truth_weight, pool_images=self.pool_images)
+        _below_one(pool_share=self.pool_share)
+        if self.pool_share:
+            if self.repeat_labeled != 1 or self.pool_images or self.epochs:
+                raise ValueError(
+                    "pool_share: says how often images are drawn; leave repeat_labeled, pool_images and epochs out"
+                )
         if self.weights.kind != "none" and self.slam.enabled:
             raise ValueError("slam.enabled: weights and slam are two corrections of the same labels; choose one")
         if self.cutmix.probability and (self.weights.kind != "none" or self.slam.enabled):
@@ -500,6 +509,9 @@ class LabelPolicy:
       min_count: predictions that a class needs for thresholds of its own.
       max_count: predictions that are used.
       confidence: with which the precision is reached, one-sided; 0 uses the estimate alone.
+      sets: on whose pictures its pseudo labels are used; empty: all.
+      familiar: a set is left out where the mean confidence is below this share of that on the task's own validation
+        images; needs scores, and thresholds from them.
     """
 
     positive: float = 0.0
@@ -511,8 +523,11 @@ class LabelPolicy:
     min_count: int = 50
     max_count: int = 2_000_000
     confidence: float = 0.0
+    sets: tuple[str, ...] = ()
+    familiar: float = 0.0
 
     def __post_init__(self):
+        _share(familiar=self.familiar)
         _share(positive=self.positive, negative=self.negative, negative_below=self.negative_below)
         if self.negative > self.positive:
             raise ValueError(f"negative={self.negative}: must not exceed positive={self.positive}")

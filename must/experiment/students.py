@@ -11,7 +11,7 @@ from must.data.combine import Cached, Repeated, Subset
 from must.data.edited import EditedCoco
 from must.data.merge import Concat, Overlay
 from must.data.weights import read_weights
-from must.experiment import build, labeling, measure, networks, weighting
+from must.experiment import acceptance, build, jobs, labeling, measure, networks, weighting
 from must.experiment.external import external_teachers
 from must.experiment.settings import Must, Run, Student
 from must.experiment.training import NO_WEIGHTING, Weighting, train_tasks
@@ -39,6 +39,8 @@ def measure_external(settings: Must, seed: int, task: str, *, directory: str, re
 def train_supervised(settings: Must, seed: int, *, directory: str, report) -> dict:
     """The job of the supervised baseline: all tasks, all annotations, no pseudo labels, the student's steps."""
     tasks, source = tuple(settings.tasks), Concat(build.annotated_sets(settings))
+    if settings.student.pool_share:
+        source = Repeated(Cached(source), _as_teachers(settings, 0.0))
     policies = {name: Policy() for name in tasks}
     return train_tasks(settings, seed, tasks, settings.supervised, source, policies, directory=directory, report=report)
 
@@ -61,7 +63,7 @@ def train_student(settings: Must, seed: int, arm: str, *, directory: str, report
         scheme, seen = weighting.weighting_of(
             weighting.Evidence(settings, run, arm, policies, source, records, held_out)
         )
-    given = given_weights(settings, run, source.ids, records)
+    given = given_weights(settings, run, source.ids, records, familiar_sets(settings, top, run))
     fixed = {name: {**given[name], **scheme.fixed.get(name, {})} for name in names}
     scheme = scheme._replace(fixed={name: factors for name, factors in fixed.items() if factors})
     if run.mean_teacher.kind != "none" or run.small_loss.drop:
@@ -89,7 +91,10 @@ def student_source(settings: Must, run: Student, records: Source) -> Source:
     annotated = build.annotated_sets(settings)
     if not run.pseudo_labels:
         return Concat(annotated)
-    times = {id: run.repeat_labeled for part in annotated for id in part.ids}
+    if run.pool_share:
+        times = _as_teachers(settings, run.pool_share)
+    else:
+        times = {id: run.repeat_labeled for part in annotated for id in part.ids}
     if run.pool_images:
         pool = Concat(build.pool(settings))
         part = set(Subset(pool, count=run.pool_images).ids)
@@ -100,10 +105,58 @@ def student_source(settings: Must, run: Student, records: Source) -> Source:
     return Repeated(Cached(Overlay(records, truth)), times)
 
 
+def _as_teachers(settings: Must, pool_share: float) -> dict[str, int]:
+    """How often each image appears: of every annotated set in proportion to the images that its teacher draws, of the
+    pool its share; rounded to a quarter of what the rarest image has."""
+    sets = {name: build.set_split(settings, name, "train") for name in settings.train_sets.values()}
+    drawn: dict[str, list[int]] = {name: [] for name in sets}
+    for task, name in settings.train_sets.items():
+        if task in settings.tasks and task not in settings.external_teachers:
+            run = build.teacher(settings, task)
+            drawn[name].append(run.steps * run.batch_size or run.epochs * len(sets[name]))
+    trained = [max(counts) for counts in drawn.values() if counts]
+    usual = sum(trained) / len(trained) if trained else 1.0  # of a set whose teachers are external
+    images = {name: max(counts, default=usual) for name, counts in drawn.items()}
+    pool = [id for source in build.pool(settings) for id in source.ids]
+    share = pool_share if pool else 0.0
+    each = {id: share / len(pool) for id in pool}
+    for name, part in sets.items():
+        for id in part.ids:
+            each[id] = each.get(id, 0.0) + (1 - share) * images[name] / sum(images.values()) / len(part)
+    rarest = min(value for value in each.values() if value)
+    return {id: round(4 * value / rarest) for id, value in each.items()}
+
+
+def familiar_sets(settings: Must, top: str, run: Student) -> dict[str, set[str]]:
+    """{task: sets on whose pictures its pseudo labels are used}, of the tasks that do not use them on all.
+
+    Raises:
+      UserError: a set that does not exist, or labels without the scores that tell which sets are familiar.
+    """
+    names = {id.partition("/")[0] for id in build.all_images(settings).ids}
+    chosen: dict[str, set[str]] = {}
+    for task, section in build.policies(settings, run).items():
+        path = f"config.policies.{task}"
+        if foreign := next((name for name in section.sets if name not in names), None):
+            raise UserError(f"{path}.sets: no images of {foreign!r}; there are {', '.join(sorted(names))}")
+        kept = set(section.sets) or names
+        if section.familiar:
+            seen = jobs.facts(top, labeling.policy_job(run.labels_from)).get("sets", {}).get(task, {})
+            if acceptance.OWN not in seen:
+                raise UserError(f"{path}.familiar: needs scores, and from_validation=True in some policy")
+            least = section.familiar * seen[acceptance.OWN]["confidence"]
+            kept = {name for name in kept if name not in seen or seen[name]["confidence"] >= least}
+        if kept < names:
+            chosen[task] = kept
+    return chosen
+
+
 def given_weights(
-    settings: Must, run: Student, ids: Sequence[str], records: Source
+    settings: Must, run: Student, ids: Sequence[str], records: Source, familiar: Mapping[str, set[str]] = {}
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Factors of the training examples' weights that the settings give: {task: {"file", "truth": float32 [N]}}.
+    """Factors of the training examples' weights that the settings give: {task: {"file", "truth", "set": float32 [N]}}.
+
+    "set" is 0 for pseudo labels on pictures of sets that the task's policy leaves out.
 
     Raises:
       UserError: the file of weights names an image that is neither drawn nor in the records, or a task that is not
@@ -124,6 +177,10 @@ def given_weights(
         for name in factors:
             true = set(build.split(settings, name, "train").ids)
             factors[name]["truth"] = np.array([run.truth_weight if id in true else 1.0 for id in ids], np.float32)
+    for name, sets in familiar.items():
+        true = set(build.split(settings, name, "train").ids)
+        used = [id in true or id.partition("/")[0] in sets for id in ids]
+        factors[name]["set"] = np.array(used, np.float32)
     return factors
 
 

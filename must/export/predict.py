@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from must.core.files import read_bytes
 from must.core.types import Example, Label, Teacher, UserError
 from must.data.clips import ClipEncoder, Window
 from must.data.geometry import whole_image
 from must.data.pipeline import Encoder
-from must.readers.pictures import DISPLAYED, decode_picture, read_bytes
+from must.readers.pictures import DISPLAYED, decode_picture
 from must.readers.video import VIDEOS, VideoFile, read_table
 from must.tasks.base import Task
 from must.tasks.tiles import tiled

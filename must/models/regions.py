@@ -128,7 +128,7 @@ class RegionHead(nn.Module):
         if missing:
             raise ValueError(f"regions are read at strides {self.strides}; the neck gives {tuple(features.pyramid)}")
         pyramid = {stride: features.pyramid[stride] for stride in self.strides}
-        batch = len(features.pooled)
+        batch = features.pooled.shape[0]
         objectness, shifts = self._anchors(pyramid)
         anchors = anchors_of(image_size, self.strides, self.anchor_scale, self.ratios)
         anchors = jnp.broadcast_to(jnp.asarray(anchors), (batch, *anchors.shape))
@@ -160,7 +160,7 @@ class RegionHead(nn.Module):
         predict = dense(count, bias_init=prior, name="rpn_objectness")
         shift = dense(4 * count, name="rpn_box")
         parts = [(predict(x), shift(x)) for x in (nn.relu(conv(pyramid[stride])) for stride in self.strides)]
-        batch = len(parts[0][0])
+        batch = parts[0][0].shape[0]
         objectness = jnp.concatenate([logits.reshape(batch, -1) for logits, _ in parts], 1)
         shifts = jnp.concatenate([deltas.reshape(batch, -1, 4) for _, deltas in parts], 1)
         return objectness.astype(jnp.float32), shifts.astype(jnp.float32)
@@ -219,5 +219,5 @@ class MaskedRegions(nn.Module):
         x = nn.relu(nn.ConvTranspose(self.width, (2, 2), (2, 2), name="mask_up", **options)(x))
         last = nn.Dense(1, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype, name="mask")
         logits = last(x)[..., 0].astype(jnp.float32)
-        frame = jnp.zeros((len(boxes), *image_size, 0), bool)  # holds nothing; its shape is that of the picture
+        frame = jnp.zeros((boxes.shape[0], *image_size, 0), bool)  # holds nothing; its shape is that of the picture
         return {**outputs, "frame": frame, "found": boxes, "masks": logits.reshape(*boxes.shape[:2], *logits.shape[1:])}

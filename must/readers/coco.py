@@ -1,5 +1,6 @@
 """COCO json: boxes, and instance masks (polygons or RLE) painted into a class map."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ class CocoJson(FileSource):
             settings=(self._tasks, self._unknown, background, drop_empty, bounds, corners, relative),
             label_files=[self._json],
             orientation=orientation,
+            within=(root, locate(root, images, split), self._json),
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -145,7 +147,7 @@ class CocoJson(FileSource):
         self._sizes = np.array(sizes, np.float64)
         pictures = {key: path / file for key, (_, file, *_) in entries.items()}
         for file in pictures.values():
-            if not file.is_file():
+            if not os.path.isfile(file):  # False for a name that no file system takes
                 raise UserError(f"{self._json}: image {file} does not exist")
         return pictures
 

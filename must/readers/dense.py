@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from must.core import labels
+from must.core.files import read_bytes
 from must.core.types import Label, UserError
 from must.readers.files import (
     FileSource,
@@ -18,7 +20,7 @@ from must.readers.files import (
     read_classes,
     source_name,
 )
-from must.readers.pictures import DISPLAYED, open_picture, read_bytes, stored_ids
+from must.readers.pictures import DISPLAYED, MAX_PIXELS, open_picture, stored_ids
 
 
 class _Paired(FileSource):
@@ -58,7 +60,9 @@ class _Paired(FileSource):
         classes: Sequence[str] | None = None,
         settings: Any = None,
     ):
-        pictures = find_pictures(locate(root, images, split), image_suffix, locate(root, ids, split) if ids else None)
+        pictures = find_pictures(
+            locate(root, images, split), image_suffix, locate(root, ids, split) if ids else None, root
+        )
         path = folder(locate(root, maps, split))
         self._maps: list[Path | None] = []
         for key, picture in pictures.items():
@@ -79,6 +83,7 @@ class _Paired(FileSource):
             settings=(task, coarse, settings, [file is not None for file in self._maps]),
             label_files=maps_present,
             orientation=orientation,
+            within=(root, locate(root, images, split), path),
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -283,8 +288,8 @@ def _rgb(file: Path) -> np.ndarray:
 
 def _vectors(file: Path) -> np.ndarray:
     try:
-        stored = np.load(io.BytesIO(read_bytes(file)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        stored = np.lib.format.read_array(io.BytesIO(read_bytes(file)), allow_pickle=False)
+    except (ValueError, EOFError, MemoryError, RecursionError, SyntaxError) as error:
         raise UserError(f"{file}: not a NumPy array: {error}") from None
     if stored.ndim != 3 or stored.shape[-1] != 3 or not np.issubdtype(stored.dtype, np.floating):
         raise UserError(f"{file}: normals need floats [h, w, 3], not {stored.dtype} {list(stored.shape)}")
@@ -312,7 +317,22 @@ def _read_sbd(file: Path) -> np.ndarray:
     """Class map of the Semantic Boundaries Dataset (Hariharan et al. 2011): GTcls.Segmentation."""
     from scipy.io import loadmat  # a dependency of JAX
 
+    data = read_bytes(file)
     try:
-        return np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0]).astype(np.uint8)
+        _check_unpacked(data)
+        return np.asarray(loadmat(io.BytesIO(data))["GTcls"]["Segmentation"][0, 0]).astype(np.uint8)
     except Exception as error:  # scipy documents no exception types for damaged files
         raise UserError(f"{file}: not an SBD mask: {type(error).__name__} {error}") from None
+
+
+def _check_unpacked(data: bytes) -> None:
+    """Refuses a .mat file whose deflated parts become more than the pixels that are decoded."""
+    at = 128
+    while at + 8 <= len(data):
+        kind, size = np.frombuffer(data[at : at + 8], "<u4").tolist()
+        if kind == 15:
+            unpacked, part = zlib.decompressobj(), data[at + 8 : at + 8 + size]
+            unpacked.decompress(part, MAX_PIXELS)
+            if unpacked.unconsumed_tail:
+                raise ValueError(f"more than {MAX_PIXELS:,} bytes when unpacked")
+        at += 8 + size

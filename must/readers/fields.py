@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import reprlib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import numpy as np
 from must.core.types import UserError
 
 _OF_ZIP = (zipfile.BadZipFile, zlib.error, EOFError)
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 4, 20, 20, 60, 60
 _FLAGS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 
 
@@ -78,7 +81,7 @@ def understood(path: Any) -> Iterator[None]:
 def shown(value: Any) -> str:
     """A value in a message, cut to a length that a line can hold."""
     try:
-        out = repr(value)
+        out = _SHORT.repr(value)  # not all of it: lists of a YAML may hold one another a billion times
     except ValueError:  # an integer of more digits than Python prints
         return "(a number of thousands of digits)"
     return out if len(out) <= 60 else f"{out[:57]}..."

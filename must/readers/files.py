@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from must.core.arguments import path_of
+from must.core.files import read_bytes
 from must.core.notices import notice
 from must.core.types import Example, Label, UserError
 from must.readers import fields
@@ -27,7 +28,6 @@ from must.readers.pictures import (
     is_deep,
     orientation_of,
     picture_size,
-    read_bytes,
     read_picture,
     significant_bits,
     untagged,
@@ -52,6 +52,7 @@ class FileSource:
       label_files: files that contain the labels; part of the fingerprint.
       orientation: of pictures with an orientation tag (EXIF), and of their labels: "displayed", as viewers and
         annotation tools show them, or "stored".
+      within: folders and files that the user named; files outside of them are refused, see `check_inside`.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class FileSource:
         settings: Any = None,
         label_files: Sequence[Path] = (),
         orientation: str = DISPLAYED,
+        within: Sequence[str | Path] = (),
     ):
+        check_inside([*pictures.values(), *label_files], within)
         if not name or "/" in name:
             raise UserError(f"source name {name!r}: must not be empty or contain '/'")
         if orientation not in (DISPLAYED, STORED):
@@ -190,6 +193,33 @@ def folder(path: Path) -> Path:
     return path
 
 
+def check_inside(paths: Iterable[str | Path], within: Iterable[str | Path]) -> None:
+    """Refuses files that a link, an absolute name or ".." in others' files places outside of what the user named.
+
+    Args:
+      paths: files and folders, by the names that they were found under.
+      within: folders and files that the user named; without any nothing is refused.
+
+    Raises:
+      UserError: one that is outside; the environment variable MUST_OUTSIDE=1 allows it.
+    """
+    tops = [os.path.realpath(top).rstrip(os.sep) for top in within]
+    if not tops or os.environ.get("MUST_OUTSIDE", "0") != "0":
+        return
+    folders: dict[str, str] = {}
+    for path in paths:
+        parent, name = os.path.split(path)
+        if parent not in folders:
+            folders[parent] = os.path.realpath(parent)
+        at = f"{folders[parent]}{os.sep}{name}"
+        if name in ("", ".", "..") or os.path.islink(path):
+            at = os.path.realpath(path)
+        if not any(at == top or at.startswith(f"{top}{os.sep}") for top in tops):
+            raise UserError(
+                f"{path}: leads to {at}, outside of {tops[0]}; MUST_OUTSIDE=1 in the environment reads it all the same"
+            )
+
+
 def read_text(path: Path) -> str:
     """The file as text: UTF-8, UTF-16 or UTF-32; anything else as cp1252, with a notice."""
     data = read_bytes(path)
@@ -211,8 +241,8 @@ def read_json(path: Path) -> Any:
     """The parsed file; UserError names file and line."""
     try:
         return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-        raise UserError(f"{path}: invalid json: {error}") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # also numbers of thousands of digits
+        raise UserError(f"{path}: invalid json: {error or 'too large for the memory of this machine'}") from None
 
 
 def read_lines(path: Path) -> list[str]:
@@ -291,8 +321,13 @@ def first_repeated(items: Any) -> Any:
     return None
 
 
-def walk(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, its files, sorted) below a folder, without hidden ones; each folder once, whatever links lead to it."""
+def walk(path: Path, root: str | Path = "") -> Iterator[tuple[str, list[str]]]:
+    """(folder, its files, sorted) below a folder, without hidden ones; each folder once, whatever links lead to it.
+
+    Raises:
+      UserError: a folder that cannot be read, or a link out of the folder and of `root`, see `check_inside`.
+    """
+    within = [path, *([root] if root else [])]
     waiting, links, seen, passed = [os.fspath(path)], [], set(), 0
     while waiting or links:
         linked = not waiting  # links come last, so that a folder is listed where it is
@@ -307,6 +342,7 @@ def walk(path: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         seen.add((at.st_dev, at.st_ino))
         entries = [entry for entry in entries if not entry.name.startswith(".")]
+        check_inside((entry.path for entry in entries if entry.is_symlink()), within)
         inner = [entry for entry in entries if os.path.isdir(entry)]  # of links too, and False for one in a circle
         for entry in inner:
             (links if entry.is_symlink() else waiting).append(entry.path)
@@ -315,7 +351,7 @@ def walk(path: Path) -> Iterator[tuple[str, list[str]]]:
         notice(f"{path}: links to folders that have already been read are skipped: {passed}")
 
 
-def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict[str, Path]:
+def find_pictures(path: Path, suffix: str = "", ids: Path | None = None, root: str | Path = "") -> dict[str, Path]:
     """Pictures below a folder, {relative path without `suffix` and extension: file}; other files are told of.
 
     Args:
@@ -323,6 +359,7 @@ def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict
       suffix: selects pictures whose name ends in it, without extension or, such as "_rgb.jpg", with it; not part of the
         key.
       ids: list file of keys, one per line, with or without extension; selects and orders the result.
+      root: of the data set, where links may lead.
 
     Raises:
       UserError: no pictures, duplicate keys, a list that names a missing picture or a picture twice.
@@ -330,7 +367,7 @@ def find_pictures(path: Path, suffix: str = "", ids: Path | None = None) -> dict
     pictures: dict[str, Path] = {}
     passed: Counter[str] = Counter()
     with_extension = suffix.lower().endswith(PICTURES)
-    for directory, names in walk(folder(path)):
+    for directory, names in walk(folder(path), root):
         for name in names:
             stem, extension = os.path.splitext(name)
             if extension.lower() not in PICTURES:

@@ -48,7 +48,7 @@ class ImageFolder(FileSource):
         orientation: str = DISPLAYED,
     ):
         path = folder(locate(root, images, split))
-        pictures = find_pictures(path)
+        pictures = find_pictures(path, root=root)
         for key, file in pictures.items():
             if "/" not in key:
                 raise UserError(f"{file}: outside the class folders of {path}")
@@ -64,7 +64,7 @@ class ImageFolder(FileSource):
             for extra in sorted(populated - set(names)):
                 raise UserError(f"{path / extra}: folder is not one of the {len(names)} classes")
         if ids:
-            pictures = find_pictures(path, ids=locate(root, ids, split))
+            pictures = find_pictures(path, ids=locate(root, ids, split), root=root)
         name = source_name(name, root, split)
         super().__init__(name, pictures, classes={task: names}, settings=task, orientation=orientation)
         number = {label: i for i, label in enumerate(names)}
@@ -108,7 +108,7 @@ class ImageCsv(FileSource):
         orientation: str = DISPLAYED,
     ):
         path, file = folder(locate(root, images, split)), locate(root, table, split)
-        available = find_pictures(path)
+        available = find_pictures(path, root=root)
         rows, known = _read_table(file, available, path)
         names = labels.in_order(known) if classes is None else tuple(read_classes(classes, root).values())
         number_of = {label: i for i, label in enumerate(names)}
@@ -222,7 +222,7 @@ class AttributeCsv(FileSource):
         path, file = folder(locate(root, images, split)), locate(root, table, split)
         if minus not in ("", "absent", "unknown"):
             raise UserError(f"{file}: minus={minus!r}: expected 'absent' or 'unknown'")
-        available = find_pictures(path)
+        available = find_pictures(path, root=root)
         (_, heading), *rows = read_rows(file).items()
         if len(heading) < 2 or any(_names_picture(cell, available, path) for cell in heading):
             raise UserError(f"{file}: line 1: expected a heading with the names of the attributes")
@@ -280,5 +280,6 @@ class Photos(FileSource):
         name: str = "",
         orientation: str = DISPLAYED,
     ):
-        pictures = find_pictures(locate(root, images, split), ids=locate(root, ids, split) if ids else None)
+        path = locate(root, images, split)
+        pictures = find_pictures(path, ids=locate(root, ids, split) if ids else None, root=root)
         super().__init__(source_name(name, root, split), pictures, orientation=orientation)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from must.core import labels
+from must.core.files import read_bytes
 from must.core.types import Example, Label, UserError
-from must.readers.files import fingerprint_of, folder, locate, read_classes, read_lines, source_name, walk
+from must.readers import fields
+from must.readers.files import check_inside, fingerprint_of, folder, locate, read_classes, read_lines, source_name, walk
 from must.readers.names import PICTURES, existing, readable
 from must.readers.pictures import (
     DISPLAYED,
@@ -18,7 +20,6 @@ from must.readers.pictures import (
     is_deep,
     orientation_of,
     picture_size,
-    read_bytes,
     significant_bits,
 )
 from must.readers.record_format import encode_png
@@ -158,12 +159,14 @@ class FrameFolders(ClipSource):
         name: str = "",
     ):
         path = folder(locate(root, clips, split))
-        class_ids = read_clips(locate(root, list, split), path) if list else dict.fromkeys(_picture_folders(path))
+        class_ids = read_clips(locate(root, list, split), path) if list else dict.fromkeys(_picture_folders(path, root))
         names = checked_classes(class_ids, classes, root, locate(root, list, split), first_class)
         super().__init__(source_name(name, root, split), class_ids, names, task)
         self._folders = [path / key for key in class_ids]
+        check_inside(self._folders, (root, path))
         self._files = [_pictures(clip) for clip in self._folders]
         for clip, pictures in zip(self._folders, self._files, strict=True):
+            check_inside((clip / file for file in pictures), (root, path))
             if frames and len(pictures) != frames:
                 raise UserError(f"{clip}: has {len(pictures)} frames, expected {frames}")
 
@@ -190,6 +193,8 @@ def read_clips(file: Path, path: Path) -> dict[str, int | None]:
     for number, line in enumerate(read_lines(file), 1):
         labeled = re.fullmatch(r"(.*?\S)\s*[\s,;]\s*(-?\d+)", line)
         clip = (labeled[1] if labeled else line).rstrip("/\\")
+        if labeled and len(labeled[2]) > 9:
+            raise UserError(f"{file}: line {number}: class index {fields.shown(labeled[2])} is too large")
         clip = existing(path, clip) or clip
         if clip in class_ids:
             raise UserError(f"{file}: line {number}: lists {clip!r} twice")
@@ -223,10 +228,10 @@ def checked_classes(
     return names
 
 
-def _picture_folders(path: Path) -> list[str]:
+def _picture_folders(path: Path, root: str) -> list[str]:
     """Folders with pictures below a path, relative to it, in natural order."""
     clips = []
-    for directory, names in walk(path):
+    for directory, names in walk(path, root):
         if directory != str(path) and any(_is_picture(name) for name in names):
             clips.append(Path(directory).relative_to(path).as_posix())
     if not clips:

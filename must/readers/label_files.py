@@ -23,15 +23,16 @@ from typing import Any
 
 import numpy as np
 
+from must.core.files import read_bytes
 from must.core.labels import half
 from must.core.types import Example, Label, Source, UserError
 from must.readers.attributes import attributes_of
 from must.readers.dense import read_mask
 from must.readers.edited import read_boxes
 from must.readers.fields import understood
-from must.readers.files import fingerprint_of, read_json, read_rows
+from must.readers.files import check_inside, fingerprint_of, read_json, read_rows
 from must.readers.names import id_of
-from must.readers.pictures import decode_picture, open_picture, read_bytes, read_picture, untagged
+from must.readers.pictures import decode_picture, open_picture, read_picture, untagged
 
 ABOUT, EXAMPLES, IMAGES, COCO, CLASSES, ATTRIBUTES, MAPS = (
     "about.json",
@@ -83,6 +84,7 @@ class LabelFiles:
         rows = list(read_table(self._root / EXAMPLES, ("picture", "id")))
         self.name, self.ids = name or about["source"], [row["id"] for row in rows]
         self._pictures = [row["picture"] for row in rows]
+        check_inside((self._root / IMAGES / picture for picture in self._pictures), (self._root,))
         self._images = images
         self._places = {id: i for i, id in enumerate(images.ids)} if images is not None else {}
         self.classes: dict[str, tuple[str, ...]] = {}
@@ -217,7 +219,8 @@ def _id(row: Mapping[str, str]) -> str:
 
 def _read_map(folder: Path, field: str, file: str, stacked: bool) -> np.ndarray | None:
     """A map in record form, None if the file is missing."""
-    if not (folder / field / file).is_file():
+    check_inside([folder / field / file], [folder])
+    if not os.path.isfile(folder / field / file):
         return None
     if field == "depth":
         picture = open_picture(read_bytes(folder / field / file), str(folder / field / file))

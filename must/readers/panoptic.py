@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from must.core import labels
+from must.core.files import read_bytes
 from must.core.notices import notice
 from must.core.types import Label, UserError
 from must.readers import fields
 from must.readers.coco_head import keys_of, read_head, values
 from must.readers.files import FileSource, first_repeated, folder, locate, read_classes, source_name
 from must.readers.names import existing
-from must.readers.pictures import DISPLAYED, open_picture, read_bytes
+from must.readers.pictures import DISPLAYED, open_picture
 
 
 class CocoPanoptic(FileSource):
@@ -79,6 +80,7 @@ class CocoPanoptic(FileSource):
             settings=(task, "panoptic"),
             label_files=[self._json, *self._maps],
             orientation=orientation,
+            within=(root, path, maps, self._json),
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:

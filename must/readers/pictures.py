@@ -9,11 +9,8 @@ import contextlib
 import contextvars
 import io
 import math
-import os
 import re
-import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,6 +26,8 @@ STORED, DISPLAYED = "stored", "displayed"  # how a picture with an orientation t
 _CUT = re.compile("Premature end of JPEG")  # perhaps only its last two bytes, the end mark, are missing
 _END = b"\xff\xd9"
 _DAMAGE = re.compile("premature end|bad huffman|bad arithmetic|instead of rst", re.IGNORECASE)
+# What Pillow may open: some of its other formats run programs (EPS) or follow names (FPX).
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _TAG = 0x0112  # EXIF's orientation
 _PNG, _JPEG, _TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"II", b"MM")
 _METADATA = (b"eXIf", b"iCCP", b"iTXt", b"tEXt", b"zTXt", b"tIME", b"pHYs", b"sPLT", b"hIST", b"dSIG")
@@ -45,17 +44,6 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 Result = TypeVar("Result")
 _REDUCED = 5  # eighths of the size; libjpeg-turbo decodes six and seven of them more slowly than eight
 _undecoded: contextvars.ContextVar[bool] = contextvars.ContextVar("undecoded", default=False)
-
-
-def read_bytes(path: Path, most: int = -1) -> bytes:
-    """The file's content, or its first `most` bytes; UserError if it cannot be read or is a pipe or device."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path}: not a regular file" if not path.is_dir() else f"{path}: Is a directory")
-        with open(path, "rb") as file:
-            return file.read(most)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager
@@ -256,7 +244,7 @@ def orientation_of(data: bytes) -> int:
     if not _has_metadata(data):
         return 1
     try:
-        tag = _pillow().open(io.BytesIO(data)).getexif().get(_TAG, 1)
+        tag = _pillow().open(io.BytesIO(data), formats=_FORMATS).getexif().get(_TAG, 1)
     except Exception:  # Pillow's plugins raise a dozen types; what is broken shows on decoding
         return 1
     return tag if tag in _TURNS else 1
@@ -302,8 +290,8 @@ def _with_pillow(
     Image = _pillow()
     for attempt in range(2 if data.startswith(_PNG) and not strict else 1):
         try:
-            picture = Image.open(io.BytesIO(_bare_png(data) if attempt else data))
-            _check_size(*picture.size, where, limit)
+            picture = Image.open(io.BytesIO(_bare_png(data) if attempt else data), formats=_FORMATS)
+            check_size(*picture.size, where, limit)
             return work(picture)
         except UserError:
             raise
@@ -319,7 +307,8 @@ def _with_pillow(
 _ALLOWED = f"at most {MAX_PIXELS:,} pixels are decoded, the environment variable MUST_MAX_PIXELS allows more"
 
 
-def _check_size(width: int, height: int, where: str, limit: int | None = None) -> None:
+def check_size(width: int, height: int, where: str, limit: int | None = None) -> None:
+    """UserError for a picture or frame of more pixels than the limit (`MAX_PIXELS`)."""
     if width * height > (limit or MAX_PIXELS):
         raise UserError(f"{where}: too large, {width}x{height} px (width x height); {_ALLOWED}")
 
@@ -331,7 +320,7 @@ def _jpeg_size(data: bytes, where: str) -> tuple[int, int] | None:
     if data.startswith(_JPEG):
         with contextlib.suppress(ValueError, KeyError):
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(width, height, where)
+            check_size(width, height, where)
             return (height, width) if space in ("YCbCr", "RGB", "Gray") else None
     return None
 
@@ -345,7 +334,7 @@ def _decode_jpeg(data: bytes, where: str) -> np.ndarray | None:
     for form in (lambda: data, lambda: _repaired(data), lambda: _repaired(data) + _END):
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(jpeg := form())
-            _check_size(width, height, where)
+            check_size(width, height, where)
             return simplejpeg.decode_jpeg(jpeg, "RGB") if space in ("YCbCr", "RGB", "Gray") else None
         except (ValueError, KeyError) as error:  # KeyError: chroma sampling that the library does not know
             problem = str(error)
@@ -418,6 +407,6 @@ def _deep(picture: Any, data: bytes) -> np.ndarray:
     if raw not in ("RGB;16B", "RGBA;16B"):  # gray with alpha: only the high bytes can be had
         return high << 8
     # Pillow keeps only the high byte of colors; read as little-endian, that is the low one.
-    low = _pillow().open(io.BytesIO(data))
+    low = _pillow().open(io.BytesIO(data), formats=_FORMATS)
     low.tile = [tile._replace(args=f"{raw[:-1]}L") for tile in low.tile]
     return high << 8 | np.asarray(low.convert("RGB"))

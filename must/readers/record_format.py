@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from must.core.types import ArraySpec, Label, UserError
-from must.readers.pictures import header, is_deep, is_portable
+from must.readers.pictures import MAX_PIXELS, header, is_deep, is_portable
 from must.readers.png_maps import TYPES, decode_map, encode_map, write_png
 
 IMAGE, VIDEO, ID = "image", "video", "id"
 Specs = Mapping[str, Mapping[str, ArraySpec]]
 _LEVEL = 1  # of deflate
+_LARGEST = 8 * MAX_PIXELS  # bytes of a field
 _PNG_DOC = {"int8": "; stored + 128", "uint16": "; high bytes, below them the low bytes"}
 
 
@@ -188,7 +189,10 @@ def _get(feature: Any, key: str, spec: ArraySpec) -> Any:
         if spec.shape.count(None) > 1:
             sizes = feature[f"{key}/shape"].int64_list.value
             key = f"{key}/value"
-        data = zlib.decompress(feature[key].bytes_list.value[0])
+        unpacked = zlib.decompressobj()
+        data = unpacked.decompress(feature[key].bytes_list.value[0], _LARGEST)
+        if unpacked.unconsumed_tail or not unpacked.eof:
+            raise ValueError(f"{key}: cut, or more than {_LARGEST:,} bytes when unpacked")
         return np.frombuffer(data, spec.dtype).reshape(sizes)
     if spec.dtype == "str":
         return feature[key].bytes_list.value[0].decode()

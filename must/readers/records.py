@@ -9,7 +9,6 @@ added/<name>/1.0.0                          tasks added later: a directory like 
 
 import bisect
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from must.core.arguments import path_of
+from must.core.files import read_bytes, read_json
 from must.core.types import ArraySpec, Example, Label, Source, UserError
 from must.readers.fields import understood
 from must.readers.frames import FrameVideo
@@ -91,8 +91,7 @@ class Records:
         self._lock = threading.Lock()
         for file in [*self._shards, self.provenance["ids"]]:
             _check_file(self._directory, file, verify)
-        with open(os.path.join(self._directory, IDS), encoding="utf-8") as lines:
-            self.ids = tuple(lines.read().split("\n")[:-1])
+        self.ids = tuple(read_bytes(os.path.join(self._directory, IDS)).decode().split("\n")[:-1])
         hashes = [shard["sha256"] for shard in self._shards]
         self._added: list[tuple[Records, np.ndarray]] = []  # with the index in it of each record, -1 if missing
         for name, facts in added.items():
@@ -166,12 +165,7 @@ def read_provenance(directory: str) -> dict[str, Any]:
     """The content of provenance.json; UserError if the directory has no complete records."""
     if not os.path.exists(os.path.join(directory, COMMITTED)):
         raise UserError(f"{directory}: no complete records here ({COMMITTED} is missing)")
-    path = os.path.join(directory, PROVENANCE)
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {error}") from None
+    return read_json(os.path.join(directory, PROVENANCE))
 
 
 def addition_directory(directory: str, name: str) -> str:
@@ -215,8 +209,10 @@ def stored_records(path: str) -> Iterator[bytes]:
 def _check_file(directory: str, entry: dict[str, Any], verify: bool) -> None:
     """Raises UserError unless the file is as written; a truncated ArrayRecord silently opens with 0 records."""
     path = os.path.join(directory, entry["file"])
-    if not os.path.exists(path):
-        raise UserError(f"{path}: missing")
+    if os.path.basename(path) != entry["file"]:
+        raise UserError(f"{os.path.join(directory, PROVENANCE)}: file {entry['file']!r} is not one of this folder")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: " + ("not a regular file" if os.path.exists(path) else "missing"))
     size = os.path.getsize(path)
     if size != entry["bytes"]:
         raise UserError(f"{path}: has {size} bytes, expected {entry['bytes']}")

@@ -6,7 +6,6 @@ Nothing is downloaded or prepared; error messages give the command to do so.
 import contextlib
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from must.core import labels as forms
+from must.core.files import read_json
 from must.core.types import Example, Label, UserError
 from must.readers.files import read_classes
 from must.readers.frames import FrameVideo
@@ -369,7 +369,7 @@ def _open(dataset: str, data_dir: str | None) -> tuple[Any, frozenset[str]]:
     try:
         if not (directory / "dataset_info.json").is_file():
             directory = Path(read_only_builder._find_builder_dir(dataset, data_dir=data_dir))
-        content = json.loads((directory / "features.json").read_text())
+        content = read_json(directory / "features.json")
         videos = _store_frames(content)
         if not videos:
             return read_only_builder.builder_from_directory(str(directory)), videos

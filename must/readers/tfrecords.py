@@ -2,12 +2,14 @@
 
 import functools
 import mmap
+import os
 import struct
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from must.core.files import read_bytes
 from must.core.types import UserError
 
 
@@ -67,6 +69,8 @@ class TfRecordRows:
 def _spans(path: str) -> np.ndarray:
     """(start, length) of the records, int64 [N, 2]: each is framed by its length, two checksums and nothing else."""
     try:
+        if not os.path.isfile(path):
+            read_bytes(path)  # which says why not
         with open(path, "rb") as file:
             if not file.read(1):
                 return np.zeros((0, 2), np.int64)

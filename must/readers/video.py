@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.core import labels
+from must.core.files import read_bytes
 from must.core.notices import notice
 from must.core.types import Example, UserError
-from must.readers.files import fingerprint_of, folder, locate, read_classes, source_name, tell_passed_over, walk
+from must.readers.files import (
+    check_inside,
+    fingerprint_of,
+    folder,
+    locate,
+    read_classes,
+    source_name,
+    tell_passed_over,
+    walk,
+)
 from must.readers.frames import ClipSource, checked_classes, read_clips
 from must.readers.names import class_name, readable
+from must.readers.pictures import MAX_PIXELS, check_size
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
+# Others, such as lists of further files, make FFmpeg open what they name.
+_FORMATS = "mov,mp4,m4v,matroska,webm,avi,mpeg,mpegts,mpegvideo,ogg"
 _TOLERANCE = 0.1  # seconds
 _BLOCK = 8  # frames that are decoded together
 
@@ -85,7 +97,7 @@ class VideoFile:
 
     def _decode(self, requested: list[int], frames: np.ndarray, *, seek: bool) -> int | None:
         """Fills `frames`; returns the first requested index that cannot be decoded, else None."""
-        with _av().open(str(self._path)) as container:
+        with _opened(self._path) as container:
             for index, into, frame in zip(requested, frames, self._reached(container, requested, seek), strict=True):
                 if frame is None:
                     return index
@@ -148,7 +160,7 @@ class VideoFrames:
 
 
 def _frame_rate(path: Path) -> float:
-    with _av().open(str(path)) as container:
+    with _opened(path) as container:
         return float(container.streams.video[0].average_rate or 25)
 
 
@@ -191,15 +203,16 @@ class VideoFiles(ClipSource):
             class_ids = read_clips(file, path)
             names = checked_classes(class_ids, classes or "classes.txt", root, file, first_class) if task else ()
             for clip in class_ids:
-                if not (path / clip).is_file():
+                if not os.path.isfile(path / clip):
                     raise UserError(f"{file}: lists {clip!r}, which is not in {path}")
             videos = _keyed(path, class_ids)
             class_ids = dict(zip(videos, class_ids.values() if task else [None] * len(videos), strict=True))
         else:
-            videos = _keyed(path, _find_videos(path))
+            videos = _keyed(path, _find_videos(path, root))
             names, class_ids = _class_folders(path, videos, classes, root) if task else ((), dict.fromkeys(videos))
         super().__init__(source_name(name, root, split), class_ids, names, task)
         self._videos = [path / video for video in videos.values()]
+        check_inside(self._videos, (root, path))
         self._tables: dict[int, FrameTable] = {}
 
     def video(self, index: int) -> VideoFile:
@@ -216,13 +229,12 @@ def read_table(path: Path) -> FrameTable:
     """Locates all frames of a video, decoding only the first; UserError if it is not a video or lacks half of it."""
     av = _av()
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path}: not a regular file")
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             if not container.streams.video:
                 raise UserError(f"{path}: has no video stream")
             stream = container.streams.video[0]
             size, declared = (stream.codec_context.height, stream.codec_context.width), stream.frames
+            check_size(*size[::-1], str(path))
             packets = [p for p in container.demux(stream) if p.size and not p.is_corrupt]  # the last packet is empty
             visible = [(p.pts, p.is_keyframe) for p in packets if not p.is_discard]
             rate = float(stream.average_rate or 25)
@@ -247,14 +259,14 @@ def read_table(path: Path) -> FrameTable:
 def _decodable(path: Path) -> set[int | None]:
     """Presentation times of the frames before the first that is damaged: of a file that is cut, the last packet is."""
     av, times = _av(), set()
-    with av.open(str(path)) as container, contextlib.suppress(av.FFmpegError):
+    with _opened(path) as container, contextlib.suppress(av.FFmpegError):
         times.update(frame.pts for frame in container.decode(video=0) if not frame.is_corrupt)
     return times
 
 
 def _quarter_turns(path: Path) -> int:
     """Counterclockwise quarter turns of the display matrix, of the first frame; other angles are told of and left."""
-    with _av().open(str(path)) as container:
+    with _opened(path) as container:
         frame = next(container.decode(container.streams.video[0]), None)
     degrees = getattr(frame, "rotation", 0)
     if degrees % 90:
@@ -272,6 +284,20 @@ def _seconds_missing(stream: Any, packets: Sequence[Any]) -> float:
     return 3600 * hours + 60 * minutes + seconds - float(max(ends) * stream.time_base)
 
 
+def _opened(path: Path) -> Any:
+    """The container in a regular file, of a kind that holds its frames itself; none of more than `MAX_PIXELS`."""
+    read_bytes(path, 1)
+    name = f"file:{os.path.abspath(path)}"
+    limits, most = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}, {"max_pixels": str(MAX_PIXELS)}
+    try:
+        return _av().open(name, options=limits, stream_options=[most])
+    except ValueError:  # MPEG program streams, whose streams are known later
+        container = _av().open(name, options=limits)
+        for stream in container.streams.video:
+            stream.codec_context.options = most
+        return container
+
+
 def _av() -> Any:
     """PyAV; UserError if it is not installed."""
     try:
@@ -285,11 +311,11 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _find_videos(path: Path) -> list[str]:
+def _find_videos(path: Path, root: str) -> list[str]:
     """Videos below a folder, relative to it, sorted."""
     result: list[str] = []
     passed: Counter[str] = Counter()
-    for directory, names in walk(path):
+    for directory, names in walk(path, root):
         for name in names:
             extension = os.path.splitext(name)[1].lower()
             if extension in VIDEOS:

@@ -9,13 +9,14 @@ from xml.etree import ElementTree
 import numpy as np
 
 from must.core import labels
+from must.core.files import read_bytes
 from must.core.types import Label, UserError
 from must.readers import fields
 from must.readers.coco import DETECTION, SEGMENTATION, task_keys
 from must.readers.coco_head import SIDES
 from must.readers.dense import read_mask, sampled
 from must.readers.files import FileSource, find_pictures, folder, locate, read_classes, read_text, select, source_name
-from must.readers.pictures import DISPLAYED, read_bytes
+from must.readers.pictures import DISPLAYED
 
 
 class _Annotation(NamedTuple):
@@ -85,7 +86,7 @@ class Voc(FileSource):
         if ids is None:
             ids = "ImageSets/Main/{split}.txt" if split else ""
         path = locate(root, images, split)
-        pictures, xml_folder = find_pictures(path), folder(locate(root, annotations, split))
+        pictures, xml_folder = find_pictures(path, root=root), folder(locate(root, annotations, split))
         if ids:
             pictures = select(pictures, locate(root, ids, split), path)
         elif DETECTION in self._tasks:
@@ -119,6 +120,7 @@ class Voc(FileSource):
             ),
             label_files=[*self._xml, *(file for file in self._masks if file is not None)],
             orientation=orientation,
+            within=(root, path, xml_folder, locate(root, masks, split)),
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:

@@ -13,6 +13,8 @@ from must.readers import fields
 from must.readers.files import FileSource, find_pictures, folder, locate, read_classes, read_text, source_name
 from must.readers.pictures import DISPLAYED
 
+_DEEPEST = 32  # nesting of a data.yaml
+
 
 class Yolo(FileSource):
     """Detection from YOLO txt: center and sides in fractions of the picture; a line with more numbers is a polygon.
@@ -55,7 +57,7 @@ class Yolo(FileSource):
         name: str = "",
         orientation: str = DISPLAYED,
     ):
-        pictures = find_pictures(locate(root, images, split), ids=locate(root, ids, split) if ids else None)
+        pictures = find_pictures(locate(root, images, split), ids=locate(root, ids, split) if ids else None, root=root)
         path = folder(locate(root, labels or "labels".join(images.rsplit("images", 1)), split))
         names = _names(classes, root)
         self._rules = {"bounds": bounds, "empty": "drop" if drop_empty else "refuse"}
@@ -75,6 +77,7 @@ class Yolo(FileSource):
             settings=(task, partial, bounds, drop_empty, [file is not None for file in self._files]),
             label_files=[file for file in self._files if file is not None],
             orientation=orientation,
+            within=(root, locate(root, images, split), path),
         )
 
     def labels_for(self, index: int, size: tuple[int, int]) -> dict[str, Label]:
@@ -99,7 +102,10 @@ def _names(classes: str | Sequence[str] | Mapping[Any, str], root: str) -> dict[
         return read_classes(classes, root)
     if not isinstance(content.get("names"), list | dict):
         raise UserError(f"{locate(root, classes)}: has no list of 'names'")
-    return read_classes(content["names"])
+    try:
+        return read_classes(content["names"])
+    except UserError as error:
+        raise UserError(f"{locate(root, classes)}: {error}") from None
 
 
 def _keypoints(classes: str | Sequence[str] | Mapping[Any, str], root: str) -> int | None:
@@ -120,8 +126,13 @@ def _yaml(classes: str | Sequence[str] | Mapping[Any, str], root: str) -> dict[s
 
     path = locate(root, classes)
     try:
-        content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
+        depth, text = 0, read_text(path)
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise ValueError(f"more than {_DEEPEST} lists in one another")
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: invalid yaml: {str(error).splitlines()[0]}") from None
     return content if isinstance(content, dict) else {}
 

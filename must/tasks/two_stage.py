@@ -140,7 +140,7 @@ class TwoStage(BoxLabels):
         boxes = bx.decode(outputs["deltas"].astype(jnp.float32) / _delta_scales(), outputs["proposals"])
         scores = jax.nn.softmax(outputs["class"].astype(jnp.float32))[..., :-1] * outputs["present"][..., None]
         count = scores.shape[-1]
-        scores, flat = jax.lax.top_k(scores.reshape(len(scores), -1), min(self.candidates, scores[0].size))
+        scores, flat = jax.lax.top_k(scores.reshape(scores.shape[0], -1), min(self.candidates, scores[0].size))
         classes, where = flat % count, flat // count
         return self._listed(take(boxes, where), classes, scores, outputs["size"], least)
 

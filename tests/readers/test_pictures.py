@@ -242,10 +242,13 @@ def test_metadata_that_pillow_refuses(monkeypatch):
         is_plain(data, (4, 16))
 
 
-def test_what_is_no_regular_file_is_refused_by_name_and_not_opened(tmp_path):
+def test_what_is_no_regular_file_is_refused_by_name_and_not_opened(tmp_path, monkeypatch):
     sets.picture(tmp_path / "a.jpg")
     os.mkfifo(tmp_path / "b.jpg")
     (tmp_path / "c.jpg").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"c.jpg: leads to /dev/zero, outside of .*MUST_OUTSIDE=1"):
+        source("photos", root=str(tmp_path))
+    monkeypatch.setenv("MUST_OUTSIDE", "1")
     (tmp_path / "d.jpg").symlink_to("nowhere")
     photos = source("photos", root=str(tmp_path))
     assert photos.fingerprint and len(photos) == 4

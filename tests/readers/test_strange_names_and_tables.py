@@ -178,7 +178,7 @@ def test_xml_in_an_encoding_that_nobody_knows_is_read_as_text(tmp_path):
         source(**section)
 
 
-def test_each_picture_once_whatever_links_lead_to_it(tmp_path):
+def test_each_picture_once_whatever_links_lead_to_it(tmp_path, monkeypatch):
     root = pictures(tmp_path / "all", "sub/a.jpg", "sub/b.jpg")
     (tmp_path / "all" / "again").symlink_to(tmp_path / "all")
     (tmp_path / "all" / "sub" / "up").symlink_to("..")
@@ -189,7 +189,24 @@ def test_each_picture_once_whatever_links_lead_to_it(tmp_path):
     assert data.ids == ["p/one", "p/sub/a", "p/sub/b"]
     pictures(tmp_path / "elsewhere", "c.jpg")
     (tmp_path / "all" / "outside").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"outside: leads to .*elsewhere, outside of .*all; MUST_OUTSIDE=1"):
+        source("photos", root=root, name="p")
+    monkeypatch.setenv("MUST_OUTSIDE", "1")
     assert "p/outside/c" in source("photos", root=root, name="p").ids
+
+
+def test_links_may_lead_anywhere_below_the_root_and_the_folders_that_are_named(tmp_path):
+    pictures(tmp_path / "stock", "a.jpg", "b.jpg")
+    for name in ("train", "val"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    (tmp_path / "set" / "all").symlink_to(tmp_path / "stock")  # as the user names it
+    assert len(source("photos", root=str(tmp_path / "set"), images="all")) == 2
+    pictures(tmp_path / "set" / "own", "c.jpg")
+    (tmp_path / "set" / "train" / "c.jpg").symlink_to("../own/c.jpg")
+    assert source("photos", root=str(tmp_path / "set"), images="train", name="p").ids == ["p/c"]
+    (tmp_path / "set" / "val" / "a.jpg").symlink_to("../all/a.jpg")
+    with pytest.raises(UserError, match=r"val/a.jpg: leads to .*stock/a.jpg, outside"):
+        source("photos", root=str(tmp_path / "set"), images="val")
 
 
 def test_files_that_are_passed_over_are_counted_by_extension(tmp_path):

@@ -4,17 +4,21 @@ The same properties of detection, whose outputs are no maps, are in test_detecti
 """
 
 import functools
+import inspect
+import pkgutil
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from must import tasks
 from must.core.ratio import weighted_sum
 from must.core.types import Features, Geometry, Policy, UserError
 from must.data.geometry import whole_image
 from must.tasks import dense
-from must.tasks.base import Task, build
+from must.tasks.base import Task, build, class_of, knows
 
 SIZE = (16, 24)
 BATCH = 4
@@ -374,3 +378,30 @@ def test_impossible_labels_are_named(name):
     for label, words in WRONG[name]:
         with pytest.raises(ValueError, match=words):
             TASKS[name].transform(label, GEOMETRIES["whole"])
+
+
+# --- Exports ---
+
+KINDS = [
+    module.name
+    for module in pkgutil.iter_modules(tasks.__path__)
+    if knows(module.name) and class_of(module.name).head is not Task.head
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_are_traced_for_a_batch_of_any_size(kind):
+    """As exports are, whose batch is a symbol; nothing is compiled."""
+    parameters = inspect.signature(class_of(kind)).parameters
+    small = {"classes": CLASSES, "strides": (8, 16), "candidates": 20, "proposals": 6, "max_detections": 4}
+    task = build(kind, **{name: value for name, value in small.items() if name in parameters})
+    (rows,) = jax.export.symbolic_shape("rows")
+    of = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), jnp.float32)  # noqa: E731
+    features = Features({stride: of(32 // stride, 48 // stride, 8) for stride in (4, 8, 16)}, of(8))
+
+    def program(features):
+        outputs, _ = task.head().init_with_output(jax.random.key(0), features, train=False, image_size=(32, 48))
+        return task.predict(outputs)
+
+    label = jax.eval_shape(program, features)
+    assert label and {value.shape[0] for value in label.values()} == {rows}
