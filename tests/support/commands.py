@@ -13,12 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 280  # for one command
+SECONDS = 600  # for one command, on a machine that is busy
 MODULES = (
     "must.main",
     "must.recipes.start",
@@ -39,8 +40,17 @@ class Ended(NamedTuple):
 
 def run_command(arguments: Sequence[str], cwd: Path | str = ROOT) -> Ended:
     """Runs `python -m must.main` with these arguments."""
+    return _asked(list(arguments), cwd)
+
+
+def run_code(code: str, cwd: Path | str) -> Ended:
+    """Runs `python -c CODE`."""
+    return _asked(code, cwd)
+
+
+def _asked(what: str | list[str], cwd: Path | str) -> Ended:
     server = _server()
-    server.stdin.write(json.dumps([list(arguments), str(cwd)]) + "\n")
+    server.stdin.write(json.dumps([what, str(cwd)]) + "\n")
     server.stdin.flush()
     code, out, error = json.loads(server.stdout.readline())
     return Ended(code, [line for line in error.splitlines() if line.strip()], out)
@@ -54,24 +64,23 @@ def _server() -> subprocess.Popen:
     return subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, text=True, **pipes)
 
 
-def _fork(arguments: list[str], cwd: str) -> tuple[int, str, str]:
-    from absl import app
-
-    from must import main
-
+def _fork(what: str | list[str], cwd: str) -> tuple[int, str, str]:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
         if (child := os.fork()) == 0:
             signal.alarm(SECONDS)
             os.chdir(cwd)
+            sys.path[0] = cwd
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(out.fileno(), 1)
             os.dup2(error.fileno(), 2)
-            sys.argv = ["must.main", *arguments]
-            code = 1
+            code = 0
             try:
-                app.run(main.main, sys.argv, flags_parser=main._parse)
+                _run(what)
             except SystemExit as ended:  # the interpreter's own end would copy every page that the fork shares
                 code = ended.code or 0
+            except BaseException:
+                traceback.print_exc()
+                code = 1
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -80,6 +89,18 @@ def _fork(arguments: list[str], cwd: str) -> tuple[int, str, str]:
         out.seek(0)
         error.seek(0)
         return code, out.read(), error.read()
+
+
+def _run(what: str | list[str]) -> None:
+    if isinstance(what, str):
+        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+        return
+    from absl import app
+
+    from must import main
+
+    sys.argv = ["must.main", *what]
+    app.run(main.main, sys.argv, flags_parser=main._parse)
 
 
 if __name__ == "__main__":
