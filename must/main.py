@@ -19,6 +19,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/X.py[:variant
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; running again resumes.")
 _WORKDIRS = flags.DEFINE_list("workdirs", [], "With --stage=compare: finished workdirs, side by side in --workdir.")
 _STAGE = flags.DEFINE_string("stage", "all", "'all' or one stage of the recipe.")
+_PART = flags.DEFINE_string("part", "", "With --stage=label: K/N, part K (from 0) of N, in a workdir that they share.")
 _IMAGES = flags.DEFINE_string("images", "", "With --stage=predict: a folder, a picture or a video.")
 _OUTPUT = flags.DEFINE_string("output", "", "With --stage=predict: where to; WORKDIR/predictions/NAME by default.")
 _OPTIONS = flags.DEFINE_string("options", "", "Of export, predict and evaluate: {...} as JSON or Python, or a file.")
@@ -42,16 +43,23 @@ def main(argv: list[str]) -> None:
             raise UserError("--processes and --process_id need --coordinator=host:port of process 0")
         _run()
     except UserError as error:
-        print(f"must: {error}", file=sys.stderr)
-        sys.exit(2)
+        _mistake(str(error))
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"must: {error.filename}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        _mistake(f"{error.filename}: {error.strerror or error}")
     except KeyboardInterrupt as stopped:  # Ctrl-C, or the name of a signal
         print(f"must: {stopped or 'interrupted'}; the same command resumes", file=sys.stderr)
         sys.exit(143 if str(stopped) else 130)
+
+
+def _mistake(line: str) -> None:
+    """Ends with a line and exit code 2; at once among several processes, whose end would wait for the others'."""
+    print(f"must: {line}", file=sys.stderr, flush=True)
+    if _COORDINATOR.value is not None:
+        sys.stdout.flush()
+        os._exit(2)
+    sys.exit(2)
 
 
 def _run() -> None:
@@ -64,7 +72,7 @@ def _run() -> None:
     devices.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
     request = Request(_IMAGES.value, _OUTPUT.value, _OPTIONS.value)
     config = _CONFIG.value if flags.FLAGS["config"].present else None
-    options = {"workdirs": _WORKDIRS.value, "request": request, "dry_run": _DRY_RUN.value}
+    options = {"workdirs": _WORKDIRS.value, "request": request, "dry_run": _DRY_RUN.value, "part": _PART.value}
     start(config, config_file(sys.argv), _WORKDIR.value or "", stage=_STAGE.value, **options)
 
 

@@ -240,3 +240,171 @@ def test_an_ended_launcher_ends_both(two, tmp_path):
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(30) == 143
     assert not any(is_running(rank[0]) for rank in ranks(tmp_path)[0])
+
+
+RECORD = f"""#!{sys.executable}
+import json, os, sys
+from pathlib import Path
+name, given = Path(sys.argv[0]).name, sys.argv[1:]
+text = sys.stdin.read() if "-" in given else "".join(Path(one).read_text() for one in given if one.endswith(".yaml"))
+with open(os.environ["CALLS"], "a") as file:
+    print(json.dumps([name, given, text]), file=file)
+sys.exit(int(os.environ.get("CODE_" + name, 0)))
+"""
+FLAGS = ["--config=configs/must.py:paper", "--workdir=/runs/a b", '--config.title=it\'s; $(date) "x"']
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Runs a launcher; returns (exit code, what it printed, [(command, arguments, input)] of the stand-ins)."""
+    folder, calls = tmp_path / "bin", tmp_path / "calls.jsonl"
+    folder.mkdir()
+    for name in ("sbatch", "srun", "scontrol", "kubectl", "sky"):
+        (folder / name).write_text(RECORD)
+        (folder / name).chmod(0o755)
+
+    def launch(script, *options, flags=FLAGS, **environment):
+        calls.write_text("")
+        environment |= {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(calls), "PYTHON": "python"}
+        command = [REPOSITORY / "launch" / script, *options, *(["--", *flags] if flags else [])]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, **environment}, text=True, capture_output=True, timeout=60
+        )
+        return (
+            done.returncode,
+            done.stdout or done.stderr,
+            [json.loads(line) for line in calls.read_text().splitlines()],
+        )
+
+    return launch
+
+
+SLURM = ["--ntasks-per-node=1", "--signal=TERM@90", "--requeue", "--open-mode=append", "--output=%x-%j.log"]
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "more"),
+    [
+        (["--nodes=4", "--gpus-per-node=8"], 4, ["--gpus-per-node=8"]),
+        (["--label-array=16", "--time=4:00:00"], 1, ["--time=4:00:00", "--array=0-15"]),
+    ],
+)
+def test_slurm_submits_what_the_dry_run_shows(cluster, options, nodes, more):
+    job = str(REPOSITORY / "launch" / "slurm" / "job.sh")
+    wanted = ["--job-name=a b;c", f"--nodes={nodes}", *SLURM, *more, job, *FLAGS]
+    code, shown, calls = cluster("slurm/run.sh", "--name=a b;c", "--grace=90", *options)
+    assert code == 0 and calls == [["sbatch", wanted, ""]]
+    code, dry, calls = cluster("slurm/run.sh", "--name=a b;c", "--grace=90", *options, "--dry-run")
+    assert code == 0 and calls == [] and dry == shown and shlex.split(dry) == ["sbatch", *wanted]
+
+
+def test_slurm_mistakes_are_named(cluster):
+    for options, flags, said in (
+        (["--label-array=x"], FLAGS, "--label-array=x: expected"),
+        (["--label-array=2", "--nodes=2"], FLAGS, "leave --nodes out"),
+        (["-N2"], FLAGS, "unknown option -N2"),
+        (["--nodes=2"], [], "flags of must.main are required"),
+    ):
+        code, text, calls = cluster("slurm/run.sh", *options, flags=flags)
+        assert code == 2 and said in text and calls == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "more"),
+    [
+        ({"SLURM_JOB_NUM_NODES": "2"}, ["--coordinator=auto"]),
+        ({"SLURM_JOB_NUM_NODES": "1"}, []),
+        ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16"}, ["--stage=label", "--part=3/16"]),
+    ],
+)
+def test_a_terminated_slurm_job_queues_again_and_a_failed_one_does_not(cluster, environment, more):
+    srun = ["srun", ["--kill-on-bad-exit=0", "--wait=120", "python", "-m", "must.main", *FLAGS, *more], ""]
+    for ended, again in ((0, []), (2, []), (143, [["scontrol", ["requeue", "7"], ""]])):
+        environment |= {"SLURM_JOB_ID": "7", "CODE_srun": str(ended)}
+        code, _, calls = cluster("slurm/job.sh", *FLAGS, flags=[], **environment)
+        assert code == ended and calls == [srun, *again]
+
+
+GKE = ["--name=must-1", "--image=r/must:1", "--claim=runs", "--resource=google.com/tpu=4", "--select=a.b/c=d=e"]
+
+
+def _manifest(cluster, *options):
+    code, shown, calls = cluster("gke/run.py", *GKE, *options)
+    assert code == 0 and [call[:2] for call in calls] == [["kubectl", ["create", "-f", "-"]]]
+    assert shown == f"kubectl create -f - <<'END'\n{calls[0][2]}\nEND\n"
+    assert cluster("gke/run.py", *GKE, *options, "--dry-run") == (0, shown, [])
+    return json.loads(calls[0][2])
+
+
+def _pod(spec):
+    return spec["template"]["spec"]["containers"][0]["command"]
+
+
+ESCAPED = [flag.replace("$(", "$$(") for flag in FLAGS]
+
+
+def test_kubernetes_trains_in_a_job_set(cluster):
+    made = _manifest(cluster, "--nodes=4")
+    assert (made["apiVersion"], made["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (workers,) = made["spec"]["replicatedJobs"]
+    spec = workers["template"]["spec"]
+    assert {key: spec[key] for key in spec if key != "template"} == {
+        "parallelism": 4,
+        "completions": 4,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+    }
+    joined = ["--coordinator=must-1-workers-0-0.must-1:8476", "--processes=4", "--process_id=$(INDEX)"]
+    assert _pod(spec) == ["python", "-m", "must.main", *ESCAPED, *joined]
+    pod = spec["template"]["spec"]
+    assert pod["nodeSelector"] == {"a.b/c": "d=e"} and pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["containers"][0]["resources"] == {"limits": {"google.com/tpu": "4"}}
+
+
+def test_kubernetes_labels_in_an_indexed_job(cluster):
+    made = _manifest(cluster, "--nodes=3", "--label-parts=16")
+    spec = made["spec"]
+    assert (made["apiVersion"], made["kind"], spec["completionMode"]) == ("batch/v1", "Job", "Indexed")
+    assert (spec["parallelism"], spec["completions"], spec["backoffLimitPerIndex"]) == (3, 16, 10)
+    assert _pod(spec) == ["python", "-m", "must.main", *ESCAPED, "--stage=label", "--part=$(INDEX)/16"]
+
+
+def test_kubernetes_mistakes_are_named(cluster):
+    for options, said in (
+        (["--name=A b", *GKE[1:]], "--name=A b: expected"),
+        (GKE[:2], "required: --claim"),
+        ([*GKE[:3], "--resource=gpu"], "gpu: expected NAME=VALUE"),
+    ):
+        code, text, calls = cluster("gke/run.py", *options)
+        assert code == 2 and said in text and calls == []
+
+
+def test_sky_runs_the_command_on_every_node(cluster):
+    options = ["--name=a b", "--accelerators=A100:8", "--bucket=b", "--nodes=2", "--spot"]
+    code, shown, calls = cluster("sky/run.py", *options)
+    ((name, arguments, content),) = calls
+    assert code == 0 and [name, *arguments[:-1]] == ["sky", "jobs", "launch", "--yes", "--name=a b"]
+    assert shown.splitlines()[0] == "sky jobs launch --yes '--name=a b' task.yaml" and content in shown
+    assert cluster("sky/run.py", *options, "--dry-run") == (0, shown, [])
+    task = json.loads(content)
+    assert task["num_nodes"] == 2 and task["resources"] == {"accelerators": "A100:8", "use_spot": True}
+    show = f"python() {{ printf '%s\\n' \"$@\"; }}; {task['run']}"
+    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    said = subprocess.run(["bash", "-c", show], env={**os.environ, **nodes}, text=True, capture_output=True, check=True)
+    ranks = ["--coordinator=10.0.0.1:8476", "--processes=2", "--process_id=1"]
+    assert said.stdout.splitlines() == ["-m", "must.main", *FLAGS, *ranks]
+
+
+def test_the_image_has_what_it_copies_and_its_user_is_not_root():
+    lines = (REPOSITORY / "launch" / "docker" / "Dockerfile").read_text().splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    copied = [one for line in words if line[0] == "COPY" for one in line[1:-1]]
+    assert copied and all((REPOSITORY / one).exists() and f"!{one}" in ignored for one in copied)
+    users = [line[1] for line in words if line[0] == "USER"]
+    assert users == ["1000"] and words[-1][0] == "ENTRYPOINT" and "[cuda]" not in str(words)
+    import configparser
+
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    assert "cuda" in config["options.extras_require"]

@@ -87,13 +87,14 @@ def test_killed_training_and_labeling_end_like_an_uninterrupted_run(whole, tmp_p
     workdir = tmp_path / "killed"
     checkpoints = workdir / "teachers" / "depth" / "checkpoints"
     saved = lambda: any(p.name.isdigit() for p in checkpoints.glob("*")) if checkpoints.exists() else False  # noqa: E731
-    assert _kill_when(workdir, saved, "--stage=teachers")
+    flags = ("--stage=teachers", "--config.workers=1", "--config.teacher.data_workers=2")  # `whole` reads by itself
+    assert _kill_when(workdir, saved, *flags)
     assert not (workdir / "teachers" / "depth" / "done.json").exists()
-    _run(workdir, "--stage=teachers")  # two workers, where there are two cores, end where one does
+    _run(workdir, *flags)
     records = workdir / "pseudo_labels" / "pool" / "1.0.0"
     begun = lambda: records.exists() and any(records.iterdir())  # noqa: E731
-    _kill_when(workdir, begun, "--stage=label", "--config.workers=1")
-    _fork(workdir, "--stage=label", "--config.workers=1")
+    _kill_when(workdir, begun, "--stage=label", *flags[1:])
+    _fork(workdir, "--stage=label", *flags[1:])
     assert _arrays(workdir) == _arrays(whole)
 
 
@@ -133,6 +134,8 @@ MISTAKES = [
     (["--stage=export"], "config.json: does not exist"),
     (["--stage=teachers", "--images=tests"], "--images, --output, --options: not for --stage=teachers"),
     (["--stage=student"], "label"),
+    (["--stage=label", "--part=2/2"], "--part=2/2: expected K/N"),
+    (["--part=0/2"], "--part=0/2: only --stage=label has parts"),
     (["--config.tasks.depth.kind=deepth", "--dry_run"], "deepth"),
     (["--config.recipe=mast"], "mast"),
     (["--config.student.steps=abc"], "--config.student.steps=abc"),

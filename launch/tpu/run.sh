@@ -67,6 +67,7 @@ run() {
 }
 
 borrowed=false
+# shellcheck disable=SC2329 # the trap calls it
 give_back() {
   local status=$?
   trap '' INT TERM

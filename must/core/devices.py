@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,12 +60,11 @@ def parallelize(
         return _across_devices(step, out_axes, tuple(donate), devices)
     compiled = jax.jit(functools.partial(step, axis_name=None), donate_argnums=tuple(donate))
 
-    @functools.wraps(step)
-    def on_one_device(state, batch, *rest):
+    def on_one_device(state, batch, *rest, program=compiled):
         with jax.default_device(devices[0]):
-            return compiled(state, batch, *rest)
+            return program(state, batch, *rest)
 
-    return on_one_device
+    return _with_lower(step, on_one_device, lambda *args: on_one_device(*args, program=compiled.lower))
 
 
 def _across_devices(step, out_axes, donate, devices):
@@ -89,7 +89,10 @@ def _across_devices(step, out_axes, donate, devices):
     def split(leaf):
         return leaf.reshape((len(devices), -1, *leaf.shape[1:]))
 
-    @functools.wraps(step)
+    def lower(state, batch, *rest):
+        batch, _ = _padded(batch, len(devices))
+        return compiled(2 + len(rest)).lower(state, jax.tree.map(split, batch), *rest)
+
     def on_devices(state, batch, *rest):
         batch, rows = _padded(batch, len(devices))
         outputs = compiled(2 + len(rest))(state, jax.tree.map(split, batch), *rest)
@@ -101,7 +104,7 @@ def _across_devices(step, out_axes, donate, devices):
             jax.block_until_ready(outputs)
         return outputs
 
-    return on_devices
+    return _with_lower(step, on_devices, lower)
 
 
 def _across_processes(step, out_axes, donate, devices):
@@ -125,14 +128,55 @@ def _across_processes(step, out_axes, donate, devices):
     def spread(leaf):
         return jax.make_array_from_process_local_data(NamedSharding(mesh, rows), np.asarray(leaf))
 
-    @functools.wraps(step)
+    def lower(state, batch, *rest):
+        state, *rest = _place((state, *rest), mesh)
+        batch, _ = _padded(batch, local_devices)
+        return compiled(2 + len(rest)).lower(state, jax.tree.map(spread, batch), *rest)
+
     def on_processes(state, batch, *rest):
         state, *rest = _place((state, *rest), mesh)
         batch, rows = _padded(batch, local_devices)
         outputs = compiled(2 + len(rest))(state, jax.tree.map(spread, batch), *rest)
         return outputs if out_axes is None else jax.tree.map(lambda leaf: _own_rows(leaf)[:rows], outputs)
 
-    return on_processes
+    return _with_lower(step, on_processes, lower)
+
+
+def _with_lower(step, run, lower):
+    """`run` under the step's name; its attribute `lower` makes the program of one device from the same arguments."""
+    run = functools.wraps(step)(run)
+    run.lower = lower
+    return run
+
+
+def program_bytes(lowered: jax.stages.Lowered) -> int:
+    """Memory of a device that a program takes with its arguments and results; a run reuses what is compiled here."""
+    found = lowered.compile().memory_analysis()
+    if found is None:
+        return 0
+    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return held + found.temp_size_in_bytes + found.generated_code_size_in_bytes
+
+
+def memory_limit(gib: float = 0) -> float:
+    """Bytes of a device: so many GiB, or what it reports; 0 if it reports nothing, as on CPU."""
+    reported = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    return gib * 2**30 if gib else float(reported)
+
+
+@functools.cache
+def matmul_rate(precision: str) -> float:
+    """Floating-point operations per second of a square product on a device, the best of five."""
+    side = 1024 if jax.default_backend() == "cpu" else 8192
+    device = jax.local_devices()[0]
+    matrix, product = jax.device_put(np.ones((side, side), jnp.dtype(precision)), device), jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(matrix))
+    spent = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(product(matrix))
+        spent.append(time.perf_counter() - start)
+    return 2 * side**3 / min(spent)
 
 
 def global_row_index(batch_size: int, axis_name: str | None) -> Array:

@@ -7,6 +7,7 @@ old or the new content, never a part of it.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -80,6 +81,27 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError, MemoryError):
         raise UserError(f"{path}: damaged, it is not JSON") from None
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content in JSON types with a hash of itself, for files whose edited digits would silently change results."""
+    content = json.loads(json.dumps({key: value for key, value in content.items() if key != _SEAL}))
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {**content, _SEAL: digest}
+
+
+def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
+    """The content that `sealed` made; that of earlier versions has no hash.
+
+    Raises:
+      UserError: it is missing, damaged or changed.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged, it is no JSON object")
+    if content.get(_SEAL, found := sealed(content)[_SEAL]) != found:
+        raise UserError(f"{path}: changed or damaged, its content does not match its hash")
+    return content
 
 
 def read_bytes(path: str | os.PathLike, most: int = -1) -> bytes:
@@ -182,7 +204,7 @@ def lock(path: str, *, wait: bool = False) -> Iterator[bool]:
     holds one whose folder is gone.
     """
     try:
-        file = open(path, "w")  # noqa: SIM115 - closed below, where the lock ends
+        file = open(path, "a")  # noqa: SIM115 - closed below, where the lock ends; its time stays
     except FileNotFoundError:
         yield False
         return
@@ -216,6 +238,7 @@ def out_of_space(error: BaseException) -> bool:
     return False
 
 
+_SEAL = "seal"
 _LARGE = 1 << 28  # bytes; below, nobody asks what is free
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of file systems without hard links: FAT, exFAT, many network and FUSE mounts.

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from must.experiment.jobs import Job
 from must.pseudo_label.teacher import in_frame
 from must.readers.fields import understood
 from must.report.pictures import cut
-from must.report.table import show, table
+from must.report.table import SHARES, show, table
 from must.tasks.base import Task
 
 GUESS = Column(comparison.GUESS, {}, "constant guess", "the best constant prediction for every image")
@@ -129,9 +130,13 @@ def compare(members, compared: Comparison, stages: Sequence[tuple[str, str]], *,
         mean_label=compared.mean_label,
         costs=costs,
         seconds=_by_stage(stages, workdir, "seconds", sum),
-        images_per_second=_by_stage(stages, workdir, "images_per_second", lambda rates: sum(rates) / len(rates)),
+        images_per_second=_by_stage(stages, workdir, "images_per_second", fmean),
         notes=compared.notes(members, workdir) if compared.notes else (),
     )
+    results["shares"] = {
+        key: _by_stage(stages, workdir, "shares", lambda found, key=key: fmean(one[key] for one in found), digits=4)
+        for key in SHARES
+    }
     if compared.intervals_over_images:
         results["contrasts"] += _over_images(members[0], compared, tasks, guesses[0][1], workdir)
     write_results(workdir, results)
@@ -490,10 +495,12 @@ def _external_predictors(settings, tasks) -> dict[str, Callable]:
     return {f"teachers/{name}": in_frame(teacher, settings.image.size).predict for name, teacher in teachers.items()}
 
 
-def _by_stage(stages: Sequence[tuple[str, str]], workdir: str, key: str, combine: Callable) -> dict[str, float]:
+def _by_stage(
+    stages: Sequence[tuple[str, str]], workdir: str, key: str, combine: Callable, digits: int = 1
+) -> dict[str, float]:
     """A fact of all finished jobs, combined by stage; work side by side adds up."""
     values: dict[str, list[float]] = {}
     for stage, job in stages:
         if jobs.is_done(workdir, job) and key in (facts := jobs.facts(workdir, job)):
             values.setdefault(stage, []).append(facts[key])
-    return {stage: round(float(combine(found)), 1) for stage, found in values.items()}
+    return {stage: round(float(combine(found)), digits) for stage, found in values.items()}

@@ -191,8 +191,7 @@ def claim(workdir: str, settings: Sequence[Any]) -> None:
     path = os.path.join(workdir, "init.json")
     known: dict[str, str] = {}
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            known = json.load(file)
+        known = files.read_sealed(path)
     weights = {name for one in settings for name in _weights(sections.plain(one))}
     now = {name: digest(name) for name in sorted(weights)}
     for name, sha in now.items():
@@ -202,7 +201,7 @@ def claim(workdir: str, settings: Sequence[Any]) -> None:
                 "restore it, or use another --workdir"
             )
     if now:
-        files.write_json(path, {**known, **now})
+        files.write_json(path, files.sealed({**known, **now}))
 
 
 def _weights(section: Any) -> Iterator[str]:

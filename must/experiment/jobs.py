@@ -7,6 +7,7 @@ another run side by side, and a job that runs alone has all cores. Elsewhere the
 import ctypes
 import json
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -37,6 +38,8 @@ class Job(NamedTuple):
       arguments: picklable.
       needs: names of the jobs that have to be done before.
       alone: runs by itself on all cores, and in one process of a distributed run (measurements, pages).
+      shared: of one work with its siblings: once one of them is done, none has anything left to do, and one that is
+        stopped or hangs is ended.
       settings: what may change between runs of a workdir, in JSON types; a job that was done with other settings is
         done again.
     """
@@ -47,6 +50,7 @@ class Job(NamedTuple):
     arguments: tuple[Any, ...]
     needs: tuple[str, ...] = ()
     alone: bool = False
+    shared: bool = False
     settings: Any = None
 
 
@@ -62,16 +66,15 @@ def facts(workdir: str, name: str) -> dict:
       UserError: the job has not finished, or its file is damaged.
     """
     path = _done_file(workdir, name)
+    if not os.path.exists(path):
+        raise UserError(f"{path}: does not exist; run the stage of {name} first")
     try:
-        with open(path, encoding="utf-8") as file:
-            found = dict(json.load(file))
-        if any(isinstance(found.get(key, 0), str | list | dict | type(None)) for key in _NUMBERS):
-            raise ValueError
-        return found
-    except FileNotFoundError:
-        raise UserError(f"{path}: does not exist; run the stage of {name} first") from None
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: damaged; remove it and run the command again") from None
+        found = files.read_sealed(path)
+    except UserError as error:
+        raise UserError(f"{error}; remove it and run the command again") from None
+    if any(isinstance(found.get(key, 0), str | list | dict | type(None)) for key in _NUMBERS):
+        raise UserError(f"{path}: damaged; remove it and run the command again")
+    return found
 
 
 def owner(workdir: str, directory: str) -> str:
@@ -130,9 +133,8 @@ def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
             result = job.run(*job.arguments, directory=directory, report=report) or {}
         if devices.is_writer():
             more = {} if job.settings is None else {"settings": job.settings}
-            files.write_json(
-                _done_file(workdir, job.name), {**result, "seconds": round(time.time() - start, 2), **more}
-            )
+            done = {**result, "seconds": round(time.time() - start, 2), **more}
+            files.write_json(_done_file(workdir, job.name), files.sealed(done))
     except UserError:
         raise
     except Exception as error:  # Orbax and ArrayRecord have types of their own for a full disk
@@ -167,6 +169,7 @@ class _SideBySide:
         self._context = multiprocessing.get_context("spawn")  # a forked JAX deadlocks
         self._messages = self._context.SimpleQueue()
         self._errors: dict[str, tuple[str, str]] = {}
+        self._over: dict[str, float] = {}  # shared works that are done, and since when
         can_pin = hasattr(os, "sched_getaffinity")
         self._cores = sorted(os.sched_getaffinity(0)) if can_pin else list(range(os.cpu_count() or 1))
         self._given: dict[str, list[int]] = {}
@@ -217,15 +220,26 @@ class _SideBySide:
                 self._given[name] = share
 
     def _collect(self) -> None:
-        for name, (_, process, _) in list(self._running.items()):
+        for name, (job, process, _) in list(self._running.items()):
             process.join(0.05)
-            if process.exitcode is None:
+            if job.shared and process.exitcode is None and self._is_over(job):
+                notices.notice(f"{name}: others have done its work and it does not end; it is ended")
+                process.kill()  # a stopped process takes no other signal
+                process.join()
+                files.write_json(_done_file(self._workdir, name), files.sealed({"seconds": 0.0, "ended": True}))
+            elif process.exitcode is None:
                 continue
             self._drain()
             del self._running[name]
-            if process.exitcode != 0:
+            if process.exitcode != 0 and not is_done(self._workdir, name):
                 raise _failure(name, process.exitcode, self._errors.get(name))
+            if job.shared:
+                self._over.setdefault(os.path.dirname(name), time.monotonic())
             self._display.finish(name, facts(self._workdir, name)["seconds"])
+
+    def _is_over(self, job: Job) -> bool:
+        """Whether a sibling has been done for so long that this one would have ended if it could."""
+        return time.monotonic() - self._over.get(os.path.dirname(job.name), math.inf) > _PATIENCE
 
     def _drain(self) -> None:
         while not self._messages.empty():

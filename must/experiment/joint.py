@@ -381,6 +381,7 @@ def train_expert(settings: JointSettings, seed: int, name: str, *, directory: st
         validation=Validation(expert_encoder(settings, name), one.splits("validation", (name,))),
         variables=start(model, expert_network(settings, name), encoder, seed, expert_init(settings, name)),
         changes=build.row_changes(run, learned),
+        precision=expert_network(settings, name).precision,
     )
     _describe(directory, settings, name, run)
     facts = train(directory, training, seed=seed, report=report)

@@ -90,7 +90,8 @@ def label_pass(settings: Must, by: str = "") -> LabelPass:
     tasks = build.tasks_of(settings)
     names = (POOL, HELD_OUT) if uses_validation(settings) else (POOL,)
     images, section = {name: images_of(settings, name) for name in names}, settings.label
-    options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
+    names_of = ("shards", "batch_size", "copy_images", "max_rejects", "patience")
+    options = {name: getattr(section, name) for name in names_of}
     tiles = (section.tiles, section.overlap)
     return LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, by, tiles=tiles)
 

@@ -104,7 +104,9 @@ def _jitted(model: Model, tasks: tuple[tuple[str, Task], ...]):
 
 @functools.lru_cache(maxsize=32)
 def _compiled(model: Model, tasks: tuple[tuple[str, Task], ...]):
-    return devices.parallelize(functools.partial(label_step, model=model, tasks=dict(tasks)), out_axes=0)
+    # Processes do not wait for one another: each measures for itself, or process 0 alone.
+    step = functools.partial(label_step, model=model, tasks=dict(tasks))
+    return devices.parallelize(step, out_axes=0, devices=jax.local_devices())
 
 
 def save_rows(path: str, rows: Mapping[str, Rows]) -> None:

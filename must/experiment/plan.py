@@ -2,7 +2,6 @@
 
 import functools
 import os
-import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from must.core import devices
 from must.core.types import Batch, Objective, Policy, Source, Teacher, UserError
 from must.data.classes import as_table
 from must.data.geometry import whole_image
@@ -19,6 +19,7 @@ from must.experiment import build
 from must.experiment.external import external_teachers
 from must.experiment.labeling import EVALUATION, POOL, label_pass
 from must.experiment.settings import Must, Run, SingleStudent
+from must.experiment.speed import largest_batch
 from must.experiment.training import objective
 from must.pseudo_label.plan import describe, estimate, make_plan
 from must.pseudo_label.teacher import from_model
@@ -122,10 +123,10 @@ def describe_runs(
     settings = members[-1].settings
     axes = {axis: len({m.axes[axis] for m in members}) for axis in members[0].axes}
     of = "".join(f" for each of {count} {axis}s, here the last" for axis, count in axes.items())
-    rate = _matmul_rate()
+    rate = devices.matmul_rate("float32")
     print(f"\nruns{of} (hours: a lower bound, at the {rate / 1e12:.2f} TFLOP/s of a matrix product here)")
     width = max(28, *(len(name) + 1 + len(names[0] if len(names) == 1 else "all tasks") for name, _, names in runs))
-    known: dict[str, tuple[int, int, float]] = {}
+    known: dict[str, tuple[int, int, float, str]] = {}
     total = 0.0
     for name, run, names in runs:
         steps = run.steps
@@ -133,10 +134,11 @@ def describe_runs(
             steps = run.epochs * epoch_steps(
                 {"all": len(build.together(build.splits(settings, "train")))}, run.batch_size
             )
-        alike = repr((names, run.model, run.batch_size, run.optimizer, getattr(run, "joint", None)))
+        kind = (run.model, run.batch_size, run.memory, run.accumulate, run.optimizer, getattr(run, "joint", None))
+        alike = repr((names, *kind))
         if alike not in known:  # students differ in their labels, which cost nothing
             known[alike] = _cost(settings, run, names, network or _plain_network)
-        parameters, memory, flops = known[alike]
+        parameters, memory, flops, fits = known[alike]
         groups = batches(run, names)
         hours = steps * flops * groups / rate / 3600
         total += hours
@@ -144,7 +146,7 @@ def describe_runs(
             f"  {name + ' ' + (names[0] if len(names) == 1 else 'all tasks'):{width}} "
             f"{parameters / 1e6:7.2f} M parameters, "
             f"{steps:,} steps of {run.batch_size * groups:,}, {memory / 2**30:6.2f} GiB state, "
-            f"{hours:9.3f} h",
+            f"{hours:9.3f} h{fits}",
             flush=True,  # tracing the next step takes a while
         )
     every = f"; {len(members)} of them {total * len(members):.3f} h" if len(members) > 1 else ""
@@ -228,8 +230,8 @@ def _plain_network(settings: SingleStudent, run: Run, names: Sequence[str]) -> N
     return lambda key: model.init(key, inputs["image"]), inputs, objective(settings, Run(), model, tasks, policies)
 
 
-def _cost(settings, run: Run, names: Sequence[str], network) -> tuple[int, int, float]:
-    """(parameters, bytes of the state, floating-point operations of a step), from shapes alone."""
+def _cost(settings, run: Run, names: Sequence[str], network) -> tuple[int, int, float, str]:
+    """(parameters, bytes of the state, floating-point operations of a step, what of it fits), from shapes alone."""
     variables, inputs, minimized = network(settings, run, names)
     balance, tx = build.balance(run), optimizer(steps=run.steps, **vars(run.optimizer))
 
@@ -239,12 +241,24 @@ def _cost(settings, run: Run, names: Sequence[str], network) -> tuple[int, int, 
     state = jax.eval_shape(fresh, jax.random.key(0))
     rows = min(run.batch_size, 8)  # operations grow linearly with the rows, compile-time memory too
     every = build.tasks_of(settings)
-    row = _shapes({name: every[name] for name in names}, settings.image.size, inputs, rows)
+    tasks = {name: every[name] for name in names}
+    row = _shapes(tasks, settings.image.size, inputs, rows)
     step = functools.partial(train_step, objective=minimized, balance=balance, tx=tx)
-    analysis = jax.jit(step).lower(state, row).cost_analysis() or {}
+    program = jax.jit(step, donate_argnums=0)
+    analysis = program.lower(state, row).cost_analysis() or {}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     memory = sum(leaf.size * jnp.dtype(jnp.float32).itemsize for leaf in jax.tree.leaves(state._replace(key=None)))
-    return parameters, memory, float(analysis.get("flops", 0.0)) * run.batch_size / rows
+
+    @functools.cache
+    def size_of(rows: int) -> int:
+        return devices.program_bytes(program.lower(state, _shapes(tasks, settings.image.size, inputs, rows)))
+
+    fits = ""
+    if limit := devices.memory_limit(run.memory):
+        own = -(-run.batch_size // (run.accumulate * len(jax.devices())))
+        least = f"largest power of two that fits {limit / 2**30:.2f} GiB: {largest_batch(size_of, limit, own)}"
+        fits = f"; a step of {own} rows of a device takes {size_of(own) / 2**30:.2f} GiB, {least}"
+    return parameters, memory, float(analysis.get("flops", 0.0)) * run.batch_size / rows, fits
 
 
 def _shapes(tasks: Mapping[str, Task], size: tuple[int, int], inputs, rows: int) -> Batch:
@@ -267,15 +281,3 @@ def _label_bytes(settings: SingleStudent, task: Task, name: str, *, packed: bool
     fields = task.restore(task.transform(example.labels[name], geometry), geometry)
     raw = [np.ascontiguousarray(value).tobytes() for value in fields.values()]
     return sum(len(zlib.compress(field) if packed else field) for field in raw)
-
-
-def _matmul_rate(side: int = 1024) -> float:
-    """Floating-point operations per second of a square float32 product on the first device."""
-    product = jax.jit(lambda a: a @ a)
-    matrix = jnp.ones((side, side))
-    jax.block_until_ready(product(matrix))
-    start = time.perf_counter()
-    for _ in range(5):
-        result = product(matrix)
-    jax.block_until_ready(result)
-    return 5 * 2 * side**3 / (time.perf_counter() - start)

@@ -35,6 +35,7 @@ from must.experiment.progress import Display
 from must.export.labels import export_labels
 from must.export.predict import Part, Predictor, predicted
 from must.pseudo_label.write import label_images
+from must.readers.fields import understood
 from must.readers.files import FileSource, walk
 from must.readers.names import PICTURES, file_of, readable
 from must.readers.records import PROVENANCE, Records
@@ -270,9 +271,10 @@ def _rejects(directory: str) -> list[list[str]]:
     listed = files.read_json(os.path.join(directory, PROVENANCE))["rejects"]
     if not listed.get("count"):
         return []
-    with open(os.path.join(directory, listed["file"]), encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    return [[line["id"], line["reason"]] for line in lines]
+    path = os.path.join(directory, os.path.basename(listed["file"]))
+    with understood(path):
+        lines = [json.loads(line) for line in files.read_bytes(path).decode().splitlines()]
+        return [[line["id"], line["reason"]] for line in lines]
 
 
 def _predict_videos(

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +108,13 @@ def _seeds(config: Mapping[str, Any]) -> Sequence[int]:
 
 
 def run(
-    recipe: Recipe, config: Mapping[str, Any], workdir: str, *, stage: str = "all", workdirs: Sequence[str] = ()
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    workdir: str,
+    *,
+    stage: str = "all",
+    workdirs: Sequence[str] = (),
+    part: tuple[int, int] | None = None,
 ) -> None:
     """Runs one stage or all of a recipe in a workdir, resuming what exists.
 
@@ -117,6 +124,7 @@ def run(
       workdir: absolute path.
       stage: "all", "check", which only reads the annotated sets, or one of the recipe's.
       workdirs: with the stage "compare", finished workdirs whose results are compared in `workdir`; nothing is run.
+      part: (index, count) of the stage "label", whose parts share a workdir: one of as many commands, on any machines.
 
     Raises:
       UserError: an unknown stage, a configuration that cannot work, or a workdir of another configuration.
@@ -131,14 +139,15 @@ def run(
     config = _asked(config, stage)
     mine = members(recipe, config)
     recipe.check(mine)  # what is wrong with the configuration shows before it owns a workdir
-    workers = _workers(mine[0].settings.workers)
+    workers = part[1] if part else _workers(mine[0].settings.workers)
     with contextlib.ExitStack() as held:
         if devices.is_writer():
             _make_directory(workdir)
-            if not held.enter_context(files.lock(os.path.join(workdir, "lock"))):
+            if part is None and not held.enter_context(files.lock(os.path.join(workdir, "lock"))):
                 raise UserError(f"{workdir}: another run is using this workdir")
-            _claim(recipe, workdir, config)
-            initial.claim(workdir, [one.settings for one in mine])
+            with files.lock(os.path.join(workdir, "claim.lock"), wait=True):
+                _claim(recipe, workdir, config)
+                initial.claim(workdir, [one.settings for one in mine])
         jobs = _jobs(recipe, mine, workers, stage)
         if stage == "check" or not all(is_done(workdir, job.name) for job in jobs):
             mine = [one._replace(settings=without_broken(one.settings, workdir)) for one in mine]
@@ -146,10 +155,13 @@ def run(
         if stage == "check":
             print(f"all examples of the annotated sets can be read, but those in {os.path.join(workdir, FILE)}")
             return
+        if part:
+            jobs = [job for job in jobs if re.search(rf"(^|/)label/{part[0]}$", job.name)]
+            workers = 1
         if not jobs:
             raise UserError(f"--stage={stage}: there is nothing to do with this configuration")
         run_jobs(workdir, jobs, workers=workers)
-    if devices.is_writer():
+    if devices.is_writer() and not part:
         policy_jobs = [job.name for job in jobs if job.name.rpartition("/")[2] == "policy"]
         if labels := acceptance.text(workdir, policy_jobs):
             print(labels)

@@ -248,6 +248,8 @@ class Run:
         baseline as many as the student.
       epochs: over the largest set, in place of `steps`; 0: `steps` counts.
       batch_size: over all devices and processes.
+      memory: GiB of a device that a step may take; 0: what the device reports, as accelerators do. A batch that does
+        not fit is refused before the first step, and the dry run tells the largest power of two that fits.
       accumulate: equal parts of a batch that go through the network one after the other, which takes less memory; batch
         statistics are of each part. It needs balance.kind="fixed".
       optimizer: optimizer and schedule.
@@ -283,6 +285,7 @@ class Run:
     steps: int = 1000
     epochs: int = 0
     batch_size: int = 16
+    memory: float = 0.0
     accumulate: int = 1
     optimizer: Optimizer = Optimizer()
     init: Init = Init()
@@ -323,7 +326,7 @@ class Run:
                 raise ValueError(f"accumulate={self.accumulate}: does not divide batch_size={self.batch_size}")
             if self.balance.kind != "fixed" or self.watch_gradients or self.batches != "mixed":
                 raise ValueError("accumulate: needs balance.kind='fixed', batches='mixed' and no watch_gradients")
-        _at_least(0, epochs=self.epochs, evaluate_every=self.evaluate_every, patience=self.patience)
+        _at_least(0, epochs=self.epochs, evaluate_every=self.evaluate_every, patience=self.patience, memory=self.memory)
         _below_one(ema_decay=self.ema_decay, teacher_dropping=self.teacher_dropping)
         _share(frames_until=self.frames_until)
         if self.patience and (self.select != "best" or not self.evaluate_every):
@@ -546,6 +549,7 @@ class Label:
       batch_size: images of one forward pass.
       copy_images: store the pictures in the records; otherwise records refer to them by id.
       max_rejects: share of the images that may be unreadable.
+      patience: seconds without a batch after which the shards of a worker that is stopped or hangs are taken over.
       hflip_tta: average the teachers' predictions for a picture and its mirror image.
       tiles: (rows, columns) of overlapping parts, each as large as a teacher's frame, in which it sees a picture beside
         once as a whole; for large pictures with small objects.
@@ -556,6 +560,7 @@ class Label:
     batch_size: int = 64
     copy_images: bool = True
     max_rejects: float = 0.001
+    patience: float = 600.0
     hflip_tta: bool = False
     tiles: tuple[int, int] = (1, 1)
     overlap: float = 0.25
@@ -565,6 +570,7 @@ class Label:
         _at_least(1, **{"tiles[1]": self.tiles[1]})
         _below_one(overlap=self.overlap)
         _share(max_rejects=self.max_rejects)
+        _at_least(0, patience=self.patience)
 
 
 @dataclass(frozen=True)

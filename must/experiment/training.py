@@ -9,11 +9,13 @@ A training directory holds
 """
 
 import functools
+import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +32,7 @@ from must.experiment.run_log import Log, Skipped
 from must.experiment.sections import Part
 from must.experiment.selection import Selection, Validation, local
 from must.experiment.settings import Init, Network, Run, SingleStudent, Student, Supervised
+from must.experiment.speed import Speed
 from must.objectives import mean_teacher as mean_teachers
 from must.objectives import objective as objectives
 from must.objectives.distill import Hint
@@ -37,6 +40,7 @@ from must.objectives.hints import hints
 from must.objectives.labels import labels, learning_rate_rule
 from must.objectives.mean_teacher import MeanTeacher
 from must.objectives.slam import slam
+from must.pseudo_label.plan import first_difference
 from must.tasks.base import Task
 from must.train import state as states
 from must.train.checkpoint import Checkpoints
@@ -93,6 +97,7 @@ class Training(NamedTuple):
       weighting: of the examples.
       changes: of training rows.
       stop: step after which the run ends, under the learning rates of the whole schedule; 0: the last one.
+      precision: of most operations of the model.
     """
 
     run: Run
@@ -108,6 +113,7 @@ class Training(NamedTuple):
     weighting: Weighting = NO_WEIGHTING
     changes: Sequence[Change] = ()
     stop: int = 0
+    precision: str = "float32"
 
 
 def train(directory: str, training: Training, *, seed: int, report: Report = lambda *args: None) -> dict:
@@ -120,8 +126,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
       report: progress.
 
     Returns:
-      Facts: steps made, selected step, validation scores, parameters, images per second, share of time spent waiting
-      for data.
+      Facts: steps made, selected step, validation scores, parameters, and those of `Speed.facts`.
 
     Raises:
       UserError: too many steps are not finite, see `Skipped`, or nothing is learned.
@@ -132,26 +137,30 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     variables = training.variables
     state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))
-    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"), keep=_KEPT)
-    state = _resume(checkpoints, devices.replicate(state), batches)
+    checkpoints = Checkpoints(os.path.join(directory, "checkpoints"), keep=_KEPT, ahead=True)
+    owner = _owner(training, seed)
+    state = devices.replicate(_resume(checkpoints, state, batches, owner))
     options = {"balance": training.balance, "tx": tx, "ema_decay": run.ema_decay, "accumulate": run.accumulate}
     bound = functools.partial(train_step, objective=training.objective, **options)
     log = Log(directory, int(state.step))
     if batches.weights and not int(state.step):
         log.write(0, _means(batches.weights))
     selection = Selection(directory, training.tasks, training.model, training.validation, run)
-    hook = _Hook(directory, training, log, selection, batches, checkpoints, report, int(state.step))
+    options = {"groups": len(training.source) if isinstance(training.source, Mapping) else 1}
+    step = devices.parallelize(bound, donate=(0,))
+    speed = Speed(step, run, int(state.step) + 1, precision=training.precision, **options)
+    hook = _Hook(directory, training, log, selection, batches, checkpoints, speed, report, int(state.step), owner)
     # A run that had ended was killed before it could say so.
     steps = hook.start if selection.exhausted(hook.start) else training.stop or run.steps
     try:
         frozen = None if training.frozen is None else devices.replicate(training.frozen)
-        step = devices.parallelize(bound, donate=(0,))
         with stopping.listening():
-            state = fit(state, step, batches, steps=steps, frozen=frozen, hooks=(hook,))
+            state = fit(state, speed, batches, steps=steps, frozen=frozen, hooks=(hook,))
     finally:
         batches.close()
         log.close()
         checkpoints.close()
+    devices.wait_for_all(f"{directory} is trained")  # before another process reads what process 0 wrote
     if silent := _never_learned(directory):
         raise UserError(
             f"{directory}: {', '.join(silent)}: nothing was learned, the loss is 0 at every logged step; its labels "
@@ -164,15 +173,18 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
 class _Hook:
     """What happens between steps: logs, validation, fresh weights of examples, checkpoints."""
 
-    def __init__(self, directory, training: Training, log, selection, batches, checkpoints, report, start: int):
+    def __init__(
+        self, directory, training: Training, log, selection, batches, checkpoints, speed, report, start, owner
+    ):
         self._directory, self._training, self._log, self._selection = directory, training, log, selection
-        self._batches, self._checkpoints, self._report = batches, checkpoints, report
-        self.start, self.facts, self._validation = start, {}, ""
+        self._batches, self._checkpoints, self._speed, self._report = batches, checkpoints, speed, report
+        self.start, self.facts, self._validation, self._owner = start, {}, "", owner
         self._skipped = Skipped(directory, training.source)
 
     def __call__(self, progress: Progress) -> bool:
         run, weighting = self._training.run, self._training.weighting
         at, last = progress.step, progress.step == progress.steps
+        self._checkpoints.check()
         logs_now = at % run.log_every == 0
         looks = last or (run.evaluate_every and at % run.evaluate_every == 0)
         self._skipped.see(progress, wait=bool(logs_now or looks))
@@ -180,14 +192,16 @@ class _Hook:
             logs = {name: float(value) for name, value in progress.logs.items() if name != "skipped"}
             logs = {name: value for name, value in logs.items() if math.isfinite(value)} | self._skipped.log()
         if looks:
-            scores = self._selection.look(progress.state, last)
+            self.facts = self._speed.facts(progress)
+            with self._speed.spent("validation"):
+                scores = self._selection.look(progress.state, last)
             self._log.write(at, scores)
             headlines = {f"validation/{name}/{task.metrics[0].name}" for name, task in self._training.tasks.items()}
             shown = [f"{name.split('/', 1)[1]} {value:.4g}" for name, value in scores.items() if name in headlines]
             self._validation = f", validation at {at}: {', '.join(shown)}"
             last = last or self._selection.exhausted(at)
         if logs_now or last:
-            self._log.write(at, logs)
+            self._log.write(at, logs | self._speed.line(progress))
             self._report(at, progress.steps, f"loss {logs.get('loss', math.nan):.3f}{self._validation}")
         if weighting.every and at % weighting.every == 0 and not last:
             self._batches.weights = weighting.factors(local(states.model_variables(progress.state, ema=False)))
@@ -195,14 +209,12 @@ class _Hook:
         stops = not last and stopping.asked(at)
         if last or stops or at % run.checkpoint_every == 0:
             position = {"grain": self._batches.get_state()}
-            self._checkpoints.save(at, _saved(progress.state, self._batches), position=position)
+            saved = _saved(progress.state, self._batches)
+            with self._speed.spent("save"):
+                self._checkpoints.save(at, saved, position=position, facts={"run": self._owner})
         if stops:
             stopping.stop()
         if last:
-            groups = len(self._training.source) if isinstance(self._training.source, Mapping) else 1
-            images = groups * run.batch_size * (at - self.start - 1)  # the clock starts when the first step is over
-            self.facts["images_per_second"] = round(images / progress.seconds, 1)
-            self.facts["data_wait"] = round(progress.data_seconds / progress.seconds, 4)
             self.facts |= self._skipped.log()
         return last
 
@@ -262,14 +274,25 @@ def _saved(state: TrainState, batches: Joined) -> PyTree:
     return {"train": state, "weights": batches.weights}
 
 
-def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> TrainState:
-    """The newest checkpoint that is whole; damaged ones after it make room for those that follow."""
+def _owner(training: Training, seed: int) -> dict[str, Any]:
+    """What tells a run from others whose checkpoints have the same shapes."""
+    parts = training.source if isinstance(training.source, Mapping) else {"": training.source}
+    ids = hashlib.sha256("\n".join(id for _, part in sorted(parts.items()) for id in part.ids).encode()).hexdigest()
+    return json.loads(json.dumps({"seed": seed, "ids": ids, "run": sections.plain(training.run)}, default=str))
+
+
+def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined, owner: Mapping[str, Any] = {}) -> TrainState:
+    """The newest checkpoint that is whole; damaged ones after it make room for those that follow.
+
+    Raises:
+      UserError: none is whole, or they are those of another run.
+    """
     if checkpoints.latest() is None:
         return state
     like, damaged = _saved(state, batches), {}
     for step in checkpoints.steps():
         try:
-            saved, position, _ = checkpoints.restore(like, step)
+            saved, position, facts = checkpoints.restore(like, step)
             break
         except UserError as error:
             damaged[step] = error
@@ -279,6 +302,8 @@ def _resume(checkpoints: Checkpoints, state: TrainState, batches: Joined) -> Tra
     for at, error in damaged.items():
         notice(f"{error}; goes on from step {step}")
         checkpoints.delete(at)
+    if difference := first_difference(facts.get("run", owner), dict(owner)):
+        raise UserError(f"{checkpoints.directory}: belongs to another run: {difference}; remove it to start again")
     batches.set_state(position["grain"])
     batches.weights = jax.tree.map(np.asarray, saved["weights"])
     return saved["train"]
@@ -354,6 +379,7 @@ def train_tasks(
         frozen=online.variables or None,
         weighting=weighting,
         changes=build.row_changes(run, learned),
+        precision=network.precision,
     )
     if devices.is_writer():
         networks.describe(directory, network, evaluated, settings.image, run=run)

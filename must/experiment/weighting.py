@@ -9,6 +9,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from must.core import devices
@@ -200,9 +201,8 @@ def _compiled(model, tasks, believed):
         name: Policy(*(np.frombuffer(data, np.float32).reshape(shape) for shape, data in fields))
         for name, fields in believed
     }
-    return devices.parallelize(
-        functools.partial(loss_step, model=model, tasks=dict(tasks), policies=policies), out_axes=0
-    )
+    step = functools.partial(loss_step, model=model, tasks=dict(tasks), policies=policies)
+    return devices.parallelize(step, out_axes=0, devices=jax.local_devices())
 
 
 def _hashable(bound) -> Any:

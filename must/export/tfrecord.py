@@ -54,7 +54,7 @@ def write_tfrecord(records: str | os.PathLike, directory: str | os.PathLike) -> 
             if name is not None:
                 shutil.copyfile(os.path.join(records, name), os.path.join(partial, name))
         about = {**facts, "file_format": FILE_FORMAT, "shards": shards, "twin_of": facts["shards"]}
-        files.write_json(os.path.join(partial, PROVENANCE), about)
+        files.write_json(os.path.join(partial, PROVENANCE), files.sealed(about))
         features = tfds.features.FeaturesDict.from_config(records)
         write_tfds_info(partial, directory, facts["name"], facts["split"], features, shards, file_format=FILE_FORMAT)
         for name in os.listdir(partial):

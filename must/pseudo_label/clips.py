@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from must.core import files
 from must.core.types import Source, UserError
 from must.data.combine import labels_of
 from must.pseudo_label.infer import Row
@@ -73,7 +74,7 @@ def write_clips(
     write_text(os.path.join(directory, IDS), ids, work)
     hashed = {"file": IDS, "bytes": len(ids.encode()), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
     provenance = {**expected, "code": code_version(), "ids": hashed, "shards": shard_facts}
-    write_json(os.path.join(directory, PROVENANCE), provenance, work)
+    write_json(os.path.join(directory, PROVENANCE), files.sealed(provenance), work)
     write_metadata(directory, work, plan, features_of(specs, videos=True), shard_facts)
     shutil.rmtree(work, ignore_errors=True)
     return plan.count

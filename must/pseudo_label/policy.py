@@ -261,11 +261,8 @@ def read_policies(path: str, classes: Mapping[str, Sequence[str]] | None = None)
         class.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = files.read_json(path)
         drawn = content.pop(_CURVES)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a file of policies: {error}") from None
     policies = {}
@@ -292,10 +289,7 @@ def read_policies(path: str, classes: Mapping[str, Sequence[str]] | None = None)
 def read_facts(path: str) -> dict[str, dict[str, Any]]:
     """What the file records about how its policies were chosen and what they cost: {task: {"classes": {name: facts},
     ...}}."""
-    with open(path, encoding="utf-8") as file:
-        content = json.load(file)
-    content.pop(_CURVES, None)
-    return content
+    return {name: facts for name, facts in files.read_json(path).items() if name != _CURVES}
 
 
 def _same(at: str, found: Sequence[str] | Mapping[str, Any], wanted: Sequence[str]) -> None:

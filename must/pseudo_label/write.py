@@ -7,6 +7,7 @@ know of each other stands in `unfinished/` beside the shards. No time, host or p
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from must.core import files
 from must.core.arguments import path_of
+from must.core.notices import notice
 from must.core.types import Source, Teacher, UserError
 from must.data.rejects import Reject, bound, refuse_beyond
 from must.pseudo_label.infer import Labeller
@@ -69,6 +71,7 @@ def label_images(
     provenance: dict[str, Any] | None = None,
     worker: tuple[int, int] = (0, 1),
     max_rejects: float = 0.001,
+    patience: float = 600.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Labels every image of a source with every teacher, and returns when the directory is complete.
@@ -91,6 +94,7 @@ def label_images(
       worker: (index, count); starts with the shards index, index + count, ..., then takes what others left.
       max_rejects: fraction of the images that may be left out, since they cannot be read or a teacher predicts NaN
         for them, rounded down: not one of fewer than 1,000 by default.
+      patience: seconds without a batch after which the shards of a worker that is stopped or hangs are taken over.
       progress: called with (done, total) images, as far as this worker knows.
 
     Raises:
@@ -101,17 +105,17 @@ def label_images(
     plan = make_plan(name, split, source, shards=shards, batch_size=batch_size)
     looks = {"copy_images": copy_images, "keep_aspect": keep_aspect}
     expected = identity(plan, source, teachers, provenance or {}, **looks)
-    job = _Job(directory, plan, bound(plan.count, max_rejects), progress or (lambda done, total: None))
+    job = _Job(directory, plan, bound(plan.count, max_rejects), patience, progress or (lambda done, total: None))
     if job.claim(expected):
         order = sorted(range(plan.shards), key=lambda shard: ((shard - worker[0]) % worker[1] != 0, shard))
         with Labeller(source, teachers, plan.batch_size, **looks) as labeller:
             while not job.complete():
                 try:
                     job.label(labeller, order)
-                    if job.missing():
-                        time.sleep(_POLL)  # others write the rest; what they leave when they die is ours
-                    else:
+                    if not job.missing():
                         job.commit(expected, lambda: features_of(labeller.specs, images=copy_images))
+                    if not job.complete():
+                        time.sleep(_POLL)  # others write the rest; what they leave when they die is ours
                 except FileNotFoundError:
                     if not job.complete():  # then the one who completed it has cleared the work folder away
                         raise
@@ -123,10 +127,16 @@ def label_images(
 
 def read_claim(directory: str) -> dict[str, Any] | None:
     """The identity of the label pass that an unfinished directory belongs to; None when it belongs to none."""
+    return _read(os.path.join(directory, _WORK, _CLAIM))
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    """The content of a file of ours that another worker may have cleared away, None where it is gone."""
     try:
-        with open(os.path.join(directory, _WORK, _CLAIM), encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
+        return files.read_sealed(path)
+    except UserError:
+        if os.path.exists(path):
+            raise
         return None
 
 
@@ -137,12 +147,15 @@ class _Job:
       directory: of the dataset.
       plan: shards and batches.
       bound: number of images that may be left out.
-      progress: see `label_images`.
+      patience, progress: see `label_images`.
     """
 
-    def __init__(self, directory: str, plan: Plan, bound: int, progress: Callable[[int, int], None]):
+    def __init__(self, directory: str, plan: Plan, bound: int, patience: float, progress: Callable[[int, int], None]):
         self.work = os.path.join(directory, _WORK)
         self._directory, self._plan, self._bound, self._progress = directory, plan, bound, progress
+        self._patience = patience
+        self._held: dict[str, str] = {}  # what we hold: its lock, whose time tells others that we go on
+        self._seen: dict[str, tuple[int, float]] = {}  # locks of others: their time, and when we first saw it
         self._done: dict[int, int] = {}  # images of each shard that is known to be done
 
     def complete(self) -> bool:
@@ -182,7 +195,7 @@ class _Job:
                 """Runs ahead of the writing, so that the device does not wait at the end of a shard."""
                 for shard in order:
                     held[shard] = stack.enter_context(contextlib.ExitStack())
-                    ours = self._open(shard) and held[shard].enter_context(files.lock(self._path(shard, "lock")))
+                    ours = self._open(shard) and held[shard].enter_context(self._hold(f"{shard:05d}"))
                     if ours and self._open(shard):
                         parts = self._plan.batches(shard)
                         yield from (((shard, part is parts[-1]), part) for part in parts)
@@ -194,6 +207,7 @@ class _Job:
                 # Let go of with its lock: a writer keeps a megabyte or two for as long as anyone holds it.
                 file = file or held[shard].enter_context(ShardFile(self.work, shard))
                 file.add(rows)
+                self._go_on()
                 if file.rejects:
                     self._check_rejects(shard, file.rejects)
                 if last:
@@ -202,6 +216,41 @@ class _Job:
                 self._progress(sum(self._done.values()) + (0 if last else len(file.ids)), self._plan.count)
                 file = None if last else file
 
+    @contextlib.contextmanager
+    def _hold(self, name: str) -> Iterator[bool]:
+        """Whether we hold what `name` stands for: nobody does, or whoever does has not gone on for too long."""
+        with contextlib.ExitStack() as locks:
+            for turn in itertools.count():
+                path = os.path.join(self.work, f"{name}.lock{turn or ''}")
+                if locks.enter_context(files.lock(path)):
+                    break
+                if not self._stuck(path):
+                    yield False
+                    return
+                notice(
+                    f"{self._directory}: the worker that holds {name} has not gone on for {self._patience:g} seconds "
+                    "(patience); its work is done here"
+                )
+            self._held[name] = path
+            self._go_on()
+            try:
+                yield True
+            finally:
+                del self._held[name]
+
+    def _stuck(self, path: str) -> bool:
+        """Whether the time of another's lock is what it was too long ago, by our own clock."""
+        at, now = os.stat(path).st_mtime_ns, time.monotonic()
+        if self._seen.get(path, (-1, now))[0] != at:
+            self._seen[path] = (at, now)
+        return now - self._seen[path][1] > self._patience
+
+    def _go_on(self) -> None:
+        """Shows the others that we do."""
+        for path in self._held.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path)
+
     def _open(self, shard: int) -> bool:
         return not (os.path.exists(self._path(shard, "done.json")) or self.complete())
 
@@ -209,7 +258,7 @@ class _Job:
         facts = {"file": self._plan.file(shard), **file.close()}
         if self._open(shard):  # where there are no locks another worker may have been faster
             move(file.path, os.path.join(self._directory, facts["file"]))
-            write_json(self._path(shard, "done.json"), facts, self.work)
+            write_json(self._path(shard, "done.json"), files.sealed(facts), self.work)
         for other in set(range(self._plan.shards)) - set(self._done):
             if found := self._record(other):
                 self._done[other] = found["count"] + len(found["rejects"])
@@ -217,9 +266,11 @@ class _Job:
     def _record(self, shard: int) -> dict[str, Any] | None:
         """The done record of a shard."""
         try:
-            with open(self._path(shard, "done.json"), encoding="utf-8") as file:
-                return json.load(file)
-        except FileNotFoundError:
+            return _read(path := self._path(shard, "done.json"))
+        except UserError as error:
+            notice(f"{error}; its images are labeled again")
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
             return None
 
     def _check_rejects(self, shard: int, rejects: list[dict[str, str]]) -> None:
@@ -233,7 +284,7 @@ class _Job:
 
     def commit(self, expected: dict[str, Any], features: Callable[[], Any]) -> None:
         """Checks every shard against its done record, then writes the metadata; a damaged shard is missing again."""
-        with files.lock(os.path.join(self.work, "commit.lock"), wait=True) as held:
+        with self._hold("commit") as held:
             records = [self._record(shard) for shard in range(self._plan.shards)]
             if not held or self.complete() or not all(records):
                 return
@@ -255,7 +306,7 @@ class _Job:
                 "ids": hashed,
                 "shards": shards,
             }
-            write_json(os.path.join(self._directory, PROVENANCE), facts, self.work)
+            write_json(os.path.join(self._directory, PROVENANCE), files.sealed(facts), self.work)
             write_metadata(self._directory, self.work, self._plan, features(), shards)
 
     def _path(self, shard: int, kind: str) -> str:
@@ -278,6 +329,7 @@ def add_labels(
     provenance: dict[str, Any] | None = None,
     worker: tuple[int, int] = (0, 1),
     max_rejects: float = 0.001,
+    patience: float = 600.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Labels the images of finished records with further teachers; the new labels appear in `Records` when all are
@@ -291,7 +343,7 @@ def add_labels(
       teachers: of tasks that the records do not have.
       name: of the addition; by default made of the names of its tasks.
       images: where the pictures are, by id, when the records hold none.
-      batch_size, shards, keep_aspect, provenance, worker, max_rejects, progress: see `label_images`.
+      batch_size, shards, keep_aspect, provenance, worker, max_rejects, patience, progress: see `label_images`.
 
     Returns:
       Summary of the addition, which lies in "<directory>/added/<name>/1.0.0".
@@ -320,6 +372,7 @@ def add_labels(
         provenance=provenance,
         worker=worker,
         max_rejects=max_rejects,
+        patience=patience,
         progress=progress,
     )
 

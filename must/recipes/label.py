@@ -75,7 +75,7 @@ def jobs(members: Members, workers: int) -> list[Job]:
     (member,) = members
     settings, seed, policies = member.settings, member.seed, plain(member.settings.policies)
     parts = tuple(f"{label_job()}/{k}" for k in range(workers))
-    work = [Job(part, "label", label, (settings, k, workers)) for k, part in enumerate(parts)]
+    work = [Job(part, "label", label, (settings, k, workers), shared=True) for k, part in enumerate(parts)]
     work.append(Job(policy_job(), "label", choose_policies, (settings,), parts, settings=policies))
     return work + show.show_jobs(settings, seed, "", (*parts, policy_job()), shown_labels, policies)
 
@@ -94,7 +94,8 @@ def label_evaluation(settings: Settings, top: str, report) -> None:
 
 def _run_pass(settings: Settings, images: Mapping[str, Source], onto: str, top: str, worker, report) -> None:
     tasks, section = tasks_of(settings), settings.label
-    options = {name: getattr(section, name) for name in ("shards", "batch_size", "copy_images", "max_rejects")}
+    names_of = ("shards", "batch_size", "copy_images", "max_rejects", "patience")
+    options = {name: getattr(section, name) for name in names_of}
     encoder, tiles = build.encoder(settings.image, tasks), (section.tiles, section.overlap)
     one = LabelPass(images, tasks, encoder, options, section.hflip_tta, "", onto, tiles)
     labeling.run_pass(one, list(teachers_of(settings, tasks).values()), top, worker, report)

@@ -63,7 +63,7 @@ def _member_jobs(member: Member, workers: int) -> list[Job]:
         needs, stage = ((f"{at}{student_job(by)}",), "student") if by else (teachers, "label")
         parts = tuple(f"{at}{label_job(by)}/{k}" for k in range(workers))
         for k, part in enumerate(parts):
-            work.append(Job(part, stage, labeling.label, (settings, seed, k, workers, by), needs))
+            work.append(Job(part, stage, labeling.label, (settings, seed, k, workers, by), needs, shared=True))
         policy = f"{at}{policy_job(by)}"
         work.append(Job(policy, stage, labeling.choose_policies, (settings, seed, by), parts))
         if not by:

@@ -26,6 +26,7 @@ def start(
     workdirs: Sequence[str] = (),
     request: Request = NOTHING,
     dry_run: bool = False,
+    part: str = "",
 ) -> None:
     """Runs a command.
 
@@ -37,6 +38,7 @@ def start(
       workdirs: finished workdirs to compare.
       request: of a finished workdir.
       dry_run: tell what running means, write nothing.
+      part: "K/N": part K, from 0, of N of the stage "label".
 
     Raises:
       UserError: anything about the command that cannot be right.
@@ -60,9 +62,22 @@ def start(
         answer(recipe, os.path.abspath(workdir), stage, request, given)
     elif any(request):
         raise UserError(f"--images, --output, --options: not for --stage={stage}, only for {', '.join(FINISHED)}")
+    elif part and (stage != "label" or dry_run):
+        raise UserError(f"--part={part}: only --stage=label has parts")
     elif dry_run:
         assert given is not None
         plan(recipe, given)
     else:
         assert given is not None
-        run(recipe, given, os.path.abspath(workdir), stage=stage, workdirs=[os.path.abspath(one) for one in workdirs])
+        several = [os.path.abspath(one) for one in workdirs]
+        run(recipe, given, os.path.abspath(workdir), stage=stage, workdirs=several, part=_part(part))
+
+
+def _part(text: str) -> tuple[int, int] | None:
+    """(index, count) of "K/N"."""
+    if not text:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--part={text}: expected K/N, K from 0 and below N, such as 0/16")
+    return int(index), int(count)

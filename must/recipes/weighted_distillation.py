@@ -17,6 +17,7 @@ from must.experiment.jobs import Job
 from must.experiment.labeling import student_job
 from must.experiment.run import Members, Recipe
 from must.experiment.settings import Must
+from must.readers.fields import understood
 from must.recipes import must
 from must.report.page import Section, weights_section
 
@@ -69,7 +70,7 @@ def sections(members: Members, workdir: str) -> list[Section]:
     for arm in build.students(settings):
         path = os.path.join(workdir, member.prefix, student_job(arm), "weights.npz")
         if os.path.exists(path):
-            with np.load(path) as file:
+            with understood(path), np.load(path) as file:
                 found[arm] = {key: file[key] for key in file.files}
     if not found:
         return []

@@ -18,6 +18,8 @@ _COSTS = {
     "milliseconds": ("ms per example", 1, "{:,.2f}"),
     "images_per_second": ("examples per s", 1, "{:,.0f}"),
 }
+# Of the time of training, and the use of the device.
+SHARES = {"data_wait": "data wait", "save": "saves", "validation": "validation", "step": "steps", "mfu": "MFU"}
 
 
 class Cell(NamedTuple):
@@ -315,12 +317,16 @@ def cost_grid(results: Mapping[str, Any]) -> Grid:
 
 
 def time_grid(results: Mapping[str, Any]) -> Grid:
-    """Time and throughput of every stage."""
+    """Time and throughput of every stage, and where the time of training goes."""
     rates, rows = results.get("images_per_second") or {}, []
+    shares = {key: found for key, found in (results.get("shares") or {}).items() if found}
     for stage, spent in (results.get("seconds") or {}).items():
         rate = rates.get(stage)
-        rows.append(Row(stage, [Cell(f"{spent:,.1f}"), Cell(f"{rate:,.0f}") if rate else None]))
-    return Grid("Time", [("", "seconds"), ("", "examples per s")], [("", rows)] if rows else [])
+        more = [Cell(f"{found[stage]:.1%}") if stage in found else None for found in shares.values()]
+        rows.append(Row(stage, [Cell(f"{spent:,.1f}"), Cell(f"{rate:,.0f}") if rate else None, *more]))
+    heads = ["seconds", "examples per s", *(SHARES[key] for key in shares)]
+    note = "MFU: operations of training steps over what the device reaches in a plain matrix product."
+    return Grid("Time", [("", head) for head in heads], [("", rows)] if rows else [], [note] if "mfu" in shares else [])
 
 
 def p_text(p: float | None) -> str:

@@ -1,7 +1,8 @@
 """Checkpoints of a run: state, data position and facts, saved together by Orbax and checked when they come back.
 
 A flipped bit in a committed Orbax file restores silently, so hashes of the arrays, of the position and of the facts
-themselves travel in the facts.
+themselves travel in the facts. State is equal in all processes of a run: process 0 writes its copy and every process
+reads for itself, so that Orbax never waits for another process.
 """
 
 import gc
@@ -9,12 +10,13 @@ import hashlib
 import json
 import logging
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 
-from must.core import files
+from must.core import devices, files
 from must.core.types import PyTree, UserError
 
 
@@ -38,15 +40,28 @@ class Checkpoints:
     Args:
       directory: created when missing.
       keep: how many of the newest stay; None keeps all.
+      ahead: save in a thread, from a copy of the state, while the caller goes on; `check`, the next `save` or `close`
+        raise what went wrong. One save is under way at a time, and a kill during it loses that save alone.
     """
 
-    def __init__(self, directory: str, *, keep: int | None = 1):
+    def __init__(self, directory: str, *, keep: int | None = 1, ahead: bool = False):
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self.directory = os.path.abspath(directory)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        os.makedirs(self.directory, exist_ok=True)
+        me = jax.process_index()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=False,
+            enable_async_checkpointing=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
+            ),
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._thread = ThreadPoolExecutor(1) if ahead else None
+        self._saving: Future | None = None
 
     def latest(self) -> int | None:
         """Step of the newest committed checkpoint."""
@@ -58,22 +73,39 @@ class Checkpoints:
 
     def delete(self, step: int) -> None:
         """Removes the checkpoint of a step."""
-        self._manager.delete(step)
+        if devices.is_writer():
+            self._manager.delete(step)
 
     def save(self, step: int, state: PyTree, *, position: dict | None = None, facts: dict | None = None) -> None:
         """Commits state, data position and facts (both JSON) as `step`; replaces nothing that is already there.
 
         Raises:
-          OSError: too little free space, found before anything is written.
+          OSError: too little free space, found before anything is written; or what the save before this one met.
         """
+        self.check(wait=True)
+        if not devices.is_writer():
+            return
         files.check_space(self.directory, sum(getattr(leaf, "nbytes", 64) for leaf in jax.tree.leaves(state)))
+        facts = dict(facts or {}, sha256_position=_digest(position or {}))
+        if self._thread is None:
+            self._commit(step, _copied(state), position or {}, facts)
+        else:
+            self._saving = self._thread.submit(self._commit, step, _copied(state), position or {}, facts)
+
+    def check(self, *, wait: bool = False) -> None:
+        """Raises what a save met that has ended in the meantime; with `wait`, once it ends."""
+        if self._saving is not None and (wait or self._saving.done()):
+            saving, self._saving = self._saving, None
+            saving.result()
+
+    def _commit(self, step: int, state: PyTree, position: dict, facts: dict) -> None:
         args = self._ocp.args
-        facts = dict(facts or {}, sha256=fingerprint(state), sha256_position=_digest(position or {}))
+        facts = facts | {"sha256": fingerprint(state)}
         facts["sha256_facts"] = _digest(facts)
         self._manager.save(
             step,
             args=args.Composite(
-                state=args.StandardSave(state), position=args.JsonSave(position or {}), facts=args.JsonSave(facts)
+                state=args.StandardSave(state), position=args.JsonSave(position), facts=args.JsonSave(facts)
             ),
         )
 
@@ -93,17 +125,19 @@ class Checkpoints:
         step = self.latest() if step is None else step
         if step is None:
             raise UserError(f"{self.directory}: no checkpoint")
+        raw = jax.tree.map(lambda leaf: np.asarray(jax.random.key_data(leaf)) if _is_key(leaf) else leaf, like)
         try:
             loaded = self._manager.restore(
                 step,
                 args=args.Composite(
-                    state=args.StandardRestore(like), position=args.JsonRestore(), facts=args.JsonRestore()
+                    state=args.StandardRestore(raw), position=args.JsonRestore(), facts=args.JsonRestore()
                 ),
             )
         except Exception as error:  # whatever Orbax and TensorStore make of damaged files
             reason = _reason(error)
         else:
-            return self._verified(step, loaded["state"], loaded["position"], loaded["facts"])
+            state, position, facts = self._verified(step, loaded["state"], loaded["position"], loaded["facts"])
+            return jax.tree.map(_as_key, like, state), position, facts
         _forget_tasks()
         raise UserError(f"{self.directory}/{step}: not a checkpoint of this model: {reason}")
 
@@ -142,8 +176,30 @@ class Checkpoints:
         return facts
 
     def close(self) -> None:
-        """Waits for writes and lets go of the directory."""
-        self._manager.close()
+        """Waits for writes and lets go of the directory.
+
+        Raises:
+          OSError: what the last save met.
+        """
+        try:
+            self.check(wait=True)
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+            self._manager.close()
+
+
+def _copied(state: PyTree) -> PyTree:
+    """The state on the host, keys as numbers; the memory of its arrays may be given away meanwhile."""
+    for leaf in jax.tree.leaves(state):
+        if isinstance(leaf, jax.Array):
+            leaf.copy_to_host_async()
+
+    def copied(leaf: Any) -> Any:
+        leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        return np.array(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+    return jax.tree.map(copied, state)
 
 
 def _reason(error: Exception) -> str:
@@ -156,6 +212,10 @@ def _forget_tasks() -> None:
     logger.disabled = True
     gc.collect()
     logger.disabled = False
+
+
+def _as_key(like: Any, leaf: Any) -> Any:
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
 
 
 def _is_key(leaf: Any) -> bool:

@@ -25,7 +25,8 @@ def options(doc: str, **more: Any) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, under a minute")
     parser.add_argument("--json", default="", help="file of the results, written after every row")
     for name, default in more.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+        kind = {"action": "store_true"} if default is False else {"type": type(default), "default": default}
+        parser.add_argument(f"--{name}", **kind)
     return parser.parse_args()
 
 

@@ -3,7 +3,8 @@
     python tests/benchmarks/train_step.py [--quick] [--json FILE] [--names resnet18,...] [--threads 2]
 
 Forward and backward pass of the mean squares of all outputs and an SGD update, on both sides; arms of a network take
-turns. FLOP are those that XLA counts; MFU is over the matrix product that was measured in the same run.
+turns. FLOP are those that XLA counts; MFU is over the matrix product that was measured in the same run. --heads
+compares the step of all heads with those of networks of one head each, in place of torch.
 """
 
 import importlib.util
@@ -83,9 +84,11 @@ def model(net: Net, precision: str, answered: dict[str, base.Task] | None = None
     return multi_head(backbone, neck, heads, precision=precision)
 
 
-def ours(results: measure.Results, name: str, net: Net, precision: str) -> tuple[Callable[[], Any], float]:
+def ours(
+    results: measure.Results, name: str, net: Net, precision: str, answered: dict[str, base.Task] | None = None
+) -> tuple[Callable[[], Any], float]:
     """(a step, its FLOP); adds a row with the first step's seconds and the memory that it takes."""
-    made = model(net, precision)
+    made = model(net, precision, answered)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(0, 256, (net.batch, net.size, net.size, 3)).astype(np.uint8))
     variables = made.init(jax.random.key(0), images[:1])
@@ -159,8 +162,20 @@ def compare(results: measure.Results, name: str, net: Net, peaks: dict[str, floa
             results.add(f"{name}, {precision}, {arm}", images_per_second=net.batch / seconds, of_ours=ratio, **extra)
 
 
+def heads(results: measure.Results, name: str, net: Net, rounds: int) -> None:
+    """All heads of a network against each alone on its backbone: five for the price of how many."""
+    every, arms = tasks(net), {}
+    for arm, answered in {**{task: {task: one} for task, one in every.items()}, "all": every}.items():
+        arms[arm] = ours(results, f"{name}, {arm}", net, "float32", answered)[0]
+    spent = measure.alternating(arms, rounds)
+    for arm, seconds in spent.items():
+        results.add(f"{name}, {arm}", milliseconds=seconds * 1e3, images_per_second=net.batch / seconds)
+    alone = [seconds for arm, seconds in spent.items() if arm != "all"]
+    results.add(f"{name}, all heads", of_the_heaviest=spent["all"] / max(alone), of_their_sum=spent["all"] / sum(alone))
+
+
 def main() -> None:
-    chosen = measure.options(__doc__, names="", threads=0)
+    chosen = measure.options(__doc__, names="", threads=0, heads=False)
     set_xla_flags()
     if chosen.threads and importlib.util.find_spec("torch"):
         import torch
@@ -169,8 +184,9 @@ def main() -> None:
     results = measure.Results(chosen.json)
     peaks = measure.limits(results, 512 if chosen.quick else 2048)
     nets = TINY if chosen.quick else {name: NETS[name] for name in (chosen.names or "quickstart,resnet18").split(",")}
+    rounds = 2 if chosen.quick else 9
     for name, net in nets.items():
-        compare(results, name, net, peaks, 2 if chosen.quick else 9)
+        heads(results, name, net, rounds) if chosen.heads else compare(results, name, net, peaks, rounds)
 
 
 if __name__ == "__main__":

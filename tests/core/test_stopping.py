@@ -14,7 +14,7 @@ import pytest
 
 from must.core import stopping
 from must.train.checkpoint import Checkpoints
-from tests.support.configs import ROOT, config_of, run
+from tests.support.configs import ROOT, config_of, log_of, run
 
 STEPS = 300
 
@@ -65,7 +65,7 @@ def test_training_saves_at_its_next_step_and_resumes_to_the_bit(tmp_path, handle
     assert 20 <= at < STEPS and json.loads(lines[-1])["step"] == at
     run(config, tmp_path / "broken", "teachers")
     run(config, tmp_path / "whole", "teachers")
-    assert (tmp_path / "broken" / log).read_text() == (tmp_path / "whole" / log).read_text()
+    assert log_of((tmp_path / "broken" / log).parent) == log_of((tmp_path / "whole" / log).parent)
     hashes = [
         Checkpoints(str(tmp_path / name / "teachers" / "depth" / "checkpoints")).facts()["sha256"]
         for name in ("broken", "whole")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from must.core import notices
 from must.core.types import UserError
+from must.experiment import jobs
 from must.experiment.jobs import Job, facts, run_jobs
 from must.experiment.measure import load_rows, read_log, save_rows
 
@@ -65,6 +67,14 @@ def test_whoever_runs_alone_has_all_cores(tmp_path):
     assert set(short["cores"]) < set(cores) or short["cores"] == cores  # alone when it started first
 
 
+def number(*, directory, report):
+    return {"score": 12.5}
+
+
+def stopped(*, directory, report):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 @pytest.mark.parametrize(
     ("run", "error", "message"),
     [
@@ -104,11 +114,25 @@ def test_notices_of_job_processes_reach_the_terminal_once(tmp_path):
 def test_facts_that_somebody_has_damaged_are_one_line(tmp_path, content):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "done.json").write_text(content)
-    if content == "[]":  # as empty as {}
-        assert facts(str(tmp_path), "a") == {}
-    else:
-        with pytest.raises(UserError, match=r"a/done\.json: damaged; remove it"):
-            facts(str(tmp_path), "a")
+    with pytest.raises(UserError, match=r"a/done\.json: damaged.*; remove it"):
+        facts(str(tmp_path), "a")
+
+
+def test_an_edited_digit_of_facts_is_found(tmp_path):
+    run_jobs(str(tmp_path), [Job("a", "s", number, ())])
+    path = tmp_path / "a" / "done.json"
+    assert facts(str(tmp_path), "a")["score"] == 12.5
+    path.write_text(path.read_text().replace("12.5", "13.5"))
+    with pytest.raises(UserError, match=r"a/done\.json: changed or damaged, its content does not match its hash"):
+        facts(str(tmp_path), "a")
+
+
+def test_a_job_that_hangs_ends_once_its_siblings_have_done_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "_PATIENCE", 0.2)
+    parts = [Job(f"label/{k}", "s", stopped if k else number, (), shared=True) for k in range(2)]
+    with pytest.warns(notices.Notice, match="label/1: others have done its work"):
+        run_jobs(str(tmp_path), [*parts, Job("next", "s", number, (), ("label/0", "label/1"))], workers=2)
+    assert facts(str(tmp_path), "next")["score"] == 12.5
 
 
 @pytest.mark.parametrize("line", ["[1]", "{", '{"step": "x"}', "{}", "\x00"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from must.core.notices import Notice
 from must.core.types import UserError
 from must.pseudo_label.plan import make_plan
 from must.pseudo_label.shards import ShardFile
@@ -104,6 +105,47 @@ def test_workers_in_threads_share_the_shards(tmp_path, reference):
     assert tree(tmp_path / "1.0.0") == reference
     plan = make_plan("toy", "train", ToySource(), shards=6, batch_size=4)
     assert len(calls) == sum(len(plan.batches(shard)) for shard in range(6))  # no shard twice
+
+
+def test_the_shards_of_a_stopped_worker_are_taken_over(tmp_path, reference):
+    directory = tmp_path / "1.0.0"
+    (hung,) = start(directory, 1, seconds=1.0)
+    wait_for(lambda: any((directory / "unfinished").glob("0*.tmp")), [hung])
+    hung.send_signal(signal.SIGSTOP)
+    with pytest.warns(Notice, match=r"the worker that holds 0000\d has not gone on for 0.3 seconds .patience."):
+        label_toy(directory, patience=0.3)
+    assert tree(directory) == reference
+    hung.send_signal(signal.SIGCONT)  # who finds everything done leaves it as it is
+    assert hung.communicate(timeout=30) is not None and hung.returncode == 0
+    assert tree(directory) == reference
+
+
+def test_a_worker_that_is_slow_but_goes_on_keeps_its_shards(tmp_path, reference):
+    directory = tmp_path / "1.0.0"
+    calls = []
+    slow = toy_teacher(seconds=0.2)
+    counted = slow._replace(predict=lambda images: (calls.append(0), slow.predict(images))[1])
+    workers = [
+        threading.Thread(target=label_toy, args=(directory,), kwargs={"patience": 1.5, "teacher": counted, "worker": w})
+        for w in ((0, 2), (1, 2))
+    ]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join()
+    plan = make_plan("toy", "train", ToySource(), shards=6, batch_size=4)
+    assert tree(directory) == reference and len(calls) == sum(len(plan.batches(shard)) for shard in range(6))
+
+
+def test_an_edited_or_cut_record_of_a_shard_is_labeled_again(tmp_path, reference):
+    directory = tmp_path / "1.0.0"
+    with pytest.raises(UserError):
+        label_toy(directory, teacher=toy_teacher(edit=_breaks_down()))
+    done = sorted((directory / "unfinished").glob("*.done.json"))
+    done[0].write_text(done[0].read_text().replace("toy/", "toi/", 1))
+    with pytest.warns(Notice, match="done.json: changed or damaged.*its images are labeled again"):
+        label_toy(directory)
+    assert tree(directory) == reference
 
 
 def test_without_locks_two_workers_still_agree(tmp_path, reference, monkeypatch):

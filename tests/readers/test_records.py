@@ -151,6 +151,17 @@ def features_of_record(record):
     return found
 
 
+def test_an_edited_provenance_is_refused(written, tmp_path):
+    shutil.copytree(written, tmp_path / "1.0.0")
+    path = tmp_path / "1.0.0" / "provenance.json"
+    facts = json.loads(path.read_text())
+    facts["tasks"]["toy"]["classes"].reverse()
+    for content in (facts, {**facts, "shards": facts["shards"][::-1]}):
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"provenance.json: changed or damaged"):
+            Records(path.parent)
+
+
 def test_an_independent_reader_counts_and_hashes_the_same(written):
     from array_record.python.array_record_module import ArrayRecordReader
 

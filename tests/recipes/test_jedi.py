@@ -22,7 +22,7 @@ from must.recipes.table import dry_run
 from must.train.checkpoint import Checkpoints
 from tests.support import configs
 from tests.support.commands import run_code
-from tests.support.configs import ROOT, check, run, settings_of
+from tests.support.configs import ROOT, check, log_of, run, settings_of
 
 SETS = ("camera", "turns")
 STEPS = 6
@@ -247,7 +247,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     for part in ("checkpoints", "weights", *(f"students/{name}/weights" for name in SETS)):
         a, b = (Checkpoints(str(top / part)).facts()["sha256"] for top in (directory, whole.top / "joint" / "jedi"))
         assert a == b, part
-    assert (directory / "metrics.jsonl").read_text() == (whole.top / "joint" / "jedi" / "metrics.jsonl").read_text()
+    assert log_of(directory) == log_of(whole.top / "joint" / "jedi")
 
 
 def test_a_run_that_cannot_improve_stops_and_stays_stopped(whole, tmp_path):

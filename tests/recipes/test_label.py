@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 
+from must.core import files
 from must.core.types import UserError
 from must.experiment import acceptance
 from must.readers.label_files import LabelFiles
@@ -62,6 +63,24 @@ def _policy(workdir):
 
 def _records(workdir, name="pool"):
     return workdir / "pseudo_labels" / name / "1.0.0"
+
+
+def test_parts_of_the_label_stage_share_a_workdir_and_the_command_goes_on(workdir, tmp_path):
+    config = config_of()
+    with files.lock(str(tmp_path / "lock")) as held:  # parts do not ask whether anything else runs
+        assert held
+        for index in (1, 0):
+            run(config, tmp_path, "label", part=(index, 2))
+            assert sorted(one.parent.name for one in tmp_path.rglob("done.json")) == [str(i) for i in range(index, 2)]
+    assert not (tmp_path / "policy").exists()
+    content = lambda top: {one.name: one.read_bytes() for one in _records(top).iterdir() if one.is_file()}  # noqa: E731
+    assert content(tmp_path) == content(workdir)
+    before = (tmp_path / "label" / "0" / "done.json").stat().st_mtime_ns
+    run(config, tmp_path, "label")
+    assert (tmp_path / "policy" / "policy.json").exists()
+    assert (tmp_path / "label" / "0" / "done.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="config.label.batch_size"):
+        run(config | {"label": {"shards": 3, "batch_size": 4}}, tmp_path, "label", part=(0, 2))
 
 
 def test_what_was_accepted_is_told_by_task_set_and_class(workdir):

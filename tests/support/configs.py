@@ -13,7 +13,7 @@ from must.experiment.sections import without_none
 from must.recipes.table import complete, recipe_of
 
 ROOT = Path(__file__).parents[2]
-__all__ = ["changed", "check", "complete", "config_of", "load", "run", "settings_of"]
+__all__ = ["changed", "check", "complete", "config_of", "load", "log_of", "run", "settings_of"]
 
 
 def load(path: str):
@@ -45,6 +45,12 @@ def changed(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
             section = section.setdefault(name, {})
         section[last] = value
     return config
+
+
+def log_of(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log without what a clock measured."""
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
 
 
 def settings_of(config: Mapping[str, Any], number: int = 0) -> Any:

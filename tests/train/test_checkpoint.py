@@ -1,6 +1,9 @@
 """Checkpoints: damage of any file is found, and a run goes on from the newest one that is whole."""
 
+import errno
 import shutil
+import threading
+import time
 import types
 import warnings
 
@@ -11,6 +14,7 @@ import pytest
 
 from must.core.types import UserError
 from must.experiment.training import _resume
+from must.train import checkpoint
 from must.train.checkpoint import Checkpoints
 
 POSITION = {"grain": {"next": 7}}
@@ -127,3 +131,42 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path):
         _damage(folder, step)
     with pytest.raises(UserError, match="nor is an older one whole: remove"):
         _resume(Checkpoints(str(folder)), _state(0)["train"], _batches())
+
+
+def test_a_save_ahead_keeps_what_the_state_was_and_its_error_comes_at_the_next_step(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(str(tmp_path), keep=2, ahead=True)
+    state = _state(1)
+    hashed, go_on = checkpoint.fingerprint, threading.Event()
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda tree: go_on.wait(10) and hashed(tree))
+    checkpoints.save(1, state, position=POSITION)
+    checkpoints.check()  # it is under way, and training gives the memory of its state to the next one
+    state["train"]["w"] = jax.jit(lambda w: w + 1, donate_argnums=0)(state["train"]["w"])
+    state["weights"]["a"][:] = 0
+    assert checkpoints.latest() is None
+    go_on.set()
+    checkpoints.check(wait=True)
+    restored, position, _ = checkpoints.restore(_state(0))
+    assert _same(restored, _state(1)) and restored["weights"]["a"].tolist() == [1, 1, 1] and position == POSITION
+
+    def full(tree):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(checkpoint, "fingerprint", full)
+    for surfaces in (checkpoints.check, lambda: checkpoints.save(3, state), checkpoints.close):
+        checkpoints.save(2, state)
+        while not checkpoints._saving.done():
+            time.sleep(0.001)
+        with pytest.raises(OSError, match="No space left"):
+            surfaces()
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_the_checkpoints_of_another_run_are_refused_by_the_first_key_that_differs(tmp_path):
+    ours, theirs = ({"seed": seed, "ids": "a", "run": {"steps": 9}} for seed in (0, 1))
+    checkpoints = Checkpoints(str(tmp_path / "c"))
+    checkpoints.save(1, _state(1), position=POSITION, facts={"run": ours})
+    with pytest.raises(UserError, match=r"c: belongs to another run: seed is 0 there, 1 here; remove it"):
+        _resume(checkpoints, _state(0)["train"], _batches(), theirs)
+    np.testing.assert_array_equal(
+        _resume(checkpoints, _state(0)["train"], _batches(), ours)["w"], _state(1)["train"]["w"]
+    )
