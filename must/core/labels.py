@@ -11,6 +11,7 @@ from must.core.types import Label, UserError
 IGNORE = 255
 # Only the truth is certain: the largest score of a teacher, as half precision has it, and as a code of 0..255.
 SUREST, LARGEST = 1 - 2**-11, 254
+_ROUNDING = 1e-3  # by which a sum of probabilities may miss 1
 FAINTEST = 2.0**-14  # smallest score of a teacher where 0 is the truth's: the smallest normal float16
 _IGNORED_NAMES = ("ignore", "void", "unlabel", "unknown", "other", "background", "border")
 UNITS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0}
@@ -287,6 +288,73 @@ def checked_boxes(
             raise UserError(f"{where(i)}: box ({corners}) {what}; the image has {size}{way_out}")
     kept = np.full(len(boxes), True) if empty == "keep" else np.asarray(area)
     return CheckedBoxes(inside[kept], kept, int((beyond & area).sum()))
+
+
+def broken_contract(label: Label, classes: int = 0, ignore: int | None = IGNORE) -> str:
+    """What no reader of a label in record form can use, "<field> <what is wrong>", or "".
+
+    A field is judged by its name: "boxes" have an area at positive corners, "probs" with their "rest" sum to 1, "scores"
+    lie in 0..1, depth is positive and finite, "normals" have length 1 or 0, class ids are below `classes` (where that is
+    not 0) or the ignored one, those of a distribution once each.
+    """
+    arrays = {name: np.asarray(value) for name, value in label.items()}
+    for name, value in arrays.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            return f"{name} is not finite"
+        shares = name in ("scores", "probs", "rest") and value.dtype.kind == "f" and value.size
+        if shares and not (value.min() >= 0 and value.max() <= 1 + _ROUNDING):
+            return f"{name} is outside 0..1"
+        if name in ("ids", "classes", "unknown") and classes and value.size and value.max() >= classes:
+            beyond = value[(value >= classes) & (value != (-1 if ignore is None else ignore))]
+            if beyond.size:
+                return f"{name} holds class id {beyond[0]} with {classes} classes"
+    for check in (_broken_boxes, _broken_distribution, _broken_depth, _broken_normals):
+        if problem := check(arrays):
+            return problem
+    return ""
+
+
+def _broken_boxes(label: Mapping[str, np.ndarray]) -> str:
+    boxes = label.get("boxes")
+    if boxes is not None and boxes.ndim == 2 and boxes.shape[1:] == (4,):
+        wrong = ~((boxes[:, 2:] > boxes[:, :2]).all(-1) & (boxes >= 0).all(-1))
+        if wrong.any():
+            return f"boxes holds {boxes[wrong][0].tolist()}, which has no area in its image"
+    return ""
+
+
+def _broken_distribution(label: Mapping[str, np.ndarray]) -> str:
+    ids, probs, rest = (label.get(name) for name in ("ids", "probs", "rest"))
+    if ids is None or probs is None:
+        return ""
+    if rest is not None and ids.ndim == 1:
+        if len(np.unique(ids)) < len(ids):
+            return f"ids holds a class twice: {ids.tolist()[:8]}"
+        total = float(probs.sum(dtype=np.float64) + rest)
+        if abs(total - 1) > _ROUNDING * (2 + len(ids)):  # each is rounded to float16
+            return f"probs and rest sum to {total:.4g}, not to 1"
+    return ""
+
+
+def _broken_depth(label: Mapping[str, np.ndarray]) -> str:
+    codes, scale, offset = (label.get(name) for name in ("depth", "scale", "offset"))
+    if codes is None or scale is None or offset is None or not (codes > 0).any():
+        return ""
+    least = float(scale) * int(codes[codes > 0].min()) + float(offset)
+    if scale < 0 or least < -1e-5 * scale or (least <= 0 and scale == 0 and not label.get("inverse", False)):
+        return f"depth has {least:.4g} m where it is valid"
+    return ""
+
+
+def _broken_normals(label: Mapping[str, np.ndarray]) -> str:
+    normals = label.get("normals")
+    if normals is None or normals.ndim != 3 or normals.shape[-1] != 3 or normals.dtype != np.int8:
+        return ""
+    square = np.einsum("hwc,hwc->hw", normals, normals, dtype=np.int32)
+    wrong = (square != 0) & (np.abs(square - 127**2) > 600)  # rounding moves it by 127 * sqrt(3) + 1 at most
+    if wrong.any():
+        return f"normals holds a vector of length {float(np.sqrt(square[wrong][0])) / 127:.3g}, not 1"
+    return ""
 
 
 def numbered(classes: Sequence[str]) -> str:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from must.core.labels import broken_contract
 from must.core.types import ArraySpec, Label, LabelError
 from must.readers.record_format import mismatch
 
 _ROUNDING = 1e-3  # by which a sum of probabilities may miss 1
 _SCORE_ROUNDING = 1e-4  # by which a score may exceed 1, so that float16 still rounds it to 1
+_LENGTH = 0.02  # by which the length of a normal may miss 1 or 0
 _OVERHANG = 1.0  # pixels by which a box may leave the frame
 
 
@@ -62,7 +64,7 @@ def check_batch(
 
 
 def inside(label: Label, size: tuple[int, int], bounds: str) -> tuple[Label, int]:
-    """A batch of boxes in network form, clipped to the teacher's input; those wholly outside are left out.
+    """A batch of boxes in network form, clipped to the teacher's input; those without area in it are left out.
 
     Args:
       label: other labels pass as they are.
@@ -70,7 +72,7 @@ def inside(label: Label, size: tuple[int, int], bounds: str) -> tuple[Label, int
       bounds: "clip", or "refuse" boxes that leave it by more than a pixel.
 
     Returns:
-      The label, and how many boxes left the input by more than a pixel.
+      The label, and how many boxes left the input by more than a pixel or had no area.
 
     Raises:
       LabelError: one that is to be refused.
@@ -84,9 +86,13 @@ def inside(label: Label, size: tuple[int, int], bounds: str) -> tuple[Label, int
         row, slot = _first(beyond)
         what = f"which is outside {size[1]} x {size[0]} pixels; bounds='clip' clips such boxes"
         raise LabelError(f"boxes holds {boxes[row, slot].tolist()}, {what}", row)
+    reversed_ = (boxes[..., 2:] < boxes[..., :2]).any(-1)  # which `check_batch` refuses
+    if (empty := valid & (boxes[..., 2:] == boxes[..., :2]).any(-1) & ~reversed_).any() and bounds == "refuse":
+        row, slot = _first(empty)
+        raise LabelError(f"boxes holds {boxes[row, slot].tolist()}, which has no area; bounds='clip' drops it", row)
     clipped = np.clip(boxes, 0, limit)
-    lost = beyond & (boxes[..., 2:] > boxes[..., :2]).all(-1) & ~(clipped[..., 2:] > clipped[..., :2]).all(-1)
-    return {**label, "boxes": clipped, "valid": valid & ~lost}, int(beyond.sum())
+    lost = valid & ~reversed_ & ~(clipped[..., 2:] > clipped[..., :2]).all(-1)
+    return {**label, "boxes": clipped, "valid": valid & ~lost}, int((beyond | empty).sum())
 
 
 def not_finite(label: Mapping[str, np.ndarray], rows: Sequence[int]) -> dict[int, str]:
@@ -100,27 +106,17 @@ def not_finite(label: Mapping[str, np.ndarray], rows: Sequence[int]) -> dict[int
 
 
 def check_record(label: Label, spec: Mapping[str, ArraySpec], task: Any) -> str:
-    """One label in record form: exact shapes and types, class ids below `len(task.classes)`, scores in 0..1.
+    """One label in record form: exact shapes and types, then what `must.core.labels.broken_contract` finds.
 
     Returns:
       "<field> <what is wrong>" of the first problem, or "".
     """
-    count, ignore = len(getattr(task, "classes", ())), getattr(task, "ignore", None)
     for name, want in spec.items():
         what = mismatch(label[name], want) if name in label else "is missing"
         if what:
             return f"{name} {what}"
-        if want.dtype == "str":
-            continue
-        value = np.asarray(label[name])
-        if count and name in ("ids", "classes", "unknown") and value.size and value.max() >= count:
-            beyond = value[(value >= count) & (value != ignore)] if ignore is not None else value[value >= count]
-            if beyond.size:
-                return f"{name} holds class id {beyond[0]} with {count} classes"
-        shares = name in ("scores", "probs", "rest") and value.dtype.kind == "f" and value.size
-        if shares and not (value.min() >= 0 and value.max() <= 1 + _ROUNDING):
-            return f"{name} is outside 0..1"
-    return ""
+    stored = {name: label[name] for name, want in spec.items() if want.dtype != "str"}
+    return broken_contract(stored, len(getattr(task, "classes", ())), getattr(task, "ignore", None))
 
 
 def _form(label: Mapping[str, np.ndarray], spec: Mapping[str, Any], batch_size: int) -> str:
@@ -170,6 +166,18 @@ def _problems(label: Mapping[str, np.ndarray], task: Any, size: tuple[int, int])
                 yield at[0], f"{name} holds class id {field[at]} with {classes} classes"
         elif name == "boxes":
             yield from _wrong_boxes(name, field, size, filled)
+        elif name == "normals" and field.dtype.kind == "f" and field.ndim == 4:
+            length = np.linalg.norm(field, axis=-1)
+            if (wrong := (length > _LENGTH) & (np.abs(length - 1) > _LENGTH)).any():
+                at = _first(wrong)
+                yield at[0], f"{name} holds a vector of length {length[at]:.3g}, not 1 or 0{_share(wrong)}"
+        elif name == "depth" and field.dtype.kind == "f" and (wrong := field < 0).any():
+            yield _first(wrong)[0], f"{name} holds {field[_first(wrong)]:.4g} m, which is below 0{_share(wrong)}"
+
+
+def _share(wrong: np.ndarray) -> str:
+    rows = int(wrong.reshape(len(wrong), -1).any(-1).sum())
+    return f", in {rows} of {len(wrong)} pictures"
 
 
 def _filled(wrong: np.ndarray, slots: np.ndarray | None) -> np.ndarray:

@@ -134,8 +134,8 @@ def from_function(
                 raise LabelError(f"{key}.{error}", error.row) from None
             if beyond:
                 notice(
-                    f"teacher {name}: boxes of {key} reach beyond {input_}, first {beyond} in a batch, and are "
-                    "clipped (bounds='refuse' refuses them)"
+                    f"teacher {name}: boxes of {key} reach beyond {input_} or have no area, first {beyond} in a batch, "
+                    "and are clipped or left out (bounds='refuse' refuses them)"
                 )
         return found
 

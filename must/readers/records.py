@@ -18,6 +18,7 @@ import numpy as np
 
 from must.core.arguments import path_of
 from must.core.files import read_bytes, read_sealed
+from must.core.labels import broken_contract
 from must.core.types import ArraySpec, Example, Label, Source, UserError
 from must.readers.fields import understood
 from must.readers.frames import FrameVideo
@@ -150,7 +151,11 @@ class Records:
         path = os.path.join(self._directory, self._shards[shard]["file"])
         try:
             (record,) = self._reader(shard, path).read([index - self._starts[shard]])
-            return decode_record(record, specs)
+            found = decode_record(record, specs)
+            for task, label in found[2].items():
+                if problem := broken_contract(label, len(self.classes.get(task, ()))):
+                    raise ValueError(f"{task}.{problem}")
+            return found
         except Exception as error:  # the reader, the parser and zlib each raise their own types
             raise UserError(f"{path}: record {self.ids[index]} is damaged ({error})") from None
 

@@ -251,8 +251,8 @@ def test_a_file_holds_policies_exactly_and_can_be_edited(saved):
         ('"positive": null', '"positive": 0.1', "class 'hard': negative 0.2 is above positive 0.1"),
         ('"positive": null, ', "", "class 'hard': needs 'positive'"),
         ('"temperature": 1.2345', '"temperature": 0', "detection: temperature is 0"),
-        ('"curves"', '"curve"', "policy.json: not a file of policies"),
-        ("}", "", "policy.json: not a file of policies"),
+        ('"curves"', '"curve"', "policy.json: damaged, it is not JSON"),
+        ("}", "", "policy.json: damaged, it is not JSON"),
     ],
 )
 def test_a_file_that_was_edited_wrongly_is_refused_by_name(saved, old, new, words):
