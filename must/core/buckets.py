@@ -94,13 +94,17 @@ def _copying(mirror: "Mirror", number: int, period: float) -> Iterator[None]:
         mirror.release(number)
 
 
-def exchange(what: str) -> None:
-    """Gives the processes of a distributed run what each of them wrote to the workdir, where that is a bucket; called
-    by all of them with the same words."""
-    if _current and jax.distributed.is_initialized():
-        _current[-1].push()
-        devices.wait_for_all(what)
-        _current[-1].pull(ahead=True)
+def wait_for_all(what: str) -> None:
+    """Waits until every process of a distributed run has called this with the same words; then each has what the others
+    wrote to the workdir, in a bucket too."""
+    if not jax.distributed.is_initialized():
+        return
+    mirror = current()
+    if mirror is not None:
+        mirror.push()
+    devices.wait_for_all(what)
+    if mirror is not None:
+        mirror.pull(ahead=True)
 
 
 def current() -> "Mirror | None":

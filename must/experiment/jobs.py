@@ -146,8 +146,7 @@ def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
             place = f"{error.filename or directory}: {error.strerror or error}"
             raise UserError(f"{place}; the same command resumes") from error
         raise
-    buckets.exchange(job.name)
-    devices.wait_for_all(job.name)
+    buckets.wait_for_all(job.name)
 
 
 def _in_order(jobs: Sequence[Job]) -> Iterator[Job]:

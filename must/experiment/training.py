@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from must.core import devices, stopping
+from must.core import buckets, devices, stopping
 from must.core.notices import notice
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.ahead import Placed, workers_for
@@ -160,7 +160,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
         batches.close()
         log.close()
         checkpoints.close()
-    devices.wait_for_all(f"{directory} is trained")  # before another process reads what process 0 wrote
+    buckets.wait_for_all("a network is trained")  # before another process reads what process 0 wrote
     if silent := _never_learned(directory):
         raise UserError(
             f"{directory}: {', '.join(silent)}: nothing was learned, the loss is 0 at every logged step; its labels "
