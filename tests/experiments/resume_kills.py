@@ -69,7 +69,7 @@ def main() -> None:
     for name, default in {"kills": 10, "data_workers": 2, "steps": 400, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    rng, good, inside = random.Random(options.seed), 0, 0
+    rng, good, inside, left = random.Random(options.seed), 0, 0, set[str]()
     with tempfile.TemporaryDirectory() as top:
         whole, killed = Path(top, "whole"), Path(top, "killed")
         begun = time.monotonic()
@@ -92,7 +92,8 @@ def main() -> None:
             process.kill()
             process.wait()
             at, kept = lines(killed)[-1]["step"], hashes(killed)
-            half = any(not path.name.isdigit() for path in (killed / RUN / "checkpoints").iterdir())
+            there = {path.name for path in (killed / RUN / "checkpoints").iterdir() if not path.name.isdigit()}
+            half, left = not there <= left, left | there  # what earlier kills left stays there
             same = all(want[step] == value for step, value in kept.items() if value)
             good, inside = good + same, inside + half
             newest = max(kept, default=0)
