@@ -242,9 +242,10 @@ def test_dry_run_writes_nothing(tmp_path):
     assert re.search(r"in all \d.* h a seed", printed)
 
 
-def test_two_real_processes_train_like_one(tmp_path):
-    """Same global batches; each process reads its own rows and process 0 alone writes; five SGD steps."""
-    flags = ("--stage=teachers", "--config.teacher.steps=5", "--config.teacher.ema_decay=0.0")  # 0: no average
+def test_two_real_processes_end_in_the_table_of_one(tmp_path):
+    """All stages. Same global batches; each process reads its own rows and process 0 alone writes; five SGD steps."""
+    flags = ("--config.teacher.steps=5", "--config.teacher.ema_decay=0.0")  # 0: no average
+    flags += ("--config.student.steps=5", "--config.baselines=()")
     config = f"{TINY}:depth"
     _fork(tmp_path / "one", *flags, config=config)
     script = ROOT / "launch" / "local" / "two_process.sh"
@@ -264,6 +265,12 @@ def test_two_real_processes_train_like_one(tmp_path):
     assert len(one) > 10
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, atol=1e-4 * max(1e-2, float(np.abs(value).max())), err_msg=name)
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["columns"] for name in ("one", "two"))
+    assert set(one) == {"guess", "teacher", "student"} == set(two)
+    for name in one:
+        scores = [column[name]["scores"]["test"]["depth"] for column in (one, two)]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+    assert (tmp_path / "two" / "report.html").stat().st_size > 10_000
 
 
 def _first_lines(workdir):

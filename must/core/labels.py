@@ -293,9 +293,9 @@ def checked_boxes(
 def broken_contract(label: Label, classes: int = 0, ignore: int | None = IGNORE) -> str:
     """What no reader of a label in record form can use, "<field> <what is wrong>", or "".
 
-    A field is judged by its name: "boxes" have an area at positive corners, "probs" with their "rest" sum to 1, "scores"
-    lie in 0..1, depth is positive and finite, "normals" have length 1 or 0, class ids are below `classes` (where that is
-    not 0) or the ignored one, those of a distribution once each.
+    A field is judged by its name: "boxes" have an area at positive corners, "probs" with their "rest" sum to 1,
+    "scores" lie in 0..1, depth is positive and finite, "normals" have length 1 or 0, class ids are below `classes`
+    (where that is not 0) or the ignored one, those of a distribution once each.
     """
     arrays = {name: np.asarray(value) for name, value in label.items()}
     for name, value in arrays.items():
