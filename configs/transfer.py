@@ -10,6 +10,7 @@ runs every stage with a few steps. Whether a strong checkpoint gets better by Mu
 
     python -m must.main --config=configs/transfer.py:checkpoint --stage=teachers --workdir=runs/checkpoint
     python -m must.main --config=configs/transfer.py:improved --config.root=runs/checkpoint --workdir=runs/improved
+    python -m must.main --config=configs/transfer.py:kept --config.root=runs/checkpoint --workdir=runs/improved/kept
     python -m must.main --config=configs/transfer.py:checkpoints --config.root=runs/checkpoint
         --config.upstream=runs/improved --workdir=runs/checkpoints
 """
@@ -29,7 +30,7 @@ PUBLISHED = ("random", "must", "single", "by_classification", "by_detection", "b
 def get_config(variant: str = "scenes") -> ConfigDict:
     """The configuration of a variant."""
     variants = {"upstream": upstream, "scenes": scenes, "real": real, "paper": paper, "sanity": sanity}
-    variants |= {"checkpoint": checkpoint, "improved": improved, "checkpoints": checkpoints}
+    variants |= {"checkpoint": checkpoint, "improved": improved, "kept": kept, "checkpoints": checkpoints}
     if variant not in variants:
         raise ValueError(f"no variant {variant!r} of transfer: {', '.join(variants)}")
     return complete(variants[variant]())
@@ -65,6 +66,14 @@ def improved() -> ConfigDict:
     return config
 
 
+def kept() -> ConfigDict:
+    """The student from the checkpoint, which teaches its own task as well."""
+    config = improved()
+    config.student.init, config.arms, config.baselines = config.arms.improved.init, {}, ()
+    config.external_teachers = {"segmentation": {"run": "{root}/seed-{seed}/teachers/segmentation"}}
+    return config
+
+
 def checkpoints() -> ConfigDict:
     """What the checkpoint, MuST on top of it, and MuST from random numbers are worth on the tasks of `scenes`."""
     config, heads = scenes(), ("heads_",)
@@ -72,10 +81,11 @@ def checkpoints() -> ConfigDict:
     weights = {
         "checkpoint": "{root}/seed-{seed}/teachers/segmentation",
         "improved": "{upstream}/seed-{seed}/arms/improved",
+        "kept": "{upstream}/kept/seed-{seed}/student",
         "must": "{upstream}/seed-{seed}/student",
     }
     config.starts = {name: {"init": {"weights": path, "partial": heads}} for name, path in weights.items()}
-    config.subject = "improved"
+    config.subject = "kept"
     return config
 
 

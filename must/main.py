@@ -5,6 +5,7 @@ The only file that reads flags: it parses, prepares the process and delegates to
 
 import os
 import sys
+import time
 
 # Read by JAX when it is imported, which a configuration file may do: jobs and later runs share compiled programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/must/xla"))
@@ -48,6 +49,11 @@ def main(argv: list[str]) -> None:
         if error.filename is None:
             raise
         _mistake(f"{error.filename}: {error.strerror or error}")
+    except Exception:
+        time.sleep(
+            5 if _COORDINATOR.value else 0
+        )  # where a lost process is behind it, `peers` says so and ends this one
+        raise
     except KeyboardInterrupt as stopped:  # Ctrl-C, or the name of a signal
         print(f"must: {stopped or 'interrupted'}; the same command resumes", file=sys.stderr)
         sys.exit(143 if str(stopped) else 130)
@@ -63,17 +69,23 @@ def _mistake(line: str) -> None:
 
 
 def _run() -> None:
-    from must.core import devices, notices
+    from must.core import devices, notices, peers
     from must.recipes.start import Request, start
 
     notices.plain_lines()
     logging.set_verbosity(logging.WARNING)  # JAX reports every backend that it does not have
     devices.set_xla_flags()
     devices.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
+    watching = peers.watch(_COORDINATOR.value)
     request = Request(_IMAGES.value, _OUTPUT.value, _OPTIONS.value)
     config = _CONFIG.value if flags.FLAGS["config"].present else None
     options = {"workdirs": _WORKDIRS.value, "request": request, "dry_run": _DRY_RUN.value, "part": _PART.value}
-    start(config, config_file(sys.argv), _WORKDIR.value or "", stage=_STAGE.value, **options)
+    try:
+        start(config, config_file(sys.argv), _WORKDIR.value or "", stage=_STAGE.value, **options)
+    except KeyboardInterrupt:  # of all processes
+        watching.leave()
+        raise
+    watching.leave()
 
 
 def _parse(argv: list[str]) -> list[str]:

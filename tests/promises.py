@@ -31,7 +31,7 @@ os.environ.update(JAX_PLATFORMS="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)
 
 from must.core.notices import Notice  # noqa: E402
 from must.core.types import UserError  # noqa: E402
-from tests.support import commands, contracts, hostile  # noqa: E402
+from tests.support import contracts, forks, hostile  # noqa: E402
 
 TINY = "--config=tests/support/tiny_config.py:depth"
 NOT_BUILT = "not built"
@@ -79,7 +79,7 @@ class Trial:
         said = Path(tempfile.mkstemp(dir=self.top, suffix=".err")[1])
         arguments = [TINY, f"--workdir={workdir}", "--config.workers=1", *flags]
         with open(said, "w") as file:
-            return commands.start(arguments, file.fileno(), before), said
+            return forks.start(arguments, file.fileno(), before), said
 
     def run(self, workdir: Path, *flags: str, before: Callable[[], None] = lambda: None) -> Ended:
         """A command, to its end."""
@@ -577,7 +577,7 @@ def main() -> None:
     parser.add_argument("--json", default="", help="a file for the rows")
     parser.add_argument("--only", default=",".join(PROMISES), help="rows, separated by commas")
     options = parser.parse_args()
-    commands.prepare()
+    forks.prepare()
     rows = []
     for key in options.only.split(","):
         rows.append(row := tried(key, options.quick))

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy.fft import dctn
 
 from must.core.types import Source, UserError
 from must.data.combine import encoded_of
@@ -123,6 +122,8 @@ def appearance(frame: np.ndarray) -> int:
     Args:
       frame: uint8 [h, w, 3].
     """
+    from scipy.fft import dctn
+
     low = dctn(_thumbnail(frame), norm="ortho")[:_KEPT, :_KEPT].ravel()[1:]
     return sum(1 << i for i in np.flatnonzero(low > np.median(low)).tolist())
 

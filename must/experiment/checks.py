@@ -12,8 +12,9 @@ from must.data.combine import labels_of
 from must.data.disjoint import check_disjoint
 from must.data.merge import Concat
 from must.experiment import build, initial, sections
+from must.experiment.loss_scales import loss_scales
 from must.experiment.settings import Must, Run, SingleStudent, Student, Supervised
-from must.experiment.training import loss_scales, mean_teacher
+from must.experiment.training import mean_teacher
 from must.tasks.base import LabelsImages, Task
 from must.train.optimizer import check_factors
 

@@ -309,8 +309,14 @@ def annotated_ids(settings: SingleStudent) -> dict[str, list[str]]:
     return ids
 
 
-def deal(settings: Any, name: str, seed: int) -> Lists:
+def deal(settings: Any, name: str, seed: int, present: Mapping[str, list[str]]) -> Lists:
     """Draws a split, or reads the list files that the configuration names.
+
+    Args:
+      settings: of the recipe.
+      name: of the split.
+      seed: of the draw.
+      present: `annotated_ids` of the settings, for which every annotation is read: once for all splits.
 
     Raises:
       UserError: an unknown way, unknown ids, or a task without images.
@@ -320,26 +326,27 @@ def deal(settings: Any, name: str, seed: int) -> Lists:
     if section.files:
         if section.share:
             raise UserError(f"{path}: files and share are two ways to split; set one")
-        return _read_files(settings, path, dict(section.files), section.exclusive)
+        return _read_files(settings, path, dict(section.files), section.exclusive, present)
     if bool(section.share) == section.exclusive:
         raise UserError(f"{path}: set one of share (a fraction or a number), exclusive and files")
-    annotated = annotated_ids(settings)
     if section.exclusive:
-        annotated = splits.exclusive(annotated, seed)
+        annotated = splits.exclusive(present, seed)
     else:
         share = int(section.share) if section.share > 1 else section.share
         try:
             chosen = set(splits.part(ids, share, seed)[0])
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        annotated = {task: [id for id in own if id in chosen] for task, own in annotated.items()}
+        annotated = {task: [id for id in own if id in chosen] for task, own in present.items()}
     for task, own in annotated.items():
         if not own:
             raise UserError(f"{path}: no annotated image for {task}")
     return Lists(annotated, ids)
 
 
-def _read_files(settings: SingleStudent, path: str, files: Mapping[str, str], exclusive: bool) -> Lists:
+def _read_files(
+    settings: SingleStudent, path: str, files: Mapping[str, str], exclusive: bool, present: Mapping[str, list[str]]
+) -> Lists:
     """Lists made elsewhere: a file per task, and "unseen" where that is not simply all the rest."""
     tasks, source = tuple(settings.tasks), everything(settings)
     for task in tasks:
@@ -355,8 +362,9 @@ def _read_files(settings: SingleStudent, path: str, files: Mapping[str, str], ex
     unseen = lists.get("unseen", [id for id in source.ids if id not in seen])
     splits.check_no_overlap({"of the teachers": seen, files.get("unseen", "of the rest"): unseen})
     Listed(source, ids=[*seen, *unseen])  # refuses unknown ids
-    for task, present in annotated_ids(settings).items():
-        if bare := next((id for id in annotated[task] if id not in set(present)), None):
+    for task, own in present.items():
+        has = set(own)
+        if bare := next((id for id in annotated[task] if id not in has), None):
             raise UserError(f"{files[task]}: {bare} has no annotation of {task}")
     used = seen.union(unseen)
     return Lists(annotated, [id for id in source.ids if id in used])

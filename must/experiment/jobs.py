@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from must.core import devices, files, memory, notices, stopping
+from must.core import buckets, devices, files, memory, notices, peers, stopping
 from must.core.types import UserError
 from must.experiment.progress import Display
 
@@ -129,6 +129,7 @@ def _up_to_date(workdir: str, job: Job) -> bool:
 def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
     directory = os.path.join(workdir, job.name)
     start = time.time()
+    peers.at(job.name)
     result: dict = {}
     try:
         os.makedirs(directory, exist_ok=True)
@@ -149,7 +150,7 @@ def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
             place = f"{error.filename or directory}: {error.strerror or error}"
             raise UserError(f"{place}; the same command resumes") from error
         raise
-    devices.wait_for_all(job.name)
+    buckets.wait_for_all(job.name)
 
 
 def _in_order(jobs: Sequence[Job]) -> Iterator[Job]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from must.core import devices, files
+from must.core import buckets, devices, files
 from must.core.notices import notice
 from must.core.types import Source
 from must.data import rejects
@@ -69,7 +69,7 @@ def _found(source: Source, settings: Any, workdir: str) -> list[Reject]:
             )
         entry = {"name": source.name, "count": len(source), "rejects": found}
         files.write_json(path, {**_known(path), source.fingerprint: entry})
-    devices.wait_for_all("check")
+    buckets.wait_for_all("check")
     return [Reject(*one) for one in _known(path)[source.fingerprint]["rejects"]]
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from must.core import devices, files
+from must.core import buckets, devices, files
 from must.core.types import UserError
 from must.experiment import acceptance, build, initial, sections
 from must.experiment.compare import compare_workdirs, print_results
@@ -88,7 +88,7 @@ def members(recipe: Recipe, config: Mapping[str, Any]) -> list[Member]:
       UserError: a key or value that the settings refuse.
     """
     seeds, axes = _seeds(config), recipe.axes(config)
-    roots = {key: config.get(key) or "" for key in recipe.roots}
+    roots = {key: buckets.fetched(config.get(key) or "") for key in recipe.roots}
     result = []
     for *point, seed in itertools.product(*(values for _, values in axes.values()), seeds):
         values = dict(zip(axes, point, strict=True))

@@ -487,11 +487,10 @@ class Student(Following):
             raise ValueError("shuffled_labels: needs a batch_size of at least 2")
         _at_least(0, repeat_labeled=self.repeat_labeled, truth_weight=self.truth_weight, pool_images=self.pool_images)
         _below_one(pool_share=self.pool_share)
-        if self.pool_share:
-            if self.repeat_labeled != 1 or self.pool_images or self.epochs:
-                raise ValueError(
-                    "pool_share: says how often images are drawn; leave repeat_labeled, pool_images and epochs out"
-                )
+        if self.pool_share and (self.repeat_labeled != 1 or self.pool_images or self.epochs):
+            raise ValueError(
+                "pool_share: says how often images are drawn; leave repeat_labeled, pool_images and epochs out"
+            )
         if self.weights.kind != "none" and self.slam.enabled:
             raise ValueError("slam.enabled: weights and slam are two corrections of the same labels; choose one")
         if self.cutmix.probability and (self.weights.kind != "none" or self.slam.enabled):

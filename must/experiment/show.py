@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from must.core import files
@@ -67,7 +68,9 @@ def show_jobs(
         section = getattr(settings, stage)
         if section.enabled:
             own = [vars(section), settings.title, changeable]
-            made.append(Job(f"{prefix}{stage}", stage, run, (settings, labels), needs, settings=own))
+            # Process 0 of several makes the pages; otherwise they are made beside other jobs.
+            alone = jax.distributed.is_initialized()
+            made.append(Job(f"{prefix}{stage}", stage, run, (settings, labels), needs, alone=alone, settings=own))
     return made
 
 

@@ -107,7 +107,7 @@ def student_source(settings: Must, run: Student, records: Source) -> Source:
 
 def _as_teachers(settings: Must, pool_share: float) -> dict[str, int]:
     """How often each image appears: of every annotated set in proportion to the images that its teacher draws, of the
-    pool its share; rounded to a quarter of what the rarest image has."""
+    pool its share; rounded to a quarter of what the rarest image has, or to all of it where there are many."""
     sets = {name: build.set_split(settings, name, "train") for name in settings.train_sets.values()}
     drawn: dict[str, list[int]] = {name: [] for name in sets}
     for task, name in settings.train_sets.items():
@@ -124,7 +124,8 @@ def _as_teachers(settings: Must, pool_share: float) -> dict[str, int]:
         for id in part.ids:
             each[id] = each.get(id, 0.0) + (1 - share) * images[name] / sum(images.values()) / len(part)
     rarest = min(value for value in each.values() if value)
-    return {id: round(4 * value / rarest) for id, value in each.items()}
+    unit = rarest / 4 if len(each) < 65536 else rarest
+    return {id: round(value / unit) for id, value in each.items()}
 
 
 def familiar_sets(settings: Must, top: str, run: Student) -> dict[str, set[str]]:

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from must.core import devices, stopping
+from must.core import buckets, devices, peers, stopping
 from must.core.notices import notice
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.ahead import Placed, workers_for
 from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
 from must.experiment import build, initial, measure, networks, sections
-from must.experiment.external import trained_with
+from must.experiment.loss_scales import loss_scales
 from must.experiment.run_log import Log, Skipped
 from must.experiment.sections import Part
 from must.experiment.selection import Selection, Validation, local
@@ -37,7 +37,7 @@ from must.objectives import mean_teacher as mean_teachers
 from must.objectives import objective as objectives
 from must.objectives.distill import Hint
 from must.objectives.hints import hints
-from must.objectives.labels import labels, learning_rate_rule
+from must.objectives.labels import labels
 from must.objectives.mean_teacher import MeanTeacher
 from must.objectives.slam import slam
 from must.pseudo_label.plan import first_difference
@@ -160,7 +160,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
         batches.close()
         log.close()
         checkpoints.close()
-    devices.wait_for_all(f"{directory} is trained")  # before another process reads what process 0 wrote
+    buckets.wait_for_all("a network is trained")  # before another process reads what process 0 wrote
     if silent := _never_learned(directory):
         raise UserError(
             f"{directory}: {', '.join(silent)}: nothing was learned, the loss is 0 at every logged step; its labels "
@@ -185,6 +185,7 @@ class _Hook:
         run, weighting = self._training.run, self._training.weighting
         at, last = progress.step, progress.step == progress.steps
         self._checkpoints.check()
+        peers.at(f"{self._directory}, step {at}")
         logs_now = at % run.log_every == 0
         looks = last or (run.evaluate_every and at % run.evaluate_every == 0)
         self._skipped.see(progress, wait=bool(logs_now or looks))
@@ -432,24 +433,3 @@ def _with_steps(run: Run, source: Batches) -> Run:
     parts = source if isinstance(source, Mapping) else {"": source}
     counts = {group: len(part) for group, part in parts.items()}
     return sections.changed(run, {"steps": run.epochs * epoch_steps(counts, run.batch_size)}, "config")
-
-
-def loss_scales(settings: Supervised, run: Run) -> dict[str, float]:
-    """Factor of each task's loss: from the settings, or MuST's rule from batch sizes and learning rates.
-
-    Raises:
-      UserError: an external teacher without batch size and learning rate, whose factor is not set either.
-    """
-    if run.loss_scale_rule == "fixed":
-        return {name: run.loss_scales.get(name, 1.0) for name in settings.tasks}
-    if not isinstance(settings, SingleStudent):
-        raise UserError("loss_scale_rule='learning_rate': needs teachers, which this recipe does not have")
-    rates = {name: trained_with(settings, name) for name in settings.tasks}
-    for name in settings.tasks:
-        if rates[name] is None and name not in run.loss_scales:
-            raise UserError(
-                f"loss_scales.{name}: required by loss_scale_rule='learning_rate', since the external teacher of "
-                f"{name} does not tell its batch size and learning rate"
-            )
-    known = {name: rate for name, rate in rates.items() if rate is not None}
-    return dict(run.loss_scales) | learning_rate_rule((run.batch_size, run.optimizer.learning_rate), known)

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import isotonic_regression, minimize_scalar
 
 from must.core.types import Label, Policy
 from must.tasks.base import Task
@@ -99,6 +98,8 @@ def fit_temperature(probs: np.ndarray, truth: np.ndarray) -> float:
         top = scaled.max(-1)
         return float(np.mean(top + np.log(np.exp(scaled - top[:, None]).sum(-1)) - scaled[rows, truth]))
 
+    from scipy.optimize import minimize_scalar  # here: SciPy takes a third of what starting a process takes
+
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
     return round(float(np.exp(found.x)), _DIGITS)
 
@@ -139,6 +140,8 @@ def _per_class(claims: Judged, min_count: int, fit) -> np.ndarray:
 
 
 def _isotonic(score: np.ndarray, correct: np.ndarray, knots: int) -> np.ndarray:
+    from scipy.optimize import isotonic_regression
+
     grid = np.linspace(0.0, 1.0, knots)
     if not len(score):
         return grid.astype(np.float32)

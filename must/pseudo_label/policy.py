@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import sparse
-from scipy.stats import norm
 
 from must.core import files
 from must.core.proportions import design_effect, wilson
@@ -111,12 +109,14 @@ def choose(
     Raises:
       UserError: a precision of an unknown class or outside 0..1.
     """
+    from scipy.special import ndtri
+
     names = claims.classes or (EVERY,)
     curve = np.asarray(curve, np.float32)
     wanted = _targets(target_precision, names)
     probability = calibrated(Policy(curve=curve), claims.score, claims.ids)
     examples = np.arange(len(probability)) if claims.examples is None else claims.examples
-    z = norm.ppf(confidence) if confidence > 0.5 else 0.0
+    z = ndtri(confidence) if confidence > 0.5 else 0.0
     total = np.bincount(claims.ids, minlength=len(names))
     bounds, facts, pooled = [], {}, {}
     for c, name in enumerate(names):
@@ -168,6 +168,8 @@ def _threshold(
     probability: np.ndarray, correct: np.ndarray, examples: np.ndarray, wanted: float, z: float, seed: tuple[int, int]
 ) -> tuple[float, float]:
     """The lowest threshold that keeps the target precision, and its optimism."""
+    from scipy import sparse
+
     cuts, where = np.unique(np.searchsorted(_GRID, probability, side="right") - 1, return_inverse=True)
     where = len(cuts) - 1 - where  # by falling threshold
     _, rows = np.unique(examples, return_inverse=True)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from must.core import files
+from must.core import buckets, files
 from must.core.arguments import path_of
 from must.core.notices import notice
 from must.core.types import Source, Teacher, UserError
@@ -108,11 +108,17 @@ def label_images(
     job = _Job(directory, plan, bound(plan.count, max_rejects), patience, progress or (lambda done, total: None))
     if job.claim(expected):
         order = sorted(range(plan.shards), key=lambda shard: ((shard - worker[0]) % worker[1] != 0, shard))
+        bucket = buckets.current() if worker[1] > 1 else None
+        if bucket is not None:  # nobody sees who writes a shard, so that everyone writes its own
+            order = order[: len(range(worker[0], plan.shards, worker[1]))]
         with Labeller(source, teachers, plan.batch_size, **looks) as labeller:
             while not job.complete():
                 try:
                     job.label(labeller, order)
-                    if not job.missing():
+                    if bucket is not None:
+                        bucket.push()
+                        bucket.pull(ahead=True)
+                    if not job.missing() and (bucket is None or worker[0] == 0):
                         job.commit(expected, lambda: features_of(labeller.specs, images=copy_images))
                     if not job.complete():
                         time.sleep(_POLL)  # others write the rest; what they leave when they die is ours

@@ -1,5 +1,6 @@
 """A placeholder for a data set that is not on disk, so that dry runs can plan without it."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +49,10 @@ class Declared:
 
     def labels(self, index: int) -> dict[str, Label]:
         """The labels alone."""
+        return {task: dict(label) for task, label in self._labels.items()}
+
+    @functools.cached_property
+    def _labels(self) -> dict[str, Label]:
         return {task: _EXAMPLES[form](*self._size) for task, form in self._forms.items()}
 
 

@@ -119,8 +119,9 @@ def check(members: Members) -> None:
         checks.check_run(settings, run, f"config.grid ({name}): student")
         if arm.labels:
             distillation.check(settings, run, arm)
+    present = grid.annotated_ids(settings)
     for name in settings.splits:
-        lists = grid.deal(settings, name, seed)
+        lists = grid.deal(settings, name, seed, present)
         for arm in arms.values():
             if arm.split == name:
                 lists.images(arm, seed)
@@ -137,9 +138,9 @@ def check(members: Members) -> None:
 
 def make_splits(settings: Settings, seed: int, *, directory: str, report) -> dict:
     """The job: list files <split>/<task>.txt, the images of each teacher, and <split>/all.txt."""
-    counts = {}
+    counts, present = {}, grid.annotated_ids(settings)
     for split in settings.splits:
-        lists = grid.deal(settings, split, seed)
+        lists = grid.deal(settings, split, seed, present)
         for name, ids in {**lists.annotated, "all": lists.everything}.items():
             if devices.is_writer():
                 splits.write_list(os.path.join(directory, split, f"{name}.txt"), ids)

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from must.core import buckets
 from must.core.types import UserError
 from must.experiment.finished import Request, answer
 from must.experiment.run import FINISHED, check_stage, read_config, run
@@ -33,7 +35,7 @@ def start(
     Args:
       config: what a configuration file's get_config() returned; None, without one, for a finished workdir.
       file: the configuration file, for messages.
-      workdir: where everything is written.
+      workdir: where everything is written, a folder or that of a bucket.
       stage: "all" or one stage.
       workdirs: finished workdirs to compare.
       request: of a finished workdir.
@@ -48,12 +50,28 @@ def start(
         raise UserError("--config=configs/X.py is required")
     if not workdir and (finished or not dry_run):
         raise UserError("--workdir=DIR is required")
-    for one in (workdir, *workdirs):
-        if "://" in one:
-            raise UserError(f"--workdir={one}: expected a folder; object stores are not supported")
     if file is not None and not isinstance(config, ConfigDict):
         raise UserError(f"{file}: get_config() returns {config!r}; it must return a ConfigDict")
     given = None if config is None else config.to_dict()
+    if part and buckets.is_url(workdir):
+        raise UserError(f"--part={part}: several parts at once need a folder that they share, not {workdir}")
+    options: dict[str, Any] = {"stage": stage, "request": request, "dry_run": dry_run, "part": part}
+    options["workdirs"] = [buckets.fetched(one) for one in workdirs]
+    with buckets.workdir(workdir) if buckets.is_url(workdir) and not dry_run else nullcontext(workdir) as local:
+        _start(given, local, **options)
+
+
+def _start(
+    given: dict[str, Any] | None,
+    workdir: str,
+    *,
+    stage: str,
+    workdirs: Sequence[str],
+    request: Request,
+    dry_run: bool,
+    part: str,
+) -> None:
+    finished = stage in FINISHED
     recipe = recipe_of(read_config(workdir) if given is None else given)
     check_stage(recipe, stage)
     if finished:

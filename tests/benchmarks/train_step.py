@@ -60,7 +60,7 @@ NETS = {
     "resnet50_512": Net(512, 16, depth=50, channels=256),
     "vit_base": Net(224, 64, vit="base"),
 }
-TINY = {"resnet18": Net(64, 2, depth=10, width=8, channels=8), "vit_tiny": Net(32, 2, vit="tiny")}
+TINY = {"resnet10": Net(64, 2, depth=10, width=8, channels=8), "vit_tiny": Net(32, 2, vit="tiny")}
 STRIDES, CLASSES = (4, 8, 16), {"classification": 1000, "detection": 80, "segmentation": 150}
 
 

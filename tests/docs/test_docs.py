@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import must
+from tests.support.commands import run_code
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -89,6 +90,7 @@ def test_commands_resolve(command):
     check_stage(recipe, flags.get("stage") or "all")
     assert set(flags) - {key for key in flags if key.startswith("config.")} <= {
         "workdir",
+        "part",
         "stage",
         "dry_run",
         "workdirs",
@@ -112,8 +114,8 @@ def test_snippets_run(page, code, tmp_path):
         compile(code, str(page), "exec")
         assert set(re.findall(r"\bmust\.(\w+)", code)) <= set(must.__all__)
         return
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=240)
+    ended = run_code(code, tmp_path)
+    assert ended.code == 0, ended.lines
 
 
 def test_the_tutorials_own_teachers_label(tmp_path):

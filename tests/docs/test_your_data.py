@@ -2,10 +2,7 @@
 
 import copy
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,24 +11,23 @@ from must.core.types import UserError
 from must.experiment import build
 from must.experiment.run import members
 from must.recipes.table import recipe_of
+from tests.support.commands import run_code, run_command
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8")
 MAKING, CONFIGURATION, PREDICTING, *_ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
-def _run(folder, *command):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def _run(folder, code):
+    ended = run_code(code, folder)
+    assert ended.code == 0, ended.lines
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The stranger's folders and the configuration."""
     folder = tmp_path_factory.mktemp("stranger")
-    _run(folder, "-c", MAKING)
+    _run(folder, MAKING)
     (folder / "my_data.py").write_text(CONFIGURATION, encoding="utf-8")
     return folder
 
@@ -43,10 +39,10 @@ def test_the_configuration_is_short():
 def test_from_folders_to_predictions(folder):
     small = ["teacher.steps=3", "student.steps=3", "model.backbone.stages=2", "model.neck.strides=(4,8)"]
     small += ["tasks.detection.strides=(8,)", "image.size=(32,32)", "workers=1"]  # nearly all of the time is compiling
-    command = ["-m", "must.main", "--config=my_data.py", "--workdir=runs/mine", *(f"--config.{key}" for key in small)]
-    output = _run(folder, *command)
-    assert "student vs teacher" in output and (folder / "runs" / "mine" / "report.html").exists()
-    _run(folder, "-c", PREDICTING)
+    ended = run_command(["--config=my_data.py", "--workdir=runs/mine", *(f"--config.{key}" for key in small)], folder)
+    assert ended.code == 0, ended.lines
+    assert "student vs teacher" in ended.out and (folder / "runs" / "mine" / "report.html").exists()
+    _run(folder, PREDICTING)
     assert (folder / "pages" / "index.html").exists()
     assert len(list((folder / "files").rglob("*.png"))) >= 2 * 128 and list((folder / "files").rglob("coco.json"))
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from must.core.types import UserError
-from must.experiment import build, students, training
+from must.experiment import build, students
+from must.experiment.loss_scales import loss_scales
 from must.recipes import must as recipe
 from tests.support.configs import check, config_of, load, run, settings_of
 
@@ -30,13 +31,13 @@ def test_a_teacher_trains_with_its_own_settings_and_keeps_them_with_its_weights(
     # Another run reads them where it takes the network from.
     taken = {"depth": {"run": str(tmp_path / "teachers" / "depth")}}
     settings = settings_of(config_of(TINY, external_teachers=taken, student__loss_scale_rule="learning_rate"))
-    scales = training.loss_scales(settings, settings.student)
+    scales = loss_scales(settings, settings.student)
     assert scales == {"classification": pytest.approx(1.0), "depth": pytest.approx(10.0)}
 
 
 def test_every_task_keeps_the_learning_rate_of_its_teacher():
     settings = _settings(student__loss_scale_rule="learning_rate", student__batch_size=12)
-    student, scales = settings.student, training.loss_scales(settings, settings.student)
+    student, scales = settings.student, loss_scales(settings, settings.student)
     for task in settings.tasks:
         teacher = build.teacher(settings, task)
         per_image = teacher.optimizer.learning_rate / teacher.batch_size
@@ -50,7 +51,7 @@ def test_an_external_teacher_has_a_factor_of_its_own():
     with pytest.raises(UserError, match="config.student.loss_scales.depth: required by loss_scale_rule"):
         check(config_of(TINY, **changes))
     settings = settings_of(config_of(TINY, **changes, student__loss_scales={"depth": 3.0}))
-    assert training.loss_scales(settings, settings.student) == {"classification": pytest.approx(1.0), "depth": 3.0}
+    assert loss_scales(settings, settings.student) == {"classification": pytest.approx(1.0), "depth": 3.0}
 
 
 def test_a_teacher_as_long_as_the_student_is_its_own_baseline():

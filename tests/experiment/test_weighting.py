@@ -311,40 +311,31 @@ def _student_command(workdir):
 
 
 def test_a_killed_weighted_student_ends_like_an_unbroken_one(labeled, tmp_path):
-    results = []
-    for killed in (False, True):
-        workdir = tmp_path / f"killed-{killed}"
-        shutil.copytree(labeled, workdir)
-        if killed:
-            checkpoints = workdir / "arms" / "weighted" / "checkpoints"
-            process = subprocess.Popen(
-                _student_command(workdir), cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
-            )
-            end = time.time() + 200
-            while (
-                not any(p.name.isdigit() for p in checkpoints.glob("*"))
-                and process.poll() is None
-                and time.time() < end
-            ):
-                time.sleep(0.02)
-            alive = process.poll() is None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            assert alive and not (workdir / "arms" / "weighted" / "done.json").exists()
-        run(config_of(CONFIG), workdir, "student")
-        facts = {
-            arm: Checkpoints(str(workdir / "arms" / arm / "checkpoints")).facts()["sha256"]
-            for arm in ("weighted", "corrected", "told")
-        }
-        results.append((facts, Checkpoints(str(workdir / "student" / "checkpoints")).facts()["sha256"]))
-    assert results[0] == results[1]
-    for workdir in tmp_path.iterdir():  # refreshed at every fourth step, to something else
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    shutil.copytree(labeled, whole)
+    run(config_of(CONFIG), whole, "student")
+    shutil.copytree(whole, killed)  # the others are done
+    shutil.rmtree(killed / "arms" / "weighted")
+    checkpoints = killed / "arms" / "weighted" / "checkpoints"
+    process = subprocess.Popen(_student_command(killed), cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    end = time.time() + 200
+    while not any(p.name.isdigit() for p in checkpoints.glob("*")) and process.poll() is None and time.time() < end:
+        time.sleep(0.02)
+    alive = process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert alive and not (killed / "arms" / "weighted" / "done.json").exists()
+    run(config_of(CONFIG), killed, "student")
+    ends = lambda top: Checkpoints(str(top / "checkpoints")).facts()["sha256"]  # noqa: E731
+    assert ends(killed / "arms" / "weighted") == ends(whole / "arms" / "weighted")
+    for workdir in (whole, killed):  # refreshed at every fourth step, to something else
         lines = [
             json.loads(line) for line in (workdir / "arms" / "weighted" / "metrics.jsonl").read_text().splitlines()
         ]
         means = {line["step"]: line["weight/depth/estimated"] for line in lines if "weight/depth/estimated" in line}
         assert list(means) == [0, 4, 8] and len(set(means.values())) == 3
-    assert len({*results[0][0].values(), results[0][1]}) == 4  # every arm is a student of its own
+    students = ["student", *(f"arms/{arm}" for arm in ("weighted", "corrected", "told"))]
+    assert len({ends(whole / at) for at in students}) == 4  # every arm is a student of its own
 
 
 def test_a_student_teaches_the_next_round_and_arms_have_their_own_policies(labeled, tmp_path):

@@ -9,6 +9,7 @@ direction, has labels that are right with probability .52. Half a minute.
 
 import functools
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -91,12 +92,12 @@ def _mean_of_ratios(held: weigh.HeldOut, at: np.ndarray, k: int) -> np.ndarray:
     return ((held.true_loss + 1e-6) / (held.teacher_loss + 1e-6))[near].mean(1)
 
 
-def accuracies(seed: int, steps: int = 600, every: int = 20) -> dict[str, float]:
+def accuracies(seed: int, arms: Sequence[str] = ARMS, steps: int = 600, every: int = 20) -> dict[str, float]:
     """Accuracy on fresh points of a linear student, by arm."""
     pool, held, fresh = Pool(4000, seed, 2), Pool(500, 10_000 + seed, 2), Pool(8000, 20_000 + seed, 2)
     alpha = weigh.isotonic_accuracy(held.margin, held.says == held.truth, floor=0.5)(pool.margin)
     found = {}
-    for arm in ARMS:
+    for arm in arms:
         labels = pool.truth if arm == "clean" else pool.says
         student, weights = np.zeros(_DIMENSIONS, np.float32), np.ones(len(labels), np.float32)
         for _ in range(steps // every):

@@ -15,6 +15,7 @@ import numpy as np
 
 COUNT, TEST, CLASSES, INPUTS = 1024, 4096, 4, 10
 TEACHER, STUDENT = 128, 6  # widths
+ARMS = ("truth on seen", "seen", "unseen", "cut", "all", "shuffled")
 
 
 def init(key, width, scale=1.0):
@@ -50,9 +51,9 @@ def trained(key, x, target, rows, width, decay=0.0, scale=1.0, steps=400, rate=0
     return jax.lax.scan(step, (params, tx.init(params)), None, length=steps)[0][0]
 
 
-@functools.partial(jax.jit, static_argnames="one_in")
-@functools.partial(jax.vmap, in_axes=(0, None))
-def run(key, one_in: int):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.vmap, in_axes=(0, None, None))
+def run(key, one_in: int, arms: tuple[str, ...]):
     """{arm: accuracy} of one seed."""
     keys = jax.random.split(key, 6)
     truth = jax.tree.map(lambda leaf: 2.0 * leaf, init(keys[0], 4))
@@ -67,18 +68,20 @@ def run(key, one_in: int):
     student = functools.partial(trained, keys[5], x_train, width=STUDENT, decay=0.3, scale=0.5, steps=300)
     soft = jax.nn.softmax(answer(teacher, x_train))
     cut = ((place >= COUNT // one_in) & (place < 2 * COUNT // one_in)).astype(jnp.float32)
-    rows = {"seen": seen, "unseen": 1.0 - seen, "cut": cut, "all": jnp.ones(COUNT)}
+    rows = {"truth on seen": seen, "seen": seen, "unseen": 1.0 - seen, "cut": cut, "all": jnp.ones(COUNT)}
+    rows["shuffled"] = rows["unseen"]
+    target = {"truth on seen": hard, "shuffled": jnp.roll(soft, 1, 0)}
     score = lambda params: (answer(params, x[COUNT:]).argmax(-1) == label[COUNT:]).mean()  # noqa: E731
-    found = {"teacher": score(teacher), "truth on seen": score(student(target=hard, rows=seen))}
-    found |= {name: score(student(target=soft, rows=where)) for name, where in rows.items()}
-    shuffled = jnp.roll(soft, 1, 0)
-    return found | {"shuffled": score(student(target=shuffled, rows=1.0 - seen))}
+    found = {name: score(student(target=target.get(name, soft), rows=rows[name])) for name in arms}
+    return {"teacher": score(teacher), **found}
 
 
-def table(seeds: int = 16, parts: tuple[int, ...] = (2, 4, 8)) -> dict[int, dict[str, np.ndarray]]:
+def table(
+    seeds: int = 16, parts: tuple[int, ...] = (2, 4, 8), arms: tuple[str, ...] = ARMS
+) -> dict[int, dict[str, np.ndarray]]:
     """{one in so many: {arm: accuracy [seeds]}}."""
     keys = jax.random.split(jax.random.key(0), seeds)
-    return {n: {name: np.asarray(value) for name, value in run(keys, n).items()} for n in parts}
+    return {n: {name: np.asarray(value) for name, value in run(keys, n, arms).items()} for n in parts}
 
 
 if __name__ == "__main__":

@@ -64,7 +64,12 @@ def network(names=("detection", "segmentation"), width=4, channels=8, norm="grou
 
 @functools.cache
 def variables(width=4, channels=8, names=("detection", "segmentation"), seed=0, norm="group"):
-    return network(names, width, channels, norm).init(jax.random.key(seed), np.zeros((1, *SIZE, 3), np.uint8))
+    return _init(names, width, channels, norm)(jax.random.key(seed), np.zeros((1, *SIZE, 3), np.uint8))
+
+
+@functools.cache
+def _init(*options):
+    return jax.jit(network(*options).init)
 
 
 def batch(seed=0, rows=ROWS):
@@ -122,8 +127,9 @@ def hints(channels=8, where="all"):
 
 
 def evaluate(hint, student, predicted, params=None, context=ALL_ROWS):
-    fresh, state = hint.init(jax.random.key(3))
-    return hint.apply(fresh if params is None else params, state, student, predicted, context)[0]
+    fresh, state = jax.jit(hint.init)(jax.random.key(3))
+    apply = jax.jit(lambda *answers: hint.apply(fresh if params is None else params, state, *answers, context)[0])
+    return apply(student, predicted)
 
 
 def identity(channels):
@@ -155,13 +161,14 @@ def test_soft_scores_are_proper(target):
 def test_soft_distillation_is_lowest_at_the_teacher():
     predicted = answer(1)
     for name, task in TASKS.items():
-        at = sum(mean(t) for t in task.distill_loss(predicted.outputs[name], predicted.outputs[name]).values())
+        loss = jax.jit(task.distill_loss)
+        at = sum(mean(t) for t in loss(predicted.outputs[name], predicted.outputs[name]).values())
         for seed in (2, 3):
             noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(seed), x.shape)  # noqa: E731
             moved = predicted.outputs[name]
             keys = ("quality", "class") if name == "detection" else ()
             moved = {**moved, **{k: noise(moved[k]) for k in keys}} if keys else noise(moved)
-            assert sum(mean(t) for t in task.distill_loss(moved, predicted.outputs[name]).values()) > at
+            assert sum(mean(t) for t in loss(moved, predicted.outputs[name]).values()) > at
         assert at == pytest.approx(0, abs=1e-6) or name == "detection"
 
 
@@ -244,7 +251,7 @@ def test_defeat_by_hand():
     outputs = {**outputs, "quality": sure, "distances": jnp.full_like(outputs["distances"], 6.0)}
     predicted = predicted._replace(outputs={**predicted.outputs, "detection": outputs})
     terms = evaluate(hints()["detection_defeat_teacher"], student, predicted, identity(8))
-    label = task.predict(predicted.outputs["detection"])
+    label = jax.jit(task.predict)(predicted.outputs["detection"])
     mask = task.foreground(task.target(label, BELIEVED["detection"]), {4: (8, 8), 8: (4, 4)})
     assert mask[8].sum() == ROWS and mask[4].sum() == 4 * ROWS
     parts = {True: [], False: []}
@@ -270,7 +277,7 @@ def test_soft_detection_by_hand():
         "class": jnp.log(jnp.array([[[0.25, 0.75]]])),
         "distances": jnp.full((1, 1, 4), 8.0),
     }
-    terms = points.soft(one, predicted, gamma=1.0)
+    terms = jax.jit(functools.partial(points.soft, gamma=1.0))(one, predicted)
     assert float(terms["soft_score"].value[0]) == pytest.approx(0.3 * np.log(2), rel=1e-5)
     assert float(terms["soft_class"].value[0]) == pytest.approx(
         0.8 * (0.25 * np.log(0.5) + 0.75 * np.log(1.5)), rel=1e-5
@@ -282,12 +289,13 @@ def test_soft_detection_by_hand():
 def test_hard_labels_are_those_of_a_record():
     student, predicted = answer(0), answer(1)
     task = TASKS["detection"]
-    label = task.predict(predicted.outputs["detection"])
-    by_hand = task.loss(student.outputs["detection"], task.target(label, Policy(0.0, 0.0)))
+    label = jax.jit(task.predict)(predicted.outputs["detection"])
+    loss = jax.jit(lambda outputs, label: task.loss(outputs, task.target(label, Policy(0.0, 0.0))))
+    by_hand = loss(student.outputs["detection"], label)
     context = ALL_ROWS._replace(policy=Policy(0.0, 0.0))
     found = evaluate(hints()["detection_hard_teacher"], student, predicted, context=context)
     for name in task.terms:
-        np.testing.assert_array_equal(found[name].value, by_hand[name].value)
+        np.testing.assert_allclose(found[name].value, by_hand[name].value, rtol=1e-6)
 
 
 def test_online_labels_are_those_of_records(tmp_path):
@@ -307,9 +315,9 @@ def test_online_labels_are_those_of_records(tmp_path):
     offline = stack([plain(records[i], i, np.random.default_rng(0)) for i in range(ROWS)])
     predicted = _answering(("detection", "segmentation"), 4, 8)(FROZEN["teacher"], offline.inputs["image"])
     for name, task in TASKS.items():
-        policy = Policy(0.1, 0.05)
-        online = task.target(task.predict(predicted.outputs[name]), policy)
-        stored = task.target(jax.tree.map(jnp.asarray, offline.labels[name]), policy)
+        target, loss = jax.jit(functools.partial(task.target, policy=Policy(0.1, 0.05))), jax.jit(task.loss)
+        online = target(jax.jit(task.predict)(predicted.outputs[name]))
+        stored = target(offline.labels[name])
         if name == "segmentation":
             jax.tree.map(np.testing.assert_array_equal, online, stored)
             continue
@@ -327,10 +335,8 @@ def test_online_labels_are_those_of_records(tmp_path):
         student = answer(0).outputs[name]
         for term in task.terms:
             np.testing.assert_allclose(
-                np.asarray(task.loss(student, jax.tree.map(lambda x: x, stored))[term].value),
-                np.asarray(
-                    task.loss(student, {k: v[:, :kept] if k != "known" else v for k, v in online.items()})[term].value
-                ),
+                loss(student, stored)[term].value,
+                loss(student, {k: v[:, :kept] if k != "known" else v for k, v in online.items()})[term].value,
                 rtol=2e-3,
                 atol=1e-4,
             )
@@ -350,7 +356,7 @@ def test_losses_and_gradients_are_finite(kind):
     for name, hint in hints().items():
         if kind == "cold" and name.endswith(("hard_teacher", "mimic_teacher", "adaptor_teacher")):
             continue  # they read nothing that is cold
-        params, state = hint.init(jax.random.key(0))
+        params, state = jax.jit(hint.init)(jax.random.key(0))
         params = identity(8) if kind == "equal" and "kernel" in str(jax.tree.structure(params)) else params
 
         def total(params, outputs, pyramid):
@@ -358,9 +364,8 @@ def test_losses_and_gradients_are_finite(kind):
             terms, _ = hint.apply(params, state, mine, predicted, ALL_ROWS)
             return sum(term.value.sum() / jnp.maximum(term.norm.sum(), 1.0) for term in terms.values())
 
-        value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(
-            params, dict(student.outputs), student.features.pyramid
-        )
+        slopes = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+        value, grads = slopes(params, dict(student.outputs), student.features.pyramid)
         assert np.isfinite(value), name
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)), name
         if kind == "equal" and ("pdf" in name or "mimic" in name or name == "segmentation_soft_teacher"):
@@ -390,13 +395,14 @@ def test_phi_s_standardizes_isotropically():
 
 def test_running_statistics_follow_the_teacher():
     hint = hints()["detection_adaptor_teacher"]
-    params, state = hint.init(jax.random.key(0))
+    params, state = jax.jit(hint.init)(jax.random.key(0))
+    apply = jax.jit(hint.apply)
     for _ in range(3):
-        _, state = hint.apply(params, state, answer(0), answer(1), ALL_ROWS)
+        _, state = apply(params, state, answer(0), answer(1), ALL_ROWS)
     level = answer(1).features.pyramid[8]
     np.testing.assert_allclose(state["level8"]["mean"], level.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
     nobody = ALL_ROWS._replace(present=jnp.zeros(ROWS, bool))
-    terms, kept = hint.apply(params, state, answer(0), answer(2), nobody)
+    terms, kept = apply(params, state, answer(0), answer(2), nobody)
     jax.tree.map(np.testing.assert_array_equal, kept, state)
     assert np.isfinite(terms["adaptor"].value).all()
 
@@ -405,13 +411,13 @@ def test_an_adaptor_reads_teachers_of_any_size():
     levels = {4: (8, 8, 8), 8: (4, 4, 8)}
     theirs = {16: (2, 2, 11), 5: (6, 6, 3)}
     hint = distill.adaptor("detection", "other", levels, theirs, hidden=5)
-    params, state = hint.init(jax.random.key(0))
+    params, state = jax.jit(hint.init)(jax.random.key(0))
     rng = np.random.default_rng(0)
     predicted = Answer(
         {},
         Features({s: jnp.asarray(rng.normal(size=(ROWS, *shape)), jnp.float32) for s, shape in theirs.items()}, None),
     )
-    term = hint.apply(params, state, answer(0), predicted, ALL_ROWS)[0]["adaptor"]
+    term = jax.jit(hint.apply)(params, state, answer(0), predicted, ALL_ROWS)[0]["adaptor"]
     assert float(term.norm[0]) == 2 * 2 * 11 + 6 * 6 * 3 and np.isfinite(term.value).all()
 
 

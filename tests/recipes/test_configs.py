@@ -12,9 +12,9 @@ from must.data.combine import labels_of
 from must.experiment import build
 from must.experiment import joint as stage
 from must.experiment.joint import Seed
+from must.experiment.loss_scales import loss_scales
 from must.experiment.plan import with_declared
 from must.experiment.students import _pseudo
-from must.experiment.training import loss_scales
 from must.recipes.jedi import RECIPE as JEDI
 from must.recipes.table import dry_run
 from must.scenes.still import CLASSES, Scenes
@@ -29,7 +29,7 @@ VARIANTS = {
     "weighted_distillation": ("scenes", "sanity", "folders", "cifar100"),
     "jedi": ("scenes", "sanity", "folders", "images", "paper"),
     "label": ("", "later", "photos"),
-    "transfer": ("upstream", "scenes", "real", "paper", "sanity", "checkpoint", "improved", "checkpoints"),
+    "transfer": ("upstream", "scenes", "real", "paper", "sanity", "checkpoint", "improved", "kept", "checkpoints"),
 }
 
 

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,7 +15,8 @@ from must.experiment.grid import Arm, Lists
 from must.experiment.plan import with_declared
 from must.experiment.settings import Run
 from must.recipes import multas
-from tests.support.configs import ROOT, check, config_of, log_of, settings_of
+from tests.support.commands import run_command
+from tests.support.configs import check, config_of, log_of, settings_of
 
 TASKS = ("detection", "segmentation")
 SPLITS = ("quarter", "exclusive")
@@ -98,9 +97,13 @@ def test_what_an_arm_sees():
 # what reaches a student
 
 
+def deal(settings, name):
+    return grid.deal(settings, name, 0, grid.annotated_ids(settings))
+
+
 def test_annotations_that_an_arm_may_not_read_are_not_in_its_batches():  # M1
     settings = settings_of(config_of(CONFIG))
-    arms, lists = multas.arms_of(settings), grid.deal(settings, "exclusive", 0)
+    arms, lists = multas.arms_of(settings), deal(settings, "exclusive")
     assert not set(lists.annotated["detection"]) & set(lists.annotated["segmentation"])
     source = grid.arm_sources(settings, arms["detection-exclusive-unseen-soft+adaptor"], lists, 0, "per_task")
     assert set(source.ids) == set(lists.annotated["segmentation"])
@@ -119,7 +122,7 @@ QUARTER = [{"tasks": [list(TASKS)], "split": ["quarter"], "annotation": ["own"],
 def test_images_without_any_annotation_are_a_group_of_their_own():
     settings = settings_of(config_of(CONFIG, splits={"quarter": {"share": 0.25}}, grid=QUARTER))
     (arm,) = multas.arms_of(settings).values()
-    lists = grid.deal(settings, "quarter", 0)
+    lists = deal(settings, "quarter")
     groups = grid.arm_sources(settings, arm, lists, 0, "per_task")
     assert {name: len(part) for name, part in groups.items()} == {"detection": 8, "segmentation": 8, "unannotated": 24}
     assert len(grid.arm_sources(settings, arm, lists, 0, "mixed")) == 32
@@ -133,19 +136,19 @@ def test_lists_made_elsewhere(tmp_path):
         (tmp_path / name).write_text("\n".join(part))
         return str(tmp_path / name)
 
-    def deal(files, **more):
-        return grid.deal(settings_of(config_of(CONFIG, splits={"exclusive": {"files": files, **more}})), "exclusive", 0)
+    def listed(files, **more):
+        return deal(settings_of(config_of(CONFIG, splits={"exclusive": {"files": files, **more}})), "exclusive")
 
     files = {"detection": write("d.txt", ids[:4]), "segmentation": write("s.txt", ids[2:6])}
     files["unseen"] = write("u.txt", ids[6:9])
-    lists = deal(files)
+    lists = listed(files)
     assert list(lists.everything) == ids[:9] and lists.annotated["segmentation"] == ids[2:6]
     with pytest.raises(UserError, match=f"both contain {ids[2]}"):
-        deal(files, exclusive=True)
+        listed(files, exclusive=True)
     with pytest.raises(UserError, match=f"both contain {ids[5]}"):
-        deal({**files, "unseen": write("u.txt", ids[5:9])})
+        listed({**files, "unseen": write("u.txt", ids[5:9])})
     with pytest.raises(UserError, match="nobody is not in"):
-        deal({**files, "unseen": write("u.txt", ["nobody"])})
+        listed({**files, "unseen": write("u.txt", ["nobody"])})
 
 
 BOTH = [["detection"], ["segmentation"]]
@@ -198,7 +201,7 @@ def test_validation_may_not_train():  # M9
 def test_real_sets_are_ready(variant, data_pack):
     config = config_of("configs/multas.py", variant, root=str(data_pack))
     check(config)
-    lists = grid.deal(settings_of(config), "exclusive", 0)
+    lists = deal(settings_of(config), "exclusive")
     assert not set(lists.annotated["detection"]) & set(lists.annotated["segmentation"])
     if variant == "coco_mini":  # the 28 photos without masks can teach boxes only
         assert {task: len(ids) for task, ids in lists.annotated.items()} == {"detection": 64, "segmentation": 64}
@@ -215,8 +218,9 @@ def test_hints_per_group_are_asked_only_where_something_is_missing():
 def test_groups_that_share_pictures_can_standardize(tmp_path):
     """A quarter annotated for both tasks stands in both groups; PHI-S is measured on every picture once."""
     block = {"tasks": [list(TASKS)], "split": ["exclusive"], "annotation": ["own"], "labels": [["adaptor"]]}
-    short = {f"{run}__{key}": 1 for run in ("teacher", "student") for key in ("steps", "checkpoint_every")}
-    settings = settings_of(config_of(CONFIG, splits={"exclusive": {"share": 0.25}}, grid=[block], **short))
+    # As many steps as in the other runs of this file, whose compiled teachers these are.
+    seldom = {f"{run}__checkpoint_every": 6 for run in ("teacher", "student")}
+    settings = settings_of(config_of(CONFIG, splits={"exclusive": {"share": 0.25}}, grid=[block], **seldom))
     name = "multi-exclusive-all-own-adaptor"
     for job, make, arguments in (
         ("splits", multas.make_splits, ()),
@@ -241,11 +245,9 @@ def test_contrasts_pair_arms_that_differ_in_one_axis():
 
 
 def run(workdir):
-    command = [sys.executable, "-m", "must.main", f"--config={CONFIG}", f"--workdir={workdir}", "--config.workers=1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    ended = run_command([f"--config={CONFIG}", f"--workdir={workdir}", "--config.workers=1"])
+    assert ended.code == 0, ended.lines
+    return ended.out
 
 
 def test_resumed_equals_uninterrupted_to_the_page(tmp_path):
@@ -295,7 +297,8 @@ def test_the_scenes_and_the_published_setting_are_ready():
     config, declared = with_declared(config_of("configs/multas.py", "voc", root="/nowhere"))
     assert set(declared) == {"voc"}
     settings = settings_of(config)
-    dealt = {split: grid.deal(settings, split, 0) for split in ("half", "quarter", "eighth")}
+    present = grid.annotated_ids(settings)
+    dealt = {split: grid.deal(settings, split, 0, present) for split in ("half", "quarter", "eighth")}
     assert [len(lists.annotated["detection"]) for lists in dealt.values()] == [8274, 4136, 2066]
     student: Run = settings.student
     assert student.frames and settings.teacher.epochs == 70

@@ -1,5 +1,6 @@
 """Configurations as plain mappings, and what recipes make of them, for tests of experiment and recipes."""
 
+import functools
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -25,8 +26,13 @@ def load(path: str):
 
 def config_of(path: str, *variant: str, **changes: Any) -> dict[str, Any]:
     """A configuration as `config.json` holds it; changes by path with "__" for the dot."""
-    config = json.loads(json.dumps(without_none(load(path).get_config(*variant).to_dict())))
-    return changed(config, **changes)
+    return changed(json.loads(_text(path, *variant)), **changes)
+
+
+@functools.cache
+def _text(path: str, *variant: str) -> str:
+    """In JSON; completing a configuration takes a second."""
+    return json.dumps(without_none(load(path).get_config(*variant).to_dict()))
 
 
 def changed(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:

@@ -1,22 +1,17 @@
 """A task that `must` does not know goes from teacher to report by configuration alone."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 
 from must.readers.label_files import LabelFiles
 from must.readers.records import Records
-
-ROOT = Path(__file__).parents[2]
+from tests.support.commands import run_command
 
 
 def test_two_foreign_tasks_go_all_the_way(tmp_path):
-    command = [sys.executable, "-m", "must.main", "--config=tests/support/toy_config.py", f"--workdir={tmp_path}/run"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    ended = run_command(["--config=tests/support/toy_config.py", f"--workdir={tmp_path}/run"])
+    assert ended.code == 0, ended.lines
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(results["tasks"]) == {"edges", "corners"}
     assert set(results["columns"]) == {"guess", "teacher", "student", "few", "supervised", "scratch"}

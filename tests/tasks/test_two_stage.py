@@ -61,6 +61,7 @@ def slopes(outputs, label, policy):
     return jax.grad(lambda free: sum(v.sum() for v, _ in loss({**outputs, **free}, label, policy).values()))(free)
 
 
+predict = jax.jit(TASK.predict)
 HARD = Policy(np.float32([0.5] * 3), np.float32([0.5] * 3))
 DOUBT = Policy(np.float32([0.8] * 3), np.float32([0.2] * 3))
 
@@ -98,7 +99,7 @@ def test_exact_outputs_have_no_loss():
     outputs["class"] = 60.0 * jax.nn.one_hot(jnp.array([[2, 0, 3]]), 4)
     outputs["deltas"] = jnp.pad(bx.encode(BOXES, proposals[:2]) * jnp.array(DELTA_SCALES), [(0, 1), (0, 0)])[None]
     assert sum(float(v[0]) for v, _ in loss(outputs, label, HARD).values()) < 1e-4
-    found = jax.device_get(TASK.predict(outputs))
+    found = jax.device_get(predict(outputs))
     assert found["valid"].sum() == 2
     score = TASK.summarize(TASK.measure(found, label))
     assert score["AP"] == pytest.approx(1.0)
@@ -152,7 +153,7 @@ def test_mirrored_outputs_find_the_mirrored_boxes():
     outputs = random_outputs(3)
     there = TASK.hflip_outputs(outputs)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), TASK.hflip_outputs(there), outputs)
-    a, b = (jax.device_get(TASK.predict(one)) for one in (outputs, there))
+    a, b = (jax.device_get(predict(one)) for one in (outputs, there))
     assert a["valid"].sum() > 3
     turned = np.stack([64 - b["boxes"][..., 2], b["boxes"][..., 1], 64 - b["boxes"][..., 0], b["boxes"][..., 3]], -1)
     np.testing.assert_allclose(a["boxes"][a["valid"]], turned[b["valid"]], atol=1e-3)
@@ -161,11 +162,10 @@ def test_mirrored_outputs_find_the_mirrored_boxes():
 
 def test_two_views_are_joined_by_suppression():
     one, other = random_outputs(3), random_outputs(4)
-    predict = jax.jit(TASK.predict)
     nothing = {**one, "present": one["present"] & False}
     alone, twice = (jax.device_get(predict(TASK.both_views(one, x))) for x in (nothing, one))
     jax.tree.map(np.testing.assert_array_equal, alone, twice)
-    jax.tree.map(np.testing.assert_array_equal, alone, jax.device_get(TASK.predict(one)))
+    jax.tree.map(np.testing.assert_array_equal, alone, jax.device_get(predict(one)))
     both = jax.device_get(predict(TASK.both_views(one, other)))
     assert both["scores"].sum() > alone["scores"].sum() and both["scores"].max() >= alone["scores"].max()
 
@@ -174,16 +174,18 @@ def test_soft_labels_are_believed_by_their_scores():
     teacher = random_outputs(5)
     terms = jax.jit(TASK.distill_loss)(random_outputs(6), teacher)
     assert set(terms) == {f"soft_{name}" for name in TASK.terms}
-    found = TASK.predict(teacher)
+    found = predict(teacher)
     sure = {"boxes": found["boxes"], "classes": found["classes"], "known": found["known"], "positive": found["valid"]}
     outputs = random_outputs(6, np.asarray(found["boxes"][0]))
     outputs["present"] = jnp.asarray(found["valid"])
     # The best class logits for a proposal on a teacher's box: log of its score, and of the rest for background.
-    aim = lambda s, logits: TASK.loss(  # noqa: E731
-        {**outputs, "class": logits}, {**sure, "ignored": found["crowd"], "sure": found["scores"] * 0 + s}
-    )["class"].value[0]
+    aim = jax.jit(
+        lambda s, logits: TASK.loss(
+            {**outputs, "class": logits}, {**sure, "ignored": found["crowd"], "sure": found["scores"] * 0 + s}
+        )["class"].value[0]
+    )
     logits = jnp.log(jnp.where(jax.nn.one_hot(found["classes"], 4) > 0, 0.3, jnp.array([1e-9, 1e-9, 1e-9, 0.7])))
-    assert float(jnp.abs(jax.grad(lambda x: aim(0.3, x))(logits)).max()) < 1e-4
+    assert float(jnp.abs(jax.grad(aim, argnums=1)(0.3, logits)).max()) < 1e-4
     assert aim(0.3, logits) < aim(0.3, 2 * logits)
 
 
@@ -227,10 +229,10 @@ def test_both_stages_together_learn_to_find_objects():
         update, state = tx.update(jax.grad(total)(params), state)
         return optax.apply_updates(params, update), state
 
-    params = head.init(jax.random.key(0), features, train=True, image_size=SIZE)
+    params = jax.jit(functools.partial(head.init, train=True, image_size=SIZE))(jax.random.key(0), features)
     state = tx.init(params)
     for _ in range(80):  # not a scan, in which convolutions are slow on CPU
         params, state = step(params, state)
-    found = jax.device_get(TASK.predict(apply(params, features)))
+    found = jax.device_get(predict(jax.jit(apply)(params, features)))
     score = TASK.summarize(TASK.measure(found, label))
     assert score["AP50"] > 0.9, score
