@@ -108,6 +108,8 @@ def run_jobs(workdir: str, jobs: Sequence[Job], *, workers: int = 1) -> None:
         for need in job.needs:
             if need not in known and not is_done(workdir, need):
                 raise UserError(f"{job.name} needs {need}, which is not done: run its stage first")
+            if need not in known:
+                facts(workdir, need)
     with Display(len(waiting), quiet=not devices.is_writer()) as display:
         if workers == 1:
             for job in _in_order(waiting):
@@ -120,7 +122,8 @@ def run_jobs(workdir: str, jobs: Sequence[Job], *, workers: int = 1) -> None:
 def _up_to_date(workdir: str, job: Job) -> bool:
     if not is_done(workdir, job.name):
         return False
-    return job.settings is None or facts(workdir, job.name).get("settings") == json.loads(json.dumps(job.settings))
+    found = facts(workdir, job.name)  # which names a damaged file, whoever needs it
+    return job.settings is None or found.get("settings") == json.loads(json.dumps(job.settings))
 
 
 def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:

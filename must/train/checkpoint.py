@@ -5,11 +5,14 @@ themselves travel in the facts. State is equal in all processes of a run: proces
 reads for itself, so that Orbax never waits for another process.
 """
 
+import contextlib
 import gc
 import hashlib
 import json
 import logging
 import os
+import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -103,12 +106,13 @@ class Checkpoints:
         args = self._ocp.args
         facts = facts | {"sha256": fingerprint(state)}
         facts["sha256_facts"] = _digest(facts)
-        self._manager.save(
-            step,
-            args=args.Composite(
-                state=args.StandardSave(state), position=args.JsonSave(position), facts=args.JsonSave(facts)
-            ),
-        )
+        with _quiet():
+            self._manager.save(
+                step,
+                args=args.Composite(
+                    state=args.StandardSave(state), position=args.JsonSave(position), facts=args.JsonSave(facts)
+                ),
+            )
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[PyTree, dict, dict]:
         """The checkpoint of `step`, the newest by default.
@@ -201,6 +205,25 @@ def _copied(state: PyTree) -> PyTree:
         return np.array(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
 
     return jax.tree.map(copied, state)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Meanwhile Orbax's threads print no tracebacks of an error, such as a full disk, that is raised anyway."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before, hook = [logger.disabled for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    except Exception:
+        sys.unraisablehook = lambda _: None  # tasks whose event loop is gone, which are forgotten here
+        gc.collect()
+        raise
+    finally:
+        sys.unraisablehook = hook
+        for logger, was in zip(loggers, before, strict=True):
+            logger.disabled = was
 
 
 def _reason(error: Exception) -> str:

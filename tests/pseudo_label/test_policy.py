@@ -251,7 +251,7 @@ def test_a_file_holds_policies_exactly_and_can_be_edited(saved):
         ('"positive": null', '"positive": 0.1', "class 'hard': negative 0.2 is above positive 0.1"),
         ('"positive": null, ', "", "class 'hard': needs 'positive'"),
         ('"temperature": 1.2345', '"temperature": 0', "detection: temperature is 0"),
-        ('"curves"', '"curve"', "policy.json: damaged, it is not JSON"),
+        ('"curves"', '"curve"', "policy.json: not a file of policies"),
         ("}", "", "policy.json: damaged, it is not JSON"),
     ],
 )

@@ -1,0 +1,594 @@
+"""One automated trial per promise about robustness, its figure counted by the trial itself.
+
+    python tests/promises.py [--quick] [--json FILE] [--only R1,R7]
+
+Prints a table; a row is met only if all of it was tried and held. `--quick` tries fewer times, and what takes
+long not at all, which its rows say. docs/results/promises.md has the whole table as measured.
+"""
+
+import argparse
+import ast
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.chdir(ROOT)
+os.environ.update(JAX_PLATFORMS="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+
+from must.core.notices import Notice  # noqa: E402
+from must.core.types import UserError  # noqa: E402
+from tests.support import contracts, forks, hostile  # noqa: E402
+
+TINY = "--config=tests/support/tiny_config.py:depth"
+NOT_BUILT = "not built"
+
+
+class Found(NamedTuple):
+    """What a trial counted: in words, whether that is what was promised, and what was left out of it."""
+
+    figure: str
+    met: bool
+    missing: str = ""
+
+
+class Ended(NamedTuple):
+    """How a command ended: exit status, lines of its standard error, seconds."""
+
+    code: int
+    lines: list[str]
+    seconds: float
+
+    def refused(self, *words: str) -> bool:
+        """Exit status 2 and one line, notes aside, that has one of the words."""
+        lines = [line for line in self.lines if line.startswith("must: ") and not line.startswith("must: note")]
+        clean = not any("Traceback" in line for line in self.lines) and len(lines) == 1
+        return self.code == 2 and clean and any(word in lines[0] for word in words)
+
+
+class Trial:
+    """What the trials share: a folder, whether to be quick, runs of the command line.
+
+    Args:
+      top: a folder that is removed afterwards.
+      quick: try less.
+    """
+
+    def __init__(self, top: Path, quick: bool):
+        self.top, self.quick = top, quick
+
+    def times(self, quick: int, whole: int) -> int:
+        """How often to try."""
+        return quick if self.quick else whole
+
+    def begin(self, workdir: Path, *flags: str, before: Callable[[], None] = lambda: None) -> tuple[int, Path]:
+        """(process id, file of its errors) of a command that goes on."""
+        said = Path(tempfile.mkstemp(dir=self.top, suffix=".err")[1])
+        arguments = [TINY, f"--workdir={workdir}", "--config.workers=1", *flags]
+        with open(said, "w") as file:
+            return forks.start(arguments, file.fileno(), before), said
+
+    def run(self, workdir: Path, *flags: str, before: Callable[[], None] = lambda: None) -> Ended:
+        """A command, to its end."""
+        began = time.monotonic()
+        child, said = self.begin(workdir, *flags, before=before)
+        return ended(child, said, began)
+
+    def prepared(self, stage: str = "all") -> Path:
+        """A finished run to work on copies of, made once; "label" ends before the student."""
+        whole = self.top / f"prepared-{stage}"
+        if not whole.exists():
+            for one in ("teachers", "label") if stage == "label" else (stage,):
+                if (done := self.run(whole, f"--stage={one}")).code:
+                    raise RuntimeError("\n".join(done.lines[-5:]))
+        return whole
+
+    def copy(self, stage: str = "all") -> Path:
+        """A copy of a finished run."""
+        path = Path(tempfile.mkdtemp(dir=self.top)) / "run"
+        shutil.copytree(self.prepared(stage), path)
+        return path
+
+
+def ended(child: int, said: Path, began: float, most: float = 120) -> Ended:
+    """Waits for a command, which is killed when it takes too long."""
+    while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() - began > most:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    lines = [line for line in said.read_text(errors="replace").splitlines() if line.strip()]
+    return Ended(os.waitstatus_to_exitcode(found[1]), lines, time.monotonic() - began)
+
+
+def saved(directory: Path) -> int:
+    """Step of the newest checkpoint that is committed, 0 without one."""
+    return max((int(path.name) for path in (directory / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+
+def digest(directory: Path) -> str:
+    """Hash of the arrays of the newest checkpoint."""
+    from must.train.checkpoint import Checkpoints
+
+    return Checkpoints(str(directory / "checkpoints")).facts()["sha256"]
+
+
+def resumes(trial: Trial) -> Found:
+    """R1: killed at random moments, inside saves too, a student ends in the same bits."""
+    flags = ("--stage=student", "--config.student.steps=60", "--config.student.checkpoint_every=2")
+    for stage in ("teachers", "label"):
+        trial.run(trial.top / "base", f"--stage={stage}", *flags[1:])
+    whole, rng, kills, inside, equal, runs = trial.top / "whole", random.Random(0), 0, 0, 0, 0
+    shutil.copytree(trial.top / "base", whole)
+    trial.run(whole, *flags)
+    wanted, many = digest(whole / "student"), trial.times(2, 20)
+    while kills < many:
+        workdir, runs = trial.top / f"killed-{runs}", runs + 1
+        shutil.copytree(trial.top / "base", workdir)
+        student = workdir / "student"
+        for _ in range(4):
+            mark, (child, said) = saved(student) + rng.choice((2, 4, 6)), trial.begin(workdir, *flags)
+            wait_until(lambda: saved(student) >= mark or gone(child), 60)
+            if rng.random() < 0.5:  # in the middle of the next save
+                wait_until(lambda: any((student / "checkpoints").glob("*tmp*")) or gone(child), 5)
+            else:
+                time.sleep(rng.uniform(0, 0.1))
+            if not gone(child) and kills < many:
+                inside += any((student / "checkpoints").glob("*tmp*"))
+                os.kill(child, signal.SIGKILL)
+                kills += 1
+            ended(child, said, time.monotonic())
+        trial.run(workdir, *flags)
+        equal += digest(student) == wanted
+    return Found(f"{kills} kills, {inside} inside saves, {equal} of {runs} runs bit-identical", equal == runs)
+
+
+def gone(child: int) -> bool:
+    """Whether a child has ended; it is still to be waited for."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether a condition came true in time."""
+    end = time.monotonic() + seconds
+    while not (held := condition()) and time.monotonic() < end:
+        time.sleep(0.002)
+    return held
+
+
+def terminates(trial: Trial) -> Found:
+    """R2: SIGTERM loses no step."""
+    flags, slowest, lossless = ("--stage=teachers", "--config.teacher.steps=100000"), 0.0, 0
+    flags, many = (*flags, "--config.teacher.checkpoint_every=100000"), trial.times(2, 10)
+    for number in range(many):
+        workdir = trial.top / f"term-{number}"
+        log = workdir / "teachers" / "depth" / "metrics.jsonl"
+        child, said = trial.begin(workdir, *flags)
+        wait_until(lambda: gone(child) or (log.exists() and len(log.read_text().splitlines()) > 2 + number), 60)
+        began = time.monotonic()
+        os.kill(child, signal.SIGTERM)
+        done = ended(child, said, began)
+        last = max(json.loads(line)["step"] for line in log.read_text().splitlines() if line.endswith("}"))
+        lossless += done.code == 143 and saved(log.parent) >= last
+        slowest = max(slowest, done.seconds)
+    figure = f"1 process: {lossless} of {many} without a lost step, at most {slowest:.1f} s"
+    return Found(figure, lossless == many and slowest <= 30, "two processes, signal to one rank: not tried here")
+
+
+def killed_labels(trial: Trial) -> Found:
+    """R3: a label pass that is killed ends in the same bytes."""
+    from tests.experiments import label_kills
+    from tests.support.toy_labels import ToySource, label_toy
+
+    options = argparse.Namespace(kills=trial.times(1, 10), images=trial.times(128, 320), seconds=0.03, seed=0)
+    label_toy(trial.top / "alone" / "1.0.0", source=ToySource(options.images), **label_kills.SETTINGS)
+    want = label_kills.tree(trial.top / "alone" / "1.0.0")
+    got = label_kills.killed_pass(trial.top / "killed" / "1.0.0", 1 if trial.quick else 2, want, options)
+    figure = (
+        f"POSIX: {got.kills} kills, {got.lost} lost, {got.doubled} doubled, bytes {'same' if got.equal else 'OTHER'}"
+    )
+    return Found(figure, got.equal and not got.lost + got.doubled, f"both object stores: {NOT_BUILT}")
+
+
+def same_bytes(trial: Trial) -> Found:
+    """R4: any number of workers writes the same bytes."""
+    from tests.experiments.label_kills import tree
+    from tests.support.toy_labels import label_toy
+
+    trees = []
+    for count in (1, 2, 4):
+        directory = trial.top / f"{count}-workers" / "1.0.0"
+        crew = [
+            threading.Thread(target=label_toy, args=(directory,), kwargs={"worker": (k, count)}) for k in range(count)
+        ]
+        for one in crew:
+            one.start()
+        for one in crew:
+            one.join()
+        trees.append(tree(directory))
+    equal = sum(one == trees[0] for one in trees)
+    return Found(f"1, 2, 4 workers: {equal} of 3 identical", equal == 3, f"Beam, both object stores: {NOT_BUILT}")
+
+
+def damaged_inputs(trial: Trial) -> Found:
+    """R5: the damaged pictures of a set are named, all and no others."""
+    from must.data.rejects import check_source
+    from must.data.sources import source
+    from tests.support.folder_sets import picture
+
+    folder, rng, damaged = trial.top / "photos", random.Random(0), set()
+    for number in range(60):
+        file = picture(folder / f"{number:02d}.{('jpg', 'png')[number % 2]}", (48, 64), seed=number)
+        data = file.read_bytes()
+        middle = len(data) // 2
+        damages = (
+            data[:middle], b"", b"not a picture", data[: len(data) - 40], bytes(len(data)),
+            data[:middle] + b"\xff\xd9" * 60 + data[middle + 120 :], data[:20], data[::-1],
+        )  # fmt: skip
+        if number >= 20:
+            file.write_bytes(damages[(number - 20) // 2 % len(damages)] if rng else data)
+            damaged.add(f"photos/{number:02d}")
+    found = {reject.id for reject in check_source(source("photos", root=str(folder)), threads=2)}
+    missed, wrongly = len(damaged - found), len(found - damaged)
+    return Found(f"{len(damaged)} damaged, {missed} missed, {wrongly} wrongly named", not missed + wrongly)
+
+
+def damaged_shards(trial: Trial) -> Found:
+    """R6: damaged shards of records are found when the records are opened, which is before the first step."""
+    from must.readers.records import Records
+    from tests.support.toy_labels import label_toy
+
+    whole, found, tried = trial.top / "records" / "1.0.0", 0, 0
+    label_toy(whole)
+    names = [*sorted(path.name for path in whole.glob("*array_record*")), "ids.txt"]
+    for name in names:
+        other = names[(names.index(name) + 1) % 6]
+        data = (whole / name).read_bytes()
+        at = len(data) // 3
+        for damage in (
+            lambda file, data=data: file.write_bytes(data[: len(data) // 2]),
+            lambda file, data=data, at=at: file.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]),
+            lambda file: file.unlink(),
+            lambda file, other=other: shutil.copyfile(file.parent / other, file),
+        ):
+            copy = trial.top / f"records-{tried}"
+            shutil.copytree(whole, copy)
+            damage(copy / name)
+            tried += 1
+            try:
+                Records(copy)
+            except UserError as error:
+                found += name in str(error)
+    return Found(f"{found} of {tried} found and named", found == tried)
+
+
+def damaged_checkpoints(trial: Trial) -> Found:
+    """R7: damage in the newest checkpoint is found, the one before is taken."""
+    from must.experiment.training import _resume
+    from must.train.checkpoint import Checkpoints
+    from tests.train.test_checkpoint import _batches, _files, _saved, _state
+
+    whole, older, unhurt, wrong = _saved(trial.top / "checkpoints"), 0, 0, 0
+    # Of the newest checkpoint, what its content is read from; the others say it once more or that it is there.
+    files = [file for file in _files(whole) if file.name in ("metadata", "manifest.ocdbt") or file.parts[-2] == "d"]
+    files, many = [file for file in files if "ocdbt.process_0" not in file.parts], trial.times(6, 40)
+    rng = random.Random(1)
+    for number in range(many):
+        file = files[number // 2 % len(files)]
+        copy = trial.top / f"damaged-{number}"
+        shutil.copytree(whole, copy)
+        data = (copy / file).read_bytes()
+        at = rng.randrange(len(data))
+        (copy / file).write_bytes(data[:at] + (bytes([data[at] ^ 1 << number % 8]) + data[at + 1 :]) * (number % 2))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                first = float(_resume(Checkpoints(str(copy), keep=2), _state(0)["train"], _batches())["w"][1])
+            except UserError:
+                first = -1.0
+        noted = any(issubclass(one.category, Notice) for one in told)
+        older, unhurt = older + (first == 1 and noted), unhurt + (first == 2)
+        wrong += first not in (1, 2)
+    figure = f"{older} of {many} found and the older one taken, {unhurt} without effect, {wrong} wrong"
+    return Found(figure, older == many)
+
+
+def finite(trial: Trial) -> Found:
+    """R8: whatever is not finite changes no parameter."""
+    import numpy as np
+
+    cases = ("optimizer.learning_rate=1e38", "optimizer.learning_rate=3e38", "optimizer.weight_decay=1e38")
+    good, states = 0, 0
+    for number, case in enumerate(cases[: trial.times(1, 3)]):
+        workdir = trial.top / f"finite-{number}"
+        done = trial.run(workdir, "--stage=teachers", f"--config.teacher.{case}")
+        import orbax.checkpoint as ocp
+
+        fine = done.code in (0, 2) and not any("Traceback" in line for line in done.lines)
+        for state in (workdir / "teachers").rglob("checkpoints/*/state"):
+            states += 1
+            leaves = ocp.PyTreeCheckpointer().restore(state)["train"]["params"]
+            fine &= all(np.isfinite(leaf).all() for leaf in _leaves(leaves))
+        good += fine
+    return Found(f"{good} of {number + 1} runs, {states} checkpoints, all finite", good == number + 1 and states > 0)
+
+
+def _leaves(tree) -> Iterator:
+    for value in tree.values():
+        yield from _leaves(value) if isinstance(value, dict) else (value,)
+
+
+def kept_contracts(trial: Trial) -> Found:
+    """R9: broken labels are named before they are written, and when they are read."""
+    from must.pseudo_label import infer
+    from must.pseudo_label.write import label_images
+    from must.readers.records import Records
+
+    written = read = said = 0
+    for number, (kind, field, value, says) in enumerate(contracts.BROKEN):
+        label, check = {**contracts.whole()[kind], field: value}, infer.check_record
+        try:
+            contracts.store(trial.top / f"w{number}", kind, label)
+        except UserError as error:
+            written += says in str(error) and "gray/0" in str(error)
+        infer.check_record = lambda *_: ""  # as an earlier version would have written it
+        contracts.store(trial.top / f"r{number}", kind, label)
+        infer.check_record = check
+        try:
+            Records(trial.top / f"r{number}").labels(2)
+        except UserError as error:
+            read += says in str(error) and "gray/2" in str(error)
+    for number, (kind, say, says) in enumerate(contracts.SAYINGS):
+        try:
+            label_images(trial.top / f"s{number}", "r", contracts.Gray(), [contracts.teacher(kind, say)], shards=1)
+        except UserError as error:
+            said += says in str(error)
+    doubled = contracts.Gray()
+    doubled.ids = ("gray/0", "gray/1", "gray/0", "gray/3")
+    unique = False
+    try:
+        label_images(trial.top / "twice", "r", doubled, [contracts.teacher(*contracts.SAYINGS[0][:2])])
+    except UserError as error:
+        unique = "'gray/0' occurs twice" in str(error)
+    broken, sayings = len(contracts.BROKEN), len(contracts.SAYINGS)
+    figure = f"{written} of {broken} at write, {read} at read, {said} of {sayings} teachers, repeated id {unique}"
+    return Found(figure, written == read == broken and said == sayings and unique)
+
+
+def foreign(trial: Trial) -> Found:
+    """R10: a wrong configuration or run file is one line with its first difference."""
+    stage, cases = "--stage=teachers", []
+    prepared = trial.prepared("teachers")
+    for key, value in (("teacher.steps", 7), ("image.size", "(24,24)"), ("title", "x"), ("seeds", "(3,)")):
+        cases.append((f"config.{key}", (f"--config.{key}={value}",), lambda path: None))
+    other = trial.top / "other-seed"
+    trial.run(other, stage, "--config.seeds=(1,)")
+
+    def swapped(path: Path) -> None:
+        (path / "teachers" / "depth" / "done.json").unlink()
+        shutil.rmtree(path / "teachers" / "depth" / "checkpoints")
+        shutil.copytree(other / "teachers" / "depth" / "checkpoints", path / "teachers" / "depth" / "checkpoints")
+
+    cases.append(("seed is 1 there, 0 here", (), swapped))
+    for name in ("config.json", "teachers/depth/done.json"):
+        cases.append((name, (), lambda path, name=name: _cut(path / name)))
+    cases.append(("done.json", ("--stage=label",), lambda path: _edit(path / "teachers" / "depth" / "done.json")))
+    cases.append(("network.json", ("--stage=label",), lambda path: _cut(path / "teachers" / "depth" / "network.json")))
+    missed, slowest, count = [], 0.0, 0
+    for says, flags, damage in cases[: 6 if trial.quick else None]:
+        if says == "config.title":
+            continue  # may change
+        path = trial.top / f"foreign-{count}"
+        shutil.copytree(prepared, path)
+        damage(path)
+        done = trial.run(path, *(flags if any("--stage" in flag for flag in flags) else (stage, *flags)))
+        fine = done.refused(says)
+        missed += [] if fine else [f"{says}: {done.code} {done.lines[-1:]}"]
+        slowest, count = max(slowest, done.seconds), count + 1
+    figure = f"{count - len(missed)} of {count} named, at most {slowest:.1f} s"
+    return Found(figure + (f"; NOT {missed}" if missed else ""), not missed and slowest < 5)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _edit(path: Path) -> None:
+    content = json.loads(path.read_text())
+    content["seconds"] = content["seconds"] + 1
+    path.write_text(json.dumps(content))
+
+
+def races(trial: Trial) -> Found:
+    """R11: of two runs that race for a workdir one wins, and its configuration is the workdir's."""
+    many, right, sequential = trial.times(3, 50), 0, 0
+    for number in range(many):
+        workdir = trial.top / f"race-{number}"
+        steps = [f"--config.teacher.steps={20 + k}" for k in range(2)]
+        began, crew = time.monotonic(), []
+        for flag in steps:
+            crew.append(trial.begin(workdir, "--stage=check", flag))
+        done = [ended(child, said, began) for child, said in crew]
+        winners = [k for k, one in enumerate(done) if one.code == 0]
+        sequential += any("belongs to another configuration" in line for one in done for line in one.lines)
+        kept = json.loads((workdir / "config.json").read_text())["teacher"]["steps"]
+        loser = [one for one in done if one.code]
+        fine = len(winners) == 1 and kept == 20 + winners[0]
+        right += fine and loser[0].refused("another run is using this workdir", "belongs to another configuration")
+    figure = (
+        f"POSIX: {right} of {many} with one winner, its config.json, one line of the loser ({sequential} came late)"
+    )
+    return Found(figure, right == many, f"both object stores: {NOT_BUILT}")
+
+
+def full_disk(trial: Trial) -> Found:
+    """R12: a full disk is one line with a path in every stage, and the same command goes on."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 12, 3 << 12))
+
+    told, resumed, missed = 0, 0, []
+    stages = ["teachers"] if trial.quick else ["teachers", "label", "student", "compare", "export"]
+    base = trial.top / "disk"
+    for stage in stages:
+        done = trial.run(base, f"--stage={stage}", before=limit)
+        if done.refused(str(base)):
+            told += 1
+        else:
+            missed.append(f"{stage}: exit {done.code}, {len(done.lines)} lines, {done.lines[-2:]}")
+        resumed += trial.run(base, f"--stage={stage}").code == 0
+        if stage == "student":
+            for more in ("supervised", "scratch"):
+                trial.run(base, f"--stage={more}")
+    figure = f"{told} of {len(stages)} stages told in one line, {resumed} went on" + (
+        f"; NOT {missed}" if missed else ""
+    )
+    return Found(
+        figure, told == resumed == len(stages), "label, student, report, export: not tried" if trial.quick else ""
+    )
+
+
+def hung_worker(trial: Trial) -> Found:
+    """R13: the shards of a label worker that is stopped are taken over; a lost training peer ends the others."""
+    from tests.experiments.label_kills import tree
+    from tests.pseudo_label.test_label_resume import start
+    from tests.support.toy_labels import label_toy
+
+    label_toy(trial.top / "alone" / "1.0.0")
+    directory, patience = trial.top / "hung" / "1.0.0", 0.5
+    (hung,) = start(directory, 1, seconds=0.5)
+    wait_until(lambda: any((directory / "unfinished").glob("0*.tmp")), 60)
+    hung.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    label_toy(directory, patience=patience)
+    seconds = time.monotonic() - began
+    hung.kill()
+    hung.communicate()
+    equal = tree(directory) == tree(trial.top / "alone" / "1.0.0")
+    figure = (
+        f"stopped label worker: taken over, whole after {seconds:.1f} s (patience {patience} s), same bytes {equal}"
+    )
+    return Found(figure, equal, f"training peer, ended in one line in 60 s: {NOT_BUILT}")
+
+
+def no_pickle(trial: Trial) -> Found:
+    """R14: nothing that a file says is executed, in the package and in a run."""
+    from tests.test_imports import modules, unsafe_calls
+
+    calls = sum(len([*unsafe_calls(ast.parse(path.read_text()))]) for path in modules().values())
+    count = trial.top / "pickles"
+
+    def hook() -> None:
+        import pickle
+
+        def told(real):
+            def loads(*arguments, **options):
+                with open(count, "a") as file:
+                    file.write("x")
+                return real(*arguments, **options)
+
+            return loads
+
+        pickle.loads, pickle.load = told(pickle.loads), told(pickle.load)
+
+    done = trial.run(trial.top / "unpickled", "--stage=teachers", before=hook)
+    ran = len(count.read_text()) if count.exists() else 0
+    return Found(f"{calls} calls in the package, {ran} in a run", calls == ran == done.code == 0)
+
+
+def hostile_inputs(trial: Trial) -> Found:
+    """R15: hostile inputs are refused by name under a cap of memory."""
+    found = hostile.attacks()
+    met, most = sum(said.met for said in found.values()), max(said.seconds for said in found.values())
+    worst = max((said.mib for said in found.values() if said.mib == said.mib), default=0)
+    missed = [name for name, said in found.items() if not said.met]
+    figure = f"{met} of {len(found)} under {hostile.MEMORY >> 20} MiB, at most {worst:.0f} MiB and {most:.1f} s"
+    return Found(figure + (f"; NOT {missed[:3]}" if missed else ""), met == len(found))
+
+
+PROMISES: dict[str, tuple[str, Callable[[Trial], Found]]] = {
+    "R1": ("student resumes bit-exact after SIGKILL, 20 of 20", resumes),
+    "R2": ("SIGTERM loses no step, 1 and 2 processes, 10 of 10 in 30 s", terminates),
+    "R3": ("label pass killed 10 times: same bytes, on POSIX and object stores", killed_labels),
+    "R4": ("1, 2, 4 workers, Beam, object stores: same bytes", same_bytes),
+    "R5": ("30 and more damaged inputs named, set equality", damaged_inputs),
+    "R6": ("damaged shards found before step 1", damaged_shards),
+    "R7": ("damaged checkpoints found, older one taken, 40 of 40", damaged_checkpoints),
+    "R8": ("parameters always finite", finite),
+    "R9": ("contracts of labels checked at write and read", kept_contracts),
+    "R10": ("wrong checkpoint or config: first differing key in 5 s", foreign),
+    "R11": ("50 races for a workdir, one wins each", races),
+    "R12": ("disk full: path in one line, goes on", full_disk),
+    "R13": ("hung or killed worker or peer: others finish or end in 60 s", hung_worker),
+    "R14": ("no pickle, no eval", no_pickle),
+    "R15": ("hostile inputs refused by name under a memory cap", hostile_inputs),
+}
+
+
+def tried(key: str, quick: bool) -> dict:
+    """One row, by a process of its own: a fork cannot follow once a device has started."""
+    promise, trial = PROMISES[key]
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    gather, send = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(gather)
+        with tempfile.TemporaryDirectory(prefix=f"must-{key}-") as top, contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore", Notice)
+            try:
+                found = trial(Trial(Path(top), quick))
+            except BaseException as error:
+                found = Found(f"{type(error).__name__}: {str(error)[:200]}", False, "the trial failed")
+        os.write(send, json.dumps(found).encode())
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(gather, "rb") as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    found = Found(*json.loads(told)) if told else Found("the trial died", False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "row": key,
+        "promise": promise,
+        "found": found.figure,
+        "missing": found.missing,
+        "held": found.met,
+        "met": found.met and not found.missing,
+        "seconds": round(time.monotonic() - began, 1),
+        "processor_seconds": round(spent, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", default="", help="a file for the rows")
+    parser.add_argument("--only", default=",".join(PROMISES), help="rows, separated by commas")
+    options = parser.parse_args()
+    forks.prepare()
+    rows = []
+    for key in options.only.split(","):
+        rows.append(row := tried(key, options.quick))
+        state = "met" if row["met"] else "held, not whole" if row["held"] else "NOT MET"
+        print(f"{key:4}{state:16}{row['promise']}: {row['found']}", end="")
+        print(f" [{row['missing']}]" if row["missing"] else "", f"{row['processor_seconds']} s", flush=True)
+    whole, spent = sum(row["met"] for row in rows), sum(row["processor_seconds"] for row in rows)
+    print(f"{whole} of {len(rows)} met, {spent:.0f} s of processor time")
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

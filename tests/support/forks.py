@@ -1,0 +1,37 @@
+"""Commands in forks of a process that has imported what they need, to be watched, limited and killed."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+
+def prepare() -> None:
+    """Imports what commands need, before the forks: nothing that starts a device."""
+    for module in ("experiment.run", "recipes.table", "recipes.must"):
+        importlib.import_module(f"must.{module}")
+
+
+def start(arguments: list[str], error: int, before: Callable[[], None] = lambda: None) -> int:
+    """The process id of a fork that runs a command; `before` runs in it first, its errors go to a descriptor."""
+    from absl import app
+
+    from must import main
+
+    if child := os.fork():
+        return child
+    os.dup2(error, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.argv = ["must.main", *arguments]
+    code = 1
+    try:  # nothing of this fork may go on in what called it
+        before()
+        app.run(main.main, sys.argv, flags_parser=main._parse)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
