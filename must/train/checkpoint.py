@@ -57,6 +57,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=False,
+            cleanup_tmp_directories=ahead and devices.is_writer(),  # of a run that was killed while it saved
             enable_async_checkpointing=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
