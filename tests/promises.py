@@ -68,10 +68,11 @@ class Trial:
     """
 
     def __init__(self, top: Path, quick: bool):
-        self.top, self.quick = top, quick
+        self.top, self.quick, self.less = top, quick, False
 
     def times(self, quick: int, whole: int) -> int:
         """How often to try."""
+        self.less = self.quick
         return quick if self.quick else whole
 
     def begin(self, workdir: Path, *flags: str, before: Callable[[], None] = lambda: None) -> tuple[int, Path]:
@@ -127,7 +128,8 @@ def digest(directory: Path) -> str:
 
 def resumes(trial: Trial) -> Found:
     """R1: killed at random moments, inside saves too, a student ends in the same bits."""
-    flags = ("--stage=student", "--config.student.steps=60", "--config.student.checkpoint_every=2")
+    steps = [f"--config.{section}.steps=60" for section in ("student", "supervised", "scratch")]
+    flags = ("--stage=student", *steps, "--config.student.checkpoint_every=2")
     for stage in ("teachers", "label"):
         trial.run(trial.top / "base", f"--stage={stage}", *flags[1:])
     whole, rng, kills, inside, equal, runs = trial.top / "whole", random.Random(0), 0, 0, 0, 0
@@ -387,7 +389,7 @@ def foreign(trial: Trial) -> Found:
     cases.append(("done.json", ("--stage=label",), lambda path: _edit(path / "teachers" / "depth" / "done.json")))
     cases.append(("network.json", ("--stage=label",), lambda path: _cut(path / "teachers" / "depth" / "network.json")))
     missed, slowest, count = [], 0.0, 0
-    for says, flags, damage in cases[: 6 if trial.quick else None]:
+    for says, flags, damage in cases[: trial.times(6, len(cases))]:
         if says == "config.title":
             continue  # may change
         path = trial.top / f"foreign-{count}"
@@ -547,7 +549,10 @@ def tried(key: str, quick: bool) -> dict:
         with tempfile.TemporaryDirectory(prefix=f"must-{key}-") as top, contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore", Notice)
             try:
-                found = trial(Trial(Path(top), quick))
+                found = trial(tries := Trial(Path(top), quick))
+                found = found._replace(
+                    missing=", ".join(filter(None, (found.missing, tries.less * "tried less often")))
+                )
             except BaseException as error:
                 found = Found(f"{type(error).__name__}: {str(error)[:200]}", False, "the trial failed")
         os.write(send, json.dumps(found).encode())

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,6 +54,9 @@ class Checkpoints:
         self._ocp = ocp
         self.directory = os.path.abspath(directory)
         os.makedirs(self.directory, exist_ok=True)
+        for name in os.listdir(self.directory) if ahead and devices.is_writer() else ():
+            if ".orbax-checkpoint-tmp" in name:  # of a run that was killed while it saved
+                shutil.rmtree(os.path.join(self.directory, name))
         me = jax.process_index()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,

@@ -134,7 +134,11 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path):
 
 
 def test_a_save_ahead_keeps_what_the_state_was_and_its_error_comes_at_the_next_step(tmp_path, monkeypatch):
+    (tmp_path / "1.orbax-checkpoint-tmp").mkdir()  # a run was killed while it saved
+    Checkpoints(str(tmp_path))
+    assert list(tmp_path.iterdir())
     checkpoints = Checkpoints(str(tmp_path), keep=2, ahead=True)
+    assert not list(tmp_path.iterdir())
     state = _state(1)
     hashed, go_on = checkpoint.fingerprint, threading.Event()
     monkeypatch.setattr(checkpoint, "fingerprint", lambda tree: go_on.wait(10) and hashed(tree))
