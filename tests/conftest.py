@@ -20,8 +20,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Nearly all of a test's time is compiling, for programs that then run a few times. Without LLVM's optimization and with
-# the older emitters of loops that takes a quarter as long. XLA's own passes stay those of a real run; what is fused with
-# what differs a little, and the last bits with it.
+# the older emitters of loops that takes a quarter as long. XLA's own passes stay those of a real run; what is fused
+# with what differs a little, and the last bits with it.
 FAST_COMPILATION = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
