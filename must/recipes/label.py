@@ -77,7 +77,7 @@ def jobs(members: Members, workers: int) -> list[Job]:
     parts = tuple(f"{label_job()}/{k}" for k in range(workers))
     work = [Job(part, "label", label, (settings, k, workers), shared=True) for k, part in enumerate(parts)]
     work.append(Job(policy_job(), "label", choose_policies, (settings,), parts, settings=policies))
-    return work + show.show_jobs(settings, seed, "", (*parts, policy_job()), shown_labels, policies)
+    return work + show.show_jobs(settings, seed, "", (policy_job(),), shown_labels, policies)
 
 
 def label(settings: Settings, index: int, count: int, *, directory: str, report) -> dict:

@@ -67,11 +67,11 @@ def _member_jobs(member: Member, workers: int) -> list[Job]:
         policy = f"{at}{policy_job(by)}"
         work.append(Job(policy, stage, labeling.choose_policies, (settings, seed, by), parts))
         if not by:
-            work += show.show_jobs(settings, seed, at, (*parts, policy), shown_labels)
+            work += show.show_jobs(settings, seed, at, (policy,), shown_labels)
         for arm in build.students(settings):
             if build.student(settings, arm).labels_from == by:
                 name = f"{at}{student_job(arm)}"
-                work.append(Job(name, "student", students.train_student, (settings, seed, arm), (*parts, policy)))
+                work.append(Job(name, "student", students.train_student, (settings, seed, arm), (policy,)))
     if "supervised" in settings.baselines:
         work.append(Job(f"{at}baselines/supervised", "baselines", students.train_supervised, (settings, seed)))
     return work

@@ -353,7 +353,7 @@ def test_a_student_teaches_the_next_round_and_arms_have_their_own_policies(label
     config = config_of(CONFIG, student__steps=2, student__checkpoint_every=2, arms=arms)
     settings, mine = settings_of(config), members(recipe.RECIPE, config)
     jobs = {job.name: job for job in recipe.jobs(mine, 1)}
-    assert jobs["arms/own"].needs == ("label/0", "policy") and jobs["label_by/own/0"].needs == ("arms/own",)
+    assert jobs["arms/own"].needs == ("policy",) and jobs["label_by/own/0"].needs == ("arms/own",)
     order = ("policy", "arms/own", "label_by/own/0", "policy_by/own", "arms/again")
     run_jobs(str(workdir), [jobs[name] for name in order], workers=1)
     own, again = (labeling.policies_of(settings, str(workdir), arm) for arm in ("own", "again"))
