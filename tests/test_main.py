@@ -151,7 +151,7 @@ MISTAKES = [
     (["--config.workers=-1"], "config.workers=-1"),
     (["--config.image.size=(0,0)"], "config.image.size[0]=0"),
     (["--config.image.size=(64,)"], "config.image.size=[64]"),
-    (["--stage=gallery"], "policy, which is not done: run its stage first"),
+    (["--stage=gallery"], "policy, which is not done: run --stage=label first"),
     (["--workdirs=a,b"], "--workdirs: only --stage=compare takes"),
     (["--workdir="], "--workdir=DIR is required"),
     (["--workdir=nowhere://bucket/run"], "nowhere://bucket/run: Protocol not known"),

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from must.core import buckets, devices, files, memory, notices, peers, stopping
@@ -91,13 +91,14 @@ def owner(workdir: str, directory: str) -> str:
     return name
 
 
-def run_jobs(workdir: str, jobs: Sequence[Job], *, workers: int = 1) -> None:
+def run_jobs(workdir: str, jobs: Sequence[Job], *, workers: int = 1, stages: Mapping[str, str] = {}) -> None:
     """Runs what is not done yet; a job starts when all that it needs is done.
 
     Args:
       workdir: jobs write below it.
       jobs: in the order of preference.
       workers: processes side by side on shares of the CPU cores; 1 runs everything in this process.
+      stages: {job: stage} of the jobs that may be needed, for the message.
 
     Raises:
       UserError: a job's own, or a need that is neither done nor among the jobs.
@@ -107,7 +108,8 @@ def run_jobs(workdir: str, jobs: Sequence[Job], *, workers: int = 1) -> None:
     for job in waiting:
         for need in job.needs:
             if need not in known and not is_done(workdir, need):
-                raise UserError(f"{job.name} needs {need}, which is not done: run its stage first")
+                how = f"--stage={stages[need]}" if need in stages else "its stage"
+                raise UserError(f"{job.name} needs {need}, which is not done: run {how} first")
             if need not in known:
                 facts(workdir, need)
     with Display(len(waiting), quiet=not devices.is_writer()) as display:

@@ -160,7 +160,8 @@ def run(
             workers = 1
         if not jobs:
             raise UserError(f"--stage={stage}: there is nothing to do with this configuration")
-        run_jobs(workdir, jobs, workers=workers)
+        stages = {job.name: job.stage for job in _jobs(recipe, mine, workers, "all")}
+        run_jobs(workdir, jobs, workers=workers, stages=stages)
     if devices.is_writer() and not part:
         policy_jobs = [job.name for job in jobs if job.name.rpartition("/")[2] == "policy"]
         if labels := acceptance.text(workdir, policy_jobs):
