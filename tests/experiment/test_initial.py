@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from must.core import files
 from must.core.types import UserError
 from must.experiment import build, initial, networks, training
 from must.experiment.sections import parse, without_none
@@ -173,7 +174,7 @@ def test_a_workdir_notices_that_its_weights_have_changed(tmp_path, other):
     runs = [{"teacher": {"init": {"weights": str(path)}}, "student": {"init": {"weights": ""}}}]
     for _ in range(2):
         initial.claim(str(tmp_path), runs)
-    assert json.loads((tmp_path / "init.json").read_text()) == {str(path): initial.digest(str(path))}
+    assert files.read_sealed(tmp_path / "init.json") == {str(path): initial.digest(str(path))}
     safetensors.numpy.save_file({**initial._flat(other[2]), "more": np.ones(1)}, path)
     with pytest.raises(UserError, match="w.safetensors: has changed since"):
         initial.claim(str(tmp_path), runs)
