@@ -18,9 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
-
-from must.core import devices, files, notices
+from must.core import files, notices
 from must.core.types import UserError
 
 _OWNERS, _STATE, _LOCK, _LAST = ".owners", ".bucket.json", "bucket.lock", "done.json"
@@ -45,6 +43,10 @@ def workdir(url: str, *, period: float = 20.0) -> Iterator[str]:
     Raises:
       UserError: no such bucket or no access to it, another run that owns the workdir, or a copy that failed for good.
     """
+    import jax
+
+    from must.core import devices  # here, since labeling needs no JAX
+
     mirror = Mirror(url, part=str(jax.process_index()) if not devices.is_writer() else "")
     with files.lock(os.path.join(mirror.local, _LOCK)) as held:
         if not held:
@@ -97,6 +99,10 @@ def _copying(mirror: "Mirror", number: int, period: float) -> Iterator[None]:
 def wait_for_all(what: str) -> None:
     """Waits until every process of a distributed run has called this with the same words; then each has what the others
     wrote to the workdir, in a bucket too."""
+    import jax
+
+    from must.core import devices
+
     if not jax.distributed.is_initialized():
         return
     mirror = current()
