@@ -41,6 +41,7 @@ set_xla_flags(simulated_devices=None if SIMULATED_DEVICES is None else int(SIMUL
 
 LONGEST = (
     "test_main.py",
+    "test_promises.py",
     "test_multas.py",
     "test_jedi.py",
     "test_hints.py",
