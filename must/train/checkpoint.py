@@ -52,6 +52,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
+        logging.getLogger("asyncio").addFilter(_is_news)
         self.directory = os.path.abspath(directory)
         os.makedirs(self.directory, exist_ok=True)
         for name in os.listdir(self.directory) if ahead and devices.is_writer() else ():
@@ -227,6 +228,11 @@ def _quiet() -> Iterator[None]:
         sys.unraisablehook = hook
         for logger, was in zip(loggers, before, strict=True):
             logger.disabled = was
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line is more than what tasks of Orbax leave behind, whose error has been raised already."""
+    return "exception was never retrieved" not in record.getMessage()
 
 
 def _reason(error: Exception) -> str:
