@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from must.core import files, notices
-from must.core.types import UserError
+from must.core.types import UserError, first_line
 
 _OWNERS, _STATE, _LOCK, _LAST = ".owners", ".bucket.json", "bucket.lock", "done.json"
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
@@ -51,39 +51,57 @@ def workdir(url: str, *, period: float = 20.0) -> Iterator[str]:
     with files.lock(os.path.join(mirror.local, _LOCK)) as held:
         if not held:
             raise UserError(f"{url}: another run is using this workdir, on this machine")
-        if devices.is_writer():
-            number = mirror.own(3 * period)
-        devices.wait_for_all("the owner of the bucket")
-        if not devices.is_writer():
-            mirror.pull()
-        devices.wait_for_all("copies of the bucket")
-        _current.append(mirror)
-        try:
+        with contextlib.ExitStack() as owned:
+            if devices.is_writer():
+                owned.enter_context(_owned(mirror, period))
+            devices.wait_for_all("the owner of the bucket")
             if not devices.is_writer():
+                mirror.pull()
+            devices.wait_for_all("copies of the bucket")
+            _current.append(mirror)
+            try:
                 yield mirror.local
-            else:
-                with _copying(mirror, number, period):
-                    yield mirror.local
-        finally:
-            _current.remove(mirror)
+            finally:
+                _current.remove(mirror)
 
 
 @contextlib.contextmanager
-def _copying(mirror: "Mirror", number: int, period: float) -> Iterator[None]:
-    """Copies what is new to the bucket every so often and at the end, and then lets go of it."""
-    stopped, failed = threading.Event(), []
+def _owned(mirror: "Mirror", period: float) -> Iterator[None]:
+    """Owns the bucket's folder, copies it here, copies what is new back every so often and at the end, and lets go.
 
-    def copy() -> None:
+    Signs of life have a thread of their own, since a copy may take longer than the patience of others.
+    """
+    number, mine = mirror.own(3 * period)
+    failed: list[Exception] = []
+    try:
+        with _every(period, lambda: mirror.beat(number), failed):
+            mirror.pull(ahead=mine)
+            try:
+                with _every(period, mirror.push, failed):
+                    yield
+            finally:
+                if not failed:
+                    mirror.push()
+    finally:
+        if not failed:
+            mirror.release(number)
+
+
+@contextlib.contextmanager
+def _every(period: float, act: Callable[[], None], failed: list[Exception]) -> Iterator[None]:
+    """Meanwhile acts every `period` seconds, in a thread; an error, of several threads the first, ends the run."""
+    stopped = threading.Event()
+
+    def run() -> None:
         while not stopped.wait(period):
             try:
-                mirror.beat(number)
-                mirror.push()
-            except UserError as error:
+                act()
+            except Exception as error:  # whatever it is, a run that is not copied must not go on
                 failed.append(error)
                 os.kill(os.getpid(), signal.SIGTERM)  # jobs save and end
                 return
 
-    thread = threading.Thread(target=copy, name="bucket", daemon=True)
+    thread = threading.Thread(target=run, name="bucket", daemon=True)
     thread.start()
     try:
         yield
@@ -92,8 +110,6 @@ def _copying(mirror: "Mirror", number: int, period: float) -> Iterator[None]:
         thread.join()
         if failed:
             raise failed[0]
-        mirror.push()
-        mirror.release(number)
 
 
 def wait_for_all(what: str) -> None:
@@ -126,9 +142,10 @@ def fetched(path: str) -> str:
     """
     if not is_url(path):
         return path
-    mirror = Mirror(path)
-    if not mirror.pull():
-        raise UserError(f"{path}: nothing is there")
+    mirror = Mirror(path, part="read")  # not the copy of a run, which may be newer than the bucket
+    with files.lock(os.path.join(mirror.local, _LOCK), wait=True):
+        if not mirror.pull():
+            raise UserError(f"{path}: nothing is there")
     return mirror.local
 
 
@@ -137,7 +154,7 @@ class Mirror:
 
     Args:
       url: of the folder.
-      part: of the local copy's name, for processes of one machine.
+      part: of the local copy's name, for several copies on one machine.
 
     Attributes:
       local: the copy's directory.
@@ -173,19 +190,21 @@ class Mirror:
 
         Args:
           ahead: the local copy is that of the last owner, so that what differs here is newer.
+
+        Raises:
+          UserError: the store does not answer, or its files change all the time.
         """
         with self._moving:
-            there = self._listed()
-            for path in list(self._known):
-                if path not in there and not ahead:
-                    self._forget(path)
-            if not ahead:
-                for path in set(_kept(self.local)) - set(there):
-                    self._forget(path)
-            stale = [path for path, form in there.items() if self._differs(path, form, ahead)]
-            _in_order(stale, lambda path: self._get(path, there[path]))
-            self._save()
-            return len(there)
+            for _ in range(_TRIES):
+                there = self._listed()
+                if not ahead:
+                    for path in (set(self._known) | set(_kept(self.local))) - set(there):
+                        self._forget(path)
+                stale = {path: form for path, form in there.items() if self._differs(path, form, ahead)}
+                if all(_in_order(stale, lambda path, forms=stale: self._get(path, forms[path]))):
+                    self._save()
+                    return len(there)
+            raise UserError(f"{self.url}: its files change while they are copied; run again")
 
     def push(self) -> None:
         """Copies what is new to the bucket, and removes what is gone."""
@@ -210,17 +229,20 @@ class Mirror:
         known, local = self._known.get(path), _form(os.path.join(self.local, path))
         if known is None:
             return not (ahead and local)
-        return known[1] != form or (not ahead and known[0] != local) or local is None
+        changed = known[0] != local
+        return local is None or (known[1] != form and not (ahead and changed)) or (changed and not ahead)
 
-    def _get(self, path: str, form: list) -> None:
+    def _get(self, path: str, form: list) -> bool:
+        """Brings a file here; False if it is not what was listed any more."""
         local = os.path.join(self.local, path)
         os.makedirs(os.path.dirname(local), exist_ok=True)
         partial = f"{local}.partial"
-        self._retried(path, lambda at: self._store.get_file(at, partial))
-        if os.path.getsize(partial) != form[0]:
-            raise UserError(f"{self.url}/{path}: {os.path.getsize(partial)} of {form[0]} bytes arrived; run again")
+        self._retried(path, lambda at: self._store.get_file(at, partial), missing=True)
+        if (_form(partial) or [None])[0] != form[0]:
+            return False
         os.replace(partial, local)
         self._known[path] = [_form(local), form]
+        return True
 
     def _put(self, path: str, form: list) -> None:
         local = os.path.join(self.local, path)
@@ -240,7 +262,7 @@ class Mirror:
         return {
             path: [info["size"], str(info.get("ETag") or info.get("etag") or info.get("created") or "")]
             for path, info in paths.items()
-            if path and not path.startswith(_OWNERS)
+            if path and not path.startswith(f"{_OWNERS}/")
         }
 
     def _save(self) -> None:
@@ -261,21 +283,21 @@ class Mirror:
                     raise
                 raise UserError(f"{self.url}: no such bucket or object: {path or error}") from None
             except PermissionError as error:
-                raise UserError(f"{self.url}: no access: {_line(error)}") from None
+                raise UserError(f"{self.url}: no access: {first_line(error)}") from None
             except Exception as error:  # each store has errors of its own
                 if files.out_of_space(error):
                     raise
                 if attempt == _TRIES - 1:
                     raise UserError(
-                        f"{self.url}/{path}: {_line(error)}; {self.local} is whole, and the same command resumes"
+                        f"{self.url}/{path}: {first_line(error)}; {self.local} is whole, and the same command resumes"
                     ) from None
                 time.sleep(2**attempt)
         return None
 
     # --- Owners ---
 
-    def own(self, patience: float) -> int:
-        """Becomes the owner, brings the local copy up to date and returns the owner's number.
+    def own(self, patience: float) -> tuple[int, bool]:
+        """Becomes the owner: its number, and whether the last one was this local copy's.
 
         Args:
           patience: seconds without a sign of life after which another owner is taken to be gone.
@@ -296,8 +318,7 @@ class Mirror:
         except FileExistsError:  # of our own request, perhaps, whose answer was lost
             if self._read(f"{number + 1:06d}.json").get("token") != self._token:
                 raise UserError(f"{self.url}: another run is using this workdir; it has just started") from None
-        self.pull(ahead=mine)
-        return number + 1
+        return number + 1, mine
 
     def beat(self, number: int) -> None:
         """A sign of life of an owner; UserError when it is not the owner any more."""
@@ -340,12 +361,15 @@ class Mirror:
         self._retried(f"{_OWNERS}/{name}", lambda at: self._store.pipe_file(at, data, mode="create"))
 
 
-def _in_order(paths: Iterable[str], move: Callable[[str], None]) -> None:
-    """Moves files side by side, and the ones that say that others are complete after them."""
+def _in_order(paths: Iterable[str], move: Callable[[str], Any]) -> list[Any]:
+    """Moves files side by side, and the ones that say that others are complete after them; what the moves returned."""
     paths = list(paths)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for last in (False, True):
-            list(pool.map(move, [path for path in paths if path.endswith(_LAST) == last]))
+        return [
+            result
+            for last in (False, True)
+            for result in list(pool.map(move, [path for path in paths if path.endswith(_LAST) == last]))
+        ]
 
 
 def _kept(top: str, *, last: bool = False) -> dict[str, list]:
@@ -377,7 +401,3 @@ def _form(path: str) -> list | None:
     except FileNotFoundError:
         return None
     return [facts.st_size, facts.st_mtime_ns]
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -31,6 +31,11 @@ def one_line(text: str, form: str = "\\x{:02x}") -> str:
     return _BREAKS.sub(lambda found: form.format(ord(found[0]) - (0xDC00 if found[0] >= "\ud800" else 0)), text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, at most 200 characters; its type where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class LabelError(ValueError):
     """An invalid label; the message is "<field> <problem>", to which the catching code adds task and record.
 

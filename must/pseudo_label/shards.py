@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from must.core import files
@@ -38,10 +38,21 @@ class ShardFile:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._writer.is_open():
-            self._writer.close()
         with contextlib.suppress(FileNotFoundError):
+            if self._writer.is_open():
+                with self._there():
+                    self._writer.close()
             os.remove(self.path)
+
+    @contextlib.contextmanager
+    def _there(self) -> Iterator[None]:
+        """Turns the writer's error about a file that is gone into Python's: whoever finished has cleared it away."""
+        try:
+            yield
+        except RuntimeError:
+            if os.path.exists(self.path):
+                raise
+            raise FileNotFoundError(self.path) from None
 
     def add(self, rows: Sequence[Row]) -> None:
         """Appends the records."""
@@ -49,12 +60,14 @@ class ShardFile:
             if row.record is None:
                 self.rejects.append({"id": row.id, "reason": row.reason})
             else:
-                self._writer.write(row.record)
+                with self._there():
+                    self._writer.write(row.record)
                 self.ids.append(row.id)
 
     def close(self) -> dict[str, Any]:
         """Flushes to disk; the shard's entry in the done record."""
-        self._writer.close()
+        with self._there():
+            self._writer.close()
         _sync(self.path)
         if (count := record_count(self.path)) != len(self.ids):
             if not os.path.exists(self.path):  # a worker without locks, who has just finished, has cleared it away

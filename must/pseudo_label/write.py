@@ -122,7 +122,7 @@ def label_images(
                         job.commit(expected, lambda: features_of(labeller.specs, images=copy_images))
                     if not job.complete():
                         time.sleep(_POLL)  # others write the rest; what they leave when they die is ours
-                except Exception:  # its writer, too, meets files that are gone
+                except FileNotFoundError:
                     if not job.complete():  # then the one who completed it has cleared the work folder away
                         raise
     shutil.rmtree(job.work, ignore_errors=True)

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from must.core import devices, files
-from must.core.types import PyTree, UserError
+from must.core.types import PyTree, UserError, first_line
 
 
 def fingerprint(tree: PyTree) -> str:
@@ -143,7 +143,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # whatever Orbax and TensorStore make of damaged files
-            reason = _reason(error)
+            reason = first_line(error)
         else:
             state, position, facts = self._verified(step, loaded["state"], loaded["position"], loaded["facts"])
             return jax.tree.map(_as_key, like, state), position, facts
@@ -172,7 +172,7 @@ class Checkpoints:
         try:
             facts = self._manager.restore(step, args=args.Composite(facts=args.JsonRestore()))["facts"]
         except Exception as error:
-            raise UserError(f"{self.directory}/{step}: damaged: {_reason(error)}") from None
+            raise UserError(f"{self.directory}/{step}: damaged: {first_line(error)}") from None
         return self._checked(step, facts)
 
     def _checked(self, step: int, facts: Any) -> dict:
@@ -233,10 +233,6 @@ def _quiet() -> Iterator[None]:
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a line is more than what tasks of Orbax leave behind, whose error has been raised already."""
     return "exception was never retrieved" not in record.getMessage()
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _forget_tasks() -> None:

@@ -138,7 +138,7 @@ def test_of_many_that_start_exactly_one_owns(machine, url, tmp_path, monkeypatch
         def start(mirror):
             together.wait()
             try:
-                return mirror.own(0.5)
+                return mirror.own(0.5)[0]
             except UserError as error:
                 assert "another run is using this workdir" in str(error)
                 return None
@@ -151,7 +151,7 @@ def test_of_many_that_start_exactly_one_owns(machine, url, tmp_path, monkeypatch
 def test_a_silent_owner_is_replaced_and_told_and_a_live_one_is_not(machine, url):
     machine("one")
     first = buckets.Mirror(url)
-    number = first.own(0.4)
+    number, _ = first.own(0.4)
     alive = threading.Event()
 
     def beating():
@@ -165,8 +165,7 @@ def test_a_silent_owner_is_replaced_and_told_and_a_live_one_is_not(machine, url)
         buckets.Mirror(url).own(2.0)
     alive.set()
     thread.join()
-    second = buckets.Mirror(url).own(0.4)
-    assert second == number + 1
+    assert buckets.Mirror(url).own(0.4) == (number + 1, False)
     with pytest.raises(UserError, match="has taken this workdir over"):
         first.beat(number)
 
@@ -225,3 +224,55 @@ def test_mistakes_are_one_line(machine, url):
         with pytest.raises(UserError, match=message) as caught:
             buckets.fetched(path) if "empty" in path else buckets.workdir(path).__enter__()
         assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_changes_or_goes_while_it_is_copied_is_taken_as_it_is_then(machine, url):
+    """Another process writes meanwhile: nothing is torn, and nobody ends because of it."""
+    machine("one")
+    source = buckets.Mirror(url)
+    fill(source.local, NAMES)
+    source.push()
+    machine("two")
+    copy = buckets.Mirror(url)
+    get = copy._store.get_file
+
+    def meanwhile(at, to):
+        if at.endswith("config.json") and not meanwhile.done:
+            meanwhile.done = True
+            Path(source.local, "config.json").write_bytes(b"longer than it was before" * 100)
+            os.remove(Path(source.local, "labels/pool/ä é.rec"))
+            source.push()
+        return get(at, to)
+
+    meanwhile.done = False
+    copy._store.get_file = meanwhile
+    try:
+        copy.pull()
+    finally:
+        del copy._store.get_file
+    assert meanwhile.done and tree(copy.local) == tree(source.local)
+
+
+def test_signs_of_life_go_on_while_files_are_copied(machine, url, monkeypatch):
+    """A copy that takes longer than the patience of others."""
+    machine("one")
+    put = buckets.Mirror._put
+    monkeypatch.setattr(buckets.Mirror, "_put", lambda *args: (time.sleep(1.5), put(*args))[1])
+    with buckets.workdir(url, period=0.2) as here:
+        fill(here, ("a", "b"))
+        time.sleep(0.4)  # the copy is under way
+        machine("two")
+        with pytest.raises(UserError, match="another run is using this workdir"):
+            buckets.Mirror(url).own(0.6)
+
+
+def test_a_copy_that_fails_in_any_way_ends_the_run(machine, url, monkeypatch):
+    machine("one")
+    monkeypatch.setattr(buckets.os, "kill", lambda pid, number: told.append(number))
+    monkeypatch.setattr(buckets.Mirror, "push", lambda self: 1 // 0)
+    told = []
+    with pytest.raises(ZeroDivisionError), buckets.workdir(url, period=0.05):
+        end = time.time() + 10
+        while not told and time.time() < end:
+            time.sleep(0.01)
+    assert told
