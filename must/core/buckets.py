@@ -7,6 +7,7 @@ there is none, which the store grants to exactly one.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -201,7 +202,7 @@ class Mirror:
                     for path in (set(self._known) | set(_kept(self.local))) - set(there):
                         self._forget(path)
                 stale = {path: form for path, form in there.items() if self._differs(path, form, ahead)}
-                if all(_in_order(stale, lambda path, forms=stale: self._get(path, forms[path]))):
+                if all(_in_order(stale, functools.partial(self._get, forms=stale))):
                     self._save()
                     return len(there)
             raise UserError(f"{self.url}: its files change while they are copied; run again")
@@ -232,8 +233,9 @@ class Mirror:
         changed = known[0] != local
         return local is None or (known[1] != form and not (ahead and changed)) or (changed and not ahead)
 
-    def _get(self, path: str, form: list) -> bool:
+    def _get(self, path: str, forms: dict[str, list]) -> bool:
         """Brings a file here; False if it is not what was listed any more."""
+        form = forms[path]
         local = os.path.join(self.local, path)
         os.makedirs(os.path.dirname(local), exist_ok=True)
         partial = f"{local}.partial"

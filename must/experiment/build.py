@@ -105,6 +105,7 @@ def split(settings: Supervised, task: str, name: str) -> Source:
 
 
 def set_split(settings: Supervised, chosen: str, name: str) -> Source:
+    """A split of a set by the set's name, its classes counted as those of its training split."""
     spaces = {
         task: section["classes"]
         for task, section in settings.tasks.items()

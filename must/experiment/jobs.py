@@ -6,7 +6,6 @@ another run side by side, and a job that runs alone has all cores. Elsewhere the
 
 import ctypes
 import json
-import logging
 import math
 import multiprocessing
 import os
@@ -145,7 +144,6 @@ def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
         raise
     except Exception as error:  # Orbax and ArrayRecord have types of their own for a full disk
         if files.out_of_space(error):
-            logging.getLogger("asyncio").disabled = True  # tasks that Orbax leaves behind report the same once more
             place = getattr(error, "filename", None) or directory
             raise UserError(f"{place}: no space left; make room, then the same command resumes") from error
         if isinstance(error, OSError):  # a folder that cannot be written

@@ -38,9 +38,7 @@ def measure_external(settings: Must, seed: int, task: str, *, directory: str, re
 
 def train_supervised(settings: Must, seed: int, *, directory: str, report) -> dict:
     """The job of the supervised baseline: all tasks, all annotations, no pseudo labels, the student's steps."""
-    tasks, source = tuple(settings.tasks), Concat(build.annotated_sets(settings))
-    if settings.student.pool_share:
-        source = Repeated(Cached(source), _as_teachers(settings, 0.0))
+    tasks, source = tuple(settings.tasks), supervised_source(settings)
     policies = {name: Policy() for name in tasks}
     return train_tasks(settings, seed, tasks, settings.supervised, source, policies, directory=directory, report=report)
 
@@ -84,6 +82,12 @@ def _keep_weights(directory: str, scheme: Weighting, seen: Mapping[str, np.ndarr
     if devices.is_writer():
         with files.replacing(os.path.join(directory, "weights.npz"), "wb") as file:
             np.savez_compressed(file, **seen)
+
+
+def supervised_source(settings: Must) -> Source:
+    """What the supervised baseline draws from: the annotated sets, in the proportions in which the student does."""
+    source = Concat(build.annotated_sets(settings))
+    return Repeated(Cached(source), _as_teachers(settings, 0.0)) if settings.student.pool_share else source
 
 
 def student_source(settings: Must, run: Student, records: Source) -> Source:

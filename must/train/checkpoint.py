@@ -147,7 +147,6 @@ class Checkpoints:
         else:
             state, position, facts = self._verified(step, loaded["state"], loaded["position"], loaded["facts"])
             return jax.tree.map(_as_key, like, state), position, facts
-        _forget_tasks()
         raise UserError(f"{self.directory}/{step}: not a checkpoint of this model: {reason}")
 
     def _verified(self, step: int, state: PyTree, position: dict, facts: Any) -> tuple[PyTree, dict, dict]:
@@ -214,10 +213,8 @@ def _copied(state: PyTree) -> PyTree:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Meanwhile Orbax's threads print no tracebacks of an error, such as a full disk, that is raised anyway."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    before, hook = [logger.disabled for logger in loggers], sys.unraisablehook
-    for logger in loggers:
-        logger.disabled = True
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    before, logger.disabled = logger.disabled, True
     try:
         yield
     except Exception:
@@ -226,21 +223,16 @@ def _quiet() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = hook
-        for logger, was in zip(loggers, before, strict=True):
-            logger.disabled = was
+        logger.disabled = before
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line is more than what tasks of Orbax leave behind, whose error has been raised already."""
-    return "exception was never retrieved" not in record.getMessage()
+    """Whether a line of asyncio is more than what tasks of Orbax leave behind, whose error has been raised already.
 
-
-def _forget_tasks() -> None:
-    """Lets asyncio forget what else failed in a restore, which it would print as tracebacks later on."""
-    logger = logging.getLogger("asyncio")
-    logger.disabled = True
-    gc.collect()
-    logger.disabled = False
+    They say so when they are collected, which may be long after, in any thread.
+    """
+    said = record.getMessage()
+    return "exception was never retrieved" not in said and "was destroyed but it is pending" not in said
 
 
 def _as_key(like: Any, leaf: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 from must.core.types import UserError
 from must.experiment import build
-from must.experiment.students import familiar_sets, given_weights, student_source
+from must.experiment.students import familiar_sets, given_weights, student_source, supervised_source
 from tests.support.configs import config_of, settings_of
 
 TEACHERS = {"depth": {"batch_size": 32}, "segmentation": {"steps": 6}}
@@ -31,10 +31,15 @@ def test_annotated_images_are_met_as_often_as_teachers_meet_them(settings, pool_
     runs = {task: build.teacher(settings, task) for task in settings.tasks}
     images = {task: run.steps * run.batch_size for task, run in runs.items()}
     assert len(set(images.values())) == 3
+    drawn = dataclasses.replace(settings, student=_run(settings, pool_share=pool_share))
+    both = [set(np.unique(supervised_source(drawn).ids)), set(ids) - pool]
+    assert both[0] == both[1]  # the baseline meets the same annotated pictures, as often
     for task, count in images.items():
         mine = set(build.split(settings, task, "train").ids)
         share = sum(id in mine for id in ids) / sum(id not in pool for id in ids)
         assert share == pytest.approx(count / sum(images.values()), rel=0.13), task
+        base = supervised_source(drawn).ids
+        assert np.mean([id in mine for id in base]) == pytest.approx(count / sum(images.values()), rel=0.13), task
         times = np.unique(ids, return_counts=True)
         assert len({n for id, n in zip(*times, strict=True) if id in mine}) == 1  # no image more often than another
 
