@@ -6,7 +6,7 @@ reads for itself, so that Orbax never waits for another process.
 """
 
 import contextlib
-import gc
+import functools
 import hashlib
 import json
 import logging
@@ -52,7 +52,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        logging.getLogger("asyncio").addFilter(_is_news)
+        _mute_leftovers()
         self.directory = os.path.abspath(directory)
         os.makedirs(self.directory, exist_ok=True)
         for name in os.listdir(self.directory) if ahead and devices.is_writer() else ():
@@ -213,26 +213,32 @@ def _copied(state: PyTree) -> PyTree:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Meanwhile Orbax's threads print no tracebacks of an error, such as a full disk, that is raised anyway."""
-    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:
         yield
-    except Exception:
-        sys.unraisablehook = lambda _: None  # tasks whose event loop is gone, which are forgotten here
-        gc.collect()
-        raise
     finally:
-        sys.unraisablehook = hook
         logger.disabled = before
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of asyncio is more than what tasks of Orbax leave behind, whose error has been raised already.
+@functools.cache
+def _mute_leftovers() -> None:
+    """From now on nothing prints what tasks of Orbax and TensorStore meet after the error that ended them was raised.
 
-    They say so when they are collected, which may be long after, in any thread.
+    They meet it when they are collected, or find their event loop closed: later, in any thread, in one of three ways.
     """
-    said = record.getMessage()
-    return "exception was never retrieved" not in said and "was destroyed but it is pending" not in said
+
+    def is_news(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return "exception was never retrieved" not in said and "was destroyed but it is pending" not in said
+
+    def is_leftover(error: BaseException | None) -> bool:
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    logging.getLogger("asyncio").addFilter(is_news)
+    unraisable, uncaught = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = lambda args: None if is_leftover(args.exc_value) else unraisable(args)
+    sys.excepthook = lambda kind, error, trace: None if is_leftover(error) else uncaught(kind, error, trace)
 
 
 def _as_key(like: Any, leaf: Any) -> Any:
