@@ -195,6 +195,8 @@ def test_published_downstream_tasks_are_planned():
     [
         ({"arms": {"few": {"pool_image": 3}}}, "arms.few.pool_image: unknown key; did you mean pool_images"),
         ({"arms": {"teacher": {}}}, "arms.teacher: the name of an arm"),
+        ({"arms": {"same": {"steps": 600}}}, "arms.same: trains exactly as student does"),
+        ({"arms": {"a": {"steps": 7}, "b": {"steps": 7}}}, "arms.b: trains exactly as a does"),
         ({"arms": {"a/b": {}}}, "arms.a/b: the name of an arm"),
         ({"arms": {"many": {"pool_images": 1025}}}, "the pool has 1024 images"),
         ({"baselines": ["supervized"]}, r"baselines\[0\]='supervized': did you mean 'supervised'"),
