@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-# Those that hang on no clock and take a second. R14 and R15 are held by tests/test_imports.py, core/test_stopping.py and
+# Those that hang on no clock and take a second. R14 is held by tests/test_imports.py and core/test_stopping.py, R15 by
 # readers/test_hostile.py; the others are tried by the script alone, and most of them by tests of their own.
 ROWS = ("R4", "R5", "R6", "R7", "R9")
 
