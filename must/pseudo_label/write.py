@@ -107,10 +107,8 @@ def label_images(
     expected = identity(plan, source, teachers, provenance or {}, **looks)
     job = _Job(directory, plan, bound(plan.count, max_rejects), patience, progress or (lambda done, total: None))
     if job.claim(expected):
-        order = sorted(range(plan.shards), key=lambda shard: ((shard - worker[0]) % worker[1] != 0, shard))
         bucket = buckets.current() if worker[1] > 1 else None
-        if bucket is not None:  # nobody sees who writes a shard, so that everyone writes its own
-            order = order[: len(range(worker[0], plan.shards, worker[1]))]
+        order = _order(plan.shards, worker, alone=bucket is not None)
         with Labeller(source, teachers, plan.batch_size, **looks) as labeller:
             while not job.complete():
                 try:
@@ -129,6 +127,12 @@ def label_images(
     facts = read_provenance(directory)
     counts, sizes = ([shard[key] for shard in facts["shards"]] for key in ("count", "bytes"))
     return Summary(directory, sum(counts), facts["rejects"]["count"], sum(sizes))
+
+
+def _order(shards: int, worker: tuple[int, int], alone: bool) -> list[int]:
+    """A worker's shards, then those of others; `alone`, in a bucket, where nobody sees who writes one, only its own."""
+    own = range(worker[0], shards, worker[1])
+    return [*own] if alone else [*own, *(shard for shard in range(shards) if shard not in own)]
 
 
 def read_claim(directory: str) -> dict[str, Any] | None:

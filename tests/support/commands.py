@@ -27,6 +27,12 @@ MODULES = (
     "must.report.page",
     "must.train.checkpoint",
     "tests.support.configs",
+    # What a run imports on its way, a second in all.
+    "jinja2",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "scipy.special",
+    "tensorflow_datasets",
 )
 
 
