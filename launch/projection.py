@@ -29,14 +29,16 @@ class Plan:
       mfu_label: share of the peak that the teachers reach.
       mfu_train: share of the peak that the student's step reaches.
       chips_per_host: that share a host's cores and network.
-      host_rows: images a second that a host decodes and resizes.
+      label_rows: images a second that a host decodes whole, resizes and writes.
+      train_rows: images a second that a host decodes at reduced size and makes targets for.
       image_bytes: of an image in the store.
-      record_bytes: of a labeled image, picture included.
+      label_bytes: of its labels; a record holds both.
       host_bandwidth: bytes a second between a host and the store.
       store_bandwidth: bytes a second of the store in all.
       store_requests: requests a second of the store in all.
-      shard_images: of a shard; an object is read or written by one request of `request_bytes` after the other.
-      request_bytes: of one request.
+      request_bytes: of one request of the label pass, which reads and writes one object after the other.
+      read_bytes: of one request in training; that of a record where each is read alone, in random order.
+      shard_images: of a shard.
       shard_seconds: what a shard costs beside its images: claim, manifest, commit.
       start_seconds: from a start or restart to the first image: machines, programs, weights.
       patience: seconds until somebody else takes the shard of a lost host, or the lost peer is noticed in training.
@@ -57,14 +59,16 @@ class Plan:
     mfu_label: float = 0.4
     mfu_train: float = 0.35
     chips_per_host: int = 4
-    host_rows: float = 5000.0
+    label_rows: float = 1300.0
+    train_rows: float = 5000.0
     image_bytes: float = 80e3
-    record_bytes: float = 127e3
+    label_bytes: float = 47e3
     host_bandwidth: float = 2e9
     store_bandwidth: float = 100e9
     store_requests: float = 5000.0
-    shard_images: int = 4096
     request_bytes: float = 16e6
+    read_bytes: float = 16e6
+    shard_images: int = 4096
     shard_seconds: float = 2.0
     start_seconds: float = 300.0
     patience: float = 60.0
@@ -89,8 +93,9 @@ class Stage:
 
     Attributes:
       hours: from start to end.
-      parts: {part: share of all chip hours}: "device" computes, the rest waits or is lost; they sum to 1.
-      seconds: {what one image or step needs: seconds of a host, or of a step}; the largest limits.
+      parts: {part: share of all chip hours}: "device" computes, "waiting" for data, commits or each other, "save",
+        "start" and "lost work"; they sum to 1.
+      seconds: {part of an image (labeling) or a step: seconds on a host}, all at the same time; the largest limits.
     """
 
     hours: float
@@ -106,71 +111,87 @@ class Stage:
 def label(plan: Plan, chips: int, seed: int = 0) -> Stage:
     """The label pass, host by host and shard by shard."""
     hosts, rng = _hosts(plan, chips), np.random.default_rng(seed)
-    seconds = {
+    moved = 2 * plan.image_bytes + plan.label_bytes
+    own = {
         "device": plan.label_flops / (plan.chips_per_host * plan.peak * plan.mfu_label),
-        **_input(plan, hosts, plan.image_bytes, plan.record_bytes),
+        "decoding": 1 / plan.label_rows,
+        "network of a host": moved / plan.host_bandwidth,
     }
+    shared = _shared(plan, hosts, moved, plan.request_bytes)
     whole, last = divmod(math.ceil(plan.images), plan.shard_images)
     shards = [plan.shard_images] * whole + [last] * (last > 0)
+
+    def needs(images: int) -> float:
+        # While one host commits, the others have its share of the store.
+        return max(plan.shard_seconds + images * max(own.values()), images * max(shared.values()))
+
     rate = plan.faults * plan.chips_per_host / 3600
-    _check_faults(rate, plan.shard_seconds + plan.shard_images * max(seconds.values()), "a shard", "shard_images")
+    _check_faults(rate, needs(plan.shard_images), "a shard", "shard_images")
     free = [(plan.start_seconds, host) for host in range(hosts)]
     later: list[tuple[float, int]] = []  # shards of lost hosts: (when others may take them, images)
-    computed = lost = end = 0.0
+    parts = {"device": 0.0, "waiting": 0.0, "start": hosts * plan.start_seconds, "lost work": 0.0}
+    ends = [0.0] * hosts
     while shards or later:
         now, host = heapq.heappop(free)
+        begin = now
         if later and (not shards or later[0][0] <= now):
             at, images = heapq.heappop(later)
-            now = max(now, at)
+            begin = max(now, at)
         else:
             images = shards.pop()
-        needs = plan.shard_seconds + images * max(seconds.values())
-        fault = rng.exponential(1 / rate) if rate else math.inf
-        if fault < needs:
-            lost += fault
-            heapq.heappush(later, (now + fault + plan.patience, images))
-            heapq.heappush(free, (now + fault + plan.start_seconds, host))
+        parts["waiting"] += begin - now
+        takes, fault = needs(images), rng.exponential(1 / rate) if rate else math.inf
+        if fault < takes:
+            parts["lost work"] += fault
+            parts["start"] += plan.start_seconds
+            heapq.heappush(later, (begin + fault + plan.patience, images))
+            ends[host] = begin + fault + plan.start_seconds
         else:
-            computed += images * seconds["device"]
-            end = max(end, now + needs)
-            heapq.heappush(free, (now + needs, host))
-    busy = {"device": computed, "lost work": lost, "start": hosts * plan.start_seconds}
-    shares = {name: value / (hosts * end) for name, value in busy.items()}
-    return Stage(end / 3600, {**shares, "waiting": max(0.0, 1 - sum(shares.values()))}, seconds)
+            parts["device"] += images * own["device"]
+            parts["waiting"] += takes - images * own["device"]
+            ends[host] = begin + takes
+        heapq.heappush(free, (ends[host], host))
+    end = max(max(ends), plan.start_seconds)
+    parts["waiting"] += sum(end - max(one, plan.start_seconds) for one in ends)
+    return Stage(end / 3600, {name: value / (hosts * end) for name, value in parts.items()}, own | shared)
 
 
 def train(plan: Plan, chips: int, seed: int = 0) -> Stage:
-    """The student, step by step between faults."""
+    """The student, attempt by attempt: each begins with a start and ends with a fault or the last step."""
     hosts, rng = _hosts(plan, chips), np.random.default_rng(seed)
-    of_host = plan.chips_per_host * plan.batch
-    reads = _input(plan, hosts, plan.record_bytes, 0.0)
+    of_host, record = plan.chips_per_host * plan.batch, plan.image_bytes + plan.label_bytes
+    shared = _shared(plan, hosts, record, plan.read_bytes)
     seconds = {
         "device": plan.batch * plan.train_flops / (plan.peak * plan.mfu_train),
-        **{name: of_host * value for name, value in reads.items()},
+        "decoding": of_host / plan.train_rows,
+        "network of a host": of_host * record / plan.host_bandwidth,
+        **{name: of_host * value for name, value in shared.items()},
         "all-reduce": 2 * (chips - 1) / chips * 4 * plan.parameters / plan.link,
     }
     step = max(seconds.values())
     needed = math.ceil(plan.images * plan.passes / (plan.batch * chips)) * step
-    rate, done, clock, lost, saving, starts = plan.faults * chips / 3600, 0.0, 0.0, 0.0, 0.0, 0
-    _check_faults(rate, plan.save_every, "the time between two checkpoints", "save_every")
+    rate, period = plan.faults * chips / 3600, plan.save_every + plan.save_seconds
+    _check_faults(rate, plan.start_seconds + period, "a start and the time to a checkpoint", "save_every")
+    parts, done = {"device": 0.0, "waiting": 0.0, "save": 0.0, "start": 0.0, "lost work": 0.0}, 0.0
     while done < needed:
-        starts += 1
-        fault = rng.exponential(1 / rate) if rate else math.inf
-        # A period is `save_every` seconds of steps and one save.
-        period = plan.save_every + plan.save_seconds
-        saves = math.floor(min(fault, (needed - done) / plan.save_every * period) / period)
-        rest = needed - done - saves * plan.save_every
-        clock += plan.start_seconds + saves * period
-        saving += saves * plan.save_seconds
+        left = (rng.exponential(1 / rate) if rate else math.inf) - plan.start_seconds
+        parts["start"] += plan.start_seconds + min(0.0, left)
+        rest = needed - done
+        # Saves before the fault, and those before the end, which needs none of its own.
+        saves = max(
+            0, min(math.floor(left / period) if left < math.inf else math.inf, math.ceil(rest / plan.save_every) - 1)
+        )
+        over = left - saves * period
+        parts["save"] += saves * plan.save_seconds
         done += saves * plan.save_every
-        if fault - saves * period >= rest:
-            clock, done = clock + rest, needed
+        if over >= needed - done:
+            done = needed
         else:
-            clock += fault - saves * period + plan.patience
-            lost += fault - saves * period + plan.patience
-    parts = {"device": needed * seconds["device"] / step, "lost work": lost, "start": starts * plan.start_seconds}
-    parts = {name: value / clock for name, value in {**parts, "save": saving}.items()}
-    return Stage(clock / 3600, {**parts, "waiting": max(0.0, 1 - sum(parts.values()))}, seconds)
+            parts["lost work"] += max(0.0, over) + plan.patience
+    parts["device"] = needed * seconds["device"] / step
+    parts["waiting"] = needed - parts["device"]
+    clock = sum(parts.values())
+    return Stage(clock / 3600, {name: value / clock for name, value in parts.items()}, seconds)
 
 
 def _hosts(plan: Plan, chips: int) -> int:
@@ -186,21 +207,24 @@ def _check_faults(rate: float, seconds: float, what: str, key: str) -> None:
         )
 
 
-def _input(plan: Plan, hosts: int, read: float, written: float) -> dict[str, float]:
-    """Seconds of a host for one image, while all hosts use the store."""
-    requests = (read + written) / plan.request_bytes
+def _shared(plan: Plan, hosts: int, moved: float, request: float) -> dict[str, float]:
+    """Seconds of a host for the bytes of an image, while all hosts use the store."""
     return {
-        "decoding": 1 / plan.host_rows,
-        "network of a host": (read + written) / plan.host_bandwidth,
-        "bandwidth of the store": hosts * (read + written) / plan.store_bandwidth,
-        "requests to the store": hosts * requests / plan.store_requests,
+        "bandwidth of the store": hosts * moved / plan.store_bandwidth,
+        "requests to the store": hosts * moved / request / plan.store_requests,
     }
 
 
-def table(plan: Plan, chips: list[int], seeds: int = 5) -> list[tuple[str, int, list[Stage]]]:
+PARTS = {"device": "#0072b2", "waiting": "#bbbbbb", "save": "#009e73", "start": "#e69f00", "lost work": "#d55e00"}
+SEEDS = {"label": 3, "train": 100}  # a lost host costs one shard, a lost chip everyone's steps
+
+
+def table(plan: Plan, chips: list[int]) -> list[tuple[str, int, list[Stage]]]:
     """(stage, chips, one simulation for each seed)."""
     stages = {"label": label, "train": train}
-    return [(name, n, [run(plan, n, seed) for seed in range(seeds)]) for name, run in stages.items() for n in chips]
+    return [
+        (name, n, [run(plan, n, seed) for seed in range(SEEDS[name])]) for name, run in stages.items() for n in chips
+    ]
 
 
 def draw(rows: list[tuple[str, int, list[Stage]]], path: str) -> None:
@@ -225,9 +249,8 @@ def draw(rows: list[tuple[str, int, list[Stage]]], path: str) -> None:
     ticks = [tick for tick in (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000) if top / 100 < tick < 2 * top]
     axes[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes[0].margins(x=0.12)
-    parts = {"device": "#0072b2", "waiting": "#bbbbbb", "save": "#009e73", "start": "#e69f00", "lost work": "#d55e00"}
     start = np.zeros(len(rows))
-    for part, color in parts.items():
+    for part, color in PARTS.items():
         shares = [100 * np.mean([stage.parts.get(part, 0.0) for stage in stages]) for _, _, stages in rows]
         axes[1].barh(range(len(rows)), shares, left=start, color=color, label=part, height=0.7)
         start += shares
@@ -254,15 +277,16 @@ def main() -> None:
         rows = table(plan, [int(n) for n in chips.split(",")])
     except ValueError as error:
         parser.error(str(error))
-    print("stage   chips   hours            device   lost   price        limited by")
+    print("stage   chips   hours           device  waiting  starts  lost work  price        limited by")
     for name, n, stages in rows:
         hours = [stage.hours for stage in stages]
-        share, lost = (np.mean([stage.parts[part] for stage in stages]) for part in ("device", "lost work"))
-        spread = f"{np.mean(hours):,.1f} ± {np.std(hours):.2f}"
+        half = 1.96 * np.std(hours, ddof=1) / math.sqrt(len(hours))
+        parts = [f"{np.mean([stage.parts[part] for stage in stages]):7.0%}" for part in PARTS if part != "save"]
         print(
-            f"{name:7} {n:5,}   {spread:15} {share:6.0%} {lost:7.1%}   {np.mean(hours) * n * plan.price:<12,.0f} "
-            f"{stages[0].limit}"
+            f"{name:7} {n:5,}   {f'{np.mean(hours):,.1f} ± {half:.1f}':13} {' '.join(parts)}     "
+            f"{np.mean(hours) * n * plan.price:<12,.0f} {stages[0].limit}"
         )
+    print("± half of a 95% interval of the mean")
     if path:
         draw(rows, path)
 
