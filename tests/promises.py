@@ -521,6 +521,19 @@ def hostile_inputs(trial: Trial) -> Found:
     return Found(figure + (f"; NOT {missed[:3]}" if missed else ""), met == len(found))
 
 
+def two_processes(trial: Trial) -> Found:
+    """R16: all stages of every recipe on two processes give the networks and the table of one."""
+    from tests.recipes.test_two_processes import two_and_one
+    from tests.support.shrunk_config import MADE
+
+    recipes, equal, most = list(MADE)[: trial.times(1, len(MADE))], 0, 0.0
+    for recipe in recipes:
+        compared, apart = two_and_one(recipe, trial.top / recipe)
+        equal, most = equal + (compared > 30 and apart < 1e-4), max(most, apart)
+    figure = f"{equal} of {len(recipes)} recipes, largest relative difference of a weight or score {most:.1g}"
+    return Found(figure, equal == len(recipes))
+
+
 PROMISES: dict[str, tuple[str, Callable[[Trial], Found]]] = {
     "R1": ("student resumes bit-exact after SIGKILL, 20 of 20", resumes),
     "R2": ("SIGTERM loses no step, 1 and 2 processes, 10 of 10 in 30 s", terminates),
@@ -537,6 +550,7 @@ PROMISES: dict[str, tuple[str, Callable[[Trial], Found]]] = {
     "R13": ("hung or killed worker or peer: others finish or end in 60 s", hung_worker),
     "R14": ("no pickle, no eval", no_pickle),
     "R15": ("hostile inputs refused by name under a memory cap", hostile_inputs),
+    "R16": ("every recipe on two processes gives the table of one", two_processes),
 }
 
 
