@@ -1,21 +1,26 @@
 """MuST on users' folders, and the published setting.
 
     python -m must.main --config=configs/must.py:folders --config.root=DATA --workdir=runs/folders
+    python -m must.main --config=configs/must.py:pretraining --config.root=DATA --workdir=runs/pretraining
+    python -m must.main --config=configs/must.py:pretrained --config.root=DATA --workdir=runs/pretrained
     python -m must.main --config=configs/must.py:paper --config.root=DATA --dry_run
 
 `folders` is an example to copy: four annotated sets of different kinds, each teaching one task, and a pool of photos.
 It reads DATA/clothing (class folders), DATA/bccd (VOC xml), DATA/camvid (PNG masks), DATA/rgbd_kitchen (16-bit depth)
-and DATA/unlabeled_photos. `paper` is the setting of Ghiasi et al. 2021, table 1 and appendix, for accelerators.
+and DATA/unlabeled_photos. `pretraining` trains its network on scenes and photos, and `pretrained` compares a student
+that starts there (--config.arms.pretrained.init.weights=runs/pretraining) with one from random numbers. `paper` is
+the setting of Ghiasi et al. 2021, table 1 and appendix, for accelerators.
 """
 
 from ml_collections import ConfigDict
 
+from configs import quickstart
 from must.recipes.table import complete
 
 
 def get_config(variant: str = "folders") -> ConfigDict:
     """The configuration of a variant."""
-    variants = {"folders": folders, "paper": paper}
+    variants = {"folders": folders, "pretraining": pretraining, "pretrained": pretrained, "paper": paper}
     if variant not in variants:
         raise ValueError(f"no variant {variant!r} of must: {', '.join(variants)}")
     return complete(variants[variant]())
@@ -98,6 +103,23 @@ def folders() -> ConfigDict:
         "segmentation": {"positive": 0.5},
         "depth": {"positive": 0.0, "negative": 0.0},
     }
+    return config
+
+
+def pretraining() -> ConfigDict:
+    """The network of `folders`, taught by the quickstart's teachers, on scenes and photos; 20 minutes of a CPU core."""
+    config, own = quickstart.base(), folders()
+    config.title, config.model, config.baselines = "Pretraining on scenes and photos", own.model, ()
+    config.pool.photos = own.pool.photos
+    config.student.steps = 2400
+    return config
+
+
+def pretrained() -> ConfigDict:
+    """The student of `folders` from weights, beside the one from random numbers."""
+    config = folders()
+    config.title = "Folders of real pictures, with and without pretraining"
+    config.arms = {"pretrained": {"init": {"weights": "runs/pretraining", "partial": ("heads_",)}}}
     return config
 
 

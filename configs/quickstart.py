@@ -176,9 +176,9 @@ def scales(config: ConfigDict) -> None:
     config.seeds, config.baselines = (0, 1, 2), ()
     sizes = {"classification": 32, "detection": 8, "segmentation": 32, "depth": 8}
     config.teachers = {task: {"batch_size": size} for task, size in sizes.items()}
-    config.student.update(loss_scale_rule="learning_rate", loss_scales={})
+    config.student.loss_scale_rule, config.student.loss_scales = "learning_rate", {}
     fixed = {"loss_scale_rule": "fixed"}
-    config.arms = {"equal": {**fixed, "loss_scales": {}}, "chosen": {**fixed, "loss_scales": SCALES}}
+    config.arms = {"equal": fixed, "chosen": {**fixed, "loss_scales": SCALES}}
 
 
 def policies(config: ConfigDict) -> None:

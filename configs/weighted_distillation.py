@@ -7,6 +7,7 @@ Variants, --config=configs/weighted_distillation.py:VARIANT; times on two CPU co
     scenes    procedural scenes, three budgets of labels, five seeds, all arms; an hour; the default
     sanity    every stage with a few steps; a minute
     folders   photos of clothes in class folders, a pool whose truth is set aside; needs --config.root=DATA; an hour
+    cifar10   three budgets, three seeds, all arms, small networks; needs --config.root=TFDS_DIR; a day
     cifar100  the sizes of the papers, for accelerators; needs --config.root=TFDS_DIR
 """
 
@@ -35,7 +36,7 @@ ARMS = {
 
 def get_config(variant: str = "scenes") -> ConfigDict:
     """The configuration of a variant."""
-    variants = {"scenes": scenes, "sanity": sanity, "folders": folders, "cifar100": cifar100}
+    variants = {"scenes": scenes, "sanity": sanity, "folders": folders, "cifar10": cifar10, "cifar100": cifar100}
     if variant not in variants:
         raise ValueError(f"no variant {variant!r} of weighted_distillation: {', '.join(variants)}")
     return complete(variants[variant]())
@@ -119,31 +120,33 @@ def folders() -> ConfigDict:
     return config
 
 
+def cifar10() -> ConfigDict:
+    """CIFAR-10 by its TFDS name: 5 to 25% of the labels, 2,000 pictures to estimate weights from, a pool of 35,500.
+
+    The teacher is twice as wide as the students, which see the pool ten times.
+    """
+    config = scenes()
+    config.title, config.seeds, config.budgets = "Weighted distillation on CIFAR-10", (0, 1, 2), (2500, 7500, 12500)
+    tfds(config, "cifar10", labels="train[:{budget}]", validation="train[12500:14500]", pool="train[14500:]")
+    config.tasks.classification.top_k = 10
+    declare(config, "cifar10", classes=10, validation=2000, pool=35_500)
+    config.model.backbone = {"kind": "resnet", "depth": 10, "width": 16, "stem": "small", "stages": 3}
+    refresh(config, every=555)
+    for run in (config.teacher, config.student, config.supervised, config.scratch):
+        run.geometry.shift, run.steps = 0.125, 5550
+    config.teacher.steps = 2000
+    config.teacher.model = {"backbone": {"width": 32}}
+    return config
+
+
 def cifar100() -> ConfigDict:
     """CIFAR-100 by its TFDS name, with budgets and a validation set as in the papers."""
     config = scenes()
     config.title = "Weighted distillation on CIFAR-100"
     config.budgets = (7500, 10000, 12500, 15000, 17500, 20000)
-    tfds = {"kind": "tfds", "data_dir": "{root}", "dataset": "cifar100", "labels": {"classification": "label"}}
-    config.sets = {
-        "cifar100": {
-            "train": {**tfds, "split": "train[:{budget}]"},
-            "validation": {**tfds, "split": "train[49500:]"},
-            "test": {**tfds, "split": "test"},
-        }
-    }
-    config.train_sets = {"classification": "cifar100"}
-    pool = {**tfds, "split": "train[20000:49500]"}
-    config.pool = {"pool": {**pool, "labels": {}}}
-    config.oracle_truth = {"classification": pool}
+    tfds(config, "cifar100", labels="train[:{budget}]", validation="train[49500:]", pool="train[20000:49500]")
     config.tasks.classification.top_k = 100
-    features = {"size": (32, 32), "labels": {"classification": {"form": "classification", "classes": 100}}}
-    counts = {"train": "{budget}", "validation": 500, "test": 10_000}
-    config.declared = {
-        "sets": {"cifar100": {"count": counts, **features}},
-        "pool": {"pool": {"count": 29_500, **features, "labels": {}}},
-        "oracle_truth": {"classification": {"count": 29_500, **features}},
-    }
+    declare(config, "cifar100", classes=100, validation=500, pool=29_500)
     config.model.backbone = {"kind": "resnet", "depth": 18, "width": 32, "stem": "small", "stages": 4}
     refresh(config, every=230)
     for run in (config.teacher, config.student, config.supervised, config.scratch):
@@ -151,6 +154,27 @@ def cifar100() -> ConfigDict:
         run.optimizer = {"name": "sgd", "learning_rate": 0.1, "warmup": 500, "weight_decay": 5e-4}
     config.teacher.model = {"backbone": {"width": 64}}
     return config
+
+
+def tfds(config: ConfigDict, name: str, *, labels: str, validation: str, pool: str) -> None:
+    """One set by its TFDS name: what the teacher learns from, what weights are estimated from, and the pool."""
+    section = {"kind": "tfds", "data_dir": "{root}", "dataset": name, "labels": {"classification": "label"}}
+    splits = {"train": labels, "validation": validation, "test": "test"}
+    config.sets = {name: {use: {**section, "split": split} for use, split in splits.items()}}
+    config.train_sets = {"classification": name}
+    config.pool = {"pool": {**section, "split": pool, "labels": {}}}
+    config.oracle_truth = {"classification": {**section, "split": pool}}
+
+
+def declare(config: ConfigDict, name: str, *, classes: int, validation: int, pool: int) -> None:
+    """What a dry run has to know of a set that is not on this machine."""
+    features = {"size": (32, 32), "labels": {"classification": {"form": "classification", "classes": classes}}}
+    counts = {"train": "{budget}", "validation": validation, "test": 10_000}
+    config.declared = {
+        "sets": {name: {"count": counts, **features}},
+        "pool": {"pool": {"count": pool, **features, "labels": {}}},
+        "oracle_truth": {"classification": {"count": pool, **features}},
+    }
 
 
 def refresh(config: ConfigDict, every: int) -> None:

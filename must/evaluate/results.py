@@ -121,14 +121,8 @@ def compare(
       ValueError: a score of an unknown column or task, a seed without a score, a mean over tasks of different metrics,
         a contrast of unknown columns, or two contrasts of one name.
     """
+    _check(metrics, contrasts, mean_label)
     table, seeds = _table(metrics, scores, columns)
-    if mean_label and len(set(metrics.values())) != 1:
-        raise ValueError(
-            f"a mean over tasks needs one metric, not {sorted({metric.name for metric in metrics.values()})}"
-        )
-    names = [contrast.name for contrast in contrasts]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two contrasts are called {repeated[0]!r}")
     splits = list(dict.fromkeys(split for by_split in table.values() for split in by_split))
     entries = [
         entry
@@ -147,26 +141,9 @@ def compare(
             for task, metric in metrics.items()
         },
         "mean_task": {"label": mean_label} if mean_label else None,
-        "columns": {
-            column.name: {
-                "label": column.label or column.name,
-                "description": column.description,
-                "control": column.control,
-                "settings": dict(column.settings),
-                "scores": {
-                    split: {task: [plain(value) for value in values] for task, values in by_task.items()}
-                    for split, by_task in table[column.name].items()
-                },
-            }
-            for column in columns
-            if column.name in table
-        },
+        "columns": {one.name: _column(one, table[one.name]) for one in columns if one.name in table},
         "axes": {
-            axis.name: {
-                "label": axis.label,
-                "values": [[v, words] for v, words in axis.values.items()],
-                "across": axis.across,
-            }
+            axis.name: {"label": axis.label, "values": [[*pair] for pair in axis.values.items()], "across": axis.across}
             for axis in axes
         },
         "contrasts": entries,
@@ -174,6 +151,30 @@ def compare(
         "seconds": {stage: plain(value) for stage, value in (seconds or {}).items()},
         "images_per_second": {stage: plain(value) for stage, value in (images_per_second or {}).items()},
         "notes": [*_findings(metrics, table, columns, entries, splits), *notes],
+    }
+
+
+def _check(metrics: Mapping[str, Metric], contrasts: Sequence[Contrast], mean_label: str) -> None:
+    if mean_label and len(set(metrics.values())) != 1:
+        found = sorted({metric.name for metric in metrics.values()})
+        raise ValueError(f"a mean over tasks needs one metric, not {found}")
+    names = [contrast.name for contrast in contrasts]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two contrasts are called {repeated[0]!r}")
+
+
+def _column(column: Column, by_split: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
+    """A column's entry in `results.json`."""
+    scores = {
+        split: {task: [plain(value) for value in values] for task, values in by_task.items()}
+        for split, by_task in by_split.items()
+    }
+    return {
+        "label": column.label or column.name,
+        "description": column.description,
+        "control": column.control,
+        "settings": dict(column.settings),
+        "scores": scores,
     }
 
 

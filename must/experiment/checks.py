@@ -112,9 +112,13 @@ def check_students(settings: Must) -> None:
             )
     _check_rounds(settings)
     available = sum(map(len, build.pool(settings)))
+    runs: dict[str, Student] = {}
     for name in build.students(settings):
         path = "config.student" if name == "student" else f"config.arms.{name}"
         run = build.student(settings, name)
+        if twin := next((other for other in runs if runs[other] == run), None):
+            raise UserError(f"{path}: trains exactly as {twin} does; change something or leave it out")
+        runs[name] = run
         check_run(settings, run, path)
         _check_correction(settings, run, path)
         build.policies(settings, run)

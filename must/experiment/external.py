@@ -18,10 +18,11 @@ from must.tasks.base import Task
 
 
 def external_teachers(settings: SingleStudent, tasks: Mapping[str, Task]) -> dict[str, Teacher]:
-    """{task: its external teacher}, of the tasks that have one."""
+    """{task: its external teacher}, of these tasks that have one."""
     return {
-        name: external_teacher(name, section, {name: tasks[name]}, settings.image.size)
-        for name, section in settings.external_teachers.items()
+        name: external_teacher(name, settings.external_teachers[name], {name: task}, settings.image.size)
+        for name, task in tasks.items()
+        if name in settings.external_teachers
     }
 
 

@@ -1,7 +1,9 @@
 """What a run writes down between its steps: metrics, and the steps that changed nothing."""
 
+import contextlib
 import json
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -27,7 +29,8 @@ class Log:
         kept = [json.dumps(line) + "\n" for line in measure.read_log(directory) if line["step"] <= step]
         files.write_text(self._path, "".join(kept))
         # Not SummaryWriter: its thread dies with a traceback on a full disk and unpickles every value.
-        from tensorboardX.event_file_writer import EventsWriter
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self._board = EventsWriter(os.path.join(directory, "events"), f".{os.getpid()}")
@@ -56,6 +59,20 @@ class Log:
         """Closes the file of events."""
         if self._board is not None:
             self._board.close()
+
+
+@contextlib.contextmanager
+def _without_torch():
+    """tensorboardX imports torch where it is installed, which takes seconds and hundreds of MB, for tensors that are
+    never written here."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # importing it is an ImportError
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]
 
 
 class Skipped:

@@ -111,7 +111,7 @@ def parse(cls: type[T], section: Mapping[str, Any], path: str = "config") -> T:
 
 
 def changed(settings: T, section: Mapping[str, Any], path: str) -> T:
-    """A copy of a parsed section with changes, nested ones included.
+    """A copy of a parsed section with changes, nested ones included; an empty mapping replaces one, see `merged`.
 
     Raises:
       UserError: as `parse`.
@@ -137,7 +137,7 @@ def changed(settings: T, section: Mapping[str, Any], path: str) -> T:
             shared = parameters(constructor) if constructor else {}  # another kind keeps the arguments that it has too
             before = {"kind": current.kind} | {name: v for name, v in current.arguments if name in shared}
             values[key] = _converted(merged(before, value), Part, fields[key], at)
-        elif isinstance(current, Mapping) and isinstance(value, Mapping):
+        elif isinstance(current, Mapping) and isinstance(value, Mapping) and value:
             values[key] = _converted(merged(plain(current), value), _hints(cls)[key], fields[key], at)
         else:
             values[key] = _converted(value, _hints(cls)[key], fields[key], at)

@@ -82,21 +82,11 @@ def export_model(
     with _without_paths():
         exported = export.export(jax.jit(program), platforms=PLATFORMS)(weights, shapes)
     content = {WEIGHTS: safetensors.numpy.save(weights), PROGRAM: bytes(exported.serialize())}
-    labels = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-    about = {
-        "format": FORMAT,
-        "version": VERSION,
-        "use": "jax.export.deserialize(model.stablehlo).call(weights, {view: inputs}) -> {task: label}; any batch size",
-        "tasks": {name: _about(task, labels[name]) for name, task in tasks.items()},
-        "inputs": {name: _form(row) for name, row in inputs.items()},
+    about = _about(exported, tasks, inputs, content)
+    about |= {
         "preprocessing": dict(settings),
         "network": dict(network),
         "parameters": parameter_count({name: variables.get(name, {}) for name in ("params", FROZEN)}),
-        "platforms": list(exported.platforms),
-        "versions": {"must": _version("must"), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
-        "files": {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()
-        },
     }
     with files.whole_directory(directory, replace=True) as partial:
         for name, data in content.items():
@@ -179,7 +169,26 @@ def _apart(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(difference) if np.isfinite(difference) else float("inf")
 
 
-def _about(task: Task, label: Label) -> dict[str, Any]:
+def _about(
+    exported: export.Exported, tasks: Mapping[str, Task], inputs: Mapping[str, np.ndarray], content: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """What export.json tells of the program and its files."""
+    labels = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "use": "jax.export.deserialize(model.stablehlo).call(weights, {view: inputs}) -> {task: label}; any batch size",
+        "tasks": {name: _about_task(task, labels[name]) for name, task in tasks.items()},
+        "inputs": {name: _form(row) for name, row in inputs.items()},
+        "platforms": list(exported.platforms),
+        "versions": {"must": _version("must"), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        "files": {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()
+        },
+    }
+
+
+def _about_task(task: Task, label: Label) -> dict[str, Any]:
     """Enough to make the task again with `must.tasks.base.build`, and the fields of its labels without B."""
     fields = dataclasses.asdict(task)
     return {

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from must.core import losses
 from must.core.devices import global_row_index, roll_rows
 from must.core.ema import ema_update
-from must.core.ratio import weighted_sum
+from must.core.ratio import Ratio, weighted_sum
 from must.core.types import Array, Batch, Objective, PerExample, Policy, PyTree
 from must.models.experts import TEACHER, Experts
 from must.tasks.classification import Classification
@@ -74,22 +74,12 @@ def joint(
         del frozen
         groups = [batch] if isinstance(batch, Batch) else [part for _, part in sorted(batch.items())]
         rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *groups)
-        model = params["model"]
-        found = experts.features({"params": model, **model_state}, rows.inputs)
         drop = (key, _global_rows([len(part.ids) for part in groups], axis_name))
-        students = experts.students(model, found, drop)
-        taught = _taught(experts, model, found, drop, teacher_gradient)
-
-        if ema_decay:
-            average = ema_update(aux_state["average"], model, ema_decay)
-            aux_state = {**aux_state, "average": average}
-            answers = experts.teachers(average, experts.features({"params": average, **model_state}, rows.inputs))
-        else:
-            answers = experts.teachers(model, found)
-        answers = jax.lax.stop_gradient(answers)
+        students, taught, answers, aux_state = _predictions(
+            experts, params["model"], model_state, aux_state, rows.inputs, drop, teacher_gradient, ema_decay
+        )
         if shuffled:
             answers = {name: _other_rows(logits, groups, axis_name) for name, logits in answers.items()}
-
         ratios, real = {}, rows.ids >= 0
         for name in experts.names:
             target = tasks[name].target(rows.labels[name], Policy())
@@ -97,17 +87,37 @@ def joint(
             for head, logits in ((name, students[name]), (TEACHER.format(name), taught[name])):
                 ratios[f"{head}/class"] = weighted_sum(tasks[name].loss(logits, target)["class"], weights)
             asked = real if own_set else real & (weights == 0)
-            if threshold:
-                asked &= jax.nn.softmax(answers[name]).max(-1) >= threshold
-            value = temperature**2 * losses.kl_divergence(answers[name] / temperature, students[name] / temperature)
-            ratios[f"{name}/distill"] = weighted_sum(PerExample(value, jnp.ones_like(value)), asked.astype(jnp.float32))
+            ratios[f"{name}/distill"] = _distilled(answers[name], students[name], asked, temperature, threshold)
         return ratios, model_state, aux_state
 
     def init(key):
-        del key
         return {}, {"average": jax.tree.map(jnp.copy, initial)} if ema_decay else {}
 
     return Objective(init, tuple(scales), terms, scales, shared=lambda params: params["model"]["experts"])
+
+
+def _predictions(
+    experts: Experts, model, model_state, aux_state, inputs, drop, teacher_gradient: str, ema_decay: float
+):
+    """Logits {set: [B, C]} of the students, of the teachers as they learn and of the teachers as they answer, and the
+    next state, with one application of every backbone, two with an average."""
+    found = experts.features({"params": model, **model_state}, inputs)
+    students = experts.students(model, found, drop)
+    taught = _taught(experts, model, found, drop, teacher_gradient)
+    if not ema_decay:
+        return students, taught, experts.teachers(model, found), aux_state
+    average = ema_update(aux_state["average"], model, ema_decay)
+    answers = experts.teachers(average, experts.features({"params": average, **model_state}, inputs))
+    return students, taught, answers, {**aux_state, "average": average}
+
+
+def _distilled(answers: Array, student: Array, asked: Array, temperature: float, threshold: float) -> Ratio:
+    """tau^2 KL(answer || student) over the rows bool [B] that are asked and whose answer is confident enough."""
+    answers = jax.lax.stop_gradient(answers)
+    if threshold:
+        asked &= jax.nn.softmax(answers).max(-1) >= threshold
+    value = temperature**2 * losses.kl_divergence(answers / temperature, student / temperature)
+    return weighted_sum(PerExample(value, jnp.ones_like(value)), asked.astype(jnp.float32))
 
 
 def _taught(experts: Experts, model: PyTree, found: Mapping[str, Array], drop, gradient: str) -> dict[str, Array]:

@@ -99,12 +99,7 @@ def objective(
     Raises:
       ValueError: parts that do not fit together.
     """
-    by_term: dict[str, float] = {}
-    for part in parts:
-        own = {name: scales[name.partition("/")[0]] * factor for name, factor in part.scales.items()}
-        if clash := [name for name, scale in own.items() if by_term.get(name, scale) != scale]:
-            raise ValueError(f"term {clash[0]}: two parts give it different scales")
-        by_term |= own
+    by_term = _scales_of_terms(parts, scales)
 
     def terms(params, model_state, aux_state, frozen, batch: Batch | Mapping[str, Batch], key, axis_name):
         groups = {"": batch} if isinstance(batch, Batch) else dict(sorted(batch.items()))
@@ -145,6 +140,17 @@ def objective(
         return params, {"policies": policies, "step": jnp.int32(0), "parts": tuple(state for _, state in made)}
 
     return Objective(init=init, names=tuple(by_term), terms=terms, scales=by_term, shared=without_heads)
+
+
+def _scales_of_terms(parts: Sequence[Part], scales: Mapping[str, float]) -> dict[str, float]:
+    """{"<task>/<term>": the task's scale times the part's factor}."""
+    by_term: dict[str, float] = {}
+    for part in parts:
+        own = {name: scales[name.partition("/")[0]] * factor for name, factor in part.scales.items()}
+        if clash := [name for name, scale in own.items() if by_term.get(name, scale) != scale]:
+            raise ValueError(f"term {clash[0]}: two parts give it different scales")
+        by_term |= own
+    return by_term
 
 
 def with_view(made: Objective, view: Callable[[Array, Array], Array]) -> Objective:

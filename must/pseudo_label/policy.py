@@ -116,30 +116,22 @@ def choose(
     wanted = _targets(target_precision, names)
     probability = calibrated(Policy(curve=curve), claims.score, claims.ids)
     examples = np.arange(len(probability)) if claims.examples is None else claims.examples
+    columns = (probability, claims.correct, examples)
     z = ndtri(confidence) if confidence > 0.5 else 0.0
     total = np.bincount(claims.ids, minlength=len(names))
+    given = None if fallback is None else [np.broadcast_to(bound, len(names)) for bound in fallback[:2]]
     bounds, facts, pooled = [], {}, {}
     for c, name in enumerate(names):
-        mine, why = np.flatnonzero(claims.ids == c), ""
-        found = lambda where, p: _threshold(  # noqa: E731
-            probability[where],
-            claims.correct[where],
-            examples[where],
-            p,
-            z,
-            (seed, c),  # noqa: B023
-        )
-        negative = negative_below
+        mine, why, negative, optimism = np.flatnonzero(claims.ids == c), "", negative_below, 0.0
         if total[c] >= min_count:
-            positive, optimism = found(mine, wanted[c])
+            positive, optimism = _threshold(*(column[mine] for column in columns), wanted[c], z, (seed, c))
             why = "" if np.isfinite(positive) else f"no threshold reaches precision {wanted[c]:g}"
-        elif fallback is not None:
-            positive, optimism = (float(np.broadcast_to(fallback.positive, len(names))[c]), 0.0)
-            negative = float(np.broadcast_to(fallback.negative, len(names))[c])
+        elif given is not None:
+            positive, negative = (float(bound[c]) for bound in given)
             why = f"{total[c]} claims: the given thresholds"
         else:
             if wanted[c] not in pooled:
-                pooled[wanted[c]] = found(slice(None), wanted[c]) if len(probability) else (np.inf, 0.0)
+                pooled[wanted[c]] = _threshold(*columns, wanted[c], z, (seed, c))
             positive, optimism = pooled[wanted[c]]
             why = f"{total[c]} claims: the threshold of all classes"
         bounds.append((positive, min(negative, positive)))
@@ -167,9 +159,11 @@ def _targets(precision: float | Mapping[str, float], names: tuple[str, ...]) -> 
 def _threshold(
     probability: np.ndarray, correct: np.ndarray, examples: np.ndarray, wanted: float, z: float, seed: tuple[int, int]
 ) -> tuple[float, float]:
-    """The lowest threshold that keeps the target precision, and its optimism."""
+    """The lowest threshold that keeps the target precision, infinite for none, and its optimism."""
     from scipy import sparse
 
+    if not len(probability):
+        return np.inf, 0.0
     cuts, where = np.unique(np.searchsorted(_GRID, probability, side="right") - 1, return_inverse=True)
     where = len(cuts) - 1 - where  # by falling threshold
     _, rows = np.unique(examples, return_inverse=True)

@@ -106,11 +106,8 @@ def label_images(
     named |= {"max_rejects": max_rejects, "patience": patience, "progress": progress}
     job, expected = begin(directory, name, source, teachers, looks, **named)
     if job.claim(expected):
-        count = job.plan.shards
-        order = sorted(range(count), key=lambda shard: ((shard - worker[0]) % worker[1] != 0, shard))
         bucket = buckets.current() if worker[1] > 1 else None
-        if bucket is not None:  # nobody sees who writes a shard, so that everyone writes its own
-            order = order[: len(range(worker[0], count, worker[1]))]
+        order = _order(job.plan.shards, worker, alone=bucket is not None)
         with Labeller(source, teachers, job.plan.batch_size, **looks) as labeller:
             while not job.complete():
                 try:
@@ -152,6 +149,12 @@ def begin(
     directory = os.path.abspath(path_of(directory, "directory"))
     most = bound(plan.count, max_rejects)
     return Job(directory, plan, most, patience, progress or (lambda done, total: None)), expected
+
+
+def _order(shards: int, worker: tuple[int, int], alone: bool) -> list[int]:
+    """A worker's shards, then those of others; `alone`, in a bucket, where nobody sees who writes one, only its own."""
+    own = range(worker[0], shards, worker[1])
+    return [*own] if alone else [*own, *(shard for shard in range(shards) if shard not in own)]
 
 
 def read_claim(directory: str) -> dict[str, Any] | None:

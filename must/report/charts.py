@@ -150,6 +150,7 @@ def estimates(
             axes.set_ylim(len(labels) - 0.5, -0.7)
             axes.grid(axis="y", visible=False)
             axes.locator_params(axis="x", nbins=4 if panel > 130 else 2)
+            axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}".replace("-", "−"))  # short: panels are narrow
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
 

@@ -73,12 +73,7 @@ def write_gallery(
       UserError: a task without a policy, no images, or a directory with other content.
     """
     directory = os.path.abspath(os.fspath(directory))
-    for name in tasks:
-        if name not in policies:
-            raise UserError(f"gallery: task {name!r} has no policy")
-        policies[name].checked(name)
-    if not len(source):
-        raise UserError(f"gallery: {source.name} has no images")
+    _check(source, tasks, policies)
     index, unfinished = os.path.join(directory, "index.html"), f"{directory}.partial"
     identity = _identity(source, tasks, policies, truth or {}, title, per_page)
     if _content(directory) == identity:
@@ -112,6 +107,15 @@ def write_gallery(
     shutil.rmtree(directory, ignore_errors=True)
     os.rename(unfinished, directory)
     return index
+
+
+def _check(source: Source, tasks: Mapping[str, Task], policies: Mapping[str, Policy]) -> None:
+    for name in tasks:
+        if name not in policies:
+            raise UserError(f"gallery: task {name!r} has no policy")
+        policies[name].checked(name)
+    if not len(source):
+        raise UserError(f"gallery: {source.name} has no images")
 
 
 def uncertainty(claims: Claims) -> float:

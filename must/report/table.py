@@ -144,9 +144,9 @@ def summary(values: Sequence[float | None]) -> tuple[float | None, tuple[float, 
     mean, count = float(array.mean()), array.size
     if count < 2:
         return mean, None
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    half = float(t.ppf(0.975, count - 1) * array.std(ddof=1) / math.sqrt(count))
+    half = float(stdtrit(count - 1, 0.975) * array.std(ddof=1) / math.sqrt(count))
     return mean, (mean - half, mean + half)
 
 

@@ -289,12 +289,21 @@ def coco_image(id: int, file: str, size: tuple[int, int]) -> dict[str, Any]:
     return {"id": id, "file_name": file, "width": size[1], "height": size[0], **blank}
 
 
-def _box_as_rle(box: tuple[float, ...], size: tuple[int, int]) -> dict[str, Any]:
-    """The pixels whose centers lie in a box, uncompressed."""
+def _outline(box: np.ndarray, crowd: bool, mask: np.ndarray | None, size: tuple[int, int]) -> dict[str, Any]:
+    """An annotation's box, area and segmentation: the mask's where there is one, else the box's.
+
+    The box of a crowd is the pixels whose centers lie in it.
+    """
+    x0, y0, x1, y1 = box
+    outline = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+    if mask is not None:
+        return outline | {"segmentation": rle(mask), "area": int(mask.sum())}
+    if not crowd:
+        return outline | {"segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}
     mask = np.zeros(size, bool)
     x0, y0, x1, y1 = (int(np.round(side)) for side in box)
     mask[y0:y1, x0:x1] = True
-    return rle(mask)
+    return outline | {"segmentation": rle(mask)}
 
 
 def rle(mask: np.ndarray) -> dict[str, Any]:
@@ -349,25 +358,14 @@ def write_coco(
             corners = np.asarray(label["boxes"], np.float64).reshape(-1, 4)
             rows = zip(corners, label["classes"], label["scores"], label["crowd"], strict=True)
             drawn = masks(label, (height, width)) if masks else [None] * len(corners)
-            for ((x0, y0, x1, y1), class_id, score, crowd), mask in zip(rows, drawn, strict=True):
+            for (box, class_id, score, crowd), mask in zip(rows, drawn, strict=True):
                 if score < min_score:
                     continue
-                annotation = {
-                    "id": boxes + 1,
-                    "image_id": len(images),
-                    "category_id": int(class_id) + 1,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (x1 - x0) * (y1 - y0),
-                    "segmentation": _box_as_rle((x0, y0, x1, y1), (height, width))
-                    if crowd
-                    else [[x0, y0, x1, y0, x1, y1, x0, y1]],
-                    "iscrowd": int(crowd),
-                    "score": float(score),
-                }
-                if mask is not None:
-                    annotation |= {"segmentation": rle(mask), "area": int(mask.sum())}
-                annotations.write((",\n" if boxes else "") + json.dumps(annotation))
                 boxes += 1
+                annotation = {"id": boxes, "image_id": len(images), "category_id": int(class_id) + 1}
+                annotation |= _outline(box, bool(crowd), mask, (height, width))
+                annotation |= {"iscrowd": int(crowd), "score": float(score)}
+                annotations.write((",\n" if boxes > 1 else "") + json.dumps(annotation))
         annotations.seek(0)
         with files.replacing(path) as file:
             file.write(coco_head(task.classes, source.name) + ',\n"images": [\n' + ",\n".join(images))

@@ -71,30 +71,43 @@ def train_step(
     if accumulate == 1:
         grads, (seen, (model_state, objective_state), balance_state), weighed = gradient(batch, key)
     else:
-        parts = functools.partial(accumulated, batch=batch, parts=accumulate, key=key)
-        dens = parts(lambda rows, key: denominators(sums(state.params, rows, key)[0], axis_name))
-
-        def part(rows, key):
-            grads, (seen, (model_state, _), _), _ = gradient(rows, key, dens)
-            return grads, seen, {name: model_state[name] for name in state.model_state if name == BATCH_STATS}
-
-        grads, seen, statistics = parts(part)
-        seen = seen._replace(present={task: count > 0 for task, count in seen.present.items()})
-        model_state = state.model_state | jax.tree.map(lambda leaf: leaf / accumulate, statistics)
-        objective_state = sums(state.params, batch, key)[2]  # of which the network is no part
-        weights, balance_state = balance.update(seen.losses, seen.present, None, state.aux_state["balance"])
-        weighed = {f"weight/{task}": weight for task, weight in weights.items()}
+        grads, (seen, (model_state, objective_state), balance_state), weighed = _in_parts(
+            sums, gradient, state, batch, key, accumulate, balance, axis_name
+        )
+    loss = sum(weighed[f"weight/{task}"] * seen.losses[task] for task in seen.losses)
     aux_state = {"objective": objective_state, "balance": balance_state}
+    next_state, good = _updated(state, loss, grads, model_state, aux_state, tx, ema_decay)
+    logs = {"loss": loss, "gradient_norm": optax.tree.norm(grads), "skipped": 1.0 - good}
+    logs |= {f"loss/{name}": value for name, value in seen.terms.items()} | weighed
+    return next_state, logs
+
+
+def _in_parts(sums, gradient, state: TrainState, batch: PyTree, key: jax.Array, count: int, balance, axis_name):
+    """What `gradient(batch, key)` returns, from parts of the batch one after the other over the denominators of all its
+    rows."""
+    parts = functools.partial(accumulated, batch=batch, parts=count, key=key)
+    dens = parts(lambda rows, key: denominators(sums(state.params, rows, key)[0], axis_name))
+
+    def part(rows, key):
+        grads, (seen, (model_state, _), _), _ = gradient(rows, key, dens)
+        return grads, seen, {name: model_state[name] for name in state.model_state if name == BATCH_STATS}
+
+    grads, seen, statistics = parts(part)
+    seen = seen._replace(present={task: count > 0 for task, count in seen.present.items()})
+    model_state = state.model_state | jax.tree.map(lambda leaf: leaf / count, statistics)
+    objective_state = sums(state.params, batch, key)[2]  # of which the network is no part
+    weights, balance_state = balance.update(seen.losses, seen.present, None, state.aux_state["balance"])
+    weighed = {f"weight/{task}": weight for task, weight in weights.items()}
+    return grads, (seen, (model_state, objective_state), balance_state), weighed
+
+
+def _updated(state: TrainState, loss, grads: PyTree, model_state: PyTree, aux_state: PyTree, tx, ema_decay: float):
+    """The state after the optimizer and the average, and True; the old one, a step on, and False where the loss or the
+    update is not finite."""
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = ema_update(state.ema, {"params": params, "model_state": model_state}, ema_decay, state.step)
-    loss = sum(weighed[f"weight/{task}"] * seen.losses[task] for task in seen.losses)
     good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old),
-        (params, model_state, opt_state, aux_state, ema),
-        (state.params, state.model_state, state.opt_state, state.aux_state, state.ema),
-    )
-    logs = {"loss": loss, "gradient_norm": optax.tree.norm(grads), "skipped": 1.0 - good}
-    logs |= {f"loss/{name}": value for name, value in seen.terms.items()} | weighed
-    return TrainState(state.step + 1, *kept, state.key), logs
+    new, old = (params, model_state, opt_state, aux_state, ema), state[1:-1]
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
+    return TrainState(state.step + 1, *kept, state.key), good

@@ -16,7 +16,7 @@ from must.core import stopping
 from must.train.checkpoint import Checkpoints
 from tests.support.configs import ROOT, config_of, log_of, run
 
-STEPS = 300
+STEPS = 80  # more than are made between the lines of the log that is waited for and the signal
 
 
 @pytest.fixture
@@ -56,13 +56,13 @@ def test_training_saves_at_its_next_step_and_resumes_to_the_bit(tmp_path, handle
         teacher__log_every=1,
     )
     log = "teachers/depth/metrics.jsonl"
-    watcher = _send_when(tmp_path / "broken" / log, 20, signal.SIGINT)
+    watcher = _send_when(tmp_path / "broken" / log, 5, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="^$"):
         run(config, tmp_path / "broken", "teachers")
     watcher.join()
     lines = (tmp_path / "broken" / log).read_text().splitlines()
     at = Checkpoints(str(tmp_path / "broken" / "teachers" / "depth" / "checkpoints")).latest()
-    assert 20 <= at < STEPS and json.loads(lines[-1])["step"] == at
+    assert 5 <= at < STEPS and json.loads(lines[-1])["step"] == at
     run(config, tmp_path / "broken", "teachers")
     run(config, tmp_path / "whole", "teachers")
     assert log_of((tmp_path / "broken" / log).parent) == log_of((tmp_path / "whole" / log).parent)

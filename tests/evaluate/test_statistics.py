@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from must.evaluate import statistics
 from must.evaluate.statistics import confusion, delta_m, paired_t_interval, relative_gain
 
 
@@ -50,6 +51,9 @@ def test_paired_interval_is_scipys(confidence):
         mean, low, high = paired_t_interval(values, confidence)
         expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(confidence)
         np.testing.assert_allclose((mean, low, high), (values.mean(), expected.low, expected.high), rtol=1e-9)
+        assert statistics.tested(values.tolist())["p"] == pytest.approx(
+            scipy.stats.ttest_1samp(values, 0).pvalue, rel=1e-9
+        )
 
 
 def test_interval_of_one_or_equal_differences():

@@ -1,6 +1,7 @@
-"""Steps that are not finite: when they end a run, and which records they name."""
+"""What a run writes down: steps that are not finite, when they end it and which records they name; events."""
 
 import json
+import struct
 import types
 
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 
 from must.core.types import Batch, UserError
 from must.experiment.run_log import Skipped
+from must.readers.tfrecords import TfRecordFile
 from must.train.loop import Progress
+from tests.support.commands import ROOT, run_code
 
 SOURCE = types.SimpleNamespace(ids=[f"set/{i}" for i in range(100)])
 
@@ -47,3 +50,24 @@ def test_a_run_that_mostly_skipped_has_not_learned(tmp_path, flags, ends):
     else:
         _see(skipped, flags, steps=4)
         assert skipped.log() == ({"skipped": sum(flags)} if any(flags) else {})
+
+
+LOG = """
+import sys
+from must.experiment.run_log import Log
+
+log = Log({directory!r}, 0)
+log.write(3, {{"loss": 0.5}})
+log.close()
+assert "torch" not in sys.modules
+import torch
+"""
+
+
+def test_events_are_written_without_importing_torch(tmp_path):
+    pytest.importorskip("torch")
+    ended = run_code(LOG.format(directory=str(tmp_path)), ROOT)
+    assert ended.code == 0, ended.lines
+    (events,) = tmp_path.glob("events*")
+    version, line = (file := TfRecordFile(str(events))).read(range(file.num_records()))
+    assert b"brain.Event:2" in version and b"loss" in line and struct.pack("<f", 0.5) in line

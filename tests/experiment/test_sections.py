@@ -87,6 +87,10 @@ def test_changes_reach_nested_keys_and_leave_the_rest():
     # Another kind keeps the arguments that it has too.
     assert changed(outer, {"shape": {"kind": "square"}}, "x").shape == Part("square", (("width", 9),))
     assert changed(outer, {"shape": {"radius": 8}}, "x").shape == Part("circle", (("radius", 8.0), ("width", 9)))
+    # An empty mapping empties one.
+    outer = parse(Outer, {"size": [1, 2], "scales": {"a": 2.0, "b": 3.0}})
+    assert changed(outer, {"scales": {"a": 4.0}}, "x").scales == {"a": 4.0, "b": 3.0}
+    assert changed(outer, {"scales": {}}, "x").scales == {}
 
 
 def test_a_completed_configuration_has_every_key_and_means_the_same():

@@ -33,6 +33,14 @@ def test_a_teacher_trains_with_its_own_settings_and_keeps_them_with_its_weights(
     settings = settings_of(config_of(TINY, external_teachers=taken, student__loss_scale_rule="learning_rate"))
     scales = loss_scales(settings, settings.student)
     assert scales == {"classification": pytest.approx(1.0), "depth": pytest.approx(10.0)}
+    # All teachers may come from elsewhere; each is measured again.
+    all_taken = {task: {"run": str(tmp_path / "teachers" / task)} for task in widths}
+    run(config_of(TINY, external_teachers=all_taken, workers=1), tmp_path / "other", stage="teachers")
+    for task in widths:
+        scores = [
+            json.loads((at / "teachers" / task / "done.json").read_text()) for at in (tmp_path, tmp_path / "other")
+        ]
+        assert scores[1]["test"][task] == pytest.approx(scores[0]["test"][task])
 
 
 def test_every_task_keeps_the_learning_rate_of_its_teacher():

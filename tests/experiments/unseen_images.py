@@ -32,16 +32,15 @@ def answer(params, x):
     return jnp.tanh(x @ params["w"] + params["b"]) @ params["v"] + params["c"]
 
 
-def trained(key, x, target, rows, width, decay=0.0, scale=1.0, steps=400, rate=0.02):
-    """Adam on the cross-entropy of soft targets over the rows that are not 0."""
+def trained(key, x, target, width, decay=0.0, scale=1.0, steps=400, rate=0.02):
+    """Adam on the cross-entropy of soft targets."""
     import optax
 
     tx = optax.adamw(rate, weight_decay=decay)
     params = init(key, width, scale)
 
     def loss(params):
-        value = -(target * jax.nn.log_softmax(answer(params, x))).sum(-1)
-        return (rows * value).sum() / rows.sum()
+        return -(target * jax.nn.log_softmax(answer(params, x))).sum(-1).mean()
 
     def step(carry, _):
         params, state = carry
@@ -61,18 +60,22 @@ def run(key, one_in: int, arms: tuple[str, ...]):
     label = answer(truth, x).argmax(-1)
     wrong = jax.random.bernoulli(keys[2], 0.1, (COUNT,))
     noisy = jnp.where(wrong, jax.random.randint(keys[3], (COUNT,), 0, CLASSES), label[:COUNT])
-    x_train, hard = x[:COUNT], jax.nn.one_hot(noisy, CLASSES)
-    place = jnp.arange(COUNT)
-    seen = (place < COUNT // one_in).astype(jnp.float32)
-    teacher = trained(keys[4], x_train, hard, seen, TEACHER)
-    student = functools.partial(trained, keys[5], x_train, width=STUDENT, decay=0.3, scale=0.5, steps=300)
+    x_train, hard, part = x[:COUNT], jax.nn.one_hot(noisy, CLASSES), COUNT // one_in
+    seen, unseen = slice(part), slice(part, COUNT)
+    teacher = trained(keys[4], x_train[seen], hard[seen], TEACHER)
     soft = jax.nn.softmax(answer(teacher, x_train))
-    cut = ((place >= COUNT // one_in) & (place < 2 * COUNT // one_in)).astype(jnp.float32)
-    rows = {"truth on seen": seen, "seen": seen, "unseen": 1.0 - seen, "cut": cut, "all": jnp.ones(COUNT)}
-    rows["shuffled"] = rows["unseen"]
-    target = {"truth on seen": hard, "shuffled": jnp.roll(soft, 1, 0)}
-    score = lambda params: (answer(params, x[COUNT:]).argmax(-1) == label[COUNT:]).mean()  # noqa: E731
-    found = {name: score(student(target=target.get(name, soft), rows=rows[name])) for name in arms}
+    rows = {"truth on seen": seen, "seen": seen, "unseen": unseen, "cut": slice(part, 2 * part), "all": slice(COUNT)}
+    rows["shuffled"] = unseen
+    targets = {"truth on seen": hard, "shuffled": jnp.roll(soft, 1, 0)}
+
+    def score(params):
+        return (answer(params, x[COUNT:]).argmax(-1) == label[COUNT:]).mean()
+
+    def student(name):
+        target = targets.get(name, soft)[rows[name]]
+        return trained(keys[5], x_train[rows[name]], target, STUDENT, decay=0.3, scale=0.5, steps=300)
+
+    found = {name: score(student(name)) for name in arms}
     return {"teacher": score(teacher), **found}
 
 

@@ -26,7 +26,7 @@ VARIANTS = {
     "quickstart": ("", "sanity", "evidence", "pool", "weighted", "balancing", "scales", "policies", "options"),
     "must": ("folders", "paper"),
     "multas": ("scenes", "sanity", "camvid", "coco_mini", "voc"),
-    "weighted_distillation": ("scenes", "sanity", "folders", "cifar100"),
+    "weighted_distillation": ("scenes", "sanity", "folders", "cifar10", "cifar100"),
     "jedi": ("scenes", "sanity", "folders", "images", "paper"),
     "label": ("", "later", "photos"),
     "transfer": ("upstream", "scenes", "real", "paper", "sanity", "checkpoint", "improved", "kept", "checkpoints"),
@@ -195,6 +195,8 @@ def test_published_downstream_tasks_are_planned():
     [
         ({"arms": {"few": {"pool_image": 3}}}, "arms.few.pool_image: unknown key; did you mean pool_images"),
         ({"arms": {"teacher": {}}}, "arms.teacher: the name of an arm"),
+        ({"arms": {"same": {"steps": 600}}}, "arms.same: trains exactly as student does"),
+        ({"arms": {"a": {"steps": 7}, "b": {"steps": 7}}}, "arms.b: trains exactly as a does"),
         ({"arms": {"a/b": {}}}, "arms.a/b: the name of an arm"),
         ({"arms": {"many": {"pool_images": 1025}}}, "the pool has 1024 images"),
         ({"baselines": ["supervized"]}, r"baselines\[0\]='supervized': did you mean 'supervised'"),
@@ -301,12 +303,13 @@ def test_a_validation_set_that_cannot_tell_anything(data_pack, tmp_path, validat
         check(config_of("configs/weighted_distillation.py", "folders", root=str(data_pack), **changes))
 
 
-def test_cifar_is_planned_from_its_declared_features():
-    config, reasons = with_declared(config_of("configs/weighted_distillation.py", "cifar100", root="nowhere"))
-    assert set(reasons) == {"cifar100", "pool.pool", "oracle_truth.classification"}
+@pytest.mark.parametrize(("name", "labels", "classes"), [("cifar10", 12_500, 10), ("cifar100", 20_000, 100)])
+def test_cifar_is_planned_from_its_declared_features(name, labels, classes):
+    config, reasons = with_declared(config_of("configs/weighted_distillation.py", name, root="nowhere"))
+    assert set(reasons) == {name, "pool.pool", "oracle_truth.classification"}
     settings = settings_of(config, -1)
-    assert len(build.split(settings, "classification", "train")) == 20_000
-    assert len(build.tasks_of(settings)["classification"].classes) == 100
+    assert len(build.split(settings, "classification", "train")) == labels
+    assert len(build.tasks_of(settings)["classification"].classes) == classes
 
 
 @pytest.mark.parametrize("variant", ["scenes", "images", "sanity"])
