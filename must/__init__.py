@@ -72,6 +72,7 @@ _HOMES = {
     "must.pseudo_label.adapters.hugging_face": "hf_depth hf_detector hf_segmenter",
     "must.pseudo_label.adapters.modules": "from_onnx from_torch",
     "must.pseudo_label.adapters.vision": "torchvision_detector torchvision_segmenter ultralytics_detector",
+    "must.pseudo_label.beam": "label_with_beam",
     "must.pseudo_label.write": "add_labels label_images",
     "must.pseudo_label.clips": "write_clips",
     "must.pseudo_label.plan": "Estimate describe estimate make_plan",

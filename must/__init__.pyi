@@ -111,6 +111,7 @@ from must.pseudo_label.adapters.modules import from_torch as from_torch
 from must.pseudo_label.adapters.vision import torchvision_detector as torchvision_detector
 from must.pseudo_label.adapters.vision import torchvision_segmenter as torchvision_segmenter
 from must.pseudo_label.adapters.vision import ultralytics_detector as ultralytics_detector
+from must.pseudo_label.beam import label_with_beam as label_with_beam
 from must.pseudo_label.clips import write_clips as write_clips
 from must.pseudo_label.fusion import fuse as fuse
 from must.pseudo_label.plan import Estimate as Estimate

@@ -23,6 +23,7 @@ _STAGE = flags.DEFINE_string("stage", "all", "'all' or one stage of the recipe."
 _PART = flags.DEFINE_string("part", "", "With --stage=label: K/N, part K (from 0) of N, in a workdir that they share.")
 _IMAGES = flags.DEFINE_string("images", "", "With --stage=predict: a folder, a picture or a video.")
 _OUTPUT = flags.DEFINE_string("output", "", "With --stage=predict: where to; WORKDIR/predictions/NAME by default.")
+_BEAM = flags.DEFINE_string("beam", None, "With --stage=label: options of the Apache Beam pipeline that labels.")
 _OPTIONS = flags.DEFINE_string("options", "", "Of export, predict and evaluate: {...} as JSON or Python, or a file.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Resolve and check everything, estimate, write nothing.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, or 'auto' on a cluster.")
@@ -80,6 +81,7 @@ def _run() -> None:
     request = Request(_IMAGES.value, _OUTPUT.value, _OPTIONS.value)
     config = _CONFIG.value if flags.FLAGS["config"].present else None
     options = {"workdirs": _WORKDIRS.value, "request": request, "dry_run": _DRY_RUN.value, "part": _PART.value}
+    options["beam"] = _BEAM.value
     try:
         start(config, config_file(sys.argv), _WORKDIR.value or "", stage=_STAGE.value, **options)
     except KeyboardInterrupt:  # of all processes

@@ -43,6 +43,7 @@ LONGEST = (
     "test_main.py",
     "test_promises.py",
     "test_multas.py",
+    "test_two_processes.py",
     "test_jedi.py",
     "test_hints.py",
     "test_your_data.py",

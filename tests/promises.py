@@ -9,6 +9,7 @@ long not at all, which its rows say. docs/results/promises.md has the whole tabl
 import argparse
 import ast
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -34,7 +35,7 @@ from must.core.types import UserError  # noqa: E402
 from tests.support import contracts, forks, hostile  # noqa: E402
 
 TINY = "--config=tests/support/tiny_config.py:depth"
-NOT_BUILT, NOT_TRIED = "not built", "not tried"
+NOT_TRIED = "not tried"
 
 
 class Found(NamedTuple):
@@ -220,9 +221,17 @@ def same_bytes(trial: Trial) -> Found:
         for one in crew:
             one.join()
         trees.append(tree(directory))
+    missing, by = f"object stores: {NOT_TRIED}", "1, 2, 4 workers"
+    if trial.quick or importlib.util.find_spec("apache_beam") is None:
+        missing += f"; Beam: {NOT_TRIED}"
+    else:
+        from tests.pseudo_label.test_beam import SETTINGS, TWO, label_with_beam, toys
+
+        directory, by = trial.top / "beam" / "1.0.0", f"{by}, two processes of Beam"
+        label_with_beam(directory, "toy", toys, pipeline=TWO, **SETTINGS)
+        trees.append(tree(directory))
     equal = sum(one == trees[0] for one in trees)
-    missing = f"object stores: {NOT_TRIED}; Beam: {NOT_BUILT}"
-    return Found(f"1, 2, 4 workers: {equal} of 3 identical", equal == 3, missing)
+    return Found(f"{by}: {equal} of {len(trees)} identical", equal == len(trees), missing)
 
 
 def damaged_inputs(trial: Trial) -> Found:
@@ -521,6 +530,19 @@ def hostile_inputs(trial: Trial) -> Found:
     return Found(figure + (f"; NOT {missed[:3]}" if missed else ""), met == len(found))
 
 
+def two_processes(trial: Trial) -> Found:
+    """R16: all stages of every recipe on two processes give the networks and the table of one."""
+    from tests.recipes.test_two_processes import two_and_one
+    from tests.support.shrunk_config import MADE
+
+    recipes, equal, most = list(MADE)[: trial.times(1, len(MADE))], 0, 0.0
+    for recipe in recipes:
+        compared, apart = two_and_one(recipe, trial.top / recipe)
+        equal, most = equal + (compared > 30 and apart < 1e-4), max(most, apart)
+    figure = f"{equal} of {len(recipes)} recipes, largest relative difference of a weight or score {most:.1g}"
+    return Found(figure, equal == len(recipes))
+
+
 PROMISES: dict[str, tuple[str, Callable[[Trial], Found]]] = {
     "R1": ("student resumes bit-exact after SIGKILL, 20 of 20", resumes),
     "R2": ("SIGTERM loses no step, 1 and 2 processes, 10 of 10 in 30 s", terminates),
@@ -537,6 +559,7 @@ PROMISES: dict[str, tuple[str, Callable[[Trial], Found]]] = {
     "R13": ("hung or killed worker or peer: others finish or end in 60 s", hung_worker),
     "R14": ("no pickle, no eval", no_pickle),
     "R15": ("hostile inputs refused by name under a memory cap", hostile_inputs),
+    "R16": ("every recipe on two processes gives the table of one", two_processes),
 }
 
 

@@ -22,10 +22,11 @@ from must.evaluate.results import SCHEMA, Axis, Column, Contrast, Score
 from must.experiment import build, jobs, measure, networks
 from must.experiment.external import external_teachers
 from must.experiment.jobs import Job
+from must.experiment.speed import PARTS
 from must.pseudo_label.teacher import in_frame
 from must.readers.fields import understood
 from must.report.pictures import cut
-from must.report.table import SHARES, show, table
+from must.report.table import show, table
 from must.tasks.base import Task
 
 GUESS = Column(comparison.GUESS, {}, "constant guess", "the best constant prediction for every image")
@@ -134,9 +135,9 @@ def compare(members, compared: Comparison, stages: Sequence[tuple[str, str]], *,
         notes=compared.notes(members, workdir) if compared.notes else (),
     )
     results["shares"] = {
-        key: _by_stage(stages, workdir, "shares", lambda found, key=key: fmean(one[key] for one in found), digits=4)
-        for key in SHARES
+        part: _by_stage(stages, workdir, "spent", functools.partial(_share, part), digits=4) for part in PARTS
     }
+    results["shares"]["mfu"] = _by_stage(stages, workdir, "mfu", fmean, digits=4)
     if compared.intervals_over_images:
         results["contrasts"] += _over_images(members[0], compared, tasks, guesses[0][1], workdir)
     write_results(workdir, results)
@@ -499,8 +500,13 @@ def _by_stage(
     stages: Sequence[tuple[str, str]], workdir: str, key: str, combine: Callable, digits: int = 1
 ) -> dict[str, float]:
     """A fact of all finished jobs, combined by stage; work side by side adds up."""
-    values: dict[str, list[float]] = {}
+    values: dict[str, list[Any]] = {}
     for stage, job in stages:
         if jobs.is_done(workdir, job) and key in (facts := jobs.facts(workdir, job)):
             values.setdefault(stage, []).append(facts[key])
     return {stage: round(float(combine(found)), digits) for stage, found in values.items()}
+
+
+def _share(part: str, spent: Sequence[Mapping[str, float]]) -> float:
+    """Of the time of several jobs."""
+    return sum(one[part] for one in spent) / max(1e-9, sum(sum(one.values()) for one in spent))

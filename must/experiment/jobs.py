@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from must.core import buckets, devices, files, memory, notices, peers, stopping
 from must.core.types import UserError
 from must.experiment.progress import Display
+from must.experiment.speed import timed
 
 _PATIENCE = 20.0  # seconds that an interrupted job has to save and end; platforms mostly grant 30
 
@@ -129,16 +130,16 @@ def _up_to_date(workdir: str, job: Job) -> bool:
 
 def _run(workdir: str, job: Job, report: Callable[..., None]) -> None:
     directory = os.path.join(workdir, job.name)
-    start = time.time()
     peers.at(job.name)
     result: dict = {}
     try:
         os.makedirs(directory, exist_ok=True)
-        if not job.alone or devices.is_writer():
-            result = job.run(*job.arguments, directory=directory, report=report) or {}
+        with timed() as clock:
+            if not job.alone or devices.is_writer():
+                result = job.run(*job.arguments, directory=directory, report=report) or {}
         if devices.is_writer():
             more = {} if job.settings is None else {"settings": job.settings}
-            done = {**result, "seconds": round(time.time() - start, 2), **more}
+            done = {**result, **clock.facts(), **more}
             files.write_json(_done_file(workdir, job.name), files.sealed(done))
     except UserError:
         raise

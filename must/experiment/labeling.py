@@ -5,8 +5,11 @@ evaluation images, whose truth measures the quality of the labels. Labels may co
 round, from a student.
 """
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +24,7 @@ from must.experiment import acceptance, build, networks
 from must.experiment.external import external_teachers
 from must.experiment.settings import LabelPolicy, Must, SingleStudent
 from must.pseudo_label import policy as policies
+from must.pseudo_label.beam import label_with_beam
 from must.pseudo_label.policy import read_policies, save_policies
 from must.pseudo_label.write import add_labels, label_images
 from must.readers.records import Records
@@ -56,18 +60,25 @@ class LabelPass(NamedTuple):
     tiles: tuple[tuple[int, int], float] = ((1, 1), 0.0)
 
 
+MakePass = Callable[[], tuple[LabelPass, Sequence[Teacher]]]
+
+
 def label(settings: Must, seed: int, index: int, count: int, by: str = "", *, directory: str, report) -> dict:
     """The job: one worker's part of the label pass, every teacher or the student `by` on every image."""
     top = seed_directory(directory, os.path.join(label_job(by), str(index)))
-    one = label_pass(settings, by)
-    run_pass(one, teachers_of(settings, top, one), top, (index, count), report)
+    run_pass(partial(_pass, settings, top, by), top, (index, count), report)
     return {}
+
+
+def _pass(settings: Must, top: str, by: str) -> tuple[LabelPass, list[Teacher]]:
+    one = label_pass(settings, by)
+    return one, teachers_of(settings, top, one)
 
 
 def label_evaluation(settings: Must, top: str, report) -> None:
     """Labels the evaluation images of a seed, whose truth measures the quality of the labels."""
     one = label_pass(settings)._replace(images={EVALUATION: images_of(settings, EVALUATION)})
-    run_pass(one, teachers_of(settings, top, one), top, (0, 1), report)
+    run_pass(lambda: (one, teachers_of(settings, top, one)), top, (0, 1), report)
 
 
 def images_of(settings: Must, name: str) -> Source:
@@ -96,18 +107,54 @@ def label_pass(settings: Must, by: str = "") -> LabelPass:
     return LabelPass(images, tasks, build.encoder(settings.image, tasks), options, section.hflip_tta, by, tiles=tiles)
 
 
-def run_pass(one: LabelPass, teachers: Sequence[Teacher], top: str, worker: tuple[int, int], report) -> None:
-    """Writes the records of a pass below a seed's directory."""
+_PIPELINE: ContextVar[Sequence[str] | None] = ContextVar("options of Apache Beam", default=None)
+
+
+@contextlib.contextmanager
+def pipeline(options: Sequence[str] | None) -> Iterator[None]:
+    """In this block Apache Beam labels, by these options; None: this process."""
+    token = _PIPELINE.set(options)
+    try:
+        yield
+    finally:
+        _PIPELINE.reset(token)
+
+
+def run_pass(make: MakePass, top: str, worker: tuple[int, int], report) -> None:
+    """Writes the records of a pass below a seed's directory.
+
+    Args:
+      make: () -> (the pass, its teachers); picklable for Apache Beam, whose workers make them for themselves.
+      top: the seed's directory.
+      worker: (index, count), this one of as many.
+      report: progress.
+
+    Raises:
+      UserError: as `must.label_images`, or records that get further labels by Beam.
+    """
+    one, teachers = make()
     if jax.process_count() > 1:
         worker = jax.process_index(), jax.process_count()
-    options = {"worker": worker, "keep_aspect": one.encoder.keep_aspect, "progress": report, **one.options}
-    options["provenance"] = {"mirror": one.hflip_tta}
+    options = {"keep_aspect": one.encoder.keep_aspect, "provenance": {"mirror": one.hflip_tta}, **one.options}
+    if (beam := _PIPELINE.get()) is not None:
+        if one.onto:
+            raise UserError(f"--beam: not for finished records that get further labels, {one.onto}")
+        for name in one.images:
+            where = records_directory(top, name, one.by), records_name(name, one.by)
+            label_with_beam(*where, partial(_images_and_teachers, make, name), pipeline=beam, **options)
+        return
+    options |= {"worker": worker, "progress": report}
     teachers = [tiled(teacher, *one.tiles) for teacher in teachers]
     for name, source in one.images.items():
         label_images(records_directory(top, name, one.by), records_name(name, one.by), source, teachers, **options)
     if one.onto:
         options.pop("copy_images", None)
         add_labels(one.onto, teachers, **options)
+
+
+def _images_and_teachers(make: MakePass, name: str) -> tuple[Source, list[Teacher]]:
+    one, teachers = make()
+    return one.images[name], [tiled(teacher, *one.tiles) for teacher in teachers]
 
 
 def teachers_of(settings: Must, top: str, one: LabelPass) -> list[Teacher]:

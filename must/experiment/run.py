@@ -16,7 +16,7 @@ import jax
 
 from must.core import buckets, devices, files
 from must.core.types import UserError
-from must.experiment import acceptance, build, initial, sections
+from must.experiment import acceptance, build, initial, labeling, sections
 from must.experiment.compare import compare_workdirs, print_results
 from must.experiment.jobs import Job, is_done, run_jobs
 from must.experiment.reading import FILE, without_broken
@@ -115,6 +115,7 @@ def run(
     stage: str = "all",
     workdirs: Sequence[str] = (),
     part: tuple[int, int] | None = None,
+    beam: Sequence[str] | None = None,
 ) -> None:
     """Runs one stage or all of a recipe in a workdir, resuming what exists.
 
@@ -125,6 +126,7 @@ def run(
       stage: "all", "check", which only reads the annotated sets, or one of the recipe's.
       workdirs: with the stage "compare", finished workdirs whose results are compared in `workdir`; nothing is run.
       part: (index, count) of the stage "label", whose parts share a workdir: one of as many commands, on any machines.
+      beam: options of the Apache Beam pipeline by which the stage "label" labels.
 
     Raises:
       UserError: an unknown stage, a configuration that cannot work, or a workdir of another configuration.
@@ -139,8 +141,9 @@ def run(
     config = _asked(config, stage)
     mine = members(recipe, config)
     recipe.check(mine)  # what is wrong with the configuration shows before it owns a workdir
-    workers = part[1] if part else _workers(mine[0].settings.workers)
+    workers = part[1] if part else 1 if beam is not None else _workers(mine[0].settings.workers)
     with contextlib.ExitStack() as held:
+        held.enter_context(labeling.pipeline(beam))
         if devices.is_writer():
             _make_directory(workdir)
             if part is None and not held.enter_context(files.lock(os.path.join(workdir, "lock"))):

@@ -142,13 +142,15 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     state = devices.replicate(_resume(checkpoints, state, batches, owner))
     options = {"balance": training.balance, "tx": tx, "ema_decay": run.ema_decay, "accumulate": run.accumulate}
     bound = functools.partial(train_step, objective=training.objective, **options)
+    spent = checkpoints.facts().get("spent", {}) if int(state.step) else {}
+    logged = max((line.get("speed/seconds", 0.0) for line in measure.read_log(directory)), default=0.0)
     log = Log(directory, int(state.step))
     if batches.weights and not int(state.step):
         log.write(0, _means(batches.weights))
     selection = Selection(directory, training.tasks, training.model, training.validation, run)
     options = {"groups": len(training.source) if isinstance(training.source, Mapping) else 1}
     step = devices.parallelize(bound, donate=(0,))
-    speed = Speed(step, run, int(state.step) + 1, precision=training.precision, **options)
+    speed = Speed(step, run, spent, logged, precision=training.precision, **options)
     hook = _Hook(directory, training, log, selection, batches, checkpoints, speed, report, int(state.step), owner)
     # A run that had ended was killed before it could say so.
     steps = hook.start if selection.exhausted(hook.start) else training.stop or run.steps
@@ -159,7 +161,8 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
     finally:
         batches.close()
         log.close()
-        checkpoints.close()
+        with speed.spent("save"):
+            checkpoints.close()
     buckets.wait_for_all("a network is trained")  # before another process reads what process 0 wrote
     if silent := _never_learned(directory):
         raise UserError(
@@ -167,7 +170,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
             "lie outside what the task learns (unit, max_depth, ignore) or none of them is accepted (policies)"
         )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return hook.facts | selection.close() | {"parameters": parameters, "steps": int(state.step)}
+    return speed.facts() | hook.facts | selection.close() | {"parameters": parameters, "steps": int(state.step)}
 
 
 class _Hook:
@@ -184,6 +187,7 @@ class _Hook:
     def __call__(self, progress: Progress) -> bool:
         run, weighting = self._training.run, self._training.weighting
         at, last = progress.step, progress.step == progress.steps
+        self._speed.see(progress)
         self._checkpoints.check()
         peers.at(f"{self._directory}, step {at}")
         logs_now = at % run.log_every == 0
@@ -193,8 +197,7 @@ class _Hook:
             logs = {name: float(value) for name, value in progress.logs.items() if name != "skipped"}
             logs = {name: value for name, value in logs.items() if math.isfinite(value)} | self._skipped.log()
         if looks:
-            self.facts = self._speed.facts(progress)
-            with self._speed.spent("validation"):
+            with self._speed.spent("evaluate"):
                 scores = self._selection.look(progress.state, last)
             self._log.write(at, scores)
             headlines = {f"validation/{name}/{task.metrics[0].name}" for name, task in self._training.tasks.items()}
@@ -202,7 +205,7 @@ class _Hook:
             self._validation = f", validation at {at}: {', '.join(shown)}"
             last = last or self._selection.exhausted(at)
         if logs_now or last:
-            self._log.write(at, logs | self._speed.line(progress))
+            self._log.write(at, logs | self._speed.line())
             self._report(at, progress.steps, f"loss {logs.get('loss', math.nan):.3f}{self._validation}")
         if weighting.every and at % weighting.every == 0 and not last:
             self._batches.weights = weighting.factors(local(states.model_variables(progress.state, ema=False)))
@@ -212,11 +215,12 @@ class _Hook:
             position = {"grain": self._batches.get_state()}
             saved = _saved(progress.state, self._batches)
             with self._speed.spent("save"):
-                self._checkpoints.save(at, saved, position=position, facts={"run": self._owner})
+                facts = {"run": self._owner, "spent": dict(self._speed.clock.spent)}
+                self._checkpoints.save(at, saved, position=position, facts=facts)
         if stops:
             stopping.stop()
         if last:
-            self.facts |= self._skipped.log()
+            self.facts = self._skipped.log()
         return last
 
 

@@ -264,7 +264,8 @@ def choose(settings: Transfer, task: str, candidates: Sequence[str], *, director
     sign = 1 if metric.higher_is_better else -1
     found = {name: jobs.facts(directory, name) for name in candidates}
     best = max(candidates, key=lambda name: sign * found[name]["validation"][task])
-    return {**found[best], "network": best}
+    kept = {key: value for key, value in found[best].items() if key != "spent"}  # which is its own job's
+    return {**kept, "network": best}
 
 
 def nearest(

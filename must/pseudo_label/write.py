@@ -101,15 +101,14 @@ def label_images(
       UserError: the directory belongs to other teachers, another source or another plan; too many images cannot be
         read or labeled (rejects.jsonl lists them); or a teacher's labels cannot be right.
     """
-    directory = os.path.abspath(path_of(directory, "directory"))
-    plan = make_plan(name, split, source, shards=shards, batch_size=batch_size)
     looks = {"copy_images": copy_images, "keep_aspect": keep_aspect}
-    expected = identity(plan, source, teachers, provenance or {}, **looks)
-    job = _Job(directory, plan, bound(plan.count, max_rejects), patience, progress or (lambda done, total: None))
+    named = {"split": split, "shards": shards, "batch_size": batch_size, "provenance": provenance}
+    named |= {"max_rejects": max_rejects, "patience": patience, "progress": progress}
+    job, expected = begin(directory, name, source, teachers, looks, **named)
     if job.claim(expected):
         bucket = buckets.current() if worker[1] > 1 else None
-        order = _order(plan.shards, worker, alone=bucket is not None)
-        with Labeller(source, teachers, plan.batch_size, **looks) as labeller:
+        order = _order(job.plan.shards, worker, alone=bucket is not None)
+        with Labeller(source, teachers, job.plan.batch_size, **looks) as labeller:
             while not job.complete():
                 try:
                     job.label(labeller, order)
@@ -124,9 +123,32 @@ def label_images(
                     if not job.complete():  # then the one who completed it has cleared the work folder away
                         raise
     shutil.rmtree(job.work, ignore_errors=True)
-    facts = read_provenance(directory)
+    facts = read_provenance(job.directory)
     counts, sizes = ([shard[key] for shard in facts["shards"]] for key in ("count", "bytes"))
-    return Summary(directory, sum(counts), facts["rejects"]["count"], sum(sizes))
+    return Summary(job.directory, sum(counts), facts["rejects"]["count"], sum(sizes))
+
+
+def begin(
+    directory: str | os.PathLike,
+    name: str,
+    source: Source,
+    teachers: Sequence[Teacher],
+    looks: dict[str, bool],
+    *,
+    split: str,
+    shards: int,
+    batch_size: int,
+    provenance: dict[str, Any] | None,
+    max_rejects: float,
+    patience: float,
+    progress: Callable[[int, int], None] | None,
+) -> tuple["Job", dict[str, Any]]:
+    """(a worker's view of the directory, the identity to claim it by); arguments as of `label_images`."""
+    plan = make_plan(name, split, source, shards=shards, batch_size=batch_size)
+    expected = identity(plan, source, teachers, provenance or {}, **looks)
+    directory = os.path.abspath(path_of(directory, "directory"))
+    most = bound(plan.count, max_rejects)
+    return Job(directory, plan, most, patience, progress or (lambda done, total: None)), expected
 
 
 def _order(shards: int, worker: tuple[int, int], alone: bool) -> list[int]:
@@ -150,7 +172,7 @@ def _read(path: str) -> dict[str, Any] | None:
         return None
 
 
-class _Job:
+class Job:
     """One worker's view of a directory that is being written.
 
     Args:
@@ -162,7 +184,7 @@ class _Job:
 
     def __init__(self, directory: str, plan: Plan, bound: int, patience: float, progress: Callable[[int, int], None]):
         self.work = os.path.join(directory, _WORK)
-        self._directory, self._plan, self._bound, self._progress = directory, plan, bound, progress
+        self.directory, self.plan, self._bound, self._progress = directory, plan, bound, progress
         self._patience = patience
         self._held: dict[str, str] = {}  # what we hold: its lock, whose time tells others that we go on
         self._seen: dict[str, tuple[int, float]] = {}  # locks of others: their time, and when we first saw it
@@ -170,7 +192,7 @@ class _Job:
 
     def complete(self) -> bool:
         """Nothing is left to do, for anyone."""
-        return os.path.exists(os.path.join(self._directory, COMMITTED))
+        return os.path.exists(os.path.join(self.directory, COMMITTED))
 
     def claim(self, expected: dict[str, Any]) -> bool:
         """Makes the directory ours, or joins those whose it is; False when it is complete."""
@@ -179,22 +201,22 @@ class _Job:
                 try:
                     os.makedirs(self.work, exist_ok=True)
                 except (FileExistsError, NotADirectoryError, PermissionError) as error:
-                    raise UserError(f"{self._directory}: cannot hold records: {error.strerror}") from None
+                    raise UserError(f"{self.directory}: cannot hold records: {error.strerror}") from None
                 write_json(os.path.join(self.work, _CLAIM), expected, self.work, keep=True)
-                if there := read_claim(self._directory):
+                if there := read_claim(self.directory):
                     self._compare(there, expected)
                     return True
-        facts = read_provenance(self._directory)
+        facts = read_provenance(self.directory)
         self._compare({key: facts[key] for key in expected if key in facts}, expected)
         return False
 
     def _compare(self, there: dict[str, Any], here: dict[str, Any]) -> None:
         if difference := first_difference(there, here):
-            raise UserError(f"{self._directory}: belongs to another label pass, {difference}")
+            raise UserError(f"{self.directory}: belongs to another label pass, {difference}")
 
     def missing(self) -> list[int]:
         """Shards that nobody has finished."""
-        return [shard for shard in range(self._plan.shards) if not os.path.exists(self._path(shard, "done.json"))]
+        return [shard for shard in range(self.plan.shards) if not os.path.exists(self._path(shard, "done.json"))]
 
     def label(self, labeller: Labeller, order: Sequence[int]) -> None:
         """Writes the shards that are neither done nor being written by another worker."""
@@ -207,7 +229,7 @@ class _Job:
                     held[shard] = stack.enter_context(contextlib.ExitStack())
                     ours = self._open(shard) and held[shard].enter_context(self._hold(f"{shard:05d}"))
                     if ours and self._open(shard):
-                        parts = self._plan.batches(shard)
+                        parts = self.plan.batches(shard)
                         yield from (((shard, part is parts[-1]), part) for part in parts)
                     else:
                         held.pop(shard).close()
@@ -223,8 +245,19 @@ class _Job:
                 if last:
                     self._finish(shard, file)
                     held.pop(shard).close()
-                self._progress(sum(self._done.values()) + (0 if last else len(file.ids)), self._plan.count)
+                self._progress(sum(self._done.values()) + (0 if last else len(file.ids)), self.plan.count)
                 file = None if last else file
+
+    def label_one(self, labeller: Labeller, shard: int) -> None:
+        """Writes a shard, or waits until whoever is writing it has; returns at once when it is done."""
+        try:
+            while self._open(shard):
+                self.label(labeller, [shard])
+                if self._open(shard):
+                    time.sleep(_POLL)
+        except FileNotFoundError:
+            if not self.complete():  # then the one who completed it has cleared the work folder away
+                raise
 
     @contextlib.contextmanager
     def _hold(self, name: str) -> Iterator[bool]:
@@ -238,7 +271,7 @@ class _Job:
                     yield False
                     return
                 notice(
-                    f"{self._directory}: the worker that holds {name} has not gone on for {self._patience:g} seconds "
+                    f"{self.directory}: the worker that holds {name} has not gone on for {self._patience:g} seconds "
                     "(patience); its work is done here"
                 )
             self._held[name] = path
@@ -265,11 +298,11 @@ class _Job:
         return not (os.path.exists(self._path(shard, "done.json")) or self.complete())
 
     def _finish(self, shard: int, file: ShardFile) -> None:
-        facts = {"file": self._plan.file(shard), **file.close()}
+        facts = {"file": self.plan.file(shard), **file.close()}
         if self._open(shard):  # where there are no locks another worker may have been faster
-            move(file.path, os.path.join(self._directory, facts["file"]))
+            move(file.path, os.path.join(self.directory, facts["file"]))
             write_json(self._path(shard, "done.json"), files.sealed(facts), self.work)
-        for other in set(range(self._plan.shards)) - set(self._done):
+        for other in set(range(self.plan.shards)) - set(self._done):
             if found := self._record(other):
                 self._done[other] = found["count"] + len(found["rejects"])
 
@@ -285,29 +318,29 @@ class _Job:
 
     def _check_rejects(self, shard: int, rejects: list[dict[str, str]]) -> None:
         """Raises UserError, and leaves the list behind, when more images than allowed cannot be labeled."""
-        others = [self._record(other) for other in range(self._plan.shards) if other != shard]
+        others = [self._record(other) for other in range(self.plan.shards) if other != shard]
         known = [reject for found in others if found for reject in found["rejects"]] + rejects
         if len(known) > self._bound:
-            path, listed = os.path.join(self._directory, _REJECTS), [Reject(**reject) for reject in known]
+            path, listed = os.path.join(self.directory, _REJECTS), [Reject(**reject) for reject in known]
             write_text(path, _lines(known), self.work)
-            refuse_beyond(path, listed, self._plan.count, self._bound, option="max_rejects")
+            refuse_beyond(path, listed, self.plan.count, self._bound, option="max_rejects")
 
     def commit(self, expected: dict[str, Any], features: Callable[[], Any]) -> None:
         """Checks every shard against its done record, then writes the metadata; a damaged shard is missing again."""
         with self._hold("commit") as held:
-            records = [self._record(shard) for shard in range(self._plan.shards)]
+            records = [self._record(shard) for shard in range(self.plan.shards)]
             if not held or self.complete() or not all(records):
                 return
             for shard, facts in enumerate(records):
-                path = os.path.join(self._directory, facts["file"])
+                path = os.path.join(self.directory, facts["file"])
                 if not os.path.exists(path) or file_hash(path) != facts["sha256"]:
                     os.remove(self._path(shard, "done.json"))
                     return
             rejects = [reject for facts in records for reject in facts["rejects"]]
             ids = "".join(f"{id}\n" for facts in records for id in facts["ids"])
             shards = [{key: facts[key] for key in ("file", "count", "bytes", "sha256")} for facts in records]
-            write_text(os.path.join(self._directory, IDS), ids, self.work)
-            write_text(os.path.join(self._directory, _REJECTS), _lines(rejects), self.work)
+            write_text(os.path.join(self.directory, IDS), ids, self.work)
+            write_text(os.path.join(self.directory, _REJECTS), _lines(rejects), self.work)
             hashed = {"file": IDS, "bytes": len(ids.encode()), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
             facts = {
                 **expected,
@@ -316,8 +349,8 @@ class _Job:
                 "ids": hashed,
                 "shards": shards,
             }
-            write_json(os.path.join(self._directory, PROVENANCE), files.sealed(facts), self.work)
-            write_metadata(self._directory, self.work, self._plan, features(), shards)
+            write_json(os.path.join(self.directory, PROVENANCE), files.sealed(facts), self.work)
+            write_metadata(self.directory, self.work, self.plan, features(), shards)
 
     def _path(self, shard: int, kind: str) -> str:
         return os.path.join(self.work, f"{shard:05d}.{kind}")

@@ -3,7 +3,7 @@
 Nothing trains. Thresholds, pages and files may change in the same workdir: no teacher runs again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -83,22 +83,27 @@ def jobs(members: Members, workers: int) -> list[Job]:
 def label(settings: Settings, index: int, count: int, *, directory: str, report) -> dict:
     """The job: one worker's part of the label pass."""
     top = labeling.seed_directory(directory, f"{label_job()}/{index}")
-    _run_pass(settings, images_to_label(settings), settings.onto, top, (index, count), report)
+    labeling.run_pass(partial(_pass, settings, images_to_label, settings.onto), top, (index, count), report)
     return {}
 
 
 def label_evaluation(settings: Settings, top: str, report) -> None:
     """Labels the images whose truth measures the quality of the labels."""
-    _run_pass(settings, {EVALUATION: build.together(_truth(settings, EVALUATION))}, "", top, (0, 1), report)
+    labeling.run_pass(partial(_pass, settings, _evaluation, ""), top, (0, 1), report)
 
 
-def _run_pass(settings: Settings, images: Mapping[str, Source], onto: str, top: str, worker, report) -> None:
+def _evaluation(settings: Settings) -> dict[str, Source]:
+    return {EVALUATION: build.together(_truth(settings, EVALUATION))}
+
+
+def _pass(settings: Settings, images: Callable, onto: str) -> tuple[LabelPass, list[Teacher]]:
+    """The pass over images(settings), and its teachers."""
     tasks, section = tasks_of(settings), settings.label
     names_of = ("shards", "batch_size", "copy_images", "max_rejects", "patience")
     options = {name: getattr(section, name) for name in names_of}
     encoder, tiles = build.encoder(settings.image, tasks), (section.tiles, section.overlap)
-    one = LabelPass(images, tasks, encoder, options, section.hflip_tta, "", onto, tiles)
-    labeling.run_pass(one, list(teachers_of(settings, tasks).values()), top, worker, report)
+    one = LabelPass(images(settings), tasks, encoder, options, section.hflip_tta, "", onto, tiles)
+    return one, list(teachers_of(settings, tasks).values())
 
 
 def choose_policies(settings: Settings, *, directory: str, report) -> dict:

@@ -1,6 +1,7 @@
 """From what the command line asks to what is run: a recipe's stages, a dry run, or a request to a finished workdir."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -29,6 +30,7 @@ def start(
     request: Request = NOTHING,
     dry_run: bool = False,
     part: str = "",
+    beam: str | None = None,
 ) -> None:
     """Runs a command.
 
@@ -41,6 +43,7 @@ def start(
       request: of a finished workdir.
       dry_run: tell what running means, write nothing.
       part: "K/N": part K, from 0, of N of the stage "label".
+      beam: options of the Apache Beam pipeline by which the stage "label" labels; None without.
 
     Raises:
       UserError: anything about the command that cannot be right.
@@ -53,9 +56,12 @@ def start(
     if file is not None and not isinstance(config, ConfigDict):
         raise UserError(f"{file}: get_config() returns {config!r}; it must return a ConfigDict")
     given = None if config is None else config.to_dict()
-    if part and buckets.is_url(workdir):
-        raise UserError(f"--part={part}: several parts at once need a folder that they share, not {workdir}")
-    options: dict[str, Any] = {"stage": stage, "request": request, "dry_run": dry_run, "part": part}
+    shared = f"--part={part}" if part else "" if beam is None else f"--beam={beam}"
+    if shared and buckets.is_url(workdir):
+        raise UserError(f"{shared}: several machines at once need a folder that they share, not {workdir}")
+    if shared and (stage != "label" or dry_run or (part and beam is not None)):
+        raise UserError(f"{shared}: only for --stage=label, which one of --part and --beam shares out")
+    options: dict[str, Any] = {"stage": stage, "request": request, "dry_run": dry_run, "part": part, "beam": beam}
     options["workdirs"] = [buckets.fetched(one) for one in workdirs]
     with buckets.workdir(workdir) if buckets.is_url(workdir) and not dry_run else nullcontext(workdir) as local:
         _start(given, local, **options)
@@ -70,6 +76,7 @@ def _start(
     request: Request,
     dry_run: bool,
     part: str,
+    beam: str | None,
 ) -> None:
     finished = stage in FINISHED
     recipe = recipe_of(read_config(workdir) if given is None else given)
@@ -80,15 +87,14 @@ def _start(
         answer(recipe, os.path.abspath(workdir), stage, request, given)
     elif any(request):
         raise UserError(f"--images, --output, --options: not for --stage={stage}, only for {', '.join(FINISHED)}")
-    elif part and (stage != "label" or dry_run):
-        raise UserError(f"--part={part}: only --stage=label has parts")
     elif dry_run:
         assert given is not None
         plan(recipe, given)
     else:
         assert given is not None
         several = [os.path.abspath(one) for one in workdirs]
-        run(recipe, given, os.path.abspath(workdir), stage=stage, workdirs=several, part=_part(part))
+        options = {"part": _part(part), "beam": None if beam is None else shlex.split(beam)}
+        run(recipe, given, os.path.abspath(workdir), stage=stage, workdirs=several, **options)
 
 
 def _part(text: str) -> tuple[int, int] | None:

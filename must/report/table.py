@@ -19,7 +19,16 @@ _COSTS = {
     "images_per_second": ("examples per s", 1, "{:,.0f}"),
 }
 # Of the time of training, and the use of the device.
-SHARES = {"data_wait": "data wait", "save": "saves", "validation": "validation", "step": "steps", "mfu": "MFU"}
+SHARES = {
+    "init": "start",
+    "compile": "compilation",
+    "data_wait": "data wait",
+    "step": "steps",
+    "save": "saves",
+    "evaluate": "evaluation",
+    "lost": "lost",
+    "mfu": "MFU",
+}
 
 
 class Cell(NamedTuple):
@@ -319,14 +328,20 @@ def cost_grid(results: Mapping[str, Any]) -> Grid:
 def time_grid(results: Mapping[str, Any]) -> Grid:
     """Time and throughput of every stage, and where the time of training goes."""
     rates, rows = results.get("images_per_second") or {}, []
-    shares = {key: found for key, found in (results.get("shares") or {}).items() if found}
+    known = results.get("shares") or {}
+    shares = {key: known[key] for key in SHARES if any(known.get(key, {}).values())}
     for stage, spent in (results.get("seconds") or {}).items():
         rate = rates.get(stage)
         more = [Cell(f"{found[stage]:.1%}") if stage in found else None for found in shares.values()]
         rows.append(Row(stage, [Cell(f"{spent:,.1f}"), Cell(f"{rate:,.0f}") if rate else None, *more]))
     heads = ["seconds", "examples per s", *(SHARES[key] for key in shares)]
-    note = "MFU: operations of training steps over what the device reaches in a plain matrix product."
-    return Grid("Time", [("", head) for head in heads], [("", rows)] if rows else [], [note] if "mfu" in shares else [])
+    notes = {
+        "step": "Shares of the time of training, which add up to all of it; that of the steps is the goodput.",
+        "lost": "Lost: done again after an interruption.",
+        "mfu": "MFU: operations of training steps over what the device reaches in a plain matrix product.",
+    }
+    told = [note for key, note in notes.items() if key in shares]
+    return Grid("Time", [("", head) for head in heads], [("", rows)] if rows else [], told)
 
 
 def p_text(p: float | None) -> str:

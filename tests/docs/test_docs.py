@@ -90,6 +90,7 @@ def test_commands_resolve(command):
     check_stage(recipe, flags.get("stage") or "all")
     assert set(flags) - {key for key in flags if key.startswith("config.")} <= {
         "workdir",
+        "beam",
         "part",
         "stage",
         "dry_run",

@@ -1,8 +1,9 @@
 """What a step costs: the log accounts for the time, a batch that does not fit is refused before a step runs."""
 
 import contextlib
-import functools
 import io
+import itertools
+import json
 import re
 import time
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import pytest
 
 from must.core import devices
 from must.core.types import Batch, UserError
-from must.experiment import plan, speed
+from must.experiment import jobs, plan, speed
 from must.experiment.run import members
 from must.experiment.settings import Run
 from must.recipes.table import recipe_of
@@ -49,41 +50,100 @@ def _step(state, batch, frozen, *, axis_name=None):
     return _State(state.w + jnp.mean(hidden), state.step + 1), {"loss": jnp.mean(hidden**2)}
 
 
-def _batches(rows):
-    while True:
+def _batches(rows, first=1):
+    for number in itertools.count(first):
+        time.sleep(0.05 if number == 4 else 0)
         yield Batch({"image": np.ones((rows, 512), np.float32)}, {}, {}, np.arange(rows), {})
 
 
-def _fit(run, hook=lambda progress: None, steps=6):
-    made = speed.Speed(devices.parallelize(_step, donate=(0,)), run, 1)
-    state, hooks = _State(jnp.ones((512, 512)), jnp.int32(0)), (functools.partial(hook, made),)
-    fit(state, made, _batches(run.batch_size), steps=steps, hooks=hooks)
+def _fit(run, hook=lambda progress: None, steps=6, made=None, first=0):
+    made = made or speed.Speed(devices.parallelize(_step, donate=(0,)), run)
+    state = _State(jnp.ones((512, 512)), jnp.int32(first))
+
+    def both(progress):
+        made.see(progress)
+        return hook(made, progress)
+
+    fit(state, made, _batches(run.batch_size, first + 1), steps=steps, hooks=(both,))
+
+
+def _between_steps(made, progress):
+    with made.spent("evaluate" if progress.step == 4 else "save"):
+        time.sleep(0.02)
 
 
 def test_the_log_accounts_for_the_time_of_a_run():
-    lines = []
+    lines, sums = [], []
 
     def hook(made, progress):
-        with made.spent("validation" if progress.step == 4 else "save"):
-            time.sleep(0.02)
+        _between_steps(made, progress)
         if progress.step % 2 == 0:
-            lines.append(made.line(progress))
+            lines.append(made.line())
+            sums.append(sum(made.clock.spent.values()))
         if progress.step == 6:
-            facts = made.facts(progress)
-            facts |= facts.pop("shares")
-            lines.append({f"speed/{name}": value for name, value in facts.items()})
+            lines.append({f"speed/{name}": value for name, value in made.facts().items()})
 
     _fit(Run(batch_size=32), hook)
-    for line in lines:
-        assert sum(line[f"speed/{name}"] for name in ("data_wait", "step", "save", "validation")) == pytest.approx(
-            1, abs=1e-3
-        )
+    *lines, facts = lines
+    for line, seconds in zip(lines, sums, strict=True):
+        shares = {name: line.get(f"speed/{name}", 0.0) for name in speed.PARTS}
+        assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
+        assert line["speed/seconds"] == pytest.approx(seconds)
+        assert ("speed/compile" in line) == ("speed/init" in line) == (line is lines[0])
+    for line in (*lines, facts):
         flop = 2 * 32 * 512 * 512  # of the product
         assert line["speed/gigaflops"] * 1e9 * 32 / line["speed/images_per_second"] == pytest.approx(flop, rel=0.5)
         assert line["speed/mfu"] == pytest.approx(
             line["speed/gigaflops"] * 1e9 / devices.matmul_rate("float32"), rel=1e-2
         )
-    assert [line["speed/validation"] > 0 for line in lines] == [False, True, False, True]
+    assert [line["speed/evaluate"] > 0 for line in lines] == [False, True, False]
+    assert np.argmax([line["speed/data_wait"] for line in lines]) == 1  # the fourth batch came late
+
+
+def _training(top, at, *, directory, report):
+    """A job that sets up, saves at step 3 and, as long as nothing was saved, dies at step 5."""
+    time.sleep(0.2)
+    saved, log, made = top / "saved", top / "log", devices.parallelize(_step, donate=(0,))
+    first = 3 if saved.exists() else 0
+    known = json.loads(saved.read_text()) if first else {}
+    logged = float(log.read_text()) if first else 0.0
+    made = speed.Speed(made, Run(batch_size=32), known, logged)
+    at.append(time.perf_counter())
+
+    def hook(made, progress):
+        _between_steps(made, progress)
+        at.append(time.perf_counter())
+        log.write_text(str(made.line()["speed/seconds"]))
+        if progress.step == 3 and not first:
+            saved.write_text(json.dumps(made.clock.spent))
+        if progress.step == 5 and not first:
+            raise KeyboardInterrupt
+        at.pop()
+
+    _fit(Run(batch_size=32), hook, 8, made, first)
+    time.sleep(0.1)  # scores what it has trained
+    at.append(time.perf_counter())
+    return made.facts()
+
+
+def test_the_parts_add_up_to_the_wall_time_of_all_starts(tmp_path):
+    at = []
+    job = jobs.Job("net", "train", _training, (tmp_path, at))
+    began = [time.perf_counter()]
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_jobs(str(tmp_path), [job])
+    began.append(time.perf_counter())
+    jobs.run_jobs(str(tmp_path), [job])
+    facts = jobs.facts(str(tmp_path), "net")
+    wall, spent = at[1] - began[0] + at[3] - began[1], facts["spent"]
+    assert list(spent) == list(speed.PARTS)
+    assert sum(spent.values()) == pytest.approx(wall, rel=0.01, abs=0.02)
+    assert facts["seconds"] == pytest.approx(sum(spent.values()), abs=0.01)
+    assert spent["init"] > at[0] - began[0] + at[2] - began[1] > 0.4
+    assert spent["evaluate"] >= 0.1 + 0.02 and spent["save"] >= 0.02 * 6
+    assert 0.04 <= spent["lost"] < at[1] - at[0] and spent["compile"] > 0 and spent["step"] > 0
+    jobs.run_jobs(str(tmp_path), [jobs.Job("other", "train", lambda **options: {}, ())])
+    assert "spent" not in jobs.facts(str(tmp_path), "other")
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_does():

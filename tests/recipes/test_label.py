@@ -15,6 +15,7 @@ from must.readers.label_files import LabelFiles
 from must.readers.records import Records
 from must.recipes.label import RECIPE
 from must.recipes.table import dry_run
+from tests.experiments.label_kills import tree
 from tests.support.configs import run
 from tests.support.given_teachers import ASKED, COUNTS, scenes
 
@@ -41,6 +42,18 @@ def config_of(names=("classification", "detection"), **changes):
         "files": {"enabled": True, "images": True},
     }
     return copy.deepcopy({**config, **changes})
+
+
+def test_beam_labels_by_the_command(tmp_path):
+    """The pool and the held-out images, by two processes of Beam."""
+    pytest.importorskip("apache_beam")
+    from tests.pseudo_label.test_beam import TWO
+
+    plain = config_of(quality={}, gallery={}, files={})
+    run(plain, tmp_path / "ours", "label")
+    run(plain, tmp_path / "beam", "label", beam=TWO)
+    ours, beams = (tree(tmp_path / name / "pseudo_labels") for name in ("ours", "beam"))
+    assert ours == beams and {"pool", "held_out"} == {name.split("/")[0] for name in ours}
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,22 @@ A fork is a process of its own, made before JAX has any device, that runs what `
 parsing of flags on. It does not end as an interpreter does; tests of signals, kills and full disks start real commands.
 """
 
+import contextlib
 import functools
 import gc
 import importlib
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 600  # for one command, on a machine that is busy
@@ -31,6 +34,7 @@ MODULES = (
     "jinja2",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
+    "orbax.checkpoint",
     "scipy.special",
     "tensorflow_datasets",
 )
@@ -46,20 +50,29 @@ class Ended(NamedTuple):
 
 def run_command(arguments: Sequence[str], cwd: Path | str = ROOT) -> Ended:
     """Runs `python -m must.main` with these arguments."""
-    return _asked(list(arguments), cwd)
+    return _asked([list(arguments)], cwd)[0]
+
+
+def run_two_processes(arguments: Sequence[str], cwd: Path | str = ROOT) -> list[Ended]:
+    """The same, joined to another process that runs it too: process 0 and process 1."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joined = [*arguments, f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    return _asked([[*joined, f"--process_id={k}"] for k in range(2)], cwd)
 
 
 def run_code(code: str, cwd: Path | str) -> Ended:
     """Runs `python -c CODE`."""
-    return _asked(code, cwd)
+    return _asked([code], cwd)[0]
 
 
-def _asked(what: str | list[str], cwd: Path | str) -> Ended:
+def _asked(commands: list[str] | list[list[str]], cwd: Path | str) -> list[Ended]:
     server = _server()
-    server.stdin.write(json.dumps([what, str(cwd)]) + "\n")
+    server.stdin.write(json.dumps([commands, str(cwd)]) + "\n")
     server.stdin.flush()
-    code, out, error = json.loads(server.stdout.readline())
-    return Ended(code, [line for line in error.splitlines() if line.strip()], out)
+    found = json.loads(server.stdout.readline())
+    return [Ended(code, [line for line in error.splitlines() if line.strip()], out) for code, out, error in found]
 
 
 @functools.cache
@@ -70,34 +83,42 @@ def _server() -> subprocess.Popen:
     return subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, text=True, **pipes)
 
 
-def _fork(what: str | list[str], cwd: str) -> tuple[int, str, str]:
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
-        if (child := os.fork()) == 0:
-            signal.alarm(SECONDS)
-            os.chdir(cwd)
-            sys.path[0] = cwd
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(out.fileno(), 1)
-            os.dup2(error.fileno(), 2)
-            code = 0
-            try:
-                _run(what)
-            except SystemExit as ended:  # the interpreter's own end would copy every page that the fork shares
-                code = ended.code or 0
-                if isinstance(code, str):
-                    print(code, file=sys.stderr)
-                    code = 1
-            except BaseException:
-                traceback.print_exc()
-                code = 1
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        out.seek(0)
-        error.seek(0)
-        return code, out.read(), error.read()
+def _forks(commands: list[str] | list[list[str]], cwd: str) -> list[tuple[int, str, str]]:
+    """The commands side by side: exit status, standard output and error of each."""
+    with contextlib.ExitStack() as stack:
+        files = [[stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)] for _ in commands]
+        children = [_fork(what, cwd, *streams) for what, streams in zip(commands, files, strict=True)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        for stream in itertools.chain(*files):
+            stream.seek(0)
+        return [(code, out.read(), error.read()) for code, (out, error) in zip(codes, files, strict=True)]
+
+
+def _fork(what: str | list[str], cwd: str, out: IO[str], error: IO[str]) -> int:
+    """The process id of a fork that runs a command."""
+    if child := os.fork():
+        return child
+    signal.alarm(SECONDS)
+    os.chdir(cwd)
+    sys.path[0] = cwd
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out.fileno(), 1)
+    os.dup2(error.fileno(), 2)
+    code = 0
+    try:
+        _run(what)
+    except SystemExit as ended:  # the interpreter's own end would copy every page that the fork shares
+        code = ended.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _run(what: str | list[str]) -> None:
@@ -117,4 +138,4 @@ if __name__ == "__main__":
         importlib.import_module(module)
     gc.freeze()
     for line in sys.stdin:
-        print(json.dumps(_fork(*json.loads(line))), flush=True)
+        print(json.dumps(_forks(*json.loads(line))), flush=True)
