@@ -98,6 +98,18 @@ def one_of(path: str, value: Any, choices: Iterable[Any]) -> UserError:
     return UserError(f"{path}={value!r}: {hint}choices: {', '.join(map(repr, choices))}")
 
 
+def check_names(path: str, names: Iterable[Any], known: Iterable[Any]) -> None:
+    """Refuses the first name that is not known.
+
+    Raises:
+      UserError: see `one_of`.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise one_of(path, name, known)
+
+
 def _items(value: Any, inner: tuple, path: str, fixed: bool) -> Any:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise UserError(f"{path}={value!r}: expected a list of values, such as (1,) or ('a', 'b')")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from must.core import files
+from must.core.arguments import check_names
 from must.core.types import Metric, Source, UserError
 from must.data.classes import Remapped, aligned, make_class_map
 from must.data.combine import Aliased, labels_of
@@ -240,8 +241,7 @@ def _splits(settings: Any, tasks: Mapping[str, Task], options: Evaluate) -> dict
     Raises:
       UserError: a split, task or class that does not exist.
     """
-    if missing := [task for task in (*options.tasks, *options.labels) if task not in settings.tasks]:
-        raise sections.one_of("--options.tasks", missing[0], settings.tasks)
+    check_names("--options.tasks", (*options.tasks, *options.labels), settings.tasks)
     asked = [task for task in tasks if task in options.tasks or not options.tasks]
     if options.split:
         for task in asked:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from must.core.arguments import check_names
 from must.core.types import Source, UserError
 from must.data import splits
 from must.data.combine import labels_of
@@ -135,9 +136,7 @@ def expand(grid: Sequence[Mapping[str, Any]], tasks: Sequence[str], known_splits
 def _check(arm: Arm, path: str, tasks: Sequence[str], known_splits: Sequence[str]) -> None:
     for axis, known in {"tasks": tasks, "split": known_splits, **CHOICES}.items():
         value = getattr(arm, axis)
-        for choice in value if axis in _LISTS else (value,):
-            if choice not in known:
-                raise sections.one_of(f"{path}.{axis}", choice, known)
+        check_names(f"{path}.{axis}", value if axis in _LISTS else (value,), known)
     if not arm.tasks:
         raise UserError(f"{path}.tasks: an arm needs at least one")
     if not arm.labels and arm.annotation == "none":

@@ -15,13 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from must.core.arguments import check_names
 from must.core.types import UserError
 from must.data.combine import labels_of
 from must.data.disjoint import check_disjoint
 from must.data.pipeline import eval_batches
 from must.evaluate.results import MEAN, Column, Contrast
 from must.evaluate.statistics import confusion
-from must.experiment import build, checks, jobs, measure, networks, plan, sections
+from must.experiment import build, checks, jobs, measure, networks, plan
 from must.experiment import joint as stage
 from must.experiment.compare import (
     Answer,
@@ -42,6 +43,7 @@ from must.report.page import Section, clips_section, confusion_section, curves_s
 
 STAGES = ("experts", "joint", "compare", "report")
 _ROWS = 16  # examples on which a network is timed
+_repeated = functools.partial(np.repeat, repeats=_ROWS, axis=0)
 
 
 def work(members: Members, workers: int) -> list[Job]:
@@ -90,9 +92,7 @@ def check(members: Members) -> None:
         stage.joined(settings, run)
     columns = {one.column.name for one in comparison(members).columns}
     named = [name for pair in (*settings.pairs, *settings.expected) for name in pair]
-    for name in (*named, *settings.controls):
-        if name not in columns:
-            raise sections.one_of("config.pairs, expected and controls", name, columns)
+    check_names("config.pairs, expected and controls", (*named, *settings.controls), columns)
     for better, worse in settings.expected:
         if not {(better, worse), (worse, better)} & set(settings.pairs):
             raise UserError(f"config.expected: {better} and {worse} are not one of config.pairs")
@@ -166,10 +166,6 @@ def _joint_predictor(settings: JointSettings, top: str):
     variables = jax.device_put(stage.load_joint(settings, os.path.join(top, "joint", ARM)))
     tasks = stage.both_tasks(build.tasks_of(settings))
     return variables, measure.predictor(stage.joined(settings).model, tasks)
-
-
-def _repeated(inputs: np.ndarray) -> np.ndarray:
-    return np.repeat(inputs, _ROWS, 0)
 
 
 def page_sections(members: Members, workdir: str) -> list[Section]:

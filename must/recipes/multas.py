@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from must.core import devices
+from must.core.arguments import check_names
 from must.core.types import Policy, UserError
 from must.data import splits
 from must.data.splits import Annotated, Listed
@@ -120,20 +121,15 @@ def check(members: Members) -> None:
         if arm.labels:
             distillation.check(settings, run, arm)
     present = grid.annotated_ids(settings)
-    for name in settings.splits:
-        lists = grid.deal(settings, name, seed, present)
-        for arm in arms.values():
-            if arm.split == name:
-                lists.images(arm, seed)
-    for name in settings.pictures:
-        if name not in arms:
-            raise sections.one_of("config.pictures", name, arms)
+    lists = {name: grid.deal(settings, name, seed, present) for name in settings.splits}
+    for arm in arms.values():
+        lists[arm.split].images(arm, seed)
+    check_names("config.pictures", settings.pictures, arms)
     known = {one.column.name for one in comparison(members).columns}
     for contrast in comparison(members).contrasts:
         for subject, reference in contrast.pairs:
-            for name in (subject, *(reference.values() if isinstance(reference, Mapping) else [reference])):
-                if name not in known:
-                    raise sections.one_of(f"config.contrasts ({contrast.name})", name, known)
+            names = (subject, *(reference.values() if isinstance(reference, Mapping) else [reference]))
+            check_names(f"config.contrasts ({contrast.name})", names, known)
 
 
 def make_splits(settings: Settings, seed: int, *, directory: str, report) -> dict:
@@ -180,8 +176,7 @@ def comparison(members: Members) -> Comparison:
     """All arms and teachers by their axes, every arm against its teachers, and the contrasts of the configuration."""
     settings = members[0].settings
     arms = arms_of(settings)
-    axes = grid.axes_of(arms)
-    columns = []
+    axes, columns = grid.axes_of(arms), []
     for split in dict.fromkeys(split for split, _ in teachers_of(arms)):
         own = {task: Answer(f"teachers/{split}-{task}") for part, task in teachers_of(arms) if part == split}
         words = f"teacher on {grid.word('split', split)}"
@@ -221,11 +216,9 @@ def _pictures(member: Member, workdir: str, task: str) -> dict[str, Any]:
     settings, arms = member.settings, arms_of(member.settings)
     able = [name for name, arm in arms.items() if task in arm.tasks]
     chosen = [name for name in settings.pictures if name in able] or able[:2]
-    split = arms[chosen[0]].split
+    split, at = arms[chosen[0]].split, os.path.join(workdir, member.prefix)
     directories = {f"teacher-{split}": f"teachers/{split}-{task}", **{name: f"grid/{name}" for name in chosen}}
-    predictors = {
-        name: predictor_of(os.path.join(workdir, member.prefix, where))[0] for name, where in directories.items()
-    }
+    predictors = {name: predictor_of(os.path.join(at, where))[0] for name, where in directories.items()}
     return picture_grid(settings, build.tasks_of(settings), task, predictors)
 
 
