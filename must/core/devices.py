@@ -288,12 +288,6 @@ def set_xla_flags(simulated_devices: int | None = None) -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 
-def pin_threads(cores: Sequence[int]) -> None:
-    """Pins this process to CPU cores, if the system supports it; call before anything initializes JAX's devices."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
-
-
 def start_pinned(cores: Sequence[int]) -> None:
     """Initializes JAX's devices with one thread per core of the machine, then pins all threads to the given cores.
 

@@ -50,7 +50,7 @@ def _readable(section: Mapping[str, Any], settings: Any, workdir: str) -> Mappin
     source = build.source(section)
     if not rejects.reads_files(source):
         return section
-    found, path = _found(source, settings, workdir), os.path.join(workdir, FILE)
+    found, path = _found(source, workdir), os.path.join(workdir, FILE)
     allowed = rejects.bound(len(source), settings.max_rejects)
     rejects.refuse_beyond(f"{source.name} ({path})", found, len(source), allowed, option="config.max_rejects")
     if not found:
@@ -59,7 +59,7 @@ def _readable(section: Mapping[str, Any], settings: Any, workdir: str) -> Mappin
     return {"kind": "without", "source": section, "ids": [reject.id for reject in found]}
 
 
-def _found(source: Source, settings: Any, workdir: str) -> list[Reject]:
+def _found(source: Source, workdir: str) -> list[Reject]:
     """What cannot be read, from the list or by reading."""
     path = os.path.join(workdir, FILE)
     if devices.is_writer() and source.fingerprint not in _known(path):

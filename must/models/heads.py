@@ -17,6 +17,12 @@ from must.models.fpn import depth_to_space, enlarge
 from must.models.layers import Norm, he_normal
 
 
+def _convolution(head: Any, name: str) -> nn.Conv:
+    """A layer of a head's tower; a norm behind it has the bias."""
+    options = {"use_bias": head.norm == "none", "kernel_init": he_normal, "dtype": head.dtype}
+    return nn.Conv(head.width, (3, 3), padding=1, name=name, **options)
+
+
 class ClassHead(nn.Module):
     """Pooled features -> logits.
 
@@ -96,15 +102,7 @@ class DenseHead(nn.Module):
         size = tuple(math.ceil(n / self.stride) for n in image_size)
         x = enlarge(x, level_stride // self.stride, size).astype(self.dtype)
         for i in range(self.depth):
-            x = nn.Conv(
-                self.width,
-                (3, 3),
-                padding=1,
-                use_bias=self.norm == "none",
-                kernel_init=he_normal,
-                dtype=self.dtype,
-                name=f"conv{i + 1}",
-            )(x)
+            x = _convolution(self, f"conv{i + 1}")(x)
             x = nn.relu(Norm(self.norm, self.axis_name, dtype=self.dtype, name=f"norm{i + 1}")(x, train=train))
         x = nn.Dense(self.channels_out * self.shuffle**2, dtype=self.dtype, name="linear")(x)
         x = depth_to_space(x.astype(jnp.float32), self.shuffle)
@@ -162,18 +160,7 @@ class DetectionHead(nn.Module):
         return {name: jnp.concatenate(levels, 1) for name, levels in parts.items()}
 
     def _tower(self, name: str):
-        convolutions = [
-            nn.Conv(
-                self.width,
-                (3, 3),
-                padding=1,
-                use_bias=self.norm == "none",
-                kernel_init=he_normal,
-                dtype=self.dtype,
-                name=f"{name}_conv{i + 1}",
-            )
-            for i in range(self.depth)
-        ]
+        convolutions = [_convolution(self, f"{name}_conv{i + 1}") for i in range(self.depth)]
         norms = [Norm(self.norm, dtype=self.dtype, name=f"{name}_norm{i + 1}") for i in range(self.depth)]
 
         def apply(x: Array) -> Array:

@@ -121,7 +121,7 @@ class LabelFiles:
         for task, (kind, table) in self._tasks.items():
             with understood(f"{self._root / task}: {id}"):
                 if id in table:
-                    labels[task] = self._label(task, kind, table[id])
+                    labels[task] = self._label(task, table[id])
         return labels
 
     @functools.cached_property
@@ -161,7 +161,7 @@ class LabelFiles:
             )
         self._tasks[task] = (kind, table)
 
-    def _label(self, task: str, kind: str, row: Mapping[str, Any]) -> Label:
+    def _label(self, task: str, row: Mapping[str, Any]) -> Label:
         """The label of one example from its row of the table."""
         if task not in self._fields:
             return dict(row)
