@@ -118,7 +118,7 @@ class LabelFiles:
         """The labels alone; the picture is not decoded."""
         id = self.ids[index]
         labels = {}
-        for task, (kind, table) in self._tasks.items():
+        for task, (_, table) in self._tasks.items():
             with understood(f"{self._root / task}: {id}"):
                 if id in table:
                     labels[task] = self._label(task, table[id])
