@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -389,10 +390,11 @@ def median_time(call: Callable[[], Any]) -> float:
     return float(np.median(times))
 
 
-def cost(networks_run: int, parameters: int, seconds: float, examples: int) -> dict[str, float]:
-    """What it takes to have all tasks of an example answered, from the time for several."""
+def cost(networks_run: int, parameters: float, seconds: float, examples: int) -> dict[str, float]:
+    """What it takes to have all tasks of an example answered, from the time for several; without parameters, if NaN."""
     rate = {"milliseconds": 1000 * seconds / examples, "images_per_second": examples / seconds}
-    return {"networks": networks_run, "parameters": parameters, **rate}
+    counted = {} if math.isnan(parameters) else {"parameters": parameters}
+    return {"networks": networks_run, **counted, **rate}
 
 
 def _scores(member, compared: Comparison, metrics, workdir: str, splits: Sequence[str]) -> list[Score]:
@@ -477,11 +479,12 @@ def _costs(members, compared: Comparison, tasks, workdir: str) -> dict[str, dict
     for one in compared.columns:
         if not one.timed or dict(one.axes) != member.axes:
             continue
-        parameters, seconds = 0, 0.0
+        parameters: float = 0
+        seconds = 0.0
         directories = dict.fromkeys(answer.network or answer.job for answer in one.by_task.values())
         for where in directories:
             if where in external:
-                predict, count = external[where], 0
+                predict, count = external[where], math.nan  # which nobody knows
             else:
                 predict, count = predictor_of(os.path.join(workdir, member.prefix + where))
             parameters += count

@@ -1,13 +1,15 @@
 """Several workdirs side by side: further seeds of one experiment, or values of the key in which they differ."""
 
 import json
+import math
 import os
 
 import pytest
 
 from must.core.types import Metric, UserError
 from must.evaluate.results import MEAN, Column, Contrast, Score, compare
-from must.experiment.compare import compare_workdirs, print_results, read_results, write_results
+from must.experiment.compare import compare_workdirs, cost, print_results, read_results, write_results
+from must.report.table import table
 
 METRICS = {"depth": Metric("abs_rel", "", False), "class": Metric("top1", "%", True)}
 
@@ -101,6 +103,15 @@ def test_a_mean_is_over_the_tasks_that_all_pairs_have():
     results = compare("must", metrics, scores, [Column(c) for c in values], [contrast], mean_label="mean")
     (mean,) = results["contrasts"]
     assert mean["mean"] == pytest.approx(2.0)  # of 2 - 1 and 4 - 1; b's second task has no counterpart
+
+
+def test_parameters_that_nobody_knows_are_a_dash():
+    scores = [Score(column, "depth", "test", 0, 1.0) for column in ("teacher", "student")]
+    costs = {"teacher": cost(2, math.nan, 0.5, 4), "student": cost(1, 250_000, 0.25, 4)}
+    columns = [Column("teacher"), Column("student")]
+    text = table(compare("must", {"depth": METRICS["depth"]}, scores, columns, [], title="t", costs=costs), 100)
+    rows = [line.split() for line in text[text.index("Cost of all tasks") :].splitlines()]
+    assert ["teacher", "2", "–", "125.00", "8"] in rows and ["student", "1", "0.25", "62.50", "16"] in rows
 
 
 def test_what_does_not_fit_together_is_one_line(tmp_path):

@@ -168,7 +168,7 @@ def test_a_label_pass_sees_large_pictures_in_tiles(tmp_path):
     encoder = Encoder(TASKS, FRAME)
     options = {"shards": 1, "batch_size": 2}
     one = LabelPass({POOL: Photos(str(tmp_path / "photos"))}, TASKS, encoder, options, tiles=((2, 2), 0.25))
-    run_pass(one, [EYE], str(tmp_path), (0, 1), lambda *progress: None)
+    run_pass(lambda: (one, [EYE]), str(tmp_path), (0, 1), lambda *progress: None)
     records = Records(records_directory(str(tmp_path)))
     found = [records[i].labels for i in range(2)]
     order = np.argsort(found[0]["boxes"]["classes"])
