@@ -1,6 +1,6 @@
 """Speed of a label pass relative to its teachers alone, its memory over time, and the size of records.
 
-    python tests/benchmarks/label_rate.py --images=32 --rounds=5              # ResNet-18 on 256 px, JPEGs of 512 px
+    python tests/benchmarks/label_rate.py [--quick] [--json FILE]             # ResNet-18 on 256 px, JPEGs of 512 px
     python tests/benchmarks/label_rate.py --parts=one --size=64 --photo=64 --depth=10 --width=16 --channels=32 \
         --images=1024 --batch=64                                              # small pictures
     python tests/benchmarks/label_rate.py --parts=host,memory,bytes
@@ -22,13 +22,19 @@ import argparse
 import functools
 import os
 import statistics
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import simplejpeg
 from scipy.ndimage import gaussian_filter, zoom
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import measure
 
 from must.core.types import Example, Teacher
 from must.data.geometry import transform_image, whole_image
@@ -96,7 +102,9 @@ def forward(built: list[Teacher], images: np.ndarray, batch: int) -> None:
     jax.block_until_ready(predicted)
 
 
-def compare(title: str, source: Jpegs, built: list[Teacher], options: argparse.Namespace) -> None:
+def compare(
+    results: measure.Results, title: str, source: Jpegs, built: list[Teacher], options: argparse.Namespace
+) -> None:
     """Bare forward passes and the label pass in turn."""
     size = (options.size, options.size)
     pictures = (source[i].image for i in range(len(source)))
@@ -116,11 +124,8 @@ def compare(title: str, source: Jpegs, built: list[Teacher], options: argparse.N
     for unit, which in (("wall", 0), ("processor", 1)):
         bare, full = ([1000 * pair[which] / len(source) for pair in pairs] for pairs in spent.values())
         ratio = statistics.median(a / b for a, b in zip(bare, full, strict=True))
-        print(
-            f"{title}: {unit} time an image: forward {statistics.median(bare):.2f} ms, "
-            f"label pass {statistics.median(full):.2f} ms, ratio {ratio:.3f}",
-            flush=True,
-        )
+        values = {"forward_ms": statistics.median(bare), "label_pass_ms": statistics.median(full), "ratio": ratio}
+        results.add(f"{title}, {unit} time an image", **values)
 
 
 def painted(size: int, stride: int, count: int = 8, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
@@ -170,7 +175,7 @@ def painted(size: int, stride: int, count: int = 8, seed: int = 0) -> dict[str, 
     return found
 
 
-def measure_bytes(stride: int) -> None:
+def measure_bytes(results: measure.Results, stride: int) -> None:
     """The table of `describe` for 512 px."""
     predicted = painted(512, stride)
     teacher = Teacher("painted", build_tasks(32, stride), lambda images: predicted, (512, 512), "0")
@@ -178,9 +183,7 @@ def measure_bytes(stride: int) -> None:
     source.files = source.files[:8]
     plan = make_plan("pool", "train", source, shards=16, batch_size=8)
     cost = estimate(plan, source, [teacher])
-    print(
-        f"\nstride {stride}: {sum(cost.fields.values()) - cost.fields['image']:,.0f} bytes a record without the picture"
-    )
+    results.add(f"stride {stride}", bytes_without_the_picture=sum(cost.fields.values()) - cost.fields["image"])
     print(describe(cost, plan), flush=True)
 
 
@@ -193,7 +196,7 @@ def painting_teacher(size: int, batch: int, names: tuple[str, ...] = ()) -> Teac
     return Teacher("painted", tasks, lambda images: predicted, (size, size), "0")
 
 
-def measure_host(source: Jpegs, options: argparse.Namespace) -> None:
+def measure_host(results: measure.Results, source: Jpegs, options: argparse.Namespace) -> None:
     """A label pass whose teacher costs nothing."""
     teacher, spent = painting_teacher(options.size, options.batch), []
     for _ in range(options.rounds + 1):
@@ -203,10 +206,10 @@ def measure_host(source: Jpegs, options: argparse.Namespace) -> None:
                 f"{directory}/1.0.0", "rate", source, [teacher], shards=options.shards, batch_size=options.batch
             )
             spent.append(1000 * (time.process_time() - start) / len(source))
-    print(f"host: {statistics.median(spent[1:]):.2f} ms of processor time an image", flush=True)
+    results.add("host", processor_ms_an_image=statistics.median(spent[1:]))
 
 
-def measure_memory(count: int = 10_000, size: int = 64) -> None:
+def measure_memory(results: measure.Results, count: int = 10_000, size: int = 64) -> None:
     """Resident memory while small pictures are labeled by a teacher that costs nothing."""
     teacher, resident, page = painting_teacher(size, 64, DENSE), {}, os.sysconf("SC_PAGESIZE") / 2**20
 
@@ -220,41 +223,36 @@ def measure_memory(count: int = 10_000, size: int = 64) -> None:
         start = time.perf_counter()
         label_images(f"{directory}/1.0.0", "rate", Jpegs(count, size), [teacher], batch_size=64, progress=look)
     seconds = time.perf_counter() - start
-    marks = ", ".join(f"{mib:.0f} MiB after {at:,}" for at, mib in resident.items())
-    print(f"memory: {marks} images, {seconds:.0f} s", flush=True)
+    for at, mib in resident.items():
+        results.add(f"memory after {at:,} images", mib=mib)
+    results.add(f"{count:,} images of {size} px", images_per_second=count / seconds)
+
+
+QUICK = {"images": 8, "size": 64, "photo": 64, "depth": 10, "width": 8, "channels": 8, "batch": 4, "rounds": 1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="one,five,host,memory,bytes")
-    for name, default in {
-        "images": 32,
-        "size": 256,
-        "photo": 512,
-        "depth": 18,
-        "width": 64,
-        "channels": 128,
-        "batch": 8,
-        "shards": 2,
-        "rounds": 5,
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
-    parts = options.parts.split(",")
+    options = measure.options(
+        __doc__, parts="", images=32, size=256, photo=512, depth=18, width=64, channels=128, batch=8, shards=2, rounds=5
+    )
+    results = measure.Results(options.json)
+    if options.quick:
+        vars(options).update(QUICK)
+    parts = (options.parts or ("one,host" if options.quick else "one,five,host,memory,bytes")).split(",")
     tasks = build_tasks(options.channels)
     source = Jpegs(options.images, options.photo)
     if "one" in parts:
-        compare("one teacher of five tasks", source, [build_teacher("all", tasks, options)], options)
+        compare(results, "one teacher of five tasks", source, [build_teacher("all", tasks, options)], options)
     if "five" in parts:
         five = [build_teacher(name, {name: task}, options) for name, task in tasks.items()]
-        compare("five teachers", source, five, options)
+        compare(results, "five teachers", source, five, options)
     if "host" in parts:
-        measure_host(source, options)
+        measure_host(results, source, options)
     if "memory" in parts:
-        measure_memory()
+        measure_memory(results)
     if "bytes" in parts:
-        measure_bytes(4)
-        measure_bytes(1)
+        measure_bytes(results, 4)
+        measure_bytes(results, 1)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from must.core.ratio import Ratio, divide, weighted_sum
 from must.core.types import Balance, Batch, Objective, PerExample, UserError
 from must.train.state import create
 from must.train.step import train_step
+from tests.support.collectives import collectives
 
 ROWS, WIDTH, PIXELS, CLASSES = 32, 12, 6, 5
 
@@ -135,6 +136,19 @@ def test_one_device_equals_eight_by_pmap_and_by_shard_map():
     wrong_step, fresh = make_step(mean_of_device_means)
     wrong = train(devices.parallelize(wrong_step, donate=(0,)), fresh())
     assert farthest(one, wrong) > 1e-3, "the batch is too even to tell a masked mean from a mean of device means"
+
+
+@pytest.mark.devices(8)
+def test_devices_exchange_gradients_batch_statistics_and_logged_sums_alone():
+    step, fresh = make_step()
+    state = fresh()
+    exchanged = collectives(devices.parallelize(step).lower(state, make_batch(0), FROZEN))
+    assert set(exchanged) == {"all-reduce"}
+    scalar = 4
+    gradients = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    statistics = sum(leaf.nbytes for leaf in jax.tree.leaves(state.model_state))  # once forward, once backward
+    assert sum(size for size in exchanged["all-reduce"] if size > scalar) == gradients + 2 * statistics
+    assert exchanged["all-reduce"].count(scalar) <= 3 * 2 + 2  # losses, denominators, presence of two tasks, and totals
 
 
 @pytest.mark.devices(8)
