@@ -2,8 +2,9 @@
 
 Programs read and write local files, each of which appears whole; what is new goes to the bucket in the background, and
 what other machines wrote comes down first. `done.json` files, which say that others are complete, travel last in both
-directions. One run at a time owns a workdir: owners are numbered, and the object of the next number is created only if
-there is none, which the store grants to exactly one.
+directions. Shards of records that other machines wrote stay in the bucket until somebody reads them, see `at_hand`. One
+run at a time owns a workdir: owners are numbered, and the object of the next number is created only if there is none,
+which the store grants to exactly one.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -19,12 +21,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from must.core import files, notices
+from must.core import files, notices, shard_cache
 from must.core.types import UserError, first_line
 
 _OWNERS, _STATE, _LOCK, _LAST = ".owners", ".bucket.json", "bucket.lock", "done.json"
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 _THREADS, _TRIES = 8, 5
+_SHARD, _PROVENANCE, _UNFINISHED = re.compile(r"\.(array_record|tfrecord)-\d"), "provenance.json", "unfinished"
 _current: "list[Mirror]" = []
 
 
@@ -150,18 +153,54 @@ def fetched(path: str) -> str:
     return mirror.local
 
 
+def at_hand(path: str, sha256: str) -> str:
+    """The path of a shard, or of its copy in the cache of this machine where it lies in a bucket alone.
+
+    Raises:
+      UserError: it cannot be fetched, is damaged, or is larger than the cache.
+    """
+    if os.path.exists(path) or (away := _away(path)) is None:
+        return path
+    url, top, size = away
+    fetch = functools.partial(Mirror(url, local=top).download, os.path.relpath(path, top))
+    return shard_cache.held(sha256, os.path.basename(path), size, fetch)
+
+
+def size_away(path: str) -> int | None:
+    """Bytes of a shard that lies in a bucket alone, else None."""
+    return None if os.path.exists(path) or (away := _away(path)) is None else away[2]
+
+
+def _away(path: str) -> tuple[str, str, int] | None:
+    """(URL of the bucket's folder, its local copy, bytes) of a shard that has not been copied."""
+    top = os.path.dirname(path)
+    while not os.path.exists(state := os.path.join(top, _STATE)):
+        if top == (top := os.path.dirname(top)):
+            return None
+    known = _read_state(state, os.stat(state).st_mtime_ns)
+    form = known.get("away", {}).get(os.path.relpath(path, top))
+    return None if form is None else (known["url"], top, form[0])
+
+
+@functools.lru_cache(maxsize=8)
+def _read_state(path: str, changed: int) -> dict[str, Any]:
+    del changed
+    return files.read_json(path)
+
+
 class Mirror:
     """A folder of a bucket and its local copy.
 
     Args:
       url: of the folder.
       part: of the local copy's name, for several copies on one machine.
+      local: the copy's directory, where it is known.
 
     Attributes:
       local: the copy's directory.
     """
 
-    def __init__(self, url: str, part: str = ""):
+    def __init__(self, url: str, part: str = "", local: str = ""):
         self.url = url.rstrip("/")
         scheme, _, place = self.url.partition("://")
         if not place.strip("/"):
@@ -175,13 +214,14 @@ class Mirror:
             raise UserError(f"{url}: {extra}") from None
         except ValueError as error:
             raise UserError(f"{url}: {error}") from None
-        scratch = os.environ.get("MUST_SCRATCH") or os.path.expanduser("~/.cache/must/buckets")
         digest = hashlib.sha256(f"{self.url} {part}".encode()).hexdigest()
-        self.local = os.path.join(scratch, f"{place.strip('/').replace('/', '-')[-60:]}-{digest[:12]}")
+        name = f"{place.strip('/').replace('/', '-')[-60:]}-{digest[:12]}"
+        self.local = local or os.path.join(shard_cache.scratch(), name)
         os.makedirs(self.local, exist_ok=True)
         self._state = os.path.join(self.local, _STATE)
         known = files.read_json(self._state) if os.path.exists(self._state) else {}
         self._token, self._known = known.get("owner", ""), known.get("files", {})  # {path: [local form, remote form]}
+        self._away: dict[str, list] = known.get("away", {})  # {path: remote form}
         self._moving = threading.Lock()
 
     # --- Copies ---
@@ -202,6 +242,9 @@ class Mirror:
                     for path in (set(self._known) | set(_kept(self.local))) - set(there):
                         self._forget(path)
                 stale = {path: form for path, form in there.items() if self._differs(path, form, ahead)}
+                self._away = {path: stale.pop(path) for path in _shards(there) if path in stale}
+                for path in self._away:
+                    self._forget(path)
                 if all(_in_order(stale, functools.partial(self._get, forms=stale))):
                     self._save()
                     return len(there)
@@ -251,6 +294,11 @@ class Mirror:
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile: an old checkpoint
             self._retried(path, lambda at: self._store.put_file(local, at), local=local)
             self._known[path] = [form, None]
+            self._away.pop(path, None)
+
+    def download(self, path: str, target: str) -> None:
+        """Copies a file of the bucket to any path."""
+        self._retried(path, lambda at: self._store.get_file(at, target))
 
     def _forget(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -268,7 +316,7 @@ class Mirror:
         }
 
     def _save(self) -> None:
-        files.write_json(self._state, {"url": self.url, "owner": self._token, "files": self._known})
+        files.write_json(self._state, {"url": self.url, "owner": self._token, "files": self._known, "away": self._away})
 
     def _retried(self, path: str, call: Callable[[str], Any], *, local: str = "", missing: bool = False) -> Any:
         """The call with the object's name; a store that does not answer is asked again for about half a minute."""
@@ -372,6 +420,14 @@ def _in_order(paths: Iterable[str], move: Callable[[str], Any]) -> list[Any]:
             for last in (False, True)
             for result in list(pool.map(move, [path for path in paths if path.endswith(_LAST) == last]))
         ]
+
+
+def _shards(paths: Iterable[str]) -> list[str]:
+    """Those of records, finished or not."""
+    paths = list(paths)
+    records = {os.path.dirname(path) for path in paths if os.path.basename(path) == _PROVENANCE}
+    records |= {top for top, last in map(os.path.split, map(os.path.dirname, paths)) if last == _UNFINISHED}
+    return [path for path in paths if os.path.dirname(path) in records and _SHARD.search(os.path.basename(path))]
 
 
 def _kept(top: str, *, last: bool = False) -> dict[str, list]:

@@ -1,13 +1,13 @@
 """Sources made of a source: subset, repetition, weights, cache; `must.data.merge` makes one of several.
 
 All of them keep the ids and forward a source's optional methods: `labels(index)`, the labels without decoding the
-picture, and `encoded(index)`, the bytes of the picture's file or None.
+picture, `encoded(index)`, the bytes of the picture's file or None, and `shard(index)`, see `shard_of`.
 """
 
 import hashlib
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,9 @@ class Routed:
 
     def encoded(self, index: int) -> bytes | None:
         return encoded_of(*self._route(index))
+
+    def shard(self, index: int) -> Hashable:
+        return shard_of(*self._route(index))
 
     def route(self, index: int) -> tuple[Source, int]:
         """The source that an example comes from, and its index there."""
@@ -233,6 +236,12 @@ def encoded_of(source: Source, index: int) -> bytes | None:
     """The bytes of the picture's file, None if the source has no file."""
     method = getattr(source, "encoded", None)
     return None if method is None else method(index)
+
+
+def shard_of(source: Source, index: int) -> Hashable:
+    """What has to be fetched to read an example and takes the place of others, such as a shard in a bucket; or None."""
+    shard = getattr(source, "shard", None)
+    return None if shard is None else shard(index)
 
 
 def as_list(sources: Sequence[Source] | Mapping[str, Source]) -> list[Source]:

@@ -1,7 +1,7 @@
 """From a source to batches: shuffling, geometry, views, stacking; deterministic given index and seed.
 
-Training batches come from Grain, whose iterator state is saved in checkpoints. All processes draw the same global
-order, and each reads its own rows of every batch.
+Training batches come from Grain, whose iterator state is saved in checkpoints. All processes know the same global
+order, see `must.data.order`, and each reads its own rows of every batch.
 """
 
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 from must.core.types import Batch, Example, Geometry, Source, UserError
 from must.data import geometry as geometries
 from must.data.ahead import Placed, Rows
+from must.data.order import shuffled
 from must.readers.pictures import undecoded
 
 OTHER = "other"  # input: the second view of `TwoViews`
@@ -121,7 +122,7 @@ def train_batches(
     """Endless shuffled batches; `get_state` and `set_state` read and restore the position.
 
     Args:
-      source: shuffled anew every epoch.
+      source: shuffled anew every epoch, see `must.data.order`.
       encoder: of examples to rows.
       batch_size: over all processes.
       seed: of order and geometry.
@@ -142,7 +143,7 @@ def train_batches(
     if batch_size % count:
         raise UserError(f"batch_size {batch_size} is not divisible by {count} processes")
 
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    order = shuffled(source, seed, count, batch_size)
     sizes = [tuple(size) for size in sizes]
     batches = _Batches(order, source, encoder, seed, process, batch_size, sizes, sizes_until, extras, tuple(changes))
     return Rows(batches, threads, workers)

@@ -332,7 +332,7 @@ class Job:
             if not held or self.complete() or not all(records):
                 return
             for shard, facts in enumerate(records):
-                path = os.path.join(self.directory, facts["file"])
+                path = buckets.at_hand(os.path.join(self.directory, facts["file"]), facts["sha256"])
                 if not os.path.exists(path) or file_hash(path) != facts["sha256"]:
                     os.remove(self._path(shard, "done.json"))
                     return

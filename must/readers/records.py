@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from must.core import buckets, shard_cache
 from must.core.arguments import path_of
 from must.core.files import read_bytes, read_sealed
 from must.core.labels import broken_contract
@@ -28,6 +29,7 @@ from must.readers.tfrecords import TfRecordFile
 
 COMMITTED, PROVENANCE, IDS = "dataset_info.json", "provenance.json", "ids.txt"
 _ADDED = "added"
+_OPEN = 4  # shards of a bucket that a process reads at a time, see `must.data.order`
 
 
 class Records:
@@ -41,6 +43,8 @@ class Records:
       provenance: the content of provenance.json; "tasks" includes the tasks of the additions, and "added" is
         {name: content of the addition's provenance.json}.
       specs: {task: {field: ArraySpec}} of the tasks that are read.
+
+    Shards that lie in a bucket alone come when their first record is read, and are compared with their SHA-256 then.
     """
 
     def __init__(
@@ -105,6 +109,8 @@ class Records:
                 self._added.append((addition, np.array([places.get(id, -1) for id in self.ids], np.int64)))
                 hashes.append(addition.fingerprint)
         self.fingerprint = _hash(hashes + sorted(self._own))
+        away = sum(buckets.size_away(self._path(shard)) or 0 for shard in range(len(self._shards)))
+        self._passing = away > 0 and away > shard_cache.bound()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -129,6 +135,10 @@ class Records:
         data = self._read(index, {})[1]
         return untagged(data) if isinstance(data, bytes) else None
 
+    def shard(self, index: int) -> tuple[str, int] | None:
+        """What is fetched to read a record, where not all shards fit into the cache of this machine at a time."""
+        return (self._directory, bisect.bisect_right(self._starts, index)) if self._passing else None
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_readers": {}, "_lock": None}
 
@@ -148,22 +158,41 @@ class Records:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         shard = bisect.bisect_right(self._starts, index) - 1
-        path = os.path.join(self._directory, self._shards[shard]["file"])
+        path = self._path(shard)
         try:
-            (record,) = self._reader(shard, path).read([index - self._starts[shard]])
+            (record,) = self._reader(shard).read([index - self._starts[shard]])
             found = decode_record(record, specs)
             for task, label in found[2].items():
                 if problem := broken_contract(label, len(self.classes.get(task, ()))):
                     raise ValueError(f"{task}.{problem}")
             return found
+        except UserError:
+            raise
         except Exception as error:  # the reader, the parser and zlib each raise their own types
             raise UserError(f"{path}: record {self.ids[index]} is damaged ({error})") from None
 
-    def _reader(self, shard: int, path: str) -> Any:
+    def _path(self, shard: int) -> str:
+        return os.path.join(self._directory, self._shards[shard]["file"])
+
+    def _reader(self, shard: int) -> Any:
         with self._lock:
-            if shard not in self._readers:
-                self._readers[shard] = _open(path)
-            return self._readers[shard]
+            if (reader := self._readers.get(shard)) is not None:
+                return reader
+        path = self._path(shard)
+        while True:
+            here = buckets.at_hand(path, self._shards[shard]["sha256"])
+            try:
+                reader = _open(here)
+                break
+            except Exception:
+                if here == path or os.path.exists(here):
+                    raise
+                # Another process has needed the room meanwhile.
+        with self._lock:
+            if here != path:
+                for other in list(self._readers)[: 1 - _OPEN]:  # the cache has no room for what stays open
+                    del self._readers[other]
+            return self._readers.setdefault(shard, reader)
 
 
 def read_provenance(directory: str) -> dict[str, Any]:
@@ -216,6 +245,10 @@ def _check_file(directory: str, entry: dict[str, Any], verify: bool) -> None:
     path = os.path.join(directory, entry["file"])
     if os.path.basename(path) != entry["file"]:
         raise UserError(f"{os.path.join(directory, PROVENANCE)}: file {entry['file']!r} is not one of this folder")
+    if (size := buckets.size_away(path)) is not None:
+        if size != entry["bytes"]:
+            raise UserError(f"{path}: has {size} bytes in the bucket, expected {entry['bytes']}")
+        return
     if not os.path.isfile(path):
         raise UserError(f"{path}: " + ("not a regular file" if os.path.exists(path) else "missing"))
     size = os.path.getsize(path)
