@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
-from must.core import buckets, files
+from must.core import files, mirror
 from must.core.types import UserError
 from must.readers.records import COMMITTED, IDS, PROVENANCE, Records, file_hash, read_provenance, stored_records
 from must.readers.tfds import write_tfds_info
@@ -71,7 +71,7 @@ def _write_shard(records: str, directory: str, shard: dict[str, Any]) -> dict[st
 
     adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.TFRECORD]
     file = shard["file"].replace(".array_record-", f".{FILE_FORMAT}-")
-    source = buckets.at_hand(os.path.join(records, shard["file"]), shard["sha256"])
+    source = mirror.at_hand(os.path.join(records, shard["file"]), shard["sha256"])
     path = os.path.join(directory, file)
     adapter.write_examples(path, ((None, record) for record in stored_records(source)))
     if _digest(adapter.make_tf_data(path).as_numpy_iterator()) != _digest(stored_records(source)):

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from must.core import buckets, files
+from must.core import buckets, files, mirror
 from must.core.arguments import path_of
 from must.core.notices import notice
 from must.core.types import Source, Teacher, UserError
@@ -332,7 +332,7 @@ class Job:
             if not held or self.complete() or not all(records):
                 return
             for shard, facts in enumerate(records):
-                path = buckets.at_hand(os.path.join(self.directory, facts["file"]), facts["sha256"])
+                path = mirror.at_hand(os.path.join(self.directory, facts["file"]), facts["sha256"])
                 if not os.path.exists(path) or file_hash(path) != facts["sha256"]:
                     os.remove(self._path(shard, "done.json"))
                     return

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from must.core import buckets, shard_cache
+from must.core import mirror, shard_cache
 from must.core.arguments import path_of
 from must.core.files import read_bytes, read_sealed
 from must.core.labels import broken_contract
@@ -109,7 +109,7 @@ class Records:
                 self._added.append((addition, np.array([places.get(id, -1) for id in self.ids], np.int64)))
                 hashes.append(addition.fingerprint)
         self.fingerprint = _hash(hashes + sorted(self._own))
-        away = sum(buckets.size_away(self._path(shard)) or 0 for shard in range(len(self._shards)))
+        away = sum(mirror.size_away(self._path(shard)) or 0 for shard in range(len(self._shards)))
         self._passing = away > 0 and away > shard_cache.bound()
 
     def __len__(self) -> int:
@@ -180,7 +180,7 @@ class Records:
                 return reader
         path = self._path(shard)
         while True:
-            here = buckets.at_hand(path, self._shards[shard]["sha256"])
+            here = mirror.at_hand(path, self._shards[shard]["sha256"])
             try:
                 reader = _open(here)
                 break
@@ -245,7 +245,7 @@ def _check_file(directory: str, entry: dict[str, Any], verify: bool) -> None:
     path = os.path.join(directory, entry["file"])
     if os.path.basename(path) != entry["file"]:
         raise UserError(f"{os.path.join(directory, PROVENANCE)}: file {entry['file']!r} is not one of this folder")
-    if (size := buckets.size_away(path)) is not None:
+    if (size := mirror.size_away(path)) is not None:
         if size != entry["bytes"]:
             raise UserError(f"{path}: has {size} bytes in the bucket, expected {entry['bytes']}")
         return
