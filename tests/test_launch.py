@@ -369,6 +369,20 @@ def test_kubernetes_labels_in_an_indexed_job(cluster):
     assert _pod(spec) == ["python", "-m", "must.main", *ESCAPED, "--stage=label", "--part=$(INDEX)/16"]
 
 
+@pytest.mark.parametrize("options", [("--nodes=4",), ("--nodes=3", "--label-parts=16")], ids=["training", "labeling"])
+@pytest.mark.parametrize("version", ["1.29", "1.33"])
+def test_kubernetes_own_schema_knows_every_key(cluster, options, version):
+    schemas = pytest.importorskip("kubernetes_validate")
+    made = _manifest(cluster, *options)
+    if made["kind"] == "JobSet":  # whose own schema is not Kubernetes', but it holds templates of jobs
+        spec = made["spec"]["replicatedJobs"][0]["template"]["spec"]
+        made = {"apiVersion": "batch/v1", "kind": "Job", "metadata": made["metadata"], "spec": spec}
+    schemas.validate(made, version, strict=True)
+    made["spec"]["template"]["spec"]["nodeselector"] = {}
+    with pytest.raises(schemas.ValidationError, match="nodeselector"):
+        schemas.validate(made, version, strict=True)
+
+
 def test_kubernetes_mistakes_are_named(cluster):
     for options, said in (
         (["--name=A b", *GKE[1:]], "--name=A b: expected"),
