@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from must.core import files
 from must.core.notices import Notice
 from must.core.types import UserError
 from must.pseudo_label.plan import make_plan
 from must.pseudo_label.shards import ShardFile
+from must.pseudo_label.write import Job
 from must.readers.records import Records
 from tests.support.toy_labels import ToySource, ToyTask, label_toy, toy_teacher
 
@@ -105,6 +107,35 @@ def test_workers_in_threads_share_the_shards(tmp_path, reference):
     assert tree(tmp_path / "1.0.0") == reference
     plan = make_plan("toy", "train", ToySource(), shards=6, batch_size=4)
     assert len(calls) == sum(len(plan.batches(shard)) for shard in range(6))  # no shard twice
+
+
+def test_a_shard_that_another_worker_finishes_meanwhile_stays_done(tmp_path):
+    """Its done record appears while somebody looks for it, again and again."""
+    directory = tmp_path / "1.0.0"
+    job = Job(str(directory), make_plan("toy", "train", ToySource(), shards=6, batch_size=4), 0, 600.0, print)
+    done, over = directory / "unfinished" / "00000.done.json", threading.Event()
+    done.parent.mkdir(parents=True)
+
+    def look():
+        while not over.is_set():
+            job._record(0)
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        lost = 0
+        for number in range(300):
+            files.write_json(done, files.sealed({"count": number}))
+            try:
+                os.remove(done)
+            except FileNotFoundError:
+                lost += 1
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert lost == 0
 
 
 def test_the_shards_of_a_stopped_worker_are_taken_over(tmp_path, reference):
