@@ -28,6 +28,7 @@ from must.core.types import Array, Batch, PyTree, UserError
 
 AXIS = "data"
 
+_TESTED = ((0, 10), (0, 11))  # versions of jaxlib, major and minor
 _FAST_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
 
@@ -58,13 +59,24 @@ def parallelize(
         return _across_processes(step, out_axes, tuple(donate), devices)
     if len(devices) > 1:
         return _across_devices(step, out_axes, tuple(donate), devices)
-    compiled = jax.jit(functools.partial(step, axis_name=None), donate_argnums=tuple(donate))
+    options = {"donate_argnums": tuple(donate), "compiler_options": compiler_options(devices[0])}
+    compiled = jax.jit(functools.partial(step, axis_name=None), **options)
 
     def on_one_device(state, batch, *rest, program=compiled):
         with jax.default_device(devices[0]):
             return program(state, batch, *rest)
 
     return _with_lower(step, on_one_device, lambda *args: on_one_device(*args, program=compiled.lower))
+
+
+def compiler_options(device: jax.Device) -> dict[str, str]:
+    """Options of `jax.jit` for a step on a device.
+
+    On CPU XLA drops optimization barriers before it fuses operations, and with them what `must.models` and
+    `jax.checkpoint` mean by them; elsewhere it drops them after.
+    """
+    tested = jaxlib.version.__version_info__[:2] in _TESTED
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if device.platform == "cpu" and tested else {}
 
 
 def _across_devices(step, out_axes, donate, devices):
@@ -123,7 +135,7 @@ def _across_processes(step, out_axes, donate, devices):
             # With the check, gradients of replicated parameters would already be summed over devices.
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=donate)
+        return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options(devices[0]))
 
     def spread(leaf):
         return jax.make_array_from_process_local_data(NamedSharding(mesh, rows), np.asarray(leaf))
@@ -281,7 +293,7 @@ def set_xla_flags(simulated_devices: int | None = None) -> None:
     """
     flags = [os.environ.get("XLA_FLAGS", "")]
     # XLA aborts on unknown flags, so this one is set only for tested versions.
-    if jaxlib.version.__version_info__[:2] in ((0, 10), (0, 11)) and _FAST_CONVOLUTIONS not in flags[0]:
+    if jaxlib.version.__version_info__[:2] in _TESTED and _FAST_CONVOLUTIONS not in flags[0]:
         flags.append(_FAST_CONVOLUTIONS)
     if simulated_devices is not None:
         flags.append(f"--xla_force_host_platform_device_count={simulated_devices}")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from must.core.types import Array, Features
-from must.models.layers import check_options, depth_rates, drop_path, frozen_stages, recomputed
+from must.models.layers import check_options, depth_rates, drop_path, frozen_stages, recomputed, residual
 
 SIZES = {  # blocks and widths of the stages
     "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),
@@ -106,7 +106,7 @@ class Block(nn.Module):
         y = y * self.param("scale", nn.initializers.constant(1e-6), (width,)).astype(self.dtype)
         if train and self.drop:
             y = drop_path(y, self.drop, self.make_rng("dropout"), self.axis_name)
-        return x + y
+        return residual(x, y)
 
 
 class ConvNeXt(nn.Module):

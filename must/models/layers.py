@@ -2,12 +2,14 @@
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from must.core.devices import global_row_index
@@ -102,6 +104,41 @@ def _group(x: Array) -> tuple[Array, Array]:
 
     mean, square = over_group(x.mean(axes)), over_group((x * x).mean(axes))
     return mean, jnp.maximum(square - mean * mean, 0.0)
+
+
+def residual(x: Array, y: Array) -> Array:
+    """x + y, the stream of a residual network after a branch.
+
+    XLA on CPU fuses the sums of all branches so far into each of their readers, forward and backward, and so computes
+    them anew in every block: work that grows with the square of the depth. The barrier keeps the sum, in programs that
+    are compiled with `must.core.devices.compiler_options`.
+    """
+    return jax.lax.optimization_barrier(x + y)
+
+
+def convolved(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **options: Any) -> Array:
+    """`jax.lax.conv_general_dilated` for layers of Flax, [B, H, W, C] and [k, k, C, C_out].
+
+    On CPU, where input or output are smaller than the kernel, XLA lets picture and kernel change places, forward or
+    backward, and takes twenty times as long as the products here.
+    """
+    convolve = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
+    plain = options.get("feature_group_count", 1) == 1 and not isinstance(padding, str) and x.ndim == 4
+    plain = plain and all(set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
+    if not plain or x.shape[1] // strides[0] * (x.shape[2] // strides[1]) >= kernel.shape[0] * kernel.shape[1]:
+        return convolve(x, kernel)
+
+    def products(x: Array, kernel: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        sides = zip(x.shape[1:3], kernel.shape[:2], strides, strict=True)
+        rows, columns = (range(0, size - side + 1, step) for size, side, step in sides)
+        windows = [
+            x[:, i : i + rows[-1] + 1 : strides[0], j : j + columns[-1] + 1 : strides[1]]
+            for i, j in np.ndindex(kernel.shape[:2])
+        ]
+        return jnp.concatenate(windows, -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+    return lax.platform_dependent(x, kernel, cpu=products, default=convolve)
 
 
 def drop_path(y: Array, rate: float, key: Array, axis_name: str | None) -> Array:

@@ -13,12 +13,14 @@ from must.core.types import Array, Features
 from must.models.layers import (
     Norm,
     check_options,
+    convolved,
     depth_rates,
     drop_path,
     frozen_stages,
     he_normal,
     max_pool,
     recomputed,
+    residual,
 )
 
 BLOCKS = {
@@ -75,7 +77,7 @@ class Block(nn.Module):
             x = self._norm("norm_skip")(x, train=train)
         if train and self.drop:
             y = drop_path(y, self.drop, self.make_rng("dropout"), self.axis_name)
-        return nn.relu(x + y)
+        return nn.relu(residual(x, y))
 
     def _conv(self, channels: int, kernel: int, stride: int, name: str) -> nn.Module:
         return nn.Conv(
@@ -86,6 +88,7 @@ class Block(nn.Module):
             use_bias=False,
             kernel_init=he_normal,
             dtype=self.dtype,
+            conv_general_dilated=convolved,
             name=name,
         )
 

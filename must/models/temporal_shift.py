@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from must.core.types import Array, Features
-from must.models.layers import Norm, he_normal
+from must.models.layers import Norm, he_normal, residual
 from must.models.resnet import BLOCKS, BOTTLENECK_FROM, ResNet
 
 
@@ -152,7 +152,7 @@ class Block(nn.Module):
             # A 1 x 1 x 1 convolution with a temporal stride reads every stride-th frame.
             x = SpatialConv(self.width, 1, self.stride, self.dtype, name="conv_skip")(x[:, :: self.stride])
             x = self._norm("norm_skip")(x, train=train)
-        return nn.relu(x + y)
+        return nn.relu(residual(x, y))
 
     def _norm(self, name: str, zero: bool = False) -> nn.Module:
         return Norm(self.norm, self.axis_name, self.momentum, zero, self.dtype, name=name)
@@ -235,10 +235,10 @@ class EncoderLayer(nn.Module):
         attention = nn.MultiHeadDotProductAttention(
             self.heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="attention"
         )
-        x = x + attention(nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x))
+        x = residual(x, attention(nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)))
         y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
         y = nn.gelu(self._dense(4 * width, "mlp1")(y))
-        return x + self._dense(width, "mlp2")(y)
+        return residual(x, self._dense(width, "mlp2")(y))
 
     def _dense(self, width: int, name: str) -> nn.Module:
         return nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)

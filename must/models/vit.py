@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from must.core.types import Array, Features
-from must.models.layers import check_options, depth_rates, drop_path, recomputed
+from must.models.layers import check_options, depth_rates, drop_path, recomputed, residual
 
 
 class Size(NamedTuple):
@@ -175,8 +175,9 @@ class Layer(nn.Module):
     def __call__(self, x: Array, *, train: bool, turn: tuple[np.ndarray, np.ndarray] | None = None) -> Array:
         """[B, tokens, D] -> [B, tokens, D]."""
         y = self._attention(_norm(self.family, self.dtype, "norm1")(x), turn)
-        x = x + self._branch(y, "scale1", train)
-        return x + self._branch(self._perceptron(_norm(self.family, self.dtype, "norm2")(x)), "scale2", train)
+        x = residual(x, self._branch(y, "scale1", train))
+        y = self._perceptron(_norm(self.family, self.dtype, "norm2")(x))
+        return residual(x, self._branch(y, "scale2", train))
 
     def _attention(self, x: Array, turn) -> Array:
         width = x.shape[-1]

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import measure
 
-from must.core.devices import set_xla_flags
+from must.core.devices import compiler_options, set_xla_flags
 from must.models.fpn import FPN
 from must.models.multi_head import multi_head
 from must.models.resnet import ResNet
@@ -104,7 +104,8 @@ def ours(
 
     held = [variables["params"], {key: value for key, value in variables.items() if key != "params"}]
     start = time.perf_counter()
-    program = jax.jit(step, donate_argnums=(0, 1)).lower(*held, images).compile()
+    options = compiler_options(jax.devices()[0])
+    program = jax.jit(step, donate_argnums=(0, 1), compiler_options=options).lower(*held, images).compile()
     compiled = time.perf_counter() - start
     memory, flop = program.memory_analysis(), (program.cost_analysis() or {}).get("flops", 0.0)
     size = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20 if memory else float("nan")

@@ -7,10 +7,11 @@ import numpy as np
 import optax
 import pytest
 
+from must.core.devices import parallelize
 from must.core.types import Features
 from must.models.fpn import FPN, enlarge
 from must.models.heads import ClassHead, DenseHead, DetectionHead, depth_to_space, sum_levels
-from must.models.layers import Norm, max_pool
+from must.models.layers import Norm, convolved, max_pool, residual
 from must.models.multi_head import multi_head, parameter_count
 from must.models.resnet import BLOCKS, ResNet
 
@@ -81,6 +82,43 @@ def test_zero_initialized_branches_make_a_block_the_identity_at_first():
     for name in ("stage1_block1", "stage1_block2"):  # whatever the branch computes is multiplied by zero
         variables["params"][name]["conv2"]["kernel"] += 1.0
     np.testing.assert_array_equal(apply(variables), before)
+
+
+@pytest.mark.parametrize("size,kernel,stride", [(2, 3, 1), (4, 3, 2), (1, 3, 1), (2, 7, 2), (5, 3, 2), (4, 3, 1)])
+def test_convolution_of_pictures_smaller_than_the_kernel_equals_xlas(size, kernel, stride):
+    x, weights = _random(3, size, size, 4), _random(kernel, kernel, 4, 5, key=2)
+    layout, pad = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}, ((kernel // 2, kernel // 2),) * 2
+
+    def both(convolution):
+        loss = lambda *arguments: (convolution(*arguments, (stride, stride), pad, **layout) ** 2).sum()  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(x, weights)
+
+    ours, theirs = both(convolved), both(jax.lax.conv_general_dilated)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
+    small = max(1, size // stride) ** 2 < kernel**2
+    assert (
+        "platform" in str(jax.make_jaxpr(lambda *a: convolved(*a, (stride, stride), pad, **layout))(x, weights))
+    ) == small
+
+
+def test_the_sums_of_a_residual_stream_are_computed_once():
+    """A step that devices run keeps the barriers, without which XLA makes each sum anew for every later block."""
+
+    def step(state, batch, axis_name):
+        def loss(weights):
+            x = batch
+            for one in weights:
+                x = residual(x, jnp.tanh(x) @ one)
+            return (x**2).sum()
+
+        return jax.grad(loss)(state)
+
+    arguments = jnp.ones((3, 8, 8)), jnp.ones((4, 8))
+    program = parallelize(step, devices=jax.devices()[:1]).lower(*arguments).compile().as_text()
+    assert program.count("opt-barrier(") >= 5  # of three sums and of their gradients
+    grads = parallelize(step, devices=jax.devices()[:1])(*arguments)
+    plain = jax.jit(lambda *a: step(*a, None))(*arguments)
+    np.testing.assert_allclose(grads, plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 1)])
