@@ -290,8 +290,9 @@ class Mirror:
                 if files.out_of_space(error):
                     raise
                 if attempt == _TRIES - 1:
+                    reason = ": ".join(str(error).split("\n")) or first_line(error)  # gcsfs has it in the second line
                     raise UserError(
-                        f"{self.url}/{path}: {first_line(error)}; {self.local} is whole, and the same command resumes"
+                        f"{self.url}/{path}: {reason}; {self.local} is whole, and the same command resumes"
                     ) from None
                 time.sleep(2**attempt)
         return None

@@ -1,10 +1,12 @@
 """Commands in forks of a process that has imported what they need, to be watched, limited and killed."""
 
 import importlib
+import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 
 def prepare() -> None:
@@ -35,3 +37,29 @@ def start(arguments: list[str], error: int, before: Callable[[], None] = lambda:
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def result(call: Callable[[], Any]) -> Any:
+    """What a call returns, in JSON types, from a fork: whoever has started JAX or a store's client forks no more.
+
+    Raises:
+      RuntimeError: the call failed; says why.
+    """
+    gather, send = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(gather)
+        try:
+            told = {"result": call()}
+        except BaseException as error:
+            told = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+        with os.fdopen(send, "w") as pipe:
+            json.dump(told, pipe)
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(gather) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    told = json.loads(text or '{"error": "it died"}')
+    if "error" in told:
+        raise RuntimeError(told["error"])
+    return told["result"]
