@@ -198,46 +198,60 @@ def saved(directory: Path) -> int:
     return max((int(path.name) for path in (directory / "checkpoints").glob("*") if path.name.isdigit()), default=0)
 
 
-def digest(directory: Path) -> str:
-    """Hash of the arrays of the newest checkpoint."""
+def digests(directory: Path, most: int | None = 1) -> dict[int, str]:
+    """{step: hash of its arrays} of the newest checkpoints; a kill may cut the removal of older ones short."""
 
-    def read() -> str:
+    def read() -> list[tuple[int, str]]:
         from must.train.checkpoint import Checkpoints
 
-        return Checkpoints(str(directory / "checkpoints")).facts()["sha256"]
+        found = Checkpoints(str(directory / "checkpoints"), keep=None)
+        return [(step, found.facts(step)["sha256"]) for step in found.steps()[:most]]
 
-    return forks.result(read)
+    return dict(forks.result(read))
 
 
 def resumes(trial: Trial) -> Found:
-    """R1: killed at random moments, inside saves too, a student ends in the same bits."""
-    steps = [f"--config.{section}.steps=60" for section in ("student", "supervised", "scratch")]
-    flags = ("--stage=student", *steps, "--config.student.checkpoint_every=2")
+    """R1: killed at random moments, inside saves too, a student goes on and ends in the same bits."""
+    steps = [f"--config.{section}.steps=40" for section in ("student", "supervised", "scratch")]
+    flags = ("--stage=student", *steps, "--config.student.checkpoint_every=1")
     for stage in ("teachers", "label"):
         trial.run(trial.top / "base", f"--stage={stage}", *flags[1:])
-    whole, rng, kills, inside, equal, runs = trial.top / "whole", random.Random(0), 0, 0, 0, 0
+    whole, rng, kills, inside, right, ends, runs = trial.top / "whole", random.Random(0), 0, 0, 0, 0, 0
     shutil.copytree(trial.top / "base", whole)
-    trial.run(whole, *flags)
-    wanted, many = digest(whole / "student"), trial.times(2, 20)
+
+    def keep_all() -> None:
+        from must.experiment import training
+
+        training._KEPT = None
+
+    trial.run(whole, *flags, before=keep_all)
+    wanted, many = digests(whole / "student", None), trial.times(2, 20)
     while kills < many:
         workdir, runs = trial.top / f"killed-{runs}", runs + 1
         shutil.copytree(trial.top / "base", workdir)
         student = workdir / "student"
-        for _ in range(4):
-            mark, (child, said) = saved(student) + rng.choice((2, 4, 6)), trial.begin(workdir, *flags)
+        for _ in range(10):
+            mark, (child, said) = saved(student) + rng.choice((1, 1, 2)), trial.begin(workdir, *flags)
             wait_until(lambda: saved(student) >= mark or gone(child), 60)
             if rng.random() < 0.5:  # in the middle of the next save
                 wait_until(lambda: any((student / "checkpoints").glob("*tmp*")) or gone(child), 5)
             else:
                 time.sleep(rng.uniform(0, 0.1))
-            if not gone(child) and kills < many:
+            if not (over := gone(child) or kills == many):
                 inside += any((student / "checkpoints").glob("*tmp*"))
                 os.kill(child, signal.SIGKILL)
                 kills += 1
             ended(child, said, time.monotonic())
+            if over:
+                break
+            (newest,) = digests(student).items()
+            right += wanted.get(newest[0]) == newest[1] and newest[0] >= mark
         trial.run(workdir, *flags)
-        equal += digest(student) == wanted
-    return Found(f"{kills} kills, {inside} inside saves, {equal} of {runs} runs bit-identical", equal == runs)
+        ends += [*digests(student).items()] == [max(wanted.items())]
+    figure = (
+        f"{right} of {kills} kills, {inside} inside saves, left the bits of an undisturbed run, {ends} of {runs} ends"
+    )
+    return Found(figure, right == kills == many and ends == runs)
 
 
 def gone(child: int) -> bool:
@@ -298,20 +312,26 @@ def records(workdir: Path) -> dict[str, bytes]:
 
 def killed_labels(trial: Trial) -> Found:
     """R3: a label pass that is killed ends in the same bytes, in a folder and in a bucket."""
+    figure, met = forks.result(functools.partial(killed_workers, trial))
+    for kind in [] if trial.quick else ["POSIX", *trial.stores()]:
+        with serving(kind) if kind != "POSIX" else contextlib.nullcontext() as store:
+            told, fine = killed_pass(trial, kind, store)
+        figure, met = f"{figure}; {told}", met and fine
+    trial.times(1, 10)
+    return Found(figure, met, trial.untried_stores())
+
+
+def killed_workers(trial: Trial) -> tuple[str, bool]:
+    """Kills workers whose labels have fields of every kind."""
     from tests.experiments import label_kills
     from tests.support.toy_labels import ToySource, label_toy
 
     options = argparse.Namespace(kills=trial.times(1, 10), images=trial.times(128, 320), seconds=0.03, seed=0)
     label_toy(trial.top / "alone" / "1.0.0", source=ToySource(options.images), **label_kills.SETTINGS)
-    want = label_kills.tree(trial.top / "alone" / "1.0.0")
-    got = label_kills.killed_pass(trial.top / "killed" / "1.0.0", 1 if trial.quick else 2, want, options)
-    figure = f"POSIX, {1 if trial.quick else 2} workers: {got.kills} kills, {got.lost} lost, {got.doubled} doubled, "
-    figure, met = figure + f"bytes {'same' if got.equal else 'OTHER'}", got.equal and not got.lost + got.doubled
-    for kind in [] if trial.quick else ["POSIX", *trial.stores()]:
-        with serving(kind) if kind != "POSIX" else contextlib.nullcontext() as store:
-            told, fine = killed_pass(trial, kind, store)
-        figure, met = f"{figure}; {told}", met and fine
-    return Found(figure, met, trial.untried_stores())
+    want, workers = label_kills.tree(trial.top / "alone" / "1.0.0"), trial.times(1, 2)
+    got = label_kills.killed_pass(trial.top / "killed" / "1.0.0", workers, want, options)
+    figure = f"POSIX, workers: {got.kills} kills, {got.lost} lost, {got.doubled} doubled, "
+    return figure + f"bytes {'same' if got.equal else 'OTHER'}", got.equal and not got.lost + got.doubled
 
 
 def killed_pass(trial: Trial, kind: str, store: stores.Store | None) -> tuple[str, bool]:
@@ -324,9 +344,9 @@ def killed_pass(trial: Trial, kind: str, store: stores.Store | None) -> tuple[st
         shutil.copytree(base, workdir)
     else:
         put(workdir := f"{store.url}/killed", base, trial.top / f"{kind}-source")
-    begun: set[str] = set()
-    redone: dict[bool, list[int]] = {False: [], True: []}
-    kills, where = 0, 0
+    last: dict[str, int] = {}  # the run that last began a shard
+    redone = [0] * (many + 1)  # shards of each run that had to be begun anew
+    moves, kills = () if store is None else (4, 7), 0  # kills after which another machine goes on
 
     def slow() -> None:
         """A tenth of a second per shard, each of which is told when it begins."""
@@ -342,18 +362,19 @@ def killed_pass(trial: Trial, kind: str, store: stores.Store | None) -> tuple[st
         ShardFile.__init__, ShardFile.add = told, lambda self, rows: (time.sleep(0.05), add(self, rows))[1]
 
     while True:
-        before, moved = len(log.read_text().split()), store is not None and kills in (4, 7)
-        where += moved  # to a second machine, and back to the first, whose copy is old by then
-        child, said = trial.begin(workdir, "--stage=label", *LABELS, before=on(trial.top / f"{kind}-{where % 2}", slow))
+        before, where = len(log.read_text().split()), sum(kills >= move for move in moves) % 2
+        machine = on(trial.top / f"{kind}-{where}", slow)  # in the end the first one again, whose copy is old by then
+        child, said = trial.begin(workdir, "--stage=label", *LABELS, before=machine)
         mark = before + rng.choice((1, 2, 3)) if kills < many else 10**6
         wait_until(lambda child=child, mark=mark: gone(child) or len(log.read_text().split()) >= mark, 120)
         time.sleep(rng.uniform(0, 0.15))
         if not (finished := gone(child)):
             os.kill(child, signal.SIGKILL)
         done, new = ended(child, said, time.monotonic()), log.read_text().split()[before:]
-        if before:
-            redone[moved].append(len(begun & set(new)))
-        begun |= set(new)
+        for shard in new:
+            moved = [move - 1 for move in moves if last.get(shard, many) < move <= kills]
+            redone[(moved or [last.get(shard, many)])[0]] += shard in last
+            last[shard] = kills
         if finished:
             break
         kills += 1
@@ -362,15 +383,33 @@ def killed_pass(trial: Trial, kind: str, store: stores.Store | None) -> tuple[st
     wanted = [id for name, content in want.items() if name.endswith("ids.txt") for id in content.decode().splitlines()]
     lost, doubled = len(set(wanted) - set(ids)), len(ids) - len(set(ids))
     told = f"{kind}, a run: {kills} kills, {lost} lost, {doubled} doubled, bytes {'same' if got == want else 'OTHER'}, "
-    told += f"redone at most {max(redone[False], default=0)} shards a kill"
-    if redone[True]:
-        told += f" ({max(redone[True])} when it went on on another machine, which has what was copied)"
-    fine = done.code == 0 and got == want and not lost + doubled and kills == many and max(redone[False]) <= 1
-    return told, fine
+    stayed = max(count for kill, count in enumerate(redone) if kill + 1 not in moves)
+    told += f"redone at most {stayed} shards a kill"
+    if moves:
+        told += f", {max(redone[move - 1] for move in moves)} where another machine went on, with what had been copied"
+    return told, done.code == 0 and got == want and not lost + doubled and kills == many and stayed <= 1
 
 
 def same_bytes(trial: Trial) -> Found:
-    """R4: any number of workers writes the same bytes."""
+    """R4: any number of workers writes the same bytes, wherever."""
+    beam = not trial.quick and importlib.util.find_spec("apache_beam") is not None
+    equal, count = forks.result(functools.partial(same_workers, trial, beam))
+    by = "1, 2, 4 workers" + beam * ", two processes of Beam"
+    figure, same = f"{by}: {equal} of {count} identical", []
+    for kind in trial.stores():
+        base, want = taught(trial)
+        with serving(kind) as store:
+            put(url := f"{store.url}/run", base, trial.top / f"{kind}-source")
+            trial.run(url, "--stage=label", *LABELS, before=on(trial.top / f"{kind}-0"))
+            same.append(records(taken(url, trial.top / f"{kind}-1")) == want)
+    if same:
+        figure += f"; {', '.join(f'{kind}://' for kind in trial.stores())} and a folder: {sum(same)} of {len(same)}"
+    missing = "; ".join(filter(None, (trial.untried_stores(), "" if beam else f"Beam: {NOT_TRIED}")))
+    return Found(figure, equal == count and all(same), missing)
+
+
+def same_workers(trial: Trial, beam: bool) -> tuple[int, int]:
+    """(directories of records that are equal to the first, how many there are)."""
     from tests.experiments.label_kills import tree
     from tests.support.toy_labels import label_toy
 
@@ -385,26 +424,13 @@ def same_bytes(trial: Trial) -> Found:
         for one in crew:
             one.join()
         trees.append(tree(directory))
-    missing, by = trial.untried_stores(), "1, 2, 4 workers"
-    if trial.quick or importlib.util.find_spec("apache_beam") is None:
-        missing = "; ".join(filter(None, (missing, f"Beam: {NOT_TRIED}")))
-    else:
+    if beam:
         from tests.pseudo_label.test_beam import SETTINGS, TWO, label_with_beam, toys
 
-        directory, by = trial.top / "beam" / "1.0.0", f"{by}, two processes of Beam"
+        directory = trial.top / "beam" / "1.0.0"
         label_with_beam(directory, "toy", toys, pipeline=TWO, **SETTINGS)
         trees.append(tree(directory))
-    equal = sum(one == trees[0] for one in trees)
-    figure, same = f"{by}: {equal} of {len(trees)} identical", []
-    for kind in trial.stores():
-        base, want = taught(trial)
-        with serving(kind) as store:
-            put(url := f"{store.url}/run", base, trial.top / f"{kind}-source")
-            trial.run(url, "--stage=label", *LABELS, before=on(trial.top / f"{kind}-0"))
-            same.append(records(taken(url, trial.top / f"{kind}-1")) == want)
-    if same:
-        figure += f"; {', '.join(f'{kind}://' for kind in trial.stores())} and a folder: {sum(same)} of {len(same)}"
-    return Found(figure, equal == len(trees) and all(same), missing)
+    return sum(one == trees[0] for one in trees), len(trees)
 
 
 def damaged_inputs(trial: Trial) -> Found:
@@ -749,6 +775,19 @@ def full_bucket(trial: Trial, kind: str, store: stores.Store) -> tuple[bool, str
 
 def hung_worker(trial: Trial) -> Found:
     """R13: the shards of a label worker that is stopped are taken over; a lost training peer ends the others."""
+    equal, figure = forks.result(functools.partial(stopped_worker, trial))
+    cases = ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP))
+    lost = [] if trial.quick else [lost_peer(trial, *case) for case in cases]
+    if lost:
+        slowest = ", ".join(f"{seconds:.0f}" for _, seconds in lost)
+        figure += f"; training peer killed, first one killed, stopped: {sum(fine for fine, _ in lost)} of {len(lost)} "
+        figure += f"others ended in one line that names it, after {slowest} s"
+    met = equal and all(fine and seconds <= 60 for fine, seconds in lost)
+    return Found(figure, met, f"training peer: {NOT_TRIED}" if trial.quick else "")
+
+
+def stopped_worker(trial: Trial) -> tuple[bool, str]:
+    """Whether another worker takes over what a stopped one holds, and what is to be said of it."""
     from tests.experiments.label_kills import tree
     from tests.pseudo_label.test_label_resume import start
     from tests.support.toy_labels import label_toy
@@ -764,17 +803,10 @@ def hung_worker(trial: Trial) -> Found:
     hung.kill()
     hung.communicate()
     equal = tree(directory) == tree(trial.top / "alone" / "1.0.0")
-    figure = (
-        f"stopped label worker: taken over, whole after {seconds:.1f} s (patience {patience} s), same bytes {equal}"
+    return (
+        equal,
+        f"stopped label worker: taken over after {patience} s, whole after {seconds:.1f} s, same bytes {equal}",
     )
-    cases = ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP))
-    lost = [] if trial.quick else [lost_peer(trial, *case) for case in cases]
-    if lost:
-        slowest = ", ".join(f"{seconds:.0f}" for _, seconds in lost)
-        figure += f"; training peer killed, first one killed, stopped: {sum(fine for fine, _ in lost)} of {len(lost)} "
-        figure += f"others ended in one line that names it, after {slowest} s"
-    met = equal and all(fine and seconds <= 60 for fine, seconds in lost)
-    return Found(figure, met, f"training peer: {NOT_TRIED}" if trial.quick else "")
 
 
 def lost_peer(trial: Trial, victim: int, sent: int) -> tuple[bool, float]:

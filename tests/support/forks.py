@@ -1,5 +1,6 @@
 """Commands in forks of a process that has imported what they need, to be watched, limited and killed."""
 
+import gc
 import importlib
 import json
 import os
@@ -8,11 +9,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from tests.support.commands import MODULES
+
 
 def prepare() -> None:
     """Imports what commands need, before the forks: nothing that starts a device."""
-    for module in ("experiment.run", "recipes.table", "recipes.must"):
-        importlib.import_module(f"must.{module}")
+    for module in MODULES:
+        importlib.import_module(module)
+    gc.freeze()  # a collection in a fork would copy every page
 
 
 def start(arguments: list[str], error: int, before: Callable[[], None] = lambda: None) -> int:
