@@ -26,7 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -864,12 +864,14 @@ def hostile_inputs(trial: Trial) -> Found:
 def two_processes(trial: Trial) -> Found:
     """R16: all stages of every recipe on two processes give the networks and the table of one."""
     from tests.recipes.test_two_processes import two_and_one
+    from tests.support.commands import finish
     from tests.support.shrunk_config import MADE
 
     recipes, equal, most = list(MADE)[: trial.times(1, len(MADE))], 0, 0.0
     for recipe in recipes:
         compared, apart = two_and_one(recipe, trial.top / recipe)
         equal, most = equal + (compared > 30 and apart < 1e-4), max(most, apart)
+    finish()  # so that its time counts
     figure = f"{equal} of {len(recipes)} recipes, largest relative difference of a weight or score {most:.1g}"
     return Found(figure, equal == len(recipes))
 
@@ -894,6 +896,9 @@ PROMISES: dict[str, tuple[str, Callable[[Trial], Found]]] = {
 }
 
 
+LONG = ("R16", "R1", "R12", "R2", "R3", "R13")  # begin first, so that no single one is left in the end
+
+
 def _tried(trial: Callable[[Trial], Found], key: str, quick: bool) -> Found:
     with tempfile.TemporaryDirectory(prefix=f"must-{key}-") as top, contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore", Notice)
@@ -901,26 +906,31 @@ def _tried(trial: Callable[[Trial], Found], key: str, quick: bool) -> Found:
     return found._replace(missing=", ".join(filter(None, (found.missing, tries.less * "tried less often"))))
 
 
-def tried(key: str, quick: bool) -> dict:
-    """One row, by a process of its own: a fork cannot follow once a device has started."""
-    promise, trial = PROMISES[key]
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    try:
-        found = Found(*forks.result(functools.partial(_tried, trial, key, quick)))
-    except RuntimeError as error:
-        found = Found(str(error), False, "the trial failed")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {
-        "row": key,
-        "promise": promise,
-        "found": found.figure,
-        "missing": found.missing,
-        "held": found.met,
-        "met": found.met and not found.missing,
-        "seconds": round(time.monotonic() - began, 1),
-        "processor_seconds": round(spent, 1),
-    }
+def tried(keys: list[str], quick: bool, together: int) -> Iterator[dict]:
+    """The rows in the order in which they end, some of them side by side, each in a process of its own."""
+    waiting = sorted(keys, key=lambda key: key not in LONG)
+    running: dict[int, tuple[str, float, IO[str]]] = {}
+    while waiting or running:
+        while waiting and len(running) < together:
+            key, began = waiting.pop(0), time.monotonic()
+            child, told = forks.begin(functools.partial(_tried, PROMISES[key][1], key, quick))
+            running[child] = key, began, told
+        child, _, spent = os.wait4(-1, 0)
+        key, began, told = running.pop(child)
+        try:
+            found = Found(*forks.outcome(told))
+        except RuntimeError as error:
+            found = Found(str(error), False, "the trial failed")
+        yield {
+            "row": key,
+            "promise": PROMISES[key][0],
+            "found": found.figure,
+            "missing": found.missing,
+            "held": found.met,
+            "met": found.met and not found.missing,
+            "seconds": round(time.monotonic() - began, 1),
+            "processor_seconds": round(spent.ru_utime + spent.ru_stime, 1),
+        }
 
 
 def main() -> None:
@@ -928,18 +938,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", default="", help="a file for the rows")
     parser.add_argument("--only", default=",".join(PROMISES), help="rows, separated by commas")
+    parser.add_argument("--together", type=int, default=min(2, os.cpu_count() or 1), help="rows side by side")
     options = parser.parse_args()
     forks.prepare()
-    rows = []
-    for key in options.only.split(","):
-        rows.append(row := tried(key, options.quick))
+    rows, began = [], time.monotonic()
+    for row in tried(options.only.split(","), options.quick, options.together):
+        rows.append(row)
         state = "met" if row["met"] else "held, not whole" if row["held"] else "NOT MET"
-        print(f"{key:4}{state:16}{row['promise']}: {row['found']}", end="")
+        print(f"{row['row']:4}{state:16}{row['promise']}: {row['found']}", end="")
         print(f" [{row['missing']}]" if row["missing"] else "", f"{row['processor_seconds']} s", flush=True)
     whole, spent = sum(row["met"] for row in rows), sum(row["processor_seconds"] for row in rows)
-    print(f"{whole} of {len(rows)} met, {spent:.0f} s of processor time")
+    seconds = time.monotonic() - began
+    print(f"{whole} of {len(rows)} met, {spent:.0f} s of processor time in {seconds:.0f} s")
     if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+        Path(options.json).write_text(
+            json.dumps(sorted(rows, key=lambda row: [*PROMISES].index(row["row"])), indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

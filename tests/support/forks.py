@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 from tests.support.commands import MODULES
 
@@ -43,12 +43,8 @@ def start(arguments: list[str], error: int, before: Callable[[], None] = lambda:
         os._exit(code)
 
 
-def result(call: Callable[[], Any]) -> Any:
-    """What a call returns, in JSON types, from a fork: whoever has started JAX or a store's client forks no more.
-
-    Raises:
-      RuntimeError: the call failed; says why.
-    """
+def begin(call: Callable[[], Any]) -> tuple[int, IO[str]]:
+    """(process id, where it will be told) of a fork that makes a call; see `outcome`."""
     gather, send = os.pipe()
     if (child := os.fork()) == 0:
         os.close(gather)
@@ -60,10 +56,26 @@ def result(call: Callable[[], Any]) -> Any:
             json.dump(told, pipe)
         os._exit(0)
     os.close(send)
-    with os.fdopen(gather) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    told = json.loads(text or '{"error": "it died"}')
-    if "error" in told:
-        raise RuntimeError(told["error"])
-    return told["result"]
+    return child, os.fdopen(gather)
+
+
+def outcome(told: IO[str]) -> Any:
+    """What the call returned, in JSON types.
+
+    Raises:
+      RuntimeError: the call failed; says why.
+    """
+    with told:
+        found = json.loads(told.read() or '{"error": "it died"}')
+    if "error" in found:
+        raise RuntimeError(found["error"])
+    return found["result"]
+
+
+def result(call: Callable[[], Any]) -> Any:
+    """What a call returns, from a fork to its end: whoever has started JAX or a store's client forks no more."""
+    child, told = begin(call)
+    try:
+        return outcome(told)
+    finally:
+        os.waitpid(child, 0)
