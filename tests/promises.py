@@ -212,7 +212,8 @@ def digests(directory: Path, most: int | None = 1) -> dict[int, str]:
 
 def resumes(trial: Trial) -> Found:
     """R1: killed at random moments, inside saves too, a student goes on and ends in the same bits."""
-    steps = [f"--config.{section}.steps=40" for section in ("student", "supervised", "scratch")]
+    length = trial.times(12, 40)
+    steps = [f"--config.{section}.steps={length}" for section in ("student", "supervised", "scratch")]
     flags = ("--stage=student", *steps, "--config.student.checkpoint_every=1")
     for stage in ("teachers", "label"):
         trial.run(trial.top / "base", f"--stage={stage}", *flags[1:])
@@ -908,7 +909,7 @@ def _tried(trial: Callable[[Trial], Found], key: str, quick: bool) -> Found:
 
 def tried(keys: list[str], quick: bool, together: int) -> Iterator[dict]:
     """The rows in the order in which they end, some of them side by side, each in a process of its own."""
-    waiting = sorted(keys, key=lambda key: key not in LONG)
+    waiting = sorted(keys, key=lambda key: LONG.index(key) if key in LONG else len(LONG))
     running: dict[int, tuple[str, float, IO[str]]] = {}
     while waiting or running:
         while waiting and len(running) < together:
