@@ -54,11 +54,12 @@ class Found(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a command ended: exit status, lines of its standard error, seconds."""
+    """How a command ended: exit status, lines of its standard error, seconds, and those of a processor."""
 
     code: int
     lines: list[str]
     seconds: float
+    processor: float
 
     def refused(self, *words: str, code: int = 2) -> bool:
         """This exit status and one line, notes aside, that has one of the words."""
@@ -133,12 +134,13 @@ class Trial:
 
 def ended(child: int, said: Path, began: float, most: float = 120) -> Ended:
     """Waits for a command, which is killed when it takes too long."""
-    while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
+    while (found := os.wait4(child, os.WNOHANG))[0] == 0:
         if time.monotonic() - began > most:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
     lines = [line for line in said.read_text(errors="replace").splitlines() if line.strip()]
-    return Ended(os.waitstatus_to_exitcode(found[1]), lines, time.monotonic() - began)
+    spent = found[2].ru_utime + found[2].ru_stime
+    return Ended(os.waitstatus_to_exitcode(found[1]), lines, time.monotonic() - began, spent)
 
 
 @contextlib.contextmanager
@@ -660,8 +662,9 @@ def foreign(trial: Trial) -> Found:
         done = trial.run(path, *(flags if any("--stage" in flag for flag in flags) else (stage, *flags)))
         fine = done.refused(says)
         missed += [] if fine else [f"{says}: {done.code} {done.lines[-1:]}"]
-        slowest, count = max(slowest, done.seconds), count + 1
-    figure = f"{count - len(missed)} of {count} named, at most {slowest:.1f} s"
+        # Of a processor: how long it takes depends on what else runs, such as another row.
+        slowest, count = max(slowest, done.processor), count + 1
+    figure = f"{count - len(missed)} of {count} named, at most {slowest:.1f} s of processor time"
     return Found(figure + (f"; NOT {missed}" if missed else ""), not missed and slowest < 5)
 
 
