@@ -9,13 +9,16 @@ long not at all, which its rows say. docs/results/promises.md has the whole tabl
 import argparse
 import ast
 import contextlib
+import functools
 import importlib.util
+import itertools
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -23,7 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -32,10 +35,14 @@ os.environ.update(JAX_PLATFORMS="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)
 
 from must.core.notices import Notice  # noqa: E402
 from must.core.types import UserError  # noqa: E402
-from tests.support import contracts, forks, hostile  # noqa: E402
+from tests.support import contracts, forks, hostile, stores  # noqa: E402
 
 TINY = "--config=tests/support/tiny_config.py:depth"
 NOT_TRIED = "not tried"
+PERIOD = 0.5  # seconds between copies to a bucket, 20 by default: trials are short
+# A label pass of many shards, to be killed between them; its teachers are trained under the same configuration.
+SHARDS = 24
+LABELS = ("--config.pool.pool.count=192", f"--config.label.shards={SHARDS}", "--config.label.batch_size=4")
 
 
 class Found(NamedTuple):
@@ -47,17 +54,18 @@ class Found(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a command ended: exit status, lines of its standard error, seconds."""
+    """How a command ended: exit status, lines of its standard error, seconds, and those of a processor."""
 
     code: int
     lines: list[str]
     seconds: float
+    processor: float
 
-    def refused(self, *words: str) -> bool:
-        """Exit status 2 and one line, notes aside, that has one of the words."""
+    def refused(self, *words: str, code: int = 2) -> bool:
+        """This exit status and one line, notes aside, that has one of the words."""
         lines = [line for line in self.lines if line.startswith("must: ") and not line.startswith("must: note")]
         clean = not any("Traceback" in line for line in self.lines) and len(lines) == 1
-        return self.code == 2 and clean and any(word in lines[0] for word in words)
+        return self.code == code and clean and any(word in lines[0] for word in words)
 
 
 class Trial:
@@ -76,18 +84,37 @@ class Trial:
         self.less = self.quick
         return quick if self.quick else whole
 
-    def begin(self, workdir: Path, *flags: str, before: Callable[[], None] = lambda: None) -> tuple[int, Path]:
+    def begin(self, workdir: Path | str, *flags: str, before: Callable[[], None] = lambda: None) -> tuple[int, Path]:
         """(process id, file of its errors) of a command that goes on."""
         said = Path(tempfile.mkstemp(dir=self.top, suffix=".err")[1])
         arguments = [TINY, f"--workdir={workdir}", "--config.workers=1", *flags]
         with open(said, "w") as file:
             return forks.start(arguments, file.fileno(), before), said
 
-    def run(self, workdir: Path, *flags: str, before: Callable[[], None] = lambda: None) -> Ended:
+    def begin_pair(self, workdir: Path, *flags: str) -> list[tuple[int, Path]]:
+        """The same for both processes of a run."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        joined = (*flags, f"--coordinator=127.0.0.1:{port}", "--processes=2")
+        return [self.begin(workdir, *joined, f"--process_id={k}") for k in range(2)]
+
+    def run(self, workdir: Path | str, *flags: str, before: Callable[[], None] = lambda: None) -> Ended:
         """A command, to its end."""
         began = time.monotonic()
         child, said = self.begin(workdir, *flags, before=before)
         return ended(child, said, began)
+
+    def stores(self) -> list[str]:
+        """The kinds of object stores to try."""
+        return [] if self.quick else [kind for kind in stores.KINDS if not stores.missing(kind)]
+
+    def untried_stores(self) -> str:
+        """What to say of those that are not."""
+        if self.quick:
+            return f"object stores: {NOT_TRIED}"
+        lacking = {kind: stores.missing(kind) for kind in stores.KINDS}
+        return ", ".join(f"{kind}://: {NOT_TRIED}, without {name}" for kind, name in lacking.items() if name)
 
     def prepared(self, stage: str = "all") -> Path:
         """A finished run to work on copies of, made once; "label" ends before the student."""
@@ -107,12 +134,65 @@ class Trial:
 
 def ended(child: int, said: Path, began: float, most: float = 120) -> Ended:
     """Waits for a command, which is killed when it takes too long."""
-    while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
+    while (found := os.wait4(child, os.WNOHANG))[0] == 0:
         if time.monotonic() - began > most:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
     lines = [line for line in said.read_text(errors="replace").splitlines() if line.strip()]
-    return Ended(os.waitstatus_to_exitcode(found[1]), lines, time.monotonic() - began)
+    spent = found[2].ru_utime + found[2].ru_stime
+    return Ended(os.waitstatus_to_exitcode(found[1]), lines, time.monotonic() - began, spent)
+
+
+@contextlib.contextmanager
+def serving(kind: str) -> Iterator[stores.Store]:
+    """A store whose client is imported once for all forks."""
+    with stores.serving(kind) as store:
+        importlib.import_module(stores.KINDS[kind][0])
+        yield store
+
+
+def on(machine: Path, more: Callable[[], None] = lambda: None) -> Callable[[], None]:
+    """What a fork runs first to be on a machine, which has local copies of its own."""
+
+    def before() -> None:
+        from must.core import buckets
+
+        os.environ["MUST_SCRATCH"] = str(machine)
+        buckets.workdir.__wrapped__.__kwdefaults__["period"] = PERIOD
+        more()
+
+    return before
+
+
+def put(url: str, folder: Path, machine: Path) -> None:
+    """Copies a folder into a bucket."""
+
+    def copy() -> None:
+        from must.core import buckets
+
+        on(machine)()
+        mirror = buckets.Mirror(url)
+        shutil.copytree(folder, mirror.local, dirs_exist_ok=True)
+        mirror.push()
+
+    forks.result(copy)
+
+
+def taken(url: str, machine: Path) -> Path:
+    """A folder of a bucket as another machine gets it."""
+
+    def fetch() -> str:
+        from must.core import buckets
+
+        on(machine)()
+        return buckets.fetched(url)
+
+    return Path(forks.result(fetch))
+
+
+def copies(machine: Path) -> Path:
+    """The local copy of the only workdir that a machine has had."""
+    return next((path for path in machine.glob("*") if path.is_dir()), machine / "none")
 
 
 def saved(directory: Path) -> int:
@@ -120,42 +200,61 @@ def saved(directory: Path) -> int:
     return max((int(path.name) for path in (directory / "checkpoints").glob("*") if path.name.isdigit()), default=0)
 
 
-def digest(directory: Path) -> str:
-    """Hash of the arrays of the newest checkpoint."""
-    from must.train.checkpoint import Checkpoints
+def digests(directory: Path, most: int | None = 1) -> dict[int, str]:
+    """{step: hash of its arrays} of the newest checkpoints; a kill may cut the removal of older ones short."""
 
-    return Checkpoints(str(directory / "checkpoints")).facts()["sha256"]
+    def read() -> list[tuple[int, str]]:
+        from must.train.checkpoint import Checkpoints
+
+        found = Checkpoints(str(directory / "checkpoints"), keep=None)
+        return [(step, found.facts(step)["sha256"]) for step in found.steps()[:most]]
+
+    return dict(forks.result(read))
 
 
 def resumes(trial: Trial) -> Found:
-    """R1: killed at random moments, inside saves too, a student ends in the same bits."""
-    steps = [f"--config.{section}.steps=60" for section in ("student", "supervised", "scratch")]
-    flags = ("--stage=student", *steps, "--config.student.checkpoint_every=2")
+    """R1: killed at random moments, inside saves too, a student goes on and ends in the same bits."""
+    length = trial.times(12, 40)
+    steps = [f"--config.{section}.steps={length}" for section in ("student", "supervised", "scratch")]
+    flags = ("--stage=student", *steps, "--config.student.checkpoint_every=1")
     for stage in ("teachers", "label"):
         trial.run(trial.top / "base", f"--stage={stage}", *flags[1:])
-    whole, rng, kills, inside, equal, runs = trial.top / "whole", random.Random(0), 0, 0, 0, 0
+    whole, rng, kills, inside, right, ends, runs = trial.top / "whole", random.Random(0), 0, 0, 0, 0, 0
     shutil.copytree(trial.top / "base", whole)
-    trial.run(whole, *flags)
-    wanted, many = digest(whole / "student"), trial.times(2, 20)
+
+    def keep_all() -> None:
+        from must.experiment import training
+
+        training._KEPT = None
+
+    trial.run(whole, *flags, before=keep_all)
+    wanted, many = digests(whole / "student", None), trial.times(2, 20)
     while kills < many:
         workdir, runs = trial.top / f"killed-{runs}", runs + 1
         shutil.copytree(trial.top / "base", workdir)
         student = workdir / "student"
-        for _ in range(4):
-            mark, (child, said) = saved(student) + rng.choice((2, 4, 6)), trial.begin(workdir, *flags)
+        for _ in range(10):
+            mark, (child, said) = saved(student) + rng.choice((1, 1, 2)), trial.begin(workdir, *flags)
             wait_until(lambda: saved(student) >= mark or gone(child), 60)
             if rng.random() < 0.5:  # in the middle of the next save
                 wait_until(lambda: any((student / "checkpoints").glob("*tmp*")) or gone(child), 5)
             else:
                 time.sleep(rng.uniform(0, 0.1))
-            if not gone(child) and kills < many:
+            if not (over := gone(child) or kills == many):
                 inside += any((student / "checkpoints").glob("*tmp*"))
                 os.kill(child, signal.SIGKILL)
                 kills += 1
             ended(child, said, time.monotonic())
+            if over:
+                break
+            (newest,) = digests(student).items()
+            right += wanted.get(newest[0]) == newest[1] and newest[0] >= mark
         trial.run(workdir, *flags)
-        equal += digest(student) == wanted
-    return Found(f"{kills} kills, {inside} inside saves, {equal} of {runs} runs bit-identical", equal == runs)
+        ends += [*digests(student).items()] == [max(wanted.items())]
+    figure = (
+        f"{right} of {kills} kills, {inside} inside saves, left the bits of an undisturbed run, {ends} of {runs} ends"
+    )
+    return Found(figure, right == kills == many and ends == runs)
 
 
 def gone(child: int) -> bool:
@@ -172,41 +271,148 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def terminates(trial: Trial) -> Found:
-    """R2: SIGTERM loses no step."""
-    flags, slowest, lossless = ("--stage=teachers", "--config.teacher.steps=100000"), 0.0, 0
-    flags, many = (*flags, "--config.teacher.checkpoint_every=100000"), trial.times(2, 10)
-    for number in range(many):
+    """R2: SIGTERM loses no step, whichever process gets it."""
+    flags, slowest = ("--stage=teachers", "--config.teacher.steps=100000"), 0.0
+    flags, counts, lossless = (*flags, "--config.teacher.checkpoint_every=100000"), (trial.times(2, 6), 4), [0, 0]
+    for number in range(counts[0] if trial.quick else sum(counts)):
+        several = number >= counts[0]
         workdir = trial.top / f"term-{number}"
         log = workdir / "teachers" / "depth" / "metrics.jsonl"
-        child, said = trial.begin(workdir, *flags)
-        wait_until(lambda: gone(child) or (log.exists() and len(log.read_text().splitlines()) > 2 + number), 60)
+        crew = trial.begin_pair(workdir, *flags) if several else [trial.begin(workdir, *flags)]
+        training = lambda log=log, many=3 + number: log.exists() and len(log.read_text().splitlines()) >= many  # noqa: E731
+        wait_until(lambda crew=crew, training=training: gone(crew[0][0]) or training(), 60)
         began = time.monotonic()
-        os.kill(child, signal.SIGTERM)
-        done = ended(child, said, began)
+        os.kill(crew[number % 2 if several else 0][0], signal.SIGTERM)
+        done = [ended(child, said, began) for child, said in crew]
         last = max(json.loads(line)["step"] for line in log.read_text().splitlines() if line.endswith("}"))
-        lossless += done.code == 143 and saved(log.parent) >= last
-        slowest = max(slowest, done.seconds)
-    figure = f"1 process: {lossless} of {many} without a lost step, at most {slowest:.1f} s"
-    return Found(figure, lossless == many and slowest <= 30, "two processes, signal to one rank: not tried here")
+        lossless[several] += all(one.code == 143 for one in done) and saved(log.parent) >= last
+        slowest = max(slowest, *(one.seconds for one in done))
+    figure = f"1 process: {lossless[0]} of {counts[0]} without a lost step"
+    if not trial.quick:
+        figure += f"; 2 processes, signal to either one: {lossless[1]} of {counts[1]}"
+    met = lossless == [*counts] or (trial.quick and lossless[0] == counts[0])
+    missing = f"two processes, signal to one: {NOT_TRIED}" if trial.quick else ""
+    return Found(f"{figure}; at most {slowest:.1f} s", met and slowest <= 30, missing)
+
+
+def taught(trial: Trial) -> tuple[Path, dict[str, bytes]]:
+    """A workdir with trained teachers to copy, and the records that an undisturbed pass writes in a folder."""
+    base, whole = trial.top / "taught", trial.top / "undisturbed"
+    if not whole.exists():
+        trial.run(base, "--stage=teachers", *LABELS)
+        shutil.copytree(base, whole)
+        if (done := trial.run(whole, "--stage=label", *LABELS)).code:
+            raise RuntimeError("\n".join(done.lines[-5:]))
+    return base, records(whole)
+
+
+def records(workdir: Path) -> dict[str, bytes]:
+    """{file: content} of the records of a run."""
+    from tests.experiments.label_kills import tree
+
+    return tree(workdir / "pseudo_labels")
 
 
 def killed_labels(trial: Trial) -> Found:
-    """R3: a label pass that is killed ends in the same bytes."""
+    """R3: a label pass that is killed ends in the same bytes, in a folder and in a bucket."""
+    figure, met = forks.result(functools.partial(killed_workers, trial))
+    for kind in [] if trial.quick else ["POSIX", *trial.stores()]:
+        with serving(kind) if kind != "POSIX" else contextlib.nullcontext() as store:
+            told, fine = killed_pass(trial, kind, store)
+        figure, met = f"{figure}; {told}", met and fine
+    trial.times(1, 10)
+    return Found(figure, met, trial.untried_stores())
+
+
+def killed_workers(trial: Trial) -> tuple[str, bool]:
+    """Kills workers whose labels have fields of every kind."""
     from tests.experiments import label_kills
     from tests.support.toy_labels import ToySource, label_toy
 
     options = argparse.Namespace(kills=trial.times(1, 10), images=trial.times(128, 320), seconds=0.03, seed=0)
     label_toy(trial.top / "alone" / "1.0.0", source=ToySource(options.images), **label_kills.SETTINGS)
-    want = label_kills.tree(trial.top / "alone" / "1.0.0")
-    got = label_kills.killed_pass(trial.top / "killed" / "1.0.0", 1 if trial.quick else 2, want, options)
-    figure = (
-        f"POSIX: {got.kills} kills, {got.lost} lost, {got.doubled} doubled, bytes {'same' if got.equal else 'OTHER'}"
-    )
-    return Found(figure, got.equal and not got.lost + got.doubled, f"object stores: {NOT_TRIED}")
+    want, workers = label_kills.tree(trial.top / "alone" / "1.0.0"), trial.times(1, 2)
+    got = label_kills.killed_pass(trial.top / "killed" / "1.0.0", workers, want, options)
+    figure = f"POSIX, workers: {got.kills} kills, {got.lost} lost, {got.doubled} doubled, "
+    return figure + f"bytes {'same' if got.equal else 'OTHER'}", got.equal and not got.lost + got.doubled
+
+
+def killed_pass(trial: Trial, kind: str, store: stores.Store | None) -> tuple[str, bool]:
+    """Kills one worker's pass, which in a bucket goes on on another machine after some of the kills."""
+    base, want = taught(trial)
+    log, rng, many = trial.top / f"{kind}.log", random.Random(2), 10
+    log.touch()
+    workdir: Path | str = trial.top / "killed-alone"
+    if store is None:
+        shutil.copytree(base, workdir)
+    else:
+        put(workdir := f"{store.url}/killed", base, trial.top / f"{kind}-source")
+    last: dict[str, int] = {}  # the run that last began a shard
+    redone = [0] * (many + 1)  # shards of each run that had to be begun anew
+    moves, kills = () if store is None else (4, 7), 0  # kills after which another machine goes on
+
+    def slow() -> None:
+        """A tenth of a second per shard, each of which is told when it begins."""
+        from must.pseudo_label.shards import ShardFile
+
+        begin, add = ShardFile.__init__, ShardFile.add
+
+        def told(self, folder: str, shard: int) -> None:
+            begin(self, folder, shard)
+            with open(log, "a") as file:
+                file.write(f"{shard}\n")
+
+        ShardFile.__init__, ShardFile.add = told, lambda self, rows: (time.sleep(0.05), add(self, rows))[1]
+
+    while True:
+        before, where = len(log.read_text().split()), sum(kills >= move for move in moves) % 2
+        machine = on(trial.top / f"{kind}-{where}", slow)  # in the end the first one again, whose copy is old by then
+        child, said = trial.begin(workdir, "--stage=label", *LABELS, before=machine)
+        mark = before + rng.choice((1, 2, 3)) if kills < many else 10**6
+        wait_until(lambda child=child, mark=mark: gone(child) or len(log.read_text().split()) >= mark, 120)
+        time.sleep(rng.uniform(0, 0.15))
+        if not (finished := gone(child)):
+            os.kill(child, signal.SIGKILL)
+        done, new = ended(child, said, time.monotonic()), log.read_text().split()[before:]
+        for shard in new:
+            moved = [move - 1 for move in moves if last.get(shard, many) < move <= kills]
+            redone[(moved or [last.get(shard, many)])[0]] += shard in last
+            last[shard] = kills
+        if finished:
+            break
+        kills += 1
+    got = records(workdir if store is None else taken(str(workdir), trial.top / f"{kind}-third"))
+    ids = [id for name, content in got.items() if name.endswith("ids.txt") for id in content.decode().splitlines()]
+    wanted = [id for name, content in want.items() if name.endswith("ids.txt") for id in content.decode().splitlines()]
+    lost, doubled = len(set(wanted) - set(ids)), len(ids) - len(set(ids))
+    told = f"{kind}, a run: {kills} kills, {lost} lost, {doubled} doubled, bytes {'same' if got == want else 'OTHER'}, "
+    stayed = max(count for kill, count in enumerate(redone) if kill + 1 not in moves)
+    told += f"redone at most {stayed} shards a kill"
+    if moves:
+        told += f", {max(redone[move - 1] for move in moves)} where another machine went on, with what had been copied"
+    return told, done.code == 0 and got == want and not lost + doubled and kills == many and stayed <= 1
 
 
 def same_bytes(trial: Trial) -> Found:
-    """R4: any number of workers writes the same bytes."""
+    """R4: any number of workers writes the same bytes, wherever."""
+    beam = not trial.quick and importlib.util.find_spec("apache_beam") is not None
+    equal, count = forks.result(functools.partial(same_workers, trial, beam))
+    by = "1, 2, 4 workers" + beam * ", two processes of Beam"
+    figure, same = f"{by}: {equal} of {count} identical", []
+    for kind in trial.stores():
+        base, want = taught(trial)
+        with serving(kind) as store:
+            put(url := f"{store.url}/run", base, trial.top / f"{kind}-source")
+            trial.run(url, "--stage=label", *LABELS, before=on(trial.top / f"{kind}-0"))
+            same.append(records(taken(url, trial.top / f"{kind}-1")) == want)
+    if same:
+        figure += f"; {', '.join(f'{kind}://' for kind in trial.stores())} and a folder: {sum(same)} of {len(same)}"
+    missing = "; ".join(filter(None, (trial.untried_stores(), "" if beam else f"Beam: {NOT_TRIED}")))
+    return Found(figure, equal == count and all(same), missing)
+
+
+def same_workers(trial: Trial, beam: bool) -> tuple[int, int]:
+    """(directories of records that are equal to the first, how many there are)."""
     from tests.experiments.label_kills import tree
     from tests.support.toy_labels import label_toy
 
@@ -221,17 +427,13 @@ def same_bytes(trial: Trial) -> Found:
         for one in crew:
             one.join()
         trees.append(tree(directory))
-    missing, by = f"object stores: {NOT_TRIED}", "1, 2, 4 workers"
-    if trial.quick or importlib.util.find_spec("apache_beam") is None:
-        missing += f"; Beam: {NOT_TRIED}"
-    else:
+    if beam:
         from tests.pseudo_label.test_beam import SETTINGS, TWO, label_with_beam, toys
 
-        directory, by = trial.top / "beam" / "1.0.0", f"{by}, two processes of Beam"
+        directory = trial.top / "beam" / "1.0.0"
         label_with_beam(directory, "toy", toys, pipeline=TWO, **SETTINGS)
         trees.append(tree(directory))
-    equal = sum(one == trees[0] for one in trees)
-    return Found(f"{by}: {equal} of {len(trees)} identical", equal == len(trees), missing)
+    return sum(one == trees[0] for one in trees), len(trees)
 
 
 def damaged_inputs(trial: Trial) -> Found:
@@ -318,23 +520,75 @@ def damaged_checkpoints(trial: Trial) -> Found:
 
 
 def finite(trial: Trial) -> Found:
-    """R8: whatever is not finite changes no parameter."""
+    """R8: whatever is not finite changes no parameter, and does so in no other way than by being left out."""
+    large = ("optimizer.learning_rate=1e38", "optimizer.learning_rate=3e38", "optimizer.weight_decay=1e38")
+    cases: list[tuple[str, str, Callable[[], None]]] = [("update", case, lambda: None) for case in large]
+    for kind in ("gradient", "loss", "inputs"):
+        cases.append((kind, "", functools.partial(_inject, kind)))
+    cases, good, states = cases[:: trial.times(6, 1)], 0, 0
+    for number, (kind, case, before) in enumerate(cases):
+        workdir = trial.top / f"finite-{number}"
+        flags = () if kind != "update" else (f"--config.teacher.{case}",)
+        done = trial.run(workdir, "--stage=teachers", *flags, before=before)
+        fine = done.code in (0, 2) and not any("Traceback" in line for line in done.lines)
+        if kind != "update":  # the run goes on, and counts what it left out
+            facts = workdir / "teachers" / "depth" / "done.json"
+            fine &= done.code == 0 and json.loads(facts.read_text()).get("skipped") == len(INJECTED)
+        found = forks.result(lambda workdir=workdir: _finite_states(workdir))
+        states += len(found)
+        good += fine and all(found)
+    kinds = ", ".join(dict.fromkeys(kind for kind, *_ in cases))
+    figure = f"not finite: {kinds}: {good} of {len(cases)} runs, {states} checkpoints, all finite"
+    return Found(figure, good == len(cases) and states > 0)
+
+
+INJECTED = (1, 2, 5, 9)  # steps of 12
+
+
+def _inject(kind: str) -> None:
+    """Makes NaN of a gradient or of a batch's pictures, or an infinite loss, in some steps."""
+    import jax
+    import jax.numpy as jnp
     import numpy as np
 
-    cases = ("optimizer.learning_rate=1e38", "optimizer.learning_rate=3e38", "optimizer.weight_decay=1e38")
-    good, states = 0, 0
-    for number, case in enumerate(cases[: trial.times(1, 3)]):
-        workdir = trial.top / f"finite-{number}"
-        done = trial.run(workdir, "--stage=teachers", f"--config.teacher.{case}")
-        import orbax.checkpoint as ocp
+    from must.data import pipeline
+    from must.train import step
 
-        fine = done.code in (0, 2) and not any("Traceback" in line for line in done.lines)
-        for state in (workdir / "teachers").rglob("checkpoints/*/state"):
-            states += 1
-            leaves = ocp.PyTreeCheckpointer().restore(state)["train"]["params"]
-            fine &= all(np.isfinite(leaf).all() for leaf in _leaves(leaves))
-        good += fine
-    return Found(f"{good} of {number + 1} runs, {states} checkpoints, all finite", good == number + 1 and states > 0)
+    updated, following, count = step._updated, pipeline.Joined.__next__, itertools.count()
+
+    def broken(state, loss, grads, *more):
+        hit = jnp.isin(state.step, jnp.array(INJECTED))
+        if kind == "loss":
+            loss = jnp.where(hit, jnp.inf, loss)
+        else:  # of one layer
+            leaves, tree = jax.tree.flatten(grads)
+            grads = jax.tree.unflatten(tree, [jnp.where(hit, jnp.nan, leaves[0]), *leaves[1:]])
+        return updated(state, loss, grads, *more)
+
+    def poisoned(self):
+        batch = following(self)
+        return (
+            batch._replace(inputs=jax.tree.map(lambda x: x * np.nan, batch.inputs))
+            if next(count) in INJECTED
+            else batch
+        )
+
+    if kind == "inputs":
+        pipeline.Joined.__next__ = poisoned
+    else:
+        step._updated = broken
+
+
+def _finite_states(workdir: Path) -> list[bool]:
+    """Of every checkpoint, whether its parameters are finite."""
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    found = []
+    for state in (workdir / "teachers").rglob("checkpoints/*/state"):
+        leaves = ocp.PyTreeCheckpointer().restore(state)["train"]["params"]
+        found.append(all(bool(np.isfinite(leaf).all()) for leaf in _leaves(leaves)))
+    return found
 
 
 def _leaves(tree) -> Iterator:
@@ -408,8 +662,9 @@ def foreign(trial: Trial) -> Found:
         done = trial.run(path, *(flags if any("--stage" in flag for flag in flags) else (stage, *flags)))
         fine = done.refused(says)
         missed += [] if fine else [f"{says}: {done.code} {done.lines[-1:]}"]
-        slowest, count = max(slowest, done.seconds), count + 1
-    figure = f"{count - len(missed)} of {count} named, at most {slowest:.1f} s"
+        # Of a processor: how long it takes depends on what else runs, such as another row.
+        slowest, count = max(slowest, done.processor), count + 1
+    figure = f"{count - len(missed)} of {count} named, at most {slowest:.1f} s of processor time"
     return Found(figure + (f"; NOT {missed}" if missed else ""), not missed and slowest < 5)
 
 
@@ -425,55 +680,118 @@ def _edit(path: Path) -> None:
 
 def races(trial: Trial) -> Found:
     """R11: of two runs that race for a workdir one wins, and its configuration is the workdir's."""
-    many, right, sequential = trial.times(3, 50), 0, 0
+    kinds = trial.stores()
+    told, met = [], True
+    for kind, many in (("POSIX", trial.times(3, 50 - 10 * len(kinds))), *((kind, 10) for kind in kinds)):
+        with serving(kind) if kind != "POSIX" else contextlib.nullcontext() as store:
+            right, late = raced(trial, kind, store, many)
+        told.append(f"{kind}: {right} of {many} ({late} came late)")
+        met &= right == many
+    figure = "one winner, its config.json, one line of the loser: " + ", ".join(told)
+    return Found(figure, met, trial.untried_stores())
+
+
+def raced(trial: Trial, kind: str, store: stores.Store | None, many: int) -> tuple[int, int]:
+    """(races that were right, those whose loser came when the winner had ended); in a bucket of two machines."""
+    right, late = 0, 0
     for number in range(many):
-        workdir = trial.top / f"race-{number}"
-        steps = [f"--config.teacher.steps={20 + k}" for k in range(2)]
-        began, crew = time.monotonic(), []
-        for flag in steps:
-            crew.append(trial.begin(workdir, "--stage=check", flag))
+        workdir = trial.top / f"race-{number}" if store is None else f"{store.url}/race-{number}"
+        began = time.monotonic()
+        crew = []
+        for k in range(2):
+            before = on(trial.top / f"{kind}-{number}-{k}")
+            crew.append(trial.begin(workdir, "--stage=check", f"--config.teacher.steps={20 + k}", before=before))
         done = [ended(child, said, began) for child, said in crew]
         winners = [k for k, one in enumerate(done) if one.code == 0]
-        sequential += any("belongs to another configuration" in line for one in done for line in one.lines)
-        kept = json.loads((workdir / "config.json").read_text())["teacher"]["steps"]
+        late += any("belongs to another configuration" in line for one in done for line in one.lines)
+        folder = workdir if store is None else taken(str(workdir), trial.top / f"{kind}-{number}-2")
+        kept = json.loads((folder / "config.json").read_text())["teacher"]["steps"]
         loser = [one for one in done if one.code]
         fine = len(winners) == 1 and kept == 20 + winners[0]
         right += fine and loser[0].refused("another run is using this workdir", "belongs to another configuration")
-    figure = (
-        f"POSIX: {right} of {many} with one winner, its config.json, one line of the loser ({sequential} came late)"
-    )
-    return Found(figure, right == many, f"object stores: {NOT_TRIED}")
+    return right, late
 
 
 def full_disk(trial: Trial) -> Found:
-    """R12: a full disk is one line with a path in every stage, and the same command goes on."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 12, 3 << 12))
-
+    """R12: a full disk or bucket is one line with a path in every stage, and the same command goes on."""
     told, resumed, missed = 0, 0, []
-    stages = ["teachers"] if trial.quick else ["teachers", "label", "student", "compare", "export"]
+    # Largest file, in bytes: below what the stage writes.
+    stages = {"teachers": 12288, "label": 12288, "student": 12288, "compare": 512, "report": 12288, "export": 12288}
+    stages = {"teachers": 12288} if trial.quick else stages
     base = trial.top / "disk"
-    for stage in stages:
-        done = trial.run(base, f"--stage={stage}", before=limit)
+    for stage, most in stages.items():
+        if stage == "compare":
+            trial.run(base, "--stage=baselines")
+        limits = (most, most)
+        done = trial.run(
+            base, f"--stage={stage}", before=lambda limits=limits: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        )
         if done.refused(str(base)):
             told += 1
         else:
             missed.append(f"{stage}: exit {done.code}, {len(done.lines)} lines, {done.lines[-2:]}")
         resumed += trial.run(base, f"--stage={stage}").code == 0
-        if stage == "student":
-            for more in ("supervised", "scratch"):
-                trial.run(base, f"--stage={more}")
-    figure = f"{told} of {len(stages)} stages told in one line, {resumed} went on" + (
-        f"; NOT {missed}" if missed else ""
-    )
-    return Found(
-        figure, told == resumed == len(stages), "label, student, report, export: not tried" if trial.quick else ""
-    )
+    figure = f"{told} of {len(stages)} stages told in one line, {resumed} went on"
+    for kind in trial.stores():
+        with serving(kind) as store:
+            fine, says = full_bucket(trial, kind, store)
+        told, resumed, figure = told + fine, resumed + fine, f"{figure}; bucket {kind}:// {says}"
+    figure += f"; NOT {missed}" if missed else ""
+    missing = f"other stages, object stores: {NOT_TRIED}" if trial.quick else trial.untried_stores()
+    return Found(figure, told == resumed == len(stages) + len(trial.stores()), missing)
+
+
+def full_bucket(trial: Trial, kind: str, store: stores.Store) -> tuple[bool, str]:
+    """A bucket that becomes full while a network trains: one line, and with room again the same command goes on."""
+    url, machine = f"{store.url}/run", trial.top / f"{kind}-machine"
+    flags = ("--stage=teachers", "--config.teacher.steps=1000000", "--config.teacher.checkpoint_every=20")
+
+    def slow() -> None:
+        from must.data.pipeline import Joined
+
+        following = Joined.__next__
+        Joined.__next__ = lambda self: (time.sleep(0.03), following(self))[1]
+
+    def trained_to(more: int) -> tuple[int, Path, int]:
+        """A run that has made and copied so many steps more."""
+        child, said = trial.begin(url, *flags, before=on(machine, slow))
+        at = max(saved(copies(machine) / "teachers" / "depth"), 0) + more
+        wait_until(lambda: gone(child) or saved(copies(machine) / "teachers" / "depth") >= at, 60)
+        time.sleep(2 * PERIOD)
+        return child, said, at
+
+    child, said, at = trained_to(40)
+    store.full.touch()
+    began = time.monotonic()
+    done = ended(child, said, began)
+    store.full.unlink()
+    there = saved(taken(url, trial.top / f"{kind}-other") / "teachers" / "depth")
+    named, kept = done.refused(url), saved(copies(machine) / "teachers" / "depth")
+    child, said, onward = trained_to(40)
+    os.kill(child, signal.SIGTERM)
+    again = ended(child, said, time.monotonic())
+    here = saved(copies(machine) / "teachers" / "depth")
+    whole = saved(taken(url, trial.top / f"{kind}-other") / "teachers" / "depth")
+    fine = named and there > 0 and kept >= at and again.code == 143 and whole == here >= onward
+    says = f"told in one line after {done.seconds:.0f} s of tries, went on from step {kept} ({there} in the bucket)"
+    return fine, says if fine else f"NOT: exit {done.code}, {done.lines[-1:]}, {there}, {kept}, {again.code}, {whole}"
 
 
 def hung_worker(trial: Trial) -> Found:
     """R13: the shards of a label worker that is stopped are taken over; a lost training peer ends the others."""
+    equal, figure = forks.result(functools.partial(stopped_worker, trial))
+    cases = ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP))
+    lost = [] if trial.quick else [lost_peer(trial, *case) for case in cases]
+    if lost:
+        slowest = ", ".join(f"{seconds:.0f}" for _, seconds in lost)
+        figure += f"; training peer killed, first one killed, stopped: {sum(fine for fine, _ in lost)} of {len(lost)} "
+        figure += f"others ended in one line that names it, after {slowest} s"
+    met = equal and all(fine and seconds <= 60 for fine, seconds in lost)
+    return Found(figure, met, f"training peer: {NOT_TRIED}" if trial.quick else "")
+
+
+def stopped_worker(trial: Trial) -> tuple[bool, str]:
+    """Whether another worker takes over what a stopped one holds, and what is to be said of it."""
     from tests.experiments.label_kills import tree
     from tests.pseudo_label.test_label_resume import start
     from tests.support.toy_labels import label_toy
@@ -489,10 +807,27 @@ def hung_worker(trial: Trial) -> Found:
     hung.kill()
     hung.communicate()
     equal = tree(directory) == tree(trial.top / "alone" / "1.0.0")
-    figure = (
-        f"stopped label worker: taken over, whole after {seconds:.1f} s (patience {patience} s), same bytes {equal}"
+    return (
+        equal,
+        f"stopped label worker: taken over after {patience} s, whole after {seconds:.1f} s, same bytes {equal}",
     )
-    return Found(figure, equal, f"training peer, ended in one line in 60 s: {NOT_TRIED}")
+
+
+def lost_peer(trial: Trial, victim: int, sent: int) -> tuple[bool, float]:
+    """Whether the other process of a pair that trains ends in a line that names the lost one, and after how long."""
+    from must.core import peers
+
+    workdir = trial.top / f"lost-{victim}-{sent}"
+    log = workdir / "teachers" / "depth" / "metrics.jsonl"
+    crew = trial.begin_pair(workdir, "--stage=teachers", "--config.teacher.steps=1000000")
+    wait_until(lambda: gone(crew[0][0]) or (log.exists() and len(log.read_text().splitlines()) > 5), 90)
+    began = time.monotonic()
+    os.kill(crew[victim][0], sent)
+    done = ended(*crew[1 - victim], began)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(crew[victim][0], signal.SIGKILL)
+    ended(*crew[victim], began)
+    return done.refused(f"must: process {victim} on ", code=peers.LOST), done.seconds
 
 
 def no_pickle(trial: Trial) -> Found:
@@ -533,12 +868,14 @@ def hostile_inputs(trial: Trial) -> Found:
 def two_processes(trial: Trial) -> Found:
     """R16: all stages of every recipe on two processes give the networks and the table of one."""
     from tests.recipes.test_two_processes import two_and_one
+    from tests.support.commands import finish
     from tests.support.shrunk_config import MADE
 
     recipes, equal, most = list(MADE)[: trial.times(1, len(MADE))], 0, 0.0
     for recipe in recipes:
         compared, apart = two_and_one(recipe, trial.top / recipe)
         equal, most = equal + (compared > 30 and apart < 1e-4), max(most, apart)
+    finish()  # so that its time counts
     figure = f"{equal} of {len(recipes)} recipes, largest relative difference of a weight or score {most:.1g}"
     return Found(figure, equal == len(recipes))
 
@@ -563,41 +900,41 @@ PROMISES: dict[str, tuple[str, Callable[[Trial], Found]]] = {
 }
 
 
-def tried(key: str, quick: bool) -> dict:
-    """One row, by a process of its own: a fork cannot follow once a device has started."""
-    promise, trial = PROMISES[key]
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    gather, send = os.pipe()
-    if (child := os.fork()) == 0:
-        os.close(gather)
-        with tempfile.TemporaryDirectory(prefix=f"must-{key}-") as top, contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore", Notice)
-            try:
-                found = trial(tries := Trial(Path(top), quick))
-                found = found._replace(
-                    missing=", ".join(filter(None, (found.missing, tries.less * "tried less often")))
-                )
-            except BaseException as error:
-                found = Found(f"{type(error).__name__}: {str(error)[:200]}", False, "the trial failed")
-        os.write(send, json.dumps(found).encode())
-        os._exit(0)
-    os.close(send)
-    with os.fdopen(gather, "rb") as pipe:
-        told = pipe.read()
-    os.waitpid(child, 0)
-    found = Found(*json.loads(told)) if told else Found("the trial died", False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {
-        "row": key,
-        "promise": promise,
-        "found": found.figure,
-        "missing": found.missing,
-        "held": found.met,
-        "met": found.met and not found.missing,
-        "seconds": round(time.monotonic() - began, 1),
-        "processor_seconds": round(spent, 1),
-    }
+LONG = ("R16", "R1", "R12", "R2", "R3", "R13")  # begin first, so that no single one is left in the end
+
+
+def _tried(trial: Callable[[Trial], Found], key: str, quick: bool) -> Found:
+    with tempfile.TemporaryDirectory(prefix=f"must-{key}-") as top, contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore", Notice)
+        found = trial(tries := Trial(Path(top), quick))
+    return found._replace(missing=", ".join(filter(None, (found.missing, tries.less * "tried less often"))))
+
+
+def tried(keys: list[str], quick: bool, together: int) -> Iterator[dict]:
+    """The rows in the order in which they end, some of them side by side, each in a process of its own."""
+    waiting = sorted(keys, key=lambda key: LONG.index(key) if key in LONG else len(LONG))
+    running: dict[int, tuple[str, float, IO[str]]] = {}
+    while waiting or running:
+        while waiting and len(running) < together:
+            key, began = waiting.pop(0), time.monotonic()
+            child, told = forks.begin(functools.partial(_tried, PROMISES[key][1], key, quick))
+            running[child] = key, began, told
+        child, _, spent = os.wait4(-1, 0)
+        key, began, told = running.pop(child)
+        try:
+            found = Found(*forks.outcome(told))
+        except RuntimeError as error:
+            found = Found(str(error), False, "the trial failed")
+        yield {
+            "row": key,
+            "promise": PROMISES[key][0],
+            "found": found.figure,
+            "missing": found.missing,
+            "held": found.met,
+            "met": found.met and not found.missing,
+            "seconds": round(time.monotonic() - began, 1),
+            "processor_seconds": round(spent.ru_utime + spent.ru_stime, 1),
+        }
 
 
 def main() -> None:
@@ -605,18 +942,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", default="", help="a file for the rows")
     parser.add_argument("--only", default=",".join(PROMISES), help="rows, separated by commas")
+    parser.add_argument("--together", type=int, default=min(2, os.cpu_count() or 1), help="rows side by side")
     options = parser.parse_args()
     forks.prepare()
-    rows = []
-    for key in options.only.split(","):
-        rows.append(row := tried(key, options.quick))
+    rows, began = [], time.monotonic()
+    for row in tried(options.only.split(","), options.quick, options.together):
+        rows.append(row)
         state = "met" if row["met"] else "held, not whole" if row["held"] else "NOT MET"
-        print(f"{key:4}{state:16}{row['promise']}: {row['found']}", end="")
+        print(f"{row['row']:4}{state:16}{row['promise']}: {row['found']}", end="")
         print(f" [{row['missing']}]" if row["missing"] else "", f"{row['processor_seconds']} s", flush=True)
     whole, spent = sum(row["met"] for row in rows), sum(row["processor_seconds"] for row in rows)
-    print(f"{whole} of {len(rows)} met, {spent:.0f} s of processor time")
+    seconds = time.monotonic() - began
+    print(f"{whole} of {len(rows)} met, {spent:.0f} s of processor time in {seconds:.0f} s")
     if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+        Path(options.json).write_text(
+            json.dumps(sorted(rows, key=lambda row: [*PROMISES].index(row["row"])), indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

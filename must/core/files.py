@@ -48,9 +48,11 @@ def replacing(path: str | os.PathLike, mode: str = "w", *, work: str | None = No
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None and error.errno in _NO_SPACE:  # of `write`
+            raise OSError(error.errno, error.strerror, path) from None
         raise
 
 

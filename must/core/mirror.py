@@ -210,8 +210,10 @@ class Mirror:
                 if files.out_of_space(error):
                     raise
                 if attempt == _TRIES - 1:
+                    # Google's client has the reason in the second line.
+                    reason = ": ".join(str(error).strip().splitlines()[:2])[:300] or first_line(error)
                     raise UserError(
-                        f"{self.url}/{path}: {first_line(error)}; {self.local} is whole, and the same command resumes"
+                        f"{self.url}/{path}: {reason}; {self.local} is whole, and the same command resumes"
                     ) from None
                 time.sleep(2**attempt)
         return None

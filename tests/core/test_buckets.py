@@ -12,26 +12,16 @@ import pytest
 
 from must.core import buckets
 from must.core.types import UserError
-
-BUCKET = "must-tests"
-pytest.importorskip("s3fs")
-server = pytest.importorskip("moto.server")
+from tests.support import stores
 
 
-@pytest.fixture(scope="module")
-def store():
-    """The endpoint of an S3 server with an empty bucket."""
-    import fsspec
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}.items():
-            patch.setenv(f"AWS_{name}", value)
-        running = server.ThreadedMotoServer(port=0, verbose=False)
-        running.start()
-        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:{1}".format(*running.get_host_and_port()))
-        fsspec.filesystem("s3").mkdir(BUCKET)
-        yield os.environ["AWS_ENDPOINT_URL"]
-        running.stop()
+@pytest.fixture(scope="module", params=stores.KINDS)
+def store(request):
+    """A server with an empty bucket, of every kind whose client is installed."""
+    if lacking := stores.missing(request.param):
+        pytest.skip(f"no {lacking}")
+    with stores.serving(request.param) as running:
+        yield running
 
 
 @pytest.fixture
@@ -41,8 +31,8 @@ def machine(store, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def url(request):
-    return f"s3://{BUCKET}/{request.node.name}"
+def url(request, store):
+    return f"{store.url}/{request.node.originalname}"
 
 
 def fill(top, names, seed=0):
@@ -215,9 +205,10 @@ def test_sets_are_fetched_once_and_anew_when_they_change(machine, url):
 
 def test_mistakes_are_one_line(machine, url):
     machine("one")
+    scheme = url.partition(":")[0]
     for path, message in (
-        ("s3://no-such-bucket/run", "s3://no-such-bucket/run: no such bucket"),
-        ("s3://", "expected SCHEME://BUCKET/FOLDER"),
+        (f"{scheme}://no-such-bucket/run", f"{scheme}://no-such-bucket/run: no such bucket"),
+        (f"{scheme}://", "expected SCHEME://BUCKET/FOLDER"),
         ("nowhere://bucket/run", "nowhere://bucket/run: "),
         (f"{url}/empty", "nothing is there"),
     ):
@@ -276,3 +267,21 @@ def test_a_copy_that_fails_in_any_way_ends_the_run(machine, url, monkeypatch):
         while not told and time.time() < end:
             time.sleep(0.01)
     assert told
+
+
+def test_a_full_bucket_is_one_line_with_a_path_and_room_is_used_again(machine, url, store, monkeypatch):
+    machine("one")
+    monkeypatch.setattr(buckets, "_TRIES", 1)
+    mirror = buckets.Mirror(url)
+    fill(mirror.local, NAMES)
+    store.full.touch()
+    try:
+        with pytest.raises(
+            UserError, match=f"{url}/.*: .*quota exceeded.* is whole, and the same command resumes"
+        ) as told:
+            mirror.push()
+        assert "\n" not in str(told.value)
+    finally:
+        store.full.unlink()
+    mirror.push()
+    assert set(mirror._listed()) == set(NAMES)

@@ -67,6 +67,12 @@ def run_code(code: str, cwd: Path | str) -> Ended:
     return _asked([code], cwd)[0]
 
 
+def finish() -> None:
+    """Ends the process that the commands are forks of; another starts when it is asked for."""
+    _server().communicate()
+    _server.cache_clear()
+
+
 def _asked(commands: list[str] | list[list[str]], cwd: Path | str) -> list[Ended]:
     server = _server()
     server.stdin.write(json.dumps([commands, str(cwd)]) + "\n")
