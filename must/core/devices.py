@@ -59,8 +59,8 @@ def parallelize(
         return _across_processes(step, out_axes, tuple(donate), devices)
     if len(devices) > 1:
         return _across_devices(step, out_axes, tuple(donate), devices)
-    options = {"donate_argnums": tuple(donate), "compiler_options": compiler_options(devices[0])}
-    compiled = jax.jit(functools.partial(step, axis_name=None), **options)
+    alone = functools.partial(step, axis_name=None)
+    compiled = jax.jit(alone, donate_argnums=tuple(donate), compiler_options=compiler_options(devices[0]))
 
     def on_one_device(state, batch, *rest, program=compiled):
         with jax.default_device(devices[0]):
