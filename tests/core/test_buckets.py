@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from must.core import buckets, mirror
+from must.core import buckets
 from must.core.types import UserError
 from tests.support import stores
 
@@ -271,7 +271,7 @@ def test_a_copy_that_fails_in_any_way_ends_the_run(machine, url, monkeypatch):
 
 def test_a_full_bucket_is_one_line_with_a_path_and_room_is_used_again(machine, url, store, monkeypatch):
     machine("one")
-    monkeypatch.setattr(mirror, "_TRIES", 1)
+    monkeypatch.setattr("must.core.mirror._TRIES", 1)
     mirror = buckets.Mirror(url)
     fill(mirror.local, NAMES)
     store.full.touch()
