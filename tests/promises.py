@@ -179,13 +179,17 @@ def put(url: str, folder: Path, machine: Path) -> None:
 
 
 def taken(url: str, machine: Path) -> Path:
-    """A folder of a bucket as another machine gets it."""
+    """All that a folder of a bucket has, copied to another machine."""
 
     def fetch() -> str:
         from must.core import buckets
 
         on(machine)()
-        return buckets.fetched(url)
+        mirror = buckets.Mirror(url, local=str(machine / "taken"))
+        for path in mirror._listed():
+            os.makedirs(os.path.dirname(target := os.path.join(mirror.local, path)), exist_ok=True)
+            mirror.download(path, target)
+        return mirror.local
 
     return Path(forks.result(fetch))
 
