@@ -221,6 +221,12 @@ def lock(path: str, *, wait: bool = False) -> Iterator[bool]:
         yield True
 
 
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_space(directory: str | os.PathLike, size: int) -> None:
     """Raises OSError unless a directory's file system has room for two copies of `size` bytes, and a little more.
 

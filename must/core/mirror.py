@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,17 +25,26 @@ _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 _THREADS, _TRIES = 8, 5
 
 
-def at_hand(path: str, sha256: str) -> str:
-    """The path of a shard, or of its copy in the cache of this machine where it lies in a bucket alone.
+@contextlib.contextmanager
+def at_hand(path: str, sha256: str) -> Iterator[str]:
+    """The path of a shard, or of its copy in the cache of this machine where it lies in a bucket alone; to be opened in
+    this block, see `must.core.shard_cache.held`.
 
     Raises:
       UserError: it cannot be fetched, is damaged, or is larger than the cache.
     """
     if os.path.exists(path) or (away := _away(path)) is None:
-        return path
+        yield path
+        return
     url, top, size = away
     fetch = functools.partial(Mirror(url, local=top).download, os.path.relpath(path, top))
-    return shard_cache.held(sha256, os.path.basename(path), size, fetch)
+    with shard_cache.held(sha256, os.path.basename(path), size, fetch) as here:
+        yield here
+
+
+def in_bucket(directory: str) -> bool:
+    """Whether a folder is below the local copy of a bucket's."""
+    return _top(directory) is not None
 
 
 def size_away(path: str) -> int | None:
@@ -45,13 +54,20 @@ def size_away(path: str) -> int | None:
 
 def _away(path: str) -> tuple[str, str, int] | None:
     """(URL of the bucket's folder, its local copy, bytes) of a shard that has not been copied."""
-    top = os.path.dirname(path)
-    while not os.path.exists(state := os.path.join(top, _STATE)):
-        if top == (top := os.path.dirname(top)):
-            return None
+    if (top := _top(os.path.dirname(path))) is None:
+        return None
+    state = os.path.join(top, _STATE)
     known = _read_state(state, os.stat(state).st_mtime_ns)
     form = known.get("away", {}).get(os.path.relpath(path, top))
     return None if form is None else (known["url"], top, form[0])
+
+
+def _top(directory: str) -> str | None:
+    """The local copy of a bucket's folder that a folder is below, or is."""
+    while not os.path.exists(os.path.join(directory, _STATE)):
+        if directory == (directory := os.path.dirname(directory)):
+            return None
+    return directory
 
 
 @functools.lru_cache(maxsize=8)

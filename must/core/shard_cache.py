@@ -1,16 +1,16 @@
 """A cache of files by their hash on this machine's disk, for what lies in a bucket and is too large to copy whole."""
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from must.core import files
 from must.core.types import UserError
 
 BOUND = "MUST_CACHE_GIB"
+AT_A_TIME = 4  # shards that a process reads from by turns, which the cache should have room for
 _SHARE = 0.8  # of the free disk, by default
 _FOLDER = "shards"
 
@@ -20,29 +20,37 @@ def scratch() -> str:
     return os.environ.get("MUST_SCRATCH") or os.path.expanduser("~/.cache/must/buckets")
 
 
-def bound() -> int:
-    """Bytes that the cache may take: $MUST_CACHE_GIB, or four fifths of what the disk has for it.
+def stated_bound() -> int | None:
+    """Bytes of $MUST_CACHE_GIB, which is the same on every machine of a run; None without it.
 
     Raises:
-      UserError: $MUST_CACHE_GIB is no positive number.
+      UserError: it is no positive number.
     """
-    if text := os.environ.get(BOUND):
-        try:
-            gib = float(text)
-        except ValueError:
-            gib = 0.0
-        if not 0 < gib < float("inf"):
-            raise UserError(f"{BOUND}={text}: expected GiB, more than 0")
-        return int(gib * 2**30)
+    if not (text := os.environ.get(BOUND)):
+        return None
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = 0.0
+    if not 0 < gib < float("inf"):
+        raise UserError(f"{BOUND}={text}: expected GiB, more than 0")
+    return int(gib * 2**30)
+
+
+def bound() -> int:
+    """Bytes that the cache may take: `stated_bound`, or four fifths of what the disk has for it."""
+    if (stated := stated_bound()) is not None:
+        return stated
     folder = os.path.join(scratch(), _FOLDER)
     os.makedirs(folder, exist_ok=True)
     return int(_SHARE * (shutil.disk_usage(folder).free + sum(size for _, size, _ in _held(folder))))
 
 
-def held(sha256: str, name: str, size: int, fetch: Callable[[str], None]) -> str:
-    """The path of a file of the cache; what was used longest ago makes room for it.
+@contextlib.contextmanager
+def held(sha256: str, name: str, size: int, fetch: Callable[[str], None]) -> Iterator[str]:
+    """The path of a file of the cache, which nobody removes in this block; what was used longest ago makes room for it.
 
-    Whoever has a file open can read on after its removal, and files that are being fetched come on top of the bound.
+    Whoever opens the file here can read on after its removal. Files that are held come on top of the bound.
 
     Args:
       sha256: of the file.
@@ -64,15 +72,10 @@ def held(sha256: str, name: str, size: int, fetch: Callable[[str], None]) -> str
                 _make_room(folder, most - size)
             with tempfile.TemporaryDirectory(dir=folder, suffix=".partial") as at:
                 fetch(partial := os.path.join(at, name))
-                if (found := _hash(partial)) != sha256:
+                if (found := files.file_hash(partial)) != sha256:
                     raise UserError(f"{name}: damaged in the bucket, its SHA-256 is {found}, not {sha256}")
                 os.replace(partial, path)
-    return path
-
-
-def _hash(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        yield path
 
 
 def _used(path: str) -> bool:
@@ -85,16 +88,16 @@ def _used(path: str) -> bool:
 
 
 def _make_room(folder: str, most: int) -> None:
-    """Removes what was used longest ago until at most so many bytes are left."""
+    """Removes what was used longest ago, and is not held, until at most so many bytes are left."""
     there = _held(folder)
     left = sum(size for _, size, _ in there)
     for _, size, path in there:
         if left <= most:
             return
-        for name in (path, f"{path}.lock"):
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(name)
-        left -= size
+        with files.lock(f"{path}.lock") as free:
+            if free:
+                os.remove(path)
+                left -= size
 
 
 def _held(folder: str) -> list[tuple[int, int, str]]:

@@ -112,6 +112,5 @@ def _digest(directory: str) -> str:
         for name in sorted(names):
             path = os.path.join(folder, name)
             if (relative := os.path.relpath(path, directory)) != ABOUT:
-                with open(path, "rb") as file:
-                    digest.update(f"{relative}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+                digest.update(f"{relative}\0{files.file_hash(path)}\n".encode())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 
 from must.core import files, mirror
 from must.core.types import UserError
-from must.readers.records import COMMITTED, IDS, PROVENANCE, Records, file_hash, read_provenance, stored_records
+from must.readers.records import COMMITTED, IDS, PROVENANCE, Records, read_provenance, stored_records
 from must.readers.tfds import write_tfds_info
 
 FILE_FORMAT = "tfrecord"
@@ -71,12 +71,13 @@ def _write_shard(records: str, directory: str, shard: dict[str, Any]) -> dict[st
 
     adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.TFRECORD]
     file = shard["file"].replace(".array_record-", f".{FILE_FORMAT}-")
-    source = mirror.at_hand(os.path.join(records, shard["file"]), shard["sha256"])
     path = os.path.join(directory, file)
-    adapter.write_examples(path, ((None, record) for record in stored_records(source)))
-    if _digest(adapter.make_tf_data(path).as_numpy_iterator()) != _digest(stored_records(source)):
+    with mirror.at_hand(os.path.join(records, shard["file"]), shard["sha256"]) as source:
+        adapter.write_examples(path, ((None, record) for record in stored_records(source)))
+        same = _digest(adapter.make_tf_data(path).as_numpy_iterator()) == _digest(stored_records(source))
+    if not same:
         raise UserError(f"{path}: does not hold what was written; is the disk full?")
-    return {"file": file, "count": shard["count"], "bytes": os.path.getsize(path), "sha256": file_hash(path)}
+    return {"file": file, "count": shard["count"], "bytes": os.path.getsize(path), "sha256": files.file_hash(path)}
 
 
 def _digest(records: Iterable[bytes]) -> str:

@@ -12,7 +12,7 @@ from must.core import files
 from must.core.types import UserError
 from must.pseudo_label.infer import Row
 from must.pseudo_label.plan import Plan
-from must.readers.records import COMMITTED, file_hash, record_count
+from must.readers.records import COMMITTED, record_count
 from must.readers.tfds import write_tfds_info
 
 
@@ -76,7 +76,7 @@ class ShardFile:
         return {
             "count": len(self.ids),
             "bytes": os.path.getsize(self.path),
-            "sha256": file_hash(self.path),
+            "sha256": files.file_hash(self.path),
             "ids": self.ids,
             "rejects": self.rejects,
         }

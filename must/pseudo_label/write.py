@@ -32,7 +32,6 @@ from must.readers.records import (
     Records,
     addition_directory,
     addition_names,
-    file_hash,
     read_additions,
     read_provenance,
 )
@@ -334,8 +333,9 @@ class Job:
             if not held or self.complete() or not all(records):
                 return
             for shard, facts in enumerate(records):
-                path = mirror.at_hand(os.path.join(self.directory, facts["file"]), facts["sha256"])
-                if not os.path.exists(path) or file_hash(path) != facts["sha256"]:
+                with mirror.at_hand(os.path.join(self.directory, facts["file"]), facts["sha256"]) as path:
+                    whole = os.path.exists(path) and files.file_hash(path) == facts["sha256"]
+                if not whole:
                     os.remove(self._path(shard, "done.json"))
                     return
             rejects = [reject for facts in records for reject in facts["rejects"]]

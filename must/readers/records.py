@@ -18,8 +18,9 @@ import numpy as np
 
 from must.core import mirror, shard_cache
 from must.core.arguments import path_of
-from must.core.files import read_bytes, read_sealed
+from must.core.files import file_hash, read_bytes, read_sealed
 from must.core.labels import broken_contract
+from must.core.notices import notice
 from must.core.types import ArraySpec, Example, Label, Source, UserError
 from must.readers.fields import understood
 from must.readers.frames import FrameVideo
@@ -29,7 +30,6 @@ from must.readers.tfrecords import TfRecordFile
 
 COMMITTED, PROVENANCE, IDS = "dataset_info.json", "provenance.json", "ids.txt"
 _ADDED = "added"
-_OPEN = 4  # shards of a bucket that a process reads at a time, see `must.data.order`
 
 
 class Records:
@@ -109,8 +109,13 @@ class Records:
                 self._added.append((addition, np.array([places.get(id, -1) for id in self.ids], np.int64)))
                 hashes.append(addition.fingerprint)
         self.fingerprint = _hash(hashes + sorted(self._own))
-        away = sum(mirror.size_away(self._path(shard)) or 0 for shard in range(len(self._shards)))
-        self._passing = away > 0 and away > shard_cache.bound()
+        # Decided by what is the same on every machine and at every start, since the order of training follows from it.
+        stated = shard_cache.stated_bound()
+        size = sum(shard["bytes"] for shard in self._shards)
+        stored = mirror.in_bucket(self._directory)
+        self._by_shard = stored and stated is not None and size > stated
+        if stored and stated is None and size > shard_cache.bound():
+            notice(f"{self._directory}: larger than this disk; to train shard by shard, set {shard_cache.BOUND}")
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -136,8 +141,8 @@ class Records:
         return untagged(data) if isinstance(data, bytes) else None
 
     def shard(self, index: int) -> tuple[str, int] | None:
-        """What is fetched to read a record, where not all shards fit into the cache of this machine at a time."""
-        return (self._directory, bisect.bisect_right(self._starts, index)) if self._passing else None
+        """The shard of a record of a bucket, where all shards together exceed $MUST_CACHE_GIB; None elsewhere."""
+        return (self._directory, bisect.bisect_right(self._starts, index) - 1) if self._by_shard else None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_readers": {}, "_lock": None}
@@ -179,18 +184,12 @@ class Records:
             if (reader := self._readers.get(shard)) is not None:
                 return reader
         path = self._path(shard)
-        while True:
-            here = mirror.at_hand(path, self._shards[shard]["sha256"])
-            try:
-                reader = _open(here)
-                break
-            except Exception:
-                if here == path or os.path.exists(here):
-                    raise
-                # Another process has needed the room meanwhile.
+        with mirror.at_hand(path, self._shards[shard]["sha256"]) as here:
+            reader = _open(here)
         with self._lock:
             if here != path:
-                for other in list(self._readers)[: 1 - _OPEN]:  # the cache has no room for what stays open
+                # Those opened first are closed: a file that is removed from the cache takes room until then.
+                for other in list(self._readers)[: 1 - shard_cache.AT_A_TIME]:
                     del self._readers[other]
             return self._readers.setdefault(shard, reader)
 
@@ -217,12 +216,6 @@ def addition_names(directory: str) -> list[str]:
     """Names of all additions to a directory of records, complete or not."""
     top = os.path.join(directory, _ADDED)
     return sorted(os.listdir(top)) if os.path.isdir(top) else []
-
-
-def file_hash(path: str) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def record_count(path: str) -> int:

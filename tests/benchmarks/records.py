@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import label_rate
 import measure
 
+from must.core import files
 from must.pseudo_label import shards, write
 from must.pseudo_label.write import label_images
 from must.readers.records import Records
@@ -65,7 +66,7 @@ class Clocked:
 
 
 WATCHED = {
-    HASHES: [(shards, "file_hash"), (write, "file_hash")],
+    HASHES: [(files, "file_hash")],
     MANIFESTS: [(module, name) for module in (shards, write) for name in ("write_json", "write_text", "move")]
     + [(write, "write_metadata"), (shards, "_sync")],
 }

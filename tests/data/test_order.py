@@ -6,8 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
+from must.core.shard_cache import AT_A_TIME
 from must.data.combine import Subset
-from must.data.order import WINDOW, shuffled
+from must.data.order import shuffled
 
 COUNT, LENGTH = 12, 10
 
@@ -20,9 +21,6 @@ class Stored:
 
     def __len__(self):
         return len(self.ids)
-
-    def __getitem__(self, index):
-        raise NotImplementedError
 
     def shard(self, index):
         return index // LENGTH
@@ -53,8 +51,8 @@ def test_an_epoch_has_every_example_once_and_no_shard_in_two_processes(count):
 
 def test_few_shards_are_read_at_a_time_in_random_order():
     order = [shuffled(Stored(), 3, 1, 4)[place] for place in range(COUNT * LENGTH)]
-    windows = [order[start : start + WINDOW * LENGTH] for start in range(0, len(order), WINDOW * LENGTH)]
-    assert all(len({index // LENGTH for index in window}) == WINDOW for window in windows)
+    windows = [order[start : start + AT_A_TIME * LENGTH] for start in range(0, len(order), AT_A_TIME * LENGTH)]
+    assert all(len({index // LENGTH for index in window}) == AT_A_TIME for window in windows)
     assert all(sorted(window) != window for window in windows)
     assert order != [shuffled(Stored(), 4, 1, 4)[place] for place in range(COUNT * LENGTH)]
 
@@ -67,7 +65,7 @@ def test_shards_are_known_through_other_sources_and_too_few_of_them_are_shuffled
     )
     assert not mine & theirs
     many = shuffled(Stored(), 0, COUNT + 1, COUNT + 1)
-    assert len({many[place] // LENGTH for place in range(20)}) > WINDOW
+    assert len({many[place] // LENGTH for place in range(20)}) > AT_A_TIME
     plain = Stored()
     plain.shard = lambda index: None
     np.testing.assert_array_equal(

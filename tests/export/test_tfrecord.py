@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import pytest
 
+from must.core.files import file_hash
 from must.core.types import UserError
 from must.export import tfrecord
 from must.export.tfrecord import write_tfrecord
-from must.readers.records import Records, file_hash, stored_records
+from must.readers.records import Records, stored_records
 from tests.support.random_labels import TASKS, Labeled, label_random
 from tests.support.toy_labels import ToySource, label_toy
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -11,7 +12,7 @@ import pytest
 
 from must.core import buckets, shard_cache
 from must.core.types import UserError
-from must.data.order import WINDOW, shuffled
+from must.data.order import shuffled
 from must.pseudo_label import write
 from must.readers.records import PROVENANCE, Records
 from tests.support.toy_labels import ToySource, label_toy
@@ -76,7 +77,7 @@ def test_a_shard_comes_when_its_first_record_is_read(written, tmp_path):
 
 def test_a_cache_that_is_too_small_for_all_is_kept_small(written, machine, tmp_path, monkeypatch):
     largest = max(path.stat().st_size for path in written.glob("*array_record*"))
-    monkeypatch.setenv(shard_cache.BOUND, str(1.5 * WINDOW * largest / 2**30))
+    monkeypatch.setenv(shard_cache.BOUND, str(1.5 * shard_cache.AT_A_TIME * largest / 2**30))
     records, plain = Records(f"{buckets.fetched(URL)}/records/1.0.0"), Records(written)
     fetches = []
     monkeypatch.setattr(
@@ -96,6 +97,36 @@ def test_a_cache_that_is_too_small_for_all_is_kept_small(written, machine, tmp_p
     monkeypatch.setenv(shard_cache.BOUND, "many")
     with pytest.raises(UserError, match=f"{shard_cache.BOUND}=many"):
         shard_cache.bound()
+
+
+def test_many_read_at_once_through_a_cache_that_has_room_for_one_shard(written, monkeypatch):
+    """What one thread fetches takes the place of what another is about to open."""
+    largest = max(path.stat().st_size for path in written.glob("*array_record*"))
+    monkeypatch.setenv(shard_cache.BOUND, str(1.2 * largest / 2**30))
+    here, plain = f"{buckets.fetched(URL)}/records/1.0.0", Records(written)
+
+    def read(seed):
+        records = Records(here)
+        return same(records, plain, np.random.default_rng(seed).permutation(len(plain)).tolist())
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(read, range(6)))
+
+
+def test_the_order_of_training_is_the_same_on_every_machine_and_at_every_start(written, machine, monkeypatch):
+    """Whatever lies there: on the machine that wrote all shards, on one that has none of them, on the same later."""
+    monkeypatch.setenv(shard_cache.BOUND, str(1000 / 2**30))
+    orders = []
+    for name in ("one", "two", "two"):
+        machine(name)
+        with buckets.workdir(URL) as here:
+            records = Records(f"{here}/records/1.0.0")
+            orders.append([shuffled(records, 0, 2, 4)[place] for place in range(40)])
+    assert orders[0] == orders[1] == orders[2]
+    assert len({records.shard(index) for index in range(len(records))}) == SHARDS
+    assert Records(written).shard(0) is None  # in a folder all are shuffled
+    monkeypatch.delenv(shard_cache.BOUND)
+    assert Records(f"{here}/records/1.0.0").shard(0) is None
 
 
 def test_damage_in_the_bucket_is_named(written):

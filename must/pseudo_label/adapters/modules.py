@@ -55,9 +55,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from must.core.files import file_hash
 from must.core.types import Array, Label, Teacher, UserError
 from must.pseudo_label.teacher import from_function, labels_from_external, rounded_up
-from must.readers.records import file_hash
 from must.tasks.base import Task
 
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
