@@ -20,6 +20,10 @@ from must.core import memory
 from must.core.types import UserError
 
 
+class MissingFile(UserError):
+    """A file is not there, which where several processes work is no damage."""
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, mode: str = "w", *, work: str | None = None, **options: Any) -> Iterator[IO]:
     """Opens a file that replaces `path` when the block ends without an exception.
@@ -110,6 +114,7 @@ def read_bytes(path: str | os.PathLike, most: int = -1) -> bytes:
     """The file's content, or its first `most` bytes.
 
     Raises:
+      MissingFile: it is not there.
       UserError: it cannot be read, is a pipe or device, or larger than the free memory.
     """
     try:
@@ -122,6 +127,8 @@ def read_bytes(path: str | os.PathLike, most: int = -1) -> bytes:
             return file.read(most)
     except MemoryError:
         raise UserError(f"{path}: {found.st_size:,} bytes, too large for the memory of this machine") from None
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path}: {error.strerror}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
 

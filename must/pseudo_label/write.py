@@ -163,13 +163,9 @@ def read_claim(directory: str) -> dict[str, Any] | None:
 
 def _read(path: str) -> dict[str, Any] | None:
     """The content of a file of ours that another worker may write or clear away at any moment, None where it is not."""
-    if not os.path.exists(path):  # asked first: an error about a file that has come since is no damage
-        return None
     try:
         return files.read_sealed(path)
-    except UserError:
-        if os.path.exists(path):
-            raise
+    except files.MissingFile:  # asking whether it is there, before or after, would be another moment
         return None
 
 
