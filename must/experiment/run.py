@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from must.core import buckets, devices, files
+from must.core import buckets, devices, files, peers, shard_cache
 from must.core.types import UserError
 from must.experiment import acceptance, build, initial, labeling, sections
 from must.experiment.compare import compare_workdirs, print_results
@@ -141,6 +141,7 @@ def run(
     config = _asked(config, stage)
     mine = members(recipe, config)
     recipe.check(mine)  # what is wrong with the configuration shows before it owns a workdir
+    _compare_processes(recipe, config, stage)
     workers = part[1] if part else 1 if beam is not None else _workers(mine[0].settings.workers)
     with contextlib.ExitStack() as held:
         held.enter_context(labeling.pipeline(beam))
@@ -246,17 +247,25 @@ def same_configuration(recipe: Recipe, workdir: str, known: Mapping[str, Any], c
     """UserError unless a configuration is that of the workdir, but for what may change."""
     if known.get("recipe") != recipe.name:
         raise UserError(f"{workdir}: belongs to the recipe {known.get('recipe')!r}; use another --workdir")
-    fixed = [
-        {key: value for key, value in _first(recipe, one).items() if key not in recipe.changeable}
-        for one in (known, config)
-    ]
-    if difference := first_difference(*fixed, "config"):
+    if difference := first_difference(*(_fixed(recipe, one) for one in (known, config)), "config"):
         raise UserError(f"{workdir}: belongs to another configuration: {difference}; use another --workdir")
 
 
-def _first(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every key of a configuration with its value, of the first member: what two runs of a workdir must share."""
-    return sections.plain(members(recipe, config)[0].settings)
+def _compare_processes(recipe: Recipe, config: Mapping[str, Any], stage: str) -> None:
+    """UserError, in all processes of a run, unless they agree on what decides what is computed."""
+    here = {"--stage": stage, "config": json.loads(json.dumps(_fixed(recipe, config)))}
+    here |= {f"${shard_cache.BOUND}": os.environ.get(shard_cache.BOUND, "")}
+    here |= {name: _version(name) for name in ("must", "jax", "jaxlib", "flax", "optax")}
+    first, *others = peers.gathered(here)
+    for index, other in enumerate(others, 1):
+        if difference := first_difference(first, other, names=("in process 0", f"in process {index}")):
+            raise UserError(f"the processes of this run were started differently: {difference}")
+
+
+def _fixed(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs of a workdir must share: every key with its value, of the first member."""
+    every = sections.plain(members(recipe, config)[0].settings)
+    return {key: value for key, value in every.items() if key not in recipe.changeable}
 
 
 def _version(name: str) -> str | None:

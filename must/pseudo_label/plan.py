@@ -129,17 +129,17 @@ def identity(
         raise UserError(f"records {plan.name}: {error}") from None
 
 
-def first_difference(there: Any, here: Any, key: str = "") -> str:
-    """The first key in which two identities differ and both values, or "" """
+def first_difference(there: Any, here: Any, key: str = "", names: tuple[str, str] = ("there", "here")) -> str:
+    """The first key in which two identities differ and both values, or ""; `names` are words for where each is."""
     if isinstance(there, dict) and isinstance(here, dict):
         for name in list(here) + [name for name in there if name not in here]:
             path = f"{key}.{name}" if key else name
             if name not in there or name not in here:
-                return f"{path} is {'not' if name not in there else 'only'} there"
-            if found := first_difference(there[name], here[name], path):
+                return f"{path} is {'not' if name not in there else 'only'} {names[0]}"
+            if found := first_difference(there[name], here[name], path, names):
                 return found
         return ""
-    return "" if there == here else f"{key} is {json.dumps(there)} there, {json.dumps(here)} here"
+    return "" if there == here else f"{key} is {json.dumps(there)} {names[0]}, {json.dumps(here)} {names[1]}"
 
 
 def _batches(plan: Plan) -> int:

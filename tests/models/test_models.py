@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from must.core import devices
 from must.core.devices import parallelize
 from must.core.types import Features
 from must.models.fpn import FPN, enlarge
@@ -101,7 +102,8 @@ def test_convolution_of_pictures_smaller_than_the_kernel_equals_xlas(size, kerne
     ) == small
 
 
-def test_the_sums_of_a_residual_stream_are_computed_once():
+@pytest.mark.parametrize("several", [False, True])
+def test_the_sums_of_a_residual_stream_are_computed_once(several):
     """A step that devices run keeps the barriers, without which XLA makes each sum anew for every later block."""
 
     def step(state, batch, axis_name):
@@ -114,9 +116,11 @@ def test_the_sums_of_a_residual_stream_are_computed_once():
         return jax.grad(loss)(state)
 
     arguments = jnp.ones((3, 8, 8)), jnp.ones((4, 8))
-    program = parallelize(step, devices=jax.devices()[:1]).lower(*arguments).compile().as_text()
+    one = jax.devices()[:1]
+    compiled = devices._across_processes(step, None, (), one) if several else parallelize(step, devices=one)
+    program = compiled.lower(*arguments).compile().as_text()
     assert program.count("opt-barrier(") >= 5  # of three sums and of their gradients
-    grads = parallelize(step, devices=jax.devices()[:1])(*arguments)
+    grads = compiled(*arguments)
     plain = jax.jit(lambda *a: step(*a, None))(*arguments)
     np.testing.assert_allclose(grads, plain, rtol=1e-5)
 

@@ -53,13 +53,16 @@ def run_command(arguments: Sequence[str], cwd: Path | str = ROOT) -> Ended:
     return _asked([list(arguments)], cwd)[0]
 
 
-def run_two_processes(arguments: Sequence[str], cwd: Path | str = ROOT) -> list[Ended]:
-    """The same, joined to another process that runs it too: process 0 and process 1."""
+def run_two_processes(
+    arguments: Sequence[str], cwd: Path | str = ROOT, second: Sequence[str] | None = None
+) -> list[Ended]:
+    """The same, joined to another process that runs it too, or with arguments of its own: process 0 and process 1."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    joined = [*arguments, f"--coordinator=127.0.0.1:{port}", "--processes=2"]
-    return _asked([[*joined, f"--process_id={k}"] for k in range(2)], cwd)
+    joined = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    both = [arguments, arguments if second is None else second]
+    return _asked([[*one, *joined, f"--process_id={k}"] for k, one in enumerate(both)], cwd)
 
 
 def run_code(code: str, cwd: Path | str) -> Ended:
