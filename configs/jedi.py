@@ -7,6 +7,7 @@ Variants, --config=configs/jedi.py:VARIANT; times on two CPU cores:
     scenes   three procedural video sets with different actions, domains and clip lengths, four seeds; 45 minutes; the
              default
     sanity   every stage with a few steps
+    photos   three sets of clips cut from real photos, four seeds; needs --config.root=DATA
     folders  two sets of real clips as folders of frames, photos as the pool; needs --config.root=DATA
     images   the same on still images: three label spaces of procedural rooms, four seeds
     paper    four public action sets at their usual sizes, for accelerators; needs --config.root=DATA
@@ -14,13 +15,15 @@ Variants, --config=configs/jedi.py:VARIANT; times on two CPU cores:
 
 from ml_collections import ConfigDict
 
+from must.data import moving_photos
 from must.recipes.table import complete
 from must.scenes.moving import MIRRORED, REVERSED
 
 
 def get_config(variant: str = "scenes") -> ConfigDict:
     """The configuration of a variant."""
-    variants = {"scenes": scenes, "sanity": sanity, "folders": folders, "images": images, "paper": paper}
+    variants = {"scenes": scenes, "sanity": sanity, "photos": photos, "folders": folders, "images": images}
+    variants["paper"] = paper
     if variant not in variants:
         raise ValueError(f"no variant {variant!r} of jedi: {', '.join(variants)}")
     return complete(variants[variant]())
@@ -97,6 +100,49 @@ def scenes() -> ConfigDict:
         ("teacher", "plain-teacher"),
     )
     config.expected = (("student", "expert"), ("teacher", "expert"), ("student", "plain"), ("plain", "shuffled"))
+    return config
+
+
+def photos() -> ConfigDict:
+    """Real pixels, drawn motion: a camera over street scenes, cut-outs over photos of clothes, both over everyday
+    photos; the photos of a set's splits, of the sets and of the pool are different ones."""
+    config = scenes()
+    config.title = "JEDI on clips cut from photos"
+    frames = {"camera": 4, "objects": 5, "both": 6}
+    labeled = {"camera": 72, "objects": 60, "both": 70}
+    config.tasks = {
+        name: {
+            "kind": "action",
+            "mirrored": moving_photos.MIRRORED[name],
+            "reversed": moving_photos.REVERSED[name],
+            "dropout": 0.0,
+        }
+        for name in frames
+    }
+    clip = {"kind": "moving_photos", "frames": 8, "size": 48, "travel": 0.6, "zoom": 1.6, "seed": "{seed}"}
+    places = {"camera": ("camvid", "images/{}"), "objects": ("clothing", "{}"), "both": ("coco_mini", "images/{}")}
+
+    def clips(name, split, count):
+        folder, images = places[name]
+        of = {"kind": "photos", "root": f"{{root}}/{folder}", "images": images.format(split)}
+        if split == "train":  # neighbors in a folder of street scenes look alike
+            of = {"kind": "subset", "source": of, "count": count, "seed": "{seed}"}
+        return {**clip, "source": of, "clips": count, "actions": name, "task": name, "name": f"{name}-{split}"}
+
+    config.sets = {
+        name: {
+            "train": clips(name, "train", labeled[name]),
+            "validation": clips(name, "val", 128),
+            "test": clips(name, "test", 384),
+        }
+        for name in frames
+    }
+    pool = {**clip, "source": {"kind": "photos", "root": "{root}/unlabeled_photos", "images": "images"}}
+    config.pool = {
+        name: {**pool, "actions": name, "task": name, "name": f"{name}-pool", "labels": False} for name in frames
+    }
+    config.overlaps = "refuse"
+    config.experts = {name: {"frames": count} for name, count in frames.items()}
     return config
 
 

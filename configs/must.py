@@ -93,7 +93,7 @@ def folders() -> ConfigDict:
     together["optimizer"] = {**training["optimizer"], "learning_rate": 4e-3}
     config.teacher = {**training, "steps": 900}
     # The sets have little in common, so the truth about each counts more than the predictions of the others' teachers.
-    config.student = {**together, "select": "last", "pool_share": 0.25, "truth_weight": 8.0}
+    config.student = {**together, "select": "last", "truth_weight": 8.0}
     config.supervised = together
     config.scratch = training
     config.label = {"batch_size": 32, "hflip_tta": True}
@@ -220,7 +220,8 @@ def paper() -> ConfigDict:
         "classification": {"steps": 28_000, "batch_size": 4096, "optimizer": {"learning_rate": 1.6}},
     }
     # Images are drawn uniformly, ground truth and pseudo labels weigh the same.
-    config.student = {**training, "batch_size": 4096, "normalize": "batch", "loss_scale_rule": "learning_rate"}
+    config.student = {**training, "batch_size": 4096, "normalize": "batch", "pool_share": 0.0}
+    config.student.loss_scale_rule = "learning_rate"
     config.policies = {
         "classification": {"positive": 0.0, "negative": 0.0},
         "detection": {"positive": 0.5, "negative": 0.5},

@@ -39,6 +39,7 @@ def get_config(variant: str = "scenes") -> ConfigDict:
 def upstream() -> ConfigDict:
     """The quickstart with three seeds and a student whose labels are shuffled."""
     config = quickstart.base()
+    config.student.steps = config.supervised.steps = config.scratch.steps = quickstart.SHORT
     config.title, config.seeds = "What transfer starts from", SEEDS
     config.pool.pool.count = 2048
     config.arms = {"shuffled": {"shuffled_labels": True}}

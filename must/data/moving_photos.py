@@ -1,27 +1,116 @@
-"""Photos as unlabeled clips with simulated camera motion, so that a folder of photos can be a pool of videos."""
+"""Photos as clips: a camera that moves over each, a cut-out of another photo that moves in front of it, or both.
 
+What moves, and in which direction, is the label; it shows in the order of the frames alone, since the middle of every
+clip is a photo with or without a cut-out somewhere near its center.
+"""
+
+import hashlib
 import math
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from must.core.types import Example, Geometry, Label, Source, UserError
+from must.core import labels as record_form
+from must.core.types import Example, Label, Source, UserError
 from must.data.combine import hash_of
-from must.data.geometry import transform_image
+
+
+class Motion(NamedTuple):
+    """Directions of motion in a clip, -1, 0 or 1 each.
+
+    Attributes:
+      pan, tilt: the camera moves right, down.
+      zoom: the camera zooms in.
+      turn: the camera turns clockwise.
+      shake: the camera shakes.
+      across, down: the cut-out moves right, down.
+      grow: the cut-out grows.
+    """
+
+    pan: int = 0
+    tilt: int = 0
+    zoom: int = 0
+    turn: int = 0
+    shake: int = 0
+    across: int = 0
+    down: int = 0
+    grow: int = 0
+
+
+MOTIONS = {
+    "camera": {
+        "pan_left": Motion(pan=-1),
+        "pan_right": Motion(pan=1),
+        "tilt_up": Motion(tilt=-1),
+        "tilt_down": Motion(tilt=1),
+        "zoom_in": Motion(zoom=1),
+        "zoom_out": Motion(zoom=-1),
+        "turn_left": Motion(turn=-1),
+        "turn_right": Motion(turn=1),
+        "shake": Motion(shake=1),
+    },
+    "objects": {
+        "left": Motion(across=-1),
+        "right": Motion(across=1),
+        "up": Motion(down=-1),
+        "down": Motion(down=1),
+        "grows": Motion(grow=1),
+        "shrinks": Motion(grow=-1),
+    },
+    "both": {
+        "still": Motion(),
+        "camera_left": Motion(pan=-1),
+        "camera_right": Motion(pan=1),
+        "object_left": Motion(across=-1),
+        "object_right": Motion(across=1),
+        "follow_left": Motion(pan=-1, across=-1),
+        "follow_right": Motion(pan=1, across=1),
+    },
+}
+
+
+def _swapped(*pairs: tuple[str, str]) -> dict[str, str]:
+    return {a: b for one, other in pairs for a, b in ((one, other), (other, one))}
+
+
+# Classes of a clip flipped left to right or played backwards; classes not listed are unchanged.
+MIRRORED = {
+    "camera": _swapped(("pan_left", "pan_right"), ("turn_left", "turn_right")),
+    "objects": _swapped(("left", "right")),
+    "both": _swapped(("camera_left", "camera_right"), ("object_left", "object_right"), ("follow_left", "follow_right")),
+}
+REVERSED = {
+    "camera": MIRRORED["camera"] | _swapped(("tilt_up", "tilt_down"), ("zoom_in", "zoom_out")),
+    "objects": MIRRORED["objects"] | _swapped(("up", "down"), ("grows", "shrinks")),
+    "both": MIRRORED["both"],
+}
+
+_TURN = 0.6  # radians, of a clip in which the camera turns
+_SHAKE = 0.06  # frames, deviation
+_GROWTH = 0.9  # logarithm of the cut-out's size, last frame to first
+_RADIUS = (0.16, 0.26)  # of the cut-out, in frames
+_VERSION = 2  # part of the fingerprint; increment if clips change
 
 
 class MovingPhotos:
-    """A `Source` of unlabeled clips, each a photo under a camera that pans, tilts and zooms at constant speed.
+    """A `Source` of clips, uint8 [T, S, S, 3], deterministic, whose every frame lies inside its photo.
 
-    Clips are deterministic and contain only camera motion.
+    Without `actions` the camera pans, tilts and zooms in any direction and clips have no labels. With them each clip
+    has one action; the classes are balanced in every block of as many clips as there are classes.
 
     Args:
       source: of the photos.
       frames: T.
       size: height and width of the frames, pixels.
-      travel: maximum camera displacement in one clip, as a fraction of the frame.
-      zoom: maximum zoom factor between first and last frame.
+      travel: longest way of the camera or cut-out in one clip, in frames.
+      zoom: largest zoom between the first and last frame.
       seed: of the motions.
       name: first part of every id; by default "<name of the photos>-moving".
+      actions: the label space, "camera", "objects" or "both".
+      clips: how many there are; by default one for each photo. Clip i shows photo i modulo the number of photos.
+      task: key of the label.
+      labels: whether the action is annotated.
 
     Raises:
       UserError: an argument out of range.
@@ -37,40 +126,139 @@ class MovingPhotos:
         zoom: float = 1.3,
         seed: int = 0,
         name: str = "",
+        actions: str = "",
+        clips: int = 0,
+        task: str = "action",
+        labels: bool = True,
     ):
-        if frames < 2 or size < 1 or not 0 <= travel <= 1 or zoom < 1:
-            values = f"frames {frames}, size {size}, travel {travel}, zoom {zoom}"
-            raise UserError(f"moving photos: {values}: need frames >= 2, size >= 1, travel in 0..1, zoom >= 1")
-        self._source, self._frames, self._size = source, frames, size
+        if frames < 2 or size < 1 or not 0 <= travel <= 1 or zoom < 1 or clips < 0:
+            values = f"frames {frames}, size {size}, travel {travel}, zoom {zoom}, clips {clips}"
+            wanted = "need frames >= 2, size >= 1, travel in 0..1, zoom >= 1, clips >= 0"
+            raise UserError(f"moving photos: {values}: {wanted}")
+        if actions and actions not in MOTIONS:
+            raise UserError(f"moving photos: actions {actions!r} is not one of {', '.join(MOTIONS)}")
+        self._source, self._frames, self._size, self._actions = source, frames, size, actions
         self._travel, self._zoom, self._seed = travel, zoom, seed
+        self._task = task if actions and labels else ""
         self.name = name or f"{source.name}-moving"
-        self.ids = [f"{self.name}/{id.partition('/')[2]}" for id in source.ids]
-        self.classes: dict[str, tuple[str, ...]] = {}
-        self.fingerprint = hash_of("moving", source.fingerprint, repr((frames, size, travel, zoom, seed)))
+        photos, count = [id.partition("/")[2] for id in source.ids], clips or len(source)
+        rounds = [f"-{k}" if k else "" for k in range(-(-count // max(1, len(photos))))]
+        self.ids = [f"{self.name}/{photo}{turn}" for turn in rounds for photo in photos][:count]
+        self.classes: dict[str, tuple[str, ...]] = {self._task: tuple(MOTIONS[actions])} if self._task else {}
+        content = (_VERSION, frames, size, travel, zoom, seed, actions, count, self._task)
+        self.fingerprint = hash_of("moving", source.fingerprint, repr(content))
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.ids)
+
+    def action(self, index: int) -> int:
+        """The class, even if it is not annotated."""
+        place, count = range(len(self))[index], len(MOTIONS[self._actions])
+        key = f"{self._seed}/{self._actions}/{place // count}"
+        shuffled = hashlib.shake_128(key.encode()).digest(count)
+        return sorted(range(count), key=shuffled.__getitem__)[place % count]
 
     def labels(self, index: int) -> dict[str, Label]:
-        del index
-        return {}
+        return {self._task: record_form.classification(self.action(index))} if self._task else {}
 
     def __getitem__(self, index: int) -> Example:
-        photo = np.asarray(self._source[index].image)
+        index = range(len(self))[index]
+        photos = len(self._source)
+        photo = np.asarray(self._source[index % photos].image)
         rng = np.random.default_rng((self._seed, index))
+        if not self._actions:
+            return Example(self.ids[index], self._seen(photo, self._wander(rng), rng), {})
+        motion = tuple(MOTIONS[self._actions].values())[self.action(index)]
+        way, body = self._camera(motion, rng), None
+        if self._actions != "camera":
+            other = np.asarray(self._source[int(rng.integers(photos))].image)
+            body = (other, self._body(motion, rng))
+        return Example(self.ids[index], self._seen(photo, way, rng, body), self.labels(index))
+
+    def _times(self) -> np.ndarray:
+        return np.linspace(-0.5, 0.5, self._frames)
+
+    def _wander(self, rng: np.random.Generator) -> np.ndarray:
         angle, travel = rng.uniform(0, 2 * math.pi), self._travel * math.sqrt(rng.uniform())
-        factor = math.exp(rng.uniform(-1, 1) * math.log(self._zoom))
+        zoom = rng.uniform(-1, 1) * math.log(self._zoom)
+        times = self._times()
+        way = [travel * math.cos(angle) * times, travel * math.sin(angle) * times, -zoom * times, 0 * times]
+        return np.stack(way, 1)
+
+    def _camera(self, motion: Motion, rng: np.random.Generator) -> np.ndarray:
+        """x and y in frames, logarithm of the visible part, angle; of each frame, float [T, 4]."""
+        times, pace = self._times(), rng.uniform(0.6, 1.0)
+        shaken = motion.shake * rng.normal(0, _SHAKE, (2, self._frames))
+        way = [
+            self._travel * pace * motion.pan * times + shaken[0],
+            self._travel * pace * motion.tilt * times + shaken[1],
+            -math.log(self._zoom) * pace * motion.zoom * times,
+            -_TURN * pace * motion.turn * times,
+        ]
+        return np.stack(way, 1)
+
+    def _body(self, motion: Motion, rng: np.random.Generator) -> np.ndarray:
+        """x, y and radius of the cut-out in frames, from the middle of the photo's part; float [T, 3]."""
+        times, pace = self._times(), rng.uniform(0.6, 1.0)
+        start, radius = rng.uniform(-0.15, 0.15, 2), rng.uniform(*_RADIUS)
+        way = [
+            start[0] + self._travel * pace * motion.across * times,
+            start[1] + self._travel * pace * motion.down * times,
+            radius * np.exp(_GROWTH * pace * motion.grow * times),
+        ]
+        return np.stack(way, 1)
+
+    def _seen(
+        self,
+        photo: np.ndarray,
+        way: np.ndarray,
+        rng: np.random.Generator,
+        body: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """The frames of a camera's way over a photo, a cut-out of another one in front, uint8 [T, S, S, 3]."""
+        x, y, part, angle = way.T
+        half = np.exp(part) / 2 * (np.abs(np.cos(angle)) + np.abs(np.sin(angle)))
+        reach = 2 * np.array([(np.abs(x) + half).max(), (np.abs(y) + half).max()])
         height, width = photo.shape[:2]
-        # The smallest magnification at which all frames stay inside the photo.
-        largest = max(factor, 1.0) / min(factor, 1.0)
-        reach = np.array([1 + travel * abs(math.sin(angle)), 1 + travel * abs(math.cos(angle))])
-        base = self._size * (reach / (height, width)).max() * rng.uniform(1.0, 1.3) * largest
+        frame = (np.array([width, height]) / reach).min() * rng.uniform(0.75, 1.0)  # photo pixels
+        slack = np.array([width, height]) - frame * reach
+        middle = np.array([width, height]) / 2 + rng.uniform(-0.5, 0.5, 2) * slack
+        image, scale = _shrunk(photo, frame / self._size)
         clip = np.empty((self._frames, self._size, self._size, 3), np.uint8)
-        center = np.array([height, width]) / 2
-        for t, time in enumerate(np.linspace(-0.5, 0.5, self._frames)):
-            scale = base * factor**time / largest**0.5
-            shift = travel * time * np.array([math.sin(angle), math.cos(angle)]) * self._size / scale
-            corner = self._size / 2 - (center + shift) * scale
-            geometry = Geometry((height, width), (self._size,) * 2, (scale, scale), tuple(corner))
-            clip[t] = transform_image(photo, geometry)
-        return Example(self.ids[index], clip, {})
+        for t in range(self._frames):
+            center = (middle + frame * way[t, :2]) * scale
+            clip[t] = _window(image, center, frame * scale * math.exp(part[t]), angle[t], self._size)
+        return clip if body is None else self._with_body(clip, way, *body)
+
+    def _with_body(self, clip: np.ndarray, way: np.ndarray, photo: np.ndarray, body: np.ndarray) -> np.ndarray:
+        height, width = photo.shape[:2]
+        disk = 0.8 * min(height, width)  # photo pixels; the edge stays outside
+        image, scale = _shrunk(photo, disk / (2 * body[:, 2].max() * self._size))
+        pixels = (np.arange(self._size) + 0.5) / self._size - 0.5
+        for t, (x, y, radius) in enumerate(body):
+            at = np.array([x, y]) - way[t, :2]  # the camera moves past it
+            across = disk * scale / (2 * radius)  # of the cut-out's photo, seen in a whole frame
+            center = np.array([width, height]) * scale / 2 - at * across
+            seen = _window(image, center, across, 0.0, self._size)
+            away = np.hypot(pixels[None, :] - at[0], pixels[:, None] - at[1])
+            cover = np.clip((radius - away) * self._size + 0.5, 0, 1)[..., None]
+            clip[t] = np.round(cover * seen + (1 - cover) * clip[t])
+        return clip
+
+
+def _shrunk(photo: np.ndarray, factor: float) -> tuple[Image.Image, float]:
+    """A photo that is sampled every `factor` pixels, made smaller so that nothing is left out, and by how much."""
+    image = Image.fromarray(photo)
+    if factor <= 1:
+        return image, 1.0
+    size = [max(1, round(side / factor)) for side in image.size]
+    return image.resize(size, Image.Resampling.LANCZOS), size[0] / image.size[0]
+
+
+def _window(image: Image.Image, center: np.ndarray, side: float, angle: float, size: int) -> np.ndarray:
+    """A square part of an image, turned by an angle, uint8 [size, size, 3]."""
+    step = side / size
+    cos, sin = step * math.cos(angle), step * math.sin(angle)
+    corner = (center[0] - (cos - sin) * size / 2, center[1] - (sin + cos) * size / 2)
+    data = (cos, -sin, corner[0], sin, cos, corner[1])
+    return np.asarray(image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))

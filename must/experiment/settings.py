@@ -449,7 +449,8 @@ class Student(Following):
     Attributes:
       pseudo_labels: learn from pseudo labels; False leaves ground truth alone.
       pool_share: share of the images drawn that come from the pool; of each annotated set the student draws as many as
-        its teacher does, in proportion. 0 draws every image as often as any other, see `repeat_labeled`.
+        its teacher does, in proportion. By default a quarter, unless `repeat_labeled`, `pool_images` or `epochs` say
+        how often images are drawn; 0 draws every image as often as any other.
       repeat_labeled: how often an annotated image appears for one appearance of an image of the pool.
       truth_weight: weight of ground truth, where a pseudo label has 1.
       pool_images: images of the pool that are used; 0 uses all.
@@ -466,8 +467,8 @@ class Student(Following):
     """
 
     pseudo_labels: bool = True
-    pool_share: float = 0.0
-    repeat_labeled: int = 1
+    pool_share: float | None = None
+    repeat_labeled: int | None = None
     truth_weight: float = 1.0
     pool_images: int = 0
     labels_from: str = ""
@@ -485,9 +486,9 @@ class Student(Following):
         super().__post_init__()
         if self.shuffled_labels and self.batch_size < 2:
             raise ValueError("shuffled_labels: needs a batch_size of at least 2")
-        _at_least(0, repeat_labeled=self.repeat_labeled, truth_weight=self.truth_weight, pool_images=self.pool_images)
-        _below_one(pool_share=self.pool_share)
-        if self.pool_share and (self.repeat_labeled != 1 or self.pool_images or self.epochs):
+        _at_least(0, repeat_labeled=self.times, truth_weight=self.truth_weight, pool_images=self.pool_images)
+        _below_one(pool_share=self.share)
+        if self.pool_share and (self.times != 1 or self.pool_images or self.epochs):
             raise ValueError(
                 "pool_share: says how often images are drawn; leave repeat_labeled, pool_images and epochs out"
             )
@@ -495,6 +496,18 @@ class Student(Following):
             raise ValueError("slam.enabled: weights and slam are two corrections of the same labels; choose one")
         if self.cutmix.probability and (self.weights.kind != "none" or self.slam.enabled):
             raise ValueError("cutmix: weights and slam are numbers of one picture and mixed rows show two; choose one")
+
+    @property
+    def share(self) -> float:
+        """Of the images drawn, from the pool; 0 where images are counted one by one."""
+        if self.pool_share is not None:
+            return self.pool_share
+        return 0.25 if self.repeat_labeled is None and not (self.pool_images or self.epochs) else 0.0
+
+    @property
+    def times(self) -> int:
+        """`repeat_labeled`, 1 by default."""
+        return 1 if self.repeat_labeled is None else self.repeat_labeled
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,7 @@ def train_supervised(settings: Must, seed: int, *, directory: str, report) -> di
 
 
 def train_student(settings: Must, seed: int, arm: str, *, directory: str, report) -> dict:
-    """The job of the student or an arm: ground truth where an image has it, else a pseudo label.
-
-    With `repeat_labeled` above 1 the annotated images, few among many, appear that many times as often, and their
-    ground truth counts `truth_weight` times a pseudo label; with `pool_images` only so many images of the pool are
-    used, together about as often as the whole pool would be.
-    """
+    """The job of the student or an arm: ground truth where an image has it, else a pseudo label."""
     run, names = build.student(settings, arm), list(settings.tasks)
     top = labeling.seed_directory(directory, labeling.student_job(arm))
     policies = labeling.policies_of(settings, top, arm)
@@ -87,7 +82,7 @@ def _keep_weights(directory: str, scheme: Weighting, seen: Mapping[str, np.ndarr
 def supervised_source(settings: Must) -> Source:
     """What the supervised baseline draws from: the annotated sets, in the proportions in which the student does."""
     source = Concat(build.annotated_sets(settings))
-    return Repeated(Cached(source), _as_teachers(settings, 0.0)) if settings.student.pool_share else source
+    return Repeated(Cached(source), _as_teachers(settings, 0.0)) if settings.student.share else source
 
 
 def student_source(settings: Must, run: Student, records: Source) -> Source:
@@ -95,10 +90,8 @@ def student_source(settings: Must, run: Student, records: Source) -> Source:
     annotated = build.annotated_sets(settings)
     if not run.pseudo_labels:
         return Concat(annotated)
-    if run.pool_share:
-        times = _as_teachers(settings, run.pool_share)
-    else:
-        times = {id: run.repeat_labeled for part in annotated for id in part.ids}
+    counted = {id: run.times for part in annotated for id in part.ids}
+    times = _as_teachers(settings, run.share) if run.share else counted
     if run.pool_images:
         pool = Concat(build.pool(settings))
         part = set(Subset(pool, count=run.pool_images).ids)

@@ -5,7 +5,7 @@ import pytest
 
 from must.core.types import Example, UserError
 from must.data.geometry import FILL
-from must.data.moving_photos import MovingPhotos
+from must.data.moving_photos import MIRRORED, MOTIONS, REVERSED, Motion, MovingPhotos
 
 
 class Ramps:
@@ -51,6 +51,84 @@ def test_a_photo_has_one_clip_and_seeds_have_others():
 
 
 def test_impossible_settings_are_refused():
-    for wrong in ({"frames": 1}, {"travel": 2.0}, {"zoom": 0.5}):
+    for wrong in ({"frames": 1}, {"travel": 2.0}, {"zoom": 0.5}, {"clips": -1}, {"actions": "jumps"}):
         with pytest.raises(UserError, match="moving photos"):
             MovingPhotos(Ramps(), **wrong)
+
+
+class Plain(Ramps):
+    """Photos of one gray level each."""
+
+    def __getitem__(self, index):
+        return Example(self.ids[index], np.full((60, 90, 3), 40 + 8 * index, np.uint8), {})
+
+
+def _camera(clip):
+    """How a camera moves over `Ramps`: right, down, in, clockwise, each -1, 0 or 1; and how unsteadily."""
+    red, green = clip[..., 0].astype(float), clip[..., 1].astype(float)
+    place = np.stack([red.mean((1, 2)), green.mean((1, 2))], 1)
+    slope = np.stack([np.gradient(red, axis=axis).mean((1, 2)) for axis in (1, 2)], 1)  # down and across a frame
+    steep, angle = np.hypot(*slope.T), np.arctan2(slope[:, 0], slope[:, 1])
+    ways = (*(place[-1] - place[0]) / 10, np.log(steep[0] / steep[-1]) / 0.1, (angle[-1] - angle[0]) / 0.1)
+    return [int(np.sign(way)) if abs(way) > 1 else 0 for way in ways], np.abs(np.diff(place, 2, axis=0)).max()
+
+
+def _moved(motion, names):
+    return [int(getattr(motion, name)) for name in names]
+
+
+def test_the_camera_moves_as_the_class_says():
+    source = MovingPhotos(Ramps(), frames=6, size=24, actions="camera", travel=0.8, zoom=2.0, clips=54)
+    names = source.classes["action"]
+    assert names == tuple(MOTIONS["camera"]) and len(set(source.ids)) == 54
+    for i in range(len(source)):
+        example, name = source[i], names[source.action(i)]
+        assert int(example.labels["action"]["ids"][0]) == source.action(i)
+        found, unsteady = _camera(example.image)
+        wanted = MOTIONS["camera"][name]
+        if name == "shake":
+            assert unsteady > 3
+            continue
+        assert found == _moved(wanted, ("pan", "tilt", "zoom", "turn")) and unsteady < 3, name
+
+
+def test_cut_outs_move_as_the_class_says():
+    source = MovingPhotos(Plain(), frames=6, size=32, actions="objects", travel=0.6, clips=48, seed=3)
+    grid = np.indices((32, 32))
+    for i in range(len(source)):
+        clip, name = source[i].image[..., 0].astype(int), source.classes["action"][source.action(i)]
+        body = clip != clip[:, :1, :1]
+        if not body.any():
+            continue  # a photo in front of itself
+        size = body.sum((1, 2))
+        y, x = (grid * body[:, None]).sum((2, 3)).T / size
+        ways = [(x[-1] - x[0]) / 4, (y[-1] - y[0]) / 4, np.log(size[-1] / size[0]) / 0.5]
+        found = [int(np.sign(way)) if abs(way) > 1 else 0 for way in ways]
+        assert found == _moved(MOTIONS["objects"][name], ("across", "down", "grow")), name
+
+
+def test_a_followed_cut_out_stays_where_it_is_and_the_photo_moves():
+    source = MovingPhotos(Ramps(), frames=6, size=32, actions="both", travel=0.8, clips=70)
+    seen = set()
+    for i in range(len(source)):
+        name = source.classes["action"][source.action(i)]
+        corner = source[i].image[:, :4, :, 0].astype(float).mean((1, 2))  # above every cut-out
+        way = corner[-1] - corner[0]
+        assert (int(np.sign(way)) if abs(way) > 8 else 0) == MOTIONS["both"][name].pan, name
+        seen.add(name)
+    assert seen == set(MOTIONS["both"])
+
+
+@pytest.mark.parametrize("actions", MOTIONS)
+def test_labels_of_flipped_and_reversed_clips_are_those_of_the_motion(actions):
+    for table, turned in ((MIRRORED, ("pan", "turn", "across")), (REVERSED, Motion._fields)):
+        for name, motion in MOTIONS[actions].items():
+            other = motion._replace(**{field: -getattr(motion, field) for field in turned if field != "shake"})
+            assert MOTIONS[actions][table[actions].get(name, name)] == other
+
+
+def test_classes_are_balanced_and_may_be_left_out():
+    source = MovingPhotos(Ramps(), actions="both", clips=70, task="motion", labels=False)
+    assert not source.classes and not source[3].labels and source.action(-1) == source.action(69)
+    assert np.bincount([source.action(i) for i in range(70)]).tolist() == [10] * 7
+    assert [source.action(i) for i in range(7)] != [source.action(i) for i in range(7, 14)]

@@ -50,6 +50,27 @@ def test_a_share_of_the_pool_does_not_go_with_other_ways_to_say_so(settings):
             _run(settings, pool_share=0.2, **other)
 
 
+@pytest.mark.parametrize(
+    "changes, share",
+    [
+        ({}, 0.25),
+        ({"pool_share": 0.4}, 0.4),
+        ({"pool_share": 0.0}, 0.0),
+        ({"repeat_labeled": 1}, 0.0),
+        ({"pool_images": 16}, 0.0),
+    ],
+)
+def test_a_quarter_comes_from_the_pool_unless_images_are_counted(settings, changes, share):
+    run = _run(settings, **{"repeat_labeled": None, **changes})
+    ids, times = np.unique(student_source(settings, run, build.all_images(settings)).ids, return_counts=True)
+    in_pool = np.isin(ids, [id for source in build.pool(settings) for id in source.ids])
+    assert run.share == share
+    if share:
+        assert times[in_pool].sum() / times.sum() == pytest.approx(share, abs=0.03)
+    else:
+        assert set(times[~in_pool]) == {1}
+
+
 def test_labels_of_sets_that_are_left_out_weigh_nothing_and_truth_stays(settings, tmp_path):
     names = sorted({id.partition("/")[0] for id in build.all_images(settings).ids})
     own = build.split(settings, "depth", "train").name
