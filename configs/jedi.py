@@ -109,7 +109,7 @@ def photos() -> ConfigDict:
     config = scenes()
     config.title = "JEDI on clips cut from photos"
     frames = {"camera": 4, "objects": 5, "both": 6}
-    labeled = {"camera": 72, "objects": 60, "both": 70}
+    labeled = {"camera": 36, "objects": 30, "both": 28}
     config.tasks = {
         name: {
             "kind": "action",
