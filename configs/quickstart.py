@@ -19,8 +19,7 @@ from ml_collections import ConfigDict
 from must.recipes.table import complete
 
 TASKS = ("classification", "detection", "segmentation", "depth", "normals")
-# The losses of the dense tasks end several times smaller than the others'.
-SCALES = {"segmentation": 4.0, "depth": 4.0, "normals": 24.0}
+PLAIN = dict.fromkeys(TASKS, 1.0)  # in place of the factors of losses by kind of task
 BALANCES = ("uncertainty", "dwa", "rlw", "famo", "gradnorm", "pcgrad", "cagrad", "nash_mtl", "upgrad")
 ALL_POSITIVE = {"positive": 0.0, "negative": 0.0, "from_validation": False}
 HALF = {"positive": 0.5, "negative": 0.5, "from_validation": False}
@@ -73,11 +72,11 @@ def base() -> ConfigDict:
     }
     config.teacher = {**training, "steps": 500}
     # With five metrics the best step on 256 images is mostly that of the noisiest one, so the last weights are taken.
-    together = {**training, "steps": 900, "select": "last", "loss_scales": SCALES}
+    together = {**training, "steps": 900, "select": "last"}
     # Annotated images are few: they appear 12 times as often, and their truth counts 8 pseudo labels.
     config.student = {**together, "repeat_labeled": 12, "truth_weight": 8.0}
     # Without pseudo labels 96 classes are all there is of one: twice the weight was the best of 1, 2 and 4.
-    config.supervised = {**together, "loss_scales": {**SCALES, "classification": 2.0}}
+    config.supervised = {**together, "loss_scales": {"classification": 2.0}}
     config.scratch = {**training, "steps": 900}
     config.label = {"hflip_tta": True}
     config.policies = dict.fromkeys(TASKS, ALL_POSITIVE)
@@ -167,8 +166,9 @@ def balancing(config: ConfigDict) -> None:
     for run in (config.teacher, config.student):
         run.steps, run.evaluate_every = 200, 0
     config.teacher.select = "last"
-    config.student.loss_scales = {}
-    methods = {"scaled": {"loss_scales": SCALES}, **{kind: {"balance": {"kind": kind}} for kind in BALANCES}}
+    config.student.loss_scales = PLAIN
+    scaled = {"segmentation": 4.0, "depth": 4.0, "normals": 24.0}
+    methods = {"scaled": {"loss_scales": scaled}, **{kind: {"balance": {"kind": kind}} for kind in BALANCES}}
     methods["dwa"]["balance"]["window"] = 50
     for kind in ("rlw", "pcgrad"):
         methods[kind]["balance"]["seed"] = "{seed}"
@@ -181,9 +181,9 @@ def scales(config: ConfigDict) -> None:
     config.seeds, config.baselines = (0, 1, 2), ()
     sizes = {"classification": 32, "detection": 8, "segmentation": 32, "depth": 8}
     config.teachers = {task: {"batch_size": size} for task, size in sizes.items()}
-    config.student.loss_scale_rule, config.student.loss_scales = "learning_rate", {}
+    config.student.steps, config.student.loss_scale_rule = SHORT, "learning_rate"
     fixed = {"loss_scale_rule": "fixed"}
-    config.arms = {"equal": fixed, "chosen": {**fixed, "loss_scales": SCALES}}
+    config.arms = {"equal": {**fixed, "loss_scales": PLAIN}, "chosen": fixed}
 
 
 def policies(config: ConfigDict) -> None:

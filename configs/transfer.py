@@ -50,8 +50,8 @@ def checkpoint() -> ConfigDict:
     """A network of one task, with 85 times as many labels as a teacher of `upstream` has; only its teachers run."""
     config = upstream()
     config.title, config.arms, config.pool = "A strong checkpoint", {}, {}
-    scales = (config.student.loss_scales, config.supervised.loss_scales)
-    for section in (config.tasks, config.sets, config.train_sets, config.policies, *scales):
+    scales = config.supervised.loss_scales
+    for section in (config.tasks, config.sets, config.train_sets, config.policies, scales):
         for task in set(section) - {"segmentation"}:
             del section[task]
     config.sets.segmentation.train.count = 2048

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from must.data.disjoint import check_disjoint
 from must.data.merge import Concat
 from must.experiment import build, initial, sections
 from must.experiment.loss_scales import loss_scales
-from must.experiment.settings import Must, Run, SingleStudent, Student, Supervised
+from must.experiment.settings import LabelPolicy, Must, Run, SingleStudent, Student, Supervised
 from must.experiment.training import mean_teacher
 from must.tasks.base import LabelsImages, Task
 from must.train.optimizer import check_factors
@@ -121,7 +121,9 @@ def check_students(settings: Must) -> None:
         runs[name] = run
         check_run(settings, run, path)
         _check_correction(settings, run, path)
-        build.policies(settings, run)
+        policies = build.policies(settings, run)
+        if any(section.sets or section.familiar for section in policies.values()):
+            check_policy_sets(settings, policies)
         if run.pool_images > available:
             raise UserError(f"{path}.pool_images={run.pool_images}: the pool has {available} images")
     check_teachers(settings)
@@ -133,6 +135,22 @@ def check_students(settings: Must) -> None:
             raise UserError(
                 f"config.{name}: sees {seen[0]:,} images, the student {seen[1]:,}; give both the same steps"
             )
+
+
+def check_policy_sets(settings: Must, policies: Mapping[str, LabelPolicy]) -> set[str]:
+    """The names of all sets that are labeled.
+
+    Raises:
+      UserError: a policy that names another one, or that asks for familiar sets where nothing tells which are.
+    """
+    names = {id.partition("/")[0] for id in build.all_images(settings).ids}
+    for task, section in policies.items():
+        path = f"config.policies.{task}"
+        if foreign := next((name for name in section.sets if name not in names), None):
+            raise UserError(f"{path}.sets: no images of {foreign!r}; there are {', '.join(sorted(names))}")
+        if section.familiar and not any(one.from_validation for one in policies.values()):
+            raise UserError(f"{path}.familiar: needs from_validation=True in some policy")
+    return names
 
 
 def check_teachers(settings: SingleStudent) -> None:
@@ -179,7 +197,7 @@ def check_run(settings: Supervised, run: Run, path: str, names: Sequence[str] = 
             raise UserError(f"{path}.loss_scales.{name}: no such task; tasks: {', '.join(settings.tasks)}")
     if isinstance(settings, Supervised):
         try:
-            loss_scales(settings, run)
+            loss_scales(settings, run, tasks)
         except UserError as error:
             raise UserError(f"{path}.{error}") from None
     if isinstance(run, Student) and run.mean_teacher.kind != "none":

@@ -25,6 +25,7 @@ from must.data.pipeline import Encoder, eval_batches
 from must.data.splits import Listed
 from must.experiment import build, initial, jobs, measure, networks, sections
 from must.experiment.labeling import seed_directory
+from must.experiment.loss_scales import fixed_scales
 from must.experiment.sections import changes, each_changes
 from must.experiment.selection import Validation
 from must.experiment.settings import Experiment, Init, Network, Run
@@ -373,7 +374,7 @@ def train_expert(settings: JointSettings, seed: int, name: str, *, directory: st
         model=model,
         tasks=task,
         objective=objective(
-            model, [labels(learned, {name: Policy()})], scales=_scales(run, learned), normalize=run.normalize
+            model, [labels(learned, {name: Policy()})], scales=fixed_scales(run, learned), normalize=run.normalize
         ),
         balance=build.balance(run),
         source=one.split(name, "train"),
@@ -528,10 +529,6 @@ def student_as_scored(settings: JointSettings, name: str) -> tuple[Model, Encode
 
 # Asked again, the same object, whose programs are compiled already.
 _over_clips = functools.lru_cache(maxsize=16)(over_clips)
-
-
-def _scales(run: Run, tasks: Mapping[str, Task]) -> dict[str, float]:
-    return {name: run.loss_scales.get(name, 1.0) for name in tasks}
 
 
 def planned(settings: JointSettings, run: Run, names) -> tuple:

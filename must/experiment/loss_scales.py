@@ -1,19 +1,28 @@
-"""Factors of the tasks' losses, from the settings or by MuST's rule from how teachers and student train."""
+"""Factors of the tasks' losses, from the settings, by kind of task, or by MuST's rule from how networks train."""
+
+from collections.abc import Mapping
 
 from must.core.types import UserError
 from must.experiment.external import trained_with
 from must.experiment.settings import Run, SingleStudent, Supervised
 from must.objectives.labels import learning_rate_rule
+from must.tasks.base import Task
 
 
-def loss_scales(settings: Supervised, run: Run) -> dict[str, float]:
-    """Factor of each task's loss: from the settings, or MuST's rule from batch sizes and learning rates.
+def fixed_scales(run: Run, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Factor of the loss of each task of a network: from the settings, else by kind; 1 for the only task of one."""
+    several = len(tasks) > 1
+    return {name: run.loss_scales.get(name, task.loss_scale if several else 1.0) for name, task in tasks.items()}
+
+
+def loss_scales(settings: Supervised, run: Run, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Factor of the loss of each task of a network: `fixed_scales`, or MuST's rule from batch sizes and learning rates.
 
     Raises:
       UserError: an external teacher without batch size and learning rate, whose factor is not set either.
     """
     if run.loss_scale_rule == "fixed":
-        return {name: run.loss_scales.get(name, 1.0) for name in settings.tasks}
+        return fixed_scales(run, tasks)
     if not isinstance(settings, SingleStudent):
         raise UserError("loss_scale_rule='learning_rate': needs teachers, which this recipe does not have")
     rates = {name: trained_with(settings, name) for name in settings.tasks}

@@ -273,7 +273,8 @@ class Run:
       balance: how task losses are weighted.
       watch_gradients: log norms and cosines of the tasks' gradients.
       normalize: "items" divides a loss by the number of labeled items, "batch" by the batch size.
-      loss_scales: {task: factor of its loss}; 1 for a task that is not named.
+      loss_scales: {task: factor of its loss}; for one that is not named 1, or in a network of several tasks 4 for masks
+        and depth and 24 for normals, whose losses end several times smaller than the others'.
       loss_scale_rule: "fixed", or "learning_rate": MuST's lambda_t = (b_s lr_t) / (b_t lr_s), from the batch size and
         learning rate of teacher t; `loss_scales` holds where an external teacher does not tell them.
       batches: "mixed", or "per_task": every step takes one batch of the images annotated for each task.

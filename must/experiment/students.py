@@ -11,7 +11,7 @@ from must.data.combine import Cached, Repeated, Subset
 from must.data.edited import EditedCoco
 from must.data.merge import Concat, Overlay
 from must.data.weights import read_weights
-from must.experiment import acceptance, build, jobs, labeling, measure, networks, weighting
+from must.experiment import acceptance, build, checks, jobs, labeling, measure, networks, weighting
 from must.experiment.external import external_teachers
 from must.experiment.settings import Must, Run, Student
 from must.experiment.training import NO_WEIGHTING, Weighting, train_tasks
@@ -131,17 +131,17 @@ def familiar_sets(settings: Must, top: str, run: Student) -> dict[str, set[str]]
     Raises:
       UserError: a set that does not exist, or labels without the scores that tell which sets are familiar.
     """
-    names = {id.partition("/")[0] for id in build.all_images(settings).ids}
+    policies = build.policies(settings, run)
+    if not any(section.sets or section.familiar for section in policies.values()):
+        return {}
+    names = checks.check_policy_sets(settings, policies)
     chosen: dict[str, set[str]] = {}
-    for task, section in build.policies(settings, run).items():
-        path = f"config.policies.{task}"
-        if foreign := next((name for name in section.sets if name not in names), None):
-            raise UserError(f"{path}.sets: no images of {foreign!r}; there are {', '.join(sorted(names))}")
+    for task, section in policies.items():
         kept = set(section.sets) or names
         if section.familiar:
             seen = jobs.facts(top, labeling.policy_job(run.labels_from)).get("sets", {}).get(task, {})
             if acceptance.OWN not in seen:
-                raise UserError(f"{path}.familiar: needs scores, and from_validation=True in some policy")
+                raise UserError(f"config.policies.{task}.familiar: its labels have no scores")
             least = section.familiar * seen[acceptance.OWN]["confidence"]
             kept = {name for name in kept if name not in seen or seen[name]["confidence"] >= least}
         if kept < names:

@@ -420,7 +420,7 @@ def objective(
         parts.append(hints(online.models, online.hints, **options))
     if average is not None:
         parts.append(mean_teachers.mean_teacher(model, tasks, average, initial=variables, shuffled=online.shuffled))
-    scales = loss_scales(settings, run)
+    scales = loss_scales(settings, run, tasks)
     return objectives.objective(model, parts, scales=scales, normalize=run.normalize)
 
 

@@ -55,6 +55,7 @@ class Task:
     ] = ()  # fields that a label in network form may lack: all classes known, all certain
     whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
+    loss_scale: ClassVar[float] = 1.0  # of its loss beside other tasks' where the settings name none
     can_be_empty: ClassVar[bool] = False  # its truth may be that nothing is there
     outputs: ClassVar[Mapping[str, str]] = {}  # meaning and unit of the fields of a prediction in network form
     fitted: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that `defaults` gives; labels are read if one is left out

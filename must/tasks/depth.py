@@ -69,6 +69,7 @@ class Depth(Task):
     depth: int = 3
     stride: int = 4
 
+    loss_scale: ClassVar[float] = 4.0
     optional: ClassVar[tuple[str, ...]] = ("scores",)
     fitted: ClassVar[tuple[str, ...]] = ("max_depth",)
 

@@ -48,6 +48,7 @@ class Normals(Task):
     )
     outputs: ClassVar[Mapping[str, str]] = {"normals": "unit vectors of each pixel; x right, y down, z forward"}
     terms: ClassVar[tuple[str, ...]] = ("normals",)
+    loss_scale: ClassVar[float] = 24.0
     optional: ClassVar[tuple[str, ...]] = ("scores",)
 
     def __post_init__(self):

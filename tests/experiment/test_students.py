@@ -89,7 +89,7 @@ def test_labels_of_sets_that_are_left_out_weigh_nothing_and_truth_stays(settings
     assert factors["depth"]["set"].tolist() == expected and 0 < sum(expected) < len(ids)
     for policies, message in (
         ({"depth": {"sets": ("nowhere",)}}, "config.policies.depth.sets: no images of 'nowhere'; there are"),
-        ({"depth": {"familiar": 0.5}}, "config.policies.depth.familiar: needs scores"),
+        ({"depth": {"familiar": 0.5}}, "config.policies.depth.familiar: its labels have no scores"),
     ):
         with pytest.raises(UserError, match=message):
             familiar_sets(settings, str(tmp_path), _run(settings, policies=policies))

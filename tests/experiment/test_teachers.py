@@ -31,7 +31,7 @@ def test_a_teacher_trains_with_its_own_settings_and_keeps_them_with_its_weights(
     # Another run reads them where it takes the network from.
     taken = {"depth": {"run": str(tmp_path / "teachers" / "depth")}}
     settings = settings_of(config_of(TINY, external_teachers=taken, student__loss_scale_rule="learning_rate"))
-    scales = loss_scales(settings, settings.student)
+    scales = loss_scales(settings, settings.student, build.tasks_of(settings))
     assert scales == {"classification": pytest.approx(1.0), "depth": pytest.approx(10.0)}
     # All teachers may come from elsewhere; each is measured again.
     all_taken = {task: {"run": str(tmp_path / "teachers" / task)} for task in widths}
@@ -45,7 +45,7 @@ def test_a_teacher_trains_with_its_own_settings_and_keeps_them_with_its_weights(
 
 def test_every_task_keeps_the_learning_rate_of_its_teacher():
     settings = _settings(student__loss_scale_rule="learning_rate", student__batch_size=12)
-    student, scales = settings.student, loss_scales(settings, settings.student)
+    student, scales = settings.student, loss_scales(settings, settings.student, build.tasks_of(settings))
     for task in settings.tasks:
         teacher = build.teacher(settings, task)
         per_image = teacher.optimizer.learning_rate / teacher.batch_size
@@ -59,7 +59,10 @@ def test_an_external_teacher_has_a_factor_of_its_own():
     with pytest.raises(UserError, match="config.student.loss_scales.depth: required by loss_scale_rule"):
         check(config_of(TINY, **changes))
     settings = settings_of(config_of(TINY, **changes, student__loss_scales={"depth": 3.0}))
-    assert loss_scales(settings, settings.student) == {"classification": pytest.approx(1.0), "depth": 3.0}
+    assert loss_scales(settings, settings.student, build.tasks_of(settings)) == {
+        "classification": pytest.approx(1.0),
+        "depth": 3.0,
+    }
 
 
 def test_a_teacher_as_long_as_the_student_is_its_own_baseline():
@@ -102,3 +105,13 @@ def test_a_student_without_steps_sees_as_many_images_as_all_teachers_and_a_basel
     external = {task: {"make": "tests.support.given_teachers:one"} for task in ("classification", "depth")}
     with pytest.raises(UserError, match="config.student.steps=0: no teacher trains here"):
         _settings(student__steps=0, external_teachers=external)
+
+
+def test_losses_of_several_tasks_are_scaled_by_kind_unless_the_settings_say_so():
+    settings = settings_of(config_of("configs/quickstart.py", "sanity", student__loss_scales={"depth": 2.0}))
+    tasks = build.tasks_of(settings)
+    usual = {"classification": 1.0, "detection": 1.0, "segmentation": 4.0, "depth": 4.0, "normals": 24.0}
+    assert loss_scales(settings, settings.student, tasks) == usual | {"depth": 2.0}
+    assert loss_scales(settings, settings.supervised, tasks) == usual | {"classification": 2.0}
+    alone = {"normals": tasks["normals"]}
+    assert loss_scales(settings, settings.teacher, alone) == {"normals": 1.0}

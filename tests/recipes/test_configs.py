@@ -110,7 +110,7 @@ def test_the_published_setting_is_planned_from_declared_features():
         assert row.weights[name] == 1 and row.inputs["image"].shape == (640, 640, 3)
     everything = build.all_images(settings)  # each image once, and none that is validated
     assert len(everything) == len(set(everything.ids)) == 1_268_355 + 602_520 + 117_104 + 47_108
-    rule = {name: loss_scales(settings, settings.student)[name] for name in counts}
+    rule = {name: loss_scales(settings, settings.student, tasks)[name] for name in counts}
     assert rule == {"classification": 5.0, "detection": 16.0, "segmentation": 16.0}
 
 
@@ -195,7 +195,7 @@ def test_published_downstream_tasks_are_planned():
     [
         ({"arms": {"few": {"pool_image": 3}}}, "arms.few.pool_image: unknown key; did you mean pool_images"),
         ({"arms": {"teacher": {}}}, "arms.teacher: the name of an arm"),
-        ({"arms": {"same": {"steps": 600}}}, "arms.same: trains exactly as student does"),
+        ({"arms": {"same": {"steps": 900}}}, "arms.same: trains exactly as student does"),
         ({"arms": {"a": {"steps": 7}, "b": {"steps": 7}}}, "arms.b: trains exactly as a does"),
         ({"arms": {"a/b": {}}}, "arms.a/b: the name of an arm"),
         ({"arms": {"many": {"pool_images": 1025}}}, "the pool has 1024 images"),
@@ -209,7 +209,12 @@ def test_published_downstream_tasks_are_planned():
         ({"arms": {"own": {"mean_teacher": {"kind": "soft", "tasks": ["flow"]}}}}, "mean_teacher.tasks: no task"),
         ({"arms": {"less": {"small_loss": {"drop": 10}}}}, "less.small_loss.drop=10"),
         ({"teacher__small_loss": {"drop": 0.1}}, "teacher.small_loss: unknown key"),
-        ({"student__steps": 1200}, "supervised: sees 9,600 images, the student 19,200"),
+        ({"policies__depth__sets": ("photos",)}, "config.policies.depth.sets: no images of 'photos'; there are "),
+        (
+            {"policies__detection": {"from_validation": False}, "policies__depth": {"familiar": 0.9}},
+            "policies.depth.familiar: needs from_validation=True in some policy",
+        ),
+        ({"student__steps": 1200}, "supervised: sees 14,400 images, the student 19,200"),
         ({"train_sets__depth": "deep"}, "train_sets.depth='deep': no such set"),
     ],
 )
