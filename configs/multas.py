@@ -442,7 +442,7 @@ def voc() -> ConfigDict:
             section.optimizer = sgd
             section.geometry, section.view = {"zoom": (0.5, 2.0)}, COLORS
             section.frames = ((256, 256), (320, 320), (384, 384))  # multi-scale for the first 80%
-            section.loss_scales = {"segmentation": 1.0}
+            section.loss_scales, section.loss_scale_rule = {}, "fixed"
     config.teacher.batch_size = 5
     config.teacher.model = {"backbone": {"depth": 50}, "neck": {"kind": "pafpn"}}
     config.together = {"epochs": 100, "batch_size": 7, "optimizer": {"learning_rate": 1e-3}}

@@ -39,7 +39,6 @@ def get_config(variant: str = "scenes") -> ConfigDict:
 def upstream() -> ConfigDict:
     """The quickstart with three seeds and a student whose labels are shuffled."""
     config = quickstart.base()
-    config.student.steps = config.supervised.steps = config.scratch.steps = quickstart.SHORT
     config.title, config.seeds = "What transfer starts from", SEEDS
     config.pool.pool.count = 2048
     config.arms = {"shuffled": {"shuffled_labels": True}}
@@ -50,8 +49,7 @@ def checkpoint() -> ConfigDict:
     """A network of one task, with 85 times as many labels as a teacher of `upstream` has; only its teachers run."""
     config = upstream()
     config.title, config.arms, config.pool = "A strong checkpoint", {}, {}
-    scales = config.supervised.loss_scales
-    for section in (config.tasks, config.sets, config.train_sets, config.policies, scales):
+    for section in (config.tasks, config.sets, config.train_sets, config.policies):
         for task in set(section) - {"segmentation"}:
             del section[task]
     config.sets.segmentation.train.count = 2048

@@ -77,7 +77,7 @@ def _run() -> None:
     logging.set_verbosity(logging.WARNING)  # JAX reports every backend that it does not have
     devices.set_xla_flags()
     devices.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
-    watching = peers.watch(_COORDINATOR.value)
+    peers.watch(_COORDINATOR.value)
     request = Request(_IMAGES.value, _OUTPUT.value, _OPTIONS.value)
     config = _CONFIG.value if flags.FLAGS["config"].present else None
     options = {"workdirs": _WORKDIRS.value, "request": request, "dry_run": _DRY_RUN.value, "part": _PART.value}
@@ -85,9 +85,9 @@ def _run() -> None:
     try:
         start(config, config_file(sys.argv), _WORKDIR.value or "", stage=_STAGE.value, **options)
     except KeyboardInterrupt:  # of all processes
-        watching.leave()
+        peers.leave()
         raise
-    watching.leave()
+    peers.leave()
 
 
 def _parse(argv: list[str]) -> list[str]:

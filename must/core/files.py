@@ -21,7 +21,7 @@ from must.core.types import UserError
 
 
 class MissingFile(UserError):
-    """A file is not there, which where several processes work is no damage."""
+    """A file is not there, which is normal while other processes are working."""
 
 
 @contextlib.contextmanager

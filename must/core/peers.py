@@ -21,6 +21,7 @@ SILENCE = 45.0  # seconds after which a process counts as lost
 _EVERY = 2.0  # seconds between words
 LOST = 75  # exit code of the others: the same command may work
 _state: dict[str, str] = {"at": "the start"}
+_watched: list["Peers"] = []
 _BYE = "bye"
 
 
@@ -29,14 +30,14 @@ def at(what: str) -> None:
     _state["at"] = what.replace("\n", " ")
 
 
-def watch(coordinator: str | None) -> "Peers":
-    """Connects the processes of a run, all of which call this, and watches them until `Peers.leave`.
+def watch(coordinator: str | None) -> None:
+    """Connects the processes of a run, all of which call this, and watches them until `leave`.
 
     Args:
       coordinator: "host:port" or "auto", as in `must.core.devices.initialize_distributed`; None for one process.
     """
     if coordinator is None or jax.process_count() == 1:
-        return Peers({})
+        return
     index, count = jax.process_index(), jax.process_count()
     host = "" if coordinator == "auto" else coordinator.rpartition(":")[0]
     server = socket.create_server(("", 0), backlog=count) if index == 0 else None
@@ -55,12 +56,18 @@ def watch(coordinator: str | None) -> "Peers":
             link, _ = server.accept()
             links[link] = _line(link)
         server.close()
-    return Peers(links)
+    _watched.append(Peers(links))
+
+
+def leave() -> None:
+    """Says goodbye to the other processes, if any: from now on nobody misses this one."""
+    while _watched:
+        _watched.pop().leave()
 
 
 def gathered(content: dict[str, Any]) -> list[dict[str, Any]]:
     """What every process of a run gives, in the order of the processes, all of which call this; JSON types alone."""
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
         return [content]
     mine = np.frombuffer(json.dumps(content).encode(), np.uint8)
     lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(mine)))).ravel()

@@ -1,7 +1,7 @@
 """Photos as clips: a camera that moves over each, a cut-out of another photo that moves in front of it, or both.
 
-What moves, and in which direction, is the label; it shows in the order of the frames alone, since the middle of every
-clip is a photo with or without a cut-out somewhere near its center.
+What moves, and in which direction, is the label. Neither the middle of a clip nor how much of the photo it shows tells
+which it is: that shows in how the frames follow each other.
 """
 
 import hashlib
@@ -87,10 +87,10 @@ REVERSED = {
 }
 
 _TURN = 0.6  # radians, of a clip in which the camera turns
-_SHAKE = 0.06  # frames, deviation
+_SHAKE = 0.1  # frames, at most
 _GROWTH = 0.9  # logarithm of the cut-out's size, last frame to first
 _RADIUS = (0.16, 0.26)  # of the cut-out, in frames
-_VERSION = 2  # part of the fingerprint; increment if clips change
+_VERSION = 3  # part of the fingerprint; increment if clips change
 
 
 class MovingPhotos:
@@ -113,7 +113,7 @@ class MovingPhotos:
       labels: whether the action is annotated.
 
     Raises:
-      UserError: an argument out of range.
+      UserError: an argument out of range, or clips that would have one id.
     """
 
     def __init__(
@@ -137,6 +137,8 @@ class MovingPhotos:
             raise UserError(f"moving photos: {values}: {wanted}")
         if actions and actions not in MOTIONS:
             raise UserError(f"moving photos: actions {actions!r} is not one of {', '.join(MOTIONS)}")
+        if actions and (not travel or zoom == 1):
+            raise UserError(f"moving photos: travel {travel}, zoom {zoom}: actions need travel > 0 and zoom > 1")
         self._source, self._frames, self._size, self._actions = source, frames, size, actions
         self._travel, self._zoom, self._seed = travel, zoom, seed
         self._task = task if actions and labels else ""
@@ -144,6 +146,10 @@ class MovingPhotos:
         photos, count = [id.partition("/")[2] for id in source.ids], clips or len(source)
         rounds = [f"-{k}" if k else "" for k in range(-(-count // max(1, len(photos))))]
         self.ids = [f"{self.name}/{photo}{turn}" for turn in rounds for photo in photos][:count]
+        if len(set(self.ids)) < len(self.ids):
+            raise UserError(f"moving photos: two clips of {source.name} would have one id; rename photos such as A-1")
+        paths = [self._camera(motion, 1.0, _SHAKE) for motion in MOTIONS[actions].values()] if actions else []
+        self._reach = np.max([_reach(path) for path in paths], 0) if paths else None
         self.classes: dict[str, tuple[str, ...]] = {self._task: tuple(MOTIONS[actions])} if self._task else {}
         content = (_VERSION, frames, size, travel, zoom, seed, actions, count, self._task)
         self.fingerprint = hash_of("moving", source.fingerprint, repr(content))
@@ -152,10 +158,15 @@ class MovingPhotos:
         return len(self.ids)
 
     def action(self, index: int) -> int:
-        """The class, even if it is not annotated."""
+        """The class, even if it is not annotated.
+
+        Raises:
+          UserError: clips without actions.
+        """
+        if not self._actions:
+            raise UserError(f"{self.name}: clips without actions")
         place, count = range(len(self))[index], len(MOTIONS[self._actions])
-        key = f"{self._seed}/{self._actions}/{place // count}"
-        shuffled = hashlib.shake_128(key.encode()).digest(count)
+        shuffled = hashlib.shake_128(self._key(place // count).encode()).digest(count)
         return sorted(range(count), key=shuffled.__getitem__)[place % count]
 
     def labels(self, index: int) -> dict[str, Label]:
@@ -165,15 +176,20 @@ class MovingPhotos:
         index = range(len(self))[index]
         photos = len(self._source)
         photo = np.asarray(self._source[index % photos].image)
-        rng = np.random.default_rng((self._seed, index))
+        rng = np.random.default_rng(list(hashlib.sha256(self._key(f"clip {index}").encode()).digest()))
         if not self._actions:
-            return Example(self.ids[index], self._seen(photo, self._wander(rng), rng), {})
-        motion = tuple(MOTIONS[self._actions].values())[self.action(index)]
-        way, body = self._camera(motion, rng), None
+            path = self._wander(rng)
+            return Example(self.ids[index], self._seen(photo, path, _reach(path), rng), {})
+        motion, pace = tuple(MOTIONS[self._actions].values())[self.action(index)], rng.uniform(0.6, 1.0)
+        clip = self._seen(photo, path := self._camera(motion, pace, rng=rng), self._reach, rng)
         if self._actions != "camera":
             other = np.asarray(self._source[int(rng.integers(photos))].image)
-            body = (other, self._body(motion, rng))
-        return Example(self.ids[index], self._seen(photo, way, rng, body), self.labels(index))
+            clip = self._with_body(clip, path, other, self._body(motion, pace, rng))
+        return Example(self.ids[index], clip, self.labels(index))
+
+    def _key(self, part: object) -> str:
+        """What random numbers are drawn from: sets of other names share none."""
+        return f"{self._seed}/{self.name}/{self._actions}/{part}"
 
     def _times(self) -> np.ndarray:
         return np.linspace(-0.5, 0.5, self._frames)
@@ -182,43 +198,33 @@ class MovingPhotos:
         angle, travel = rng.uniform(0, 2 * math.pi), self._travel * math.sqrt(rng.uniform())
         zoom = rng.uniform(-1, 1) * math.log(self._zoom)
         times = self._times()
-        way = [travel * math.cos(angle) * times, travel * math.sin(angle) * times, -zoom * times, 0 * times]
-        return np.stack(way, 1)
+        path = [travel * math.cos(angle) * times, travel * math.sin(angle) * times, -zoom * times, 0 * times]
+        return np.stack(path, 1)
 
-    def _camera(self, motion: Motion, rng: np.random.Generator) -> np.ndarray:
+    def _camera(
+        self, motion: Motion, pace: float, shake: float = 0.0, rng: np.random.Generator | None = None
+    ) -> np.ndarray:
         """x and y in frames, logarithm of the visible part, angle; of each frame, float [T, 4]."""
-        times, pace = self._times(), rng.uniform(0.6, 1.0)
-        shaken = motion.shake * rng.normal(0, _SHAKE, (2, self._frames))
-        way = [
-            self._travel * pace * motion.pan * times + shaken[0],
-            self._travel * pace * motion.tilt * times + shaken[1],
-            -math.log(self._zoom) * pace * motion.zoom * times,
-            -_TURN * pace * motion.turn * times,
-        ]
-        return np.stack(way, 1)
+        times = self._times()
+        shaken = motion.shake * (shake if rng is None else rng.uniform(-_SHAKE, _SHAKE, (2, self._frames)))
+        x = self._travel * pace * motion.pan * times
+        y = self._travel * pace * motion.tilt * times
+        part = -math.log(self._zoom) * pace * motion.zoom * times
+        return np.stack([*(np.stack([x, y]) + shaken), part, -_TURN * pace * motion.turn * times], 1)
 
-    def _body(self, motion: Motion, rng: np.random.Generator) -> np.ndarray:
+    def _body(self, motion: Motion, pace: float, rng: np.random.Generator) -> np.ndarray:
         """x, y and radius of the cut-out in frames, from the middle of the photo's part; float [T, 3]."""
-        times, pace = self._times(), rng.uniform(0.6, 1.0)
-        start, radius = rng.uniform(-0.15, 0.15, 2), rng.uniform(*_RADIUS)
-        way = [
+        times, start, radius = self._times(), rng.uniform(-0.15, 0.15, 2), rng.uniform(*_RADIUS)
+        path = [
             start[0] + self._travel * pace * motion.across * times,
             start[1] + self._travel * pace * motion.down * times,
             radius * np.exp(_GROWTH * pace * motion.grow * times),
         ]
-        return np.stack(way, 1)
+        return np.stack(path, 1)
 
-    def _seen(
-        self,
-        photo: np.ndarray,
-        way: np.ndarray,
-        rng: np.random.Generator,
-        body: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """The frames of a camera's way over a photo, a cut-out of another one in front, uint8 [T, S, S, 3]."""
-        x, y, part, angle = way.T
-        half = np.exp(part) / 2 * (np.abs(np.cos(angle)) + np.abs(np.sin(angle)))
-        reach = 2 * np.array([(np.abs(x) + half).max(), (np.abs(y) + half).max()])
+    def _seen(self, photo: np.ndarray, path: np.ndarray, reach: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The frames of a camera's path over a photo, which is at least `reach` frames wide and high, [T, S, S, 3]."""
+        part, angle = path.T[2:]
         height, width = photo.shape[:2]
         frame = (np.array([width, height]) / reach).min() * rng.uniform(0.75, 1.0)  # photo pixels
         slack = np.array([width, height]) - frame * reach
@@ -226,17 +232,18 @@ class MovingPhotos:
         image, scale = _shrunk(photo, frame / self._size)
         clip = np.empty((self._frames, self._size, self._size, 3), np.uint8)
         for t in range(self._frames):
-            center = (middle + frame * way[t, :2]) * scale
+            center = (middle + frame * path[t, :2]) * scale
             clip[t] = _window(image, center, frame * scale * math.exp(part[t]), angle[t], self._size)
-        return clip if body is None else self._with_body(clip, way, *body)
+        return clip
 
-    def _with_body(self, clip: np.ndarray, way: np.ndarray, photo: np.ndarray, body: np.ndarray) -> np.ndarray:
+    def _with_body(self, clip: np.ndarray, path: np.ndarray, photo: np.ndarray, body: np.ndarray) -> np.ndarray:
+        """The clip with a disk of a photo in front."""
         height, width = photo.shape[:2]
         disk = 0.8 * min(height, width)  # photo pixels; the edge stays outside
         image, scale = _shrunk(photo, disk / (2 * body[:, 2].max() * self._size))
         pixels = (np.arange(self._size) + 0.5) / self._size - 0.5
         for t, (x, y, radius) in enumerate(body):
-            at = np.array([x, y]) - way[t, :2]  # the camera moves past it
+            at = np.array([x, y]) - path[t, :2]  # the camera moves past it
             across = disk * scale / (2 * radius)  # of the cut-out's photo, seen in a whole frame
             center = np.array([width, height]) * scale / 2 - at * across
             seen = _window(image, center, across, 0.0, self._size)
@@ -244,6 +251,13 @@ class MovingPhotos:
             cover = np.clip((radius - away) * self._size + 0.5, 0, 1)[..., None]
             clip[t] = np.round(cover * seen + (1 - cover) * clip[t])
         return clip
+
+
+def _reach(path: np.ndarray) -> np.ndarray:
+    """How many frames across and down a camera's path covers, float [2]."""
+    x, y, part, angle = path.T
+    half = np.exp(part) / 2 * (np.abs(np.cos(angle)) + np.abs(np.sin(angle)))
+    return 2 * np.array([(np.abs(x) + half).max(), (np.abs(y) + half).max()])
 
 
 def _shrunk(photo: np.ndarray, factor: float) -> tuple[Image.Image, float]:

@@ -11,7 +11,7 @@ from must.core.types import Source, UserError
 from must.data.combine import labels_of
 from must.data.disjoint import check_disjoint
 from must.data.merge import Concat
-from must.experiment import build, initial, sections
+from must.experiment import build, initial, labeling, sections
 from must.experiment.loss_scales import loss_scales
 from must.experiment.settings import LabelPolicy, Must, Run, SingleStudent, Student, Supervised
 from must.experiment.training import mean_teacher
@@ -148,7 +148,7 @@ def check_policy_sets(settings: Must, policies: Mapping[str, LabelPolicy]) -> se
         path = f"config.policies.{task}"
         if foreign := next((name for name in section.sets if name not in names), None):
             raise UserError(f"{path}.sets: no images of {foreign!r}; there are {', '.join(sorted(names))}")
-        if section.familiar and not any(one.from_validation for one in policies.values()):
+        if section.familiar and not labeling.uses_validation(settings):
             raise UserError(f"{path}.familiar: needs from_validation=True in some policy")
     return names
 

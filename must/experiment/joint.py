@@ -25,7 +25,7 @@ from must.data.pipeline import Encoder, eval_batches
 from must.data.splits import Listed
 from must.experiment import build, initial, jobs, measure, networks, sections
 from must.experiment.labeling import seed_directory
-from must.experiment.loss_scales import fixed_scales
+from must.experiment.loss_scales import stated_scales
 from must.experiment.sections import changes, each_changes
 from must.experiment.selection import Validation
 from must.experiment.settings import Experiment, Init, Network, Run
@@ -374,7 +374,7 @@ def train_expert(settings: JointSettings, seed: int, name: str, *, directory: st
         model=model,
         tasks=task,
         objective=objective(
-            model, [labels(learned, {name: Policy()})], scales=fixed_scales(run, learned), normalize=run.normalize
+            model, [labels(learned, {name: Policy()})], scales=stated_scales(run, learned), normalize=run.normalize
         ),
         balance=build.balance(run),
         source=one.split(name, "train"),

@@ -9,20 +9,20 @@ from must.objectives.labels import learning_rate_rule
 from must.tasks.base import Task
 
 
-def fixed_scales(run: Run, tasks: Mapping[str, Task]) -> dict[str, float]:
-    """Factor of the loss of each task of a network: from the settings, else by kind; 1 for the only task of one."""
-    several = len(tasks) > 1
-    return {name: run.loss_scales.get(name, task.loss_scale if several else 1.0) for name, task in tasks.items()}
+def stated_scales(run: Run, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Factor of the loss of each task of a network without regard to teachers: from the settings, by kind, or 1."""
+    by_kind = run.loss_scale_rule == "kind" and len(tasks) > 1
+    return {name: run.loss_scales.get(name, task.loss_scale if by_kind else 1.0) for name, task in tasks.items()}
 
 
 def loss_scales(settings: Supervised, run: Run, tasks: Mapping[str, Task]) -> dict[str, float]:
-    """Factor of the loss of each task of a network: `fixed_scales`, or MuST's rule from batch sizes and learning rates.
+    """Factor of the loss of each task of a network: `stated_scales`, or MuST's from batch sizes and learning rates.
 
     Raises:
       UserError: an external teacher without batch size and learning rate, whose factor is not set either.
     """
-    if run.loss_scale_rule == "fixed":
-        return fixed_scales(run, tasks)
+    if run.loss_scale_rule != "learning_rate":
+        return stated_scales(run, tasks)
     if not isinstance(settings, SingleStudent):
         raise UserError("loss_scale_rule='learning_rate': needs teachers, which this recipe does not have")
     rates = {name: trained_with(settings, name) for name in settings.tasks}

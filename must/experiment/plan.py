@@ -3,7 +3,7 @@
 import functools
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,8 @@ from must.data.pipeline import epoch_steps
 from must.experiment import build
 from must.experiment.external import external_teachers
 from must.experiment.labeling import EVALUATION, POOL, label_pass
-from must.experiment.settings import Must, Run, SingleStudent
+from must.experiment.loss_scales import loss_scales
+from must.experiment.settings import Must, Run, SingleStudent, Student, Supervised
 from must.experiment.speed import largest_batch
 from must.experiment.training import objective
 from must.pseudo_label.plan import describe, estimate, make_plan
@@ -149,8 +150,21 @@ def describe_runs(
             f"{hours:9.3f} h{fits}",
             flush=True,  # tracing the next step takes a while
         )
+        for line in _implied(settings, run, names):
+            print(f"      {line}")
     every = f"; {len(members)} of them {total * len(members):.3f} h" if len(members) > 1 else ""
     print(f"  in all {total:.3f} h a seed{every}")
+
+
+def _implied(settings: Any, run: Run, names: Sequence[str]) -> Iterator[str]:
+    """What a run of several tasks does although nobody may have asked for it."""
+    if len(names) < 2 or not isinstance(settings, Supervised):
+        return
+    scales = loss_scales(settings, run, build.tasks_of(settings, run))
+    if large := [f"{name} {scale:g}" for name, scale in scales.items() if scale != 1]:
+        yield f"losses times {', '.join(large)}"
+    if isinstance(settings, Must) and isinstance(run, Student) and run.pool_share and run.pseudo_labels:
+        yield f"{run.pool_share:.0%} of the images from the pool, of each set in proportion to what its teacher draws"
 
 
 def describe_labels(members) -> None:

@@ -252,13 +252,17 @@ def same_configuration(recipe: Recipe, workdir: str, known: Mapping[str, Any], c
 
 
 def _compare_processes(recipe: Recipe, config: Mapping[str, Any], stage: str) -> None:
-    """UserError, in all processes of a run, unless they agree on what decides what is computed."""
-    here = {"--stage": stage, "config": json.loads(json.dumps(_fixed(recipe, config)))}
+    """UserError, in all processes of a run, unless they agree on what decides what is computed; folders may differ."""
+    stated = {key: value for key, value in config.items() if key not in recipe.roots}
+    here = {"--stage": stage, "config": json.loads(json.dumps(stated, default=str))}
     here |= {f"${shard_cache.BOUND}": os.environ.get(shard_cache.BOUND, "")}
     here |= {name: _version(name) for name in ("must", "jax", "jaxlib", "flax", "optax")}
     first, *others = peers.gathered(here)
     for index, other in enumerate(others, 1):
         if difference := first_difference(first, other, names=("in process 0", f"in process {index}")):
+            peers.leave()
+            if devices.is_writer():
+                time.sleep(1)  # it coordinates the others, which end with it whatever they are about to say
             raise UserError(f"the processes of this run were started differently: {difference}")
 
 

@@ -290,6 +290,8 @@ def _completed(cls: type, section: Mapping[str, Any], argument_names) -> dict[st
             }
         elif given is not None:
             result[field.name] = _with_arguments(given, argument_names)
+        elif _default(field) is None:  # of a type all the same, so that the command line can set it
+            result[field.name] = config_dict.placeholder(next(one for one in inner if one is not type(None)))
         elif _default(field) is not dataclasses.MISSING:
             result[field.name] = _default(field)
     return result

@@ -273,10 +273,11 @@ class Run:
       balance: how task losses are weighted.
       watch_gradients: log norms and cosines of the tasks' gradients.
       normalize: "items" divides a loss by the number of labeled items, "batch" by the batch size.
-      loss_scales: {task: factor of its loss}; for one that is not named 1, or in a network of several tasks 4 for masks
-        and depth and 24 for normals, whose losses end several times smaller than the others'.
-      loss_scale_rule: "fixed", or "learning_rate": MuST's lambda_t = (b_s lr_t) / (b_t lr_s), from the batch size and
-        learning rate of teacher t; `loss_scales` holds where an external teacher does not tell them.
+      loss_scales: {task: factor of its loss}; of unnamed tasks by `loss_scale_rule`.
+      loss_scale_rule: "kind", in a network of several tasks 4 for masks and depth and 24 for normals, whose losses end
+        several times smaller than the others', else 1; "fixed", 1; or "learning_rate", MuST's lambda_t = (b_s lr_t) /
+        (b_t lr_s), from the batch size and learning rate of teacher t; `loss_scales` holds where an external teacher
+        does not tell them.
       batches: "mixed", or "per_task": every step takes one batch of the images annotated for each task.
       teacher_dropping: probability that an example drops a teacher whose hints are droppable.
       model: changes to the network of the configuration.
@@ -308,7 +309,7 @@ class Run:
     watch_gradients: bool = False
     normalize: Literal["items", "batch"] = "items"
     loss_scales: Mapping[str, float] = by_task(float)
-    loss_scale_rule: Literal["fixed", "learning_rate"] = "fixed"
+    loss_scale_rule: Literal["kind", "fixed", "learning_rate"] = "kind"
     batches: Literal["mixed", "per_task"] = "mixed"
     teacher_dropping: float = 0.0
     model: Mapping[str, Any] = changes("model")
@@ -485,30 +486,24 @@ class Student(Following):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.pool_share is None:
+            counted = self.repeat_labeled is not None or self.pool_images or self.epochs
+            object.__setattr__(self, "pool_share", 0.0 if counted else 0.25)
+        if self.repeat_labeled is None:
+            object.__setattr__(self, "repeat_labeled", 1)
         if self.shuffled_labels and self.batch_size < 2:
             raise ValueError("shuffled_labels: needs a batch_size of at least 2")
-        _at_least(0, repeat_labeled=self.times, truth_weight=self.truth_weight, pool_images=self.pool_images)
-        _below_one(pool_share=self.share)
-        if self.pool_share and (self.times != 1 or self.pool_images or self.epochs):
+        _at_least(0, repeat_labeled=self.repeat_labeled, truth_weight=self.truth_weight, pool_images=self.pool_images)
+        _below_one(pool_share=self.pool_share)
+        if self.pool_share and (self.repeat_labeled != 1 or self.pool_images or self.epochs):
             raise ValueError(
-                "pool_share: says how often images are drawn; leave repeat_labeled, pool_images and epochs out"
+                f"pool_share={self.pool_share}: says how often images are drawn; set it to 0, or leave repeat_labeled, "
+                "pool_images and epochs out"
             )
         if self.weights.kind != "none" and self.slam.enabled:
             raise ValueError("slam.enabled: weights and slam are two corrections of the same labels; choose one")
         if self.cutmix.probability and (self.weights.kind != "none" or self.slam.enabled):
             raise ValueError("cutmix: weights and slam are numbers of one picture and mixed rows show two; choose one")
-
-    @property
-    def share(self) -> float:
-        """Of the images drawn, from the pool; 0 where images are counted one by one."""
-        if self.pool_share is not None:
-            return self.pool_share
-        return 0.25 if self.repeat_labeled is None and not (self.pool_images or self.epochs) else 0.0
-
-    @property
-    def times(self) -> int:
-        """`repeat_labeled`, 1 by default."""
-        return 1 if self.repeat_labeled is None else self.repeat_labeled
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def _keep_weights(directory: str, scheme: Weighting, seen: Mapping[str, np.ndarr
 def supervised_source(settings: Must) -> Source:
     """What the supervised baseline draws from: the annotated sets, in the proportions in which the student does."""
     source = Concat(build.annotated_sets(settings))
-    return Repeated(Cached(source), _as_teachers(settings, 0.0)) if settings.student.share else source
+    return Repeated(Cached(source), _as_teachers(settings, 0.0)) if settings.student.pool_share else source
 
 
 def student_source(settings: Must, run: Student, records: Source) -> Source:
@@ -90,8 +90,8 @@ def student_source(settings: Must, run: Student, records: Source) -> Source:
     annotated = build.annotated_sets(settings)
     if not run.pseudo_labels:
         return Concat(annotated)
-    counted = {id: run.times for part in annotated for id in part.ids}
-    times = _as_teachers(settings, run.share) if run.share else counted
+    counted = {id: run.repeat_labeled for part in annotated for id in part.ids}
+    times = _as_teachers(settings, run.pool_share) if run.pool_share else counted
     if run.pool_images:
         pool = Concat(build.pool(settings))
         part = set(Subset(pool, count=run.pool_images).ids)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from must.core.devices import set_xla_flags
 from must.core.types import Batch, Policy
 from must.experiment import build
+from must.experiment.loss_scales import stated_scales
 from must.experiment.run import members
 from must.experiment.sections import Part
 from must.experiment.settings import BALANCES, Must
@@ -76,7 +77,7 @@ def _batch(tasks, rows: int, size: tuple[int, int]) -> Batch:
 def _arm(kind: str, model, variables, tasks, settings: Must):
     """[state, compiled step] of one method."""
     student = dataclasses.replace(settings.student, balance=Part(kind))
-    policies, scales = dict.fromkeys(tasks, Policy(0.0, 0.0)), dict.fromkeys(tasks, 1.0) | dict(student.loss_scales)
+    policies, scales = dict.fromkeys(tasks, Policy(0.0, 0.0)), stated_scales(student, tasks)
     objective = make_objective(model, [labels(tasks, policies)], scales=scales)
     tx, balance = optimizer(steps=600, **vars(student.optimizer)), build.balance(student)
     step = functools.partial(train_step, objective=objective, balance=balance, tx=tx, ema_decay=student.ema_decay)

@@ -20,14 +20,14 @@ from must.core import devices, peers
 index, port, there = sys.argv[1:]
 peers.SILENCE, peers._EVERY = 3.0, 0.2
 devices.initialize_distributed(f"127.0.0.1:{port}", 2, int(index))
-watching = peers.watch(f"127.0.0.1:{port}")
+peers.watch(f"127.0.0.1:{port}")
 for step in range(10**6):
     peers.at(f"student, step {step}")
     multihost_utils.process_allgather(np.ones(3))
     if step == 12:  # both have told where they are three times
         open(f"{there}/{index}", "w").close()
     time.sleep(0.05)
-watching.leave()
+peers.leave()
 """
 
 

@@ -51,7 +51,11 @@ def test_a_photo_has_one_clip_and_seeds_have_others():
 
 
 def test_impossible_settings_are_refused():
-    for wrong in ({"frames": 1}, {"travel": 2.0}, {"zoom": 0.5}, {"clips": -1}, {"actions": "jumps"}):
+    moving = {"actions": "camera"}
+    for wrong in (
+        *({"frames": 1}, {"travel": 2.0}, {"zoom": 0.5}, {"clips": -1}, {"actions": "jumps"}),
+        *({**moving, "travel": 0.0}, {**moving, "zoom": 1.0}),
+    ):
         with pytest.raises(UserError, match="moving photos"):
             MovingPhotos(Ramps(), **wrong)
 
@@ -107,16 +111,57 @@ def test_cut_outs_move_as_the_class_says():
         assert found == _moved(MOTIONS["objects"][name], ("across", "down", "grow")), name
 
 
-def test_a_followed_cut_out_stays_where_it_is_and_the_photo_moves():
-    source = MovingPhotos(Ramps(), frames=6, size=32, actions="both", travel=0.8, clips=70)
-    seen = set()
+class Marked(Ramps):
+    """Every other photo is blue."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        example.image[..., 2] = 255 * (index % 2)
+        return example
+
+
+def test_camera_and_cut_out_move_as_the_class_says():
+    source = MovingPhotos(Marked(), frames=6, size=32, actions="both", travel=0.8, clips=140)
+    seen, across = set(), np.arange(32)
     for i in range(len(source)):
-        name = source.classes["action"][source.action(i)]
-        corner = source[i].image[:, :4, :, 0].astype(float).mean((1, 2))  # above every cut-out
-        way = corner[-1] - corner[0]
-        assert (int(np.sign(way)) if abs(way) > 8 else 0) == MOTIONS["both"][name].pan, name
-        seen.add(name)
+        clip, name = source[i].image.astype(float), source.classes["action"][source.action(i)]
+        motion = MOTIONS["both"][name]
+        way = clip[-1, :4, :, 0].mean() - clip[0, :4, :, 0].mean()  # above every cut-out
+        assert (int(np.sign(way)) if abs(way) > 8 else 0) == motion.pan, name
+        body = np.abs(clip[..., 2] - clip[:, :1, :1, 2]) > 128
+        if body.any():  # else a photo in front of one of its color
+            place = (body * across).sum((1, 2)) / body.sum((1, 2))
+            drift = place[-1] - place[0]
+            assert (int(np.sign(drift)) if abs(drift) > 3 else 0) == motion.across - motion.pan, name
+            seen.add(name)
     assert seen == set(MOTIONS["both"])
+
+
+def test_how_much_a_frame_shows_does_not_tell_the_class():
+    for actions in MOTIONS:
+        source = MovingPhotos(Ramps(), frames=7, size=24, actions=actions, travel=0.8, zoom=2.0, clips=270)
+        shown = {c: [] for c in range(len(MOTIONS[actions]))}
+        for i in range(len(source)):
+            if i % 24 % 3 == 0:  # photos of one size
+                shown[source.action(i)].append(np.ptp(source[i].image[3, :3, :, 0].astype(float)))
+        means = [np.mean(values) for values in shown.values()]
+        assert np.ptp(means) < 0.12 * np.mean(means), actions
+
+
+def test_sets_of_other_names_share_no_motion():
+    one, other = (MovingPhotos(Ramps(), frames=6, size=24, actions="camera", name=name) for name in ("a", "b"))
+    assert [one.action(i) for i in range(24)] != [other.action(i) for i in range(24)]
+    assert all((one[i].image != other[i].image).any() for i in range(24))
+
+
+def test_ids_that_would_collide_are_refused():
+    class Named(Ramps):
+        ids = ["x/a", "x/a-1"]
+
+    with pytest.raises(UserError, match="would have one id"):
+        MovingPhotos(Named(), clips=4)
+    with pytest.raises(UserError, match="clips without actions"):
+        MovingPhotos(Ramps()).action(0)
 
 
 @pytest.mark.parametrize("actions", MOTIONS)

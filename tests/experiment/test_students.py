@@ -46,7 +46,7 @@ def test_annotated_images_are_met_as_often_as_teachers_meet_them(settings, pool_
 
 def test_a_share_of_the_pool_does_not_go_with_other_ways_to_say_so(settings):
     for other in ({"repeat_labeled": 2}, {"pool_images": 8}, {"epochs": 1, "steps": 0}):
-        with pytest.raises(ValueError, match="leave repeat_labeled, pool_images and epochs out"):
+        with pytest.raises(ValueError, match="or leave repeat_labeled, pool_images and epochs out"):
             _run(settings, pool_share=0.2, **other)
 
 
@@ -61,10 +61,10 @@ def test_a_share_of_the_pool_does_not_go_with_other_ways_to_say_so(settings):
     ],
 )
 def test_a_quarter_comes_from_the_pool_unless_images_are_counted(settings, changes, share):
-    run = _run(settings, **{"repeat_labeled": None, **changes})
+    run = _run(settings, **{"repeat_labeled": None, "pool_share": None, **changes})
     ids, times = np.unique(student_source(settings, run, build.all_images(settings)).ids, return_counts=True)
     in_pool = np.isin(ids, [id for source in build.pool(settings) for id in source.ids])
-    assert run.share == share
+    assert run.pool_share == share
     if share:
         assert times[in_pool].sum() / times.sum() == pytest.approx(share, abs=0.03)
     else:

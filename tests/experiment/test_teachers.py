@@ -112,6 +112,7 @@ def test_losses_of_several_tasks_are_scaled_by_kind_unless_the_settings_say_so()
     tasks = build.tasks_of(settings)
     usual = {"classification": 1.0, "detection": 1.0, "segmentation": 4.0, "depth": 4.0, "normals": 24.0}
     assert loss_scales(settings, settings.student, tasks) == usual | {"depth": 2.0}
-    assert loss_scales(settings, settings.supervised, tasks) == usual | {"classification": 2.0}
+    plain = config_of("configs/quickstart.py", "balancing")
+    assert set(loss_scales(settings_of(plain), settings_of(plain).student, tasks).values()) == {1.0}
     alone = {"normals": tasks["normals"]}
     assert loss_scales(settings, settings.teacher, alone) == {"normals": 1.0}

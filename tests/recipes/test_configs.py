@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from configs.multas import VOC
@@ -27,7 +28,7 @@ VARIANTS = {
     "must": ("folders", "paper"),
     "multas": ("scenes", "sanity", "camvid", "coco_mini", "voc"),
     "weighted_distillation": ("scenes", "sanity", "folders", "cifar10", "cifar100"),
-    "jedi": ("scenes", "sanity", "folders", "images", "paper"),
+    "jedi": ("scenes", "sanity", "photos", "folders", "images", "paper"),
     "label": ("", "later", "photos"),
     "transfer": ("upstream", "scenes", "real", "paper", "sanity", "checkpoint", "improved", "kept", "checkpoints"),
 }
@@ -57,6 +58,25 @@ def test_every_key_can_be_set_from_the_command_line():
         for key in path.split("."):
             assert key in section, path
             section = section[key]
+
+
+def leaves(section, path="config"):
+    """(path, type) of every value that a flag may set."""
+    for key in section:
+        if isinstance(section[key], ConfigDict):
+            yield from leaves(section[key], f"{path}.{key}")
+        else:
+            yield f"{path}.{key}", section.get_type(key)
+
+
+@pytest.mark.parametrize("file", ["quickstart", "must", "multas", "weighted_distillation", "jedi", "transfer", "label"])
+def test_every_value_has_a_type_by_which_a_flag_sets_it(file):
+    from tests.support.configs import load
+
+    module = load(f"configs/{file}.py")
+    for variant in VARIANTS.get(file, ("",)):
+        untyped = [path for path, kind in leaves(module.get_config(variant)) if kind is type(None)]
+        assert not untyped, variant
 
 
 def sources(settings):
@@ -232,9 +252,8 @@ def test_cut_pictures_need_labels_that_can_be_cut():
         "train_sets": {"edges": "edges"},
         "policies": {"edges": {}},
         "arms": {"cut": {"cutout": {"probability": 0.5}}},
+        "supervised__loss_scales": {},
     }
-    for run in ("student", "supervised"):
-        toys[f"{run}__loss_scales"] = {}
     with pytest.raises(UserError, match="arms.cut: cutout: does not work for edges"):
         check(config_of(QUICKSTART, **toys))
 
