@@ -34,6 +34,9 @@ class Routed:
     def encoded(self, index: int) -> bytes | None:
         return encoded_of(*self._route(index))
 
+    def file(self, index: int) -> str | None:
+        return file_of(*self._route(index))
+
     def shard(self, index: int) -> Hashable:
         return shard_of(*self._route(index))
 
@@ -235,6 +238,12 @@ def labels_of(source: Source, index: int) -> dict[str, Label]:
 def encoded_of(source: Source, index: int) -> bytes | None:
     """The bytes of the picture's file, None if the source has no file."""
     method = getattr(source, "encoded", None)
+    return None if method is None else method(index)
+
+
+def file_of(source: Source, index: int) -> str | None:
+    """The path of the picture's own file, None if the source has none."""
+    method = getattr(source, "file", None)
     return None if method is None else method(index)
 
 

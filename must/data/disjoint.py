@@ -1,7 +1,9 @@
 """Checks that data sets share no examples, by id, by content or by how they look."""
 
+import filecmp
 import hashlib
 import itertools
+import os
 from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,10 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from must.core.notices import notice
 from must.core.types import Source, UserError
-from must.data.combine import encoded_of
+from must.data.combine import encoded_of, file_of
 
 _UNIFORM = 8  # gray levels; less varied frames, such as fades and black frames, occur in unrelated videos
+_FILES = 200_000  # of larger sets nobody waits for the sizes at every start
 _AT_ONCE = 32  # frames of a long video in memory at a time
 _SIDE, _KEPT = 32, 8  # pixels of the thumbnail and frequencies per direction that an appearance is made of
 _BITS = 6  # of 63, in which the appearances of one picture may differ
@@ -53,6 +57,41 @@ def check_disjoint(sources: Mapping[str, Source], *, by_content: bool = False) -
                     same = "frame" if key.startswith("frame") else "picture"
                     what = f"share {id}" if its_id == id else f"contain the same {same}, {its_id} and {id}"
                     raise UserError(f"the {other} and the {use} set {what}: they must be disjoint")
+
+
+def check_files(learned: Source, held_out: Mapping[str, Source], *, most: float = 0.01) -> None:
+    """Compares the picture files of sets by size, and those of equal size byte by byte; sets without files pass.
+
+    Real sets have a few doubles, which a notice counts; more are the same pictures under other names.
+
+    Args:
+      learned: everything that some network learns from.
+      held_out: {use, as named in messages: source}.
+      most: share of a held-out set's pictures that may be learned.
+
+    Raises:
+      UserError: more are.
+    """
+    if len(learned) > _FILES:
+        return
+    by_size: dict[int, dict[str, str]] = {}
+    for i, id in enumerate(learned.ids):
+        if (file := file_of(learned, i)) and os.path.isfile(file):
+            by_size.setdefault(os.path.getsize(file), {})[file] = id
+    for use, source in held_out.items():
+        pairs = []
+        for i, id in enumerate(source.ids):
+            file = file_of(source, i) if by_size else None
+            alike = by_size.get(os.path.getsize(file), {}) if file and os.path.isfile(file) else {}
+            if other := next((its for path, its in alike.items() if filecmp.cmp(path, file, shallow=False)), None):
+                pairs.append((other, id))
+        if not pairs:
+            continue
+        what = f"{len(pairs):,} of {len(source):,} pictures of the {use} set {source.name} are learned from too"
+        what += f", such as {pairs[0][1]}, the same file as {pairs[0][0]}"
+        if len(pairs) > most * len(source):
+            raise UserError(f"{what}; leave them out of the pool or of the training set")
+        notice(what)
 
 
 def overlaps(sources: Mapping[str, Source]) -> list[Overlap]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from must.core.types import Source, UserError
 from must.data.combine import labels_of
-from must.data.disjoint import check_disjoint
+from must.data.disjoint import check_disjoint, check_files
 from must.data.merge import Concat
 from must.experiment import build, initial, labeling, sections
 from must.experiment.loss_scales import loss_scales
@@ -40,6 +40,7 @@ def check_sets(settings: SingleStudent, images: Source, oracle_pool: list[Source
     for split in dict.fromkeys(("validation", *settings.eval_splits)):
         for source, names in build.by_source(build.splits(settings, split)):
             check_disjoint({"training": images, split: source})
+            check_files(images, {split: source})
             if not len(source):
                 raise UserError(f"{source.name}: the {split} set of {names[0]} is empty")
     if oracle_pool is not None:

@@ -2,14 +2,19 @@
 
 import io
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from must.core.notices import Notice
 from must.core.types import UserError
-from must.data.disjoint import _alike, appearance, check_disjoint, look_alikes, overlaps
+from must.data.combine import Subset
+from must.data.disjoint import _alike, appearance, check_disjoint, check_files, look_alikes, overlaps
+from must.data.merge import Concat
 from must.readers.folders import ImageCsv, Photos
+from must.scenes.still import Scenes
 from tests.support.clip_sets import Clips
 from tests.support.folder_sets import picture
 from tests.support.memory_source import Memory
@@ -136,3 +141,27 @@ def test_codes_are_found_up_to_six_bits_apart(bits):
     first, second = _alike(np.concatenate([codes, codes ^ flips]), np.repeat([0, 1], 40))
     expected = list(zip(range(40), range(40, 80), strict=True)) if bits <= 6 else []
     assert list(zip(first.tolist(), second.tolist(), strict=True)) == expected
+
+
+def _photos(folder, numbers, name):
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}-{number}.png")
+    return Photos(str(folder), name=name)
+
+
+def test_copied_files_are_refused_and_a_few_doubles_counted(tmp_path):
+    learned = _photos(tmp_path / "pool", range(300), "pool")
+    apart = _photos(tmp_path / "apart", range(300, 420), "apart")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_files(learned, {"test": apart})
+    one = _photos(tmp_path / "one", [*range(500, 619), 7], "one")
+    with pytest.warns(Notice, match="1 of 120 pictures of the test set one are learned from too, such as one/one-7"):
+        check_files(learned, {"test": one})
+    two = _photos(tmp_path / "two", [*range(500, 618), 7, 8], "two")
+    known = Subset(learned, count=300)  # through what sets are made of
+    with pytest.raises(UserError, match="2 of 120 pictures of the test set two .* the same file as pool/pool-7; leave"):
+        check_files(Concat([apart, known]), {"test": two})
+    check_files(Subset(learned, count=5, seed=1), {"test": Scenes(4)})  # no files
