@@ -69,7 +69,7 @@ def later() -> ConfigDict:
     for section in (config.tasks, config.truth, config.teachers, config.policies):
         for task in [task for task in section if task != "depth"]:
             del section[task]
-    config.images, config.onto = {}, "runs/label-four/pseudo_labels/pool/1.0.0"
+    config.images, config.onto = {}, "runs/label/pseudo_labels/pool/1.0.0"
     return config
 
 

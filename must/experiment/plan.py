@@ -163,7 +163,8 @@ def _implied(settings: Any, run: Run, names: Sequence[str]) -> Iterator[str]:
     scales = loss_scales(settings, run, build.tasks_of(settings, run))
     if large := [f"{name} {scale:g}" for name, scale in scales.items() if scale != 1]:
         yield f"losses times {', '.join(large)}"
-    if isinstance(settings, Must) and isinstance(run, Student) and run.pool_share and run.pseudo_labels:
+    pool = isinstance(settings, Must) and settings.pool
+    if pool and isinstance(run, Student) and run.pool_share and run.pseudo_labels:
         yield f"{run.pool_share:.0%} of the images from the pool, of each set in proportion to what its teacher draws"
 
 

@@ -275,7 +275,7 @@ class Run:
       normalize: "items" divides a loss by the number of labeled items, "batch" by the batch size.
       loss_scales: {task: factor of its loss}; of unnamed tasks by `loss_scale_rule`.
       loss_scale_rule: "kind", in a network of several tasks 4 for masks and depth and 24 for normals, whose losses end
-        several times smaller than the others', else 1; "fixed", 1; or "learning_rate", MuST's lambda_t = (b_s lr_t) /
+        several times smaller than others, else 1; "fixed", 1; or "learning_rate", MuST's lambda_t = (b_s lr_t) /
         (b_t lr_s), from the batch size and learning rate of teacher t; `loss_scales` holds where an external teacher
         does not tell them.
       batches: "mixed", or "per_task": every step takes one batch of the images annotated for each task.
@@ -450,9 +450,9 @@ class Student(Following):
 
     Attributes:
       pseudo_labels: learn from pseudo labels; False leaves ground truth alone.
-      pool_share: share of the images drawn that come from the pool; of each annotated set the student draws as many as
-        its teacher does, in proportion. By default a quarter, unless `repeat_labeled`, `pool_images` or `epochs` say
-        how often images are drawn; 0 draws every image as often as any other.
+      pool_share: share of the images drawn that come from the pool; the annotated sets share the rest in proportion to
+        what their teachers draw. By default a quarter, unless `repeat_labeled`, `pool_images` or `epochs` say how often
+        images are drawn; 0 draws every image as often as any other.
       repeat_labeled: how often an annotated image appears for one appearance of an image of the pool.
       truth_weight: weight of ground truth, where a pseudo label has 1.
       pool_images: images of the pool that are used; 0 uses all.
@@ -465,7 +465,7 @@ class Student(Following):
       mean_teacher: the student's average as a teacher.
       small_loss: pseudo labels with large losses are left out.
       oracle_labels: learn the true labels of the pool in place of pseudo labels; for experiments.
-      shuffled_labels: every picture has the labels of another one of its batch; a control that should learn nothing.
+      shuffled_labels: every picture has the labels of another one of its batch; a control.
     """
 
     pseudo_labels: bool = True

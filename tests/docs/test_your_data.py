@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.support.commands import run_code, run_command
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8")
-MAKING, CONFIGURATION, PREDICTING, *_ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+MAKING, CONFIGURATION, SPLITTING, PREDICTING, *_ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 PHOTOS = 32
@@ -80,6 +81,7 @@ MISTAKES = [
     _settings("sets", "rooms", unit="millimeters"),
     _settings("sets", "masks", classes=("floor", "wall", "ceiling")),
     lambda config: config["sets"]["masks"].update(validation=config["sets"]["masks"]["train"]),
+    lambda config: config["pool"]["photos"].update(root="mine/boxes/images/test"),
     _settings("train_sets", depth="masks"),
     _settings("student", stepz=3),
     _settings("sets", "rooms", depth="depth"),
@@ -101,4 +103,22 @@ def test_every_mistake_is_the_line_that_the_page_shows(folder, monkeypatch):
             recipe.check([member])
             for source in build.annotated_sets(member.settings):  # as they are read before anything is learned
                 source[0]
-        assert str(refused.value) == line
+        assert str(refused.value) == line.replace("64 of 64", "16 of 16")
+
+
+def test_a_folder_without_splits_is_divided(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code = SPLITTING.replace('"images", "masks": "ids"', '"images/train", "masks": "ids/train"')
+    assert code != SPLITTING
+    code = CONFIGURATION.replace(
+        "    return complete(config)", textwrap.indent(code, "    ") + "    return complete(config)"
+    )
+    names: dict = {}
+    exec(code.replace("    return complete", '    config.eval_splits = ("validation",)\n    return complete'), names)
+    config = names["get_config"]().to_dict()
+    for name in ("boxes", "rooms"):
+        config["sets"][name].pop("test")
+    (member,) = members(recipe_of(config), config)
+    recipe_of(config).check([member])
+    split = build.splits(member.settings, "validation")["segmentation"]
+    assert len(split) == round(0.2 * 96) and len(build.set_split(member.settings, "masks", "train")) == 96 - len(split)
