@@ -29,7 +29,7 @@ import numpy as np
 
 from must.core import labels as forms
 from must.core.types import Example, Label, Source, UserError
-from must.data.combine import encoded_of, file_of, labels_of
+from must.data.combine import encoded_of, labels_of, location_of
 from must.readers.files import read_classes, read_lines
 
 IGNORE, UNKNOWN = -1, -2
@@ -250,8 +250,8 @@ class Remapped:
     def encoded(self, index: int) -> bytes | None:
         return encoded_of(self._source, index)
 
-    def file(self, index: int) -> str | None:
-        return file_of(self._source, index)
+    def location(self, index: int) -> str | None:
+        return location_of(self._source, index)
 
     def _mapped(self, labels: dict[str, Label]) -> dict[str, Label]:
         if self._task not in labels:

@@ -34,8 +34,8 @@ class Routed:
     def encoded(self, index: int) -> bytes | None:
         return encoded_of(*self._route(index))
 
-    def file(self, index: int) -> str | None:
-        return file_of(*self._route(index))
+    def location(self, index: int) -> str | None:
+        return location_of(*self._route(index))
 
     def shard(self, index: int) -> Hashable:
         return shard_of(*self._route(index))
@@ -241,9 +241,9 @@ def encoded_of(source: Source, index: int) -> bytes | None:
     return None if method is None else method(index)
 
 
-def file_of(source: Source, index: int) -> str | None:
+def location_of(source: Source, index: int) -> str | None:
     """The path of the picture's own file, None if the source has none."""
-    method = getattr(source, "file", None)
+    method = getattr(source, "location", None)
     return None if method is None else method(index)
 
 

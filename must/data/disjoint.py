@@ -13,7 +13,7 @@ from PIL import Image
 
 from must.core.notices import notice
 from must.core.types import Source, UserError
-from must.data.combine import encoded_of, file_of
+from must.data.combine import encoded_of, location_of
 
 _UNIFORM = 8  # gray levels; less varied frames, such as fades and black frames, occur in unrelated videos
 _FILES = 200_000  # of larger sets nobody waits for the sizes at every start
@@ -76,12 +76,12 @@ def check_files(learned: Source, held_out: Mapping[str, Source], *, most: float 
         return
     by_size: dict[int, dict[str, str]] = {}
     for i, id in enumerate(learned.ids):
-        if (file := file_of(learned, i)) and os.path.isfile(file):
+        if (file := location_of(learned, i)) and os.path.isfile(file):
             by_size.setdefault(os.path.getsize(file), {})[file] = id
     for use, source in held_out.items():
         pairs = []
         for i, id in enumerate(source.ids):
-            file = file_of(source, i) if by_size else None
+            file = location_of(source, i) if by_size else None
             alike = by_size.get(os.path.getsize(file), {}) if file and os.path.isfile(file) else {}
             if other := next((its for path, its in alike.items() if filecmp.cmp(path, file, shallow=False)), None):
                 pairs.append((other, id))

@@ -12,7 +12,7 @@ import numpy as np
 from must.core import labels as forms
 from must.core.types import Example, Label, Source, UserError
 from must.data.classes import aligned, united
-from must.data.combine import Routed, as_list, checked_index, encoded_of, file_of, hash_of, labels_of, shard_of
+from must.data.combine import Routed, as_list, checked_index, encoded_of, hash_of, labels_of, location_of, shard_of
 from must.readers.files import FileSource, first_repeated
 
 SAME_OBJECT = 0.5  # IoU above which a pseudo label's box shows the object of a true one
@@ -87,9 +87,9 @@ class _Merged:
         number, inner = self._places[index][0]
         return encoded_of(self._sources[number], inner)
 
-    def file(self, index: int) -> str | None:
+    def location(self, index: int) -> str | None:
         number, inner = self._places[index][0]
-        return file_of(self._sources[number], inner)
+        return location_of(self._sources[number], inner)
 
     def shard(self, index: int) -> Hashable:
         number, inner = self._places[index][0]

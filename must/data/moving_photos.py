@@ -13,7 +13,7 @@ from PIL import Image
 
 from must.core import labels as record_form
 from must.core.types import Example, Label, Source, UserError
-from must.data.combine import file_of, hash_of
+from must.data.combine import hash_of, location_of
 
 
 class Motion(NamedTuple):
@@ -169,9 +169,9 @@ class MovingPhotos:
         shuffled = hashlib.shake_128(self._key(place // count).encode()).digest(count)
         return sorted(range(count), key=shuffled.__getitem__)[place % count]
 
-    def file(self, index: int) -> str | None:
+    def location(self, index: int) -> str | None:
         """The path of the photo."""
-        return file_of(self._source, index % len(self._source))
+        return location_of(self._source, index % len(self._source))
 
     def labels(self, index: int) -> dict[str, Label]:
         return {self._task: record_form.classification(self.action(index))} if self._task else {}

@@ -102,7 +102,7 @@ class FileSource:
             turned = orientation_of(data) != 1
         return encode_png(self._decoded(index, data)) if turned or (deep and self._bits < 16) else data
 
-    def file(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """The path of the picture."""
         return os.fspath(self._pictures[index])
 
