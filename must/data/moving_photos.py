@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from must.core import labels as record_form
+from must.core.actions import balanced, opposites
 from must.core.types import Example, Label, Source, UserError
 from must.data.combine import hash_of, location_of
 
@@ -70,20 +71,11 @@ MOTIONS = {
 }
 
 
-def _swapped(*pairs: tuple[str, str]) -> dict[str, str]:
-    return {a: b for one, other in pairs for a, b in ((one, other), (other, one))}
-
-
 # Classes of a clip flipped left to right or played backwards; classes not listed are unchanged.
-MIRRORED = {
-    "camera": _swapped(("pan_left", "pan_right"), ("turn_left", "turn_right")),
-    "objects": _swapped(("left", "right")),
-    "both": _swapped(("camera_left", "camera_right"), ("object_left", "object_right"), ("follow_left", "follow_right")),
-}
+MIRRORED = {space: opposites(motions, ("pan", "turn", "across")) for space, motions in MOTIONS.items()}
 REVERSED = {
-    "camera": MIRRORED["camera"] | _swapped(("tilt_up", "tilt_down"), ("zoom_in", "zoom_out")),
-    "objects": MIRRORED["objects"] | _swapped(("up", "down"), ("grows", "shrinks")),
-    "both": MIRRORED["both"],
+    space: opposites(motions, [field for field in Motion._fields if field != "shake"])
+    for space, motions in MOTIONS.items()
 }
 
 _TURN = 0.6  # radians, of a clip in which the camera turns
@@ -165,9 +157,7 @@ class MovingPhotos:
         """
         if not self._actions:
             raise UserError(f"{self.name}: clips without actions")
-        place, count = range(len(self))[index], len(MOTIONS[self._actions])
-        shuffled = hashlib.shake_128(self._key(place // count).encode()).digest(count)
-        return sorted(range(count), key=shuffled.__getitem__)[place % count]
+        return balanced(range(len(self))[index], len(MOTIONS[self._actions]), self._key)
 
     def location(self, index: int) -> str | None:
         """The path of the photo."""

@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 
 from must.core import labels as record_form
+from must.core.actions import balanced, opposites
 from must.core.types import Example, UserError
 from must.scenes import raycast, shading
 from must.scenes.layout import DOMAINS, Scene, draw_scene
@@ -52,22 +53,14 @@ DOMAIN = {"camera": "indoor", "bodies": "outdoor", "both": "clutter", "turns": "
 PACE = {"camera": 0.85, "bodies": 1.6, "both": 1.6, "turns": 1.0}  # motion of one body is harder to see
 
 
-def _swapped(*pairs: tuple[str, str]) -> dict[str, str]:
-    return {a: b for one, other in pairs for a, b in ((one, other), (other, one))}
-
-
 # Classes of a clip flipped left to right or played backwards; classes not listed are unchanged.
-MIRRORED = {
-    "camera": _swapped(("pan_left", "pan_right")),
-    "bodies": _swapped(("left", "right")),
-    "both": _swapped(("camera_left", "camera_right"), ("body_left", "body_right"), ("follow_left", "follow_right")),
-    "turns": _swapped(("left", "right"), ("left_and_back", "right_and_back")),
-}
+MIRRORED = {space: opposites(motions, ("pan", "arc")) for space, motions in MOTIONS.items()}
 REVERSED = {
-    "camera": _swapped(("pan_left", "pan_right"), ("tilt_up", "tilt_down"), ("forward", "backward")),
-    "bodies": _swapped(("left", "right"), ("towards", "away")),
-    "both": MIRRORED["both"],
-    "turns": _swapped(("left", "right")),
+    space: opposites(
+        {name: motion for name, motion in motions.items() if not motion.returns},
+        ("pan", "tilt", "dolly", "arc", "retreat"),
+    )
+    for space, motions in MOTIONS.items()
 }
 
 _VERSION = 1  # part of the fingerprint; increment if clips change
@@ -132,9 +125,7 @@ class MovingScenes:
 
     def action(self, index: int) -> int:
         """The class, even if it is not annotated."""
-        place, count = self._place(index), len(ACTIONS[self.actions])
-        shuffled = hashlib.shake_128(self._key(place // count).encode()).digest(count)
-        return sorted(range(count), key=shuffled.__getitem__)[place % count]
+        return balanced(self._place(index), len(ACTIONS[self.actions]), self._key)
 
     def scenes(self, index: int) -> list[Scene]:
         """The scene of each frame, relative to its camera."""

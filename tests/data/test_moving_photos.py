@@ -5,7 +5,7 @@ import pytest
 
 from must.core.types import Example, UserError
 from must.data.geometry import FILL
-from must.data.moving_photos import MIRRORED, MOTIONS, REVERSED, Motion, MovingPhotos
+from must.data.moving_photos import MIRRORED, MOTIONS, REVERSED, MovingPhotos
 
 
 class Ramps:
@@ -164,12 +164,24 @@ def test_ids_that_would_collide_are_refused():
         MovingPhotos(Ramps()).action(0)
 
 
-@pytest.mark.parametrize("actions", MOTIONS)
-def test_labels_of_flipped_and_reversed_clips_are_those_of_the_motion(actions):
-    for table, turned in ((MIRRORED, ("pan", "turn", "across")), (REVERSED, Motion._fields)):
-        for name, motion in MOTIONS[actions].items():
-            other = motion._replace(**{field: -getattr(motion, field) for field in turned if field != "shake"})
-            assert MOTIONS[actions][table[actions].get(name, name)] == other
+def test_labels_of_flipped_and_reversed_clips():
+    """Pairs in full, since the tables follow from the motions."""
+
+    def pairs(table):
+        return {space: {frozenset(pair) for pair in swaps.items()} for space, swaps in table.items()}
+
+    sideways = {
+        "camera": {("pan_left", "pan_right"), ("turn_left", "turn_right")},
+        "objects": {("left", "right")},
+        "both": {("camera_left", "camera_right"), ("object_left", "object_right"), ("follow_left", "follow_right")},
+    }
+    other = {
+        "camera": {("tilt_up", "tilt_down"), ("zoom_in", "zoom_out")},
+        "objects": {("up", "down"), ("grows", "shrinks")},
+        "both": set(),
+    }
+    assert pairs(MIRRORED) == {space: set(map(frozenset, one)) for space, one in sideways.items()}
+    assert pairs(REVERSED) == {space: set(map(frozenset, one | other[space])) for space, one in sideways.items()}
 
 
 def test_classes_are_balanced_and_may_be_left_out():
