@@ -136,6 +136,9 @@ def cifar10() -> ConfigDict:
         run.geometry.shift, run.steps = 0.125, 5550
     config.teacher.steps = 2000
     config.teacher.model = {"backbone": {"width": 32}}
+    del config.arms.temperature, config.arms.threshold, config.arms.smoothing
+    config.arms.plug_in = {**HARD, "weights": {**RATIO, "kind": "plug_in", "every": 555}}
+    config.arms.oracle_weights_hard = {**HARD, "weights": {**RATIO, "kind": "oracle", "every": 555}}
     return config
 
 

@@ -1,12 +1,13 @@
 """Jobs in which teachers, baselines and students of pseudo labels train."""
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from must.core import devices, files
-from must.core.types import Policy, Source, UserError
+from must.core.types import Policy, PyTree, Source, UserError
 from must.data.combine import Cached, Repeated, Subset
 from must.data.edited import EditedCoco
 from must.data.merge import Concat, Overlay
@@ -14,7 +15,7 @@ from must.data.weights import read_weights
 from must.experiment import acceptance, build, checks, jobs, labeling, measure, networks, weighting
 from must.experiment.external import external_teachers
 from must.experiment.settings import Must, Run, Student
-from must.experiment.training import NO_WEIGHTING, Weighting, train_tasks
+from must.experiment.training import NO_WEIGHTING, train_tasks
 from must.objectives.labels import PSEUDO
 
 
@@ -50,12 +51,12 @@ def train_student(settings: Must, seed: int, arm: str, *, directory: str, report
     policies = labeling.policies_of(settings, top, arm)
     records = labeling.records_of(settings, top, names, by=run.labels_from, verify=True)
     source = student_source(settings, run, records)
-    scheme, seen = NO_WEIGHTING, {}
+    scheme, to_show = NO_WEIGHTING, None
     if run.weights.kind != "none" or run.slam.enabled:
         held_out = labeling.records_of(settings, top, names, labeling.HELD_OUT, run.labels_from, verify=True)
-        scheme, seen = weighting.weighting_of(
-            weighting.Evidence(settings, run, arm, policies, source, records, held_out)
-        )
+        evidence = weighting.Evidence(settings, run, arm, policies, source, records, held_out)
+        scheme, seen = weighting.weighting_of(evidence)
+        to_show = functools.partial(weighting.weights_to_show, evidence, scheme, seen)
     given = given_weights(settings, run, source.ids, records, familiar_sets(settings, top, run))
     fixed = {name: {**given[name], **scheme.fixed.get(name, {})} for name in names}
     scheme = scheme._replace(fixed={name: factors for name, factors in fixed.items() if factors})
@@ -66,14 +67,14 @@ def train_student(settings: Must, seed: int, arm: str, *, directory: str, report
     facts = train_tasks(
         settings, seed, tuple(names), run, source, policies, directory=directory, report=report, weighting=scheme
     )
-    if run.weights.kind != "none" or run.slam.enabled:
-        _keep_weights(directory, scheme, seen)
+    if to_show:
+        _keep_weights(directory, to_show)
     return facts | {"images": len(set(source.ids))}
 
 
-def _keep_weights(directory: str, scheme: Weighting, seen: Mapping[str, np.ndarray]) -> None:
+def _keep_weights(directory: str, to_show: Callable[[PyTree], Mapping[str, np.ndarray]]) -> None:
     """Writes weights.npz, what the page shows of the weights of the trained student."""
-    scheme.estimate(networks.load(directory).variables)  # fills `seen`
+    seen = to_show(networks.load(directory).variables)
     if devices.is_writer():
         with files.replacing(os.path.join(directory, "weights.npz"), "wb") as file:
             np.savez_compressed(file, **seen)

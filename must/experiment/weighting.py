@@ -153,6 +153,21 @@ def _estimated(evidence: Evidence, weights: Weights, seen: dict, variables: PyTr
     return tables
 
 
+def weights_to_show(evidence: Evidence, scheme: Weighting, seen: dict, variables: PyTree) -> dict[str, np.ndarray]:
+    """What a report draws of a trained student's weights: {"<task>|<what>": array}, see `must.report.weights_section`.
+
+    Where the truth of the pool is known, estimated weights stand beside those that it gives the same student.
+    """
+    scheme.estimate(variables)  # fills `seen`
+    weights, known = evidence.run.weights, {}
+    if weights.kind in ("ratio_of_means", "plug_in"):
+        names = [name for name in build.tasks_with(weights.tasks, evidence.settings, "") if name in evidence.oracles]
+        oracle = dataclasses.replace(weights, kind="oracle", tasks=names, confident=False)
+        _estimated(evidence, oracle, known, variables)
+        known = {f"{name}|true_weights": known[f"{name}|weights"] for name in names}
+    return seen | known
+
+
 def _slam(evidence: Evidence, name: str, slam: Slam, seen: dict) -> dict[str, np.ndarray]:
     """Extras of one task: accuracy a(x) and number of candidates k(x); 1 and 1 for ground truth."""
     paired, classes = evidence.paired(name), len(evidence.tasks[name].classes)

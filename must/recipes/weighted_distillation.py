@@ -5,6 +5,7 @@ and, as arms, students that weight or correct them. Weights come from a validati
 jobs are those of `must.recipes.must`; budgets stand side by side in the comparison.
 """
 
+import dataclasses
 import os
 
 import numpy as np
@@ -16,7 +17,7 @@ from must.experiment.compare import Answers, Comparison, closing_jobs
 from must.experiment.jobs import Job
 from must.experiment.labeling import student_job
 from must.experiment.run import Members, Recipe
-from must.experiment.settings import Must
+from must.experiment.settings import Must, Weights
 from must.readers.fields import understood
 from must.recipes import must
 from must.report.page import Section, weights_section
@@ -36,8 +37,9 @@ def check(members: Members) -> None:
 
 
 def comparison(members: Members) -> Comparison:
-    """Every column at every budget, and its gain over the student that learns all labels."""
+    """Every column at every budget, its gain over the student that learns all labels, and over itself without weights."""
     settings = members[0].settings
+    plain = unweighted(settings)
     budgets = list(dict.fromkeys(member.axes["budget"] for member in members))
     columns, contrasts = [], []
     for one in must.columns_of(settings):
@@ -45,17 +47,24 @@ def comparison(members: Members) -> Comparison:
         for budget in budgets:
             column = Column(at(name, budget), {"arm": name, "budget": budget}, name, one.column.description)
             columns.append(Answers(column, one.by_task, {"budget": budget}))
-        if name != "student":
-            pairs = [(at(name, budget), at("student", budget)) for budget in budgets]
-            contrasts += [
-                Contrast(f"{name} vs student, {budget:,} labels", [pair])
-                for budget, pair in zip(budgets, pairs, strict=True)
-            ]
+        references = [] if name == "student" else ["student", *plain.get(name, ())]
+        contrasts += [
+            Contrast(f"{name} vs {reference}, {budget:,} labels", [(at(name, budget), at(reference, budget))])
+            for reference in references
+            for budget in budgets
+        ]
     axes = [
         Axis("arm", "arm", {one.column.name: one.column.name for one in must.columns_of(settings)}),
         Axis("budget", "labels", {budget: f"{budget:,} labels" for budget in budgets}, across=True),
     ]
     return Comparison(columns, contrasts, axes)
+
+
+def unweighted(settings: Must) -> dict[str, list[str]]:
+    """{arm with weights: the arms that differ from it by the weights alone}, but for the student."""
+    runs = {arm: build.student(settings, arm) for arm in build.students(settings) if arm != "student"}
+    bare = {arm: dataclasses.replace(run, weights=Weights()) for arm, run in runs.items() if run.weights != Weights()}
+    return {arm: [name for name, run in runs.items() if run == plain] for arm, plain in bare.items()}
 
 
 def at(column: str, budget: int) -> str:

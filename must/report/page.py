@@ -402,8 +402,8 @@ def weights_section(found: Mapping[str, Mapping[str, np.ndarray]], run: str = ""
     """How pseudo labels were weighted or corrected.
 
     Args:
-      found: {arm: {"<task>|<what>": array}}; what is "weights", "covariates", "held_out", or "accuracy", "correct",
-        "candidates", "floored".
+      found: {arm: {"<task>|<what>": array}}; what is "weights", "true_weights", "covariates", "held_out", or "accuracy",
+        "correct", "candidates", "floored".
       run: whose weights these are.
     """
     blocks = []
@@ -413,12 +413,25 @@ def weights_section(found: Mapping[str, Mapping[str, np.ndarray]], run: str = ""
             title = f"{arm}, {task}"
             if "weights" in own:
                 blocks.append(charts.weights(own["weights"], own.get("covariates"), own.get("held_out"), title=title))
+            if "true_weights" in own:
+                blocks.append(_against_truth(own["weights"], own["true_weights"]))
             if "accuracy" in own and "correct" in own:
                 blocks.append(_accuracy(own, title))
     text = (
         "Of the finished students. Rings are validation examples; a cell is the more solid the more examples it holds."
     )
     return Section(f"Example weights: {run}" if run else "Example weights", "".join(blocks), text)
+
+
+def _against_truth(weights: np.ndarray, true: np.ndarray) -> str:
+    """How estimated weights compare with those from the truth of the same examples."""
+    low, high = np.quantile(true, (0.05, 0.95))
+    varies = min(np.ptp(weights), np.ptp(true)) > 0
+    told = f"correlation {np.corrcoef(weights, true)[0, 1]:.2f}, " if varies else ""
+    return (
+        f"<p>With the true labels of these examples: {told}mean {true.mean():.2f} where {weights.mean():.2f} is estimated, "
+        f"5% to 95%: {low:.2f} to {high:.2f}.</p>"
+    )
 
 
 def _accuracy(own: Mapping[str, np.ndarray], title: str) -> str:

@@ -233,6 +233,20 @@ def test_tasks_do_not_share_a_unit(labeled, evidence):
     assert not np.allclose(together["depth"], together["classification"])
 
 
+def test_estimates_are_shown_beside_what_the_truth_gives_the_same_student(labeled, evidence):
+    own, true = (_evidence(labeled, {"kind": kind}) for kind in ("ratio_of_means", "oracle"))
+    shown = {}
+    for name, each in (("estimated", own), ("oracle", true)):
+        scheme, seen = weighting.weighting_of(each)
+        shown[name] = weighting.weights_to_show(each, scheme, seen, _variables(evidence, 0))
+    known = [name for name in own.tasks if name in own.oracles]
+    assert known and {key.partition("|")[0] for key in shown["estimated"] if "true" in key} == set(known)
+    for name in known:
+        np.testing.assert_array_equal(shown["estimated"][f"{name}|true_weights"], shown["oracle"][f"{name}|weights"])
+        assert not np.allclose(shown["estimated"][f"{name}|weights"], shown["estimated"][f"{name}|true_weights"])
+    assert not any("true_weights" in key for key in shown["oracle"])
+
+
 def test_corrections_come_from_the_teacher_alone(labeled):
     evidence = _evidence(labeled, slam={"enabled": True, "floor": 0.01, "tasks": ["classification"]})
     scheme, seen = weighting.weighting_of(evidence)

@@ -52,6 +52,7 @@ def sections():
     clip = {"video": rng.integers(0, 255, (3, 8, 12, 3), np.uint8), "truth": "pan", "classes": classes["camera"]}
     clip["predictions"] = {"student": np.array([0.7, 0.3]), "teacher": np.array([np.nan, 1])}
     arrays = {"depth|weights": np.exp(rng.normal(size=60)), "depth|covariates": rng.random((60, 2))}
+    arrays["depth|true_weights"] = arrays["depth|weights"][::-1]
     accuracy = {"depth|accuracy": rng.random(60), "depth|correct": np.array([1.0, 0.0, np.nan] * 20)}
     return [
         pages.curves_section(curves, levels={"camera": (2.5, "the expert")}, selected={"joint/jedi": 20}),
@@ -94,6 +95,7 @@ def test_sections_are_drawn_and_empty_ones_left_out(tmp_path):
     text, words = write(tmp_path, comparisons.students(), sections())
     for section in sections():
         assert section.html and section.title in words
+    assert "With the true labels of these examples: correlation" in words
     assert "cup &amp; &lt;saucer&gt;" in text and "<saucer>" not in text and "<roll>" not in text
     assert words.count("✓") == 1 and words.count("✗") == 1  # a network with undefined probabilities is left out
     assert "no truth" in text and "The horizontal line is the expert" in words and "A ring marks" in words
