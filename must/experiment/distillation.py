@@ -12,7 +12,7 @@ from must.data.combine import Subset
 from must.data.pipeline import eval_batches
 from must.experiment import build, labeling, networks
 from must.experiment.grid import Arm
-from must.experiment.settings import SingleStudent, Student
+from must.experiment.settings import Following, SingleStudent
 from must.experiment.training import Online
 from must.objectives import distill
 from must.objectives.distill import Hint
@@ -36,7 +36,7 @@ _MAKERS = {
 
 
 def teachers_of(
-    settings: SingleStudent, seed: int, run: Student, arm: Arm, directory: str, pictures: Source
+    settings: SingleStudent, seed: int, run: Following, arm: Arm, directory: str, pictures: Source
 ) -> tuple[Online, dict[str, Policy]]:
     """The frozen teachers of an arm with what it takes from them, and which of their labels count.
 
@@ -61,7 +61,7 @@ def teachers_of(
 
 def hints_of(
     settings: Any,
-    run: Student,
+    run: Following,
     arm: Arm,
     models: Mapping[str, Model],
     variables: Mapping[str, PyTree] | None = None,
@@ -96,7 +96,7 @@ def hints_of(
     return made
 
 
-def check(settings: Any, run: Student, arm: Arm) -> None:
+def check(settings: Any, run: Following, arm: Arm) -> None:
     """Refuses hints that the networks or the tasks of an arm cannot have, from shapes alone."""
     tasks = build.tasks_of(settings)
     models = {}
@@ -112,7 +112,7 @@ def check(settings: Any, run: Student, arm: Arm) -> None:
     hints_of(settings, run, arm, models)
 
 
-def student_model(settings: SingleStudent, run: Student, names: Sequence[str]) -> Model:
+def student_model(settings: SingleStudent, run: Following, names: Sequence[str]) -> Model:
     """The network of an arm."""
     tasks = build.tasks_of(settings)
     return build.network(settings.model, {name: tasks[name] for name in names}, run.model)

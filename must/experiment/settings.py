@@ -732,7 +732,7 @@ class SingleStudent(Supervised):
 
     teacher: Run = Run()
     teachers: Mapping[str, Mapping[str, Any]] = each_changes("teacher", names="tasks")
-    student: Student = Student()
+    student: Following = Following()
     policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
     external_teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -759,6 +759,7 @@ class Must(SingleStudent):
     """Multi-task self-training, and weighted distillation over label budgets.
 
     Attributes:
+      student: how the student trains, and what it learns of the pseudo labels.
       budgets: numbers of labels, each with teachers and students of its own; replaces "{budget}". Empty: no such axis.
       pool: {name: {"kind", arguments}}, images without labels.
       oracle_truth: {task: {"kind", arguments}}, true labels of the pool, for oracles and measurements only.
@@ -772,6 +773,7 @@ class Must(SingleStudent):
       files: pseudo labels as files.
     """
 
+    student: Student = Student()
     budgets: tuple[int, ...] = ()
     pool: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     oracle_truth: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -24,7 +24,6 @@ from must.core import buckets, devices, peers, stopping
 from must.core.notices import notice
 from must.core.types import Balance, Model, Objective, Policy, PyTree, Source, TrainState, UserError
 from must.data.ahead import Placed, workers_for
-from must.data.mix import CLEAN
 from must.data.pipeline import Change, Encoder, Grouped, Joined, epoch_steps, train_batches
 from must.experiment import build, initial, measure, networks, sections
 from must.experiment.loss_scales import loss_scales
@@ -415,9 +414,7 @@ def objective(
         raise UserError("accumulate: not with teachers in the step or small_loss, which need whole batches")
     parts = [labels(tasks, policies, **options)]
     if online.hints:
-        view = CLEAN if average else ""
-        options = {"view": view, "dropping": run.teacher_dropping, "shuffled": online.shuffled}
-        parts.append(hints(online.models, online.hints, **options))
+        parts.append(hints(online.models, online.hints, dropping=run.teacher_dropping, shuffled=online.shuffled))
     if average is not None:
         parts.append(mean_teachers.mean_teacher(model, tasks, average, initial=variables, shuffled=online.shuffled))
     scales = loss_scales(settings, run, tasks)

@@ -21,7 +21,7 @@ from must.experiment.compare import Answer, Answers, Comparison, closing_jobs, p
 from must.experiment.grid import Arm
 from must.experiment.jobs import Job
 from must.experiment.run import Member, Members, Recipe
-from must.experiment.settings import SingleStudent, Student
+from must.experiment.settings import Following, SingleStudent
 from must.experiment.training import NO_TEACHERS, train_tasks
 from must.report.page import Section, pictures_section
 
@@ -78,7 +78,7 @@ def arms_of(settings: Settings) -> dict[str, Arm]:
     return grid.expand(settings.grid, tuple(settings.tasks), tuple(settings.splits))
 
 
-def run_of(settings: Settings, arm: Arm) -> Student:
+def run_of(settings: Settings, arm: Arm) -> Following:
     """How an arm trains."""
     run = settings.student
     if len(arm.tasks) > 1:

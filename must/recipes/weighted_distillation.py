@@ -37,7 +37,7 @@ def check(members: Members) -> None:
 
 
 def comparison(members: Members) -> Comparison:
-    """Every column at every budget, its gain over the student that learns all labels, and over itself without weights."""
+    """Every column at every budget, its gain over the student of all labels, and over itself without weights."""
     settings = members[0].settings
     plain = unweighted(settings)
     budgets = list(dict.fromkeys(member.axes["budget"] for member in members))

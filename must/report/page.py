@@ -402,8 +402,8 @@ def weights_section(found: Mapping[str, Mapping[str, np.ndarray]], run: str = ""
     """How pseudo labels were weighted or corrected.
 
     Args:
-      found: {arm: {"<task>|<what>": array}}; what is "weights", "true_weights", "covariates", "held_out", or "accuracy",
-        "correct", "candidates", "floored".
+      found: {arm: {"<task>|<what>": array}}; what is "weights", "true_weights", "covariates", "held_out", or
+        "accuracy", "correct", "candidates", "floored".
       run: whose weights these are.
     """
     blocks = []
@@ -429,8 +429,8 @@ def _against_truth(weights: np.ndarray, true: np.ndarray) -> str:
     varies = min(np.ptp(weights), np.ptp(true)) > 0
     told = f"correlation {np.corrcoef(weights, true)[0, 1]:.2f}, " if varies else ""
     return (
-        f"<p>With the true labels of these examples: {told}mean {true.mean():.2f} where {weights.mean():.2f} is estimated, "
-        f"5% to 95%: {low:.2f} to {high:.2f}.</p>"
+        f"<p>With the true labels of these examples: {told}mean {true.mean():.2f} where {weights.mean():.2f} is "
+        f"estimated, 5% to 95%: {low:.2f} to {high:.2f}.</p>"
     )
 
 
