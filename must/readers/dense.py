@@ -26,20 +26,7 @@ from must.readers.pictures import DISPLAYED, MAX_PIXELS, open_picture, stored_id
 class _Paired(FileSource):
     """Pairs each picture <key><image_suffix>.* with a map <key><map_suffix>; subclasses decode the map in `_label`.
 
-    Args:
-      root: dataset root.
-      images: folder of the pictures below root; "{split}" is replaced here and in `maps` and `ids`.
-      maps: folder of the maps below root.
-      split: name of the split.
-      ids: optional list file below root, one key per line.
-      image_suffix: end of picture names that is not part of the key, such as "_leftImg8bit"; with an extension, such as
-        ".jpg", where maps lie beside the pictures.
-      map_suffix: end of map names with extension, such as "_labelIds.png".
-      partial: allow pictures without a map, which then have no label, instead of raising an error.
-      coarse: allow maps with one pixel per s x s pixels of the picture, rounded up, for any integer s.
-      task: key of the labels.
-      name: of the source; by default "<root>-<split>".
-      orientation: see `FileSource`.
+    Args: as in the subclasses, which call `maps` and `map_suffix` by what the maps show.
     """
 
     def __init__(
@@ -104,12 +91,23 @@ class _Paired(FileSource):
 class MaskPng(_Paired):
     """Segmentation: PNG masks, gray or palette, with one class id per pixel; SBD masks if mask_suffix is ".mat".
 
-    Args (the others are those of `must.readers.dense._Paired`):
+    Args:
+      root: data set root.
+      images: folder of the pictures below root; "{split}" is replaced here, in `masks` and in `ids`.
       masks: folder of the masks below root.
       classes: names, {stored id: name} or a file of either (`read_classes`). Stored ids need not be contiguous: classes
         are numbered in ascending order of their stored ids, skipping the ignored one.
       ignore: stored id of unlabeled pixels; None or -1 if there is none.
       mask_suffix: end of mask names.
+      split: name of the split.
+      ids: optional list file below root, one key per line.
+      image_suffix: end of picture names that is not part of the key, such as "_leftImg8bit"; with an extension, such as
+        ".jpg", where maps lie beside the pictures.
+      partial: allow pictures without a map, which then have no label, instead of raising an error.
+      coarse: allow maps with one pixel per s x s pixels of the picture, rounded up, for any integer s.
+      task: key of the labels.
+      name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
     """
 
     def __init__(
@@ -155,13 +153,24 @@ class MaskPng(_Paired):
 
 
 class DepthPng(_Paired):
-    """Metric depth along the optical axis: 16-bit PNG.
+    """Metric depth along the optical axis: gray PNG of 16 bits, or of 8 with a numeric unit.
 
-    Args (the others are those of `must.readers.dense._Paired`):
+    Args:
+      root: data set root.
+      images: folder of the pictures below root; "{split}" is replaced here, in `depths` and in `ids`.
       depths: folder of the depth maps below root.
-      unit: "mm", "cm", "m", or the number of meters per stored unit.
+      unit: "mm", "cm", "m", or the number of meters per stored unit, such as 10 / 255.
       invalid: stored values that mean "no measurement"; 0 always does.
       depth_suffix: end of map names.
+      split: name of the split.
+      ids: optional list file below root, one key per line.
+      image_suffix: end of picture names that is not part of the key, such as "_leftImg8bit"; with an extension, such as
+        ".jpg", where maps lie beside the pictures.
+      partial: allow pictures without a map, which then have no label, instead of raising an error.
+      coarse: allow maps with one pixel per s x s pixels of the picture, rounded up, for any integer s.
+      task: key of the labels.
+      name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
     """
 
     def __init__(
@@ -182,7 +191,7 @@ class DepthPng(_Paired):
         name: str = "",
         orientation: str = DISPLAYED,
     ):
-        self._meters_per_unit = labels.meters_per_unit(unit)
+        self._meters_per_unit, self._eight_bits = labels.meters_per_unit(unit), not isinstance(unit, str)
         self._invalid = tuple(int(value) for value in invalid)
         super().__init__(
             root,
@@ -211,8 +220,13 @@ class DepthPng(_Paired):
     def _codes(self, file: Path) -> np.ndarray:
         """The stored values, 0 where there is no measurement."""
         picture = open_picture(read_bytes(file), str(file))
-        if picture.mode not in ("I;16", "I;16L", "I;16B", "I"):
-            raise UserError(f"{file}: depth needs a 16-bit gray PNG, not mode {picture.mode}")
+        if picture.mode == "L" and not self._eight_bits:
+            raise UserError(
+                f"{file}: 8-bit depth needs a number of meters per stored unit, such as unit={10 / 255:.4f} where 255 "
+                "is 10 m; a map of 1 / depth has to be converted first"
+            )
+        if picture.mode not in ("I;16", "I;16L", "I;16B", "I", "L"):
+            raise UserError(f"{file}: depth needs a gray PNG of 16 or 8 bits, not mode {picture.mode}")
         codes = np.asarray(picture)
         if codes.min() < 0 or codes.max() > 65535:
             raise UserError(f"{file}: depth value {codes.max()} does not fit 16 bits")
@@ -225,10 +239,21 @@ class NormalsPng(_Paired):
     Axes are the camera's, x right, y down, z forward, so visible surfaces have z < 0. Vectors far from unit length,
     such as gray or (0, 0, 0), are invalid; the others are normalized.
 
-    Args (the others are those of `must.readers.dense._Paired`):
+    Args:
+      root: data set root.
+      images: folder of the pictures below root; "{split}" is replaced here, in `normals` and in `ids`.
       normals: folder of the normal maps below root.
       negate: axes with the opposite sign in the files, such as "yz" for y up and z toward the camera.
       normals_suffix: end of map names; ".npy" at its end means NumPy files.
+      split: name of the split.
+      ids: optional list file below root, one key per line.
+      image_suffix: end of picture names that is not part of the key, such as "_leftImg8bit"; with an extension, such as
+        ".jpg", where maps lie beside the pictures.
+      partial: allow pictures without a map, which then have no label, instead of raising an error.
+      coarse: allow maps with one pixel per s x s pixels of the picture, rounded up, for any integer s.
+      task: key of the labels.
+      name: of the source; by default "<root>-<split>".
+      orientation: see `FileSource`.
     """
 
     def __init__(

@@ -382,7 +382,10 @@ def label_states_section(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> S
             drawn.append(f"<div>{charts.shares(rows[:_MAX_CLASSES], STATES, title=task + left_out)}</div>")
     html = f'<div class="pairs">{"".join(drawn)}</div>' if drawn else ""
     return Section(
-        "Label states", html, "Pseudo labels by state under the label policy; figures are the positive share."
+        "Label states",
+        html,
+        "Pseudo labels by state under the label policy; figures are the positive share. A picture has a label for "
+        "every class that its teacher finds likely enough to store, so most of them are not its likeliest one.",
     )
 
 

@@ -259,7 +259,8 @@ def test_bad_masks(tmp_path, mask, parts):
 @pytest.mark.parametrize(
     "depth, parts",
     [
-        (np.full(sets.SIZE, 10, np.uint8), ("16-bit",)),
+        (np.full(sets.SIZE, 10, np.uint8), ("8-bit depth needs", "unit=0.0392")),
+        (np.full((*sets.SIZE, 3), 10, np.uint8), ("16 or 8 bits", "RGB")),
         (np.full((6, 8), 1000, np.uint16), ("8x6", "16x12")),
     ],
 )

@@ -95,6 +95,13 @@ def test_depth_in_meters_and_its_invalid_codes(tmp_path, unit, factor):
     np.testing.assert_allclose(meters[::3, 0], [0, 1000 * factor, 0, 2500 * factor], rtol=1e-6)
 
 
+def test_depth_of_eight_bits_with_a_numeric_unit(tmp_path):
+    depth = np.repeat(np.array([0, 51, 255, 102], np.uint8), 48).reshape(sets.SIZE)
+    label = source(**{**sets.depth_png(tmp_path, depth), "unit": 10 / 255})[0].labels["depth"]
+    meters = label["depth"] * label["scale"] + label["offset"]
+    np.testing.assert_allclose(meters[::3, 0], [0, 2, 10, 4], rtol=1e-4)
+
+
 def test_normals_are_unit_vectors_and_black_is_invalid(tmp_path):
     label = source(**sets.normals_png(tmp_path))[0].labels["normals"]["normals"]
     assert not label[0].any()
