@@ -4,11 +4,13 @@
 
 Variants, --config=configs/multas.py:VARIANT:
 
-    scenes     procedural scenes, four seeds, 36 students each; the default
-    sanity     every stage and every kind of label with a few steps; two minutes on two CPU cores
-    camvid     street scenes: masks, and boxes derived from them; needs --config.root=DATA
-    coco_mini  128 photos with boxes, 100 of them with masks too; needs --config.root=DATA
-    voc        PASCAL VOC 2007 + 2012 and SBD with the paper's sizes, for accelerators; needs --config.root=DATA
+    scenes       procedural scenes, four seeds, 36 students each; the default
+    sanity       every stage and every kind of label with a few steps; two minutes on two CPU cores
+    camvid       street scenes: masks, and boxes derived from them; needs --config.root=DATA
+    pretraining  the network of `scenes` on 4,096 scenes with boxes and masks, from which `pretrained` starts
+    pretrained   `camvid` with teachers and students that start from runs/multas-pretraining; needs --config.root=DATA
+    coco_mini    128 photos with boxes, 100 of them with masks too; needs --config.root=DATA
+    voc          PASCAL VOC 2007 + 2012 and SBD with the paper's sizes, for accelerators; needs --config.root=DATA
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +25,7 @@ COLORS = {"kind": "photometric", "strength": 0.5, "color": 0.3, "blur": 0.0}
 def get_config(variant: str = "scenes") -> ConfigDict:
     """The configuration of a variant."""
     variants = {"scenes": scenes, "sanity": sanity, "camvid": camvid, "coco_mini": coco_mini, "voc": voc}
+    variants |= {"pretraining": pretraining, "pretrained": pretrained}
     if variant not in variants:
         raise ValueError(f"no variant {variant!r} of multas: {', '.join(variants)}")
     return complete(variants[variant]())
@@ -227,6 +230,54 @@ def camvid() -> ConfigDict:
         )
     }
     config.image.size = (96, 128)
+    return config
+
+
+def pretraining() -> ConfigDict:
+    """One network of both tasks on 4,096 scenes with all their boxes and masks."""
+    config = scenes()
+    config.title, config.seeds = "Boxes and masks of scenes", (0,)
+    config.sets.scenes.train.count = 4096
+    config.teacher.steps = 1  # nobody learns from them
+    config.student.update(steps=2400, evaluate_every=0)
+    config.splits = {"exclusive": {"exclusive": True}}
+    config.grid = ({"tasks": (BOTH,), "split": ("exclusive",), "annotation": ("full",)},)
+    config.contrasts, config.pictures = (), ("multi-exclusive-all-full",)
+    return config
+
+
+def pretrained() -> ConfigDict:
+    """Street scenes for networks that can see already: soft labels of a quarter and an eighth, exclusive halves.
+
+    Teachers are no larger than students here, so that one pretrained network serves both.
+    """
+    config = camvid()
+    config.title = "MulTaS on street scenes (camvid), pretrained on scenes"
+    init = {"weights": "runs/multas-pretraining/grid/multi-exclusive-all-full", "partial": ("heads_",)}
+    for section in (config.teacher, config.student):
+        section.init = init
+    config.teacher.model = {}
+    config.splits = {"quarter": {"share": 0.25}, "eighth": {"share": 0.125}, "exclusive": {"exclusive": True}}
+    single = (DETECTION, SEGMENTATION)
+    shuffled = {"labels": (("soft",),), "control": ("shuffled",)}
+    apart = {"split": ("exclusive",), "annotation": ("own",)}
+    config.grid = (
+        {
+            "tasks": single,
+            "split": ("quarter", "eighth"),
+            "images": ("seen", "unseen", "unseen_cut", "all"),
+            "labels": (("soft",),),
+        },
+        {"tasks": single, "split": ("quarter",), "images": ("unseen",), **shuffled},
+        {"tasks": single, "images": ("seen",), **apart},
+        {"tasks": (BOTH,), **apart},
+        {"tasks": (BOTH,), "where": ("missing",), "labels": (("soft",),), **apart},
+        {"tasks": (BOTH,), "where": ("missing",), **shuffled, **apart},
+    )
+    ours = ("eighth: ", "quarter: ", "both, exclusive")
+    config.contrasts = tuple(
+        c for c in CONTRASTS if c.get("name", "").startswith(ours) or c.get("subject") == "shuffled"
+    )
     return config
 
 
