@@ -109,7 +109,7 @@ def photos() -> ConfigDict:
     config = scenes()
     config.title = "JEDI on clips cut from photos"
     frames = {"camera": 4, "objects": 5, "both": 6}
-    labeled = {"camera": 36, "objects": 30, "both": 28}
+    labeled = {"camera": 18, "objects": 90, "both": 28}
     config.tasks = {
         name: {
             "kind": "action",

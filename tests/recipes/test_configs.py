@@ -25,8 +25,8 @@ from tests.support.configs import check, config_of, settings_of
 QUICKSTART = "configs/quickstart.py"
 VARIANTS = {
     "quickstart": ("", "sanity", "evidence", "pool", "weighted", "balancing", "scales", "policies", "options"),
-    "must": ("folders", "paper"),
-    "multas": ("scenes", "sanity", "camvid", "coco_mini", "voc"),
+    "must": ("folders", "pretraining", "pretrained", "paper"),
+    "multas": ("scenes", "sanity", "camvid", "pretraining", "pretrained", "coco_mini", "voc"),
     "weighted_distillation": ("scenes", "sanity", "folders", "cifar10", "cifar100"),
     "jedi": ("scenes", "sanity", "photos", "folders", "images", "paper"),
     "label": ("", "later", "photos"),
