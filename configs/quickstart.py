@@ -10,6 +10,8 @@ Variants, --config=configs/quickstart.py:VARIANT; minutes on two CPU cores:
     weighted   with and without estimated weights of pseudo labels, two seeds; 7 minutes
     balancing  every way to balance tasks, with all labels and with one task's per image, three seeds; half an hour
     policies   calibrated three-state labels against fixed thresholds, five seeds; half an hour
+    strengths  the same for teachers of 24, 96 and 384 labels, three tasks, three seeds, 40 minutes; then again with a pool
+               of another domain, --config.pool.pool.domain=clutter and another workdir
     scales     teachers of unlike batch sizes: the weights of losses by MuST's rule, equal and chosen, three seeds
     options    strong views, CutMix, mean teacher, small-loss selection, further rounds, three seeds; half an hour
 """
@@ -35,6 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "balancing": balancing,
         "scales": scales,
         "policies": policies,
+        "strengths": strengths,
         "options": options,
     }
     if variant not in variants:
@@ -194,16 +197,54 @@ def policies(config: ConfigDict) -> None:
     for task in TASKS:  # the differences are small: enough images to see them
         config.sets[task].test.update(start=512, count=4096)
     config.quality = {"enabled": True, "worst": 12}
-    targets = {"classification": (0.5, 0.03), "detection": (0.6, 0.2), "segmentation": (0.6, 0.02)}
-    targets |= {"depth": (0.84, 0.0), "normals": (0.72, 0.0)}
-    for task, (precision, negative) in targets.items():
-        config.policies[task] = {"from_validation": True, "target_precision": precision, "negative_below": negative}
+    for task in TASKS:
+        config.policies[task] = three_states(task)
     all_but_boxes = {task: ALL_POSITIVE for task in TASKS if task != "detection"}
     fixed = {**all_but_boxes, "detection": HALF, "segmentation": HALF}
     config.arms = {
         "boxes": {"policies": all_but_boxes},
         "must": {"policies": fixed},  # as published: soft classes, boxes and pixels from 0.5 up
         "hard": {"policies": {**fixed, "classification": HALF}, "tasks": {"classification": {"hard": True}}},
+    }
+
+
+def three_states(task: str) -> dict:
+    """Calibrated thresholds: accepted from a precision on, absent below a probability, ignored between."""
+    targets = {"classification": (0.5, 0.03), "detection": (0.6, 0.2), "segmentation": (0.6, 0.02)}
+    targets |= {"depth": (0.84, 0.0), "normals": (0.72, 0.0)}
+    precision, negative = targets[task]
+    return {"from_validation": True, "target_precision": precision, "negative_below": negative}
+
+
+def strengths(config: ConfigDict) -> None:
+    """Policies for weak and strong teachers: budgets of labels, each with teachers and students of its own."""
+    config.recipe, config.title = "weighted_distillation", "Label policies by the strength of the teachers"
+    config.seeds, config.budgets, config.baselines = (50, 51, 52), (24, 96, 384), ()  # nothing was chosen on these
+    names = ("classification", "detection", "segmentation")
+    scenes = {"kind": "scenes", "seed": "{seed}", "labels": names, "name": "scenes"}
+    held_out = {"kind": "scenes", "seed": "{seed}", "labels": names}
+    config.tasks = {name: config.tasks[name] for name in names}
+    config.sets = {
+        "scenes": {
+            "train": {**scenes, "count": "{budget}"},
+            "validation": {**held_out, "split": "validation", "count": 256},
+            "tune": {**held_out, "split": "validation", "start": 10_000, "count": 1024},
+            "test": {**held_out, "split": "test", "count": 2048},
+        }
+    }
+    config.train_sets = dict.fromkeys(names, "scenes")
+    config.pool.pool.domain = "indoor"
+    config.teacher.steps = 300
+    # The annotated images are drawn as often as the pool, however few they are.
+    config.student = {**config.student, "steps": 400, "pool_share": 0.5, "repeat_labeled": 1, "truth_weight": 1.0}
+    config.policies = {name: three_states(name) for name in names}
+    soft = {"classification": ALL_POSITIVE, "segmentation": ALL_POSITIVE}
+    fixed = {"classification": ALL_POSITIVE, "detection": HALF, "segmentation": HALF}
+    config.arms = {
+        "boxes": {"policies": soft},
+        "must": {"policies": fixed},
+        "hard": {"policies": {**fixed, "classification": HALF}, "tasks": {"classification": {"hard": True}}},
+        "none": {"pseudo_labels": False},
     }
 
 

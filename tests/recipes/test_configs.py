@@ -24,7 +24,18 @@ from tests.support.configs import check, config_of, settings_of
 
 QUICKSTART = "configs/quickstart.py"
 VARIANTS = {
-    "quickstart": ("", "sanity", "evidence", "pool", "weighted", "balancing", "scales", "policies", "options"),
+    "quickstart": (
+        "",
+        "sanity",
+        "evidence",
+        "pool",
+        "weighted",
+        "balancing",
+        "scales",
+        "policies",
+        "strengths",
+        "options",
+    ),
     "must": ("folders", "pretraining", "pretrained", "paper"),
     "multas": ("scenes", "sanity", "camvid", "pretraining", "pretrained", "coco_mini", "voc"),
     "weighted_distillation": ("scenes", "sanity", "folders", "cifar10", "cifar100"),
