@@ -10,8 +10,8 @@ Variants, --config=configs/quickstart.py:VARIANT; minutes on two CPU cores:
     weighted   with and without estimated weights of pseudo labels, two seeds; 7 minutes
     balancing  every way to balance tasks, with all labels and with one task's per image, three seeds; half an hour
     policies   calibrated three-state labels against fixed thresholds, five seeds; half an hour
-    strengths  the same for teachers of 24, 96 and 384 labels, three tasks, three seeds, 40 minutes; then again with a pool
-               of another domain, --config.pool.pool.domain=clutter and another workdir
+    strengths  the same for teachers of 24, 96 and 384 labels, three tasks, three seeds; 40 minutes; once more in
+               another workdir with a pool of another domain, --config.pool.pool.domain=clutter
     scales     teachers of unlike batch sizes: the weights of losses by MuST's rule, equal and chosen, three seeds
     options    strong views, CutMix, mean teacher, small-loss selection, further rounds, three seeds; half an hour
 """
