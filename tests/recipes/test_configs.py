@@ -15,9 +15,12 @@ from must.experiment import joint as stage
 from must.experiment.joint import Seed
 from must.experiment.loss_scales import loss_scales
 from must.experiment.plan import with_declared
+from must.experiment.run import members
 from must.experiment.students import _pseudo
 from must.recipes.jedi import RECIPE as JEDI
 from must.recipes.table import dry_run
+from must.recipes.weighted_distillation import RECIPE as WEIGHTED
+from must.recipes.weighted_distillation import comparison
 from must.scenes.still import CLASSES, Scenes
 from tests.support import folder_sets
 from tests.support.configs import check, config_of, settings_of
@@ -307,6 +310,26 @@ def test_weighted_distillation_keeps_its_sets_apart(data_pack):
         assert list(oracle.ids) == list(pool.ids) and len(pool) == 900 and not pool.labels(0)
         assert oracle.classes == train[-1].classes
     assert set(train[0].ids) < set(train[2].ids)
+
+
+def test_weights_are_compared_with_the_same_student_without_them():
+    config = config_of("configs/weighted_distillation.py", "sanity", arms={})
+    hard = {"tasks": {"classification": {"hard": True}}}
+    ratio = {"weights": {"kind": "ratio_of_means"}}
+    config["arms"] = {
+        "hard": hard,
+        "weighted": ratio,
+        "weighted_hard": {**hard, **ratio},
+        "slam": {"slam": {"floor": 0.3}},
+    }
+    compared = comparison(members(WEIGHTED, config)).contrasts
+    references: dict[str, set[str]] = {}
+    for contrast in compared:
+        for subject, reference in contrast.pairs:
+            references.setdefault(subject.partition("@")[0], set()).add(reference.partition("@")[0])
+    assert references.pop("weighted_hard") == {"student", "hard"}
+    assert set(references) == {"teacher", "hard", "weighted", "slam"}
+    assert set(map(tuple, references.values())) == {("student",)}
 
 
 @pytest.mark.parametrize(
