@@ -55,9 +55,17 @@ def check(function: Callable, arguments: Mapping[str, Any], what: str) -> None:
     Raises:
       UserError: beginning with `what`.
     """
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(**arguments)
+        signature.bind(**arguments)
     except TypeError as error:
+        known = [
+            name for name, one in signature.parameters.items() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+        ]
+        if unknown := [name for name in arguments if name not in known]:
+            close = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"{what}: no argument {unknown[0]!r}; {hint}it has {', '.join(known)}") from None
         raise UserError(f"{what}: {error}") from None
     check_types(function, arguments, f"{what}: ")
 

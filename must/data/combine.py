@@ -135,18 +135,21 @@ class Weighted(Routed):
 
 
 class Aliased(Routed):
-    """The same examples with copies of labels under additional names.
+    """The same examples with labels under other names.
 
     Args:
       source: of the examples.
-      names: {additional name: task}.
+      names: {other name: task}.
+      keep: keep them under their own names too.
     """
 
-    def __init__(self, source: Source, names: Mapping[str, str]):
-        self._source, self._names = source, dict(names)
+    def __init__(self, source: Source, names: Mapping[str, str], *, keep: bool = True):
+        self._source, self._names, self._keep = source, dict(names), keep
         self.name, self.ids = source.name, source.ids
         self.classes = self._named(source.classes)
-        self.fingerprint = hash_of("aliased", source.fingerprint, repr(sorted(names.items())))
+        self.fingerprint = hash_of(
+            "aliased", source.fingerprint, repr(sorted(names.items())), *([] if keep else ["moved"])
+        )
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
@@ -159,7 +162,9 @@ class Aliased(Routed):
         return self._source, index
 
     def _named(self, labels: Mapping[str, Any]) -> dict[str, Any]:
-        return {**labels, **{new: labels[old] for new, old in self._names.items() if old in labels}}
+        moved = () if self._keep else self._names.values()
+        kept = {name: label for name, label in labels.items() if name not in moved}
+        return {**kept, **{new: labels[old] for new, old in self._names.items() if old in labels}}
 
 
 class Cached(Routed):

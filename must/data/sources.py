@@ -1,10 +1,12 @@
 """Builds sources from a kind and keyword arguments, as in a section of a configuration."""
 
 import importlib
+import inspect
 from typing import Any
 
-from must.core.arguments import check
+from must.core.arguments import check, scalar
 from must.core.types import Source, UserError
+from must.data.combine import Aliased, labels_of
 
 KINDS = {
     "scenes": "must.scenes.still:Scenes",
@@ -47,13 +49,17 @@ def source(kind: str, **arguments: Any) -> Source:
     Args:
       kind: one of `KINDS`, or the import path of a class ("package.module:Class").
       **arguments: of its constructor; None stands for the default. Mappings with a "kind", also inside lists and
-        mappings, are built as sources: source("subset", source={"kind": "photos", "root": "pool"}, count=100).
+        mappings, are built as sources: source("subset", source={"kind": "photos", "root": "pool"}, count=100). Every
+        kind takes `task`, the name of its labels; where the constructor does not, the source has to have labels of one
+        task.
 
     Raises:
       UserError: unknown kind, unknown or missing argument, or an error of the constructor.
     """
     cls = class_of(kind)
     arguments = {name: _built(value) for name, value in arguments.items() if value is not None}
+    named = "task" in arguments and not _takes_task(cls)
+    task = arguments.pop("task") if named else ""
     check(cls, arguments, f"source kind {kind!r}")
     try:
         made = cls(**arguments)
@@ -61,7 +67,22 @@ def source(kind: str, **arguments: Any) -> Source:
         raise UserError(f"source kind {kind!r}: {type(error).__name__}: {error}") from error
     if not hasattr(made, "fingerprint"):
         raise UserError(f"source kind {kind!r}: makes a {type(made).__name__}, not a data set")
-    return made
+    return _renamed(made, task, f"source kind {kind!r}") if named else made
+
+
+def _takes_task(cls: type) -> bool:
+    known = inspect.signature(cls).parameters.values()
+    return any(one.name == "task" or one.kind is one.VAR_KEYWORD for one in known)
+
+
+def _renamed(made: Source, task: str, what: str) -> Source:
+    """The source with its labels, which are of one task, under another name."""
+    scalar(task, str, f"{what}: task")
+    own = list(dict.fromkeys([*made.classes, *(labels_of(made, 0) if len(made) else ())]))  # depth has no classes
+    if len(own) != 1:
+        has = f"has labels of {', '.join(own)}" if own else "has no labels"
+        raise UserError(f"{what}: task={task!r} names the labels of a source of one task, and {made.name} {has}")
+    return Aliased(made, {task: own[0]}, keep=False)
 
 
 def class_of(kind: str) -> type:

@@ -51,6 +51,18 @@ class ClassHead(nn.Module):
         return nn.Dense(self.classes, kernel_init=small, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
+def read_levels(pyramid: dict[int, Array], strides: tuple[int, ...]) -> dict[int, Array]:
+    """The levels of some strides; ValueError for one that the network does not have."""
+    if set(strides) - set(pyramid):
+        shared = tuple(stride for stride in strides if stride in pyramid)
+        own = f"give the task strides={shared}, or " if shared else ""
+        neck = {"kind": "fpn", "strides": strides}
+        raise ValueError(
+            f"a head reads strides {strides}, and the network has {tuple(pyramid)}: {own}the network model.neck={neck}"
+        )
+    return {stride: pyramid[stride] for stride in strides}
+
+
 def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:
     """Sums all levels at one stride, with coarser ones repeated and finer ones averaged; returns sum and stride.
 
@@ -58,7 +70,8 @@ def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:
       ValueError: levels of unequal width.
     """
     if len({level.shape[-1] for level in pyramid.values()}) > 1:
-        raise ValueError("a dense head needs pyramid levels with equal channels; add a neck")
+        neck = {"kind": "fpn", "strides": tuple(sorted(pyramid))}
+        raise ValueError(f"a dense head needs levels with equal channels: add a neck, such as model.neck={neck}")
     total, above = None, stride
     for level_stride in sorted(pyramid, reverse=True):  # coarse to fine, so that partial sums are enlarged together
         level = pyramid[level_stride]

@@ -16,6 +16,7 @@ import numpy as np
 
 from must.core import boxes as bx
 from must.core.types import Array, Features
+from must.models.heads import read_levels
 from must.models.layers import he_normal
 
 _SAMPLES = 2  # per side of a cell, as in He et al. 2017
@@ -124,10 +125,7 @@ class RegionHead(nn.Module):
             `DELTA_SCALES`.
           size [B, 2], (height, width) of the image.
         """
-        missing = set(self.strides) - set(features.pyramid)
-        if missing:
-            raise ValueError(f"regions are read at strides {self.strides}; the neck gives {tuple(features.pyramid)}")
-        pyramid = {stride: features.pyramid[stride] for stride in self.strides}
+        pyramid = read_levels(features.pyramid, self.strides)
         batch = features.pooled.shape[0]
         objectness, shifts = self._anchors(pyramid)
         anchors = anchors_of(image_size, self.strides, self.anchor_scale, self.ratios)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from must.core import boxes as bx
 from must.core.types import Array, Features, Label, PerExample, UserError
+from must.models.heads import read_levels
 from must.tasks import points as points_of
 from must.tasks.box_labels import BoxLabels, take
 
@@ -27,10 +28,7 @@ class PointHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool, image_size: tuple[int, int]) -> dict[str, Array]:
-        missing = set(self.strides) - set(features.pyramid)
-        if missing:
-            raise ValueError(f"detection reads strides {self.strides}; the neck gives {tuple(features.pyramid)}")
-        features = features._replace(pyramid={stride: features.pyramid[stride] for stride in self.strides})
+        features = features._replace(pyramid=read_levels(features.pyramid, self.strides))
         outputs = self.head(features, train=train, image_size=image_size)
         batch = outputs["quality"].shape[0]
         points = bx.point_grid(image_size, self.strides)

@@ -193,3 +193,34 @@ def test_repeated_examples_are_met_more_often_and_keep_their_content(tmp_path):
     assert often.fingerprint != Repeated(scenes, {scenes.ids[0]: 3}).fingerprint
     with pytest.raises(UserError, match="-1 times"):
         Repeated(scenes, {scenes.ids[0]: -1})
+
+
+@pytest.mark.parametrize(
+    "make, own", [(sets.voc, "detection"), (sets.coco, "detection"), (sets.mask_png, "segmentation")]
+)
+def test_every_kind_takes_the_name_of_its_labels(tmp_path, make, own):
+    """Two sets of boxes teach two tasks, and none of the two is called detection."""
+    section = {**make(tmp_path), **({"tasks": ("detection",)} if own == "detection" else {})}
+    plain, named = source(**section), source(**section, task="mine")
+    assert set(plain.classes) == {own} and named.classes == {"mine": plain.classes[own]}
+    assert set(named.labels(0)) == set(named[0].labels) == {"mine"} and named.ids == plain.ids
+    for key, value in plain[0].labels[own].items():
+        np.testing.assert_array_equal(named[0].labels["mine"][key], value)
+    assert named.fingerprint != plain.fingerprint
+
+
+def test_a_name_for_labels_of_several_tasks_is_refused():
+    both = {"kind": "scenes", "count": 2, "labels": ("depth", "normals")}
+    with pytest.raises(UserError, match="task='mine' names the labels of a source of one task.* depth, normals"):
+        source(**both, task="mine")
+    with pytest.raises(UserError, match="task='mine'.* has no labels"):
+        source(kind="scenes", count=2, labels=(), task="mine")
+    with pytest.raises(UserError, match="task=3: expected text"):
+        source(**{**both, "labels": ("depth",)}, task=3)
+
+
+def test_an_argument_that_a_kind_does_not_have_is_told_with_those_that_it_has():
+    with pytest.raises(UserError, match="'scenes': no argument 'cuont'; did you mean count\\? it has count, seed"):
+        source(kind="scenes", cuont=2)
+    with pytest.raises(UserError, match="missing a required argument: 'root'"):
+        source(kind="photos")
