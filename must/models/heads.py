@@ -51,16 +51,26 @@ class ClassHead(nn.Module):
         return nn.Dense(self.classes, kernel_init=small, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
-def read_levels(pyramid: dict[int, Array], strides: tuple[int, ...]) -> dict[int, Array]:
-    """The levels of some strides; ValueError for one that the network does not have."""
-    if set(strides) - set(pyramid):
-        shared = tuple(stride for stride in strides if stride in pyramid)
-        own = f"give the task strides={shared}, or " if shared else ""
-        neck = {"kind": "fpn", "strides": strides}
+def read_levels(pyramid: dict[int, Array], strides: tuple[int, ...] = ()) -> dict[int, Array]:
+    """The levels of some strides, of all by default, for layers that are applied to each.
+
+    Raises:
+      ValueError: a level that the network does not have, or levels of unequal width.
+    """
+    strides = tuple(strides or pyramid)
+    neck = {"kind": "fpn", "strides": tuple(sorted(strides))}
+    shared = {stride: pyramid[stride] for stride in strides if stride in pyramid}
+    uneven = len({level.shape[-1] for level in shared.values()}) > 1
+    if len(shared) < len(strides):
+        own = f"give the task strides={tuple(shared)}, or " if shared and not uneven else ""
         raise ValueError(
-            f"a head reads strides {strides}, and the network has {tuple(pyramid)}: {own}the network model.neck={neck}"
+            f"a head reads strides {strides}, and the network has {tuple(pyramid)}: {own}set model.neck={neck}"
         )
-    return {stride: pyramid[stride] for stride in strides}
+    if uneven:
+        raise ValueError(
+            f"a head reads levels of equal width, and those of the backbone are not: add a neck, model.neck={neck}"
+        )
+    return shared
 
 
 def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:
@@ -69,9 +79,7 @@ def sum_levels(pyramid: dict[int, Array], stride: int) -> Array:
     Raises:
       ValueError: levels of unequal width.
     """
-    if len({level.shape[-1] for level in pyramid.values()}) > 1:
-        neck = {"kind": "fpn", "strides": tuple(sorted(pyramid))}
-        raise ValueError(f"a dense head needs levels with equal channels: add a neck, such as model.neck={neck}")
+    pyramid = read_levels(pyramid)
     total, above = None, stride
     for level_stride in sorted(pyramid, reverse=True):  # coarse to fine, so that partial sums are enlarged together
         level = pyramid[level_stride]

@@ -11,7 +11,7 @@ from must.core import devices
 from must.core.devices import parallelize
 from must.core.types import Features
 from must.models.fpn import FPN, enlarge
-from must.models.heads import ClassHead, DenseHead, DetectionHead, depth_to_space, sum_levels
+from must.models.heads import ClassHead, DenseHead, DetectionHead, depth_to_space, read_levels, sum_levels
 from must.models.layers import Norm, convolved, max_pool, residual
 from must.models.multi_head import multi_head, parameter_count
 from must.models.resnet import BLOCKS, ResNet
@@ -258,8 +258,23 @@ def test_levels_are_summed_where_they_lie():
     assert stride == 8 and total.shape == (2, 3, 4, 8)
     expected = np.asarray(features.pyramid[8]) + coarse
     np.testing.assert_allclose(total[:, :2, :3], (expected[:, :2, :3] + fine), atol=1e-5)
-    with pytest.raises(ValueError, match="channels"):
+    with pytest.raises(ValueError, match="equal width.*'strides': \\(4, 8\\)"):
         sum_levels({4: jnp.zeros((1, 4, 4, 3)), 8: jnp.zeros((1, 2, 2, 6))}, 4)
+
+
+def test_levels_that_a_network_does_not_have_are_told_with_the_way_out():
+    even = {stride: jnp.zeros((1, 8 // stride, 8 // stride, 3)) for stride in (2, 4, 8)}
+    assert list(read_levels(even, (8, 2))) == [8, 2] and list(read_levels(even)) == [2, 4, 8]
+    with pytest.raises(
+        ValueError, match="strides=\\(4, 8\\), or set model.neck={'kind': 'fpn', 'strides': \\(4, 8, 16\\)}"
+    ):
+        read_levels(even, (4, 8, 16))
+    uneven = {**even, 4: jnp.zeros((1, 2, 2, 6))}
+    assert list(read_levels(uneven, (4,))) == [4]
+    with pytest.raises(ValueError, match="equal width"):
+        read_levels(uneven, (4, 8))
+    with pytest.raises(ValueError, match=": set model.neck"):  # the levels that are there would not do either
+        read_levels(uneven, (4, 8, 16))
 
 
 @pytest.mark.parametrize(
