@@ -14,6 +14,7 @@ import numpy as np
 
 from must.core.types import Array, Batch, Geometry, Label, UserError
 from must.data.geometry import own_frame
+from must.evaluate.statistics import percentile_interval
 from must.tasks.base import Task
 
 Rows = dict[str, np.ndarray]
@@ -198,22 +199,36 @@ def bootstrap_interval(
     Raises:
       ValueError: no rows, or `versus` has another number of them.
     """
-    name = metric or task.metrics[0].name
-    count = _count(rows)
+    if versus is not None and _count(versus) != _count(rows):
+        both = f"{_count(rows)} and {_count(versus)}"
+        raise ValueError(f"a paired bootstrap needs the same examples on both sides, not {both}")
+    values = resampled(task, rows, metric, resamples=resamples, seed=seed)
+    if versus is not None:
+        values = values - resampled(task, versus, metric, resamples=resamples, seed=seed)
+    return percentile_interval(values, confidence)
+
+
+def resampled(task: Task, rows: Rows, metric: str | None = None, *, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """One metric on draws of N images with replacement, float64 [resamples].
+
+    Equal seeds draw equal images, so that the differences between two predictors on the same N examples are paired.
+
+    Args:
+      task: whose `summarize` is resampled.
+      rows: [N, ...].
+      metric: name; None is the headline.
+      resamples: number of draws.
+      seed: of the draws.
+
+    Raises:
+      ValueError: no rows.
+    """
+    name, count = metric or task.metrics[0].name, _count(rows)
     if not count:
         raise ValueError("a bootstrap needs at least one row")
-    if versus is not None and _count(versus) != count:
-        raise ValueError(f"a paired bootstrap needs the same examples on both sides, not {count} and {_count(versus)}")
     rng = np.random.default_rng(seed)
-    values = np.empty(resamples)
-    for draw in range(resamples):
-        chosen = rng.integers(0, count, count)
-        values[draw] = task.summarize(_take(rows, chosen))[name]
-        if versus is not None:
-            values[draw] -= task.summarize(_take(versus, chosen))[name]
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(values, [tail, 1 - tail])  # NaN: a resample without, say, any object
-    return float(low), float(high)
+    draws = (rng.integers(0, count, count) for _ in range(resamples))
+    return np.array([task.summarize(_take(rows, chosen))[name] for chosen in draws], np.float64)
 
 
 def constant_guess(task: Task, labels: Sequence[Label], *, candidates: int = 32) -> Label:

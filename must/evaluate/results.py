@@ -10,11 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from must.core.types import Metric, UserError
-from must.evaluate.statistics import plain, relative_gain, tested
+from must.evaluate.statistics import percentile_interval, plain, relative_gain, tested
 
 SCHEMA = "must.results/2"
 GUESS = "guess"  # the column of the best constant prediction
 DELTA_M, MEAN = "delta_m", "mean"  # contrasts over all tasks: the mean relative gain, the mean of one shared metric
+
+
+# {column: {task: the headline metric on R resamples of the images}}, the same resamples for all columns; see
+# `must.evaluate.evaluate.resampled`.
+Draws = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 class Column(NamedTuple):
@@ -97,6 +102,7 @@ def compare(
     seconds: Mapping[str, float] | None = None,
     images_per_second: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
+    draws: Draws | None = None,
 ) -> dict[str, Any]:
     """Everything that a comparison measures, in JSON types; a number that is not defined is None.
 
@@ -113,6 +119,8 @@ def compare(
       seconds: {stage: wall time}.
       images_per_second: {stage: throughput}.
       notes: sentences that a reader needs.
+      draws: of the first seed and split: intervals over images of the gains over the constant guess and, where there is
+        one seed alone, of the contrasts.
 
     Returns:
       The dictionary that `results.json` holds; its keys are described in the documentation, "Results".
@@ -130,6 +138,18 @@ def compare(
         for contrast in contrasts
         for entry in _contrast(contrast, split, metrics, table, mean_label)
     ]
+    if draws:
+        drawn = {column: {splits[0]: by_task} for column, by_task in draws.items()}
+        if len(seeds) == 1:
+            known = [contrast for contrast in contrasts if columns_of(contrast) <= set(drawn)]
+            over = [one for contrast in known for one in _contrast(contrast, splits[0], metrics, drawn, mean_label)]
+            entries = _with_intervals(entries, over)
+        gains = [Contrast(f"{name} vs {GUESS}", [(name, GUESS)]) for name in drawn if name != GUESS]
+        first = {name: {splits[0]: {t: v[:1] for t, v in table[name][splits[0]].items()}} for name in drawn}
+        own, over = (
+            [one for gain in gains for one in _contrast(gain, splits[0], metrics, of, "")] for of in (first, drawn)
+        )
+        entries += _with_intervals(own, over)
     return {
         "schema": SCHEMA,
         "recipe": recipe,
@@ -190,6 +210,8 @@ def _findings(metrics, table, columns: Sequence[Column], entries: Sequence[Mappi
             for side, of in sides.items()
             if (tasks := [one["task"] for one in first if one["mean"] is not None and of(one["mean"])])
         ]
+        open_ = [one["task"] for one in first if one["ci95"] and one["ci95"][0] <= 0 <= one["ci95"][1]]
+        words += [f"not decided, since the interval contains 0, on {', '.join(open_)}"] if open_ else []
         lines.append(f"{first[0]['name']}: {'; '.join(words) or 'equal on every task'}.")
     lost: dict[str, list[str]] = {}
     for column in columns:
@@ -342,6 +364,31 @@ def _pooled(contrast: Contrast, task: str, split: str, singles: list, unit: str)
     return entry(contrast.name, subject, reference, task, split, statistics, **more)
 
 
+def _with_intervals(entries: Sequence[dict[str, Any]], drawn: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of one seed with intervals over images, from the same entries of its resamples."""
+    values = {(one["name"], one["task"], one["split"]): one for one in drawn}
+    made = []
+    for one in entries:
+        resamples = values.get((one["name"], one["task"], one["split"]))
+        if resamples:
+            one = one | _interval(resamples)
+            one["holds"] = holds(one["expected"], one["ci95"])
+            one["pairs"] = [own | _interval(other) for own, other in zip(one["pairs"], resamples["pairs"], strict=True)]
+        made.append(one)
+    return made
+
+
+def _interval(resamples: Mapping[str, Any]) -> dict[str, Any]:
+    ends = percentile_interval([math.nan if value is None else value for value in resamples["per_seed"]])
+    return {} if math.isnan(ends[0]) else {"ci95": list(ends), "interval_over": "images"}
+
+
+def columns_of(contrast: Contrast) -> set[str]:
+    """The columns that a contrast needs."""
+    sides = [side for pair in contrast.pairs for side in pair] + [contrast.baseline or ""]
+    return {name for side in sides for name in (side.values() if isinstance(side, Mapping) else [side]) if name}
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
@@ -395,7 +442,7 @@ def contrasts_of(results: Mapping[str, Any]) -> list[Contrast]:
     """The contrasts of a finished comparison, to be computed again on more scores."""
     gathered: dict[str, dict[str, Any]] = {}
     for item in results["contrasts"]:
-        if item["interval_over"] == "images":
+        if item["reference"] == GUESS:
             continue
         singles = item["pairs"] or [item]
         contrast = gathered.setdefault(

@@ -52,6 +52,20 @@ def paired_t_interval(differences: Sequence[float], confidence: float = 0.95) ->
     return mean, mean - half, mean + half
 
 
+def percentile_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """The middle of bootstrapped values that holds `confidence` of them; NaN, as of AP without objects, is left out.
+
+    Returns:
+      (low, high), NaN without any number.
+    """
+    values = np.asarray(values, np.float64)
+    if np.isnan(values).all():
+        return math.nan, math.nan
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def summary(values: Sequence[float]) -> dict[str, Any]:
     """{"mean", "ci95": [low, high] or None, "per_seed"} of one number per seed, in JSON types."""
     mean, low, high = paired_t_interval(values)

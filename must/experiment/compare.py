@@ -18,7 +18,7 @@ from must.data.geometry import whole_image
 from must.data.pipeline import eval_batches
 from must.data.splits import Listed
 from must.evaluate import results as comparison
-from must.evaluate.evaluate import bootstrap_interval, constant_guess, repeated
+from must.evaluate.evaluate import constant_guess, repeated, resampled
 from must.evaluate.results import SCHEMA, Axis, Column, Contrast, Score
 from must.experiment import build, jobs, measure, networks
 from must.experiment.external import external_teachers
@@ -73,7 +73,8 @@ class Comparison(NamedTuple):
       contrasts: of the columns.
       axes: settings that distinguish the columns.
       mean_label: name of the mean over tasks that share a metric.
-      intervals_over_images: contrasts with the constant guess on the first seed, bootstrapped over images.
+      intervals_over_images: bootstrap over the first seed's images: gains over the constant guess and, where there is
+        one seed alone, contrasts.
       costs: (members, workdir) -> {column: costs}; by default the time of the networks of every timed column.
       notes: (members, workdir) -> sentences.
     """
@@ -134,13 +135,12 @@ def compare(members, compared: Comparison, stages: Sequence[tuple[str, str]], *,
         seconds=_by_stage(stages, workdir, "seconds", sum),
         images_per_second=_by_stage(stages, workdir, "images_per_second", fmean),
         notes=compared.notes(members, workdir) if compared.notes else (),
+        draws=_draws(members[0], compared, tasks, guesses[0][1], workdir) if compared.intervals_over_images else None,
     )
     results["shares"] = {
         part: _by_stage(stages, workdir, "spent", functools.partial(_share, part), digits=4) for part in PARTS
     }
     results["shares"]["mfu"] = _by_stage(stages, workdir, "mfu", fmean, digits=4)
-    if compared.intervals_over_images:
-        results["contrasts"] += _over_images(members[0], compared, tasks, guesses[0][1], workdir)
     write_results(workdir, results)
     return {}
 
@@ -217,7 +217,7 @@ def compare_workdirs(workdirs: Sequence[str], target: str) -> None:
         contrasts = [at for name in names for contrast in contrasts for at in [_at(contrast, axis, name)]]
         contrasts += _between(first, names, axis)
         known = {column.name for column in columns}  # a workdir may have arms that another lacks
-        contrasts = [contrast for contrast in contrasts if _columns_of(contrast) <= known]
+        contrasts = [contrast for contrast in contrasts if comparison.columns_of(contrast) <= known]
     results = comparison.compare(
         first["recipe"],
         metrics,
@@ -269,11 +269,6 @@ def _leaves(value: Any, path: str = ""):
             yield from _leaves(item, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
-
-
-def _columns_of(contrast: Contrast) -> set[str]:
-    sides = [side for pair in contrast.pairs for side in pair] + [contrast.baseline or ""]
-    return {name for side in sides for name in (side.values() if isinstance(side, Mapping) else [side]) if name}
 
 
 def _at(contrast: Contrast, axis: str, name: str) -> Contrast:
@@ -440,35 +435,23 @@ def _guess(settings, tasks: Mapping[str, Task]) -> _Guess:
     return _Guess(score, rows)
 
 
-def _over_images(member, compared: Comparison, tasks, guess: _Guess, workdir: str) -> list[dict[str, Any]]:
-    """Gains of every column of the first seed over the constant guess, bootstrapped over the images."""
-    split, entries = member.settings.eval_splits[0], []
-    for name, task in tasks.items():
-        metric = task.metrics[0]
-        sign = 1 if metric.higher_is_better else -1
-        for one in compared.columns:
-            if name not in one.by_task or dict(one.axes) != member.axes:
-                continue
-            answer = one.by_task[name]
-            path = os.path.join(workdir, member.prefix + answer.job, f"rows-{split}.npz")
-            rows = measure.load_rows(path)[answer.task or name]
-            ends = bootstrap_interval(task, rows, versus=guess.rows[name], resamples=_RESAMPLES)
-            mean = sign * (task.summarize(dict(rows))[metric.name] - guess.score[name])
-            statistics = {"mean": mean, "ci95": sorted(sign * end for end in ends), "per_seed": [mean]}
-            column = one.column.name
-            entries.append(
-                comparison.entry(
-                    f"{column} vs guess",
-                    column,
-                    "guess",
-                    name,
-                    split,
-                    statistics,
-                    unit=metric.unit,
-                    interval_over="images",
+def _draws(member, compared: Comparison, tasks, guess: _Guess, workdir: str) -> comparison.Draws:
+    """The scores of the guess and of every column of a member on resamples of the headline split's images."""
+    split = member.settings.eval_splits[0]
+    resample = functools.partial(resampled, resamples=_RESAMPLES)
+    draws = {GUESS.name: {name: resample(task, guess.rows[name]) for name, task in tasks.items()}}
+    for one in compared.columns:
+        if dict(one.axes) == member.axes:
+            draws[one.column.name] = {
+                name: resample(
+                    tasks[name],
+                    measure.load_rows(os.path.join(workdir, member.prefix + answer.job, f"rows-{split}.npz"))[
+                        answer.task or name
+                    ],
                 )
-            )
-    return entries
+                for name, answer in one.by_task.items()
+            }
+    return draws
 
 
 def _costs(members, compared: Comparison, tasks, workdir: str) -> dict[str, dict[str, float]]:

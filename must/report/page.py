@@ -155,7 +155,7 @@ def summary(results: Mapping[str, Any]) -> list[str]:
     """One sentence per contrast over all tasks (or per contrast, where there are few), and the notes of the results."""
     sentences, many = [], len(results["seeds"]) > 1
     split = (table.splits(results) or [""])[0]
-    mine = [c for c in results["contrasts"] if c["split"] == split and c["interval_over"] != "images"]
+    mine = [c for c in results["contrasts"] if c["split"] == split and c["reference"] != table.GUESS]
     names = dict.fromkeys(c["name"] for c in mine)
     overall = [name for name in names if any(c["name"] == name and c["task"] in (DELTA_M, MEAN) for c in mine)]
     for name in overall or (names if len(names) <= 12 else ()):
@@ -165,11 +165,15 @@ def summary(results: Mapping[str, Any]) -> list[str]:
         if overall and single:
             better = sum(c["mean"] is not None and c["mean"] > 0 for c in single)
             parts.append(f"better on {better} of {_count(single, 'task')}")
-            if many:
+            if any(c["ci95"] for c in single):
                 parts.append(f"on {sum(bool(c['ci95']) and c['ci95'][0] > 0 for c in single)} with an interval above 0")
         sentences.append(f"{name[:1].upper()}{name[1:]}: {'; '.join(parts)}.")
     if sentences and not many:
-        sentences.append("One seed gives no interval: small differences may be chance.")
+        sentences.append(
+            "Intervals are over the test images of one seed: another seed may differ by more."
+            if table.over_images(results)
+            else "One seed gives no interval: small differences may be chance."
+        )
     return [*sentences, *results["notes"]]
 
 
@@ -298,7 +302,9 @@ def _differences(results: Mapping[str, Any], split: str) -> Section:
             drawn = charts.estimates(panels, [row.label for row in group], zero=True, words=f"differences on {split}")
             html += f'<div class="scroll">{drawn}</div>'
     text = "Right of the line is better, whatever the metric."
-    text += " Blue and orange intervals do not contain 0." if len(results["seeds"]) > 1 else ""
+    text += (
+        " Blue and orange intervals do not contain 0." if any(c and c.ci95 for row in rows for c in row.cells) else ""
+    )
     return Section(grid.title, f"{html}<details open><summary>In figures</summary>{html_table(grid)}</details>", text)
 
 

@@ -119,7 +119,14 @@ def spread(results: Mapping[str, Any]) -> str:
     count = len(results["seeds"])
     if count == 2:
         return "mean over 2 seeds (and each of them); ± of differences is half of their 95% t interval"
-    return f"mean over {count} seeds ± half of its 95% t interval" if count > 1 else "one seed, so no intervals"
+    if count > 1:
+        return f"mean over {count} seeds ± half of its 95% t interval"
+    return "one seed, ± over its test images" if over_images(results) else "one seed, so no intervals"
+
+
+def over_images(results: Mapping[str, Any]) -> bool:
+    """Whether contrasts have intervals over the images of one seed."""
+    return any(c["interval_over"] == "images" and c["reference"] != GUESS for c in results["contrasts"])
 
 
 def metric(entry: Mapping[str, Any]) -> str:
@@ -257,7 +264,7 @@ def heading_axes(results: Mapping[str, Any]) -> list[str]:
 
 def contrast_grid(results: Mapping[str, Any], split: str) -> Grid:
     """Contrasts with intervals over seeds: one row each, the pairs that are pooled below it; tasks as columns."""
-    mine = [c for c in results["contrasts"] if c["split"] == split and c["interval_over"] != "images"]
+    mine = [c for c in results["contrasts"] if c["split"] == split and c["reference"] != GUESS]
     if not mine:
         return Grid("", [], [])
     measured = list(dict.fromkeys(c["task"] for c in mine))
@@ -288,9 +295,11 @@ def contrast_grid(results: Mapping[str, Any], split: str) -> Grid:
         heads.append(("expected", ""))
     ordered = [row for key, row in rows.items() if "\n" not in key]
     listed = [one for row in ordered for one in (row, *(r for k, r in rows.items() if k.startswith(f"{row.label}\n")))]
-    paired = (
-        "Paired by seed; p of a t test, not corrected for the number of tests." if len(results["seeds"]) > 1 else ""
-    )
+    if len(results["seeds"]) > 1:
+        paired = "Paired by seed; p of a t test, not corrected for the number of tests."
+    else:
+        paired = "± is half of the 95% interval over the test images of one seed: another seed may differ by more."
+        paired = paired if over_images(results) else ""
     title = f"Differences on {split}" if len(splits(results)) > 1 else "Differences"
     return Grid(
         title, heads, [("", listed)], [note for note in ("Positive is better, whatever the metric.", paired) if note]
@@ -299,7 +308,7 @@ def contrast_grid(results: Mapping[str, Any], split: str) -> Grid:
 
 def guess_grid(results: Mapping[str, Any], split: str) -> Grid:
     """Gains over a constant guess with intervals over the images of one seed."""
-    mine = [c for c in results["contrasts"] if c["split"] == split and c["interval_over"] == "images"]
+    mine = [c for c in results["contrasts"] if c["split"] == split and c["reference"] == GUESS]
     order = [task for task in results["tasks"] if any(c["task"] == task for c in mine)]
     rows: dict[str, Row] = {}
     for c in mine:

@@ -4,10 +4,11 @@ import json
 import math
 import os
 
+import numpy as np
 import pytest
 
 from must.core.types import Metric, UserError
-from must.evaluate.results import MEAN, Column, Contrast, Score, compare
+from must.evaluate.results import MEAN, Column, Contrast, Score, compare, contrasts_of
 from must.experiment.compare import compare_workdirs, cost, print_results, read_results, write_results
 from must.report.table import table
 
@@ -88,6 +89,66 @@ def test_losses_are_in_the_sentences_too():
         "student vs teacher: ahead on depth; behind on boxes, masks.",
         "No better than a constant guess on masks: student.",
     ]
+
+
+def _resampled(seeds):
+    """A teacher and a student on an error and a score, with 500 resamples of the first seed, paired."""
+    rng, common = np.random.default_rng(0), np.random.default_rng(1).normal(size=500)
+    values = {"guess": {"depth": 0.9, "class": 10.0}, "teacher": {"depth": 0.2, "class": 60.0}}
+    values["student"] = {"depth": 0.21, "class": 70.0}
+    scores = [
+        Score(name, task, "test", seed, value * (1 + 0.01 * seed))
+        for name, row in values.items()
+        for task, value in row.items()
+        for seed in range(seeds)
+    ]
+    draws = {
+        name: {task: value * (1 + 0.1 * common + 0.03 * rng.normal(size=500)) for task, value in row.items()}
+        for name, row in values.items()
+    }
+    contrast = Contrast("student vs teacher", [("student", "teacher")], ("tasks", "delta_m"), expected="above")
+    other = Contrast("student vs arm", [("student", "arm")])  # a column of another member, without resamples
+    scores += [Score("arm", "class", "test", seed, 50.0) for seed in range(seeds)]
+    columns = [Column(name) for name in (*values, "arm")]
+    return compare("must", METRICS, scores, columns, [contrast, other], draws=draws), draws
+
+
+def test_one_seed_has_paired_intervals_over_images():
+    results, draws = _resampled(1)
+    bounds = {}
+    for task, sign in (("depth", -1), ("class", 1)):
+        apart = sign * (draws["student"][task] - draws["teacher"][task])
+        bounds[task] = np.quantile(apart, [0.025, 0.975])
+        found = entry(results, task)
+        np.testing.assert_allclose(found["ci95"], bounds[task])
+        assert found["interval_over"] == "images" and found["per_seed"] == [found["mean"]]
+        alone = np.quantile(draws["student"][task], [0.025, 0.975])
+        assert bounds[task][1] - bounds[task][0] < alone[1] - alone[0]  # what both find hard is not counted
+    assert entry(results, "class")["holds"] is True and entry(results, "depth")["holds"] is None
+    relative = [
+        -(draws["student"]["depth"] / draws["teacher"]["depth"] - 1),
+        draws["student"]["class"] / draws["teacher"]["class"] - 1,
+    ]
+    np.testing.assert_allclose(
+        entry(results, "delta_m")["ci95"], np.quantile(100 * np.mean(relative, 0), [0.025, 0.975])
+    )
+    assert entry(results, "class", "student vs arm")["ci95"] is None
+    guess = entry(results, "depth", "teacher vs guess")
+    assert guess["mean"] == pytest.approx(0.7) and guess["ci95"][0] < 0.7 < guess["ci95"][1]
+    assert results["notes"][0] == (
+        "student vs teacher: ahead on class; behind on depth; not decided, since the interval contains 0, on depth."
+    )
+
+
+def test_several_seeds_have_intervals_over_seeds_and_a_guess_of_the_first():
+    results, draws = _resampled(3)
+    assert entry(results, "class")["interval_over"] == "seeds"
+    guess = entry(results, "class", "student vs guess")
+    assert guess["interval_over"] == "images" and guess["per_seed"] == [pytest.approx(60.0)]
+    np.testing.assert_allclose(
+        guess["ci95"], np.quantile(draws["student"]["class"] - draws["guess"]["class"], [0.025, 0.975])
+    )
+    assert {c.name for c in contrasts_of(results)} == {"student vs teacher", "student vs arm"}
 
 
 def test_a_mean_is_over_the_tasks_that_all_pairs_have():

@@ -29,10 +29,10 @@ def test_every_score_and_contrast_is_in_the_table(kind, seeds):
                 assert f"{np.mean(values):.{digits}f}" in text
     for contrast in results["contrasts"]:
         digits = 2 if contrast["task"] == "delta_m" else table.places(results, contrast["split"], contrast["task"])
-        if contrast["interval_over"] != "images":
+        if contrast["reference"] != "guess":
             assert f"{contrast['mean']:+.{digits}f}" in text
             assert all(f"{pair['mean']:+.{digits}f}" in text for pair in contrast["pairs"])
-    assert ("±" in text) == (seeds > 1) == ("(p " in text)
+    assert ("±" in text) == (seeds > 1 or kind == "students") and ("(p " in text) == (seeds > 1)
 
 
 @pytest.mark.parametrize("width", [60, 100, 200])
@@ -85,8 +85,15 @@ def test_expectations_and_undefined_numbers_are_spelled_out():
 
 def test_intervals_over_images_have_a_table_of_their_own():
     text = table.table(comparisons.students())
-    assert "Gain over a constant guess" in text and re.search(r"student +\+0\.5\d* \[0\.25", text)
+    assert "Gain over a constant guess" in text and re.search(r"student +[+-]\d\.\d+ \[-?\d\.\d+, -?\d\.\d+\]", text)
     assert "A note <here>." in text and "14.21" in text and "12.5" in text
+
+
+def test_one_seed_has_intervals_over_its_images():
+    one, bare = comparisons.students(1), comparisons.students(1, resampled=False)
+    assert "one seed, ± over its test images" in table.table(one) and "another seed may differ" in table.table(one)
+    assert "one seed, so no intervals" in table.table(bare) and "±" not in table.table(bare)
+    assert "over the test images" not in table.table(comparisons.students(3))
 
 
 def test_two_splits_are_two_tables():

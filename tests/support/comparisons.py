@@ -3,7 +3,7 @@
 import numpy as np
 
 from must.core.types import Metric
-from must.evaluate.results import Axis, Column, Contrast, Score, compare, entry
+from must.evaluate.results import Axis, Column, Contrast, Score, compare
 
 METRICS = {
     "classification": Metric("top1", "%", True),
@@ -29,7 +29,7 @@ def scores_of(columns, metrics=METRICS, seeds=3, splits=("test",), spread=0.02):
     ]
 
 
-def students(seeds=3, splits=("test",)):
+def students(seeds=3, splits=("test",), resampled=True):
     """Teacher, students and a control on three tasks."""
     names = ("guess", "teacher", "student", "supervised", "shuffled")
     columns = [Column(name, description=f"what {name} is", control=name == "shuffled") for name in names]
@@ -37,10 +37,16 @@ def students(seeds=3, splits=("test",)):
         Contrast(f"student vs {other}", [("student", other)], ("tasks", "delta_m"), expected="above")
         for other in ("teacher", "shuffled")
     ]
-    made = compare(
+    scores = scores_of(names, seeds=seeds, splits=splits)
+    rng = np.random.default_rng(1)
+    first = {(one.column, one.task): one.value for one in scores if one.seed == 0 and one.split == splits[0]}
+    draws = {
+        name: {task: first[name, task] + LEVELS[task] * rng.normal(0, 0.01, 99) for task in METRICS} for name in names
+    }
+    return compare(
         "must",
         METRICS,
-        scores_of(names, seeds=seeds, splits=splits),
+        scores,
         columns,
         contrasts,
         title="MuST <on> toys",
@@ -48,12 +54,8 @@ def students(seeds=3, splits=("test",)):
         seconds={"label": 12.5},
         images_per_second={"label": 311.0},
         notes=["A note <here>."],
+        draws=draws if resampled else None,
     )
-    images = {"mean": 0.5, "ci95": [0.25, 0.75], "per_seed": [0.5]}
-    made["contrasts"].append(
-        entry("student vs guess", "student", "guess", "depth", splits[0], images, interval_over="images")
-    )
-    return made
 
 
 def budgets(seeds=3, arms=("student", "weighted", "slam", "oracle_labels", "plug_in", "confidence")):
