@@ -416,12 +416,13 @@ def of_classes(rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] 
       float [T] each, 0..1.
     """
     positives = rows["positives"].sum(0)
+    counted = (rows["hit"] | rows["miss"]).any(-1)
+    classes, scores, hit, miss = (rows[field][counted] for field in ("classes", "scores", "hit", "miss"))
     precision, recall = [], []
     for c in np.flatnonzero(positives):
-        mine = (rows["classes"] == c) & (rows["hit"] | rows["miss"]).any(-1)
-        order = np.argsort(-rows["scores"][mine], kind="stable")
-        hits = np.cumsum(rows["hit"][mine][order], 0)  # [n, T]
-        misses = np.cumsum(rows["miss"][mine][order], 0)
+        mine = np.flatnonzero(classes == c)
+        mine = mine[np.argsort(-scores[mine], kind="stable")]
+        hits, misses = (np.cumsum(each[mine], 0, dtype=np.int32) for each in (hit, miss))  # [n, T]
         precision.append(_interpolated(hits, misses, positives[c]))
         recall.append(hits[-1] / positives[c] if len(hits) else np.zeros(rows["hit"].shape[-1]))
     return (np.mean(precision, 0), np.mean(recall, 0)) if precision else None
