@@ -327,12 +327,12 @@ def students(settings: Must) -> tuple[str, ...]:
 
 
 def policies(settings: SingleStudent, run: Student | None = None) -> dict[str, LabelPolicy]:
-    """{task: label policy}, with a run's changes; a task without one takes every label as true."""
-    changes = run.policies if run else {}
-    return {
-        task: changed(settings.policies.get(task, LabelPolicy()), changes.get(task, {}), f"config.policies.{task}")
-        for task in settings.tasks
-    }
+    """{task: label policy}, with a run's changes; what nothing decides is as usual for the kind of task."""
+    changes, found = run.policies if run else {}, {}
+    for task, section in settings.tasks.items():
+        policy = changed(settings.policies.get(task, LabelPolicy()), changes.get(task, {}), f"config.policies.{task}")
+        found[task] = policy.resolved(base.class_of(section["kind"]).label_policy)
+    return found
 
 
 def tasks_with(names: Sequence[str], settings: SingleStudent, path: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from must.experiment import build
 from must.experiment.external import external_teachers
 from must.experiment.labeling import EVALUATION, POOL, label_pass
 from must.experiment.loss_scales import loss_scales
-from must.experiment.settings import Must, Run, SingleStudent, Student, Supervised
+from must.experiment.settings import LabelPolicy, Must, Run, SingleStudent, Student, Supervised
 from must.experiment.speed import largest_batch
 from must.experiment.training import objective
 from must.pseudo_label.plan import describe, estimate, make_plan
@@ -163,9 +163,19 @@ def _implied(settings: Any, run: Run, names: Sequence[str]) -> Iterator[str]:
     scales = loss_scales(settings, run, build.tasks_of(settings, run))
     if large := [f"{name} {scale:g}" for name, scale in scales.items() if scale != 1]:
         yield f"losses times {', '.join(large)}"
-    pool = isinstance(settings, Must) and settings.pool
-    if pool and isinstance(run, Student) and run.pool_share and run.pseudo_labels:
+    if not (isinstance(settings, Must) and isinstance(run, Student) and run.pseudo_labels):
+        return
+    if settings.pool and run.pool_share:
         yield f"{run.pool_share:.0%} of the images from the pool, of each set in proportion to what its teacher draws"
+    yield f"pseudo labels: {', '.join(_which(name, one) for name, one in build.policies(settings, run).items())}"
+
+
+def _which(name: str, policy: LabelPolicy) -> str:
+    """Which labels of a task count, in words."""
+    if policy.from_validation:
+        of = policy.target_precision
+        return f"{name} at a precision of {of:g}" if isinstance(of, float) else f"{name} at a precision by class"
+    return f"{name} from a score of {policy.positive:g}" if policy.positive else f"all of {name}"
 
 
 def describe_labels(members) -> None:

@@ -38,7 +38,7 @@ class Settings(Experiment):
         labels, by default the one of its own name}.
       label: the label pass.
       onto: directory of finished records that the labels are added to, in place of `images`.
-      policies: {task: which of its labels count}; 0.5 for a task that is not named.
+      policies: {task: which of its labels count}; here those with a score from 0.5 where nothing decides it.
       quality: the page about the quality of the labels.
       gallery: the gallery of the labels.
       files: the labels as files.
@@ -111,7 +111,7 @@ def choose_policies(settings: Settings, *, directory: str, report) -> dict:
     top, tasks = labeling.seed_directory(directory, policy_job()), tasks_of(settings)
     encoder, chosen = build.encoder(settings.image, tasks), {}
     for name, task in tasks.items():
-        section = settings.policies.get(name, LabelPolicy(positive=0.5, negative=0.5))
+        section = settings.policies.get(name, LabelPolicy()).resolved({"positive": 0.5, "negative": 0.5})
         truth = _truth(settings, HELD_OUT).get(name)
         pairs: Pairs = labeling.recorded_pairs(top, "", truth, name, encoder, task) if truth else iter(())
         chosen[name] = labeling.fitted(task, name, section, pairs)

@@ -56,6 +56,7 @@ class Task:
     whole: ClassVar[bool] = False  # its label is of the picture as a whole: cutting a part out or in leaves it as it is
 
     loss_scale: ClassVar[float] = 1.0  # of its loss beside other tasks' where the settings name none
+    label_policy: ClassVar[Mapping[str, Any]] = {}  # which of its pseudo labels count where the settings do not say
     can_be_empty: ClassVar[bool] = False  # its truth may be that nothing is there
     outputs: ClassVar[Mapping[str, str]] = {}  # meaning and unit of the fields of a prediction in network form
     fitted: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that `defaults` gives; labels are read if one is left out

@@ -55,6 +55,12 @@ class BoxLabels(Task):
         Metric("AR100", "", True),
     )
     outputs: ClassVar[Mapping[str, str]] = box_lists.OUTPUTS
+    # Most boxes that a detector finds have low scores and are wrong.
+    label_policy: ClassVar[Mapping[str, Any]] = {
+        "from_validation": True,
+        "target_precision": 0.6,
+        "negative_below": 0.2,
+    }
     can_be_empty: ClassVar[bool] = True
     fitted: ClassVar[tuple[str, ...]] = ("max_boxes",)
 

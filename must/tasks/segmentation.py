@@ -65,6 +65,7 @@ class Segmentation(Task):
     terms: ClassVar[tuple[str, ...]] = ("segmentation",)
     pdf_terms: ClassVar[tuple[str, ...]] = ("pdf_class",)
     loss_scale: ClassVar[float] = 4.0
+    label_policy: ClassVar[Mapping[str, Any]] = {"positive": 0.5}
     optional: ClassVar[tuple[str, ...]] = ("known",)
 
     def __post_init__(self):

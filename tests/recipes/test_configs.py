@@ -290,6 +290,30 @@ def test_an_arm_keeps_what_it_does_not_change():
     assert arm.steps == 7 and arm.loss_scales == student.loss_scales
 
 
+@pytest.mark.parametrize(
+    ("stated", "found"),
+    [
+        ({}, (0.0, 0.0, True, 0.6, 0.2)),  # as usual for boxes
+        ({"target_precision": 0.8}, (0.0, 0.0, True, 0.8, 0.2)),
+        ({"familiar": 0.5}, (0.0, 0.0, True, 0.6, 0.2)),
+        ({"positive": 0.5}, (0.5, 0.0, False, 0.9, 0.2)),  # whoever sets thresholds gets those
+        ({"from_validation": False}, (0.0, 0.0, False, 0.9, 0.2)),
+        ({"from_validation": True, "negative_below": 0.1}, (0.0, 0.0, True, 0.9, 0.1)),
+    ],
+)
+@pytest.mark.parametrize("by_arm", [False, True])
+def test_labels_count_as_usual_for_their_kind_unless_the_settings_decide(stated, found, by_arm):
+    """Every box from the lowest stored score on would be taken as true otherwise."""
+    config = config_of(QUICKSTART, arms={"own": {"policies": {"detection": stated}}})
+    config["policies"] = {} if by_arm else {"detection": stated}
+    settings = settings_of(config)
+    policies = build.policies(settings, build.student(settings, "own") if by_arm else None)
+    names = ("positive", "negative", "from_validation", "target_precision", "negative_below")
+    assert tuple(getattr(policies["detection"], name) for name in names) == found
+    assert policies["segmentation"].positive == 0.5 and not policies["segmentation"].from_validation
+    assert all(policies[name].positive == 0 for name in ("classification", "depth", "normals"))
+
+
 def test_a_missing_root_is_named():
     with pytest.raises(UserError, match="nowhere"):
         check(config_of("configs/must.py", "folders", root="nowhere"))
