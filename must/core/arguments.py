@@ -59,13 +59,12 @@ def check(function: Callable, arguments: Mapping[str, Any], what: str) -> None:
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        known = [
-            name for name, one in signature.parameters.items() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
-        ]
-        if unknown := [name for name in arguments if name not in known]:
-            close = difflib.get_close_matches(unknown[0], known, n=1)
+        names = [name for name, one in signature.parameters.items() if one.kind is not one.VAR_KEYWORD]
+        any_name = len(names) < len(signature.parameters)
+        if unknown := [name for name in arguments if name not in names and not any_name]:
+            close = difflib.get_close_matches(unknown[0], names, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"{what}: no argument {unknown[0]!r}; {hint}it has {', '.join(known)}") from None
+            raise UserError(f"{what}: no argument {unknown[0]!r}; {hint}it has {', '.join(names) or 'none'}") from None
         raise UserError(f"{what}: {error}") from None
     check_types(function, arguments, f"{what}: ")
 

@@ -153,7 +153,7 @@ class Aliased(Routed):
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
-        return example._replace(labels=self._named(example.labels))
+        return example._replace(labels=self._named(example.labels), weights=self._named(example.weights))
 
     def labels(self, index: int) -> dict[str, Label]:
         return self._named(labels_of(self._source, index))

@@ -4,6 +4,8 @@ import importlib
 import inspect
 from typing import Any
 
+import numpy as np
+
 from must.core.arguments import check, scalar
 from must.core.types import Source, UserError
 from must.data.combine import Aliased, labels_of
@@ -49,36 +51,49 @@ def source(kind: str, **arguments: Any) -> Source:
     Args:
       kind: one of `KINDS`, or the import path of a class ("package.module:Class").
       **arguments: of its constructor; None stands for the default. Mappings with a "kind", also inside lists and
-        mappings, are built as sources: source("subset", source={"kind": "photos", "root": "pool"}, count=100). Every
-        kind takes `task`, the name of its labels; where the constructor does not, the source has to have labels of one
-        task.
+        mappings, are built as sources: source("subset", source={"kind": "photos", "root": "pool"}, count=100). `task`
+        names the labels of any kind that reads labels of one task, whether or not its constructor has the argument.
 
     Raises:
       UserError: unknown kind, unknown or missing argument, or an error of the constructor.
     """
     cls = class_of(kind)
     arguments = {name: _built(value) for name, value in arguments.items() if value is not None}
-    named = "task" in arguments and not _takes_task(cls)
-    task = arguments.pop("task") if named else ""
-    check(cls, arguments, f"source kind {kind!r}")
+    what, task = f"source kind {kind!r}", ""
+    if "task" in arguments and not _takes(cls, "task"):
+        task = scalar(arguments.pop("task"), str, f"{what}: task")
+        if not task:
+            raise UserError(f"{what}: task='' names no task")
+        if _takes(cls, "tasks") and len(own := _listed(arguments.get("tasks", _default(cls, "tasks")))) == 1:
+            arguments["tasks"], task = {own[0]: task}, ""
+    check(cls, arguments, what)
     try:
         made = cls(**arguments)
     except (TypeError, ValueError, AttributeError, LookupError) as error:  # values that fit no annotation
-        raise UserError(f"source kind {kind!r}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{what}: {type(error).__name__}: {error}") from error
     if not hasattr(made, "fingerprint"):
-        raise UserError(f"source kind {kind!r}: makes a {type(made).__name__}, not a data set")
-    return _renamed(made, task, f"source kind {kind!r}") if named else made
+        raise UserError(f"{what}: makes a {type(made).__name__}, not a data set")
+    return _renamed(made, task, what) if task else made
 
 
-def _takes_task(cls: type) -> bool:
+def _takes(cls: type, name: str) -> bool:
     known = inspect.signature(cls).parameters.values()
-    return any(one.name == "task" or one.kind is one.VAR_KEYWORD for one in known)
+    return any(one.name == name or one.kind is one.VAR_KEYWORD for one in known)
+
+
+def _default(cls: type, name: str) -> Any:
+    return inspect.signature(cls).parameters[name].default
+
+
+def _listed(tasks: Any) -> list[str]:
+    return [tasks] if isinstance(tasks, str) else list(tasks) if isinstance(tasks, list | tuple) else []
 
 
 def _renamed(made: Source, task: str, what: str) -> Source:
     """The source with its labels, which are of one task, under another name."""
-    scalar(task, str, f"{what}: task")
-    own = list(dict.fromkeys([*made.classes, *(labels_of(made, 0) if len(made) else ())]))  # depth has no classes
+    seen = np.unique(np.linspace(0, len(made) - 1, min(32, len(made))).round().astype(int))
+    looked = [name for index in seen for name in labels_of(made, int(index))]  # depth has no classes
+    own = list(dict.fromkeys([*made.classes, *looked]))
     if len(own) != 1:
         has = f"has labels of {', '.join(own)}" if own else "has no labels"
         raise UserError(f"{what}: task={task!r} names the labels of a source of one task, and {made.name} {has}")

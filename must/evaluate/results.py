@@ -205,13 +205,13 @@ def _findings(metrics, table, columns: Sequence[Column], entries: Sequence[Mappi
     first = [one for one in mine if one["name"] == mine[0]["name"]]
     if len(first) > 1:
         sides = {"ahead on": lambda mean: mean > 0, "behind on": lambda mean: mean < 0}
+        open_ = [one["task"] for one in first if one["ci95"] and one["ci95"][0] <= 0 <= one["ci95"][1]]
         words = [
             f"{side} {', '.join(tasks)}"
             for side, of in sides.items()
-            if (tasks := [one["task"] for one in first if one["mean"] is not None and of(one["mean"])])
+            if (tasks := [_mark(one, open_) for one in first if one["mean"] is not None and of(one["mean"])])
         ]
-        open_ = [one["task"] for one in first if one["ci95"] and one["ci95"][0] <= 0 <= one["ci95"][1]]
-        words += [f"not decided, since the interval contains 0, on {', '.join(open_)}"] if open_ else []
+        words += ["* its interval contains 0"] if any("*" in word for word in words) else []
         lines.append(f"{first[0]['name']}: {'; '.join(words) or 'equal on every task'}.")
     lost: dict[str, list[str]] = {}
     for column in columns:
@@ -229,6 +229,10 @@ def _findings(metrics, table, columns: Sequence[Column], entries: Sequence[Mappi
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         lines.append(f"No better than a constant guess on {tasks}: {', '.join(names[:6])}{more}.")
     return lines
+
+
+def _mark(one: Mapping[str, Any], open_: Sequence[str]) -> str:
+    return one["task"] + ("*" if one["task"] in open_ else "")
 
 
 def entry(

@@ -56,10 +56,10 @@ def percentile_interval(values: Sequence[float] | np.ndarray, confidence: float 
     """The middle of bootstrapped values that holds `confidence` of them; NaN, as of AP without objects, is left out.
 
     Returns:
-      (low, high), NaN without any number.
+      (low, high); NaN where more than one value in twenty is not defined, since the others are no fair sample.
     """
     values = np.asarray(values, np.float64)
-    if np.isnan(values).all():
+    if not len(values) or np.isnan(values).mean() > 0.05:
         return math.nan, math.nan
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])

@@ -437,20 +437,24 @@ def _guess(settings, tasks: Mapping[str, Task]) -> _Guess:
 
 def _draws(member, compared: Comparison, tasks, guess: _Guess, workdir: str) -> comparison.Draws:
     """The scores of the guess and of every column of a member on resamples of the headline split's images."""
-    split = member.settings.eval_splits[0]
-    resample = functools.partial(resampled, resamples=_RESAMPLES)
-    draws = {GUESS.name: {name: resample(task, guess.rows[name]) for name, task in tasks.items()}}
+    split, draws = member.settings.eval_splits[0], {}
+
+    def resample(column: str, name: str, rows: Mapping[str, Any]) -> None:
+        counts = [len(next(iter(found.values()))) for found in (rows, guess.rows[name])]
+        if counts[0] != counts[1]:  # the same draws would not be the same images
+            raise UserError(
+                f"{column}: scores of {name} are of {counts[0]:,} images of {split}, which has {counts[1]:,}"
+            )
+        draws.setdefault(column, {})[name] = resampled(tasks[name], rows, resamples=_RESAMPLES)
+
+    for name in tasks:
+        resample(GUESS.name, name, guess.rows[name])
     for one in compared.columns:
-        if dict(one.axes) == member.axes:
-            draws[one.column.name] = {
-                name: resample(
-                    tasks[name],
-                    measure.load_rows(os.path.join(workdir, member.prefix + answer.job, f"rows-{split}.npz"))[
-                        answer.task or name
-                    ],
-                )
-                for name, answer in one.by_task.items()
-            }
+        if dict(one.axes) != member.axes:
+            continue
+        for name, answer in one.by_task.items():
+            path = os.path.join(workdir, member.prefix + answer.job, f"rows-{split}.npz")
+            resample(one.column.name, name, measure.load_rows(path)[answer.task or name])
     return draws
 
 

@@ -27,7 +27,7 @@ from must.experiment.export import export_students, interval_scores
 from must.experiment.predicting import Options as PredictOptions
 from must.experiment.predicting import check_images, predict, spread
 from must.experiment.progress import Display
-from must.experiment.run import FINISHED, Member, Members, Recipe, members, read_config, same_configuration
+from must.experiment.run import FINISHED, Member, Members, Recipe, members_of, read_config, same_configuration
 from must.readers.names import file_of
 from must.report.table import show, table
 from must.tasks.base import Task
@@ -123,7 +123,7 @@ def answer(recipe: Recipe, workdir: str, stage: str, request: Request, config: A
     known = read_config(workdir)
     if config is not None:
         same_configuration(recipe, workdir, known, config)
-    mine = members(recipe, known)
+    mine = members_of(recipe, workdir, known)
     students = {name: name for name in options.networks} or students_of(recipe, mine)
     if stage == "export":
         _export(mine, students, workdir, options)

@@ -243,10 +243,24 @@ def read_config(workdir: str) -> dict[str, Any]:
         raise UserError(f"{path}: damaged; restore it, or use another --workdir") from None
 
 
+def members_of(recipe: Recipe, workdir: str, known: Mapping[str, Any]) -> Members:
+    """The members of the run that made a workdir.
+
+    Raises:
+      UserError: a configuration that this version does not know.
+    """
+    try:
+        return members(recipe, known)
+    except UserError as error:
+        path = os.path.join(workdir, "config.json")
+        raise UserError(f"{path}: is from another version of must, or was edited: {error}") from None
+
+
 def same_configuration(recipe: Recipe, workdir: str, known: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """UserError unless a configuration is that of the workdir, but for what may change."""
     if known.get("recipe") != recipe.name:
         raise UserError(f"{workdir}: belongs to the recipe {known.get('recipe')!r}; use another --workdir")
+    members_of(recipe, workdir, known)
     if difference := first_difference(*(_fixed(recipe, one) for one in (known, config)), "config"):
         raise UserError(f"{workdir}: belongs to another configuration: {difference}; use another --workdir")
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from must.core import devices
+from must.core.notices import notice
 from must.core.types import Policy, PyTree, Source, UserError
 from must.data.combine import Cached, Repeated, labels_of
 from must.data.merge import BY_TEACHER, Paired
@@ -156,15 +157,24 @@ def _estimated(evidence: Evidence, weights: Weights, seen: dict, variables: PyTr
 def weights_to_show(evidence: Evidence, scheme: Weighting, seen: dict, variables: PyTree) -> dict[str, np.ndarray]:
     """What a report draws of a trained student's weights: {"<task>|<what>": array}, see `must.report.weights_section`.
 
-    Where the truth of the pool is known, estimated weights stand beside those that it gives the same student.
+    Where the truth of examples of the pool is known, "true_weights" is what it gives the same student there, else NaN.
     """
     scheme.estimate(variables)  # fills `seen`
     weights, known = evidence.run.weights, {}
-    if weights.kind in ("ratio_of_means", "plug_in"):
-        names = [name for name in build.tasks_with(weights.tasks, evidence.settings, "") if name in evidence.oracles]
-        oracle = dataclasses.replace(weights, kind="oracle", tasks=names, confident=False)
-        _estimated(evidence, oracle, known, variables)
-        known = {f"{name}|true_weights": known[f"{name}|weights"] for name in names}
+    if weights.kind not in ("ratio_of_means", "plug_in"):
+        return seen
+    for name in build.tasks_with(weights.tasks, evidence.settings, ""):
+        if not len(truth := evidence.oracles.get(name, ())):
+            continue
+        nearest = min(weights.neighbors, len(truth))
+        oracle, found = dataclasses.replace(weights, kind="oracle", tasks=(name,), neighbors=nearest), {}
+        try:
+            _estimated(evidence, oracle, found, variables)
+        except UserError as error:  # a finished student is worth more than a figure
+            notice(f"{evidence.name}, {name}: the report lacks weights from the truth: {error}")
+            continue
+        told = np.isin(np.array(evidence.pool.ids)[found[f"{name}|places"]], truth.ids)
+        known[f"{name}|true_weights"] = np.where(told, found[f"{name}|weights"], np.nan)
     return seen | known
 
 
@@ -252,6 +262,7 @@ def _note(evidence: Evidence, seen: dict, name: str, rows, weights) -> None:
     """What a report draws: the pseudo labels, not the images whose truth is learned from."""
     pseudo = np.array([evidence.pool.ids[int(i)] not in evidence.annotated[name] for i in rows["id"]], bool)
     seen |= {f"{name}|covariates": _covariates(rows)[pseudo], f"{name}|weights": weights[pseudo]}
+    seen[f"{name}|places"] = rows["id"][pseudo]
 
 
 def _correct(evidence: Evidence, name: str, paired: Source) -> np.ndarray:

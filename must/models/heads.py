@@ -3,6 +3,7 @@
 Heads are called as head(features, train=..., image_size=(height, width)), with a static image size in pixels.
 """
 
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -58,18 +59,16 @@ def read_levels(pyramid: dict[int, Array], strides: tuple[int, ...] = ()) -> dic
       ValueError: a level that the network does not have, or levels of unequal width.
     """
     strides = tuple(strides or pyramid)
-    neck = {"kind": "fpn", "strides": tuple(sorted(strides))}
     shared = {stride: pyramid[stride] for stride in strides if stride in pyramid}
-    uneven = len({level.shape[-1] for level in shared.values()}) > 1
+    even = len({level.shape[-1] for level in shared.values()}) < 2
+    every = sorted({*strides, *pyramid})
+    doubled = all(b == 2 * a for a, b in itertools.pairwise(every)) and every[0] in pyramid
+    neck = f"a neck, model.neck={ {'kind': 'fpn', 'strides': tuple(every)} }" if doubled else "a neck that has them"
     if len(shared) < len(strides):
-        own = f"give the task strides={tuple(shared)}, or " if shared and not uneven else ""
-        raise ValueError(
-            f"a head reads strides {strides}, and the network has {tuple(pyramid)}: {own}set model.neck={neck}"
-        )
-    if uneven:
-        raise ValueError(
-            f"a head reads levels of equal width, and those of the backbone are not: add a neck, model.neck={neck}"
-        )
+        own = f"give the task strides={tuple(shared)}, or " if shared and even else ""
+        raise ValueError(f"a head reads strides {strides}, and the network has {tuple(pyramid)}: {own}add {neck}")
+    if not even:
+        raise ValueError(f"a head reads levels of equal width, and those of the backbone are not: add {neck}")
     return shared
 
 

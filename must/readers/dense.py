@@ -191,7 +191,8 @@ class DepthPng(_Paired):
         name: str = "",
         orientation: str = DISPLAYED,
     ):
-        self._meters_per_unit, self._eight_bits = labels.meters_per_unit(unit), not isinstance(unit, str)
+        self._bits = 16
+        self._meters_per_unit, self._named_unit = labels.meters_per_unit(unit), isinstance(unit, str)
         self._invalid = tuple(int(value) for value in invalid)
         super().__init__(
             root,
@@ -209,7 +210,10 @@ class DepthPng(_Paired):
             settings=(self._meters_per_unit, self._invalid),
         )
 
-        if isinstance(unit, str):
+        first = next((file for file in self._maps if file is not None), None)
+        with contextlib.suppress(UserError):  # told by name when it is read
+            self._bits = _bits(read_bytes(first)) if first else 16
+        if self._named_unit:
             labels.check_unit(sampled(self._maps, self._codes), unit, str(locate(root, depths, split)))
 
     def _label(self, file: Path, size: tuple[int, int]) -> Label:
@@ -219,14 +223,19 @@ class DepthPng(_Paired):
 
     def _codes(self, file: Path) -> np.ndarray:
         """The stored values, 0 where there is no measurement."""
-        picture = open_picture(read_bytes(file), str(file))
-        if picture.mode == "L" and not self._eight_bits:
+        data = read_bytes(file)
+        picture, bits = open_picture(data, str(file)), _bits(data)
+        if picture.mode not in ("I;16", "I;16L", "I;16B", "I", "L") or bits < 8:
+            raise UserError(f"{file}: depth needs a gray PNG of 16 or 8 bits, not mode {picture.mode} of {bits} bits")
+        if bits == 8 and self._named_unit:
             raise UserError(
                 f"{file}: 8-bit depth needs a number of meters per stored unit, such as unit={10 / 255:.4f} where 255 "
                 "is 10 m; a map of 1 / depth has to be converted first"
             )
-        if picture.mode not in ("I;16", "I;16L", "I;16B", "I", "L"):
-            raise UserError(f"{file}: depth needs a gray PNG of 16 or 8 bits, not mode {picture.mode}")
+        if bits != self._bits:
+            raise UserError(
+                f"{file}: has {bits} bits, and the first map of the set {self._bits}: one unit fits one of both"
+            )
         codes = np.asarray(picture)
         if codes.min() < 0 or codes.max() > 65535:
             raise UserError(f"{file}: depth value {codes.max()} does not fit 16 bits")
@@ -319,6 +328,11 @@ def _vectors(file: Path) -> np.ndarray:
     if stored.ndim != 3 or stored.shape[-1] != 3 or not np.issubdtype(stored.dtype, np.floating):
         raise UserError(f"{file}: normals need floats [h, w, 3], not {stored.dtype} {list(stored.shape)}")
     return np.nan_to_num(stored.astype(np.float32), posinf=0.0, neginf=0.0)
+
+
+def _bits(data: bytes) -> int:
+    """Bits of a sample of a PNG, as its header says."""
+    return data[24] if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 24 else 16
 
 
 def sampled(files: Sequence[Path | None], read: Callable[[Path], np.ndarray], count: int = 8) -> list[np.ndarray]:

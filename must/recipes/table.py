@@ -10,7 +10,7 @@ from must.core import memory
 from must.core.types import UserError
 from must.experiment import build, networks, plan, sections
 from must.experiment.finished import students_of
-from must.experiment.run import Recipe, members, read_config
+from must.experiment.run import Recipe, members, members_of, read_config
 from must.export.exported import ABOUT as EXPORT
 from must.export.predict import Predictor
 from must.recipes import jedi, label, multas, must, transfer, weighted_distillation
@@ -58,7 +58,7 @@ def load(directory: str | os.PathLike) -> Predictor:
         raise UserError(f"{directory}: is an exported network; use must.load_exported")
     config = read_config(path)
     recipe = recipe_of(config)
-    students = students_of(recipe, members(recipe, config))
+    students = students_of(recipe, members_of(recipe, path, config))
     return networks.predictor({name: os.path.join(path, at) for name, at in students.items()})
 
 

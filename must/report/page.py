@@ -171,7 +171,7 @@ def summary(results: Mapping[str, Any]) -> list[str]:
     if sentences and not many:
         sentences.append(
             "Intervals are over the test images of one seed: another seed may differ by more."
-            if table.over_images(results)
+            if table.over_images(results, split)
             else "One seed gives no interval: small differences may be chance."
         )
     return [*sentences, *results["notes"]]
@@ -390,8 +390,8 @@ def label_states_section(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> S
     return Section(
         "Label states",
         html,
-        "Pseudo labels by state under the label policy; figures are the positive share. A picture has a label for "
-        "every class that its teacher finds likely enough to store, so most of them are not its likeliest one.",
+        "Pseudo labels by state under the label policy; figures are the positive share. Of a picture as a "
+        "whole every class that is stored is a label, and most of them are not its likeliest one.",
     )
 
 
@@ -411,8 +411,8 @@ def weights_section(found: Mapping[str, Mapping[str, np.ndarray]], run: str = ""
     """How pseudo labels were weighted or corrected.
 
     Args:
-      found: {arm: {"<task>|<what>": array}}; what is "weights", "true_weights", "covariates", "held_out", or
-        "accuracy", "correct", "candidates", "floored".
+      found: {arm: {"<task>|<what>": array}}; what is "weights", "true_weights" (NaN where nothing is known),
+        "covariates", "held_out", or "accuracy", "correct", "candidates", "floored".
       run: whose weights these are.
     """
     blocks = []
@@ -422,7 +422,7 @@ def weights_section(found: Mapping[str, Mapping[str, np.ndarray]], run: str = ""
             title = f"{arm}, {task}"
             if "weights" in own:
                 blocks.append(charts.weights(own["weights"], own.get("covariates"), own.get("held_out"), title=title))
-            if "true_weights" in own:
+            if np.isfinite(own.get("true_weights", np.nan)).any():
                 blocks.append(_against_truth(own["weights"], own["true_weights"]))
             if "accuracy" in own and "correct" in own:
                 blocks.append(_accuracy(own, title))
@@ -434,12 +434,13 @@ def weights_section(found: Mapping[str, Mapping[str, np.ndarray]], run: str = ""
 
 def _against_truth(weights: np.ndarray, true: np.ndarray) -> str:
     """How estimated weights compare with those from the truth of the same examples."""
+    weights, true = (each[np.isfinite(true)] for each in (weights, true))
     low, high = np.quantile(true, (0.05, 0.95))
     varies = min(np.ptp(weights), np.ptp(true)) > 0
-    told = f"correlation {np.corrcoef(weights, true)[0, 1]:.2f}, " if varies else ""
+    told = f"; correlation {np.corrcoef(weights, true)[0, 1]:.2f}" if varies else ""
     return (
-        f"<p>With the true labels of these examples: {told}mean {true.mean():.2f} where {weights.mean():.2f} is "
-        f"estimated, 5% to 95%: {low:.2f} to {high:.2f}.</p>"
+        f"<p>Weights from the true labels of these examples: mean {true.mean():.2f}, 5% to 95% {low:.2f} to "
+        f"{high:.2f}; mean of the estimated ones {weights.mean():.2f}{told}.</p>"
     )
 
 

@@ -121,12 +121,14 @@ def spread(results: Mapping[str, Any]) -> str:
         return "mean over 2 seeds (and each of them); ± of differences is half of their 95% t interval"
     if count > 1:
         return f"mean over {count} seeds ± half of its 95% t interval"
-    return "one seed, ± over its test images" if over_images(results) else "one seed, so no intervals"
+    known = any(over_images(results, split) for split in splits(results))
+    return "one seed; intervals of differences over its test images" if known else "one seed, so no intervals"
 
 
-def over_images(results: Mapping[str, Any]) -> bool:
-    """Whether contrasts have intervals over the images of one seed."""
-    return any(c["interval_over"] == "images" and c["reference"] != GUESS for c in results["contrasts"])
+def over_images(results: Mapping[str, Any], split: str) -> bool:
+    """Whether contrasts on a split have intervals over the images of one seed."""
+    mine = [c for c in results["contrasts"] if c["split"] == split and c["reference"] != GUESS]
+    return any(c["interval_over"] == "images" for c in mine)
 
 
 def metric(entry: Mapping[str, Any]) -> str:
@@ -135,11 +137,15 @@ def metric(entry: Mapping[str, Any]) -> str:
     return f"{entry['metric']}{unit} {'↑' if entry['higher_is_better'] else '↓'}"
 
 
-def figure(mean: float | None, ci95: Sequence[float] | None, places: int, *, signed: bool = False) -> str:
-    """A mean and half of its interval."""
+def figure(
+    mean: float | None, ci95: Sequence[float] | None, places: int, *, signed: bool = False, ends: bool = False
+) -> str:
+    """A mean with half of its interval, or with its `ends`, between which the mean need not be in the middle."""
     if mean is None:
         return "undefined"
     text = f"{mean:{'+' if signed else ''}.{places}f}"
+    if ci95 and ends:
+        return f"{text} [{ci95[0]:.{places}f}, {ci95[1]:.{places}f}]"
     return f"{text} ±{(ci95[1] - ci95[0]) / 2:.{places}f}" if ci95 else text
 
 
@@ -286,7 +292,8 @@ def contrast_grid(results: Mapping[str, Any], split: str) -> Grid:
         below = [(f"{name}\n{i}", f"  {p['name'] or p['subject']}", p) for i, p in enumerate(c["pairs"])]
         for key, label, one in [(name, name, c), *below]:
             row = rows.setdefault(key, Row(label, [None] * (len(keys) + expected), "pair" if one is not c else ""))
-            text = figure(one["mean"], one["ci95"], digits, signed=True) + p_text(one["p"])
+            bootstrapped = one["interval_over"] == "images"
+            text = figure(one["mean"], one["ci95"], digits, signed=True, ends=bootstrapped) + p_text(one["p"])
             row.cells[keys.index((c["task"], at))] = Cell(text, one["mean"], one["ci95"])
         if expected and c["expected"]:
             verdict = {True: "yes", False: "NO", None: "undecided"}[c["holds"]]
@@ -298,8 +305,8 @@ def contrast_grid(results: Mapping[str, Any], split: str) -> Grid:
     if len(results["seeds"]) > 1:
         paired = "Paired by seed; p of a t test, not corrected for the number of tests."
     else:
-        paired = "± is half of the 95% interval over the test images of one seed: another seed may differ by more."
-        paired = paired if over_images(results) else ""
+        paired = "In brackets the 95% interval over the test images of one seed: another seed may differ by more."
+        paired = paired if over_images(results, split) else ""
     title = f"Differences on {split}" if len(splits(results)) > 1 else "Differences"
     return Grid(
         title, heads, [("", listed)], [note for note in ("Positive is better, whatever the metric.", paired) if note]
@@ -314,8 +321,7 @@ def guess_grid(results: Mapping[str, Any], split: str) -> Grid:
     for c in mine:
         label = results["columns"].get(c["subject"], {}).get("label", c["subject"])
         digits = max(1, places(results, split, c["task"]) - 1)
-        interval = f" [{c['ci95'][0]:.{digits}f}, {c['ci95'][1]:.{digits}f}]" if c["ci95"] else ""
-        cell = Cell(f"{c['mean']:+.{digits}f}{interval}", c["mean"], c["ci95"])
+        cell = Cell(figure(c["mean"], c["ci95"], digits, signed=True, ends=True), c["mean"], c["ci95"])
         rows.setdefault(c["subject"], Row(label, [None] * len(order))).cells[order.index(c["task"])] = cell
     heads = [(task, metric(results["tasks"][task])) for task in order]
     note = f"Seed {results['seeds'][0]}; in brackets the 95% interval over images."

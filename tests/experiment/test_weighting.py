@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from must.core.types import Batch, Model, Policy, UserError
+from must.data.combine import Subset
 from must.data.merge import BY_TEACHER, Paired
 from must.data.pipeline import Encoder, Joined, train_batches
 from must.data.weights import write_weights
@@ -242,9 +243,26 @@ def test_estimates_are_shown_beside_what_the_truth_gives_the_same_student(labele
     known = [name for name in own.tasks if name in own.oracles]
     assert known and {key.partition("|")[0] for key in shown["estimated"] if "true" in key} == set(known)
     for name in known:
-        np.testing.assert_array_equal(shown["estimated"][f"{name}|true_weights"], shown["oracle"][f"{name}|weights"])
-        assert not np.allclose(shown["estimated"][f"{name}|weights"], shown["estimated"][f"{name}|true_weights"])
+        found, told = shown["estimated"][f"{name}|true_weights"], shown["oracle"][f"{name}|weights"]
+        ids = np.array(own.pool.ids)[shown["estimated"][f"{name}|places"]]
+        np.testing.assert_array_equal(found, np.where(np.isin(ids, own.oracles[name].ids), told, np.nan))
+        assert np.isfinite(found).any() and np.isnan(found).any()  # images of the other task's set have no truth
+        assert not np.allclose(shown["estimated"][f"{name}|weights"], found)
     assert not any("true_weights" in key for key in shown["oracle"])
+
+
+def test_a_figure_that_cannot_be_drawn_does_not_cost_the_student(labeled, evidence):
+    own = _evidence(labeled, {"kind": "ratio_of_means", "tasks": ["classification"], "neighbors": 20})
+    scheme, seen = weighting.weighting_of(own)
+    variables, truth = _variables(evidence, 0), own.oracles["classification"]
+    own.oracles["classification"] = Subset(truth, count=10)  # fewer than the neighbors that are asked for
+    assert "classification|true_weights" in weighting.weights_to_show(own, scheme, seen, variables)
+    own.oracles["classification"] = Memory("m", [], {})
+    assert "classification|true_weights" not in weighting.weights_to_show(own, scheme, dict(seen), variables)
+    unlabeled = Memory("m", [{}] * 3, {"classification": truth.classes["classification"]}, keys=truth.ids[:3])
+    own.oracles["classification"] = unlabeled
+    with pytest.warns(UserWarning, match="lacks weights from the truth"):
+        assert "classification|true_weights" not in weighting.weights_to_show(own, scheme, dict(seen), variables)
 
 
 def test_corrections_come_from_the_teacher_alone(labeled):

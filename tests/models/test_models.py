@@ -266,15 +266,17 @@ def test_levels_that_a_network_does_not_have_are_told_with_the_way_out():
     even = {stride: jnp.zeros((1, 8 // stride, 8 // stride, 3)) for stride in (2, 4, 8)}
     assert list(read_levels(even, (8, 2))) == [8, 2] and list(read_levels(even)) == [2, 4, 8]
     with pytest.raises(
-        ValueError, match="strides=\\(4, 8\\), or set model.neck={'kind': 'fpn', 'strides': \\(4, 8, 16\\)}"
+        ValueError, match="strides=\\(4, 8\\), or add a neck, model.neck={'kind': 'fpn', 'strides': \\(2, 4, 8, 16\\)}"
     ):
         read_levels(even, (4, 8, 16))
     uneven = {**even, 4: jnp.zeros((1, 2, 2, 6))}
     assert list(read_levels(uneven, (4,))) == [4]
     with pytest.raises(ValueError, match="equal width"):
         read_levels(uneven, (4, 8))
-    with pytest.raises(ValueError, match=": set model.neck"):  # the levels that are there would not do either
+    with pytest.raises(ValueError, match=": add a neck, model.neck"):  # the levels that are there would not do either
         read_levels(uneven, (4, 8, 16))
+    with pytest.raises(ValueError, match="add a neck that has them"):  # no pyramid has these levels
+        read_levels({16: even[8]}, (8, 64))
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,7 @@ def test_bad_masks(tmp_path, mask, parts):
     [
         (np.full(sets.SIZE, 10, np.uint8), ("8-bit depth needs", "unit=0.0392")),
         (np.full((*sets.SIZE, 3), 10, np.uint8), ("16 or 8 bits", "RGB")),
+        (np.full(sets.SIZE, 1, bool), ("16 or 8 bits", "of 1 bits")),
         (np.full((6, 8), 1000, np.uint16), ("8x6", "16x12")),
     ],
 )

@@ -100,6 +100,11 @@ def test_depth_of_eight_bits_with_a_numeric_unit(tmp_path):
     label = source(**{**sets.depth_png(tmp_path, depth), "unit": 10 / 255})[0].labels["depth"]
     meters = label["depth"] * label["scale"] + label["offset"]
     np.testing.assert_allclose(meters[::3, 0], [0, 2, 10, 4], rtol=1e-4)
+    sets.picture(tmp_path / "rgb" / "b.jpg")
+    sets.png(tmp_path / "depth" / "b.png", depth.astype(np.uint16))
+    mixed = source(**{**sets.depth_png(tmp_path, depth), "unit": 10 / 255})
+    with pytest.raises(UserError, match="b.png: has 16 bits, and the first map of the set 8"):
+        mixed[1]
 
 
 def test_normals_are_unit_vectors_and_black_is_invalid(tmp_path):

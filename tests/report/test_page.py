@@ -95,7 +95,7 @@ def test_sections_are_drawn_and_empty_ones_left_out(tmp_path):
     text, words = write(tmp_path, comparisons.students(), sections())
     for section in sections():
         assert section.html and section.title in words
-    assert "With the true labels of these examples: correlation" in words
+    assert "Weights from the true labels of these examples: mean" in words
     assert "cup &amp; &lt;saucer&gt;" in text and "<saucer>" not in text and "<roll>" not in text
     assert words.count("✓") == 1 and words.count("✗") == 1  # a network with undefined probabilities is left out
     assert "no truth" in text and "The horizontal line is the expert" in words and "A ring marks" in words

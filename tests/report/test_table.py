@@ -32,7 +32,7 @@ def test_every_score_and_contrast_is_in_the_table(kind, seeds):
         if contrast["reference"] != "guess":
             assert f"{contrast['mean']:+.{digits}f}" in text
             assert all(f"{pair['mean']:+.{digits}f}" in text for pair in contrast["pairs"])
-    assert ("±" in text) == (seeds > 1 or kind == "students") and ("(p " in text) == (seeds > 1)
+    assert ("±" in text) == (seeds > 1) == ("(p " in text)
 
 
 @pytest.mark.parametrize("width", [60, 100, 200])
@@ -91,9 +91,21 @@ def test_intervals_over_images_have_a_table_of_their_own():
 
 def test_one_seed_has_intervals_over_its_images():
     one, bare = comparisons.students(1), comparisons.students(1, resampled=False)
-    assert "one seed, ± over its test images" in table.table(one) and "another seed may differ" in table.table(one)
-    assert "one seed, so no intervals" in table.table(bare) and "±" not in table.table(bare)
+    assert "one seed; intervals of differences" in table.table(one) and "another seed may differ" in table.table(one)
+    (contrast,) = [c for c in one["contrasts"] if c["name"] == "student vs teacher" and c["task"] == "classification"]
+    low, high = contrast["ci95"]
+    assert f"{contrast['mean']:+.2f} [{low:.2f}, {high:.2f}]" in table.table(one)
+    assert "one seed, so no intervals" in table.table(bare) and "another seed" not in table.table(bare)
+    both = table.table(comparisons.students(1, splits=("test", "clutter")))
+    assert both.count("another seed may differ") == 1  # the other split was not resampled
     assert "over the test images" not in table.table(comparisons.students(3))
+
+
+def test_a_score_that_is_not_defined_has_no_gain_either():
+    results = comparisons.students(1)
+    for contrast in results["contrasts"]:
+        contrast |= {"mean": None, "ci95": None, "interval_over": None}
+    assert "undefined" in table.table(results)
 
 
 def test_two_splits_are_two_tables():
