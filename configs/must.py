@@ -92,17 +92,10 @@ def folders() -> ConfigDict:
     together = {**training, "loss_scales": {"segmentation": 3.0, "depth": 4.0}}
     together["optimizer"] = {**training["optimizer"], "learning_rate": 4e-3}
     config.teacher = {**training, "steps": 900}
-    # The sets have little in common, so the truth about each counts more than the predictions of the others' teachers.
-    config.student = {**together, "select": "last", "truth_weight": 8.0}
+    config.student = {**together, "select": "last"}
     config.supervised = together
     config.scratch = training
     config.label = {"batch_size": 32, "hflip_tta": True}
-    config.policies = {
-        "classification": {"positive": 0.0, "negative": 0.0},
-        "detection": {"from_validation": True, "target_precision": 0.6, "negative_below": 0.2},
-        "segmentation": {"positive": 0.5},
-        "depth": {"positive": 0.0, "negative": 0.0},
-    }
     return config
 
 
@@ -220,7 +213,7 @@ def paper() -> ConfigDict:
         "classification": {"steps": 28_000, "batch_size": 4096, "optimizer": {"learning_rate": 1.6}},
     }
     # Images are drawn uniformly, ground truth and pseudo labels weigh the same.
-    config.student = {**training, "batch_size": 4096, "normalize": "batch", "pool_share": 0.0}
+    config.student = {**training, "batch_size": 4096, "normalize": "batch", "pool_share": 0.0, "truth_weight": 1.0}
     config.student.loss_scale_rule = "learning_rate"
     config.policies = {
         "classification": {"positive": 0.0, "negative": 0.0},

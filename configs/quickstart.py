@@ -72,8 +72,8 @@ def base() -> ConfigDict:
     config.teacher = {**training, "steps": 500}
     # With five metrics the best step on 256 images is mostly that of the noisiest one, so the last weights are taken.
     together = {**training, "steps": 600, "select": "last"}
-    # Annotated images are few: they appear 12 times as often, and their truth counts 8 pseudo labels.
-    config.student = {**together, "repeat_labeled": 12, "truth_weight": 8.0}
+    # Annotated images are few: they appear 12 times as often.
+    config.student = {**together, "repeat_labeled": 12}
     config.supervised = together
     config.scratch = {**training, "steps": 600}
     config.label = {"hflip_tta": True}
@@ -236,7 +236,7 @@ def strengths(config: ConfigDict) -> None:
     config.pool.pool.domain = "indoor"
     config.teacher.steps = 300
     # The annotated images are drawn as often as the pool, however few they are.
-    config.student = {**config.student, "steps": 400, "pool_share": 0.5, "repeat_labeled": 1, "truth_weight": 1.0}
+    config.student = {**config.student, "steps": 400, "pool_share": 0.5, "repeat_labeled": 1}
     config.policies = {name: three_states(name) for name in names}
     soft = {"classification": ALL_POSITIVE, "segmentation": ALL_POSITIVE}
     fixed = {"classification": ALL_POSITIVE, "detection": HALF, "segmentation": HALF}

@@ -454,7 +454,7 @@ class Student(Following):
         what their teachers draw. By default a quarter, unless `repeat_labeled`, `pool_images` or `epochs` say how often
         images are drawn; 0 draws every image as often as any other.
       repeat_labeled: how often an annotated image appears for one appearance of an image of the pool.
-      truth_weight: weight of ground truth, where a pseudo label has 1.
+      truth_weight: weight of ground truth, where a pseudo label has 1; without it students of unlike sets fall behind.
       pool_images: images of the pool that are used; 0 uses all.
       labels_from: the student whose predictions are the labels, for a further round; by default the teachers'.
       policies: {task: changes to the label policy}.
@@ -471,7 +471,7 @@ class Student(Following):
     pseudo_labels: bool = True
     pool_share: float | None = None
     repeat_labeled: int | None = None
-    truth_weight: float = 1.0
+    truth_weight: float = 8.0
     pool_images: int = 0
     labels_from: str = ""
     policies: Mapping[str, Mapping[str, Any]] = changes("policies")
