@@ -1,15 +1,17 @@
 """MuST on users' folders, and the published setting.
 
     python -m must.main --config=configs/must.py:folders --config.root=DATA --workdir=runs/folders
+    python -m must.main --config=configs/must.py:defaults --config.root=DATA --workdir=runs/defaults
     python -m must.main --config=configs/must.py:pretraining --config.root=DATA --workdir=runs/pretraining
     python -m must.main --config=configs/must.py:pretrained --config.root=DATA --workdir=runs/pretrained
     python -m must.main --config=configs/must.py:paper --config.root=DATA --dry_run
 
 `folders` is an example to copy: four annotated sets of different kinds, each teaching one task, and a pool of photos.
 It reads DATA/clothing (class folders), DATA/bccd (VOC xml), DATA/camvid (PNG masks), DATA/rgbd_kitchen (16-bit depth)
-and DATA/unlabeled_photos. `pretraining` trains its network on scenes and photos, and `pretrained` compares a student
-that starts there (--config.arms.pretrained.init.weights=runs/pretraining) with one from random numbers. `paper` is
-the setting of Ghiasi et al. 2021, table 1 and appendix, for accelerators.
+and DATA/unlabeled_photos. `defaults` leaves out what has a default. `pretraining` trains the network of `folders` on
+scenes and photos, and `pretrained` compares a student that starts there
+(--config.arms.pretrained.init.weights=runs/pretraining) with one from random numbers. `paper` is the setting of Ghiasi et
+al. 2021, table 1 and appendix, for accelerators.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +22,8 @@ from must.recipes.table import complete
 
 def get_config(variant: str = "folders") -> ConfigDict:
     """The configuration of a variant."""
-    variants = {"folders": folders, "pretraining": pretraining, "pretrained": pretrained, "paper": paper}
+    variants = {"folders": folders, "defaults": defaults, "pretraining": pretraining, "pretrained": pretrained}
+    variants["paper"] = paper
     if variant not in variants:
         raise ValueError(f"no variant {variant!r} of must: {', '.join(variants)}")
     return complete(variants[variant]())
@@ -96,6 +99,18 @@ def folders() -> ConfigDict:
     config.supervised = together
     config.scratch = training
     config.label = {"batch_size": 32, "hflip_tta": True}
+    return config
+
+
+def defaults() -> ConfigDict:
+    """The sets and networks of `folders`, and nothing else but the teachers' steps; `plain` is what defaults were."""
+    config = folders()
+    config.title = "MuST on folders of real pictures, by default"
+    for section in ("teacher", "student", "supervised", "scratch", "label"):
+        del config[section]
+    config.teacher = {"steps": 900}
+    every = {"positive": 0.0, "negative": 0.0, "from_validation": False}
+    config.arms = {"plain": {"truth_weight": 1.0, "policies": {"detection": every, "segmentation": every}}}
     return config
 
 

@@ -39,7 +39,7 @@ VARIANTS = {
         "strengths",
         "options",
     ),
-    "must": ("folders", "pretraining", "pretrained", "paper"),
+    "must": ("folders", "defaults", "pretraining", "pretrained", "paper"),
     "multas": ("scenes", "sanity", "camvid", "pretraining", "pretrained", "coco_mini", "voc"),
     "weighted_distillation": ("scenes", "sanity", "folders", "cifar10", "cifar100"),
     "jedi": ("scenes", "sanity", "photos", "folders", "images", "paper"),
