@@ -10,8 +10,8 @@
 It reads DATA/clothing (class folders), DATA/bccd (VOC xml), DATA/camvid (PNG masks), DATA/rgbd_kitchen (16-bit depth)
 and DATA/unlabeled_photos. `defaults` leaves out what has a default. `pretraining` trains the network of `folders` on
 scenes and photos, and `pretrained` compares a student that starts there
-(--config.arms.pretrained.init.weights=runs/pretraining) with one from random numbers. `paper` is the setting of Ghiasi et
-al. 2021, table 1 and appendix, for accelerators.
+(--config.arms.pretrained.init.weights=runs/pretraining) with one from random numbers. `paper` is the setting of Ghiasi
+et al. 2021, table 1 and appendix, for accelerators.
 """
 
 from ml_collections import ConfigDict
