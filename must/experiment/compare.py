@@ -230,6 +230,8 @@ def compare_workdirs(workdirs: Sequence[str], target: str) -> None:
         seconds=first["seconds"] if not axis else None,
         notes=[f"From {len(names)} workdirs: {', '.join(names)}."],
     )
+    if axis and len(results["seeds"]) == 1:
+        _keep_intervals(results, parts, axis)
     os.makedirs(target, exist_ok=True)
     write_results(target, results)
     settings = {name: run_settings(workdir) for name, workdir in zip(names, workdirs, strict=True)}
@@ -282,7 +284,24 @@ def _at(contrast: Contrast, axis: str, name: str) -> Contrast:
         )
 
     pairs = [(of(a), of(b)) for a, b in contrast.pairs]
-    return contrast._replace(name=f"{contrast.name}, {axis} {name}", pairs=pairs, labels={})
+    return contrast._replace(name=_within(contrast.name, axis, name), pairs=pairs, labels={})
+
+
+def _keep_intervals(results: dict[str, Any], parts: Mapping[str, Any], axis: str) -> None:
+    """Contrasts within one of several workdirs of one seed keep its intervals over images."""
+    known = {
+        (_within(one["name"], axis, name), one["task"], one["split"]): one
+        for name, part in parts.items()
+        for one in part["contrasts"]
+        if one["interval_over"] == "images" and one["reference"] != GUESS.name
+    }
+    for one in results["contrasts"]:
+        if found := known.get((one["name"], one["task"], one["split"])):
+            one |= {key: found[key] for key in ("ci95", "interval_over", "holds")}
+
+
+def _within(contrast: str, axis: str, name: str) -> str:
+    return f"{contrast}, {axis} {name}"
 
 
 def _between(first: Mapping[str, Any], names: Sequence[str], axis: str) -> list[Contrast]:

@@ -59,6 +59,20 @@ def test_another_key_becomes_an_axis(tmp_path):
     assert entry(results, "class", "student: pool.count 16 vs 8")["mean"] == pytest.approx(0.3)
 
 
+def test_workdirs_of_one_seed_keep_their_intervals_over_images(tmp_path):
+    parts = [workdir(tmp_path / "a", (0,)), workdir(tmp_path / "b", (0,), pool={"count": 16})]
+    for part in parts:
+        results = read_results(part)
+        entry(results, "depth").update(ci95=[0.05, 0.2], interval_over="images")
+        write_results(part, results)
+    compare_workdirs(parts, str(tmp_path / "both"))
+    results = read_results(str(tmp_path / "both"))
+    kept = entry(results, "depth", "student vs teacher, pool.count 16")
+    assert kept["ci95"] == [0.05, 0.2] and kept["interval_over"] == "images"
+    assert entry(results, "class", "student vs teacher, pool.count 16")["ci95"] is None
+    assert entry(results, "depth", "student: pool.count 16 vs 8")["ci95"] is None
+
+
 def test_workdirs_of_one_name_stay_apart(tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "q").mkdir()
