@@ -123,7 +123,8 @@ def comparison(members: Members) -> Comparison:
         for a, b in settings.pairs
     ]
     label = "mean over sets" if len(settings.tasks) > 1 else ""
-    return Comparison(columns, contrasts, mean_label=label, costs=costs, notes=notes)
+    alone = len({member.seed for member in members}) == 1  # classes are resampled in no time
+    return Comparison(columns, contrasts, mean_label=label, intervals_over_images=alone, costs=costs, notes=notes)
 
 
 def notes(members: Members, workdir: str) -> list[str]:

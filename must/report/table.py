@@ -297,6 +297,7 @@ def contrast_grid(results: Mapping[str, Any], split: str) -> Grid:
             row.cells[keys.index((c["task"], at))] = Cell(text, one["mean"], one["ci95"])
         if expected and c["expected"]:
             verdict = {True: "yes", False: "NO", None: "undecided"}[c["holds"]]
+            verdict += ", on this seed" if c["holds"] is not None and c["interval_over"] == "images" else ""
             rows[name].cells[-1] = Cell(f"{c['expected']} 0: {verdict}")
     if expected:
         heads.append(("expected", ""))

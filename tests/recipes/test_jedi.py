@@ -194,6 +194,7 @@ def test_the_page_shows_every_column(whole):
     columns = {"expert", *(c for arm in ("plain", "frozen") for c in (arm, f"{arm}-teacher")), "student", "teacher"}
     assert set(results["columns"]) == {"guess", *columns} and results["mean_task"]
     means = [one for one in results["contrasts"] if one["task"] == "mean"]
+    assert results["seeds"] == [0] and all(one["interval_over"] == "images" for one in means)
     assert [one["expected"] for one in means] == ["above", None, None, None] and all(not one["pairs"] for one in means)
 
 
