@@ -451,7 +451,7 @@ class Student(Following):
     Attributes:
       pseudo_labels: learn from pseudo labels; False leaves ground truth alone.
       pool_share: share of the images drawn that come from the pool; the annotated sets share the rest in proportion to
-        what their teachers draw. By default a quarter, unless `repeat_labeled`, `pool_images` or `epochs` say how often
+        what their teachers draw. By default a tenth, unless `repeat_labeled`, `pool_images` or `epochs` say how often
         images are drawn; 0 draws every image as often as any other.
       repeat_labeled: how often an annotated image appears for one appearance of an image of the pool.
       truth_weight: weight of ground truth, where a pseudo label has 1; without it students of unlike sets fall behind.
@@ -488,7 +488,7 @@ class Student(Following):
         super().__post_init__()
         if self.pool_share is None:
             counted = self.repeat_labeled is not None or self.pool_images or self.epochs
-            object.__setattr__(self, "pool_share", 0.0 if counted else 0.25)
+            object.__setattr__(self, "pool_share", 0.0 if counted else 0.1)
         if self.repeat_labeled is None:
             object.__setattr__(self, "repeat_labeled", 1)
         if self.shuffled_labels and self.batch_size < 2:

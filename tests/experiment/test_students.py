@@ -53,7 +53,7 @@ def test_a_share_of_the_pool_does_not_go_with_other_ways_to_say_so(settings):
 @pytest.mark.parametrize(
     "changes, share",
     [
-        ({}, 0.25),
+        ({}, 0.1),
         ({"pool_share": 0.4}, 0.4),
         ({"pool_share": 0.0}, 0.0),
         ({"repeat_labeled": 1}, 0.0),
