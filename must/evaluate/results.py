@@ -10,16 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from must.core.types import Metric, UserError
-from must.evaluate.statistics import percentile_interval, plain, relative_gain, tested
+from must.evaluate.findings import findings
+from must.evaluate.statistics import plain, relative_gain, tested
 
 SCHEMA = "must.results/2"
 GUESS = "guess"  # the column of the best constant prediction
 DELTA_M, MEAN = "delta_m", "mean"  # contrasts over all tasks: the mean relative gain, the mean of one shared metric
-
-
-# {column: {task: the headline metric on R resamples of the images}}, the same resamples for all columns; see
-# `must.evaluate.evaluate.resampled`.
-Draws = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 class Column(NamedTuple):
@@ -102,7 +98,6 @@ def compare(
     seconds: Mapping[str, float] | None = None,
     images_per_second: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
-    draws: Draws | None = None,
 ) -> dict[str, Any]:
     """Everything that a comparison measures, in JSON types; a number that is not defined is None.
 
@@ -119,8 +114,6 @@ def compare(
       seconds: {stage: wall time}.
       images_per_second: {stage: throughput}.
       notes: sentences that a reader needs.
-      draws: of the first seed and split: intervals over images of the gains over the constant guess and, where there is
-        one seed alone, of the contrasts.
 
     Returns:
       The dictionary that `results.json` holds; its keys are described in the documentation, "Results".
@@ -136,21 +129,9 @@ def compare(
         entry
         for split in splits
         for contrast in contrasts
-        for entry in _contrast(contrast, split, metrics, table, mean_label)
+        for entry in entries_of(contrast, split, metrics, table, mean_label)
     ]
-    if draws:
-        drawn = {column: {splits[0]: by_task} for column, by_task in draws.items()}
-        if len(seeds) == 1:
-            known = [contrast for contrast in contrasts if columns_of(contrast) <= set(drawn)]
-            over = [one for contrast in known for one in _contrast(contrast, splits[0], metrics, drawn, mean_label)]
-            entries = _with_intervals(entries, over)
-        gains = [Contrast(f"{name} vs {GUESS}", [(name, GUESS)]) for name in drawn if name != GUESS]
-        first = {name: {splits[0]: {t: v[:1] for t, v in table[name][splits[0]].items()}} for name in drawn}
-        own, over = (
-            [one for gain in gains for one in _contrast(gain, splits[0], metrics, of, "")] for of in (first, drawn)
-        )
-        entries += _with_intervals(own, over)
-    return {
+    results = {
         "schema": SCHEMA,
         "recipe": recipe,
         "title": title,
@@ -170,8 +151,8 @@ def compare(
         "costs": {name: {key: plain(value) for key, value in cost.items()} for name, cost in (costs or {}).items()},
         "seconds": {stage: plain(value) for stage, value in (seconds or {}).items()},
         "images_per_second": {stage: plain(value) for stage, value in (images_per_second or {}).items()},
-        "notes": [*_findings(metrics, table, columns, entries, splits), *notes],
     }
+    return results | {"notes": [*findings(results, GUESS), *notes]}
 
 
 def _check(metrics: Mapping[str, Metric], contrasts: Sequence[Contrast], mean_label: str) -> None:
@@ -196,43 +177,6 @@ def _column(column: Column, by_split: Mapping[str, Mapping[str, Sequence[float]]
         "settings": dict(column.settings),
         "scores": scores,
     }
-
-
-def _findings(metrics, table, columns: Sequence[Column], entries: Sequence[Mapping[str, Any]], splits) -> list[str]:
-    """The headline in words, losses included: the first contrast task by task, and who is no better than a guess."""
-    lines, split = [], splits[0] if splits else ""
-    mine = [one for one in entries if one["split"] == split and one["task"] in metrics and one["subject"] is not None]
-    first = [one for one in mine if one["name"] == mine[0]["name"]]
-    if len(first) > 1:
-        sides = {"ahead on": lambda mean: mean > 0, "behind on": lambda mean: mean < 0}
-        open_ = [one["task"] for one in first if one["ci95"] and one["ci95"][0] <= 0 <= one["ci95"][1]]
-        words = [
-            f"{side} {', '.join(tasks)}"
-            for side, of in sides.items()
-            if (tasks := [_mark(one, open_) for one in first if one["mean"] is not None and of(one["mean"])])
-        ]
-        words += ["* its interval contains 0"] if any("*" in word for word in words) else []
-        lines.append(f"{first[0]['name']}: {'; '.join(words) or 'equal on every task'}.")
-    lost: dict[str, list[str]] = {}
-    for column in columns:
-        if column.name == GUESS or column.control or column.name not in table or GUESS not in table:
-            continue
-        tasks = []
-        for task, metric in metrics.items():
-            own, guess = (_of(table, name, split, task) for name in (column.name, GUESS))
-            up = 1 if metric.higher_is_better else -1
-            if own and guess and not up * (_mean(own) - _mean(guess)) > 0:
-                tasks.append(task)
-        if tasks:
-            lost.setdefault(", ".join(tasks), []).append(column.label or column.name)
-    for tasks, names in lost.items():
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        lines.append(f"No better than a constant guess on {tasks}: {', '.join(names[:6])}{more}.")
-    return lines
-
-
-def _mark(one: Mapping[str, Any], open_: Sequence[str]) -> str:
-    return one["task"] + ("*" if one["task"] in open_ else "")
 
 
 def entry(
@@ -283,8 +227,16 @@ def _table(metrics, scores: Iterable[Score], columns: Sequence[Column]):
     return table, seeds
 
 
-def _contrast(contrast: Contrast, split: str, metrics, table, mean_label: str) -> list[dict[str, Any]]:
-    """The entries of one contrast on one split: one per task, mean and Δm that it covers."""
+def entries_of(contrast: Contrast, split: str, metrics, table, mean_label: str) -> list[dict[str, Any]]:
+    """The entries of one contrast on one split: one per task, mean and Δm that it covers.
+
+    Args:
+      contrast: of columns of the table.
+      split: of the scores.
+      metrics: {task: headline metric}.
+      table: {column: {split: {task: [per seed]}}}.
+      mean_label: name of the mean over tasks; empty: there is no such mean.
+    """
     for subject, reference in contrast.pairs:
         ends = reference.values() if isinstance(reference, Mapping) else [reference]
         for name in (subject, *ends, *filter(None, [contrast.baseline])):
@@ -366,25 +318,6 @@ def _pooled(contrast: Contrast, task: str, split: str, singles: list, unit: str)
         "holds": holds(contrast.expected, statistics["ci95"]),
     }
     return entry(contrast.name, subject, reference, task, split, statistics, **more)
-
-
-def _with_intervals(entries: Sequence[dict[str, Any]], drawn: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of one seed with intervals over images, from the same entries of its resamples."""
-    values = {(one["name"], one["task"], one["split"]): one for one in drawn}
-    made = []
-    for one in entries:
-        resamples = values.get((one["name"], one["task"], one["split"]))
-        if resamples:
-            one = one | _interval(resamples)
-            one["holds"] = holds(one["expected"], one["ci95"])
-            one["pairs"] = [own | _interval(other) for own, other in zip(one["pairs"], resamples["pairs"], strict=True)]
-        made.append(one)
-    return made
-
-
-def _interval(resamples: Mapping[str, Any]) -> dict[str, Any]:
-    ends = percentile_interval([math.nan if value is None else value for value in resamples["per_seed"]])
-    return {} if math.isnan(ends[0]) else {"ci95": list(ends), "interval_over": "images"}
 
 
 def columns_of(contrast: Contrast) -> set[str]:

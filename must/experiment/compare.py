@@ -19,6 +19,7 @@ from must.data.pipeline import eval_batches
 from must.data.splits import Listed
 from must.evaluate import results as comparison
 from must.evaluate.evaluate import constant_guess, repeated, resampled
+from must.evaluate.over_images import Draws, over_images
 from must.evaluate.results import SCHEMA, Axis, Column, Contrast, Score
 from must.experiment import build, jobs, measure, networks
 from must.experiment.external import external_teachers
@@ -135,8 +136,10 @@ def compare(members, compared: Comparison, stages: Sequence[tuple[str, str]], *,
         seconds=_by_stage(stages, workdir, "seconds", sum),
         images_per_second=_by_stage(stages, workdir, "images_per_second", fmean),
         notes=compared.notes(members, workdir) if compared.notes else (),
-        draws=_draws(members[0], compared, tasks, guesses[0][1], workdir) if compared.intervals_over_images else None,
     )
+    if compared.intervals_over_images:
+        draws = _draws(members[0], compared, tasks, guesses[0][1], workdir)
+        results = over_images(results, metrics, compared.contrasts, draws)
     results["shares"] = {
         part: _by_stage(stages, workdir, "spent", functools.partial(_share, part), digits=4) for part in PARTS
     }
@@ -454,7 +457,7 @@ def _guess(settings, tasks: Mapping[str, Task]) -> _Guess:
     return _Guess(score, rows)
 
 
-def _draws(member, compared: Comparison, tasks, guess: _Guess, workdir: str) -> comparison.Draws:
+def _draws(member, compared: Comparison, tasks, guess: _Guess, workdir: str) -> Draws:
     """The scores of the guess and of every column of a member on resamples of the headline split's images."""
     split, draws = member.settings.eval_splits[0], {}
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from must.core.types import Metric, UserError
+from must.evaluate.over_images import over_images
 from must.evaluate.results import MEAN, Column, Contrast, Score, compare, contrasts_of
 from must.experiment.compare import compare_workdirs, cost, print_results, read_results, write_results
 from must.report.table import table
@@ -124,7 +125,8 @@ def _resampled(seeds):
     other = Contrast("student vs arm", [("student", "arm")])  # a column of another member, without resamples
     scores += [Score("arm", "class", "test", seed, 50.0) for seed in range(seeds)]
     columns = [Column(name) for name in (*values, "arm")]
-    return compare("must", METRICS, scores, columns, [contrast, other], draws=draws), draws
+    results = compare("must", METRICS, scores, columns, [contrast, other])
+    return over_images(results, METRICS, [contrast, other], draws), draws
 
 
 def test_one_seed_has_paired_intervals_over_images():

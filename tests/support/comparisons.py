@@ -3,6 +3,7 @@
 import numpy as np
 
 from must.core.types import Metric
+from must.evaluate.over_images import over_images
 from must.evaluate.results import Axis, Column, Contrast, Score, compare
 
 METRICS = {
@@ -43,7 +44,7 @@ def students(seeds=3, splits=("test",), resampled=True):
     draws = {
         name: {task: first[name, task] + LEVELS[task] * rng.normal(0, 0.01, 99) for task in METRICS} for name in names
     }
-    return compare(
+    results = compare(
         "must",
         METRICS,
         scores,
@@ -54,8 +55,8 @@ def students(seeds=3, splits=("test",), resampled=True):
         seconds={"label": 12.5},
         images_per_second={"label": 311.0},
         notes=["A note <here>."],
-        draws=draws if resampled else None,
     )
+    return over_images(results, METRICS, contrasts, draws) if resampled else results
 
 
 def budgets(seeds=3, arms=("student", "weighted", "slam", "oracle_labels", "plug_in", "confidence")):
