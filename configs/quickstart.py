@@ -221,15 +221,14 @@ def strengths(config: ConfigDict) -> None:
     config.recipe, config.title = "weighted_distillation", "Label policies by the strength of the teachers"
     config.seeds, config.budgets, config.baselines = (50, 51, 52), (24, 96, 384), ()  # nothing was chosen on these
     names = ("classification", "detection", "segmentation")
-    scenes = {"kind": "scenes", "seed": "{seed}", "labels": names, "name": "scenes"}
-    held_out = {"kind": "scenes", "seed": "{seed}", "labels": names}
+    scenes = {"kind": "scenes", "seed": "{seed}", "labels": names}
     config.tasks = {name: config.tasks[name] for name in names}
     config.sets = {
         "scenes": {
-            "train": {**scenes, "count": "{budget}"},
-            "validation": {**held_out, "split": "validation", "count": 256},
-            "tune": {**held_out, "split": "validation", "start": 10_000, "count": 1024},
-            "test": {**held_out, "split": "test", "count": 2048},
+            "train": {**scenes, "name": "scenes", "count": "{budget}"},
+            "validation": {**scenes, "split": "validation", "count": 256},
+            "tune": {**scenes, "split": "validation", "start": 10_000, "count": 1024},
+            "test": {**scenes, "split": "test", "count": 2048},
         }
     }
     config.train_sets = dict.fromkeys(names, "scenes")

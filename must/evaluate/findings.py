@@ -54,12 +54,24 @@ def _no_better(results: Mapping[str, Any], split: str, guess: str) -> list[str]:
             if task in scores and task in blind and not _better(scores[task], blind[task], entry["higher_is_better"])
         ]
         if tasks:
-            lost.setdefault(", ".join(tasks), []).append(column["label"])
+            lost.setdefault(", ".join(tasks), []).append(_called(results, column))
     lines = []
     for tasks, names in lost.items():
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         lines.append(f"No better than a constant guess on {tasks}: {', '.join(names[:6])}{more}.")
     return lines
+
+
+def _called(results: Mapping[str, Any], column: Mapping[str, Any]) -> str:
+    """A column's label, with what tells it from those of the same label beside it, such as a budget of labels."""
+    settings = column["settings"]
+    words = [
+        dict(map(tuple, axis["values"])).get(settings[name], "")
+        for name, axis in results["axes"].items()
+        if axis["across"] and name in settings
+    ]
+    words = list(filter(None, words))
+    return f"{column['label']} ({', '.join(words)})" if words else column["label"]
 
 
 def _better(own: Sequence[float | None], other: Sequence[float | None], higher: bool) -> bool:

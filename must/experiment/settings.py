@@ -543,8 +543,8 @@ class LabelPolicy:
 
     def __post_init__(self):
         _share(familiar=self.familiar)
-        set_ = {name: getattr(self, name) for name in ("positive", "negative", "negative_below")}
-        _share(**{name: value for name, value in set_.items() if value is not None})
+        bounds = {name: getattr(self, name) for name in ("positive", "negative", "negative_below")}
+        _share(**{name: value for name, value in bounds.items() if value is not None})
         if (self.negative or 0.0) > (self.positive or 0.0):
             raise ValueError(f"negative={self.negative}: must not exceed positive={self.positive or 0.0}")
         targets = self.target_precision if self.target_precision is not None else {}

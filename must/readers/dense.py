@@ -233,9 +233,7 @@ class DepthPng(_Paired):
                 "is 10 m; a map of 1 / depth has to be converted first"
             )
         if bits != self._bits:
-            raise UserError(
-                f"{file}: has {bits} bits, and the first map of the set {self._bits}: one unit fits one of both"
-            )
+            raise UserError(f"{file}: has {bits} bits, and the first map of the set {self._bits}: no unit fits both")
         codes = np.asarray(picture)
         if codes.min() < 0 or codes.max() > 65535:
             raise UserError(f"{file}: depth value {codes.max()} does not fit 16 bits")

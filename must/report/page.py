@@ -171,7 +171,7 @@ def summary(results: Mapping[str, Any]) -> list[str]:
     if sentences and not many:
         sentences.append(
             "Intervals are over the test images of one seed: another seed may differ by more."
-            if table.over_images(results, split)
+            if table.bootstrapped(results, split)
             else "One seed gives no interval: small differences may be chance."
         )
     return [*sentences, *results["notes"]]
@@ -390,8 +390,8 @@ def label_states_section(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> S
     return Section(
         "Label states",
         html,
-        "Pseudo labels by state under the label policy; figures are the positive share. Of a picture as a "
-        "whole every class that is stored is a label, and most of them are not its likeliest one.",
+        "Pseudo labels by state under the label policy; figures are the positive share. Where a "
+        "picture has one class, every class that its teacher stored counts, and only the likeliest can be positive.",
     )
 
 
@@ -412,7 +412,8 @@ def weights_section(found: Mapping[str, Mapping[str, np.ndarray]], run: str = ""
 
     Args:
       found: {arm: {"<task>|<what>": array}}; what is "weights", "true_weights" (NaN where nothing is known),
-        "covariates", "held_out", or "accuracy", "correct", "candidates", "floored".
+        "places" (of these examples in the pool), "covariates", "held_out", or "accuracy", "correct", "candidates",
+        "floored".
       run: whose weights these are.
     """
     blocks = []

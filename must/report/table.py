@@ -121,11 +121,11 @@ def spread(results: Mapping[str, Any]) -> str:
         return "mean over 2 seeds (and each of them); ± of differences is half of their 95% t interval"
     if count > 1:
         return f"mean over {count} seeds ± half of its 95% t interval"
-    known = any(over_images(results, split) for split in splits(results))
+    known = any(bootstrapped(results, split) for split in splits(results))
     return "one seed; intervals of differences over its test images" if known else "one seed, so no intervals"
 
 
-def over_images(results: Mapping[str, Any], split: str) -> bool:
+def bootstrapped(results: Mapping[str, Any], split: str) -> bool:
     """Whether contrasts on a split have intervals over the images of one seed."""
     mine = [c for c in results["contrasts"] if c["split"] == split and c["reference"] != GUESS]
     return any(c["interval_over"] == "images" for c in mine)
@@ -269,7 +269,7 @@ def heading_axes(results: Mapping[str, Any]) -> list[str]:
 
 
 def contrast_grid(results: Mapping[str, Any], split: str) -> Grid:
-    """Contrasts with intervals over seeds: one row each, the pairs that are pooled below it; tasks as columns."""
+    """Contrasts with their intervals: one row each, the pairs that are pooled below it; tasks as columns."""
     mine = [c for c in results["contrasts"] if c["split"] == split and c["reference"] != GUESS]
     if not mine:
         return Grid("", [], [])
@@ -292,8 +292,8 @@ def contrast_grid(results: Mapping[str, Any], split: str) -> Grid:
         below = [(f"{name}\n{i}", f"  {p['name'] or p['subject']}", p) for i, p in enumerate(c["pairs"])]
         for key, label, one in [(name, name, c), *below]:
             row = rows.setdefault(key, Row(label, [None] * (len(keys) + expected), "pair" if one is not c else ""))
-            bootstrapped = one["interval_over"] == "images"
-            text = figure(one["mean"], one["ci95"], digits, signed=True, ends=bootstrapped) + p_text(one["p"])
+            ends = one["interval_over"] == "images"  # those of a bootstrap are not symmetric
+            text = figure(one["mean"], one["ci95"], digits, signed=True, ends=ends) + p_text(one["p"])
             row.cells[keys.index((c["task"], at))] = Cell(text, one["mean"], one["ci95"])
         if expected and c["expected"]:
             verdict = {True: "yes", False: "NO", None: "undecided"}[c["holds"]]
@@ -307,7 +307,7 @@ def contrast_grid(results: Mapping[str, Any], split: str) -> Grid:
         paired = "Paired by seed; p of a t test, not corrected for the number of tests."
     else:
         paired = "In brackets the 95% interval over the test images of one seed: another seed may differ by more."
-        paired = paired if over_images(results, split) else ""
+        paired = paired if bootstrapped(results, split) else ""
     title = f"Differences on {split}" if len(splits(results)) > 1 else "Differences"
     return Grid(
         title, heads, [("", listed)], [note for note in ("Positive is better, whatever the metric.", paired) if note]

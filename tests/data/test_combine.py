@@ -7,7 +7,7 @@ import pytest
 
 from must.core import labels as forms
 from must.core.types import UserError
-from must.data.combine import Cached, Subset, encoded_of
+from must.data.combine import Aliased, Cached, Subset, Weighted, encoded_of
 from must.data.merge import Concat, Join, Overlay
 from must.data.sources import source
 from must.readers.pictures import Encoded, undecoded
@@ -207,6 +207,18 @@ def test_every_kind_takes_the_name_of_its_labels(tmp_path, make, own):
     for key, value in plain[0].labels[own].items():
         np.testing.assert_array_equal(named[0].labels["mine"][key], value)
     assert named.fingerprint != plain.fingerprint
+
+
+def test_labels_of_a_kind_without_the_argument_move_to_their_new_name():
+    """None is left under the old one, which another task may have; weights move along."""
+    plain = source(kind="scenes", count=3, labels=("detection",))
+    named = source(kind="scenes", count=3, labels=("detection",), task="mine")
+    assert named.classes == {"mine": plain.classes["detection"]}
+    assert set(named.labels(1)) == set(named[1].labels) == {"mine"} and named.fingerprint != plain.fingerprint
+    np.testing.assert_array_equal(named[1].labels["mine"]["boxes"], plain[1].labels["detection"]["boxes"])
+    weighted = Weighted(plain, {"detection": {plain.ids[0]: 0.25}})
+    assert Aliased(weighted, {"mine": "detection"}, keep=False)[0].weights == {"mine": 0.25}
+    assert Aliased(weighted, {"mine": "detection"})[0].weights == {"mine": 0.25, "detection": 0.25}
 
 
 def test_a_name_for_labels_of_several_tasks_is_refused():

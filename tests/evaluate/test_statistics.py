@@ -84,3 +84,13 @@ def test_confusion_counts_predictions_by_class_and_survives_empty_classes():
     broken = np.concatenate([probs, np.full((5, 3), np.nan)])
     np.testing.assert_array_equal(confusion(broken, np.append(truth, [0] * 5), 4), rates)
     assert not confusion(np.zeros((0, 3)), np.zeros(0, int), 4).any()
+
+
+def test_bootstrapped_values_that_are_mostly_not_defined_have_no_interval():
+    values = np.arange(100.0)
+    assert statistics.percentile_interval(values) == pytest.approx((2.475, 96.525))
+    values[:5] = math.nan
+    assert statistics.percentile_interval(values) == pytest.approx(tuple(np.quantile(values[5:], [0.025, 0.975])))
+    values[5] = math.nan  # the others tell of the draws alone in which the score exists
+    assert all(map(math.isnan, statistics.percentile_interval(values)))
+    assert all(map(math.isnan, statistics.percentile_interval([])))

@@ -3,15 +3,29 @@
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from must.core.types import Metric, UserError
 from must.evaluate.over_images import over_images
-from must.evaluate.results import MEAN, Column, Contrast, Score, compare, contrasts_of
-from must.experiment.compare import compare_workdirs, cost, print_results, read_results, write_results
+from must.evaluate.results import MEAN, Axis, Column, Contrast, Score, compare, contrasts_of
+from must.experiment.compare import (
+    Answer,
+    Answers,
+    Comparison,
+    _draws,
+    _Guess,
+    compare_workdirs,
+    cost,
+    print_results,
+    read_results,
+    write_results,
+)
+from must.experiment.measure import save_rows
 from must.report.table import table
+from must.tasks.classification import Classification
 
 METRICS = {"depth": Metric("abs_rel", "", False), "class": Metric("top1", "%", True)}
 
@@ -163,6 +177,28 @@ def test_several_seeds_have_intervals_over_seeds_and_a_guess_of_the_first():
         guess["ci95"], np.quantile(draws["student"]["class"] - draws["guess"]["class"], [0.025, 0.975])
     )
     assert {c.name for c in contrasts_of(results)} == {"student vs teacher", "student vs arm"}
+
+
+def test_columns_of_one_label_are_told_apart_in_the_sentences():
+    axis = Axis("budget", "labels", {8: "8 labels", 64: "64 labels"}, across=True)
+    columns = [Column("guess"), *(Column(f"student@{n}", {"budget": n}, "student") for n in (8, 64))]
+    scores = [
+        Score(name, "class", "test", 0, value) for name, value in (("guess", 9), ("student@8", 8), ("student@64", 7))
+    ]
+    notes = compare("must", METRICS, scores, columns, [], axes=[axis])["notes"]
+    assert notes == ["No better than a constant guess on class: student (8 labels), student (64 labels)."]
+
+
+def test_rows_of_unlike_numbers_of_images_are_not_paired(tmp_path):
+    """The same draws would not be the same images."""
+    five, six = ({name: np.ones(count) for name in ("top1", "top5", "nll")} for count in (5, 6))
+    save_rows(str(tmp_path / "student" / "rows-test.npz"), {"class": five})
+    settings = SimpleNamespace(eval_splits=("test",))
+    member = SimpleNamespace(settings=settings, axes={}, prefix="")
+    compared = Comparison([Answers(Column("student"), {"class": Answer("student")})], [])
+    guess = _Guess({}, {"class": six})
+    with pytest.raises(UserError, match="student: scores of class are of 5 images of test, which has 6"):
+        _draws(member, compared, {"class": Classification(("a", "b"))}, guess, str(tmp_path))
 
 
 def test_a_mean_is_over_the_tasks_that_all_pairs_have():

@@ -103,7 +103,7 @@ def test_depth_of_eight_bits_with_a_numeric_unit(tmp_path):
     sets.picture(tmp_path / "rgb" / "b.jpg")
     sets.png(tmp_path / "depth" / "b.png", depth.astype(np.uint16))
     mixed = source(**{**sets.depth_png(tmp_path, depth), "unit": 10 / 255})
-    with pytest.raises(UserError, match="b.png: has 16 bits, and the first map of the set 8"):
+    with pytest.raises(UserError, match="b.png: has 16 bits, and the first map of the set 8: no unit fits both"):
         mixed[1]
 
 

@@ -15,9 +15,10 @@ from must.experiment import joint as stage
 from must.experiment.joint import Seed
 from must.experiment.loss_scales import loss_scales
 from must.experiment.plan import with_declared
-from must.experiment.run import members
+from must.experiment.run import members, same_configuration
 from must.experiment.students import _pseudo
 from must.recipes.jedi import RECIPE as JEDI
+from must.recipes.multas import RECIPE as MULTAS
 from must.recipes.table import dry_run
 from must.recipes.weighted_distillation import RECIPE as WEIGHTED
 from must.recipes.weighted_distillation import comparison
@@ -334,6 +335,16 @@ def test_weighted_distillation_keeps_its_sets_apart(data_pack):
         assert list(oracle.ids) == list(pool.ids) and len(pool) == 900 and not pool.labels(0)
         assert oracle.classes == train[-1].classes
     assert set(train[0].ids) < set(train[2].ids)
+
+
+def test_a_workdir_of_another_version_says_so():
+    """MulTaS once had keys of a student that it never read."""
+    old = config_of("configs/multas.py", "sanity")
+    old["student"]["weights_file"] = ""
+    with pytest.raises(
+        UserError, match=r"runs/old/config\.json: is from another version of must.*student.weights_file"
+    ):
+        same_configuration(MULTAS, "runs/old", old, config_of("configs/multas.py", "sanity"))
 
 
 def test_weights_are_compared_with_the_same_student_without_them():
