@@ -512,7 +512,7 @@ class LabelPolicy:
 
     Where neither `positive`, `negative` nor `from_validation` is set, the kind of task decides: boxes that are right in
     6 of 10 cases on the validation split, ignored down to a probability of 0.2; pixels of masks with a score from 0.5;
-    of other kinds every label.
+    of other kinds every label. `target_precision` or `negative_below` alone ask for thresholds from the validation split.
 
     Attributes:
       positive: score from which a label is taken as true; 0 where only the others are set.
@@ -551,13 +551,21 @@ class LabelPolicy:
         for name, target in targets.items() if isinstance(targets, Mapping) else [("target_precision", targets)]:
             _share(**{name: target})
         _below_one(confidence=self.confidence)
+        fixed, fitted = self._set("positive", "negative"), self._set("target_precision", "negative_below")
+        if fixed and fitted and self.from_validation is None:
+            raise ValueError(f"{fixed[0]}: {fitted[0]} chooses it on the validation split; leave one of the two out")
+
+    def _set(self, *names: str) -> list[str]:
+        return [name for name in names if getattr(self, name) is not None]
 
     def resolved(self, usual: Mapping[str, Any]) -> "LabelPolicy":
         """The same with every value set, where nothing decides which labels count by what is usual for the task."""
-        plain = {"positive": 0.0, "negative": 0.0, "from_validation": False}
-        open_ = all(getattr(self, name) is None for name in plain)
-        values = plain | {"target_precision": 0.9, "negative_below": 0.2} | dict(usual if open_ else {})
-        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+        values = {"positive": 0.0, "negative": 0.0, "target_precision": 0.9, "negative_below": 0.2}
+        values["from_validation"] = bool(self._set("target_precision", "negative_below"))
+        if not self._set("positive", "negative", "from_validation"):
+            values |= usual
+        missing = values.keys() - self._set(*values)
+        return replace(self, **{name: values[name] for name in missing})
 
 
 @dataclass(frozen=True)

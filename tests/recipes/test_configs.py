@@ -315,6 +315,15 @@ def test_labels_count_as_usual_for_their_kind_unless_the_settings_decide(stated,
     assert all(policies[name].positive == 0 for name in ("classification", "depth", "normals"))
 
 
+def test_a_target_asks_for_thresholds_of_any_kind_of_task():
+    for name in ("classification", "detection", "segmentation", "depth"):
+        settings = settings_of(config_of(QUICKSTART, policies={name: {"target_precision": 0.8}}))
+        policy = build.policies(settings)[name]
+        assert policy.from_validation and policy.target_precision == 0.8, name
+    with pytest.raises(UserError, match=r"depth.*positive: negative_below chooses it on the validation split"):
+        settings_of(config_of(QUICKSTART, policies={"depth": {"positive": 0.5, "negative_below": 0.1}}))
+
+
 def test_a_missing_root_is_named():
     with pytest.raises(UserError, match="nowhere"):
         check(config_of("configs/must.py", "folders", root="nowhere"))
