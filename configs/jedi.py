@@ -73,7 +73,7 @@ def scenes() -> ConfigDict:
         "select": "best",
         "evaluate_every": 50,
         "patience": 20,
-        "geometry": {"shift": 0.08, "reverse": True},
+        "geometry": {"zoom": (1.0, 1.0), "shift": 0.08, "reverse": True},
         "view": {"kind": "photometric", "strength": 0.5, "color": 1.0, "blur": 0.0, "noise": 4.0},
     }
     config.expert = {**training, "optimizer": {**training["optimizer"], "final_factor": 0.05}}

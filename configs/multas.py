@@ -68,7 +68,7 @@ def scenes() -> ConfigDict:
         "batch_size": 16,
         "optimizer": {"name": "adamw", "learning_rate": 4e-3, "warmup": 50, "weight_decay": 0.05, "clip_norm": 5.0},
         "ema_decay": 0.99,
-        "geometry": {"shift": 0.1},
+        "geometry": {"zoom": (1.0, 1.0), "shift": 0.1},
         "loss_scales": {"segmentation": 4.0},
     }
     larger = {"backbone": {"width": 24}, "neck": {"kind": "pafpn"}}
@@ -491,7 +491,7 @@ def voc() -> ConfigDict:
         with section.ignore_type():
             section.update(epochs=70, batch_size=10, ema_decay=0.9998, evaluate_every=2000, select="best")
             section.optimizer = sgd
-            section.geometry, section.view = {"zoom": (0.5, 2.0)}, COLORS
+            section.geometry, section.view = {"zoom": (0.5, 2.0), "shift": 0.0}, COLORS
             section.frames = ((256, 256), (320, 320), (384, 384))  # multi-scale for the first 80%
             section.loss_scales, section.loss_scale_rule = {}, "fixed"
     config.teacher.batch_size = 5

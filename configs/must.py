@@ -103,7 +103,8 @@ def folders() -> ConfigDict:
 
 
 def defaults() -> ConfigDict:
-    """The sets and networks of `folders`, and nothing else but the teachers' steps; `plain` is what defaults were."""
+    """The sets and networks of `folders`, and nothing else but the teachers' steps; `plain` takes every stored box and
+    pixel as true and weighs it as much as the truth."""
     config = folders()
     config.title = "MuST on folders of real pictures, by default"
     for section in ("teacher", "student", "supervised", "scratch", "label"):
@@ -220,7 +221,7 @@ def paper() -> ConfigDict:
         "optimizer": {"name": "sgd", "learning_rate": 0.32, "warmup": 1000, "weight_decay": 4e-5},
         "ema_decay": 0.9998,
         "evaluate_every": 10_000,
-        "geometry": {"zoom": (0.5, 2.0)},
+        "geometry": {"zoom": (0.5, 2.0), "shift": 0.0},
     }
     config.teacher = config.supervised = config.scratch = training
     # One label for an image says less than boxes or pixels: larger batches; 90 epochs.

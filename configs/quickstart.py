@@ -67,7 +67,7 @@ def base() -> ConfigDict:
         "ema_decay": 0.99,
         "select": "best",
         "evaluate_every": 300,
-        "geometry": {"shift": 0.1},
+        "geometry": {"zoom": (1.0, 1.0), "shift": 0.1},
     }
     config.teacher = {**training, "steps": 500}
     # With five metrics the best step on 256 images is mostly that of the noisiest one, so the last weights are taken.

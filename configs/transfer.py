@@ -109,7 +109,7 @@ def scenes() -> ConfigDict:
         "ema_decay": 0.95,
         "select": "best",
         "evaluate_every": 100,
-        "geometry": {"shift": 0.1},
+        "geometry": {"zoom": (1.0, 1.0), "shift": 0.1},
     }
     config.finetune = training
     config.probe = {**training, "model": {"backbone": {"frozen": 3}}}
@@ -308,7 +308,7 @@ def paper() -> ConfigDict:
         "ema_decay": 0.9998,
         "select": "best",
         "evaluate_every": 2000,
-        "geometry": {"zoom": (0.5, 2.0)},
+        "geometry": {"zoom": (0.5, 2.0), "shift": 0.0},
     }
     return config
 

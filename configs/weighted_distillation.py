@@ -73,7 +73,7 @@ def scenes() -> ConfigDict:
         "batch_size": 64,
         "optimizer": {"name": "adamw", "learning_rate": 4e-3, "warmup": 30, "weight_decay": 0.05, "clip_norm": 5.0},
         "ema_decay": 0.99,
-        "geometry": {"shift": 0.1},
+        "geometry": {"zoom": (1.0, 1.0), "shift": 0.1},
     }
     config.teacher = {**training, "steps": 400, "model": {"backbone": {"width": 24}}}
     # As in the papers the student sees the pool alone; with repeat_labeled=1 the annotated images too.

@@ -258,7 +258,7 @@ def _plain_network(settings: SingleStudent, run: Run, names: Sequence[str]) -> N
 def _cost(settings, run: Run, names: Sequence[str], network) -> tuple[int, int, float, str]:
     """(parameters, bytes of the state, floating-point operations of a step, what of it fits), from shapes alone."""
     variables, inputs, minimized = network(settings, run, names)
-    balance, tx = build.balance(run), optimizer(steps=run.steps, **vars(run.optimizer))
+    balance, tx = build.balance(run), optimizer(**run.optimizer.arguments(run.steps))
 
     def fresh(key):
         return states.create(key, variables(key), minimized, balance, tx)

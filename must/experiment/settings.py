@@ -127,12 +127,12 @@ class Optimizer:
     Attributes:
       name: "adamw", "lamb" or "sgd" (Nesterov momentum).
       learning_rate: peak.
-      warmup: steps of the linear rise to the peak.
+      warmup: steps of the linear rise to the peak; by default a twentieth of all steps.
       warmup_factor: first learning rate of the rise over the peak.
       final_factor: last learning rate of the cosine over the peak.
-      weight_decay: on parameters with more than one dimension.
+      weight_decay: on parameters with more than one dimension; 0.05 by default, 0 of sgd.
       momentum: of sgd.
-      clip_norm: bound on the global gradient norm; 0 sets none.
+      clip_norm: bound on the global gradient norm, 0 sets none; 5 by default, 0 of sgd.
       layer_decay: factor of the learning rate from each layer of the backbone to the one before, such as 0.75 for a
         pretrained transformer; 1 sets equal rates.
       factors: (pattern, factor) pairs, such as (("backbone/stage[12]", 0.1), ("neck", 2.0)): the learning rate of
@@ -140,13 +140,13 @@ class Optimizer:
     """
 
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
-    learning_rate: float = 1e-3
-    warmup: int = 0
+    learning_rate: float = 2e-3
+    warmup: int | None = None
     warmup_factor: float = 0.0
     final_factor: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
     momentum: float = 0.9
-    clip_norm: float = 0.0
+    clip_norm: float | None = None
     layer_decay: float = 1.0
     factors: tuple[tuple[str, float], ...] = ()
 
@@ -161,13 +161,15 @@ class Optimizer:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"factors: {pattern!r} is no regular expression: {error}") from None
-        _at_least(
-            0,
-            warmup=self.warmup,
-            warmup_factor=self.warmup_factor,
-            weight_decay=self.weight_decay,
-            clip_norm=self.clip_norm,
-        )
+        names = ("warmup", "warmup_factor", "weight_decay", "clip_norm")
+        _at_least(0, **{name: value for name in names if (value := getattr(self, name)) is not None})
+
+    def arguments(self, steps: int) -> dict[str, Any]:
+        """Of `must.optimizer` for a run of so many steps."""
+        adaptive = self.name != "sgd"
+        usual = {"warmup": steps // 20, "weight_decay": 0.05 * adaptive, "clip_norm": 5.0 * adaptive}
+        stated = {name: value for name, value in vars(self).items() if value is not None}
+        return {"steps": steps, **usual, **stated}
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,8 @@ class Geometry:
       reverse: play half of the clips backwards.
     """
 
-    zoom: tuple[float, float] = (1.0, 1.0)
-    shift: float = 0.0
+    zoom: tuple[float, float] = (0.8, 1.25)
+    shift: float = 0.05
     flip: bool = True
     reverse: bool = False
 
@@ -512,7 +514,8 @@ class LabelPolicy:
 
     Where neither `positive`, `negative` nor `from_validation` is set, the kind of task decides: boxes that are right in
     6 of 10 cases on the validation split, ignored down to a probability of 0.2; pixels of masks with a score from 0.5;
-    of other kinds every label. `target_precision` or `negative_below` alone ask for thresholds from the validation split.
+    of other kinds every label. `target_precision` or `negative_below` alone ask for thresholds from the validation
+    split.
 
     Attributes:
       positive: score from which a label is taken as true; 0 where only the others are set.

@@ -132,7 +132,7 @@ def train(directory: str, training: Training, *, seed: int, report: Report = lam
       KeyboardInterrupt: a signal asked to stop; the state of the last step is saved.
     """
     run, key = training.run, jax.random.key(seed)
-    tx = optimizer(steps=run.steps, **vars(run.optimizer))
+    tx = optimizer(**run.optimizer.arguments(run.steps))
     variables = training.variables
     state = states.create(jax.random.fold_in(key, 2), variables, training.objective, training.balance, tx)
     batches = Joined(_batches(training, seed), training.weighting.factors(variables))

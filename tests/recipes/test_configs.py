@@ -16,6 +16,7 @@ from must.experiment.joint import Seed
 from must.experiment.loss_scales import loss_scales
 from must.experiment.plan import with_declared
 from must.experiment.run import members, same_configuration
+from must.experiment.settings import Optimizer
 from must.experiment.students import _pseudo
 from must.recipes.jedi import RECIPE as JEDI
 from must.recipes.multas import RECIPE as MULTAS
@@ -313,6 +314,17 @@ def test_labels_count_as_usual_for_their_kind_unless_the_settings_decide(stated,
     assert tuple(getattr(policies["detection"], name) for name in names) == found
     assert policies["segmentation"].positive == 0.5 and not policies["segmentation"].from_validation
     assert all(policies[name].positive == 0 for name in ("classification", "depth", "normals"))
+
+
+def test_an_optimizer_completes_what_is_left_open_by_its_kind_and_the_length_of_the_run():
+    def found(**stated):
+        arguments = Optimizer(**stated).arguments(steps=400)
+        return tuple(arguments[name] for name in ("steps", "warmup", "weight_decay", "clip_norm"))
+
+    assert found() == (400, 20, 0.05, 5.0) == found(name="lamb")
+    assert found(name="sgd") == (400, 20, 0.0, 0.0)  # published recipes of SGD mean what they say
+    assert found(warmup=0, weight_decay=0.0, clip_norm=0.0) == (400, 0, 0.0, 0.0)
+    assert found(name="sgd", warmup=7, weight_decay=5e-4, clip_norm=20.0) == (400, 7, 5e-4, 20.0)
 
 
 def test_a_target_asks_for_thresholds_of_any_kind_of_task():
