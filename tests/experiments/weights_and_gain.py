@@ -1,0 +1,106 @@
+"""Why weights help or do not: whether they are right, and whether the students gain where they are large.
+
+    python -m must.main --config=configs/weighted_distillation.py:cifar10 --config.root=TFDS_DIR --workdir=runs/cifar10
+    python tests/experiments/weights_and_gain.py runs/cifar10 [WORKDIR ...]
+
+Nothing trains. For each arm with estimated weights, over the seeds of all workdirs: the correlation of its weights with
+those that the truth of the pool gives the same student; and on test images, whose weights are the mean of the 64
+nearest examples of the pool, the correlation of weight and gain (1, 0 or -1: right with weights and wrong without, the
+same, or the reverse), and accuracies in the fifth of the smallest and of the largest weights.
+"""
+
+import os
+import sys
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from must.data.pipeline import eval_batches
+from must.experiment import build, measure, networks
+from must.experiment.labeling import student_job
+from must.experiment.run import members, read_config
+from must.pseudo_label import weigh
+from must.recipes.table import recipe_of
+from must.recipes.weighted_distillation import unweighted
+
+NEIGHBORS = 64
+
+
+def probabilities(directory: str, source) -> np.ndarray:
+    """Of a trained classifier for the images of a source, [N, C]."""
+    trained = networks.load(directory)
+    (task,) = trained.tasks
+    predict = networks.as_teacher(directory, "any").predict
+    encoder = trained.encoder()._replace(tasks={})
+    rows = [
+        np.asarray(predict(batch.inputs["image"])[task]["probs"])
+        for batch in eval_batches(source, encoder, batch_size=64)
+    ]
+    return np.concatenate(rows)[: len(source)]
+
+
+def of_arm(top: str, arm: str, plain: str, teacher: np.ndarray, settings) -> dict[str, float]:
+    """One seed's numbers."""
+    (task,), split = settings.tasks, settings.eval_splits[0]
+    with np.load(f"{top}/{student_job(arm)}/weights.npz") as file:
+        pool = {key.partition("|")[2]: file[key] for key in file.files}
+    known = np.isfinite(pool["true_weights"])
+    right = {
+        name: measure.load_rows(f"{top}/{where}/rows-{split}.npz")[task]["top1"]
+        for name, where in (("arm", student_job(arm)), ("plain", student_job(plain)), ("teacher", f"teachers/{task}"))
+    }
+    source = build.split(settings, task, split)
+    points = weigh.covariates(teacher, probabilities(f"{top}/{student_job(arm)}", source))
+    scale = pool["covariates"].std(0)
+    _, near = cKDTree(pool["covariates"] / scale).query(points / scale, NEIGHBORS)
+    weights, gain = pool["weights"][near].mean(1), right["arm"] - right["plain"]
+    fifths = np.array_split(np.argsort(weights, kind="stable"), 5)
+    found = {
+        "estimated, true": np.corrcoef(pool["weights"][known], pool["true_weights"][known])[0, 1],
+        "mean weight": pool["weights"].mean(),
+        "weight, gain": np.corrcoef(weights, gain)[0, 1],
+        "gain": 100 * gain.mean(),
+    }
+    for which, part in (("low", fifths[0]), ("high", fifths[-1])):
+        found |= {f"weight {which}": weights[part].mean(), f"gain {which}": 100 * gain[part].mean()}
+        found |= {f"{name} {which}": 100 * right[name][part].mean() for name in ("teacher", "plain")}
+    return found
+
+
+def main(workdirs: list[str]) -> None:
+    """Prints the means over seeds, with half of a 95% t interval from two seeds on."""
+    found: dict[tuple[int, str, str], list[dict[str, float]]] = {}
+    for workdir in workdirs:
+        config = read_config(workdir)
+        for member in members(recipe_of(config), config):
+            settings, top = member.settings, os.path.join(workdir, member.prefix.rstrip("/"))
+            (task,) = settings.tasks
+            arms = [
+                arm
+                for arm in settings.arms
+                if build.student(settings, arm).weights.kind in ("ratio_of_means", "plug_in")
+            ]
+            if arms:
+                source = build.split(settings, task, settings.eval_splits[0])
+                teacher = probabilities(f"{top}/teachers/{task}", source)
+            for arm in arms:
+                plain = (*unweighted(settings)[arm], "student")[0]
+                row = of_arm(top, arm, plain, teacher, settings)
+                found.setdefault((member.axes["budget"], arm, plain), []).append(row)
+    for (budget, arm, plain), rows in found.items():
+        print(f"{budget:,} labels, {arm} against {plain}, {len(rows)} seeds")
+        for name in rows[0]:
+            mean, half = measured([row[name] for row in rows])
+            print(f"  {name:18}{mean:8.3f}" + (f" ± {half:.3f}" if half is not None else ""))
+
+
+def measured(values: list[float]) -> tuple[float, float | None]:
+    """(mean, half of a 95% t interval)."""
+    from scipy.stats import sem, t
+
+    half = sem(values) * t.ppf(0.975, len(values) - 1) if len(values) > 1 else None
+    return float(np.mean(values)), half
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
