@@ -7,8 +7,8 @@ Variants, --config=configs/weighted_distillation.py:VARIANT; times on two CPU co
     scenes    procedural scenes, three budgets of labels, five seeds, all arms; an hour; the default
     sanity    every stage with a few steps; a minute
     folders   photos of clothes in class folders, a pool whose truth is set aside; needs --config.root=DATA; an hour
-    cifar10   three budgets, three seeds, all arms, small networks; needs --config.root=TFDS_DIR; 40 minutes of a core
-              for each budget and seed
+    cifar10   three budgets, three seeds, all arms, small networks; needs --config.root=TFDS_DIR; an hour of a core for
+              each budget and seed
     cifar100  the sizes of the papers, for accelerators; needs --config.root=TFDS_DIR
 """
 
