@@ -165,9 +165,9 @@ class Optimizer:
         _at_least(0, **{name: value for name in names if (value := getattr(self, name)) is not None})
 
     def arguments(self, steps: int) -> dict[str, Any]:
-        """Of `must.optimizer` for a run of so many steps."""
-        adaptive = self.name != "sgd"
-        usual = {"warmup": steps // 20, "weight_decay": 0.05 * adaptive, "clip_norm": 5.0 * adaptive}
+        """Of `must.optimizer` for a run of so many steps, with a value for everything that is left open."""
+        decay, clip = (0.0, 0.0) if self.name == "sgd" else (0.05, 5.0)
+        usual = {"warmup": steps // 20, "weight_decay": decay, "clip_norm": clip}
         stated = {name: value for name, value in vars(self).items() if value is not None}
         return {"steps": steps, **usual, **stated}
 
@@ -514,13 +514,13 @@ class LabelPolicy:
 
     Where neither `positive`, `negative` nor `from_validation` is set, the kind of task decides: boxes that are right in
     6 of 10 cases on the validation split, ignored down to a probability of 0.2; pixels of masks with a score from 0.5;
-    of other kinds every label. `target_precision` or `negative_below` alone ask for thresholds from the validation
-    split.
+    of other kinds every label.
 
     Attributes:
       positive: score from which a label is taken as true; 0 where only the others are set.
       negative: score below which it is taken as absent, between the two it is ignored; 0 where only the others are set.
-      from_validation: choose both, and a calibration of the scores, on the validation split.
+      from_validation: choose both, and a calibration of the scores, on the validation split; `target_precision` or
+        `negative_below` alone ask for it too.
       calibration: of the scores: "isotonic", "temperature" or "none".
       target_precision: share of the positive labels that has to be right, or {class: share}; 0.9 by default.
       negative_below: calibrated probability below which a label is negative; 0.2 by default.
@@ -554,20 +554,20 @@ class LabelPolicy:
         for name, target in targets.items() if isinstance(targets, Mapping) else [("target_precision", targets)]:
             _share(**{name: target})
         _below_one(confidence=self.confidence)
-        fixed, fitted = self._set("positive", "negative"), self._set("target_precision", "negative_below")
+        fixed, fitted = self._stated("positive", "negative"), self._stated("target_precision", "negative_below")
         if fixed and fitted and self.from_validation is None:
             raise ValueError(f"{fixed[0]}: {fitted[0]} chooses it on the validation split; leave one of the two out")
 
-    def _set(self, *names: str) -> list[str]:
+    def _stated(self, *names: str) -> list[str]:
         return [name for name in names if getattr(self, name) is not None]
 
     def resolved(self, usual: Mapping[str, Any]) -> "LabelPolicy":
         """The same with every value set, where nothing decides which labels count by what is usual for the task."""
         values = {"positive": 0.0, "negative": 0.0, "target_precision": 0.9, "negative_below": 0.2}
-        values["from_validation"] = bool(self._set("target_precision", "negative_below"))
-        if not self._set("positive", "negative", "from_validation"):
+        values["from_validation"] = bool(self._stated("target_precision", "negative_below"))
+        if not self._stated("positive", "negative", "from_validation"):
             values |= usual
-        missing = values.keys() - self._set(*values)
+        missing = values.keys() - self._stated(*values)
         return replace(self, **{name: values[name] for name in missing})
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from must.data.pipeline import eval_batches
+from must.evaluate.statistics import summary
 from must.experiment import build, measure, networks
 from must.experiment.labeling import student_job
 from must.experiment.run import members, read_config
@@ -27,7 +28,7 @@ NEIGHBORS = 64
 
 
 def probabilities(directory: str, source) -> np.ndarray:
-    """Of a trained classifier for the images of a source, [N, C]."""
+    """Of each class, float32 [N, C], by a trained classifier for the N images of a source."""
     trained = networks.load(directory)
     (task,) = trained.tasks
     predict = networks.as_teacher(directory, "any").predict
@@ -40,7 +41,14 @@ def probabilities(directory: str, source) -> np.ndarray:
 
 
 def of_arm(top: str, arm: str, plain: str, teacher: np.ndarray, settings) -> dict[str, float]:
-    """One seed's numbers."""
+    """One seed's correlations, weights and, in percent of the test images, gains and accuracies.
+
+    Args:
+      top: directory of the seed and budget.
+      arm: with estimated weights.
+      plain: the arm over which its gain is counted.
+      teacher: its probabilities for the test images, [N, C].
+    """
     (task,), split = settings.tasks, settings.eval_splits[0]
     with np.load(f"{top}/{student_job(arm)}/weights.npz") as file:
         pool = {key.partition("|")[2]: file[key] for key in file.files}
@@ -90,16 +98,9 @@ def main(workdirs: list[str]) -> None:
     for (budget, arm, plain), rows in found.items():
         print(f"{budget:,} labels, {arm} against {plain}, {len(rows)} seeds")
         for name in rows[0]:
-            mean, half = measured([row[name] for row in rows])
-            print(f"  {name:18}{mean:8.3f}" + (f" ± {half:.3f}" if half is not None else ""))
-
-
-def measured(values: list[float]) -> tuple[float, float | None]:
-    """(mean, half of a 95% t interval)."""
-    from scipy.stats import sem, t
-
-    half = sem(values) * t.ppf(0.975, len(values) - 1) if len(values) > 1 else None
-    return float(np.mean(values)), half
+            values = summary([row[name] for row in rows])
+            half = "" if values["ci95"] is None else f" ± {(values['ci95'][1] - values['ci95'][0]) / 2:.3f}"
+            print(f"  {name:18}{values['mean']:8.3f}{half}")
 
 
 if __name__ == "__main__":
