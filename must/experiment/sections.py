@@ -53,7 +53,7 @@ def changes(to: str) -> Any:
 
 
 def by_task(kind: type) -> Any:
-    """A dataclass field {task: value}; a task that is missing has no value of its own."""
+    """A dataclass field {task: value or section}; a task that is missing has no value, or a section's defaults."""
     return dataclasses.field(default_factory=dict, metadata={"by_task": kind})
 
 
@@ -291,7 +291,9 @@ def _completed(cls: type, section: Mapping[str, Any], argument_names) -> dict[st
         elif given is not None:
             result[field.name] = _with_arguments(given, argument_names)
         elif _default(field) is None:  # of a type all the same, so that the command line can set it
-            result[field.name] = config_dict.placeholder(next(one for one in inner if one is not type(None)))
+            kind = next(one for one in inner if one is not type(None))
+            kind = type(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Literal else kind
+            result[field.name] = config_dict.placeholder(kind)
         elif _default(field) is not dataclasses.MISSING:
             result[field.name] = _default(field)
     return result
@@ -327,15 +329,20 @@ def _placeholder(default: Any) -> Any:
     return config_dict.placeholder(str)
 
 
+def _unset_value(kind: type) -> Any:
+    return _completed(kind, {}, None) if dataclasses.is_dataclass(kind) else config_dict.placeholder(kind)
+
+
 def _complete_changes(cls: type, section: dict[str, Any], whole: Mapping[str, Any]) -> None:
+    for field in dataclasses.fields(cls):  # before changes to them
+        if kind := field.metadata.get("by_task"):
+            unset = {task: _unset_value(kind) for task in whole.get("tasks") or {}}
+            section[field.name] = {**unset, **(section.get(field.name) or {})}
     for field in dataclasses.fields(cls):
         hint = _hints(cls)[field.name]
         inner = typing.get_args(hint)
         if "changes" in field.metadata:
             section[field.name] = _unset(whole.get(field.metadata["changes"]) or {}, section.get(field.name) or {})
-        elif "by_task" in field.metadata:
-            unset = {task: config_dict.placeholder(field.metadata["by_task"]) for task in whole.get("tasks") or {}}
-            section[field.name] = {**unset, **(section.get(field.name) or {})}
         elif dataclasses.is_dataclass(hint):
             _complete_changes(hint, section[field.name], whole)
         elif len(inner) == 2 and dataclasses.is_dataclass(inner[1]):

@@ -16,7 +16,7 @@ from must.experiment.external import external_teacher
 from must.experiment.jobs import Job
 from must.experiment.labeling import EVALUATION, HELD_OUT, POOL, LabelPass, Pairs, label_job, policy_job
 from must.experiment.run import DISPLAY, Members, Recipe
-from must.experiment.sections import plain
+from must.experiment.sections import by_task, plain
 from must.experiment.settings import Experiment, Files, Gallery, Label, LabelPolicy, Quality
 from must.readers.records import Records, read_additions, read_provenance
 from must.tasks.base import Task
@@ -50,7 +50,7 @@ class Settings(Experiment):
     teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     label: Label = Label()
     onto: str = ""
-    policies: Mapping[str, LabelPolicy] = field(default_factory=dict)
+    policies: Mapping[str, LabelPolicy] = by_task(LabelPolicy)
     quality: Quality = Quality()
     gallery: Gallery = Gallery()
     files: Files = Files()
@@ -65,9 +65,13 @@ class Settings(Experiment):
                     raise ValueError(f"{section}.{task}: no such task; tasks: {', '.join(self.tasks)}")
         if bool(self.images) == bool(self.onto):
             raise ValueError("images: set either the images to label, or `onto`, finished records to add labels to")
-        for task, policy in self.policies.items():
-            if policy.from_validation and not self.truth.get(task, {}).get("validation"):
+        for task in self.tasks:
+            if self.policy(task).from_validation and not self.truth.get(task, {}).get("validation"):
                 raise ValueError(f"truth.{task}.validation: required to choose the thresholds of policies.{task} from")
+
+    def policy(self, task: str) -> LabelPolicy:
+        """Which labels of a task count, with every value set."""
+        return self.policies.get(task, LabelPolicy()).resolved({"positive": 0.5, "negative": 0.5})
 
 
 def jobs(members: Members, workers: int) -> list[Job]:
@@ -111,10 +115,9 @@ def choose_policies(settings: Settings, *, directory: str, report) -> dict:
     top, tasks = labeling.seed_directory(directory, policy_job()), tasks_of(settings)
     encoder, chosen = build.encoder(settings.image, tasks), {}
     for name, task in tasks.items():
-        section = settings.policies.get(name, LabelPolicy()).resolved({"positive": 0.5, "negative": 0.5})
         truth = _truth(settings, HELD_OUT).get(name)
         pairs: Pairs = labeling.recorded_pairs(top, "", truth, name, encoder, task) if truth else iter(())
-        chosen[name] = labeling.fitted(task, name, section, pairs)
+        chosen[name] = labeling.fitted(task, name, settings.policy(name), pairs)
     labeling.save(f"{directory}/{labeling.POLICIES}", chosen, tasks)
     policies = {name: policy for name, (policy, _) in chosen.items()}
     truths, images = _truth(settings, HELD_OUT), _pictures(settings)

@@ -1,7 +1,7 @@
 """Sections as dataclasses: parsing, completing, changing; every mistake names the full path of its key."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pytest
@@ -42,6 +42,8 @@ class Outer:
     scales: Mapping[str, float] = by_task(float)
     rules: Mapping[str, Inner] = field(default_factory=dict)
     own: Mapping[str, Any] = changes("shape")
+    other_limits: Mapping[str, Any] = changes("limits")
+    limits: Mapping[str, Inner] = by_task(Inner)
     arms: Mapping[str, Any] = each_changes("inner")
 
 
@@ -99,7 +101,11 @@ def test_a_completed_configuration_has_every_key_and_means_the_same():
     assert config.shape.radius is None and config.shape.side is None and config.shape.width == 4
     assert config.scales.a is None and config.arms.x.names is None and config.own.width is None
     assert config.tasks.a.depth is None and config.inner.rate == 0.1
-    assert parse(Outer, config.to_dict()) == parse(Outer, section)
+    assert config.limits.a.rate == 0.1 and config.other_limits.a.rate is None
+    assert replace(parse(Outer, config.to_dict()), limits={}) == parse(Outer, section)
+    assert parse(Outer, config.to_dict()).limits == {"a": Inner()}
+    config.other_limits.a.rate = 7.0
+    assert parse(Outer, config.to_dict()).other_limits == {"a": {"rate": 7.0}}
     config.scales.a, config.arms.x.names, config.own.width, config.inner.rate = 2.0, ("n",), 5, 3.0
     outer = parse(Outer, config.to_dict())
     assert (outer.scales, outer.arms, outer.own) == ({"a": 2.0}, {"x": {"rate": 2.0, "names": ("n",)}}, {"width": 5})

@@ -327,12 +327,18 @@ def test_an_optimizer_completes_what_is_left_open_by_its_kind_and_the_length_of_
     assert found(name="sgd", warmup=7, weight_decay=5e-4, clip_norm=20.0) == (400, 7, 5e-4, 20.0)
 
 
-def test_a_target_asks_for_thresholds_of_any_kind_of_task():
-    for name in ("classification", "detection", "segmentation", "depth"):
-        settings = settings_of(config_of(QUICKSTART, policies={name: {"target_precision": 0.8}}))
-        policy = build.policies(settings)[name]
-        assert policy.from_validation and policy.target_precision == 0.8, name
-    with pytest.raises(UserError, match=r"depth.*positive: negative_below chooses it on the validation split"):
+@pytest.mark.parametrize("name", ["classification", "detection", "segmentation", "depth"])
+@pytest.mark.parametrize(
+    "stated", [{"target_precision": 0.8}, {"confidence": 0.5}, {"min_count": 9}, {"calibration": "none"}]
+)
+def test_what_only_thresholds_from_validation_read_asks_for_them(name, stated):
+    policy = build.policies(settings_of(config_of(QUICKSTART, policies={name: stated})))[name]
+    assert policy.from_validation and stated.items() <= vars(policy).items()
+    assert None not in vars(policy).values()
+
+
+def test_thresholds_are_given_or_chosen():
+    with pytest.raises(UserError, match=r"depth.*positive: negative_below is for choosing it on the validation split"):
         settings_of(config_of(QUICKSTART, policies={"depth": {"positive": 0.5, "negative_below": 0.1}}))
 
 

@@ -246,6 +246,10 @@ def test_the_dry_run_measures_and_writes_nothing(capsys):
         ({"policies": {"detection": {**FITTED, "typo": 1}}}, "policies.detection.typo: unknown key"),
         ({"policies": {"detection": {"typo": 1}}}, "policies.detection.typo: unknown key"),
         ({"truth": {}}, "truth.classification.validation: required"),
+        (
+            {"truth": {}, "policies": {"detection": {"confidence": 0.9}}},
+            "truth.detection.validation: required to choose the thresholds of policies.detection",
+        ),
         ({"gallery": {"typo": 1}}, "gallery.typo: unknown key"),
         ({"images": {}}, "images: set either"),
         ({"images": {}, "onto": "/nowhere"}, "/nowhere: no complete records here"),

@@ -177,7 +177,6 @@ SOFT = {"tasks": BOTH, "split": ["exclusive"], "labels": [["soft"]]}
         ({"pictures": ["nobody"]}, "pictures='nobody'"),
         ({"hints__mimik": {}}, "hints.mimik"),
         ({"hints__adaptor": {"standard": "phis"}}, "hints.adaptor.standard='phis'"),
-        ({"policies": {"detection": {"positive": 0.5}}}, "policies.segmentation: required"),
         ({"student__balance": {"kind": "best"}}, "balance.kind='best'"),
         ({"student__batches": "per-task"}, "batches='per-task': did you mean 'per_task'"),
         ({"student__teacher_dropping": 7}, "teacher_dropping=7.0: must be at least 0 and below 1"),
