@@ -291,9 +291,7 @@ def _completed(cls: type, section: Mapping[str, Any], argument_names) -> dict[st
         elif given is not None:
             result[field.name] = _with_arguments(given, argument_names)
         elif _default(field) is None:  # of a type all the same, so that the command line can set it
-            kind = next(one for one in inner if one is not type(None))
-            kind = type(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Literal else kind
-            result[field.name] = config_dict.placeholder(kind)
+            result[field.name] = config_dict.placeholder(next(one for one in inner if one is not type(None)))
         elif _default(field) is not dataclasses.MISSING:
             result[field.name] = _default(field)
     return result

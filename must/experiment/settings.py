@@ -508,14 +508,8 @@ class Student(Following):
             raise ValueError("cutmix: weights and slam are numbers of one picture and mixed rows show two; choose one")
 
 
-_FITTED = {  # of thresholds from the validation split
-    "calibration": "isotonic",
-    "target_precision": 0.9,
-    "negative_below": 0.2,
-    "min_count": 50,
-    "max_count": 2_000_000,
-    "confidence": 0.0,
-}
+# What only thresholds from the validation split read.
+_FITTED = ("calibration", "target_precision", "negative_below", "min_count", "max_count", "confidence")
 
 
 @dataclass(frozen=True)
@@ -529,14 +523,14 @@ class LabelPolicy:
     Attributes:
       positive: score from which a label is taken as true; 0 where only the others are set.
       negative: score below which it is taken as absent, between the two it is ignored; 0 where only the others are set.
-      from_validation: choose both, and a calibration of the scores, on the validation split; any of the next six alone
-        asks for it too.
-      calibration: of the scores: "isotonic", "temperature" or "none"; "isotonic" by default.
+      from_validation: choose both, and a calibration of the scores, on the validation split; setting one of the next
+        six asks for it too.
+      calibration: of the scores: "isotonic", "temperature" or "none".
       target_precision: share of the positive labels that has to be right, or {class: share}; 0.9 by default.
       negative_below: calibrated probability below which a label is negative; 0.2 by default.
-      min_count: predictions that a class needs for thresholds of its own; 50 by default.
-      max_count: predictions that are used; 2,000,000 by default.
-      confidence: with which the precision is reached, one-sided; by default 0, the estimate alone.
+      min_count: predictions that a class needs for thresholds of its own.
+      max_count: predictions that are used.
+      confidence: with which the precision is reached, one-sided; 0 uses the estimate alone.
       sets: on whose pictures its pseudo labels are used; empty: all.
       familiar: a set is left out where the mean confidence is below this share of that on the task's own validation
         images; needs scores, and thresholds from them.
@@ -545,12 +539,12 @@ class LabelPolicy:
     positive: float | None = None
     negative: float | None = None
     from_validation: bool | None = None
-    calibration: Literal["isotonic", "temperature", "none"] | None = None
+    calibration: Literal["isotonic", "temperature", "none"] = "isotonic"
     target_precision: float | Mapping[str, float] | None = None
     negative_below: float | None = None
-    min_count: int | None = None
-    max_count: int | None = None
-    confidence: float | None = None
+    min_count: int = 50
+    max_count: int = 2_000_000
+    confidence: float = 0.0
     sets: tuple[str, ...] = ()
     familiar: float = 0.0
 
@@ -563,17 +557,18 @@ class LabelPolicy:
         targets = self.target_precision if self.target_precision is not None else {}
         for name, target in targets.items() if isinstance(targets, Mapping) else [("target_precision", targets)]:
             _share(**{name: target})
-        _below_one(confidence=self.confidence or 0.0)
+        _below_one(confidence=self.confidence)
         fixed, fitted = self._stated("positive", "negative"), self._stated(*_FITTED)
         if fixed and fitted and self.from_validation is None:
             raise ValueError(f"{fixed[0]}: {fitted[0]} is for choosing it on the validation split; set one of the two")
 
     def _stated(self, *names: str) -> list[str]:
-        return [name for name in names if getattr(self, name) is not None]
+        return [name for name in names if getattr(self, name) != getattr(LabelPolicy, name)]
 
     def resolved(self, usual: Mapping[str, Any]) -> "LabelPolicy":
         """The same with every value set, where nothing decides which labels count by what is usual for the task."""
-        values = {"positive": 0.0, "negative": 0.0, "from_validation": bool(self._stated(*_FITTED)), **_FITTED}
+        values = {"positive": 0.0, "negative": 0.0, "target_precision": 0.9, "negative_below": 0.2}
+        values["from_validation"] = bool(self._stated(*_FITTED))
         if not self._stated("positive", "negative", "from_validation"):
             values |= usual
         missing = values.keys() - self._stated(*values)
