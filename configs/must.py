@@ -95,7 +95,7 @@ def folders() -> ConfigDict:
     together = {**training, "loss_scales": {"segmentation": 3.0, "depth": 4.0}}
     together["optimizer"] = {**training["optimizer"], "learning_rate": 4e-3}
     config.teacher = {**training, "steps": 900}
-    config.student = {**together, "select": "last"}
+    config.student = {**together, "select": "last", "truth_weight": 8.0}
     config.supervised = together
     config.scratch = training
     config.label = {"batch_size": 32, "hflip_tta": True}

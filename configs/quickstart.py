@@ -73,7 +73,7 @@ def base() -> ConfigDict:
     # With five metrics the best step on 256 images is mostly that of the noisiest one, so the last weights are taken.
     together = {**training, "steps": 600, "select": "last"}
     # Annotated images are few: they appear 12 times as often.
-    config.student = {**together, "repeat_labeled": 12}
+    config.student = {**together, "repeat_labeled": 12, "truth_weight": 8.0}
     config.supervised = together
     config.scratch = {**training, "steps": 600}
     config.label = {"hflip_tta": True}

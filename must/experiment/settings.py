@@ -473,7 +473,7 @@ class Student(Following):
     pseudo_labels: bool = True
     pool_share: float | None = None
     repeat_labeled: int | None = None
-    truth_weight: float = 8.0
+    truth_weight: float = 16.0
     pool_images: int = 0
     labels_from: str = ""
     policies: Mapping[str, Mapping[str, Any]] = changes("policies")
