@@ -332,7 +332,7 @@ def _unset_value(kind: type) -> Any:
 
 
 def _complete_changes(cls: type, section: dict[str, Any], whole: Mapping[str, Any]) -> None:
-    for field in dataclasses.fields(cls):  # before changes to them
+    for field in dataclasses.fields(cls):  # first, since `changes` may be to one of these
         if kind := field.metadata.get("by_task"):
             unset = {task: _unset_value(kind) for task in whole.get("tasks") or {}}
             section[field.name] = {**unset, **(section.get(field.name) or {})}

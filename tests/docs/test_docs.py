@@ -50,6 +50,15 @@ def test_relative_links_lead_to_files(page):
         assert "://" in target or (page.parent / target).exists(), target
 
 
+def test_experiments_are_run_as_modules_of_the_checkout():
+    """As files they find neither `tests` nor `configs`."""
+    for page in (*PAGES, *(ROOT / "tests" / "experiments").glob("*.py")):
+        text = page.read_text(encoding="utf-8")
+        assert "python tests/experiments/" not in text, page
+        for name in re.findall(r"python -m tests\.experiments\.(\w+)", text):
+            assert (ROOT / "tests" / "experiments" / f"{name}.py").exists(), f"{page}: {name}"
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_bytes()) <= 8_000
 

@@ -1,6 +1,6 @@
 """Whether a detector learns a class without forgetting the others when truth and pseudo labels are merged per class.
 
-    python tests/experiments/adding_a_class.py
+    python -m tests.experiments.adding_a_class
 
 A teacher of procedural scenes knows all shapes but one. On other scenes only the new shape is annotated; the teacher
 labels them and a pool. Two students start from the teacher's weights: `merged` keeps the teacher's boxes of the old

@@ -1,6 +1,6 @@
 """The synthetic experiment of weighted distillation, with the estimators of `must.pseudo_label.weigh`.
 
-    python tests/experiments/debiasing.py
+    python -m tests.experiments.debiasing
 
 First table: how far the weighted risk on a teacher's labels is from the clean risk (4,000 unlabeled, 500 validation
 examples, 22 neighbors). Second table: accuracy of a linear student when a quarter of the pool, far out along one

@@ -2,7 +2,7 @@
 
     python -m must.main --config=configs/quickstart.py:strengths --workdir=runs/strengths
     python -m must.main --config=tests/experiments/fused_students.py:runs/strengths --workdir=runs/fused
-    python tests/experiments/fused_students.py runs/strengths runs/fused
+    python -m tests.experiments.fused_students runs/strengths runs/fused
 
 The teachers of a seed are fused with those of the next one, which saw as many other scenes; boxes count from calibrated
 thresholds on and every other label counts, as in arm `boxes` of the first run. The last command prints how much better

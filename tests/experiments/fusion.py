@@ -1,7 +1,7 @@
 """Whether two teachers fused beat the better of both: per task on scenes, three seeds.
 
-    python tests/experiments/fusion.py --workdir=runs/fusion             # trains two sets of teachers, about 25 minutes
-    python tests/experiments/fusion.py --workdir=runs/tiny --tiny        # whether it runs
+    python -m tests.experiments.fusion --workdir=runs/fusion             # trains two sets of teachers, about 25 minutes
+    python -m tests.experiments.fusion --workdir=runs/tiny --tiny        # whether it runs
 
 The teachers of the quickstart, and their twins, which saw other images of the same kind. Columns are headline metrics
 on the test split; the gain is over the better of both on that very split, turned so that more is better, and its

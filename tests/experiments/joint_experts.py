@@ -1,6 +1,6 @@
 """JEDI on a toy: three sets of 60 labels from one world, experts of one tanh layer, all seeds at once under vmap.
 
-    python tests/experiments/joint_experts.py
+    python -m tests.experiments.joint_experts
 
 Every set labels a different property of the same hidden features. Four arms start from the same experts and make as
 many steps: "more" continues to train the experts, "plain" is JEDI without distillation, "shuffled" distills predictions

@@ -1,6 +1,6 @@
 """Which copies of real pictures `must.look_alikes` finds, and which different pictures it takes for copies.
 
-    python tests/experiments/look_alikes.py --root=DATA
+    python -m tests.experiments.look_alikes --root=DATA
 
 DATA holds sets of pictures in folders below it, such as coco_mini and unlabeled_photos; up to 800 of each are read.
 """

@@ -1,7 +1,7 @@
 """Whether our scores of trained networks are those of pycocotools and of plain NumPy on the exported files.
 
-    python tests/experiments/official_metrics.py --workdir=runs/official             # about ten minutes on two cores
-    python tests/experiments/official_metrics.py --workdir=runs/official --sets=bccd
+    python -m tests.experiments.official_metrics --workdir=runs/official             # about ten minutes on two cores
+    python -m tests.experiments.official_metrics --workdir=runs/official --sets=bccd
 
 Trains a small network for each real set of ../shared/data that is there, through the command line, labels the test
 split with it, exports truth and labels, and compares what the run says with what others count: AP on the two COCO

@@ -1,6 +1,6 @@
 """Paired differences between arms of a MulTaS workdir with intervals over test images, for runs of one seed.
 
-python tests/experiments/over_images.py WORKDIR SUBJECT REFERENCE [SUBJECT REFERENCE ...]
+python -m tests.experiments.over_images WORKDIR SUBJECT REFERENCE [SUBJECT REFERENCE ...]
 """
 
 import json

@@ -1,6 +1,6 @@
 """Whether the projection of a label pass is right about a real one by two workers.
 
-    python tests/experiments/projected.py --workdir=runs/projected
+    python -m tests.experiments.projected --workdir=runs/projected
 
 Five untrained teachers label two small pools of scenes; the start and the seconds of an image that explain both times
 go into `launch/projection.py`, which tells how long a larger pool takes. Then two workers label it. Run it alone on a

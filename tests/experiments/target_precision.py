@@ -1,7 +1,7 @@
 """Whether a target precision is reached: thresholds from the held-out records of a run, measured on its test records.
 
     python -m must.main --config=configs/quickstart.py:policies --workdir=runs/policies
-    python tests/experiments/target_precision.py --workdir=runs/policies --precision=0.9
+    python -m tests.experiments.target_precision --workdir=runs/policies --precision=0.9
 
 No teacher runs. One line per task and seed: precision and recall of positive labels on the test split, then both for
 a fixed raw score of 0.5. Wilson's 95% interval accounts for the correlation of claims of one image.

@@ -1,6 +1,6 @@
 """Tiled prediction against one view, on mosaics of scenes, whose objects are too small for a student's frame:
 
-    python tests/experiments/tiles.py WORKDIR [MOSAICS]
+    python -m tests.experiments.tiles WORKDIR [MOSAICS]
 
 WORKDIR is a finished run on the scenes (`configs/quickstart.py`). Each mosaic shows 3 x 3 test scenes of the student's
 own size; the truth is that of the scenes. Scores are in the frame of the mosaic.

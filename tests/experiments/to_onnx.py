@@ -1,7 +1,7 @@
 """An exported network as ONNX, in an environment of its own, since jax2onnx pins another Orbax than this package:
 
     python -m venv onnx && onnx/bin/pip install jax2onnx onnxruntime safetensors ml_collections grain
-    PYTHONPATH=. JAX_PLATFORMS=cpu onnx/bin/python tests/experiments/to_onnx.py runs/x/export/student student.onnx
+    PYTHONPATH=. JAX_PLATFORMS=cpu onnx/bin/python -m tests.experiments.to_onnx runs/x/export/student student.onnx
 
 It reads weights.safetensors and export.json, makes the network again, converts it with any batch size, and compares
 ONNX Runtime with the exported program, field by field. All heads are decoded but detection: suppression is a loop that

@@ -1,4 +1,4 @@
-"""Runs docs/pseudo_labels.md as written: python tests/experiments/tutorial.py [--folder=EMPTY]."""
+"""Runs docs/pseudo_labels.md as written: python -m tests.experiments.tutorial [--folder=EMPTY]."""
 
 import argparse
 import os
@@ -26,7 +26,6 @@ def main() -> None:
     os.chdir(folder)
     os.symlink(ROOT / "configs", "configs")
     os.environ["PYTHONPATH"] = str(ROOT)
-    sys.path.insert(0, str(ROOT))
     names: dict = {}
     for language, code in blocks(TEXT.read_text()):
         start = time.time()

@@ -1,7 +1,7 @@
 """Whether two processes that share no disk, their workdir in a bucket, give the table of one process in a folder.
 
-    python tests/experiments/two_in_a_bucket.py --workdir=runs/bucket
-    python tests/experiments/two_in_a_bucket.py --workdir=runs/bucket --config=configs/quickstart.py:sanity --store=gs
+    python -m tests.experiments.two_in_a_bucket --workdir=runs/bucket
+    python -m tests.experiments.two_in_a_bucket --workdir=runs/bucket --config=configs/quickstart.py:sanity --store=gs
 
 Starts a server of the store on loopback (S3, or with --store=gs Google's), gives each process a local copy of its own,
 and compares the scores of all columns; says how many shards each machine has. Needs the extras [test], and for gs
@@ -16,10 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from tests.support import stores
 
-from tests.support import stores  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:

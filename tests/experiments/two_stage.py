@@ -1,7 +1,7 @@
 """Whether two stages find more than one at equal steps: the teacher's network of the quickstart, scenes, per seed.
 
-    python tests/experiments/two_stage.py --workdir=runs/two_stage --steps=500 --seeds="(0,1,2)"
-    python tests/experiments/two_stage.py --workdir=runs/tiny --steps=4 --seeds="(0,)" --count=16    # whether it runs
+    python -m tests.experiments.two_stage --workdir=runs/two_stage --steps=500 --seeds="(0,1,2)"
+    python -m tests.experiments.two_stage --workdir=runs/tiny --steps=4 --seeds="(0,)" --count=16    # whether it runs
 
 Both read the same pyramid at the same strides and see the same pictures; AP and AP50 are on the test split; behind
 each seed stand the gain of AP50 and a paired interval of the gain of AP over its images, below all the mean gain of

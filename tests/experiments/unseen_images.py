@@ -1,6 +1,6 @@
 """Whether a weak teacher helps more on images that it has not seen: small networks on synthetic data.
 
-    python tests/experiments/unseen_images.py
+    python -m tests.experiments.unseen_images
 
 Ten inputs, four classes by a small random network, a tenth of the labels wrong. The teacher, a wide network that
 memorizes its part of 1,024 examples, labels for students that are too small to do so: its own examples (seen), the

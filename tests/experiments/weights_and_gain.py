@@ -1,7 +1,7 @@
 """Why weights help or do not: whether they are right, and whether the students gain where they are large.
 
     python -m must.main --config=configs/weighted_distillation.py:cifar10 --config.root=TFDS_DIR --workdir=runs/cifar10
-    python tests/experiments/weights_and_gain.py runs/cifar10 [WORKDIR ...]
+    python -m tests.experiments.weights_and_gain runs/cifar10 [WORKDIR ...]
 
 Nothing trains. For each arm with estimated weights, over the seeds of all workdirs: the correlation of its weights with
 those that the truth of the pool gives the same student; and on test images, whose weights are the mean of the 64

@@ -327,10 +327,11 @@ def test_an_optimizer_completes_what_is_left_open_by_its_kind_and_the_length_of_
     assert found(name="sgd", warmup=7, weight_decay=5e-4, clip_norm=20.0) == (400, 7, 5e-4, 20.0)
 
 
+FITTED = [{"target_precision": 0.8}, {"confidence": 0.5}, {"min_count": 9}, {"max_count": 9}, {"calibration": "none"}]
+
+
 @pytest.mark.parametrize("name", ["classification", "detection", "segmentation", "depth"])
-@pytest.mark.parametrize(
-    "stated", [{"target_precision": 0.8}, {"confidence": 0.5}, {"min_count": 9}, {"calibration": "none"}]
-)
+@pytest.mark.parametrize("stated", FITTED)
 def test_what_only_thresholds_from_validation_read_asks_for_them(name, stated):
     policy = build.policies(settings_of(config_of(QUICKSTART, policies={name: stated})))[name]
     assert policy.from_validation and stated.items() <= vars(policy).items()
