@@ -49,7 +49,8 @@ def scenes() -> ConfigDict:
         "test": {**scene, "split": "test", "count": 512},
     }
     config.truth = dict.fromkeys(config.tasks, truth)
-    config.teachers = {task: {"run": f"{{root}}/teachers/{task}", "hflip_tta": True} for task in config.tasks}
+    config.teachers = {task: {"run": f"{{root}}/teachers/{task}"} for task in config.tasks}
+    config.label = {"hflip_tta": True}
     config.policies = {
         "classification": {"target_precision": 0.7, "negative_below": 0.1},
         "detection": {"target_precision": 0.6, "negative_below": 0.2},
@@ -81,4 +82,5 @@ def photos() -> ConfigDict:
     config.images, config.truth = {"photos": {"kind": "photos", "root": "{root}"}}, {}
     config.teachers = {"segmentation": {"make": "my_project.nets:segmenter"}}
     config.policies, config.quality = {"segmentation": {"positive": 0.8, "negative": 0.05}}, {}
+    config.label = {}
     return config

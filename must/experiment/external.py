@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from must.core.arguments import converted
+from must.core.notices import notice
 from must.core.types import Teacher, UserError
 from must.data.classes import ClassMap, renumbered
 from must.data.combine import hash_of
@@ -17,12 +18,15 @@ from must.pseudo_label.fusion import fuse
 from must.tasks.base import Task
 
 
-def external_teachers(settings: SingleStudent, tasks: Mapping[str, Task]) -> dict[str, Teacher]:
-    """{task: its external teacher}, of these tasks that have one."""
+def external_teachers(
+    settings: SingleStudent, tasks: Mapping[str, Task], *, hflip_tta: bool = False
+) -> dict[str, Teacher]:
+    """{task: its external teacher}, of these tasks that have one; hflip_tta: see `external_teacher`."""
+    sections, size = settings.external_teachers, settings.image.size
     return {
-        name: external_teacher(name, settings.external_teachers[name], {name: task}, settings.image.size)
+        name: external_teacher(name, sections[name], {name: task}, size, hflip_tta=hflip_tta)
         for name, task in tasks.items()
-        if name in settings.external_teachers
+        if name in sections
     }
 
 
@@ -36,12 +40,12 @@ def trained_with(settings: SingleStudent, task: str) -> tuple[int, float] | None
 
 
 def external_teacher(
-    name: str, section: Mapping[str, Any], tasks: Mapping[str, Task], size: tuple[int, int]
+    name: str, section: Mapping[str, Any], tasks: Mapping[str, Task], size: tuple[int, int], *, hflip_tta: bool = False
 ) -> Teacher:
     """One teacher from its section.
 
-    {"make": "package.module:function", ...} calls function(name, tasks, size=(height, width), ...) -> Teacher,
-    without size where it has none, such as must:hf_detector;
+    {"make": "package.module:function", ...} calls function(name, tasks, size=(height, width), hflip_tta=..., ...),
+    without size and hflip_tta where it has none, such as must:hf_detector, and takes the Teacher that it returns;
     {"run": directory} takes the network that another run trained there, such as "runs/quickstart/teachers/depth";
     {"fuse": [section, section, ...]} asks several and fuses their predictions (`must.fuse`).
 
@@ -50,6 +54,7 @@ def external_teacher(
       section: one of these with further arguments of the function, or "hflip_tta" for the network.
       tasks: that it has to label.
       size: of the run's frame, (height, width); a function may choose another one for its teacher.
+      hflip_tta: average the predictions for a picture and its mirror image, where the section does not say.
 
     Raises:
       UserError: no such function or network, one that is no teacher of these tasks, or one with other classes.
@@ -67,12 +72,14 @@ def external_teacher(
     if kind == "fuse":
         if not isinstance(where, list | tuple) or section:
             raise UserError(f"teacher {name}: 'fuse' is a list of sections, without other keys")
-        parts = [external_teacher(f"{name}-{n}", part, tasks, size) for n, part in enumerate(where, 1)]
+        numbered = enumerate(where, 1)
+        parts = [external_teacher(f"{name}-{n}", part, tasks, size, hflip_tta=hflip_tta) for n, part in numbered]
         teacher = fuse(name, parts)
     elif kind == "make":
-        teacher = _made(name, where, tasks, size, section)
+        teacher = _made(name, where, tasks, {"size": size, "hflip_tta": hflip_tta}, section)
     else:
-        section["hflip_tta"] = section.pop("mirror", section.get("hflip_tta", False))  # older configurations say mirror
+        usual = section.pop("mirror", hflip_tta)  # older configurations say mirror
+        section.setdefault("hflip_tta", usual)
         try:
             teacher = networks.as_teacher(os.path.abspath(where), name, tasks=tuple(tasks), **section)
         except (UserError, TypeError) as error:
@@ -106,15 +113,21 @@ def _counted_as(teacher: Teacher, key: str, task: Task) -> Teacher:
     return teacher._replace(tasks={**teacher.tasks, key: task}, predict=predict, fingerprint=fingerprint)
 
 
-def _made(name: str, path: str, tasks: Mapping[str, Task], size: tuple[int, int], arguments: dict[str, Any]) -> Any:
+def _made(
+    name: str, path: str, tasks: Mapping[str, Task], usual: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> Any:
+    """What the function of a section returns; `usual`, size and hflip_tta, go where the section leaves them out."""
     module, _, function = path.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"teacher {name}: {path!r}: {error}") from None
     try:
-        known = inspect.signature(make).parameters.values()
-        sized = any(one.name == "size" or one.kind is one.VAR_KEYWORD for one in known)
-        return make(name, tasks, **({"size": size} if sized else {}), **arguments)
+        known = inspect.signature(make).parameters
+        open_ended = any(one.kind is one.VAR_KEYWORD for one in known.values())
+        given = {key: value for key, value in usual.items() if key in known or (key == "size" and open_ended)}
+        if usual["hflip_tta"] and "hflip_tta" not in known:
+            notice(f"teacher {name}: {path} takes no hflip_tta, so its labels are not averaged with mirrored pictures'")
+        return make(name, tasks, **{**given, **arguments})
     except (TypeError, OSError, ImportError) as error:
         raise UserError(f"teacher {name}: {path}: {error}") from None

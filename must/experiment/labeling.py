@@ -162,7 +162,7 @@ def teachers_of(settings: Must, top: str, one: LabelPass) -> list[Teacher]:
     if one.by:
         at = os.path.join(top, student_job(one.by))
         return [networks.as_teacher(at, one.by, hflip_tta=one.hflip_tta)]
-    external = external_teachers(settings, one.tasks)
+    external = external_teachers(settings, one.tasks, hflip_tta=one.hflip_tta)
     trained = [
         networks.as_teacher(os.path.join(top, "teachers", name), name, hflip_tta=one.hflip_tta)
         for name in settings.tasks

@@ -216,7 +216,7 @@ def label_plan(settings: Any, images: Source, teachers: Sequence[Teacher], worke
 def fresh_teachers(settings: Must) -> list[Teacher]:
     """Untrained teachers, which are as fast as trained ones and have labels of about the same size."""
     tasks = build.tasks_of(settings)
-    external = external_teachers(settings, tasks)
+    external = external_teachers(settings, tasks, hflip_tta=settings.label.hflip_tta)
     made = list(external.values())
     inputs = build.encoder(settings.image, tasks).blank_inputs()["image"]
     for name in tasks:

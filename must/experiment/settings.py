@@ -585,7 +585,8 @@ class Label:
       copy_images: store the pictures in the records; otherwise records refer to them by id.
       max_rejects: share of the images that may be unreadable.
       patience: seconds without a batch after which the shards of a worker that is stopped or hangs are taken over.
-      hflip_tta: average the teachers' predictions for a picture and its mirror image.
+      hflip_tta: average the teachers' predictions for a picture and its mirror image; `hflip_tta` in the section of an
+        external teacher holds for that one, and a function that makes a teacher has to take it.
       tiles: (rows, columns) of overlapping parts, each as large as a teacher's frame, in which it sees a picture beside
         once as a whole; for large pictures with small objects.
       overlap: of neighboring tiles, as a share of the frame.

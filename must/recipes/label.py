@@ -182,7 +182,8 @@ def teachers_of(settings: Settings, tasks: Mapping[str, Task]) -> dict[str, Teac
             if task in owner:
                 raise UserError(f"config.teachers.{name}: {owner[task]} already labels {task}")
             owner[task] = name
-        made[name] = external_teacher(name, section, {task: tasks[task] for task in mine}, settings.image.size)
+        own, mirrored = {task: tasks[task] for task in mine}, settings.label.hflip_tta
+        made[name] = external_teacher(name, section, own, settings.image.size, hflip_tta=mirrored)
     if missing := [name for name in tasks if name not in owner]:
         raise UserError(f"config.teachers: no teacher labels {missing[0]!r}")
     return made

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from must.core.types import UserError
 from must.experiment import build, students
+from must.experiment.labeling import label_pass, teachers_of
 from must.experiment.loss_scales import loss_scales
 from must.recipes import must as recipe
 from tests.support.configs import check, config_of, load, run, settings_of
@@ -41,6 +43,19 @@ def test_a_teacher_trains_with_its_own_settings_and_keeps_them_with_its_weights(
             json.loads((at / "teachers" / task / "done.json").read_text()) for at in (tmp_path, tmp_path / "other")
         ]
         assert scores[1]["test"][task] == pytest.approx(scores[0]["test"][task])
+    # The label pass averages their predictions with those of the mirrored picture, where their section does not say.
+    for label, own, averaged in ((True, {}, True), (True, {"hflip_tta": False}, False), (False, {}, False)):
+        external = {**all_taken, "depth": {**all_taken["depth"], **own}}
+        assert _sees_mirrored_pictures_alike(external, label) == averaged
+
+
+def _sees_mirrored_pictures_alike(external, label):
+    """Whether an external teacher's depth of a mirrored picture is the mirrored depth in the label pass."""
+    settings = settings_of(config_of(TINY, external_teachers=external, label__hflip_tta=label))
+    (teacher,) = (one for one in teachers_of(settings, "", label_pass(settings)) if "depth" in one.tasks)
+    images = np.random.default_rng(0).integers(0, 256, (2, *settings.image.size, 3), np.uint8)
+    one, other = (teacher.predict(view)["depth"]["depth"] for view in (images, images[:, :, ::-1]))
+    return np.allclose(one, np.asarray(other)[:, :, ::-1], rtol=1e-4)
 
 
 def test_every_task_keeps_the_learning_rate_of_its_teacher():

@@ -37,6 +37,7 @@ def get_config(workdir: str = "runs/strengths") -> ConfigDict:
     config.title = "Students of two teachers fused"
     pair = {"make": "tests.experiments.fused_students:pair", "workdir": workdir, "seeds": config.seeds}
     config.external_teachers = {key: {**pair, "budget": "{budget}", "seed": "{seed}"} for key in config.tasks}
+    config.label.hflip_tta = False  # as its figures were measured
     config.policies, config.arms = config.arms.boxes.policies, {}
     return complete(config)
 

@@ -6,6 +6,7 @@ import pytest
 
 import must
 from must.core import labels as forms
+from must.core.notices import Notice
 from must.core.types import Teacher, UserError
 from must.experiment.external import external_teacher
 from must.pseudo_label.fusion import fuse
@@ -171,6 +172,19 @@ def test_what_cannot_be_fused_is_one_line():
 
 def make(name, tasks, *, size, seed):
     return teacher(name, seed, tasks, size)
+
+
+def make_mirrored(name, tasks, *, size, hflip_tta):
+    return teacher(f"{name} {hflip_tta}", 1, tasks, size)._replace(fingerprint=str(hflip_tta))
+
+
+def test_a_function_gets_hflip_tta_or_a_note_says_that_it_does_not_take_it():
+    tasks, section = {"depth": TASKS["depth"]}, {"make": "tests.pseudo_label.test_fusion:make_mirrored"}
+    for own, expected in (({}, "True"), ({"hflip_tta": False}, "False")):
+        assert external_teacher("t", {**section, **own}, tasks, SIZE, hflip_tta=True).fingerprint == expected
+    without = {"make": "tests.pseudo_label.test_fusion:make", "seed": 1}
+    with pytest.warns(Notice, match="test_fusion:make takes no hflip_tta"):
+        external_teacher("t", {"fuse": [without, without]}, tasks, SIZE, hflip_tta=True)
 
 
 def test_a_configuration_lists_the_teachers():
