@@ -35,8 +35,16 @@ def trained_with(settings: SingleStudent, task: str) -> tuple[int, float] | None
     if task not in settings.external_teachers:
         run = build.teacher(settings, task)
         return run.batch_size, run.optimizer.learning_rate
+    directory = directory_of(settings, task)
+    return networks.trained_with(directory) if directory else None
+
+
+def directory_of(settings: SingleStudent, task: str, top: str = "") -> str:
+    """Where a task's teacher trained, in the seed's directory `top` or in another run; "" if it did not train here."""
+    if task not in settings.external_teachers:
+        return os.path.join(top, "teachers", task)
     directory = without_none(settings.external_teachers[task]).get("run")
-    return networks.trained_with(directory) if isinstance(directory, str) else None
+    return directory if isinstance(directory, str) else ""
 
 
 def external_teacher(

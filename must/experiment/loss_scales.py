@@ -1,9 +1,12 @@
-"""Factors of the tasks' losses, from the settings, by kind of task, or by MuST's rule from how networks train."""
+"""Factors of the tasks' losses, from the settings, by kind of task, or from how the teachers trained."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from must.core.notices import notice
 from must.core.types import UserError
-from must.experiment.external import trained_with
+from must.experiment import measure
+from must.experiment.external import directory_of, trained_with
 from must.experiment.settings import Run, SingleStudent, Supervised
 from must.objectives.labels import learning_rate_rule
 from must.tasks.base import Task
@@ -11,7 +14,7 @@ from must.tasks.base import Task
 
 def stated_scales(run: Run, tasks: Mapping[str, Task]) -> dict[str, float]:
     """Factor of the loss of each task of a network without regard to teachers: from the settings, by kind, or 1."""
-    by_kind = run.loss_scale_rule == "kind" and len(tasks) > 1
+    by_kind = run.loss_scale_rule in ("kind", "gradient") and len(tasks) > 1
     return {name: run.loss_scales.get(name, task.loss_scale if by_kind else 1.0) for name, task in tasks.items()}
 
 
@@ -34,3 +37,33 @@ def loss_scales(settings: Supervised, run: Run, tasks: Mapping[str, Task]) -> di
             )
     known = {name: rate for name, rate in rates.items() if rate is not None}
     return dict(run.loss_scales) | learning_rate_rule((run.batch_size, run.optimizer.learning_rate), known)
+
+
+def pulling_alike(settings: SingleStudent, run: Run, top: str) -> Run:
+    """The run with the factors of loss_scale_rule="gradient", once the teachers have trained.
+
+        lambda_t = mean_s(g_s) / g_t,  g_t the mean norm of the gradients with which teacher t trained
+
+    A student's shared layers then follow no task more than another. Factors that the settings name stay, and where a
+    teacher does not tell its gradients all others go by kind.
+
+    Args:
+      settings: of the recipe.
+      run: of a network of all tasks.
+      top: directory of the seed.
+    """
+    if run.loss_scale_rule != "gradient" or len(settings.tasks) < 2:
+        return run
+    norms = {name: gradient_norm(directory_of(settings, name, top)) for name in settings.tasks}
+    if unknown := [name for name, norm in norms.items() if not norm]:
+        notice(f"loss_scale_rule='gradient': the teacher of {unknown[0]} does not tell its gradients; losses by kind")
+        return run
+    mean = sum(norms.values()) / len(norms)
+    return replace(run, loss_scales={name: mean / norm for name, norm in norms.items()} | dict(run.loss_scales))
+
+
+def gradient_norm(directory: str) -> float:
+    """Mean norm of the gradients with which the network in a directory trained, as logged; 0 if it does not say."""
+    lines = measure.read_log(directory) if directory else []
+    norms = {line["step"]: line["gradient_norm"] for line in lines if "gradient_norm" in line}
+    return sum(norms.values()) / len(norms) if norms else 0.0

@@ -279,7 +279,8 @@ class Run:
       loss_scale_rule: "kind", in a network of several tasks 4 for masks and depth and 24 for normals, whose losses end
         several times smaller than others, else 1; "fixed", 1; or "learning_rate", MuST's lambda_t = (b_s lr_t) /
         (b_t lr_s), from the batch size and learning rate of teacher t; `loss_scales` holds where an external teacher
-        does not tell them.
+        does not tell them. "gradient", for students and the supervised baseline: the mean over all teachers of the
+        norm of their gradients over that of teacher t, so that no loss pulls harder; by kind where one does not tell.
       batches: "mixed", or "per_task": every step takes one batch of the images annotated for each task.
       teacher_dropping: probability that an example drops a teacher whose hints are droppable.
       model: changes to the network of the configuration.
@@ -311,7 +312,7 @@ class Run:
     watch_gradients: bool = False
     normalize: Literal["items", "batch"] = "items"
     loss_scales: Mapping[str, float] = by_task(float)
-    loss_scale_rule: Literal["kind", "fixed", "learning_rate"] = "kind"
+    loss_scale_rule: Literal["kind", "fixed", "learning_rate", "gradient"] = "kind"
     batches: Literal["mixed", "per_task"] = "mixed"
     teacher_dropping: float = 0.0
     model: Mapping[str, Any] = changes("model")

@@ -73,7 +73,8 @@ def _member_jobs(member: Member, workers: int) -> list[Job]:
                 name = f"{at}{student_job(arm)}"
                 work.append(Job(name, "student", students.train_student, (settings, seed, arm), (policy,)))
     if "supervised" in settings.baselines:
-        work.append(Job(f"{at}baselines/supervised", "baselines", students.train_supervised, (settings, seed)))
+        needs = teachers if settings.supervised.loss_scale_rule == "gradient" else ()
+        work.append(Job(f"{at}baselines/supervised", "baselines", students.train_supervised, (settings, seed), needs))
     return work
 
 

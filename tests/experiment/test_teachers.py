@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from must.core.notices import Notice
 from must.core.types import UserError
 from must.experiment import build, students
 from must.experiment.labeling import label_pass, teachers_of
-from must.experiment.loss_scales import loss_scales
+from must.experiment.loss_scales import loss_scales, pulling_alike
 from must.recipes import must as recipe
 from tests.support.configs import check, config_of, load, run, settings_of
 
@@ -129,5 +130,33 @@ def test_losses_of_several_tasks_are_scaled_by_kind_unless_the_settings_say_so()
     assert loss_scales(settings, settings.student, tasks) == usual | {"depth": 2.0}
     plain = config_of("configs/quickstart.py", "balancing")
     assert set(loss_scales(settings_of(plain), settings_of(plain).student, tasks).values()) == {1.0}
+    gradient = config_of("configs/quickstart.py", "sanity", student__loss_scale_rule="gradient")
+    assert loss_scales(settings_of(gradient), settings_of(gradient).student, tasks) == usual  # before teachers train
     alone = {"normals": tasks["normals"]}
     assert loss_scales(settings, settings.teacher, alone) == {"normals": 1.0}
+
+
+def test_losses_follow_the_teachers_gradients(tmp_path):
+    rule = {"student__loss_scale_rule": "gradient", "supervised__loss_scale_rule": "gradient"}
+    rule |= {"teacher__log_every": 1, "baselines": ("supervised",)}
+    for stage in ("teachers", "label", "student", "baselines"):
+        run(config_of(TINY, **rule, workers=1), tmp_path / "one", stage=stage)
+    norms = {}
+    for task in ("classification", "depth"):
+        lines = [json.loads(line) for line in open(tmp_path / "one" / "teachers" / task / "metrics.jsonl")]
+        norms[task] = np.mean([line["gradient_norm"] for line in lines if "gradient_norm" in line])
+    expected = {task: np.mean(list(norms.values())) / norm for task, norm in norms.items()}
+    assert max(expected.values()) > 1.02
+    for job in ("student", "baselines/supervised"):
+        about = json.loads((tmp_path / "one" / job / "network.json").read_text())
+        assert about["run"]["loss_scales"] == pytest.approx(expected)
+    # Another run's teachers tell theirs; a factor that is set stays; one teacher without gradients, and kinds decide.
+    taken = {task: {"run": str(tmp_path / "one" / "teachers" / task)} for task in norms}
+    changes = {**rule, "external_teachers": taken}
+    settings = settings_of(config_of(TINY, **changes, student__loss_scales={"depth": 3.0}))
+    found = pulling_alike(settings, settings.student, "")
+    assert found.loss_scales == pytest.approx({**expected, "depth": 3.0})
+    changes["external_teachers"] = {**taken, "depth": {"make": "tests.support.given_teachers:one"}}
+    settings = settings_of(config_of(TINY, **changes))
+    with pytest.warns(Notice, match="the teacher of depth does not tell its gradients; losses by kind"):
+        assert pulling_alike(settings, settings.student, "") == settings.student
