@@ -91,11 +91,12 @@ def folders() -> ConfigDict:
         "geometry": {"zoom": (0.8, 1.25), "shift": 0.05},
         "view": {"kind": "photometric", "strength": 0.5, "color": 0.3, "blur": 0.0},
     }
-    # The losses of the dense tasks end several times smaller than the others'.
-    together = {**training, "loss_scales": {"segmentation": 3.0, "depth": 4.0}}
+    # A teacher of classes has gradients twice as large as one of boxes and six times as large as one of depth.
+    scales = {"classification": 0.5, "detection": 2.0, "segmentation": 3.0, "depth": 6.0}
+    together = {**training, "loss_scales": scales}
     together["optimizer"] = {**training["optimizer"], "learning_rate": 4e-3}
     config.teacher = {**training, "steps": 900}
-    config.student = {**together, "select": "last", "truth_weight": 8.0}
+    config.student = {**together, "select": "last"}
     config.supervised = together
     config.scratch = training
     config.label = {"batch_size": 32, "hflip_tta": True}
