@@ -134,8 +134,8 @@ def _made(
         known = inspect.signature(make).parameters
         open_ended = any(one.kind is one.VAR_KEYWORD for one in known.values())
         given = {key: value for key, value in usual.items() if key in known or (key == "size" and open_ended)}
-        if usual["hflip_tta"] and "hflip_tta" not in known:
-            notice(f"teacher {name}: {path} takes no hflip_tta, so its labels are not averaged with mirrored pictures'")
+        if usual["hflip_tta"] and "hflip_tta" not in {*known, *arguments}:
+            notice(f"teacher {name}: {path} takes no hflip_tta, so its labels are not averaged over mirrored pictures")
         return make(name, tasks, **{**given, **arguments})
     except (TypeError, OSError, ImportError) as error:
         raise UserError(f"teacher {name}: {path}: {error}") from None

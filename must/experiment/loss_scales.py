@@ -7,7 +7,7 @@ from must.core.notices import notice
 from must.core.types import UserError
 from must.experiment import measure
 from must.experiment.external import directory_of, trained_with
-from must.experiment.settings import Run, SingleStudent, Supervised
+from must.experiment.settings import Must, Run, SingleStudent, Supervised
 from must.objectives.labels import learning_rate_rule
 from must.tasks.base import Task
 
@@ -22,12 +22,16 @@ def loss_scales(settings: Supervised, run: Run, tasks: Mapping[str, Task]) -> di
     """Factor of the loss of each task of a network: `stated_scales`, or MuST's from batch sizes and learning rates.
 
     Raises:
-      UserError: an external teacher without batch size and learning rate, whose factor is not set either.
+      UserError: a recipe without such teachers, or an external teacher without batch size and learning rate, whose
+        factor is not set either.
     """
+    needed = {"learning_rate": SingleStudent, "gradient": Must}.get(run.loss_scale_rule)
+    if needed and not isinstance(settings, needed):
+        raise UserError(
+            f"loss_scale_rule={run.loss_scale_rule!r}: needs one teacher for each task, which this recipe does not have"
+        )
     if run.loss_scale_rule != "learning_rate":
         return stated_scales(run, tasks)
-    if not isinstance(settings, SingleStudent):
-        raise UserError("loss_scale_rule='learning_rate': needs teachers, which this recipe does not have")
     rates = {name: trained_with(settings, name) for name in settings.tasks}
     for name in settings.tasks:
         if rates[name] is None and name not in run.loss_scales:
@@ -39,8 +43,8 @@ def loss_scales(settings: Supervised, run: Run, tasks: Mapping[str, Task]) -> di
     return dict(run.loss_scales) | learning_rate_rule((run.batch_size, run.optimizer.learning_rate), known)
 
 
-def pulling_alike(settings: SingleStudent, run: Run, top: str) -> Run:
-    """The run with the factors of loss_scale_rule="gradient", once the teachers have trained.
+def with_gradient_scales(settings: Must, run: Run, top: str) -> Run:
+    """The run with the factors of loss_scale_rule="gradient", once the teachers have trained; others as they are.
 
         lambda_t = mean_s(g_s) / g_t,  g_t the mean norm of the gradients with which teacher t trained
 

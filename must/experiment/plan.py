@@ -161,7 +161,7 @@ def _implied(settings: Any, run: Run, names: Sequence[str]) -> Iterator[str]:
     if len(names) < 2 or not isinstance(settings, Supervised):
         return
     scales = loss_scales(settings, run, build.tasks_of(settings, run))
-    if run.loss_scale_rule == "gradient" and isinstance(settings, SingleStudent):
+    if run.loss_scale_rule == "gradient":
         named = ", ".join(f"{name} {scale:g}" for name, scale in run.loss_scales.items())
         yield "losses by the norms of the teachers' gradients" + f", but {named}" * bool(named)
     elif large := [f"{name} {scale:g}" for name, scale in scales.items() if scale != 1]:

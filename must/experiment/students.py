@@ -14,7 +14,7 @@ from must.data.merge import Concat, Overlay
 from must.data.weights import read_weights
 from must.experiment import acceptance, build, checks, jobs, labeling, measure, networks, weighting
 from must.experiment.external import external_teachers
-from must.experiment.loss_scales import pulling_alike
+from must.experiment.loss_scales import with_gradient_scales
 from must.experiment.settings import Must, Run, Student
 from must.experiment.training import NO_WEIGHTING, train_tasks
 from must.objectives.labels import PSEUDO
@@ -41,15 +41,15 @@ def measure_external(settings: Must, seed: int, task: str, *, directory: str, re
 def train_supervised(settings: Must, seed: int, *, directory: str, report) -> dict:
     """The job of the supervised baseline: all tasks, all annotations, no pseudo labels, the student's steps."""
     tasks, source = tuple(settings.tasks), supervised_source(settings)
-    policies = {name: Policy() for name in tasks}
-    run = pulling_alike(settings, settings.supervised, labeling.seed_directory(directory, "baselines/supervised"))
+    policies, top = {name: Policy() for name in tasks}, labeling.seed_directory(directory, "baselines/supervised")
+    run = with_gradient_scales(settings, settings.supervised, top)
     return train_tasks(settings, seed, tasks, run, source, policies, directory=directory, report=report)
 
 
 def train_student(settings: Must, seed: int, arm: str, *, directory: str, report) -> dict:
     """The job of the student or an arm: ground truth where an image has it, else a pseudo label."""
     top, names = labeling.seed_directory(directory, labeling.student_job(arm)), list(settings.tasks)
-    run = pulling_alike(settings, build.student(settings, arm), top)
+    run = with_gradient_scales(settings, build.student(settings, arm), top)
     policies = labeling.policies_of(settings, top, arm)
     records = labeling.records_of(settings, top, names, by=run.labels_from, verify=True)
     source = student_source(settings, run, records)

@@ -9,9 +9,10 @@ from must.core.notices import Notice
 from must.core.types import UserError
 from must.experiment import build, students
 from must.experiment.labeling import label_pass, teachers_of
-from must.experiment.loss_scales import loss_scales, pulling_alike
+from must.experiment.loss_scales import loss_scales, with_gradient_scales
+from must.experiment.run import members
 from must.recipes import must as recipe
-from tests.support.configs import check, config_of, load, run, settings_of
+from tests.support.configs import check, config_of, load, recipe_of, run, settings_of
 
 TINY = "tests/support/tiny_config.py"
 OWN = {"batch_size": 4, "steps": 6, "optimizer": {"learning_rate": 0.05}, "model": {"backbone": {"width": 4}}}
@@ -139,8 +140,9 @@ def test_losses_of_several_tasks_are_scaled_by_kind_unless_the_settings_say_so()
 def test_losses_follow_the_teachers_gradients(tmp_path):
     rule = {"student__loss_scale_rule": "gradient", "supervised__loss_scale_rule": "gradient"}
     rule |= {"teacher__log_every": 1, "baselines": ("supervised",)}
+    config = config_of(TINY, **rule, workers=1)
     for stage in ("teachers", "label", "student", "baselines"):
-        run(config_of(TINY, **rule, workers=1), tmp_path / "one", stage=stage)
+        run(config, tmp_path / "one", stage=stage)
     norms = {}
     for task in ("classification", "depth"):
         lines = [json.loads(line) for line in open(tmp_path / "one" / "teachers" / task / "metrics.jsonl")]
@@ -150,13 +152,21 @@ def test_losses_follow_the_teachers_gradients(tmp_path):
     for job in ("student", "baselines/supervised"):
         about = json.loads((tmp_path / "one" / job / "network.json").read_text())
         assert about["run"]["loss_scales"] == pytest.approx(expected)
+    (supervised,) = (job for job in recipe.jobs(members(recipe_of(config), config), 1) if "supervised" in job.name)
+    assert supervised.needs == ("teachers/classification", "teachers/depth")
     # Another run's teachers tell theirs; a factor that is set stays; one teacher without gradients, and kinds decide.
     taken = {task: {"run": str(tmp_path / "one" / "teachers" / task)} for task in norms}
     changes = {**rule, "external_teachers": taken}
     settings = settings_of(config_of(TINY, **changes, student__loss_scales={"depth": 3.0}))
-    found = pulling_alike(settings, settings.student, "")
+    found = with_gradient_scales(settings, settings.student, "")
     assert found.loss_scales == pytest.approx({**expected, "depth": 3.0})
     changes["external_teachers"] = {**taken, "depth": {"make": "tests.support.given_teachers:one"}}
     settings = settings_of(config_of(TINY, **changes))
     with pytest.warns(Notice, match="the teacher of depth does not tell its gradients; losses by kind"):
-        assert pulling_alike(settings, settings.student, "") == settings.student
+        assert with_gradient_scales(settings, settings.student, "") == settings.student
+
+
+def test_a_recipe_whose_teachers_are_not_one_a_task_refuses_their_gradients():
+    settings = settings_of(config_of("configs/multas.py", student__loss_scale_rule="gradient"))
+    with pytest.raises(UserError, match="loss_scale_rule='gradient': needs one teacher for each task"):
+        loss_scales(settings, settings.student, build.tasks_of(settings))

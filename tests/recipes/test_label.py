@@ -13,10 +13,10 @@ from must.core.types import UserError
 from must.experiment import acceptance
 from must.readers.label_files import LabelFiles
 from must.readers.records import Records
-from must.recipes.label import RECIPE
+from must.recipes.label import RECIPE, tasks_of, teachers_of
 from must.recipes.table import dry_run
 from tests.experiments.label_kills import tree
-from tests.support.configs import run
+from tests.support.configs import run, settings_of
 from tests.support.given_teachers import ASKED, COUNTS, scenes
 
 TASKS = ("classification", "detection", "depth")
@@ -263,6 +263,14 @@ def test_mistakes_are_one_line(changes, words, tmp_path):
     with pytest.raises(UserError, match=words) as caught:
         run(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_hflip_tta_reaches_the_teachers(mirrored):
+    section = {"make": "tests.pseudo_label.test_fusion:make_mirrored", "tasks": ("depth",)}
+    config = config_of(names=("depth",), teachers={"mine": section}, label={"hflip_tta": mirrored})
+    settings = settings_of(config)
+    assert teachers_of(settings, tasks_of(settings))["mine"].fingerprint == str(mirrored)
 
 
 def test_records_without_pictures_take_them_from_the_images(tmp_path):
