@@ -4,9 +4,10 @@
     python -m tests.experiments.weights_and_gain runs/cifar10 [WORKDIR ...]
 
 Nothing trains. For each arm with estimated weights, over the seeds of all workdirs: the correlation of its weights with
-those that the truth of the pool gives the same student; and on test images, whose weights are the mean of the 64
-nearest examples of the pool, the correlation of weight and gain (1, 0 or -1: right with weights and wrong without, the
-same, or the reverse), and accuracies in the fifth of the smallest and of the largest weights.
+those that the truth of the pool gives the same student, also where only FEW validation images tell; and on test images,
+whose weights are the mean of the 64 nearest examples of the pool, the correlation of weight and gain (1, 0 or -1: right
+with weights and wrong without, the same, or the reverse), and accuracies in the fifth of the smallest and of the
+largest weights.
 """
 
 import os
@@ -15,16 +16,16 @@ import sys
 import numpy as np
 from scipy.spatial import cKDTree
 
+from must.data.combine import Subset
 from must.data.pipeline import eval_batches
 from must.evaluate.statistics import summary
-from must.experiment import build, measure, networks
-from must.experiment.labeling import student_job
+from must.experiment import build, labeling, measure, networks, students, weighting
 from must.experiment.run import members, read_config
 from must.pseudo_label import weigh
 from must.recipes.table import recipe_of
 from must.recipes.weighted_distillation import unweighted
 
-NEIGHBORS = 64
+NEIGHBORS, FEW = 64, 500
 
 
 def probabilities(directory: str, source) -> np.ndarray:
@@ -40,6 +41,19 @@ def probabilities(directory: str, source) -> np.ndarray:
     return np.concatenate(rows)[: len(source)]
 
 
+def from_few(top: str, arm: str, settings) -> np.ndarray:
+    """The weights of the arm's pseudo labels, as its trained student and FEW validation images tell them."""
+    run, names = build.student(settings, arm), list(settings.tasks)
+    held_out = labeling.records_of(settings, top, names, labeling.HELD_OUT)
+    records = labeling.records_of(settings, top, names)
+    source, policies = students.student_source(settings, run, records), labeling.policies_of(settings, top, arm)
+    evidence = weighting.Evidence(settings, run, arm, policies, source, records, held_out)
+    evidence.held_out = [(Subset(all_of_it, count=FEW), tasks) for all_of_it, tasks in evidence.held_out]
+    scheme, seen = weighting.weighting_of(evidence)
+    scheme.estimate(networks.load(f"{top}/{labeling.student_job(arm)}").variables)
+    return seen[f"{names[0]}|weights"]
+
+
 def of_arm(top: str, arm: str, plain: str, teacher: np.ndarray, settings) -> dict[str, float]:
     """One seed's correlations, weights and, in percent of the test images, gains and accuracies.
 
@@ -50,21 +64,20 @@ def of_arm(top: str, arm: str, plain: str, teacher: np.ndarray, settings) -> dic
       teacher: its probabilities for the test images, [N, C].
     """
     (task,), split = settings.tasks, settings.eval_splits[0]
-    with np.load(f"{top}/{student_job(arm)}/weights.npz") as file:
+    with np.load(f"{top}/{labeling.student_job(arm)}/weights.npz") as file:
         pool = {key.partition("|")[2]: file[key] for key in file.files}
-    known = np.isfinite(pool["true_weights"])
-    right = {
-        name: measure.load_rows(f"{top}/{where}/rows-{split}.npz")[task]["top1"]
-        for name, where in (("arm", student_job(arm)), ("plain", student_job(plain)), ("teacher", f"teachers/{task}"))
-    }
+    known, few = np.isfinite(pool["true_weights"]), from_few(top, arm, settings)
+    places = {"arm": labeling.student_job(arm), "plain": labeling.student_job(plain), "teacher": f"teachers/{task}"}
+    right = {name: measure.load_rows(f"{top}/{place}/rows-{split}.npz")[task]["top1"] for name, place in places.items()}
     source = build.split(settings, task, split)
-    points = weigh.covariates(teacher, probabilities(f"{top}/{student_job(arm)}", source))
+    points = weigh.covariates(teacher, probabilities(f"{top}/{labeling.student_job(arm)}", source))
     scale = pool["covariates"].std(0)
     _, near = cKDTree(pool["covariates"] / scale).query(points / scale, NEIGHBORS)
     weights, gain = pool["weights"][near].mean(1), right["arm"] - right["plain"]
     fifths = np.array_split(np.argsort(weights, kind="stable"), 5)
     found = {
         "estimated, true": np.corrcoef(pool["weights"][known], pool["true_weights"][known])[0, 1],
+        f"from {FEW}, true": np.corrcoef(few[known], pool["true_weights"][known])[0, 1],
         "mean weight": pool["weights"].mean(),
         "weight, gain": np.corrcoef(weights, gain)[0, 1],
         "gain": 100 * gain.mean(),
