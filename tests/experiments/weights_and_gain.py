@@ -42,13 +42,13 @@ def probabilities(directory: str, source) -> np.ndarray:
 
 
 def from_few(top: str, arm: str, settings) -> np.ndarray:
-    """The weights of the arm's pseudo labels, as its trained student and FEW validation images tell them."""
+    """Weights [P] of the arm's P pseudo labels, as in its weights.npz but for the number of validation images: FEW."""
     run, names = build.student(settings, arm), list(settings.tasks)
     held_out = labeling.records_of(settings, top, names, labeling.HELD_OUT)
     records = labeling.records_of(settings, top, names)
     source, policies = students.student_source(settings, run, records), labeling.policies_of(settings, top, arm)
     evidence = weighting.Evidence(settings, run, arm, policies, source, records, held_out)
-    evidence.held_out = [(Subset(all_of_it, count=FEW), tasks) for all_of_it, tasks in evidence.held_out]
+    evidence.held_out = [(Subset(pairs, count=FEW), tasks) for pairs, tasks in evidence.held_out]
     scheme, seen = weighting.weighting_of(evidence)
     scheme.estimate(networks.load(f"{top}/{labeling.student_job(arm)}").variables)
     return seen[f"{names[0]}|weights"]
