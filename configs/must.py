@@ -219,7 +219,7 @@ def paper() -> ConfigDict:
     training = {
         "steps": 180_000,
         "batch_size": 256,
-        "optimizer": {"name": "sgd", "learning_rate": 0.32, "warmup": 1000, "weight_decay": 4e-5},
+        "optimizer": {"name": "sgd", "learning_rate": 0.32, "warmup": 1000, "weight_decay": 4e-5, "clip_norm": 0.0},
         "ema_decay": 0.9998,
         "evaluate_every": 10_000,
         "geometry": {"zoom": (0.5, 2.0), "shift": 0.0},

@@ -300,7 +300,7 @@ def paper() -> ConfigDict:
     teachers |= {"ade20k": "segmentation", "depth": "depth", "normals": "depth"}
     config.starts = {name: start for name, start in starts(teachers, "{upstream}").items() if name in PUBLISHED}
     config.learning_rates = (0.01, 0.03, 0.1)
-    sgd = {"name": "sgd", "learning_rate": 0.03, "warmup": 500, "weight_decay": 4e-5}
+    sgd = {"name": "sgd", "learning_rate": 0.03, "warmup": 500, "weight_decay": 4e-5, "clip_norm": 0.0}
     config.finetune = {
         "steps": 20_000,
         "batch_size": 64,

@@ -154,7 +154,7 @@ def cifar100() -> ConfigDict:
     refresh(config, every=230)
     for run in (config.teacher, config.student, config.supervised, config.scratch):
         run.batch_size, run.steps, run.geometry.shift = 128, 46_000, 0.125  # 200 epochs of the pool
-        run.optimizer = {"name": "sgd", "learning_rate": 0.1, "warmup": 500, "weight_decay": 5e-4}
+        run.optimizer = {"name": "sgd", "learning_rate": 0.1, "warmup": 500, "weight_decay": 5e-4, "clip_norm": 0.0}
     config.teacher.model = {"backbone": {"width": 64}}
     return config
 

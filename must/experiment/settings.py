@@ -132,7 +132,7 @@ class Optimizer:
       final_factor: last learning rate of the cosine over the peak.
       weight_decay: on parameters with more than one dimension; 0.05 by default, 0 of sgd.
       momentum: of sgd.
-      clip_norm: bound on the global gradient norm, 0 sets none; 5 by default, 0 of sgd.
+      clip_norm: bound on the global gradient norm, 0 sets none; 5 by default.
       layer_decay: factor of the learning rate from each layer of the backbone to the one before, such as 0.75 for a
         pretrained transformer; 1 sets equal rates.
       factors: (pattern, factor) pairs, such as (("backbone/stage[12]", 0.1), ("neck", 2.0)): the learning rate of
@@ -166,8 +166,7 @@ class Optimizer:
 
     def arguments(self, steps: int) -> dict[str, Any]:
         """Of `must.optimizer` for a run of so many steps, with a value for everything that is left open."""
-        decay, clip = (0.0, 0.0) if self.name == "sgd" else (0.05, 5.0)
-        usual = {"warmup": steps // 20, "weight_decay": decay, "clip_norm": clip}
+        usual = {"warmup": steps // 20, "weight_decay": 0.0 if self.name == "sgd" else 0.05, "clip_norm": 5.0}
         stated = {name: value for name, value in vars(self).items() if value is not None}
         return {"steps": steps, **usual, **stated}
 
