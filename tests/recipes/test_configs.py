@@ -25,7 +25,7 @@ from must.recipes.weighted_distillation import RECIPE as WEIGHTED
 from must.recipes.weighted_distillation import comparison
 from must.scenes.still import CLASSES, Scenes
 from tests.support import folder_sets
-from tests.support.configs import check, config_of, settings_of
+from tests.support.configs import check, config_of, load, settings_of
 
 QUICKSTART = "configs/quickstart.py"
 VARIANTS = {
@@ -314,6 +314,31 @@ def test_labels_count_as_usual_for_their_kind_unless_the_settings_decide(stated,
     assert tuple(getattr(policies["detection"], name) for name in names) == found
     assert policies["segmentation"].positive == 0.5 and not policies["segmentation"].from_validation
     assert all(policies[name].positive == 0 for name in ("classification", "depth", "normals"))
+
+
+PUBLISHED_SGD = {
+    "must:paper": 0.0,
+    "transfer:paper": 0.0,
+    "weighted_distillation:cifar100": 0.0,
+    "multas:voc": 0.0,
+    "jedi:paper": 20.0,
+}
+
+
+@pytest.mark.parametrize("name, clip", PUBLISHED_SGD.items())
+def test_published_settings_of_sgd_clip_as_published_and_not_by_default(name, clip):
+    recipe, variant = name.split(":")
+    found = []
+
+    def visit(section):
+        if section.get("name") == "sgd" and "momentum" in section:
+            found.append(Optimizer(**section).arguments(steps=400)["clip_norm"])
+        for value in section.values():
+            if isinstance(value, dict):
+                visit(value)
+
+    visit(load(f"configs/{recipe}.py").get_config(variant).to_dict())
+    assert found and set(found) == {clip}
 
 
 def test_an_optimizer_completes_what_is_left_open_by_its_kind_and_the_length_of_the_run():
